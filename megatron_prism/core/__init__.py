@@ -1,0 +1,1 @@
+"""Layer 0: configuration, errors, logging and manifests; no torch at import."""

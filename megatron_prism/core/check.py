@@ -1,0 +1,193 @@
+"""What must hold between the values of a config: pure functions that return every problem, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from megatron_prism.core.config import ModelConfig, PrepareConfig, SourceConfig, TrainConfig
+from megatron_prism.core.errors import Problem
+
+WEIGHT_TOLERANCE = 1e-6  # percent points a mixture's weights may miss 100 by
+VOCAB_MULTIPLE = 128  # rows of a vocabulary shard, as in Megatron-LM
+
+
+def padded_vocab_size(vocab_size: int, tp: int) -> int:
+    """Return the vocabulary rounded up to a multiple of 128 a tensor-parallel rank."""
+    multiple = VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
+def data_parallel_size(config: TrainConfig, world_size: int) -> int:
+    """Return the ranks left for data parallelism once tp, pp and cp are taken."""
+    return world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
+
+
+def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
+    """Return what is wrong between the keys of a training config on `world_size` ranks."""
+    return [
+        *_check_origin(config),
+        *_check_numbers(config),
+        *_check_grid(config, world_size),
+        *_check_schedule(config),
+    ]
+
+
+def _check_origin(config: TrainConfig) -> Iterator[Problem]:
+    if config.init.checkpoint is None:
+        if config.model is None:
+            yield Problem("model", "neither model nor init.checkpoint", "one of them", "set init.checkpoint, or model to train from scratch")
+        if config.init.tokenizer is None:
+            yield Problem("init.tokenizer", "no value", "the tokenizer's folder when training from scratch")
+    else:
+        if config.model is not None:
+            yield Problem("model", "both model and init.checkpoint", "one of them", "a checkpoint brings its own architecture: remove model")
+        if config.init.tokenizer is not None:
+            yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", "a checkpoint brings its own tokenizer: remove it")
+
+
+def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
+    positive = {
+        "steps": config.steps,
+        "data.seq_length": config.data.seq_length,
+        "batch.global_size": config.batch.global_size,
+        "batch.micro_size": config.batch.micro_size,
+        "parallel.tp": config.parallel.tp,
+        "parallel.pp": config.parallel.pp,
+        "parallel.cp": config.parallel.cp,
+        "log.interval": config.log.interval,
+        "save.keep_last": config.save.keep_last,
+        "validation.sequences": config.validation.sequences,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            yield Problem(key, str(value), "at least 1")
+    not_negative = {
+        "data.num_workers": config.data.num_workers,
+        "save.interval": config.save.interval,
+        "validation.interval": config.validation.interval,
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.clip_grad": config.optimizer.clip_grad,
+        "schedule.warmup_steps": config.schedule.warmup_steps,
+    }
+    for key, value in not_negative.items():
+        if not value >= 0:  # also catches nan
+            yield Problem(key, str(value), "0 or more")
+    for key, value in {"optimizer.beta1": config.optimizer.beta1, "optimizer.beta2": config.optimizer.beta2}.items():
+        if not 0 <= value < 1:
+            yield Problem(key, str(value), "at least 0 and below 1")
+    if not config.optimizer.eps > 0:
+        yield Problem("optimizer.eps", str(config.optimizer.eps), "more than 0")
+
+
+def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
+    grid, batch = config.parallel, config.batch
+    ranks = grid.tp * grid.pp * grid.cp
+    if min(grid.tp, grid.pp, grid.cp, batch.global_size, batch.micro_size) < 1:
+        return
+    if world_size % ranks:
+        yield Problem("parallel", f"tp {grid.tp} x pp {grid.pp} x cp {grid.cp} = {ranks}", f"a divisor of the world size {world_size}",
+                      f"start {ranks} processes (or a multiple), or change parallel.tp, pp, cp")
+        return
+    dp = data_parallel_size(config, world_size)
+    if batch.global_size % (batch.micro_size * dp):
+        yield Problem("batch.global_size", str(batch.global_size), f"a multiple of micro_size {batch.micro_size} x data parallel {dp}")
+    microbatches = batch.global_size // (batch.micro_size * dp)
+    if grid.cp > 1:
+        yield Problem("parallel.cp", str(grid.cp), "1", "context parallelism is not supported yet")
+    if grid.sequence_parallel and grid.tp == 1:
+        yield Problem("parallel.sequence_parallel", "true with parallel.tp 1", "tp above 1", "remove it")
+    if grid.sequence_parallel and config.data.seq_length % grid.tp:
+        yield Problem("data.seq_length", str(config.data.seq_length), f"a multiple of parallel.tp {grid.tp} under sequence_parallel")
+    if grid.overlap_param_gather and not (grid.distributed_optimizer and grid.overlap_grad_reduce):
+        yield Problem("parallel.overlap_param_gather", "true", "distributed_optimizer and overlap_grad_reduce true too")
+    if grid.vpp is not None:
+        if grid.vpp < 2:
+            yield Problem("parallel.vpp", str(grid.vpp), "2 or more model chunks a pipeline rank", "remove it for plain 1F1B")
+        if grid.pp < 2:
+            yield Problem("parallel.vpp", f"{grid.vpp} with parallel.pp {grid.pp}", "pp above 1", "remove it")
+        elif microbatches % grid.pp:
+            yield Problem("batch.global_size", f"{microbatches} microbatches a step", f"a multiple of parallel.pp {grid.pp} under vpp")
+    if config.recompute.num_layers is not None and config.recompute.granularity != "full":
+        yield Problem("recompute.num_layers", str(config.recompute.num_layers), "recompute.granularity full")
+
+
+def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
+    schedule = config.schedule
+    if schedule.warmup_steps > config.steps:
+        yield Problem("schedule.warmup_steps", str(schedule.warmup_steps), f"at most steps {config.steps}")
+    if not 0 <= schedule.final_factor <= 1:
+        yield Problem("schedule.final_factor", str(schedule.final_factor), "between 0 and 1")
+    if schedule.kind == "wsd":
+        room = config.steps - schedule.warmup_steps
+        if schedule.wsd_decay_steps is None or not 0 < schedule.wsd_decay_steps <= room:
+            yield Problem("schedule.wsd_decay_steps", str(schedule.wsd_decay_steps), f"1 to {room} (steps less warm-up) under wsd")
+    elif schedule.wsd_decay_steps is not None:
+        yield Problem("schedule.wsd_decay_steps", f"a value with schedule.kind {schedule.kind}", "kind wsd", "remove it")
+
+
+def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
+    """Return what is wrong between an architecture and the training config that builds it."""
+    grid, problems = config.parallel, []
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+        value = getattr(model, name)
+        if value % grid.tp:
+            problems.append(Problem(f"parallel.tp ({name} {value})", str(grid.tp), f"a divisor of {name} {value}"))
+    chunks = grid.pp * (grid.vpp or 1)
+    if model.num_layers % chunks:
+        problems.append(Problem("parallel.pp", f"pp {grid.pp} x vpp {grid.vpp or 1} = {chunks}", f"a divisor of num_layers {model.num_layers}"))
+    if config.data.seq_length > model.max_position_embeddings:
+        problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))
+    return [*problems, *check_architecture(model)]
+
+
+def check_architecture(model: ModelConfig, where: str = "model") -> list[Problem]:
+    """Return what is wrong within an architecture."""
+    problems = []
+    sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size")
+    for name in sizes:
+        if getattr(model, name) < 1:
+            problems.append(Problem(f"{where}.{name}", str(getattr(model, name)), "at least 1"))
+    if not problems and model.num_attention_heads % model.num_query_groups:
+        problems.append(Problem(f"{where}.num_query_groups", str(model.num_query_groups), f"a divisor of num_attention_heads {model.num_attention_heads}"))
+    scaling = model.rope_scaling
+    if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
+        problems.append(Problem(f"{where}.rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
+    return problems
+
+
+def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
+    """Return what is wrong with a mixture's weights, in percent."""
+    problems = [Problem(f"{where}.{name}", str(weight), "a weight above 0") for name, weight in weights.items() if not weight > 0]
+    total = sum(weights.values())
+    if not abs(total - 100) <= WEIGHT_TOLERANCE:
+        problems.append(Problem(where, f"weights that sum to {total:g}", "100 (percent)", f"found {', '.join(f'{n} {w:g}' for n, w in weights.items())}"))
+    return problems
+
+
+def check_prepare(config: PrepareConfig) -> list[Problem]:
+    """Return what is wrong between the keys of a prepare config."""
+    if not config.sources:
+        return [Problem("sources", "an empty list", "at least one source")]
+    names = [source.name for source in config.sources]
+    problems = [Problem(f"sources.{index}.name", repr(name), "a name used once") for index, name in enumerate(names) if name in names[:index]]
+    for index, source in enumerate(config.sources):
+        problems += _check_source(source, f"sources.{index}")
+    if config.tokens is not None and config.tokens < 1:
+        problems.append(Problem("tokens", str(config.tokens), "at least 1"))
+    if not problems:
+        problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
+    return problems
+
+
+def _check_source(source: SourceConfig, where: str) -> Sequence[Problem]:
+    problems = []
+    if not source.name or set(source.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."):
+        problems.append(Problem(f"{where}.name", repr(source.name), "letters, digits, '_', '-' and '.': it names files"))
+    if not source.path:
+        problems.append(Problem(f"{where}.path", "an empty list", "at least one file or glob"))
+    if not 0 <= source.valid_percent < 100:
+        problems.append(Problem(f"{where}.valid_percent", str(source.valid_percent), "at least 0 and below 100"))
+    if source.valid_percent and source.valid_path:
+        problems.append(Problem(f"{where}.valid_percent", "both valid_percent and valid_path", "one of them"))
+    return problems

@@ -1,0 +1,207 @@
+"""What a job's YAML may say: frozen dataclasses, one spelling from the YAML key to the field to the metric.
+
+No default stands anywhere else. Defaults that the paper states carry its table; the others are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Section:
+    """Base of all config dataclasses: an unknown key is an error."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope(Section):
+    """LLaMA-3.1's rotary scaling (HF `rope_type: llama3`); Megatron-Core fixes all but `factor`."""
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """A decoder's architecture, in Megatron-Core's words. A family reads it from HF's config.json and writes it back.
+
+    vocab_size is the true size (HF's); padding for tensor parallelism is derived when the model is built.
+    """
+
+    family: Literal["llama"]
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float = 1e-5
+    rotary_base: float = 10000.0
+    rope_scaling: Llama3Rope | None = None
+    tie_word_embeddings: bool = False
+    init_method_std: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig(Section):
+    """Where the weights come from: a checkpoint, or `seed` (then `model` and `tokenizer` must be given)."""
+
+    checkpoint: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """A prepared mixture (`prism prepare`); `weights` replaces the mixture's own, by source name, in percent."""
+
+    prepared: Path
+    seq_length: int
+    weights: dict[str, float] | None = None
+    num_workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(Section):
+    """Sequences a step over all ranks, and a microbatch on one rank. Paper: 128 and 1 (Table 16)."""
+
+    global_size: int
+    micro_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Section):
+    """The rank grid; data parallelism is what the world size leaves over.
+
+    vpp is the number of model chunks a pipeline rank holds (interleaved 1F1B); None means one.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    vpp: int | None = None
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """AdamW. Defaults are the paper's (Table 16), but clip_grad, which it does not state (lm-engine's default)."""
+
+    lr: float = 5e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-10
+    weight_decay: float = 0.1
+    clip_grad: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section):
+    """Learning rate over steps: linear warm-up, then `kind` down to lr * final_factor at the last step.
+
+    wsd_decay_steps is the length of WSD's last, linear part. Paper: cosine, 500 warm-up steps, factor 0.1 (Table 16).
+    """
+
+    kind: Literal["cosine", "linear", "exponential", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_factor: float = 0.1
+    wsd_decay_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig(Section):
+    """Activation recompute: `full` recomputes whole layers (the first num_layers of a stage; None: all of them)."""
+
+    granularity: Literal["none", "selective", "full"] = "none"
+    num_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Section):
+    """Validation: every `interval` steps (0: only at the start and the end), `sequences` of each source at the most."""
+
+    interval: int = 0
+    sequences: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig(Section):
+    """Checkpoints: every `interval` steps (0: only the last step); the newest keep_last stay."""
+
+    interval: int = 0
+    keep_last: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig(Section):
+    """Metrics every `interval` steps; peak_tflops (dense, of the run's precision) is what MFU is a share of."""
+
+    interval: int = 1
+    peak_tflops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
+
+    run_dir: Path
+    steps: int
+    data: DataConfig
+    batch: BatchConfig
+    seed: int = 1234
+    init: InitConfig = field(default_factory=InitConfig)
+    model: ModelConfig | None = None
+    precision: Precision = "bf16"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(Section):
+    """One source of a mixture.
+
+    path: files or globs (.jsonl or .txt, also .gz and .zst). weight: percent of the training tokens.
+    text: how a jsonl record becomes text, as `{field}` in braces; a .txt file is split into documents at blank lines
+    (`split: paragraph`) or taken whole (`split: file`).
+    valid_path: files held out for validation; else valid_percent of the documents, chosen by their hash.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    weight: float
+    text: str = "{text}"
+    split: Literal["paragraph", "file"] = "file"
+    valid_path: tuple[str, ...] = ()
+    valid_percent: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Section):
+    """`prism prepare`: weighted sources, tokenized once into Megatron .bin/.idx files.
+
+    tokens: the training budget whose blend is planned and reported; None: what the scarcest source gives in one epoch.
+    """
+
+    out: Path
+    tokenizer: Path
+    sources: tuple[SourceConfig, ...]
+    tokens: int | None = None
+    append_eos: bool = True
+    num_workers: int | None = None
+    on_bad_record: Literal["error", "skip"] = "error"

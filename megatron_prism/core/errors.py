@@ -1,0 +1,63 @@
+"""Every error a user can meet, with the exit code the command line gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it stands, what was found, what is required, what to do."""
+
+    where: str
+    found: str
+    required: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: found {self.found}; required {self.required}"
+        return f"{text}; {self.fix}" if self.fix else text
+
+
+class PrismError(Exception):
+    """Base of all errors meant for the user; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class InputError(PrismError):
+    """The input is wrong: a config, a checkpoint, a data file. Carries every problem found, not the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Problem | Sequence[Problem]):
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder cannot be used; each problem names the file or the tensor."""
+
+
+class ResultFailure(PrismError):
+    """The job ran, and its result is a failure (a gate or a verification that does not hold)."""
+
+
+class EnvironmentFault(PrismError):
+    """The machine is at fault: no space left, a dead process, a missing device."""
+
+    exit_code = 4
+
+
+class BackendMissing(EnvironmentFault):
+    """A heavy package is not installed: says what it is needed for and what to do instead."""
+
+    def __init__(self, name: str, needed_for: str, instead: str):
+        super().__init__(f"{name} is not installed; it is needed for {needed_for}; {instead}")
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise one InputError that lists `problems`, or return where there are none."""
+    if problems:
+        raise InputError(problems)

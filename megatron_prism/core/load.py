@@ -1,0 +1,172 @@
+"""From YAML files and `a.b=c` overrides to one frozen dataclass, with every problem named by file and key.
+
+A file may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
+lists are replaced whole. `${a.b}` interpolates another key of the same config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from megatron_prism.core.errors import InputError, Problem
+
+T = TypeVar("T")
+Layer = tuple[str, dict[str, Any]]  # (where it comes from, its keys)
+
+
+def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Return `cls` built from a YAML file, its bases and the overrides.
+
+    Raises: InputError listing every unknown key (with the nearest known one), missing key and wrong type.
+    """
+    layers = [*read_layers(path, ()), *map(parse_override, overrides)]
+    merged = merge(layers)
+    problems = [*unknown_keys(merged, cls, (), layers)]
+    if problems:  # unknown keys first: a misspelt key would else also be reported as missing
+        raise InputError(problems)
+    return build(merged, cls, lambda key: f"{origin(layers, key)}:{'.'.join(map(str, key))}")
+
+
+def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple], str]) -> T:
+    """Return `cls` from plain values, strictly typed (an int serves for a float, a list for a tuple).
+
+    Raises: InputError with one problem a wrong value; `where` turns a key path into its place.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise InputError([_problem(item, where) for item in error.errors(include_url=False)]) from None
+
+
+def to_yaml(config: Any) -> str:
+    """Return a config dataclass as YAML that `load` reads back to an equal object."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """Return the layers of a file, its bases first.
+
+    Raises: InputError where a file is missing, is no YAML mapping, or inherits from itself.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path.resolve() in above:
+        raise InputError(Problem(f"{path}:base", "a file that inherits from itself", "a chain of bases that ends"))
+    try:
+        loaded = OmegaConf.load(path)
+        values = OmegaConf.to_container(loaded, resolve=False)
+    except FileNotFoundError:
+        raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
+    if not isinstance(values, dict):
+        raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
+    bases = values.pop("base", [])
+    layers: list[Layer] = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        layers += read_layers(path.parent / str(base), (*above, path.resolve()))
+    return [*layers, (str(path), typing.cast(dict[str, Any], values))]
+
+
+def parse_override(text: str) -> Layer:
+    """Return the layer of one `a.b=c` override; the value is read as YAML.
+
+    Raises: InputError where there is no `=`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(Problem(f"override {text!r}", "no key=value", "a.b=c"))
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(Problem(f"override {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
+    return "override", typing.cast(dict[str, Any], values)
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the layers merged in order, interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        whole = OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers])
+        return typing.cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        where = f"{layers[-1][0]}:{key}" if key else layers[-1][0]
+        raise InputError(Problem(where, " ".join(str(error).split()), "values that merge and resolve")) from None
+
+
+def origin(layers: Sequence[Layer], key: Sequence[Any]) -> str:
+    """Return the layer that set a key, or its nearest parent that is set."""
+    for length in range(len(key), 0, -1):
+        for name, values in reversed(layers):
+            if _holds(values, key[:length]):
+                return name
+    return layers[-1][0] if layers else "config"
+
+
+def _holds(values: Any, key: Sequence[Any]) -> bool:
+    for part in key:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return False
+    return True
+
+
+def unknown_keys(values: Any, kind: Any, key: tuple, layers: Sequence[Layer]) -> Iterator[Problem]:
+    """Yield a problem for each key that the dataclass does not have, with the nearest one it has."""
+    for option in _options(kind):
+        if dataclasses.is_dataclass(option) and isinstance(values, dict):
+            hints = typing.get_type_hints(option)
+            for name, value in values.items():
+                if name in hints:
+                    yield from unknown_keys(value, hints[name], (*key, name), layers)
+                    continue
+                near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.5)
+                place = ".".join(map(str, (*key, name)))
+                yield Problem(
+                    f"{origin(layers, (*key, name))}:{place}",
+                    "an unknown key",
+                    f"one of {', '.join(sorted(hints))}",
+                    f"did you mean {near[0]!r}?" if near else "",
+                )
+        elif typing.get_origin(option) is tuple and isinstance(values, list):
+            for index, value in enumerate(values):
+                yield from unknown_keys(value, typing.get_args(option)[0], (*key, index), layers)
+
+
+def _options(kind: Any) -> tuple:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _problem(item: Mapping[str, Any], where: typing.Callable[[tuple], str]) -> Problem:
+    key = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    if item["type"] == "missing" or item["type"] == "missing_argument":
+        return Problem(where(key), "no value", "a value", "set this key")
+    return Problem(where(key), repr(item["input"]), item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))

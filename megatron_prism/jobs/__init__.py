@@ -1,0 +1,1 @@
+"""Layer 5: one straight-line file a job."""
