@@ -1,0 +1,205 @@
+"""Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a tensor at a time.
+
+The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
+files, shard layout, order and dtypes; without training in between, the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prism.checkpoint import folder, hf, layout, stream
+from megatron_prism.core.check import check_architecture
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
+from megatron_prism.core.manifest import describe, read_json, write_json
+from megatron_prism.families import find
+from megatron_prism.families.rules import Rule, check_present
+
+SHARDS = "shards.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+Tick = Callable[[], None]  # called after each tensor, for a progress bar
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do: the architecture, its rules, and the Hugging Face files with every tensor's place."""
+
+    root: Path
+    model: ModelConfig
+    rules: tuple[Rule, ...]
+    shards: tuple[hf.Shard, ...]
+
+    @property
+    def places(self) -> dict[str, hf.TensorPlace]:
+        return {place.name: place for shard in self.shards for place in shard.tensors}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan's figures for the user."""
+        places = self.places.values()
+        return {
+            "family": self.model.family,
+            "parameters": sum(_numel(shape) for rule in self.rules for _, shape in rule.hf),
+            "tensors": len(self.places),
+            "files": [shard.file for shard in self.shards],
+            "bytes": sum(place.end - place.start for place in places),
+            "dtypes": sorted({str(place.dtype).removeprefix("torch.") for place in places}),
+        }
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def plan_import(root: Path) -> Plan:
+    """Read a Hugging Face folder's config and headers, and check them against the family's rules.
+
+    Raises: CheckpointError listing every missing, extra or misshapen tensor, and every config key not understood.
+    """
+    config = read_config(root)
+    model = find.of_hf(config, str(root / "config.json")).read_config(config, str(root / "config.json"))
+    raise_problems(check_architecture(model, str(root / "config.json")))
+    rules, shards = find.rules(model), hf.open_shards(root)
+    check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(root))
+    plan = Plan(root, model, tuple(rules), tuple(shards))
+    for rule in rules:
+        dtypes = {plan.places[name].dtype for name, _ in rule.hf}
+        if len(dtypes) > 1:
+            raise CheckpointError(Problem(f"{root}: {rule.hf[0][0]}", f"parts of dtypes {sorted(map(str, dtypes))}", "one dtype for what Megatron-Core holds as one tensor"))
+    raise_problems(check_vocabulary(root, model.vocab_size))
+    return plan
+
+
+def read_config(root: Path) -> Mapping[str, Any]:
+    """Return a folder's config.json.
+
+    Raises: CheckpointError where it is missing or no JSON object.
+    """
+    try:
+        config = read_json(root / "config.json")
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+        return config
+    except FileNotFoundError:
+        raise CheckpointError(Problem(str(root / "config.json"), "no such file", "a Hugging Face model folder")) from None
+    except ValueError as error:
+        raise CheckpointError(Problem(str(root / "config.json"), f"damaged JSON ({error})", "a JSON object")) from None
+
+
+def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
+    """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
+    path = root / "tokenizer.json"
+    if not path.is_file():
+        return []
+    from tokenizers import Tokenizer
+
+    try:
+        tokens = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises plain Exception
+        return [Problem(str(path), f"{error}", "a tokenizer of the `tokenizers` library")]
+    largest = max(tokens.values(), default=-1)
+    if largest < vocab_size:
+        return []
+    return [Problem(str(path), f"token id {largest}", f"ids below the model's vocab_size {vocab_size}", "the tokenizer and the model do not belong together")]
+
+
+def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
+    """Write a plan's folder as a Megatron checkpoint. Memory holds the parts of one tensor at a time.
+
+    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    """
+    places, by_key = plan.places, {rule.mcore: rule for rule in plan.rules}
+    specs = [stream.TensorSpec(rule.mcore, rule.shape, places[rule.hf[0][0]].dtype) for rule in plan.rules]
+
+    def value(key: str) -> torch.Tensor:
+        rule = by_key[key]
+        tick()
+        return layout.pack(rule, [hf.read_tensor(plan.root, places[name]) for name, _ in rule.hf], plan.model)
+
+    with folder.create(out) as temporary:
+        (temporary / folder.STATE).mkdir()
+        stream.write_tensors(temporary / folder.STATE, specs, value)
+        assets = copy_assets(plan.root, temporary / folder.ASSETS)
+        headers = [{"file": shard.file, "header": shard.header} for shard in plan.shards]
+        write_json(temporary / SHARDS, headers)
+        inputs = [*assets, *(plan.root / shard.file for shard in plan.shards)]
+        manifest = describe("import", inputs, source=str(plan.root), **plan.summary())
+        folder.write_meta(temporary, folder.describe(plan.model, 0, 0, manifest=manifest))
+
+
+def copy_assets(source: Path, target: Path) -> list[Path]:
+    """Copy a Hugging Face folder's files but its weights; return what was copied."""
+    target.mkdir()
+    found = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
+    for path in found:
+        shutil.copyfile(path, target / path.name)
+    return found
+
+
+def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
+    """Read a Megatron checkpoint's metadata and lay out the Hugging Face folder it came from, or a new one.
+
+    Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
+    """
+    checkpoint = folder.read(path)
+    rules, reader = find.rules(checkpoint.model), stream.TensorReader(checkpoint.state)
+    _check_state(rules, reader.shapes(), checkpoint.state)
+    kept = checkpoint.root / SHARDS
+    if kept.is_file():
+        shards = [_kept_shard(entry, kept) for entry in json.loads(kept.read_text(encoding="utf-8"))]
+    else:
+        dtype = getattr(torch, str(checkpoint.facts.get("dtype", "float32")))
+        shards = hf.new_shards({name: shape for rule in rules for name, shape in rule.hf}, dtype)
+    check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(kept))
+    return Plan(checkpoint.root, checkpoint.model, tuple(rules), tuple(shards)), reader
+
+
+def _kept_shard(entry: Mapping[str, str], where: Path) -> hf.Shard:
+    header, entries = entry["header"], json.loads(entry["header"])
+    entries.pop("__metadata__", None)
+    return hf.Shard(entry["file"], header, hf.parse_entries(entries, where.with_name(entry["file"]), 8 + len(header.encode())))
+
+
+def _check_state(rules: Sequence[Rule], found: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Every rule's tensor must be there (its vocabulary may be padded), and every model tensor must have a rule."""
+    wanted = {rule.mcore: rule.shape for rule in rules}
+    problems = [Problem(f"{where}: {key}", "no such tensor", f"shape {list(shape)}") for key, shape in wanted.items() if key not in found]
+    for key, shape in wanted.items():
+        padded = found.get(key, shape)
+        if padded[1:] != shape[1:] or padded[0] < shape[0] or (padded[0] > shape[0] and not _is_vocabulary(key)):
+            problems.append(Problem(f"{where}: {key}", f"shape {list(padded)}", f"shape {list(shape)}"))
+    extra = [key for key in found if key not in wanted and not key.startswith("optimizer.")]
+    problems += [Problem(f"{where}: {key}", "a model tensor without a rule", "only the tensors of the architecture") for key in extra]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _is_vocabulary(key: str) -> bool:
+    return key.startswith(("embedding.word_embeddings.", "output_layer."))
+
+
+def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
+    """Write a plan's checkpoint as a Hugging Face folder. Memory holds the parts of one tensor at a time.
+
+    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    """
+    places = plan.places
+    with folder.create(out) as temporary:
+        for path in sorted((plan.root / folder.ASSETS).iterdir()):
+            shutil.copyfile(path, temporary / path.name)
+        with hf.create_shards(temporary, plan.shards) as files:
+            for rule in plan.rules:
+                parts = layout.unpack(rule, reader.read(rule.mcore, rule.shape), plan.model)
+                for (name, _), part in zip(rule.hf, parts, strict=True):
+                    hf.write_tensor(files[places[name].file], places[name], part)
+                tick()
+        if len(plan.shards) > 1 and not (temporary / hf.INDEX).is_file():
+            write_json(temporary / hf.INDEX, hf.index_of(plan.shards))

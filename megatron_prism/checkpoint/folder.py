@@ -1,0 +1,120 @@
+"""A checkpoint as a folder: `prism.json` says what it is, `hf/` keeps what Hugging Face needs, `state/` holds the tensors.
+
+A run's checkpoints lie in RUN/checkpoints/step_XXXXXXXX; RUN/checkpoints/latest names the newest. Wherever a
+checkpoint is asked for, the folder of one, of a run, or of its checkpoints will do.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import CheckpointError, InputError, Problem
+from megatron_prism.core.load import build, to_dict
+from megatron_prism.core.manifest import read_json, write_json, write_text
+
+FORMAT = 1
+META, ASSETS, STATE, LATEST = "prism.json", "hf", "state", "latest"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder says of itself. `facts` is its whole prism.json."""
+
+    root: Path
+    model: ModelConfig
+    step: int
+    tokens: int
+    facts: Mapping[str, Any]
+
+    @property
+    def state(self) -> Path:
+        return self.root / STATE
+
+    @property
+    def assets(self) -> Path:
+        return self.root / ASSETS
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the checkpoint that a path means: itself, or the latest of a run.
+
+    Raises: CheckpointError where there is none, or its prism.json is not ours.
+    """
+    root = next((found for found in _candidates(path) if (found / META).is_file()), None)
+    if root is None:
+        raise CheckpointError(Problem(str(path), f"no {META}", "a checkpoint of `prism convert import` or `prism train`"))
+    where = root / META
+    try:
+        facts = read_json(where)
+        version, model = facts["format"], facts["model"]
+        step, tokens = int(facts["step"]), int(facts["tokens"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(Problem(str(where), f"{type(error).__name__}: {error}", "format, model, step and tokens")) from None
+    if version != FORMAT:
+        raise CheckpointError(Problem(f"{where}:format", repr(version), str(FORMAT), "it was written by another version of megatron_prism"))
+    return Checkpoint(root, build(model, ModelConfig, lambda key: f"{where}:model.{'.'.join(map(str, key))}"), step, tokens, facts)
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    for folder in (path, path / "checkpoints"):
+        if (folder / LATEST).is_file():
+            yield folder / (folder / LATEST).read_text(encoding="utf-8").strip()
+
+
+def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[str, Any]:
+    """Return the contents of a prism.json."""
+    return {"format": FORMAT, "model": to_dict(model), "step": step, "tokens": tokens, **facts}
+
+
+@contextmanager
+def create(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` when all went well, and goes away when not.
+
+    Raises: InputError where `path` is there already: nothing is ever overwritten.
+    """
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise InputError where an output folder is there already and is not empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(Problem(str(path), "an existing output", "a new or empty folder", "choose another, or remove it"))
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished folder into place, and make the rename last (fsync of the parent)."""
+    if path.exists():
+        path.rmdir()  # an empty folder, as refuse_existing made sure
+    temporary.rename(path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Let RUN/checkpoints/latest name a checkpoint."""
+    write_text(folder / LATEST, name + "\n")
+
+
+def write_meta(root: Path, facts: Mapping[str, Any]) -> None:
+    """Write prism.json."""
+    write_json(root / META, facts)

@@ -1,0 +1,39 @@
+"""From `architectures` in a config.json, or the name in a ModelConfig, to the family that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.families import llama
+from megatron_prism.families.rules import Rule, check_names
+
+FAMILIES = (llama,)
+
+
+def of_model(model: ModelConfig) -> ModuleType:
+    """Return the family of an architecture."""
+    return next(family for family in FAMILIES if model.family == family.NAME)
+
+
+def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
+    """Return the family of a config.json.
+
+    Raises: CheckpointError where no family knows its architecture.
+    """
+    named = hf.get("architectures") or []
+    for family in FAMILIES:
+        if set(named) & set(family.ARCHITECTURES):
+            return family
+    known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
+    raise CheckpointError(Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}"))
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    """Return the weight map of an architecture, every tensor named once."""
+    found = of_model(model).rules(model)
+    check_names(found)
+    return found

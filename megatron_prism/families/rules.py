@@ -1,0 +1,66 @@
+"""The vocabulary in which a family describes its weights: one rule a Megatron-Core tensor, used in both directions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_prism.core.errors import CheckpointError, Problem
+
+Shape = tuple[int, ...]
+Op = Literal["copy", "rows", "qkv"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One Megatron-Core tensor and the Hugging Face tensors it is made of.
+
+    mcore: its key in a torch_dist checkpoint (the same under the local and the TE layer spec).
+    hf: (on-disk name, shape) of each part, in order.
+    op: copy, the same tensor. rows: the parts one above the other. qkv: per query group [its queries | key | value]
+    (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors).
+    """
+
+    mcore: str
+    op: Op
+    hf: tuple[tuple[str, Shape], ...]
+
+    @property
+    def shape(self) -> Shape:
+        """The Megatron-Core tensor's shape: its parts' rows together."""
+        first = self.hf[0][1]
+        return first if self.op == "copy" else (sum(shape[0] for _, shape in self.hf), *first[1:])
+
+
+def check_names(rules: Sequence[Rule]) -> None:
+    """Make sure that every tensor, on both sides, is named by exactly one rule."""
+    for side, names in (("mcore", [rule.mcore for rule in rules]), ("hf", [name for rule in rules for name, _ in rule.hf])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        assert not twice, f"{side} tensors named by more than one rule: {twice}"
+
+
+def check_present(rules: Sequence[Rule], found: Mapping[str, Shape], where: str) -> None:
+    """Check a folder's tensors against the rules.
+
+    Raises: CheckpointError naming every tensor that is missing, extra or of another shape.
+    """
+    wanted = {name: shape for rule in rules for name, shape in rule.hf}
+    problems = [Problem(f"{where}: {name}", "no such tensor", f"shape {list(wanted[name])}") for name in wanted if name not in found]
+    problems += [
+        Problem(f"{where}: {name}", f"shape {list(found[name])}", f"shape {list(shape)}, from config.json")
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems += [Problem(f"{where}: {name}", "an extra tensor", "no tensor but those of the architecture") for name in found if name not in wanted]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def require(hf: Mapping[str, Any], key: str, accepted: Iterable[Any], where: str, default: Any) -> list[Problem]:
+    """Return a problem where a config.json key holds a value this family cannot do."""
+    value, accepted = hf.get(key, default), list(accepted)
+    if value in accepted:
+        return []
+    return [Problem(f"{where}:{key}", repr(value), " or ".join(map(repr, accepted)), "this variant of the family is not supported")]

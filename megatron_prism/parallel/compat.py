@@ -1,0 +1,86 @@
+"""What differs between the Megatron-Core lines 0.16 (Python 3.11) and 0.19 (Python 3.12): stated here, and nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+
+def core_version() -> tuple[int, int]:
+    """Return Megatron-Core's (major, minor)."""
+    import megatron.core
+
+    major, minor = megatron.core.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def check_supported() -> None:
+    """Refuse a Megatron-Core outside the supported range.
+
+    Raises: EnvironmentFault naming the version found.
+    """
+    from megatron_prism.core.errors import EnvironmentFault
+
+    if not (0, 16) <= core_version() < (0, 20):
+        raise EnvironmentFault(f"megatron-core {'.'.join(map(str, core_version()))} found; required >=0.16.1,<0.20")
+
+
+def save_arguments() -> dict[str, Any]:
+    """Return the arguments of dist_checkpointing.save that choose mcore's own writer.
+
+    0.19 defaults to a writer of another package (nvidia-resiliency-ext).
+    """
+    from megatron.core import dist_checkpointing
+
+    known = inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if "async_strategy" in known else {}
+
+
+def batch_of_context_rank(batch: dict[str, torch.Tensor], group: torch.distributed.ProcessGroup) -> dict[str, torch.Tensor]:
+    """Return this context-parallel rank's part of a batch. In 0.19 a missing cp_group means WORLD, so it is always passed."""
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    known = inspect.signature(get_batch_on_this_cp_rank).parameters
+    extra = {"is_hybrid_cp": False} if "is_hybrid_cp" in known else {}
+    return get_batch_on_this_cp_rank(batch, cp_group=group, **extra)
+
+
+def distributed_optimizer_with_torch_adamw() -> None:
+    """Mend DistributedOptimizer's checkpointing beside torch.optim.AdamW (no TE, no apex), in both lines.
+
+    torch keeps a `step` tensor a parameter, which mcore neither shards nor restores: a fresh optimizer fails an
+    assertion, a load raises KeyError('step'), and past both all parameters share ONE step tensor, which then advances
+    once for each of them: a resume that is silently wrong (megatron/core/optimizer/distrib_optimizer.py).
+    """
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    if getattr(distrib_optimizer, "HAVE_APEX_OR_TE", False) or hasattr(DistributedOptimizer, "_prism_mended"):
+        return
+    sharded, load = DistributedOptimizer.sharded_state_dict, DistributedOptimizer.load_state_dict
+
+    @torch.no_grad()
+    def set_main_param_and_states(self: Any, model_param: Any, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main = self.optimizer.param_groups[group]["params"][order]
+        for name, target in {"param": main, **self.optimizer.state[main]}.items():
+            if name != "step":
+                target.copy_(tensors[name])
+
+    def sharded_state_dict(self: Any, model_sharded_state_dict: Any, is_loading: bool = False, **kwargs: Any) -> Any:
+        if is_loading and not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return sharded(self, model_sharded_state_dict, is_loading, **kwargs)
+
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        load(self, state_dict)
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].detach().clone()
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_main_param_and_states
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict
+    DistributedOptimizer.load_state_dict = load_state_dict
+    DistributedOptimizer._prism_mended = True

@@ -1,0 +1,127 @@
+"""The rank grid (TP, PP, CP, DP) and its process groups: the only reader of Megatron-Core's global state."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prism.core.config import ParallelConfig
+from megatron_prism.parallel import compat, host
+
+TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where this rank stands in the grid, and the process groups a trainer needs. Order as in mcore: tp-cp-dp-pp."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp: int
+    pp_rank: int
+    pp: int
+    dp_rank: int
+    dp: int
+    cp_rank: int
+    cp: int
+    vpp: int | None
+    tp_group: Any
+    pp_group: Any
+    cp_group: Any
+    dp_cp_group: Any
+    last_stage_rank: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp - 1
+
+
+@contextmanager
+def gang(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
+    """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
+    """
+    join()
+    try:
+        with grid(parallel, seed) as groups:
+            yield groups
+    finally:
+        dist.destroy_process_group()
+
+
+def join() -> None:
+    """Join the process group of this gang: NCCL for CUDA tensors, gloo for the host's."""
+    host.install()
+    compat.check_supported()
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(alone)
+    if host.has_cuda():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
+
+
+@contextmanager
+def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
+    """Lay the rank grid over the joined processes and seed Megatron's generators; a gang may lay one after another."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp,
+        context_parallel_size=parallel.cp,
+        distributed_timeout_minutes=TIMEOUT_S // 60,
+    )
+    try:
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        yield _read_grid(parallel)
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def _read_grid(parallel: ParallelConfig) -> Groups:
+    from megatron.core import parallel_state as state
+
+    return Groups(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=state.get_tensor_model_parallel_rank(),
+        tp=state.get_tensor_model_parallel_world_size(),
+        pp_rank=state.get_pipeline_model_parallel_rank(),
+        pp=state.get_pipeline_model_parallel_world_size(),
+        dp_rank=state.get_data_parallel_rank(),
+        dp=state.get_data_parallel_world_size(),
+        cp_rank=state.get_context_parallel_rank(),
+        cp=state.get_context_parallel_world_size(),
+        vpp=parallel.vpp,
+        tp_group=state.get_tensor_model_parallel_group(),
+        pp_group=state.get_pipeline_model_parallel_group(),
+        cp_group=state.get_context_parallel_group(),
+        dp_cp_group=state.get_data_parallel_group(with_context_parallel=True),
+        last_stage_rank=state.get_pipeline_model_parallel_last_rank(),
+    )
+
+
+def chunk_ends(groups: Groups) -> list[tuple[int | None, bool, bool]]:
+    """Return (vp_stage, has the embedding, has the output layer) of each model chunk this rank holds."""
+    if groups.vpp is None:
+        return [(None, groups.is_first_stage, groups.is_last_stage)]
+    last = groups.vpp - 1
+    return [(stage, groups.is_first_stage and stage == 0, groups.is_last_stage and stage == last) for stage in range(groups.vpp)]

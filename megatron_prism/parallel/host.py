@@ -1,0 +1,187 @@
+"""A CPU stands in for CUDA, so that unmodified Megatron-Core runs under gloo. No effect where CUDA is present.
+
+Megatron-Core names "cuda" in three ways, and each gets one answer on a host without it:
+1. functions of `torch.cuda` (streams, events, generators, the current device): host versions, `HOST_FUNCTIONS`.
+2. `device="cuda"` literals, `.cuda()`, `pin_memory` and `.type()` names: one TorchFunctionMode, the mechanism of
+   `torch.set_default_device`. It costs about 1.4 us an operation.
+3. torch.compile as its fuser: the identity while megatron.core is imported (compiling C++ takes minutes, gains nothing here).
+`torch.cuda.is_available()` stays False: code that asks is told the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_prism.core.errors import EnvironmentFault
+
+CPU = torch.device("cpu")
+
+
+def has_cuda() -> bool:
+    """Say whether this process computes on a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Return the device this rank computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else CPU
+
+
+def install() -> None:
+    """Make `import megatron.core` and everything it calls work on this machine; a second call does nothing.
+
+    Raises: EnvironmentFault where megatron.core was imported before on a machine without CUDA.
+    """
+    if has_cuda() or getattr(torch.cuda, "_prism_host", False):
+        return
+    if "megatron.core" in sys.modules:
+        raise EnvironmentFault("megatron.core was imported before megatron_prism.parallel.host.install() on a machine without CUDA")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    _replace_cuda_functions()
+    _HostAsCuda().__enter__()  # for the main thread, until the process ends
+    with _compile_is_identity(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # known here, and `prism doctor` says so
+        import megatron.core
+        import megatron.core.optimizer  # noqa: F401
+    _quiet_megatron()
+    _write_checkpoints_without_a_server_process()
+    torch.cuda._prism_host = True  # type: ignore[attr-defined]
+
+
+class _HostAsCuda(TorchFunctionMode):
+    """Turns every request for a CUDA device into one for the host."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)  # the optimizers dispatch on 'torch.cuda.FloatTensor'
+        if "device" in kwargs:
+            kwargs["device"] = _on_host(kwargs["device"])
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        if func is torch.Tensor.to:
+            args = tuple(_on_host(arg) if isinstance(arg, (str, torch.device)) else arg for arg in args)
+        return func(*args, **kwargs)
+
+
+def _on_host(where: Any) -> Any:
+    named = where.type if isinstance(where, torch.device) else where
+    return CPU if isinstance(named, str) and named.startswith("cuda") else where
+
+
+class _HostStream:
+    """Stands in for a CUDA stream, event or device guard: the host is always in order."""
+
+    cuda_stream = 0
+    device = CPU
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __enter__(self) -> _HostStream:
+        return self
+
+    def __exit__(self, *error: Any) -> bool:
+        return False
+
+    def record_event(self, *args: Any) -> _HostStream:
+        return self
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 0.0
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    wait = record = synchronize = wait_stream = wait_event = _nothing
+
+
+class _HostGenerators:
+    """torch.cuda.default_generators: every index is the host's generator."""
+
+    def __getitem__(self, index: Any) -> torch.Generator:
+        return torch.default_generator
+
+
+def _returns(value: Any = None) -> Any:
+    return lambda *args, **kwargs: value  # a new function each time: torch._dynamo wants one object a name
+
+
+def _replace_cuda_functions() -> None:
+    stream = _HostStream()
+    host: dict[str, Any] = {
+        "current_device": _returns(CPU),
+        "device_count": _returns(1),
+        "set_device": _returns(),
+        "synchronize": _returns(),
+        "empty_cache": _returns(),
+        "_lazy_init": _returns(),
+        "_lazy_call": lambda function, **kwargs: function(),
+        "Stream": _HostStream,
+        "Event": _HostStream,
+        "ExternalStream": _HostStream,
+        "device": _HostStream,
+        "stream": lambda stream=None: contextlib.nullcontext(),
+        "current_stream": _returns(stream),
+        "default_stream": _returns(stream),
+        # torch.manual_seed itself calls manual_seed_all: seeding the host there would recurse
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+        "manual_seed_all": _returns(),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "default_generators": _HostGenerators(),
+        "memory_stats": _returns({}),
+        "memory_allocated": _returns(0),
+        "max_memory_allocated": _returns(0),
+        "memory_reserved": _returns(0),
+        "max_memory_reserved": _returns(0),
+        "reset_peak_memory_stats": _returns(),
+        "is_current_stream_capturing": _returns(False),
+    }
+    for name, value in host.items():
+        setattr(torch.cuda, name, value)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed"):
+        setattr(torch.cuda.random, name, host[name])
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(torch.cuda.nvtx, name, _returns())
+
+
+@contextlib.contextmanager
+def _compile_is_identity() -> Any:
+    """Let Megatron-Core bind the identity as its fuser; torch.compile itself is put back."""
+    compiled = torch.compile
+    torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda function: function)  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compile = compiled
+
+
+def _quiet_megatron() -> None:
+    """Drop one warning: here the host generator IS the 'CUDA' one, so its guard against host use always fires."""
+    guard = logging.getLogger("megatron.core.tensor_parallel.random")
+    guard.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+def _write_checkpoints_without_a_server_process() -> None:
+    """Give mcore's checkpoint writer a plain queue: it else spawns a process that imports torch again (10 s and more).
+
+    The queue is read by the process that filled it, also under a synchronous save; mcore forks its writers itself.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()

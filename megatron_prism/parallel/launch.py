@@ -1,0 +1,74 @@
+"""From one command to a gang of processes: torchrun started here, or the gang of a torchrun or srun joined."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from megatron_prism.core.errors import EnvironmentFault
+
+GANG_FAILED = 4
+
+
+def in_gang() -> bool:
+    """Say whether this process was started as one of a gang (by torchrun, or by srun with several tasks)."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+
+
+def world_size() -> int:
+    """Return the size of the gang this process belongs to; 1 where it is alone."""
+    return int(os.environ.get("WORLD_SIZE") or (os.environ.get("SLURM_NTASKS", "1") if in_gang() else "1"))
+
+
+def adopt_slurm() -> None:
+    """Give a bare srun task torchrun's variables; does nothing under torchrun or without Slurm."""
+    if "WORLD_SIZE" in os.environ or not in_gang():
+        return
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+        MASTER_ADDR=os.environ.get("MASTER_ADDR", first_host(nodes)),
+        MASTER_PORT=os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """Return the first host of a Slurm node list: `gpu[007-009,12],login` gives `gpu007`."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodelist)
+    if match is None:
+        raise EnvironmentFault(f"cannot read a host from the Slurm node list {nodelist!r}")
+    return match.group(1) + (match.group(2) or "")
+
+
+def start_gang(num_processes: int, arguments: Sequence[str]) -> int:
+    """Run `prism ARGUMENTS` as a torchrun gang on this machine, listening on loopback only; return its exit code.
+
+    The exit code is that of the first process that failed, so what the job said reaches the shell.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=f"prism{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "megatron_prism.cli", *arguments)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else GANG_FAILED
+    return 0
