@@ -1,0 +1,131 @@
+"""Megatron's distributed checkpoints: what a gang saves, any other gang loads, whatever its TP, PP and DP.
+
+A training checkpoint holds weights, optimizer and generators; an imported one weights alone. Neither is ever
+overwritten: a save goes into a new folder and is renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.models.build import unwrap
+from megatron_prism.parallel import compat, host
+from megatron_prism.parallel.groups import Groups
+
+# Keys name each layer, and the optimizer's state is laid out like the weights, so that every layout reads every other.
+LAYOUT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    """Return the sharded state of the model chunks, by chunk."""
+    return {f"chunk{index}": unwrap(chunk).sharded_state_dict(metadata=dict(LAYOUT)) for index, chunk in enumerate(chunks)}
+
+
+def load_weights(path: Path, chunks: Sequence[torch.nn.Module]) -> None:
+    """Load the weights of any checkpoint into the model chunks, in place.
+
+    Quantisation state (`_extra_state`) is left out: weights that come from elsewhere bring none.
+    Raises: CheckpointError where a tensor is missing or has another shape.
+    """
+    wanted = {
+        name: {key: value for key, value in state.items() if not key.endswith("_extra_state")} for name, state in weights(chunks).items()
+    }
+    loaded = _load(wanted, path)
+    for index, chunk in enumerate(chunks):
+        missing, unexpected = unwrap(chunk).load_state_dict(loaded[f"chunk{index}"], strict=False)
+        lost = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
+        if lost:
+            raise CheckpointError([Problem(f"{path}: {key}", "no such tensor in the checkpoint or the model", "the same tensors in both") for key in lost])
+
+
+def save(target: Path, state: Mapping[str, Any], facts: Mapping[str, Any], source: folder.Checkpoint | None, groups: Groups) -> None:
+    """Write a checkpoint: `state` by all ranks, `facts` (prism.json) and the Hugging Face files of `source` by rank 0.
+
+    The folder appears under its name when everything in it is on disk.
+    """
+    from megatron.core import dist_checkpointing
+
+    temporary = target.with_name(f".{target.name}.tmp")
+    if groups.rank == 0:
+        folder.refuse_existing(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / folder.STATE).mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(dict(state), str(temporary / folder.STATE), **compat.save_arguments())
+    if groups.rank == 0:
+        if source is not None:
+            _copy_hf(source.root, temporary)
+        folder.write_meta(temporary, facts)
+        folder.publish(temporary, target)
+        folder.point_latest(target.parent, target.name)
+    dist.barrier()
+
+
+def _copy_hf(source: Path, target: Path) -> None:
+    shutil.copytree(source / folder.ASSETS, target / folder.ASSETS)
+    if (source / "shards.json").is_file():
+        shutil.copyfile(source / "shards.json", target / "shards.json")
+
+
+def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
+    """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
+    compat.distributed_optimizer_with_torch_adamw()
+    state = weights(chunks)
+    sharded = optimizer.sharded_state_dict(state if len(state) > 1 else dict(state), is_loading=is_loading, metadata=dict(LAYOUT))
+    return {**state, "optimizer": sharded, "generators": _generators(groups)}
+
+
+def load_training(path: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Groups) -> None:
+    """Load a training checkpoint into model, optimizer and generators, in place.
+
+    Raises: CheckpointError where it does not fit.
+    """
+    wanted = training_state(chunks, optimizer, groups, is_loading=True)
+    same_ranks = folder.read(path).facts.get("world_size") == groups.world_size
+    if not same_ranks:  # generators belong to ranks: on another number of ranks they start from the seed
+        del wanted["generators"]
+    loaded = _load(wanted, path)
+    for index, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    if same_ranks:
+        _restore_generators(loaded["generators"])
+
+
+def _generators(groups: Groups) -> Any:
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    states = {"host": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    if host.has_cuda():
+        states["device"] = torch.cuda.get_rng_state()
+    return ShardedObject("generators", states, (groups.world_size,), (groups.rank,), replica_id=0)
+
+
+def _restore_generators(states: Mapping[str, Any]) -> None:
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    torch.set_rng_state(states["host"])
+    if host.has_cuda():
+        torch.cuda.set_rng_state(states["device"])
+    get_cuda_rng_tracker().set_states(states["tracker"])
+
+
+def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+    from megatron.core import dist_checkpointing
+
+    checkpoint = folder.read(path)
+    try:
+        return dist_checkpointing.load(wanted, str(checkpoint.state))
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise CheckpointError(Problem(str(checkpoint.state), f"{type(error).__name__}: {error}", "a whole checkpoint of this architecture")) from error

@@ -1,0 +1,109 @@
+"""What a run writes down: metrics.jsonl (one line a logged step), TensorBoard, progress on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megatron_prism.core import log
+from megatron_prism.core.manifest import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class Recorder:
+    """Records metrics by rank 0 of a gang; on the other ranks it does nothing.
+
+    On resume the lines of steps that are run again are dropped, so that each step stands once.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, steps: int, enabled: bool):
+        self.enabled = enabled
+        self._steps = steps
+        self._started = time.monotonic()
+        self._first_step = first_step
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run_dir / METRICS
+        forget_after(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._progress, self._task = _progress_bar(first_step, steps)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.enabled:
+            return
+        self._file.close()
+        self._board.close()
+        if self._progress is not None:
+            self._progress.stop()
+
+    def record(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Write one step's metrics under their names."""
+        if not self.enabled:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, shown=shown)
+        else:
+            done = step - self._first_step
+            left_s = (time.monotonic() - self._started) / max(done, 1) * (self._steps - step)
+            log.get().info("step %d/%d  %s  left %s", step, self._steps, shown, time.strftime("%H:%M:%S", time.gmtime(left_s)))
+
+    def record_validation(self, step: int, losses: Mapping[str, float]) -> None:
+        """Write one validation's losses, a metric a source: valid_loss/SOURCE."""
+        if not self.enabled:
+            return
+        named = {f"valid_loss/{source}": loss for source, loss in losses.items()}
+        self._file.write(json.dumps({"step": step, **named}) + "\n")
+        for name, loss in named.items():
+            self._board.add_scalar(name, loss, step)
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar to a step that is not logged."""
+        if self.enabled and self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4g}"
+
+
+def _progress_bar(first_step: int, steps: int) -> tuple[Any, Any]:
+    if not sys.stderr.isatty():
+        return None, None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+    bar = Progress(*columns, console=Console(stderr=True))
+    bar.start()
+    return bar, bar.add_task("train", total=steps, completed=first_step, shown="")
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file that lie after a step, and a torn last line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # a line torn by a crash
+    write_text(path, "".join(kept))

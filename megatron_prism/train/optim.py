@@ -1,0 +1,83 @@
+"""Megatron-Core's data-parallel wrapper and optimizer around the model chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
+from megatron_prism.models.build import DTYPES
+from megatron_prism.parallel import compat
+
+
+def wrap(chunks: Sequence[torch.nn.Module], parallel: ParallelConfig) -> list[torch.nn.Module]:
+    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+
+    settings = DistributedDataParallelConfig(
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        grad_reduce_in_fp32=True,
+        bucket_size=None if not parallel.overlap_grad_reduce else 40_000_000,
+    )
+    config = chunks[0].config
+    wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
+    config.finalize_model_grads_func = finalize_model_grads
+    if parallel.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    return wrapped
+
+
+def build(chunks: Sequence[torch.nn.Module], optimizer: OptimizerConfig, parallel: ParallelConfig, precision: Precision) -> Any:
+    """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
+
+    Biases and norms are not decayed (Megatron-Core's standard; the paper does not say).
+    """
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+
+    compat.distributed_optimizer_with_torch_adamw()
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        min_lr=0.0,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        clip_grad=optimizer.clip_grad,
+        bf16=precision == "bf16",
+        params_dtype=DTYPES[precision],
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
+    )
+    built = get_megatron_optimizer(settings, list(chunks))
+    chunks[0].config.grad_scale_func = built.scale_loss if precision == "bf16" else None
+    return built
+
+
+def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
+    """Set the learning rate and the weight decay of every parameter group (megatron/core/optimizer_param_scheduler.py)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+@contextmanager
+def settled(chunks: Sequence[torch.nn.Module], parallel: ParallelConfig) -> Iterator[None]:
+    """Hold the weights still and whole: under overlap_param_gather they else arrive with the next forward pass."""
+    if not parallel.overlap_param_gather:
+        yield
+        return
+    for chunk in chunks:
+        chunk.disable_forward_pre_hook(param_sync=True)
+    try:
+        yield
+    finally:
+        for chunk in chunks:
+            chunk.enable_forward_pre_hook()
