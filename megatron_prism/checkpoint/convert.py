@@ -23,9 +23,6 @@ from megatron_prism.core.manifest import describe, read_json, write_json
 from megatron_prism.families import find
 from megatron_prism.families.rules import Rule, check_present
 
-SHARDS = "shards.json"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 Tick = Callable[[], None]  # called after each tensor, for a progress bar
 
 
@@ -127,21 +124,12 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     with folder.create(out) as temporary:
         (temporary / folder.STATE).mkdir()
         stream.write_tensors(temporary / folder.STATE, specs, value)
-        assets = copy_assets(plan.root, temporary / folder.ASSETS)
+        assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
         headers = [{"file": shard.file, "header": shard.header} for shard in plan.shards]
-        write_json(temporary / SHARDS, headers)
+        write_json(temporary / folder.SHARDS, headers)
         inputs = [*assets, *(plan.root / shard.file for shard in plan.shards)]
         manifest = describe("import", inputs, source=str(plan.root), **plan.summary())
-        folder.write_meta(temporary, folder.describe(plan.model, 0, 0, manifest=manifest))
-
-
-def copy_assets(source: Path, target: Path) -> list[Path]:
-    """Copy a Hugging Face folder's files but its weights; return what was copied."""
-    target.mkdir()
-    found = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
-    for path in found:
-        shutil.copyfile(path, target / path.name)
-    return found
+        folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
 
 
 def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
@@ -152,7 +140,7 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
     checkpoint = folder.read(path)
     rules, reader = find.rules(checkpoint.model), stream.TensorReader(checkpoint.state)
     _check_state(rules, reader.shapes(), checkpoint.state)
-    kept = checkpoint.root / SHARDS
+    kept = checkpoint.root / folder.SHARDS
     if kept.is_file():
         shards = [_kept_shard(entry, kept) for entry in json.loads(kept.read_text(encoding="utf-8"))]
     else:

@@ -1,4 +1,5 @@
-"""A checkpoint as a folder: `prism.json` says what it is, `hf/` keeps what Hugging Face needs, `state/` holds the tensors.
+"""A checkpoint as a folder: `prism.json` says what it is, `state/` holds the tensors, and for the way back to
+Hugging Face `hf/` keeps its files and `shards.json` its safetensors headers.
 
 A run's checkpoints lie in RUN/checkpoints/step_XXXXXXXX; RUN/checkpoints/latest names the newest. Wherever a
 checkpoint is asked for, the folder of one, of a run, or of its checkpoints will do.
@@ -20,7 +21,8 @@ from megatron_prism.core.load import build, to_dict
 from megatron_prism.core.manifest import read_json, write_json, write_text
 
 FORMAT = 1
-META, ASSETS, STATE, LATEST = "prism.json", "hf", "state", "latest"
+META, ASSETS, STATE, LATEST, SHARDS = "prism.json", "hf", "state", "latest", "shards.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,22 @@ def publish(temporary: Path, path: Path) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
+
+
+def copy_assets(source: Path, target: Path) -> list[Path]:
+    """Copy a Hugging Face folder's files but its weights; return what was copied."""
+    target.mkdir()
+    found = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
+    for path in found:
+        shutil.copyfile(path, target / path.name)
+    return found
+
+
+def copy_hf(source: Path, target: Path) -> None:
+    """Copy what a checkpoint keeps for its way back to Hugging Face: the files of hf/ and the safetensors headers."""
+    shutil.copytree(source / ASSETS, target / ASSETS)
+    if (source / SHARDS).is_file():
+        shutil.copyfile(source / SHARDS, target / SHARDS)
 
 
 def point_latest(folder: Path, name: str) -> None:

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -168,7 +169,7 @@ def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
 
 
 @contextmanager
-def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, BinaryIO]]:
+def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
     """Open every file of a folder to be written, headers in place; at the end each is whole on disk (fsync)."""
     with ExitStack() as stack:
         files = {}
@@ -183,10 +184,10 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Bin
             os.fsync(stream.fileno())
 
 
-def write_tensor(stream: BinaryIO, place: TensorPlace, tensor: torch.Tensor) -> None:
+def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
     """Write one tensor at its place, cast to the place's dtype."""
     flat = tensor.detach().to(place.dtype).contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
     assert len(data) == place.end - place.start, (place, tuple(tensor.shape))
     written = 0
     while written < len(data):

@@ -24,12 +24,12 @@ from megatron_prism.parallel.groups import Groups
 LAYOUT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+def weights(chunks: Sequence[Any]) -> dict[str, Any]:
     """Return the sharded state of the model chunks, by chunk."""
     return {f"chunk{index}": unwrap(chunk).sharded_state_dict(metadata=dict(LAYOUT)) for index, chunk in enumerate(chunks)}
 
 
-def load_weights(path: Path, chunks: Sequence[torch.nn.Module]) -> None:
+def load_weights(path: Path, chunks: Sequence[Any]) -> None:
     """Load the weights of any checkpoint into the model chunks, in place.
 
     Quantisation state (`_extra_state`) is left out: weights that come from elsewhere bring none.
@@ -46,8 +46,8 @@ def load_weights(path: Path, chunks: Sequence[torch.nn.Module]) -> None:
             raise CheckpointError([Problem(f"{path}: {key}", "no such tensor in the checkpoint or the model", "the same tensors in both") for key in lost])
 
 
-def save(target: Path, state: Mapping[str, Any], facts: Mapping[str, Any], source: folder.Checkpoint | None, groups: Groups) -> None:
-    """Write a checkpoint: `state` by all ranks, `facts` (prism.json) and the Hugging Face files of `source` by rank 0.
+def save(target: Path, state: Mapping[str, Any], facts: Mapping[str, Any], origin: folder.Checkpoint, groups: Groups) -> None:
+    """Write a checkpoint: `state` by all ranks, `facts` (prism.json) and the Hugging Face files of `origin` by rank 0.
 
     The folder appears under its name when everything in it is on disk.
     """
@@ -61,21 +61,14 @@ def save(target: Path, state: Mapping[str, Any], facts: Mapping[str, Any], sourc
     dist.barrier()
     dist_checkpointing.save(dict(state), str(temporary / folder.STATE), **compat.save_arguments())
     if groups.rank == 0:
-        if source is not None:
-            _copy_hf(source.root, temporary)
+        folder.copy_hf(origin.root, temporary)
         folder.write_meta(temporary, facts)
         folder.publish(temporary, target)
         folder.point_latest(target.parent, target.name)
     dist.barrier()
 
 
-def _copy_hf(source: Path, target: Path) -> None:
-    shutil.copytree(source / folder.ASSETS, target / folder.ASSETS)
-    if (source / "shards.json").is_file():
-        shutil.copyfile(source / "shards.json", target / "shards.json")
-
-
-def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
+def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
     """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
     compat.distributed_optimizer_with_torch_adamw()
     state = weights(chunks)
@@ -83,7 +76,7 @@ def training_state(chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Gr
     return {**state, "optimizer": sharded, "generators": _generators(groups)}
 
 
-def load_training(path: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, groups: Groups) -> None:
+def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Groups) -> None:
     """Load a training checkpoint into model, optimizer and generators, in place.
 
     Raises: CheckpointError where it does not fit.

@@ -46,7 +46,7 @@ def _check_origin(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
-    positive = {
+    positive: dict[str, float] = {
         "steps": config.steps,
         "data.seq_length": config.data.seq_length,
         "batch.global_size": config.batch.global_size,
@@ -61,7 +61,7 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
     for key, value in positive.items():
         if value < 1:
             yield Problem(key, str(value), "at least 1")
-    not_negative = {
+    not_negative: dict[str, float] = {
         "data.num_workers": config.data.num_workers,
         "save.interval": config.save.interval,
         "validation.interval": config.validation.interval,
@@ -134,8 +134,8 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
         if value % grid.tp:
             problems.append(Problem(f"parallel.tp ({name} {value})", str(grid.tp), f"a divisor of {name} {value}"))
     chunks = grid.pp * (grid.vpp or 1)
-    if model.num_layers % chunks:
-        problems.append(Problem("parallel.pp", f"pp {grid.pp} x vpp {grid.vpp or 1} = {chunks}", f"a divisor of num_layers {model.num_layers}"))
+    if model.num_layers < chunks:
+        problems.append(Problem("parallel.pp", f"pp {grid.pp} x vpp {grid.vpp or 1} = {chunks} stages", f"at most num_layers {model.num_layers}"))
     if config.data.seq_length > model.max_position_embeddings:
         problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))
     return [*problems, *check_architecture(model)]
@@ -173,8 +173,9 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
     problems = [Problem(f"sources.{index}.name", repr(name), "a name used once") for index, name in enumerate(names) if name in names[:index]]
     for index, source in enumerate(config.sources):
         problems += _check_source(source, f"sources.{index}")
-    if config.tokens is not None and config.tokens < 1:
-        problems.append(Problem("tokens", str(config.tokens), "at least 1"))
+    for key, value in (("tokens", config.tokens), ("num_workers", config.num_workers)):
+        if value is not None and value < 1:
+            problems.append(Problem(key, str(value), "at least 1, or null"))
     if not problems:
         problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
     return problems

@@ -130,9 +130,7 @@ def origin(layers: Sequence[Layer], key: Sequence[Any]) -> str:
 
 def _holds(values: Any, key: Sequence[Any]) -> bool:
     for part in key:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
             values = values[part]
         else:
             return False
@@ -143,7 +141,8 @@ def unknown_keys(values: Any, kind: Any, key: tuple, layers: Sequence[Layer]) ->
     """Yield a problem for each key that the dataclass does not have, with the nearest one it has."""
     for option in _options(kind):
         if dataclasses.is_dataclass(option) and isinstance(values, dict):
-            hints = typing.get_type_hints(option)
+            known = typing.get_type_hints(option)
+            hints = {item.name: known[item.name] for item in dataclasses.fields(option)}
             for name, value in values.items():
                 if name in hints:
                     yield from unknown_keys(value, hints[name], (*key, name), layers)

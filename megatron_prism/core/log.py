@@ -14,13 +14,12 @@ def get() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
-def setup(verbose: bool = False) -> None:
+def setup() -> None:
     """Send the project's log to standard error; ranks above 0 of a gang speak from WARNING up."""
     rank = int(os.environ.get("RANK", "0"))
-    level = logging.DEBUG if verbose else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = get()
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(level if rank == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)

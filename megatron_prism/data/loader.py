@@ -106,15 +106,15 @@ def batches(
         yield [next(loader) for _ in range(per_rank // batch.micro_size)]
 
 
-def valid_batches(dataset: Any, sequences: int, micro_size: int, position: Position) -> list[dict[str, torch.Tensor]]:
+def valid_batches(dataset: Any, sequences: int, micro_size: int, position: Position, multiple: int = 1) -> list[dict[str, torch.Tensor]]:
     """Return this rank's microbatches of a validation set's first `sequences`; the rest of the last ones is masked out.
 
-    The same sequences are read whatever the number of ranks.
+    The same sequences are read whatever the number of ranks; `multiple` is what the number of microbatches must divide by.
     """
     from torch.utils.data import default_collate
 
     wanted: list[int | None] = list(range(min(sequences, len(dataset))))
-    wanted += [None] * (-len(wanted) % (micro_size * position.dp))  # None is Megatron's fully masked sequence
+    wanted += [None] * (-len(wanted) % (micro_size * position.dp * multiple))  # None is Megatron's fully masked sequence
     mine = wanted[position.dp_rank :: position.dp]
     return [default_collate([dataset[index] for index in mine[i : i + micro_size]]) for i in range(0, len(mine), micro_size)]
 

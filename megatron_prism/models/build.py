@@ -56,6 +56,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
+        pipeline_model_parallel_layout=uneven_layout(model.num_layers, parallel.pp * (parallel.vpp or 1)),
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=interleaved,
@@ -71,19 +72,28 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     )
 
 
+def uneven_layout(num_layers: int, num_stages: int) -> list[list[str]] | None:
+    """Return Megatron's layer layout where the stages cannot be equal: the earlier ones hold one layer more."""
+    each, more = divmod(num_layers, num_stages)
+    if not more:
+        return None
+    stages = [["decoder"] * (each + (stage < more)) for stage in range(num_stages)]
+    return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
+
+
 def build(
     model: ModelConfig,
     groups: Groups,
     parallel: ParallelConfig,
     precision: Precision,
     recompute: RecomputeConfig | None = None,
-) -> list[torch.nn.Module]:
+) -> list[Any]:
     """Return this rank's model chunks (one, or vpp of them) on its device, randomly initialised, not yet wrapped."""
     config = transformer_config(model, parallel, precision, recompute or RecomputeConfig())
     return [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
 
 
-def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None, first: bool, last: bool) -> torch.nn.Module:
+def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None, first: bool, last: bool) -> Any:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.module import Float16Module
 
@@ -127,7 +137,7 @@ def layer_spec(config: Any, vp_stage: int | None) -> Any:
     )
 
 
-def mask_padded_vocabulary(chunk: torch.nn.Module, vocab_size: int, padded: int, groups: Groups) -> None:
+def mask_padded_vocabulary(chunk: Any, vocab_size: int, padded: int, groups: Groups) -> None:
     """Keep the rows that only pad the vocabulary out of every softmax, so that the loss is the unpadded model's.
 
     Without it each padded row adds exp(its logit) to the softmax: the loss would depend on tp.
@@ -145,13 +155,13 @@ def mask_padded_vocabulary(chunk: torch.nn.Module, vocab_size: int, padded: int,
     chunk.output_layer.register_forward_hook(hide)
 
 
-def unwrap(chunk: torch.nn.Module) -> torch.nn.Module:
+def unwrap(chunk: Any) -> Any:
     """Return the GPTModel inside its wrappers (DistributedDataParallel, Float16Module)."""
     while isinstance(inner := getattr(chunk, "module", None), torch.nn.Module):
         chunk = inner
     return chunk
 
 
-def num_parameters(chunks: list[torch.nn.Module]) -> int:
+def num_parameters(chunks: list[Any]) -> int:
     """Return the parameters this rank holds."""
     return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())

@@ -125,3 +125,8 @@ def chunk_ends(groups: Groups) -> list[tuple[int | None, bool, bool]]:
         return [(None, groups.is_first_stage, groups.is_last_stage)]
     last = groups.vpp - 1
     return [(stage, groups.is_first_stage and stage == 0, groups.is_last_stage and stage == last) for stage in range(groups.vpp)]
+
+
+def barrier() -> None:
+    """Wait for every rank of the gang."""
+    dist.barrier()

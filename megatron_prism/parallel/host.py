@@ -36,6 +36,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else CPU
 
 
+def device_name() -> str:
+    """Return the name of the device this rank computes on."""
+    return torch.cuda.get_device_name() if has_cuda() else "cpu"
+
+
 def install() -> None:
     """Make `import megatron.core` and everything it calls work on this machine; a second call does nothing.
 
@@ -48,6 +53,7 @@ def install() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _replace_cuda_functions()
     _HostAsCuda().__enter__()  # for the main thread, until the process ends
+    _stay_host_in_backward()
     with _compile_is_identity(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # known here, and `prism doctor` says so
         import megatron.core
@@ -75,6 +81,17 @@ class _HostAsCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _stay_host_in_backward() -> None:
+    """Keep the mode on while gradients run: torch leaves it inside torch.autograd.backward, where recompute runs forward again."""
+    run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def run_on_host(*args: Any, **kwargs: Any) -> Any:
+        with _HostAsCuda():
+            return run_engine(*args, **kwargs)
+
+    torch.autograd._engine_run_backward = run_on_host  # type: ignore[attr-defined]
+
+
 def _on_host(where: Any) -> Any:
     named = where.type if isinstance(where, torch.device) else where
     return CPU if isinstance(named, str) and named.startswith("cuda") else where
@@ -92,8 +109,8 @@ class _HostStream:
     def __enter__(self) -> _HostStream:
         return self
 
-    def __exit__(self, *error: Any) -> bool:
-        return False
+    def __exit__(self, *error: Any) -> None:
+        return None
 
     def record_event(self, *args: Any) -> _HostStream:
         return self
@@ -172,7 +189,10 @@ def _compile_is_identity() -> Any:
 
 
 def _quiet_megatron() -> None:
-    """Drop one warning: here the host generator IS the 'CUDA' one, so its guard against host use always fires."""
+    """Drop what is no news on a host: missing GPU packages, and the guard against drawing from the host's generator,
+    which here IS the 'CUDA' one."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core\.|torch\.distributed\.")
     guard = logging.getLogger("megatron.core.tensor_parallel.random")
     guard.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 

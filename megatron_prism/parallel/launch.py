@@ -14,7 +14,7 @@ GANG_FAILED = 4
 
 def in_gang() -> bool:
     """Say whether this process was started as one of a gang (by torchrun, or by srun with several tasks)."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return ("WORLD_SIZE" in os.environ and "RANK" in os.environ) or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ)
 
 
 def world_size() -> int:
@@ -45,8 +45,8 @@ def first_host(nodelist: str) -> str:
     return match.group(1) + (match.group(2) or "")
 
 
-def start_gang(num_processes: int, arguments: Sequence[str]) -> int:
-    """Run `prism ARGUMENTS` as a torchrun gang on this machine, listening on loopback only; return its exit code.
+def start_gang(num_processes: int, command: Sequence[str]) -> int:
+    """Run `python COMMAND` as a torchrun gang on this machine, listening on loopback only; return its exit code.
 
     The exit code is that of the first process that failed, so what the job said reaches the shell.
     """
@@ -67,7 +67,7 @@ def start_gang(num_processes: int, arguments: Sequence[str]) -> int:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "megatron_prism.cli", *arguments)
+        elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         return first.exitcode if first.exitcode > 0 else GANG_FAILED

@@ -27,7 +27,7 @@ class Run:
 
     config: TrainConfig
     groups: Groups
-    chunks: Sequence[torch.nn.Module]
+    chunks: Sequence[Any]
     optimizer: Any
     train_batches: Iterator[Sequence[Batch]]
     valid_batches: Mapping[str, Sequence[Batch]]
@@ -45,16 +45,17 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     config, losses = run.config, _Losses({name: {} for name in run.valid_batches})
     if first_step == 0:
         losses.add(0, _validate(run, 0))
-    before = time.perf_counter()
+    since_log = _Pace()
     for step in range(first_step + 1, config.steps + 1):
+        started = time.perf_counter()
         lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-        microbatches = next(run.train_batches)
-        result = train_step(run.chunks, run.optimizer, microbatches, lr, config.optimizer.weight_decay, run.groups)
+        result = train_step(run.chunks, run.optimizer, next(run.train_batches), lr, config.optimizer.weight_decay, run.groups)
         if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
             raise ResultFailure(f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}: not a number; the last checkpoint is good")
-        now = time.perf_counter()
-        if step % config.log.interval == 0 or step == config.steps:
-            run.recorder.record(step, _metrics(run, result, lr, now - before))
+        since_log = since_log.plus(result.num_tokens, time.perf_counter() - started)
+        if _due(step, config.log.interval, config.steps):
+            run.recorder.record(step, _metrics(run, result, lr, since_log))
+            since_log = _Pace()
         else:
             run.recorder.advance(step)
         if _due(step, config.validation.interval, config.steps):
@@ -62,8 +63,19 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         if _due(step, config.save.interval, config.steps):
             with optim.settled(run.chunks, config.parallel):
                 run.save(step)
-        before = time.perf_counter() if time.perf_counter() - now > 1e-3 else now  # validation and saving are not the step's time
     return losses.by_source
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """Steps, tokens and seconds since the last log line; validation and saving are not counted."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    def plus(self, num_tokens: int, seconds: float) -> _Pace:
+        return _Pace(self.num_steps + 1, self.num_tokens + num_tokens, self.seconds + seconds)
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,15 @@ def _due(step: int, interval: int, steps: int) -> bool:
     return step == steps or (interval > 0 and step % interval == 0)
 
 
-def _metrics(run: Run, result: StepResult, lr: float, step_s: float) -> dict[str, float | None]:
+def _metrics(run: Run, result: StepResult, lr: float, pace: _Pace) -> dict[str, float | None]:
     """Return a step's metrics; rates are over all ranks, TFLOP/s and MFU a rank, MFU in the causal convention."""
-    tokens_per_s = result.num_tokens / step_s
+    tokens_per_s = pace.num_tokens / pace.seconds
     tflops = tokens_per_s * run.flops.causal / run.groups.world_size / 1e12
     return {
         "loss": result.loss,
         "lr": lr,
         "grad_norm": result.grad_norm,
-        "step_s": step_s,
+        "step_s": pace.seconds / pace.num_steps,
         "tokens_per_s": tokens_per_s,
         "tflops_per_rank_causal": tflops,
         "mfu_causal": tflops / run.peak_tflops if run.peak_tflops else None,

@@ -13,7 +13,7 @@ from megatron_prism.models.build import DTYPES
 from megatron_prism.parallel import compat
 
 
-def wrap(chunks: Sequence[torch.nn.Module], parallel: ParallelConfig) -> list[torch.nn.Module]:
+def wrap(chunks: Sequence[Any], parallel: ParallelConfig) -> list[Any]:
     """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
@@ -33,7 +33,7 @@ def wrap(chunks: Sequence[torch.nn.Module], parallel: ParallelConfig) -> list[to
     return wrapped
 
 
-def build(chunks: Sequence[torch.nn.Module], optimizer: OptimizerConfig, parallel: ParallelConfig, precision: Precision) -> Any:
+def build(chunks: Sequence[Any], optimizer: OptimizerConfig, parallel: ParallelConfig, precision: Precision) -> Any:
     """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
 
     Biases and norms are not decayed (Megatron-Core's standard; the paper does not say).
@@ -69,7 +69,7 @@ def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
 
 
 @contextmanager
-def settled(chunks: Sequence[torch.nn.Module], parallel: ParallelConfig) -> Iterator[None]:
+def settled(chunks: Sequence[Any], parallel: ParallelConfig) -> Iterator[None]:
     """Hold the weights still and whole: under overlap_param_gather they else arrive with the next forward pass."""
     if not parallel.overlap_param_gather:
         yield

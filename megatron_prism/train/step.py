@@ -29,7 +29,7 @@ class StepResult:
 
 
 def train_step(
-    chunks: Sequence[torch.nn.Module], optimizer: Any, microbatches: Sequence[Batch], lr: float, weight_decay: float, groups: Groups
+    chunks: Sequence[Any], optimizer: Any, microbatches: Sequence[Batch], lr: float, weight_decay: float, groups: Groups
 ) -> StepResult:
     """Run forward and backward over this rank's microbatches and update the weights once."""
     for chunk in chunks:
@@ -43,7 +43,7 @@ def train_step(
 
 
 @torch.no_grad()
-def validate(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], groups: Groups) -> float:
+def validate(chunks: Sequence[Any], microbatches: Sequence[Batch], groups: Groups) -> float:
     """Return the mean loss a token over the microbatches of all data-parallel ranks."""
     for chunk in chunks:
         chunk.eval()
@@ -53,7 +53,7 @@ def validate(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], g
     return loss
 
 
-def _run(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], groups: Groups, forward_only: bool) -> torch.Tensor:
+def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], groups: Groups, forward_only: bool) -> torch.Tensor:
     """Run Megatron's schedule for this layout; return [loss summed over tokens, tokens] of this rank's microbatches."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 

@@ -1,0 +1,198 @@
+"""`prism JOB ...`: parse, load, check, call the job. Nothing else.
+
+Standard output carries a job's result, standard error the rest. Exit codes: 0 done, 1 the result is a failure,
+2 the input is wrong, 3 stopped by a signal with the state saved, 4 an environment fault.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_prism import __version__
+from megatron_prism.core import log
+from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Problem
+
+EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
+convert = typer.Typer(no_args_is_help=True, help="Convert between Hugging Face folders and Megatron checkpoints.")
+app.add_typer(convert, name="convert")
+
+Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as a.b=c.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, as JSON.")]
+Nproc = Annotated[int | None, typer.Option(help="Start this many processes on this machine (torchrun).", min=1)]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """PRISM on Megatron-Core: mid-train a Hugging Face base model, keep what it knew, write it back."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def doctor(json: Json = None) -> None:
+    """Tell what this machine has and what each absence costs.
+
+    Example: prism doctor
+    """
+    from megatron_prism.jobs import doctor as job
+
+    found = job.run()
+    job.show(found)
+    _finish(found, json)
+    if found["missing"]:
+        raise EnvironmentFault(f"required but absent: {', '.join(found['missing'])}")
+
+
+@convert.command("import")
+def convert_import(hf: Annotated[Path, typer.Option(help="A Hugging Face model folder.")], out: Out, dry_run: DryRun = False, json: Json = None) -> None:
+    """Write a Hugging Face folder as a Megatron checkpoint, readable at any TP and PP.
+
+    Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama
+    """
+    from megatron_prism.jobs import convert as job
+
+    _finish(job.run_import(hf, out, dry_run), json)
+
+
+@convert.command("export")
+def convert_export(ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")], out: Out,
+                   dry_run: DryRun = False, json: Json = None) -> None:  # fmt: skip
+    """Write a Megatron checkpoint as a Hugging Face folder: same files, shard layout and dtypes as it came from.
+
+    Example: prism convert export --ckpt runs/mid --out Llama-3.1-8B-mid
+    """
+    from megatron_prism.jobs import convert as job
+
+    _finish(job.run_export(ckpt, out, dry_run), json)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="The text to continue; empty: from the begin-of-text token.")],
+    ckpt: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder (its latest).")] = None,
+    hf: Annotated[Path | None, typer.Option(help="A Hugging Face folder, run by plain transformers.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", min=1)] = 64,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens of this probability.", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    tp: Annotated[int, typer.Option(help="Tensor parallel size.", min=1)] = 1,
+    pp: Annotated[int, typer.Option(help="Pipeline parallel size.", min=1)] = 1,
+    json: Json = None,
+) -> None:
+    """Continue a text; standard output is the continuation alone.
+
+    Example: prism generate --ckpt ckpt/llama --prompt "Once upon a time" --max-tokens 100 --greedy
+    """
+    if (ckpt is None) == (hf is None):
+        raise InputError(Problem("--ckpt, --hf", "both or neither", "one of them"))
+    from megatron_prism.jobs import generate as job
+
+    sampling = job.Sampling(0.0 if greedy else temperature, top_p, seed)
+    if hf is not None:
+        text = job.from_hf(hf, prompt, max_tokens, sampling)
+    else:
+        assert ckpt is not None
+        world_size = _world_size(tp * pp)
+        job.check(tp, pp, world_size, ckpt)
+        _become_gang(world_size)
+        text = job.from_checkpoint(ckpt, prompt, max_tokens, sampling, tp, pp)
+    if _speaks():
+        typer.echo(text)
+        _finish({"prompt": prompt, "continuation": text}, json, quiet=True)
+
+
+@app.command()
+def prepare(config: Config, overrides: Overrides = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Tokenize a weighted mixture of sources into Megatron data files.
+
+    Example: prism prepare configs/tiny/mixture.yaml tokens=1000000 --dry-run
+    """
+    from megatron_prism.core.config import PrepareConfig
+    from megatron_prism.core.load import load
+    from megatron_prism.jobs import prepare as job
+
+    _finish(job.run(load(config, PrepareConfig, overrides or []), dry_run=dry_run), json)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Train from a checkpoint or from scratch; started again, it goes on from its last checkpoint.
+
+    Example: prism train configs/tiny/mid.yaml steps=100 parallel.tp=2 --nproc 2
+
+    Under torchrun or srun it joins their gang instead of starting one.
+    """
+    from megatron_prism.core.config import TrainConfig
+    from megatron_prism.core.load import load
+    from megatron_prism.jobs import train as job
+
+    settings = load(config, TrainConfig, overrides or [])
+    world_size = _world_size(nproc)
+    figures = job.plan(settings, world_size)
+    if dry_run:
+        _finish(figures, json)
+        return
+    _become_gang(world_size)
+    result = job.run(settings, world_size)
+    if _speaks():
+        _finish(result, json)
+
+
+def _world_size(nproc: int | None) -> int:
+    """Return the gang's size: that of the gang this process is in, or the one asked for."""
+    from megatron_prism.parallel import launch
+
+    return launch.world_size() if launch.in_gang() else nproc or 1
+
+
+def _become_gang(world_size: int) -> None:
+    """Join the gang this process was started in; outside one, start it where several processes are asked for, and exit as it does."""
+    from megatron_prism.parallel import launch
+
+    launch.adopt_slurm()
+    if world_size > 1 and not launch.in_gang():
+        code = launch.start_gang(world_size, ["-m", "megatron_prism.cli", *sys.argv[1:]])
+        sys.stdout.flush()
+        os._exit(code)  # the gang has said everything
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:
+    """Print a result's plain values on standard output, a line each; write all of it to a file where asked."""
+    from megatron_prism.core.manifest import write_json
+
+    if path is not None:
+        write_json(path, result)
+    if not quiet:
+        for key, value in result.items():
+            if not isinstance(value, (dict, list)):
+                typer.echo(f"{key}: {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key}: {value}")
+
+
+def main() -> None:
+    """Run the command line; every expected error becomes a message and an exit code."""
+    log.setup()
+    try:
+        app()
+    except PrismError as error:
+        for line in str(error).splitlines():
+            print(f"prism: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Write and verify Megatron's .bin/.idx pair, byte for byte as Megatron-Core's IndexedDatasetBuilder writes it.
+
+The .bin holds the tokens of all documents end to end. The .idx, little endian: 9 bytes of magic, u64 version, u8 type
+code, u64 sequences S, u64 boundaries D+1; then S int32 lengths in tokens, S int64 offsets in bytes, D+1 int64 document
+boundaries. One document is one sequence here, so S = D.
+Source: megatron/core/datasets/indexed_dataset.py (0.16.1).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from megatron_prism.core.errors import InputError, Problem
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+CODES: dict[np.dtype, int] = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+UINT16_BELOW = 65500  # Megatron-Core's DType.optimal_dtype
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a verified pair holds."""
+
+    num_documents: int
+    num_tokens: int
+    dtype: np.dtype
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Return the type that holds a token of a vocabulary: uint16 below 65500 entries, int32 above."""
+    return np.dtype(np.uint16 if vocab_size < UINT16_BELOW else np.int32)
+
+
+def bin_path(prefix: Path) -> Path:
+    """Return the tokens' file of a prefix (a prefix may contain dots)."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """Return the index file of a prefix."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+class Writer:
+    """Write one pair as a context: on a clean exit .bin, then .idx appear whole; on an exception neither does."""
+
+    def __init__(self, prefix: Path, dtype: np.dtype):
+        self.prefix, self.dtype = prefix, dtype
+        self._lengths: list[np.ndarray] = []
+        self._parts = [_part(bin_path(prefix)), _part(idx_path(prefix))]
+
+    def __enter__(self) -> Writer:
+        self._stream = self._parts[0].open("wb")
+        return self
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their tokens end to end, and the number of tokens of each."""
+        assert tokens.size == lengths.sum() and lengths.max(initial=0) <= np.iinfo(np.int32).max
+        self._stream.write(tokens.astype(self.dtype, copy=False).tobytes())
+        self._lengths.append(lengths.astype(np.int32))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with self._stream:
+                if kind is None:
+                    _sync(self._stream)
+            if kind is None:
+                self._write_index()
+                self._parts[0].replace(bin_path(self.prefix))
+                self._parts[1].replace(idx_path(self.prefix))
+        finally:
+            for part in self._parts:
+                part.unlink(missing_ok=True)
+
+    def _write_index(self) -> None:
+        lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
+        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
+        with self._parts[1].open("wb") as stream:
+            stream.write(HEADER.pack(MAGIC, 1, CODES[self.dtype], lengths.size, lengths.size + 1))
+            stream.write(lengths.tobytes())
+            stream.write((ends - lengths * np.int64(self.dtype.itemsize)).tobytes())
+            stream.write(np.arange(lengths.size + 1, dtype=np.int64).tobytes())
+            _sync(stream)
+
+
+def verify(prefix: Path) -> Shard:
+    """Return what a pair holds once its sizes, offsets and counts agree with each other and with the .bin's length.
+
+    Raises: InputError naming the file at fault.
+    """
+    index, tokens = idx_path(prefix), bin_path(prefix)
+    for path in (tokens, index):
+        if not path.is_file():
+            raise InputError(Problem(str(path), "no such file", "the .bin and the .idx of a prepared source"))
+    data = index.read_bytes()
+    if len(data) < HEADER.size:
+        raise InputError(Problem(str(index), f"{len(data)} bytes", f"at least the {HEADER.size} bytes of a header"))
+    magic, version, code, num_sequences, num_boundaries = HEADER.unpack_from(data)
+    dtype = {code: dtype for dtype, code in CODES.items()}.get(code)
+    if magic != MAGIC or version != 1 or dtype is None:
+        raise InputError(Problem(str(index), f"magic {magic!r}, version {version}, type code {code}", f"{MAGIC!r}, 1, and 8 or 4"))
+    size_bytes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
+    if len(data) != size_bytes:
+        required = f"{size_bytes} for {num_sequences} sequences and {num_boundaries} boundaries"
+        raise InputError(Problem(str(index), f"{len(data)} bytes", required))
+    lengths = np.frombuffer(data, np.int32, num_sequences, HEADER.size).astype(np.int64)
+    offsets = np.frombuffer(data, np.int64, num_sequences, HEADER.size + 4 * num_sequences)
+    boundaries = np.frombuffer(data, np.int64, num_boundaries, HEADER.size + 12 * num_sequences)
+    itemsize = dtype.itemsize
+    if (lengths < 1).any() or not np.array_equal(offsets, (np.cumsum(lengths) - lengths) * itemsize):
+        found = "offsets that are not the running sum of the lengths"
+        raise InputError(Problem(str(index), found, "each sequence to start where the last one ends"))
+    if not np.array_equal(boundaries, np.arange(num_sequences + 1)):
+        raise InputError(Problem(str(index), "document boundaries that miss sequences", f"one document a sequence, 0 to {num_sequences}"))
+    num_tokens = int(lengths.sum())
+    if tokens.stat().st_size != num_tokens * itemsize:
+        required = f"{num_tokens * itemsize}: {num_tokens} tokens of {itemsize} bytes in {index.name}"
+        raise InputError(Problem(str(tokens), f"{tokens.stat().st_size} bytes", required))
+    return Shard(num_sequences, num_tokens, dtype)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync(stream: object) -> None:
+    stream.flush()  # type: ignore[attr-defined]
+    os.fsync(stream.fileno())  # type: ignore[attr-defined]

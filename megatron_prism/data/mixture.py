@@ -1,0 +1,146 @@
+"""Plan a weighted mixture, and read back one that `prism prepare` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import build
+from megatron_prism.core.manifest import read_json
+
+MANIFEST = "the manifest of a prepared mixture"
+AGAIN = "run prism prepare again"
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """A source's part of a budget: share is tokens / budget; epochs is tokens / what the source has (None: not known)."""
+
+    name: str
+    weight: float
+    tokens: int
+    share: float
+    epochs: float | None
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """One prepared source: the prefixes of its .bin/.idx pairs and what they hold."""
+
+    name: str
+    weight: float
+    train_prefix: Path
+    train_tokens: int
+    train_documents: int
+    valid_prefix: Path | None
+    valid_tokens: int
+    valid_documents: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared mixture, as its manifest.json describes it."""
+
+    root: Path
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int | None
+    sources: tuple[PreparedSource, ...]
+
+
+def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budget_tokens: int | None) -> tuple[SourcePlan, ...]:
+    """Share a budget over sources by weight; the tokens sum to the budget exactly (largest remainder, ties to the first).
+
+    budget_tokens None is the largest budget for which no source exceeds one epoch. Weights need not sum to 100.
+    A source missing from available_tokens has unknown epochs; without a budget none may be missing.
+    """
+    exact = {name: Fraction(str(weight)) for name, weight in weights.items()}  # 27.5 as written, not as a float holds it
+    total = sum(exact.values())
+    raise_problems([Problem(name, "0 tokens", "a source with tokens") for name in weights if available_tokens.get(name, 1) < 1])
+    if budget_tokens is None:
+        budget_tokens = min(int(available_tokens[name] * total / weight) for name, weight in exact.items())
+    ideal = {name: budget_tokens * weight / total for name, weight in exact.items()}
+    tokens = {name: int(value) for name, value in ideal.items()}
+    for name in sorted(ideal, key=lambda name: tokens[name] - ideal[name])[: budget_tokens - sum(tokens.values())]:
+        tokens[name] += 1
+    epochs = {name: tokens[name] / available_tokens[name] for name in weights if name in available_tokens}
+    return tuple(
+        SourcePlan(name, weight, tokens[name], tokens[name] / budget_tokens, epochs.get(name)) for name, weight in weights.items()
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    sha256: str
+    vocab_size: int
+    eos_id: int | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    weight: float
+    train_prefix: str
+    train_tokens: int
+    train_documents: int
+    valid_prefix: str | None
+    valid_tokens: int
+    valid_documents: int
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The keys of a prepared mixture's manifest.json that reading it needs; the rest is provenance."""
+
+    kind: Literal["prepared"]
+    tokenizer: _Tokenizer
+    sources: tuple[_Source, ...]
+
+
+def read_prepared(path: Path) -> Prepared:
+    """Return a prepared mixture once every file of its manifest is there with the size it was written with.
+
+    Raises: InputError naming each manifest key that is wrong and each file that is missing or of another size.
+    """
+    file = path / "manifest.json"
+    try:
+        values = read_json(file)
+    except OSError as error:
+        raise InputError(Problem(str(file), error.strerror or str(error), MANIFEST, "run prism prepare")) from None
+    except ValueError as error:
+        raise InputError(Problem(str(file), f"no JSON ({error})", MANIFEST, AGAIN)) from None
+    manifest = build(values, _Manifest, lambda key: ":".join([str(file), *([".".join(map(str, key))] if key else [])]))
+    raise_problems([problem for source in manifest.sources for problem in _check_files(path, source)])
+    tokenizer, found = manifest.tokenizer, tuple(_prepared(path, source) for source in manifest.sources)
+    return Prepared(path, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, found)
+
+
+def _check_files(root: Path, source: _Source) -> list[Problem]:
+    problems = []
+    for prefix in filter(None, (source.train_prefix, source.valid_prefix)):
+        files = [f"{prefix}.bin", f"{prefix}.idx"]
+        if Path(prefix).name != prefix or not source.files.keys() >= set(files):  # a prefix that leaves the folder is not ours
+            problems.append(Problem(f"{root}/manifest.json:sources.{source.name}", f"prefix {prefix!r}", "the name of a recorded pair"))
+            continue
+        for file, recorded in ((root / name, source.files[name]) for name in files):
+            if not file.is_file():
+                problems.append(Problem(str(file), "no such file", f"{recorded.size_bytes} bytes", AGAIN))
+            elif file.stat().st_size != recorded.size_bytes:
+                problems.append(Problem(str(file), f"{file.stat().st_size} bytes", f"{recorded.size_bytes}, as written", AGAIN))
+    return problems
+
+
+def _prepared(root: Path, source: _Source) -> PreparedSource:
+    valid_prefix = root / source.valid_prefix if source.valid_prefix else None
+    return PreparedSource(source.name, source.weight, root / source.train_prefix, source.train_tokens, source.train_documents,
+                          valid_prefix, source.valid_tokens, source.valid_documents)

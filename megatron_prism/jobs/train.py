@@ -1,0 +1,240 @@
+"""`prism train`: from a checkpoint (or from scratch) and a prepared mixture to a run folder with checkpoints.
+
+Run folder: config.yaml (resolved) and manifest.json, metrics.jsonl and tensorboard/, origin/ (the architecture and the
+Hugging Face files it began with), checkpoints/step_XXXXXXXX and checkpoints/latest, data_cache/ (Megatron's indexes).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core import log
+from megatron_prism.core.check import check_model, check_train, check_weights, data_parallel_size
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import to_dict, to_yaml
+from megatron_prism.core.manifest import describe, read_json, sha256_json, write_json, write_text
+from megatron_prism.data import loader, mixture, tokenize
+from megatron_prism.families import find
+from megatron_prism.planning.flops import flops_per_token, peak_tflops
+
+if TYPE_CHECKING:
+    from megatron_prism.parallel.groups import Groups
+
+CHECKPOINTS, ORIGIN = "checkpoints", "origin"
+
+
+def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Check everything that can be checked before a process starts; return the run's derived figures.
+
+    Raises: InputError with every problem found. Nothing is written.
+    """
+    raise_problems(check_train(config, world_size))
+    model, prepared = origin_model(config), mixture.read_prepared(config.data.prepared)
+    weights = _weights(config, prepared)
+    raise_problems([*check_model(model, config), *_check_tokenizer(config, model, prepared), *check_weights(weights, "data.weights")])
+    tokens_per_step = config.batch.global_size * config.data.seq_length
+    available = {source.name: source.train_tokens for source in prepared.sources}
+    flops = flops_per_token(model, config.data.seq_length)
+    return {
+        "parameters": sum(math.prod(shape) for rule in find.rules(model) for _, shape in rule.hf),
+        "world_size": world_size,
+        "data_parallel": data_parallel_size(config, world_size),
+        "microbatches": config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size)),
+        "tokens_per_step": tokens_per_step,
+        "tokens": tokens_per_step * config.steps,
+        "flops_per_token_causal": flops.causal,
+        "flops_per_token_full": flops.full,
+        "sources": [vars(source) for source in mixture.plan(weights, available, tokens_per_step * config.steps)],
+        "run_dir": str(config.run_dir),
+        "resumes_at_step": folder.read(config.run_dir).step if is_started(config) else 0,
+    }
+
+
+def is_started(config: TrainConfig) -> bool:
+    """Say whether the run folder holds a checkpoint to continue from."""
+    return (config.run_dir / CHECKPOINTS / folder.LATEST).is_file()
+
+
+def origin_model(config: TrainConfig) -> ModelConfig:
+    """Return the architecture: of the run that is resumed, of the checkpoint it starts from, or of the config."""
+    if (config.run_dir / ORIGIN / folder.META).is_file():
+        return folder.read(config.run_dir / ORIGIN).model
+    if config.init.checkpoint is not None:
+        return folder.read(config.init.checkpoint).model
+    assert config.model is not None  # check_train
+    return config.model
+
+
+def _weights(config: TrainConfig, prepared: mixture.Prepared) -> dict[str, float]:
+    own = {source.name: source.weight for source in prepared.sources}
+    if config.data.weights is None:
+        return own
+    if set(config.data.weights) != set(own):
+        found, required = ", ".join(sorted(config.data.weights)), ", ".join(sorted(own))
+        raise InputError(Problem("data.weights", found, f"a weight for each of {required}"))
+    return {name: config.data.weights[name] for name in own}
+
+
+def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.Prepared) -> list[Problem]:
+    """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
+    where = str(config.data.prepared)
+    if prepared.vocab_size > model.vocab_size:
+        return [Problem(where, f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {model.vocab_size}", "prepare it with the model's tokenizer")]
+    assets = config.init.tokenizer if config.init.checkpoint is None else folder.read(config.init.checkpoint).assets
+    if (config.run_dir / ORIGIN).is_dir():
+        assets = config.run_dir / ORIGIN / folder.ASSETS
+    assert assets is not None  # check_train
+    if not (assets / "tokenizer.json").is_file():
+        return []
+    if tokenize.load(assets, need_eos=False).sha256 != prepared.tokenizer_sha256:
+        return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
+    return []
+
+
+def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Train; every rank of the gang calls this and returns the run's result.
+
+    Raises: InputError before anything is written where the config does not hold.
+    """
+    figures = plan(config, world_size)
+
+    from megatron_prism.parallel.groups import gang
+
+    with gang(config.parallel, config.seed) as groups:
+        return train_on(config, figures, groups)
+
+
+def train_on(config: TrainConfig, figures: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
+    """Train on a rank grid that stands: lay out the run folder, build or resume, fit."""
+    from megatron_prism.parallel.groups import barrier
+
+    model = origin_model(config)
+    if groups.rank == 0:
+        _lay_out(config, model, figures)
+        log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
+    barrier()
+    return _train(config, model, groups)
+
+
+def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
+    """Make the run folder: the resolved config, the manifest, and what the checkpoints will carry along."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    origin = config.run_dir / ORIGIN
+    if not origin.is_dir():
+        with folder.create(origin) as temporary:
+            _write_origin(config, model, temporary)
+    write_text(config.run_dir / "config.yaml", to_yaml(config))
+    inputs = [config.data.prepared / "manifest.json"]
+    if config.init.checkpoint is not None and (start := folder.read(config.init.checkpoint).root / folder.META).is_file():
+        inputs.append(start)
+    write_json(config.run_dir / "manifest.json", describe("run", inputs, config_sha256=sha256_json(to_dict(config)), plan=dict(figures)))
+
+
+def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None:
+    if config.init.checkpoint is not None:
+        start = folder.read(config.init.checkpoint)
+        folder.copy_hf(start.root, target)
+        folder.write_meta(target, folder.describe(model, 0, start.tokens, dtype=start.facts.get("dtype", "float32")))
+        return
+    assert config.init.tokenizer is not None
+    folder.copy_assets(config.init.tokenizer, target / folder.ASSETS)
+    dtype = "bfloat16" if config.precision == "bf16" else "float32"
+    spec = tokenize.load(config.init.tokenizer, need_eos=False)
+    config_json = find.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
+    write_json(target / folder.ASSETS / "config.json", config_json)
+    folder.write_meta(target, folder.describe(model, 0, 0, dtype=dtype))
+
+
+def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str, Any]:
+    from megatron_prism.parallel import host
+    from megatron_prism.train import loop
+    from megatron_prism.train.metrics import Recorder
+
+    chunks, optimizer, first_step = _build_or_resume(config, model, groups)
+    prepared = mixture.read_prepared(config.data.prepared)
+    weights, cache = _weights(config, prepared), config.run_dir / "data_cache"
+    num_sequences = config.steps * config.batch.global_size
+    dataset = loader.train_dataset(prepared, weights, config.data.seq_length, num_sequences, config.seed, cache)
+    valid = loader.valid_datasets(prepared, config.data.seq_length, config.seed, cache)
+    position = loader.Position(groups.dp_rank, groups.dp)
+    even = groups.pp if groups.vpp else 1  # interleaving wants its microbatches in multiples of pp
+    blend = loader.realised(dataset, prepared, weights, config.data.seq_length, num_sequences)
+    if groups.rank == 0:
+        log.get().info("blend: %s", "  ".join(f"{part.name} {part.share:.2%} ({part.epochs:.2f} epochs)" for part in blend))
+        _note_blend(config.run_dir, blend)
+    with Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder:
+        run = loop.Run(
+            config=config,
+            groups=groups,
+            chunks=chunks,
+            optimizer=optimizer,
+            train_batches=loader.batches(
+                dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
+            ),
+            valid_batches={
+                name: loader.valid_batches(part, config.validation.sequences, config.batch.micro_size, position, even)
+                for name, part in valid.items()
+            },
+            flops=flops_per_token(model, config.data.seq_length),
+            peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), config.precision),
+            recorder=recorder,
+            save=partial(_save, config, model, chunks, optimizer, groups, folder.read(config.run_dir / ORIGIN)),
+        )
+        losses = loop.fit(run, first_step)
+    return {
+        "run_dir": str(config.run_dir),
+        "checkpoint": str(folder.read(config.run_dir).root),
+        "tensorboard": str(config.run_dir / "tensorboard"),
+        "steps": config.steps,
+        "blend": [vars(part) for part in blend],
+        "valid_loss": losses,
+    }
+
+
+def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) -> tuple[Any, Any, int]:
+    """Return (model chunks, optimizer, steps already done): of the run's last checkpoint, or of where it begins."""
+    from megatron_prism.checkpoint import sharded
+    from megatron_prism.models import build
+    from megatron_prism.train import optim
+
+    bare = build.build(model, groups, config.parallel, config.precision, config.recompute)
+    resumes = is_started(config)
+    if not resumes and config.init.checkpoint is not None:
+        sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
+    chunks = optim.wrap(bare, config.parallel)
+    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision)
+    if not resumes:
+        return chunks, optimizer, 0
+    sharded.load_training(config.run_dir, chunks, optimizer, groups)
+    first_step = folder.read(config.run_dir).step
+    log.get().info("continuing after step %d", first_step)
+    return chunks, optimizer, first_step
+
+
+def _note_blend(run_dir: Path, blend: Sequence[mixture.SourcePlan]) -> None:
+    """Put the realised blend, counted in the dataset's index, into the run's manifest."""
+    path = run_dir / "manifest.json"
+    write_json(path, {**read_json(path), "realised_blend": [vars(part) for part in blend]})
+
+
+def _save(config: TrainConfig, model: ModelConfig, chunks: Any, optimizer: Any, groups: Groups, origin: folder.Checkpoint, step: int) -> None:
+    """Write the checkpoint of a step and drop those older than the newest keep_last."""
+    from megatron_prism.checkpoint import sharded
+
+    checkpoints = config.run_dir / CHECKPOINTS
+    tokens = origin.tokens + step * config.batch.global_size * config.data.seq_length
+    facts = folder.describe(
+        model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=to_dict(config.parallel), seed=config.seed
+    )
+    sharded.save(checkpoints / f"step_{step:08d}", sharded.training_state(chunks, optimizer, groups, is_loading=False), facts, origin, groups)
+    if groups.rank == 0:
+        log.get().info("saved step %d to %s", step, checkpoints / f"step_{step:08d}")
+        for old in sorted(checkpoints.glob("step_*"))[: -config.save.keep_last]:
+            shutil.rmtree(old)

@@ -1,0 +1,85 @@
+"""One tiny model and one prepared mixture for all layouts, and gangs that each train several layouts in one life."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return an imported checkpoint of a random 5-layer LLaMA with GQA; its vocabulary pads differently at each TP."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from megatron_prism.jobs import convert
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=390, hidden_size=64, intermediate_size=176, num_hidden_layers=5, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, initializer_range=0.1)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "hf")
+    for file in tiny_tokenizer.iterdir():
+        (folder / "hf" / file.name).write_bytes(file.read_bytes())
+    convert.run_import(folder / "hf", folder / "ckpt", dry_run=False)
+    return folder / "ckpt"
+
+
+@pytest.fixture(scope="session")
+def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a prepared mixture of two sources, one with a held-out part."""
+    from megatron_prism.core.config import PrepareConfig, SourceConfig
+    from megatron_prism.jobs import prepare
+
+    folder = tmp_path_factory.mktemp("mixture")
+    sums = [{"text": f"The sum of {a} and {b} is {a + b}."} for a in range(60) for b in range(30)]
+    code = [{"text": f"def f{a}(x):\n    return x * {a} + {b}\n"} for a in range(60) for b in range(20)]
+    for name, records in (("math", sums), ("code", code)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sources = (
+        SourceConfig(name="math", path=(str(folder / "math.jsonl"),), weight=70, valid_percent=10),
+        SourceConfig(name="code", path=(str(folder / "code.jsonl"),), weight=30, valid_percent=10),
+    )
+    prepare.run(PrepareConfig(out=folder / "data", tokenizer=tiny_tokenizer, sources=sources, num_workers=1))
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
+    """Return a function that trains cases one after another in one torchrun gang, and returns {case: result}.
+
+    A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None}.
+    """
+
+    def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(f"gang{num_processes}")
+        base = {
+            "init": {"checkpoint": str(tiny_checkpoint)},
+            "data": {"prepared": str(tiny_mixture), "seq_length": 32},
+            "batch": {"global_size": 8, "micro_size": 2},
+            "steps": 10,
+            "precision": "fp32",
+            "optimizer": {"lr": 3e-3},
+            "schedule": {"warmup_steps": 2},
+            "validation": {"sequences": 6},
+        }
+        named = [{"control": None, **case, "config": {"run_dir": str(folder / case["name"]), **base, **case["config"]}} for case in cases]
+        (folder / "cases.json").write_text(json.dumps(named))
+        script = (
+            "import sys; from megatron_prism.parallel.launch import start_gang;"
+            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(folder)!r}]))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-6000:]
+        return json.loads((folder / "results.json").read_text())
+
+    return run

@@ -1,0 +1,78 @@
+"""Every layout trains as a single process does: 10 fp32 steps from one checkpoint, loss and gradient norm within 1e-5.
+
+Each trap of Megatron-Core that the trainer closes is opened once, as a negative control that must be seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+TOLERANCE = 1e-5
+TWO = {
+    "tp2": {"tp": 2},
+    "tp2_sp": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "pp2_interleaved": {"pp": 2, "vpp": 2},
+    "dp2": {},
+    "dp2_distopt": {"distributed_optimizer": True},
+    "dp2_distopt_overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+}
+FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
+CONTROLS = {
+    "batched_p2p": {"pp": 2, "vpp": 2},
+    "unmarked_norm": {"tp": 2, "sequence_parallel": True},
+    "unmasked_vocabulary": {"tp": 2},
+}
+
+
+def case(name: str, parallel: dict[str, Any], control: str | None = None, **config: Any) -> dict[str, Any]:
+    return {"name": name, "config": {"parallel": parallel, **config}, "control": control}
+
+
+@pytest.fixture(scope="module")
+def results(gang: Any) -> dict[str, Any]:
+    recompute = {"recompute": {"granularity": "full"}}
+    one = [case("single", {}), case("recompute", {}, **recompute)]
+    two = [case(name, parallel) for name, parallel in TWO.items()]
+    two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
+    two += [case("dp2_bf16", {"distributed_optimizer": True}, precision="bf16")]
+    return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
+
+
+def worst(found: dict[str, Any], reference: dict[str, Any], metric: str, steps: int = 10) -> float:
+    pairs = list(zip(found[metric], reference[metric], strict=False))[:steps]
+    assert len(pairs) == min(steps, len(found[metric])) > 0
+    return max(abs(a - b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) -> None:
+    found, single = results[layout], results["single"]
+    assert len(found["loss"]) == 10
+    assert worst(found, single, "loss") <= TOLERANCE
+    assert worst(found, single, "grad_norm") <= TOLERANCE
+    for ours, theirs in zip(found["valid_loss"], single["valid_loss"], strict=True):
+        assert ours == pytest.approx(theirs, abs=TOLERANCE)
+
+
+def test_the_single_process_learns(results: dict[str, Any]) -> None:
+    loss = results["single"]["loss"]
+    assert loss[-1] < loss[0] - 1.0
+
+
+def test_recompute_is_bit_equal(results: dict[str, Any]) -> None:
+    assert results["recompute"]["loss"] == results["single"]["loss"]
+    assert results["recompute"]["grad_norm"] == results["single"]["grad_norm"]
+
+
+def test_bf16_stays_near_fp32(results: dict[str, Any]) -> None:
+    assert 0 < worst(results["dp2_bf16"], results["single"], "loss") < 0.1
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_control_is_seen(results: dict[str, Any], control: str) -> None:
+    """The fault moves the loss or the gradient norm by far more than the tolerance."""
+    found, single = results[control], results["single"]
+    assert max(worst(found, single, "loss", 3), worst(found, single, "grad_norm", 3)) > 100 * TOLERANCE

@@ -1,0 +1,86 @@
+"""One rank of a test gang: trains the cases of FOLDER/cases.json in turn; rank 0 writes FOLDER/results.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_prism.core import log
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.load import build
+from megatron_prism.jobs import train
+from megatron_prism.parallel import groups
+
+
+def main(folder: Path) -> None:
+    log.setup()
+    groups.join()
+    results = {}
+    for case in json.loads((folder / "cases.json").read_text()):
+        config = build(case["config"], TrainConfig, lambda key: str(key))
+        with fault(case["control"]), groups.grid(config.parallel, config.seed) as grid:
+            train.train_on(config, train.plan(config, grid.world_size), grid)
+        results[case["name"]] = summary(Path(case["config"]["run_dir"]))
+        dist.barrier()
+    if dist.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """Return a run's losses and gradient norms by step, its validation losses, and its last checkpoint."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in lines if "loss" in line}
+    return {
+        "loss": [steps[step]["loss"] for step in sorted(steps)],
+        "grad_norm": [steps[step]["grad_norm"] for step in sorted(steps)],
+        "valid_loss": [line for line in lines if "valid_loss/math" in line],
+        "run_dir": str(run_dir),
+    }
+
+
+@contextmanager
+def fault(name: str | None) -> Iterator[None]:
+    """Build a known fault into the trainer: a parity test must see it."""
+    from megatron_prism.models import build as models
+    from megatron_prism.models import norm
+
+    kept = models.transformer_config, norm.LocalNorm.__init__, models.mask_padded_vocabulary
+    if name == "batched_p2p":
+
+        def batched(*args: Any) -> Any:
+            config = kept[0](*args)
+            config.overlap_p2p_comm, config.batch_p2p_comm = False, True
+            return config
+
+        models.transformer_config = batched
+    elif name == "unmarked_norm":
+
+        def unmarked(self: Any, *args: Any, **kwargs: Any) -> None:
+            kept[1](self, *args, **kwargs)
+            self.weight.sequence_parallel = False
+
+        norm.LocalNorm.__init__ = unmarked  # type: ignore[method-assign]
+    elif name == "unmasked_vocabulary":
+        models.mask_padded_vocabulary = lambda *args: None
+    try:
+        yield
+    finally:
+        models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
+        norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
+
+
+def fingerprint(path: Path) -> str:
+    """Return the sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_prism.core.errors import InputError
+from megatron_prism.data import mixture
+from megatron_prism.jobs import prepare
+
+WEIGHTS = st.lists(st.decimals(min_value="0.01", max_value=100, places=2).map(float), min_size=1, max_size=12)
+
+
+def named(values: list) -> dict:
+    return {f"s{index}": value for index, value in enumerate(values)}
+
+
+@given(WEIGHTS, st.integers(1, 10**14))
+def test_tokens_sum_to_the_budget_and_miss_the_weights_by_less_than_one(weights: list[float], budget: int) -> None:
+    plan = mixture.plan(named(weights), {}, budget)
+    total = sum(Fraction(str(weight)) for weight in weights)
+    assert sum(part.tokens for part in plan) == budget
+    assert [part.name for part in plan] == list(named(weights))
+    for part, weight in zip(plan, weights, strict=True):
+        assert abs(part.tokens - budget * Fraction(str(weight)) / total) < 1
+        assert part.share == part.tokens / budget and part.epochs is None
+
+
+@given(st.data(), WEIGHTS)
+def test_no_budget_is_the_largest_within_one_epoch(data: st.DataObject, weights: list[float]) -> None:
+    available = named(data.draw(st.lists(st.integers(1, 10**12), min_size=len(weights), max_size=len(weights))))
+    plan = mixture.plan(named(weights), available, None)
+    assert all(0 <= part.epochs <= 1 and part.tokens <= available[part.name] for part in plan)
+    total = sum(Fraction(str(weight)) for weight in weights)
+    more = sum(part.tokens for part in plan) + 1
+    assert any(more * Fraction(str(weight)) / total > available[name] for name, weight in named(weights).items())
+
+
+def test_papers_mixture_and_more_than_one_epoch() -> None:
+    weights = {"web": 55.0, "a": 15.0, "b": 10.0, "c": 10.0, "d": 10.0}
+    plan = mixture.plan(weights, dict.fromkeys(weights, 10**9), 27 * 10**9)
+    assert [part.share for part in plan] == [0.55, 0.15, 0.1, 0.1, 0.1]
+    assert plan[0].epochs == pytest.approx(14.85)
+    assert [part.tokens for part in mixture.plan({"a": 1.0, "b": 1.0, "c": 1.0}, {}, 2)] == [1, 1, 0]
+
+
+def test_empty_source_is_refused() -> None:
+    with pytest.raises(InputError, match="b: found 0 tokens"):
+        mixture.plan({"a": 50.0, "b": 50.0}, {"a": 3, "b": 0}, None)
+
+
+@pytest.fixture
+def prepared(make_config: Callable) -> Path:
+    config = make_config(qa={"valid_percent": 20.0})
+    prepare.run(config)
+    return config.out
+
+
+def test_prepared_mixture_reads_back(prepared: Path, tmp_path: Path) -> None:
+    moved = prepared.rename(tmp_path / "moved")
+    found = mixture.read_prepared(moved)
+    assert (found.root, found.vocab_size, found.eos_id) == (moved, 384, 2)
+    qa, prose = found.sources
+    assert (qa.name, qa.weight, qa.train_prefix, qa.valid_prefix) == ("qa", 70.0, moved / "qa.train", moved / "qa.valid")
+    assert qa.train_documents + qa.valid_documents == 60 and qa.valid_documents > 0 and qa.valid_tokens > 0
+    assert (prose.valid_prefix, prose.valid_tokens, prose.train_documents) == (None, 0, 20)
+
+
+def test_each_missing_or_resized_file_is_named(prepared: Path) -> None:
+    (prepared / "qa.valid.idx").unlink()
+    with (prepared / "prose.train.bin").open("ab") as stream:
+        stream.write(b"\0\0")
+    with pytest.raises(InputError) as caught:
+        mixture.read_prepared(prepared)
+    assert [problem.where for problem in caught.value.problems] == [str(prepared / "qa.valid.idx"), str(prepared / "prose.train.bin")]
+
+
+@pytest.mark.parametrize("prefix", ["../corpus/qa", "/", "/etc/passwd", "..", "other"])
+def test_prefix_out_of_the_folder_is_refused(prepared: Path, prefix: str) -> None:
+    values = json.loads((prepared / "manifest.json").read_text())
+    values["sources"][0]["train_prefix"] = prefix
+    (prepared / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"sources.qa: found prefix"):
+        mixture.read_prepared(prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"kind": "run"}, "kind"), ({"tokenizer": {}}, "tokenizer.sha256"), ({"sources": 3}, "sources")],
+)
+def test_wrong_manifest_is_named_by_key(prepared: Path, change: dict, key: str) -> None:
+    values = json.loads((prepared / "manifest.json").read_text())
+    (prepared / "manifest.json").write_text(json.dumps(values | change))
+    with pytest.raises(InputError, match=f"manifest.json:{key}: found"):
+        mixture.read_prepared(prepared)
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"No such file.*run prism prepare"):
+        mixture.read_prepared(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        mixture.read_prepared(tmp_path)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.core.errors import EnvironmentFault, InputError
+from megatron_prism.data import indexed, mixture, tokenize
+from megatron_prism.jobs import prepare
+
+
+def nothing_left(config) -> bool:
+    return not list(config.out.parent.glob("out*"))
+
+
+def test_manifest_tells_what_was_written(make_config: Callable, tokenizer_folder: Path, corpus: Path) -> None:
+    config = make_config(qa={"valid_percent": 20.0}, tokens=1000)
+    result = prepare.run(config)
+    manifest = json.loads((config.out / "manifest.json").read_text())
+    assert manifest["kind"] == "prepared"
+    assert manifest["tokenizer"] == {
+        "path": str(tokenizer_folder),
+        "sha256": hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest(),
+        "vocab_size": 384,
+        "eos_id": 2,
+    }
+    files = {name: facts for source in manifest["sources"] for name, facts in source["files"].items()}
+    assert sorted([*files, "manifest.json"]) == sorted(path.name for path in config.out.iterdir())
+    for name, facts in files.items():
+        data = (config.out / name).read_bytes()
+        assert facts == {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert set(manifest["inputs"]) == {str(corpus / "qa.jsonl"), str(corpus / "prose.txt"),
+                                       str(tokenizer_folder / "tokenizer.json"), str(tokenizer_folder / "tokenizer_config.json")}
+    blend = manifest["blend"]
+    assert blend["tokens"] == 1000 == sum(part["tokens"] for part in blend["sources"])
+    assert [(part["name"], part["tokens"], part["share"]) for part in blend["sources"]] == [("qa", 700, 0.7), ("prose", 300, 0.3)]
+    for source, part in zip(result["sources"], blend["sources"], strict=True):
+        assert part.items() <= source.items()
+        assert part["epochs"] == part["tokens"] / source["train_tokens"]
+        assert indexed.verify(config.out / source["train_prefix"]).num_tokens == source["train_tokens"]
+    assert not list(config.out.parent.glob("out.*"))
+
+
+def test_no_budget_is_what_the_scarcest_source_gives(make_config: Callable) -> None:
+    epochs = [part["epochs"] for part in prepare.run(make_config())["sources"]]
+    assert max(epochs) <= 1 and max(epochs) > 0.99
+
+
+def test_text_comes_back_from_the_files(make_config: Callable, corpus: Path, tokenizer_folder: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from tokenizers import Tokenizer
+
+    config = make_config()
+    prepare.run(config)
+    decode = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json")).decode
+    documents = IndexedDataset(str(config.out / "qa.train"))
+    records = [json.loads(line) for line in (corpus / "qa.jsonl").read_text().splitlines()]
+    assert [decode(document.tolist()) for document in documents[:]] == [f"{record['question']}\n{record['answer']}" for record in records]
+    assert all(document[-1] == 2 for document in documents[:])
+
+
+def test_bytes_are_those_of_any_number_of_workers(make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "BATCH_CHARS", 500)
+    configs = [make_config(qa={"valid_percent": 20.0}, out=tmp_path / f"w{count}", num_workers=count) for count in (1, 2)]
+    one, two = ([source["files"] for source in prepare.run(config)["sources"]] for config in configs)
+    assert one == two
+
+
+def test_second_run_is_idempotent(make_config: Callable) -> None:
+    config = make_config(qa={"valid_percent": 20.0})
+    first = prepare.run(config)
+    before = {path.name: path.stat().st_mtime_ns for path in config.out.iterdir()}
+    assert prepare.run(make_config(qa={"valid_percent": 20.0}, num_workers=2)) == first
+    assert {path.name: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
+
+
+def test_out_that_holds_anything_else_is_refused(make_config: Callable, corpus: Path) -> None:
+    config = make_config()
+    config.out.mkdir()
+    prepare.run(config)  # an empty folder is free
+    with pytest.raises(InputError, match="another config"):
+        prepare.run(make_config(tokens=5))
+    (corpus / "qa.jsonl").write_text((corpus / "qa.jsonl").read_text().replace("odd", "add"))
+    with pytest.raises(InputError, match=r"prepared before .*qa.jsonl changed"):
+        prepare.run(config)
+    (config.out / "qa.train.bin").unlink()
+    with pytest.raises(InputError, match=r"qa.train.bin: found no such file"):
+        prepare.run(config)
+    (config.out / "manifest.json").unlink()
+    with pytest.raises(InputError, match="files that prepare did not write"):
+        prepare.run(config)
+
+
+def test_dry_run_plans_from_the_config_alone(make_config: Callable) -> None:
+    config = make_config(qa={"path": ("absent/*.jsonl",)}, tokenizer=Path("absent"), tokens=27 * 10**9)
+    result = prepare.run(config, dry_run=True)
+    assert result["sources"] == [
+        {"name": "qa", "weight": 70.0, "tokens": 18_900_000_000, "share": 0.7, "epochs": None},
+        {"name": "prose", "weight": 30.0, "tokens": 8_100_000_000, "share": 0.3, "epochs": None},
+    ]
+    assert [part["tokens"] for part in prepare.run(make_config(), dry_run=True)["sources"]] == [None, None]
+    assert nothing_left(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"qa": {"weight": 60.0}}, "sum to 90"),
+        ({"prose": {"name": "qa"}}, r"sources.1.name: found 'qa'"),
+        ({"qa": {"path": ("absent.jsonl",)}}, "sources.0.path: found no file at 'absent.jsonl'"),
+        ({"tokenizer": Path("absent")}, "tokenizer: found no file absent/tokenizer.json"),
+        ({"num_workers": 0}, "num_workers: found 0"),
+        ({"qa": {"valid_percent": 99.999}}, "no train document"),
+    ],
+)
+def test_wrong_config_is_refused(make_config: Callable, changes: dict, match: str) -> None:
+    config = make_config(**changes)
+    with pytest.raises(InputError, match=match):
+        prepare.run(config)
+    assert nothing_left(config)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_bad_record_is_refused_or_counted(make_config: Callable, corpus: Path, num_workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    with (corpus / "qa.jsonl").open("ab") as stream:
+        stream.write(b'{"question": \n{"question": "\xff", "answer": 1}\n')
+    config = make_config(num_workers=num_workers)
+    with pytest.raises(InputError, match=r"qa.jsonl:61: found a line that is not JSON"):
+        prepare.run(config)
+    assert nothing_left(config)
+    if num_workers == 1:
+        result = prepare.run(make_config(on_bad_record="skip"))
+        assert [(source["train_documents"], source["skipped_records"]) for source in result["sources"]] == [(60, 2), (20, 0)]
+        assert "qa.jsonl:61" in caplog.text and "2 bad records skipped" in caplog.text
+
+
+@pytest.mark.parametrize(("content", "skip"), [("", False), ("\n\n", False), ("{}\n", True)])
+def test_empty_source_is_refused(make_config: Callable, corpus: Path, content: str, skip: bool) -> None:
+    (corpus / "qa.jsonl").write_text(content)
+    config = make_config(on_bad_record="skip" if skip else "error")
+    with pytest.raises(InputError, match=r"sources.qa.path: found no train document in .*qa.jsonl"):
+        prepare.run(config)
+    assert nothing_left(config)
+
+
+def test_full_disk_is_an_environment_fault_and_leaves_nothing(make_config: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = make_config()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match=r"/out.*No space left on device") as caught:
+        prepare.run(config)
+    assert caught.value.exit_code == 4
+    assert nothing_left(config)
+
+
+def test_leftovers_of_a_killed_run_go_and_those_of_a_live_one_stay(make_config: Callable) -> None:
+    import socket
+
+    config = make_config()
+    dead, live, other = (config.out.with_name(f"out.tmp-{host}-{pid}") for host, pid in
+                         ((socket.gethostname(), 2**22 + 1), (socket.gethostname(), os.getppid()), ("elsewhere", 2**22 + 1)))
+    for folder in (dead, live, other):
+        folder.mkdir()
+    prepare.run(config)
+    assert not dead.exists() and live.exists() and other.exists()
+
+
+def test_held_out_files_are_written_apart(make_config: Callable, corpus: Path) -> None:
+    (corpus / "valid.txt").write_text("one\n\ntwo")
+    config = make_config(prose={"valid_path": (str(corpus / "valid.txt"),)})
+    prepare.run(config)
+    assert mixture.read_prepared(config.out).sources[1].valid_documents == 2
+    (corpus / "valid.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"sources.prose.valid_path: found no valid document"):
+        prepare.run(make_config(prose={"valid_path": (str(corpus / "valid.txt"),)}, out=config.out.with_name("other")))
+
+
+def test_import_brings_in_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "tokenizers", "megatron.core")
+    code = f"import sys, megatron_prism.jobs.prepare; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
