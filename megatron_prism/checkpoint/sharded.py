@@ -121,4 +121,5 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
     except BaseException as error:  # torch's CheckpointException is no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        raise CheckpointError(Problem(str(checkpoint.state), f"{type(error).__name__}: {error}", "a whole checkpoint of this architecture")) from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
+        raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error

@@ -81,7 +81,8 @@ class BatchConfig(Section):
 class ParallelConfig(Section):
     """The rank grid; data parallelism is what the world size leaves over.
 
-    vpp is the number of model chunks a pipeline rank holds (interleaved 1F1B); None means one.
+    vpp is the number of model chunks a pipeline rank holds (interleaved 1F1B); None means one. distributed_optimizer
+    shards the optimizer over data parallelism; a run keeps it as it began.
     """
 
     tp: int = 1
@@ -89,7 +90,7 @@ class ParallelConfig(Section):
     cp: int = 1
     vpp: int | None = None
     sequence_parallel: bool = False
-    distributed_optimizer: bool = False
+    distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
 

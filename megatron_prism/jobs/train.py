@@ -38,7 +38,14 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     raise_problems(check_train(config, world_size))
     model, prepared = origin_model(config), mixture.read_prepared(config.data.prepared)
     weights = _weights(config, prepared)
-    raise_problems([*check_model(model, config), *_check_tokenizer(config, model, prepared), *check_weights(weights, "data.weights")])
+    raise_problems(
+        [
+            *check_model(model, config),
+            *_check_tokenizer(config, model, prepared),
+            *check_weights(weights, "data.weights"),
+            *_check_resume(config),
+        ]
+    )
     tokens_per_step = config.batch.global_size * config.data.seq_length
     available = {source.name: source.train_tokens for source in prepared.sources}
     flops = flops_per_token(model, config.data.seq_length)
@@ -96,6 +103,21 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.
     if tokenize.load(assets, need_eos=False).sha256 != prepared.tokenizer_sha256:
         return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
     return []
+
+
+def _check_resume(config: TrainConfig) -> list[Problem]:
+    """A resumed run may change its grid, its batch and its length, but not what its optimizer's state looks like."""
+    if not is_started(config):
+        return []
+    last = folder.read(config.run_dir)
+    problems = []
+    for key, now in (("parallel.distributed_optimizer", config.parallel.distributed_optimizer), ("precision", config.precision)):
+        then = last.facts["parallel"]["distributed_optimizer"] if "." in key else last.facts["precision"]
+        if now != then:
+            problems.append(Problem(key, str(now), f"{then}, as in the checkpoint {last.root} that the run goes on from"))
+    if last.step > config.steps:
+        problems.append(Problem("steps", str(config.steps), f"at least {last.step}, which the run has done"))
+    return problems
 
 
 def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -231,7 +253,7 @@ def _save(config: TrainConfig, model: ModelConfig, chunks: Any, optimizer: Any, 
     checkpoints = config.run_dir / CHECKPOINTS
     tokens = origin.tokens + step * config.batch.global_size * config.data.seq_length
     facts = folder.describe(
-        model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=to_dict(config.parallel), seed=config.seed
+        model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=to_dict(config.parallel), precision=config.precision
     )
     sharded.save(checkpoints / f"step_{step:08d}", sharded.training_state(chunks, optimizer, groups, is_loading=False), facts, origin, groups)
     if groups.rank == 0:

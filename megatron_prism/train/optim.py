@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
 from megatron_prism.models.build import DTYPES
 from megatron_prism.parallel import compat

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 TOLERANCE = 1e-5
-TWO = {
+TWO: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
     "tp2_sp": {"tp": 2, "sequence_parallel": True},
     "pp2": {"pp": 2},
     "pp2_interleaved": {"pp": 2, "vpp": 2},
+    "dp2_plain": {"distributed_optimizer": False},
     "dp2": {},
-    "dp2_distopt": {"distributed_optimizer": True},
-    "dp2_distopt_overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
 CONTROLS = {
@@ -37,7 +37,7 @@ def results(gang: Any) -> dict[str, Any]:
     one = [case("single", {}), case("recompute", {}, **recompute)]
     two = [case(name, parallel) for name, parallel in TWO.items()]
     two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
-    two += [case("dp2_bf16", {"distributed_optimizer": True}, precision="bf16")]
+    two += [case("dp2_bf16", {}, precision="bf16")]
     return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
 
 

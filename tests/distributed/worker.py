@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.jobs import train
-from megatron_prism.parallel import groups
+from megatron_prism.parallel import compat, groups
 
 
 def main(folder: Path) -> None:
@@ -25,6 +25,9 @@ def main(folder: Path) -> None:
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
         config = build(case["config"], TrainConfig, lambda key: str(key))
+        if case["start_from"] and dist.get_rank() == 0:
+            start_from(config.run_dir, case["start_from"])
+        dist.barrier()
         with fault(case["control"]), groups.grid(config.parallel, config.seed) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))
@@ -49,9 +52,16 @@ def summary(run_dir: Path) -> dict[str, Any]:
 @contextmanager
 def fault(name: str | None) -> Iterator[None]:
     """Build a known fault into the trainer: a parity test must see it."""
+    if name is None:
+        yield
+        return
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
     from megatron_prism.models import build as models
     from megatron_prism.models import norm
 
+    compat.distributed_optimizer_with_torch_adamw()
+    kept_load = DistributedOptimizer.load_state_dict
     kept = models.transformer_config, norm.LocalNorm.__init__, models.mask_padded_vocabulary
     if name == "batched_p2p":
 
@@ -70,16 +80,33 @@ def fault(name: str | None) -> Iterator[None]:
         norm.LocalNorm.__init__ = unmarked  # type: ignore[method-assign]
     elif name == "unmasked_vocabulary":
         models.mask_padded_vocabulary = lambda *args: None
+    elif name == "shared_step":
+
+        def load_sharing_step(self: Any, state_dict: Any) -> None:
+            kept_load(self, state_dict)
+            states = [state for state in self.optimizer.state.values() if "step" in state]
+            for state in states:
+                state["step"] = states[0]["step"]
+
+        DistributedOptimizer.load_state_dict = load_sharing_step
     try:
         yield
     finally:
         models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
         norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
+        DistributedOptimizer.load_state_dict = kept_load
 
 
-def fingerprint(path: Path) -> str:
-    """Return the sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def start_from(run_dir: Path, other: dict[str, Any]) -> None:
+    """Make a run folder look as if the run `other["run_dir"]` had been killed after its checkpoint of step `other["step"]`."""
+    from megatron_prism.checkpoint import folder
+
+    shutil.copytree(other["run_dir"], run_dir)
+    name = f"step_{other['step']:08d}"
+    for path in (run_dir / "checkpoints").glob("step_*"):
+        if path.name != name:
+            shutil.rmtree(path)
+    folder.point_latest(run_dir / "checkpoints", name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""A run killed after step 5 and started again is the uninterrupted run: bit for bit on the same ranks, to 1e-5 on others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SAVE = {"save": {"interval": 5, "keep_last": 9}}
+WHOLE: dict[str, dict[str, Any]] = {
+    "dp2_plain": {"distributed_optimizer": False},
+    "dp2": {"overlap_grad_reduce": True, "overlap_param_gather": True},
+    "tp2": {"tp": 2},
+}
+# (a run killed after step 5, the grid it goes on with)
+RESHARDED = {
+    "tp2 to dp2": ("tp2", {}),
+    "dp2 to pp2 interleaved": ("dp2", {"pp": 2, "vpp": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(gang: Any) -> dict[str, Any]:
+    cases = [{"name": name, "config": {"parallel": parallel, **SAVE}} for name, parallel in WHOLE.items()]
+    return gang(2, [*cases, {"name": "bf16", "config": {"parallel": {}, "precision": "bf16", **SAVE}}])
+
+
+@pytest.fixture(scope="module")
+def resumed(gang: Any, whole: dict[str, Any]) -> dict[str, Any]:
+    def again(name: str, run: str, parallel: dict[str, Any], control: str | None = None, **config: Any) -> dict[str, Any]:
+        start = {"run_dir": whole[run]["run_dir"], "step": 5}
+        return {"name": name, "config": {"parallel": parallel, **SAVE, **config}, "start_from": start, "control": control}
+
+    cases = [again(name, name, parallel) for name, parallel in WHOLE.items()]
+    cases += [again("bf16", "bf16", {}, precision="bf16")]
+    cases += [again(name, run, parallel) for name, (run, parallel) in RESHARDED.items()]
+    cases += [again("control", "dp2", WHOLE["dp2"], control="shared_step")]
+    return gang(2, cases)
+
+
+def weights(run_dir: str) -> dict[str, torch.Tensor]:
+    """Return every tensor of a run's last checkpoint, the optimizer's too."""
+    from megatron_prism.checkpoint import folder, stream
+
+    reader = stream.TensorReader(folder.read(Path(run_dir)).state)
+    return {key: reader.read(key, shape) for key, shape in reader.shapes().items()}
+
+
+@pytest.mark.parametrize("run", [*WHOLE, "bf16"])
+def test_resume_is_bit_equal(whole: dict[str, Any], resumed: dict[str, Any], run: str) -> None:
+    assert len(resumed[run]["loss"]) == 10
+    assert resumed[run]["loss"] == whole[run]["loss"]
+    assert resumed[run]["grad_norm"] == whole[run]["grad_norm"]
+    ours, theirs = weights(resumed[run]["run_dir"]), weights(whole[run]["run_dir"])
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg_sq" in key for key in ours)
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_resume_on_another_layout(whole: dict[str, Any], resumed: dict[str, Any], name: str) -> None:
+    run, _ = RESHARDED[name]
+    for metric in ("loss", "grad_norm"):
+        assert resumed[name][metric][5:] == pytest.approx(whole[run][metric][5:], abs=1e-5)
+
+
+def test_control_is_seen(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """One step counter shared by all parameters, as Megatron-Core restores it beside torch's AdamW, moves the losses."""
+    found, right = resumed["control"]["loss"], whole["dp2"]["loss"]
+    assert found[:6] == right[:6]  # step 6 still runs on the restored weights
+    assert max(abs(a - b) for a, b in zip(found[6:], right[6:], strict=True)) > 1e-4
+
+
+def test_a_finished_run_is_left_alone(whole: dict[str, Any], gang: Any) -> None:
+    """Started once more, a run at its last step trains nothing and keeps its checkpoint and metrics."""
+    run_dir = Path(whole["dp2"]["run_dir"])
+    before = (run_dir / "metrics.jsonl").read_text(), (run_dir / "checkpoints" / "latest").read_text()
+    gang(2, [{"name": "again", "config": {"run_dir": str(run_dir), "parallel": WHOLE["dp2"], **SAVE}}])
+    assert ((run_dir / "metrics.jsonl").read_text(), (run_dir / "checkpoints" / "latest").read_text()) == before
+    assert json.loads((run_dir / "manifest.json").read_text())["kind"] == "run"
