@@ -192,6 +192,7 @@ def _quiet_megatron() -> None:
     """Drop what is no news on a host: missing GPU packages, and the guard against drawing from the host's generator,
     which here IS the 'CUDA' one."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core\.")
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core\.|torch\.distributed\.")
     guard = logging.getLogger("megatron.core.tensor_parallel.random")
     guard.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())

@@ -1,0 +1,44 @@
+"""Import or export a folder and print the memory it took beyond the interpreter's, in bytes: peak.py JOB SOURCE TARGET TINY.
+
+The peak is Linux's own (VmHWM), reset once everything is imported and a tiny model has gone the same way:
+ru_maxrss would begin with the peak of the parent process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from megatron_prism.checkpoint import hf
+from megatron_prism.core import log
+from megatron_prism.jobs import convert
+
+
+def status_bytes(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def run(job: str, source: Path, target: Path) -> object:
+    if job == "import":
+        return convert.run_import(source, target, dry_run=False)
+    if job == "export":
+        return convert.run_export(source, target, dry_run=False)
+    return [hf.read_tensor(source, place) for shard in hf.open_shards(source) for place in shard.tensors]  # the control: all at once
+
+
+def main(job: str, source: Path, target: Path, tiny: Path) -> None:
+    log.setup()
+    torch.set_num_threads(1)
+    run(job, tiny, target.with_name(target.name + "-tiny"))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = status_bytes("VmRSS")
+    kept = run(job, source, target)
+    print(status_bytes("VmHWM") - before)
+    del kept
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:5]))

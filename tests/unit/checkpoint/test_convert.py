@@ -1,0 +1,292 @@
+"""Conversion: the arithmetic is its own inverse, every folder that does not hold is refused by name, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from megatron_prism.checkpoint import hf, layout, stream
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.families import find
+from megatron_prism.jobs import convert
+
+SHARD = "model-00001-of-00002.safetensors"
+QUERY, NORM = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.input_layernorm.weight"
+PEAK = Path(__file__).with_name("peak.py")
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    groups, queries, head = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.sampled_from([2, 6]))
+    sizes = {name: draw(st.integers(1, 9)) for name in ("hidden_size", "ffn_hidden_size", "vocab_size", "num_layers")}
+    return ModelConfig(family="llama", num_attention_heads=groups * queries, num_query_groups=groups, kv_channels=head,
+                       max_position_embeddings=8, tie_word_embeddings=draw(st.booleans()), **sizes)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(model=models(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_unpack_is_the_inverse_of_pack(model: ModelConfig, dtype: torch.dtype) -> None:
+    for rule in find.rules(model):
+        parts = [torch.randn(shape).to(dtype) for _, shape in rule.hf]
+        packed = layout.pack(rule, parts, model)
+        assert (packed.shape, packed.dtype) == (rule.shape, dtype)
+        back = layout.unpack(rule, packed, model)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(back, parts, strict=True))
+        again = layout.pack(rule, back, model)
+        assert torch.equal(again, packed)
+
+
+@given(model=models())
+def test_rows_of_a_group_lie_together(model: ModelConfig) -> None:
+    """Group g holds its queries, then its key, then its value: each row is filled with the head it came from."""
+    rule = next(rule for rule in find.rules(model) if rule.op == "qkv")
+    groups, head, heads = model.num_query_groups, model.kv_channels, model.num_attention_heads
+    parts = [(start + torch.arange(count)).repeat_interleave(head)[:, None].expand(-1, model.hidden_size)
+             for start, count in ((0, heads), (100, groups), (200, groups))]  # fmt: skip
+    found = layout.pack(rule, parts, model)[::head, 0].tolist()
+    each = heads // groups
+    assert found == [row for group in range(groups) for row in (*range(group * each, (group + 1) * each), 100 + group, 200 + group)]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def test_export_is_the_folder_that_was_imported(pristine: Path, tmp_path: Path) -> None:
+    result = convert.run_export(pristine / "ckpt", tmp_path / "out", dry_run=False)
+    assert files(tmp_path / "out") == files(pristine / "hf")
+    assert result["tensors"] == 21 and result["files"] == [SHARD, SHARD.replace("1-of", "2-of")]
+
+
+def tensors(root: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in root.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def test_without_the_kept_headers_export_lays_out_a_folder_of_its_own(pristine: Path, ckpt_root: Path, tmp_path: Path) -> None:
+    (ckpt_root / "shards.json").unlink()
+    (ckpt_root / "hf" / "model.safetensors.index.json").unlink()
+    convert.run_export(ckpt_root, tmp_path / "out", dry_run=False)
+    found, wanted = tensors(tmp_path / "out"), tensors(pristine / "hf")
+    assert (tmp_path / "out" / hf.SINGLE).is_file() and found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_dry_run_checks_and_writes_nothing(hf_root: Path, ckpt_root: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert convert.run_import(hf_root, tmp_path / "out", dry_run=True)["written"] is False
+    assert convert.run_export(ckpt_root, tmp_path / "out", dry_run=True)["parameters"] == 16_400
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def edit_json(file: str, **changes: Any) -> Callable[[Path], None]:
+    """Return a change to a JSON file; a value of None removes its key."""
+
+    def edit(root: Path) -> None:
+        values = json.loads((root / file).read_text()) | changes
+        (root / file).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return edit
+
+
+def edit_shard(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    """Return a change to the first shard's tensors, with the index kept in step."""
+
+    def edit(root: Path) -> None:
+        found, index = load_file(root / SHARD), json.loads((root / hf.INDEX).read_text())
+        change(found)
+        save_file(found, root / SHARD)
+        others = {name: file for name, file in index["weight_map"].items() if file != SHARD}
+        (root / hf.INDEX).write_text(json.dumps({"weight_map": others | dict.fromkeys(found, SHARD)}))
+
+    return edit
+
+
+def rewrite(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        path = root / file
+        path.write_bytes(change(path.read_bytes() if path.is_file() else b""))
+
+    return edit
+
+
+def link_out(root: Path) -> None:
+    (root.parent / "secret").write_text("secret")
+    (root / "notes.txt").symlink_to(root.parent / "secret")
+
+
+Edit = Callable[[Path], Any]
+CONFIG_KEYS: dict[str, dict[str, Any]] = {
+    "attention_bias": {"attention_bias": True},
+    "mlp_bias": {"mlp_bias": True},
+    "hidden_act": {"hidden_act": "gelu"},
+    "rope_parameters.rope_type": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "rope_scaling": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+    "architectures": {"architectures": ["Qwen2ForCausalLM"]},
+    "hidden_size": {"hidden_size": None},
+    "vocab_size": {"vocab_size": "390"},
+    "num_attention_heads": {"num_attention_heads": 0},
+    "num_query_groups": {"num_key_value_heads": 3},
+    "rope_": {"rope_parameters": "default"},
+}
+REFUSED: list[tuple[str, Edit, list[str]]] = [
+    *((f"config {key}", edit_json("config.json", **change), [f"config.json:{key}"]) for key, change in CONFIG_KEYS.items()),
+    ("config heads as text", edit_json("config.json", num_attention_heads="4"), ["config.json:num_attention_heads"]),
+    ("no config", lambda root: (root / "config.json").unlink(), ["config.json: found no such file"]),
+    ("config of no object", rewrite("config.json", lambda _: b"[]"), ["config.json: found damaged JSON"]),
+    ("config cut off", rewrite("config.json", lambda data: data[:20]), ["config.json: found damaged JSON"]),
+    ("config of bytes", rewrite("config.json", lambda _: b"\xff"), ["config.json: found damaged JSON"]),
+    ("missing tensor", edit_shard(lambda found: found.pop(QUERY)), [f"hf: {QUERY}: found no such tensor"]),
+    ("extra tensor", edit_shard(lambda found: found.update({"lm_head.bias": torch.ones(2)})), ["hf: lm_head.bias: found an extra tensor"]),
+    ("wrong shape", edit_shard(lambda found: found.update({QUERY: torch.ones(8, 16)})), [f"hf: {QUERY}: found shape [8, 16]; required shape [16, 16]"]),
+    ("transposed", edit_shard(lambda found: found.update({NORM: torch.ones(1, 16)})), [f"hf: {NORM}: found shape [1, 16]"]),
+    ("all three", edit_shard(lambda found: (found.pop(QUERY), found.update({"x": torch.ones(1), NORM: torch.ones(2)}))), [QUERY, "hf: x", NORM]),
+    ("mixed dtypes", edit_shard(lambda found: found.update({QUERY: found[QUERY].half()})), [f"hf: {QUERY}: found parts of dtypes"]),
+    ("shard cut off", rewrite(SHARD, lambda data: data[:-1]), [f"{SHARD}: found", "truncated"]),
+    ("shard absent", lambda root: (root / SHARD).unlink(), [f"{SHARD}: found no such file"]),
+    ("tokenizer beyond the model", edit_json("config.json", vocab_size=383), ["tokenizer.json: found token id 383", "hf: lm_head.weight"]),
+    ("tokenizer cut off", rewrite("tokenizer.json", lambda data: data[:100]), ["tokenizer.json: found"]),
+    ("link out of the folder", link_out, ["notes.txt: found a link out of the folder"]),
+]
+
+
+@pytest.mark.parametrize(("edit", "named"), [(edit, named) for _, edit, named in REFUSED], ids=[name for name, _, _ in REFUSED])
+def test_a_folder_that_does_not_hold_is_refused_by_name(hf_root: Path, edit: Edit, named: list[str]) -> None:
+    edit(hf_root)
+    before = sorted(hf_root.parent.iterdir())
+    with pytest.raises(InputError) as caught:
+        convert.run_import(hf_root, hf_root.parent / "out", dry_run=False)
+    assert all(str(hf_root) in problem.where for problem in caught.value.problems)
+    assert not [name for name in named if name not in str(caught.value)], str(caught.value)
+    assert sorted(hf_root.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["absent", "a file"])
+def test_a_source_that_is_no_folder_is_refused(hf_root: Path, tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "absent" if kind == "absent" else hf_root / SHARD
+    with pytest.raises(InputError, match=f"{source}"):
+        convert.run_import(source, tmp_path / "out", dry_run=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
+    """Return a change to the tensors of a checkpoint's state."""
+
+    def edit(root: Path) -> None:
+        reader = stream.TensorReader(root / "state")
+        found = {key: reader.read(key, shape) for key, shape in reader.shapes().items()}
+        change(found)
+        for path in (root / "state").iterdir():
+            path.unlink()
+        specs = [stream.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
+        stream.write_tensors(root / "state", specs, found.__getitem__)
+
+    return edit
+
+
+FINAL = "decoder.final_layernorm.weight"
+DAMAGED: list[tuple[str, Edit, list[str]]] = [
+    ("no prism.json", lambda root: (root / "prism.json").unlink(), ["no prism.json"]),
+    ("no metadata", lambda root: (root / "state" / ".metadata").unlink(), ["state: found"]),
+    ("missing tensor", edit_state(lambda found: found.pop(FINAL)), [f"state: {FINAL}: found no such tensor"]),
+    ("extra tensor", edit_state(lambda found: found.update({"x": torch.ones(2)})), ["state: x: found a model tensor without a rule"]),
+    ("wrong shape", edit_state(lambda found: found.update({FINAL: torch.ones(15)})), [f"state: {FINAL}: found shape [15]"]),
+    ("padded, and no vocabulary", edit_state(lambda found: found.update({FINAL: torch.ones(17)})), [f"state: {FINAL}: found shape [17]"]),
+    ("tensors cut off", rewrite("state/__0_0.distcp", lambda data: data[: len(data) // 2]), ["state: ", ": found"]),
+    ("tensors absent", lambda root: (root / "state" / "__0_0.distcp").unlink(), ["state: ", "embedding.word_embeddings.weight"]),
+    ("headers cut off", rewrite("shards.json", lambda data: data[:-9]), ["shards.json: found"]),
+    ("headers of no list", rewrite("shards.json", lambda _: b"{}"), ["shards.json: "]),
+    ("headers that leave the folder", lambda root: (root / "shards.json").write_text((root / "shards.json").read_text().replace(SHARD, "../a")), ["shards.json"]),
+    ("no files of Hugging Face", lambda root: shutil.rmtree(root / "hf"), ["hf"]),
+]
+
+
+@pytest.mark.parametrize(("edit", "named"), [(edit, named) for _, edit, named in DAMAGED], ids=[name for name, _, _ in DAMAGED])
+def test_a_checkpoint_that_does_not_hold_is_refused_by_name(ckpt_root: Path, edit: Edit, named: list[str]) -> None:
+    edit(ckpt_root)
+    with pytest.raises(InputError) as caught:
+        convert.run_export(ckpt_root, ckpt_root.parent / "out", dry_run=False)
+    assert not [name for name in named if name not in str(caught.value)], str(caught.value)
+    assert [path.name for path in ckpt_root.parent.iterdir()] == ["ckpt"]
+
+
+def test_vocabulary_rows_that_only_pad_are_dropped(pristine: Path, ckpt_root: Path, tmp_path: Path) -> None:
+    def pad(found: dict[str, torch.Tensor]) -> None:
+        for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            found[key] = torch.cat([found[key], torch.ones(122, 16)])
+
+    edit_state(pad)(ckpt_root)
+    convert.run_export(ckpt_root, tmp_path / "out", dry_run=False)
+    assert files(tmp_path / "out") == files(pristine / "hf")
+
+
+@pytest.mark.parametrize("job", ["import", "export"])
+def test_an_output_that_is_there_stays_as_it_is(pristine: Path, tmp_path: Path, job: str) -> None:
+    run = (lambda out: convert.run_import(pristine / "hf", out, False)) if job == "import" else (lambda out: convert.run_export(pristine / "ckpt", out, False))
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "empty")
+    assert any((tmp_path / "empty").iterdir())
+    before = {path: path.read_bytes() for path in (tmp_path / "empty").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="found an existing output"):
+        run(tmp_path / "empty")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()])
+@pytest.mark.parametrize("job", ["import", "export"])
+def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, error: BaseException) -> None:
+    calls = iter(range(100))
+
+    def dies(*args: Any) -> Any:
+        if next(calls) == 5:
+            raise error
+        return whole(*args)
+
+    whole = hf.read_tensor if job == "import" else hf.write_tensor
+    monkeypatch.setattr(hf, "read_tensor" if job == "import" else "write_tensor", dies)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - torch wraps what its writer meets
+        convert.run_import(pristine / "hf", tmp_path / "out", False) if job == "import" else convert.run_export(pristine / "ckpt", tmp_path / "out", False)
+    assert not isinstance(caught.value, (AssertionError, StopIteration)) and next(calls) > 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def large(make_folder: Callable[..., Path], pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of six shards of 30 MB, a layer each, and its checkpoint."""
+    root = tmp_path_factory.mktemp("large")
+    sizes = {"hidden_size": 1024, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 500}
+    make_folder(root / "hf", sizes, 6)
+    convert.run_import(root / "hf", root / "ckpt", dry_run=False)
+    return root
+
+
+def peak_bytes(job: str, source: Path, target: Path, tiny: Path) -> int:
+    done = subprocess.run([sys.executable, str(PEAK), job, str(source), str(target), str(tiny)], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"MALLOC_ARENA_MAX": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("job", ["import", "export"])
+def test_a_conversion_holds_less_than_two_shards(large: Path, pristine: Path, tmp_path: Path, job: str) -> None:
+    source = "hf" if job == "import" else "ckpt"
+    shard_bytes = max(path.stat().st_size for path in (large / "hf").glob("*.safetensors"))
+    assert 25e6 < shard_bytes < 40e6
+    assert peak_bytes(job, large / source, tmp_path / "out", pristine / source) < 2 * shard_bytes
+
+
+def test_the_measure_sees_a_model_held_at_once(large: Path, pristine: Path, tmp_path: Path) -> None:
+    whole_bytes = sum(path.stat().st_size for path in (large / "hf").glob("*.safetensors"))
+    assert peak_bytes("control", large / "hf", tmp_path / "out", pristine / "hf") > 0.9 * whole_bytes

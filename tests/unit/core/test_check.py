@@ -1,0 +1,159 @@
+"""Every problem that the checks know: one change to a valid config each, named by its key."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_prism.core import check
+from megatron_prism.core.config import Llama3Rope, ModelConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import build, to_dict
+
+MODEL = ModelConfig(family="llama", num_layers=5, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, num_query_groups=2,
+                    kv_channels=16, vocab_size=390, max_position_embeddings=128)  # fmt: skip
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
+    for key, value in changes.items():
+        part, names = values, key.split(".")
+        for name in names[:-1]:
+            part = part.setdefault(name, {})
+        part[names[-1]] = value
+    return build(values, TrainConfig, str)
+
+
+def keys(problems: list[Problem]) -> list[str]:
+    return [problem.where for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size"),
+    [({}, 1), ({}, 4), ({"parallel": {"tp": 2, "pp": 2, "sequence_parallel": True}}, 4), ({"parallel": {"pp": 2, "vpp": 2}}, 2),
+     ({"schedule": {"kind": "wsd", "wsd_decay_steps": 10}}, 1), ({"recompute": {"granularity": "full", "num_layers": 2}}, 1),
+     ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": True}}, 2),
+     ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1), ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1)],
+)  # fmt: skip
+def test_a_config_that_holds_has_no_problem(values: dict, changes: dict, world_size: int) -> None:
+    config = changed(values, changes)
+    assert check.check_train(config, world_size) == [] == check.check_model(MODEL, config)
+
+
+POSITIVE = ["steps", "data.seq_length", "batch.global_size", "batch.micro_size", "parallel.tp", "parallel.pp", "parallel.cp",
+            "log.interval", "save.keep_last", "validation.sequences"]  # fmt: skip
+NOT_NEGATIVE = ["data.num_workers", "save.interval", "validation.interval", "schedule.warmup_steps"]
+REAL = ["optimizer.lr", "optimizer.weight_decay", "optimizer.clip_grad"]
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in POSITIVE for value in (0, -1)] + [(key, -1) for key in NOT_NEGATIVE + REAL] + [(key, NAN) for key in REAL]
+    + [(f"optimizer.{beta}", value) for beta in ("beta1", "beta2") for value in (1.0, -0.1, NAN)]
+    + [("optimizer.eps", value) for value in (0.0, -1e-8, NAN)] + [("schedule.final_factor", value) for value in (-0.1, 1.1, NAN)]
+    + [("optimizer.lr", float("inf")), ("seed", -1), ("seed", 2**32), ("log.peak_tflops", -1.0)],
+)  # fmt: skip
+def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) -> None:
+    assert key in keys(check.check_train(changed(values, {key: value}), 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "key"),
+    [
+        ({"parallel": {"tp": 2}}, 3, "parallel"),
+        ({"parallel": {"tp": 2, "pp": 2}}, 2, "parallel"),
+        ({"batch.global_size": 6}, 2, "batch.global_size"),
+        ({"batch.global_size": 1}, 1, "batch.global_size"),
+        ({"parallel.cp": 2}, 2, "parallel.cp"),
+        ({"parallel.sequence_parallel": True}, 2, "parallel.sequence_parallel"),
+        ({"parallel": {"tp": 2, "sequence_parallel": True}, "data.seq_length": 63}, 2, "data.seq_length"),
+        ({"parallel.overlap_param_gather": True}, 2, "parallel.overlap_param_gather"),
+        ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": False}}, 2, "parallel.overlap_param_gather"),
+        ({"parallel.vpp": 2}, 2, "parallel.vpp"),
+        ({"parallel": {"pp": 2, "vpp": 1}}, 2, "parallel.vpp"),
+        ({"parallel": {"pp": 2, "vpp": 2}, "batch.global_size": 6}, 2, "batch.global_size"),
+        ({"recompute.num_layers": 1}, 1, "recompute.num_layers"),
+        ({"recompute": {"granularity": "full", "num_layers": 0}}, 1, "recompute.num_layers"),
+        ({"schedule.warmup_steps": 101}, 1, "schedule.warmup_steps"),
+        ({"schedule.kind": "wsd"}, 1, "schedule.wsd_decay_steps"),
+        ({"schedule": {"kind": "wsd", "wsd_decay_steps": 0}}, 1, "schedule.wsd_decay_steps"),
+        ({"schedule": {"kind": "wsd", "wsd_decay_steps": 96, "warmup_steps": 5}}, 1, "schedule.wsd_decay_steps"),
+        ({"schedule.wsd_decay_steps": 10}, 1, "schedule.wsd_decay_steps"),
+        ({"model": to_dict(MODEL)}, 1, "model"),
+        ({"init.tokenizer": "t"}, 1, "init.tokenizer"),
+        ({"init": {"tokenizer": "t"}}, 1, "model"),
+        ({"init": {}, "model": to_dict(MODEL)}, 1, "init.tokenizer"),
+    ],
+)
+def test_keys_that_do_not_hold_together_are_named(values: dict, changes: dict, world_size: int, key: str) -> None:
+    assert keys(check.check_train(changed(values, changes), world_size)) == [key]
+
+
+def test_problems_of_several_kinds_come_together(values: dict) -> None:
+    config = changed(values, {"optimizer.lr": -1.0, "parallel.tp": 2, "schedule.final_factor": 2.0})
+    with pytest.raises(InputError) as caught:
+        raise_problems(check.check_train(config, 3))
+    assert keys(list(caught.value.problems)) == ["optimizer.lr", "parallel", "schedule.final_factor"]
+    assert len(str(caught.value).splitlines()) == 3 and "start 2 processes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"parallel.tp": 3}, "parallel.tp (num_attention_heads 4)"),
+        ({"parallel.tp": 4}, "parallel.tp (num_query_groups 2)"),
+        ({"parallel.tp": 32}, "parallel.tp (ffn_hidden_size 176)"),
+        ({"parallel.pp": 6}, "parallel.pp"),
+        ({"parallel": {"pp": 2, "vpp": 3}}, "parallel.pp"),
+        ({"data.seq_length": 129}, "data.seq_length"),
+    ],
+)
+def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key: str) -> None:
+    assert key in keys(check.check_model(MODEL, changed(values, changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"num_layers": 0}, "num_layers"), ({"num_query_groups": 3}, "num_query_groups"), ({"num_query_groups": 0}, "num_query_groups"),
+     ({"vocab_size": -1}, "vocab_size"), ({"kv_channels": 0}, "kv_channels"),
+     ({"rope_scaling": Llama3Rope(factor=8.0, low_freq_factor=2.0)}, "rope_scaling"),
+     ({"rope_scaling": Llama3Rope(factor=8.0, original_max_position_embeddings=4096)}, "rope_scaling")],
+)  # fmt: skip
+def test_an_architecture_that_cannot_be_is_named(changes: dict, key: str) -> None:
+    assert keys(check.check_architecture(dataclasses.replace(MODEL, **changes), "config.json")) == [f"config.json.{key}"]
+
+
+def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:
+    whole = [{"name": "a", "path": ["a.txt"], "weight": 100.0} | source for source in sources]
+    return keys(check.check_prepare(build({"out": "o", "tokenizer": "t", "sources": whole, **changes}, PrepareConfig, str)))
+
+
+@pytest.mark.parametrize(
+    ("sources", "key"),
+    [([], "sources"), ([{"weight": 60}, {"weight": 40}], "sources.1.name"), ([{"weight": 60}, {"name": "b", "weight": 30}], "sources.weight"),
+     ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.weight.b"), ([{"weight": NAN}], "sources.weight.a"), ([{"name": ""}], "sources.0.name"),
+     ([{"name": "../a"}], "sources.0.name"), ([{"path": []}], "sources.0.path"), ([{"valid_percent": 100}], "sources.0.valid_percent"),
+     ([{"valid_percent": NAN}], "sources.0.valid_percent"), ([{"valid_percent": 1, "valid_path": ["v"]}], "sources.0.valid_percent")],
+)  # fmt: skip
+def test_a_mixture_that_does_not_hold_is_named(sources: list, key: str) -> None:
+    assert key in prepare(*sources)
+
+
+def test_prepare_numbers_and_a_mixture_that_holds() -> None:
+    assert prepare({"weight": 27.5}, {"name": "b", "weight": 72.5}) == []
+    assert prepare({}, tokens=0, num_workers=0) == ["tokens", "num_workers"]
+
+
+@pytest.mark.parametrize(("total", "holds"), [(100.0, True), (100 + 5e-7, True), (100.001, False), (99.9, False)])
+def test_weights_sum_to_a_hundred(total: float, holds: bool) -> None:
+    assert (check.check_weights({"a": 30.0, "b": total - 30.0}, "data.weights") == []) is holds
+
+
+@given(vocab_size=st.integers(1, 10**6), tp=st.sampled_from([1, 2, 4, 8]))
+def test_padded_vocabulary_is_the_least_multiple(vocab_size: int, tp: int) -> None:
+    padded = check.padded_vocab_size(vocab_size, tp)
+    assert padded % (128 * tp) == 0 and 0 <= padded - vocab_size < 128 * tp

@@ -1,0 +1,211 @@
+"""Loading a config: what wins, what is refused, and whether each problem names the file and the key that hold it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_prism.core.config import Llama3Rope, ModelConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.load import build, load, to_dict, to_yaml
+
+
+def refusal(path: Path, *overrides: str, cls: type = TrainConfig) -> tuple[Problem, ...]:
+    with pytest.raises(InputError) as caught:
+        load(path, cls, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def test_file_becomes_frozen_types_and_defaults(write: Any, values: dict) -> None:
+    config = load(write("a.yaml", values), TrainConfig)
+    assert (config.run_dir, config.steps, config.batch.micro_size, config.seed) == (Path("runs/a"), 100, 2, 1234)
+    assert config.data.weights == {"math": 60.0, "code": 40.0}
+    with pytest.raises(AttributeError):
+        config.steps = 3  # type: ignore[misc]
+
+
+def test_later_values_win_through_chains_and_lists_of_bases(write: Any, values: dict) -> None:
+    write("deep/root.yaml", values | {"seed": 1})
+    write("deep/middle.yaml", {"base": "root.yaml", "seed": 2, "batch": {"global_size": 16}})
+    write("other.yaml", {"seed": 3, "steps": 200, "data": {"seq_length": 32}})
+    top = write("top.yaml", {"base": ["deep/middle.yaml", "other.yaml"], "data": {"num_workers": 1}})
+    config = load(top, TrainConfig, ["optimizer.lr=1e-3", "steps=300"])
+    assert (config.seed, config.steps, config.optimizer.lr) == (3, 300, 1e-3)
+    assert (config.batch.global_size, config.batch.micro_size) == (16, 2)  # a mapping is merged key by key
+    assert (config.data.seq_length, config.data.num_workers, config.data.prepared) == (32, 1, Path("data/a"))
+
+
+def test_lists_are_replaced_whole_and_become_tuples(write: Any) -> None:
+    sources = [{"name": "a", "path": ["a.txt", "b.txt"], "weight": 60}, {"name": "b", "path": ["c.txt"], "weight": 40}]
+    write("base.yaml", {"out": "o", "tokenizer": "t", "sources": sources})
+    top = write("top.yaml", {"base": "base.yaml", "sources": [{"name": "c", "path": ["d.txt"], "weight": 100}]})
+    assert [source.path for source in load(top, PrepareConfig).sources] == [("d.txt",)]
+    assert [source.path for source in load(top.with_name("base.yaml"), PrepareConfig).sources] == [("a.txt", "b.txt"), ("c.txt",)]
+    (problem,) = refusal(write("short.yaml", {"base": "base.yaml", "sources": [{"path": ["a"], "weight": 1, "name": "a", "wieght": 1}]}),
+                         cls=PrepareConfig)  # fmt: skip
+    assert "short.yaml:sources.0.wieght" in problem.where and "'weight'" in problem.fix
+
+
+@pytest.mark.parametrize(("bases", "end"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml"), (["c.yaml", "b.yaml"], "a.yaml")])
+def test_base_that_leads_back_is_refused(write: Any, bases: Any, end: str) -> None:
+    write("c.yaml", {"seed": 1})
+    write("b.yaml", {"base": end})
+    (problem,) = refusal(write("a.yaml", {"base": bases}))
+    assert problem.where.endswith("a.yaml:base") and "inherits from itself" in problem.found
+
+
+def test_the_same_base_twice_is_no_cycle(write: Any, values: dict) -> None:
+    write("root.yaml", values)
+    write("b.yaml", {"base": "root.yaml", "seed": 5})
+    assert load(write("a.yaml", {"base": ["root.yaml", "b.yaml"]}), TrainConfig).seed == 5
+
+
+@pytest.mark.parametrize("base", [None, 3, True])
+def test_base_that_names_no_file_is_refused(write: Any, values: dict, base: Any) -> None:
+    (problem,) = refusal(write("a.yaml", values | {"base": base}))
+    assert problem.where.endswith("a.yaml:base")
+
+
+def test_interpolation_sees_the_merged_config(write: Any, values: dict) -> None:
+    values["data"]["seq_length"] = "${steps}"
+    path = write("a.yaml", values | {"run_dir": "runs/lr${optimizer.lr}", "seed": "${batch.global_size}"})
+    config = load(path, TrainConfig, ["steps=48"])
+    assert (config.run_dir, config.seed, config.data.seq_length) == (Path("runs/lr5e-05"), 8, 48)
+
+
+@pytest.mark.parametrize("seed", ["${absent.key}", "${seed}", "${steps}", "${"])
+def test_interpolation_that_does_not_resolve_is_refused(write: Any, values: dict, seed: str) -> None:
+    problems = refusal(write("a.yaml", values | {"seed": seed, "steps": "${seed}"}))
+    assert all("a.yaml" in problem.where for problem in problems)
+
+
+@pytest.mark.parametrize("text", ["5e-5", "5E-5", "5.0e-05", "0.00005"])
+def test_floats_as_people_write_them(write: Any, text: str) -> None:
+    path = write("a.yaml", f"run_dir: r\nsteps: 1\ndata: {{prepared: p, seq_length: 1}}\nbatch: {{global_size: 1}}\noptimizer: {{lr: {text}}}\n")
+    assert load(path, TrainConfig).optimizer.lr == 5e-5
+    assert load(path, TrainConfig, [f"optimizer.eps={text}"]).optimizer.eps == 5e-5
+
+
+def test_unknown_key_is_named_with_its_file_and_the_nearest_key(write: Any, values: dict) -> None:
+    values["optimizer"]["weight_decya"] = 0.1
+    base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "batch": {"micro_sise": 1}})
+    where = {problem.where: problem.fix for problem in refusal(top, "optimiser.lr=3", "zzzz=1")}
+    assert where == {
+        f"{base}:optimizer.weight_decya": "did you mean 'weight_decay'?",
+        f"{top}:batch.micro_sise": "did you mean 'micro_size'?",
+        "override:optimiser": "did you mean 'optimizer'?",
+        "override:zzzz": "",
+    }
+
+
+def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values: dict) -> None:
+    values["batch"]["micro_size"] = "2"
+    base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "precision": "fp8", "seed": True})
+    assert [problem.where for problem in refusal(top, "schedule.warmup_steps=2.5")] == [
+        f"{base}:batch.micro_size", f"{top}:seed", f"{top}:precision", "override:schedule.warmup_steps",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", "3"), ("steps", True), ("steps", 3.0), ("steps", None), ("optimizer", {"lr": "5e-5x"}), ("optimizer", {"lr": True}),
+     ("parallel", {"sequence_parallel": 1}), ("parallel", {"sequence_parallel": "yes"}), ("run_dir", 3), ("optimizer", []), ("precision", "FP32")],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(values: dict, key: str, value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        build(values | {key: value}, TrainConfig, lambda path: ".".join(map(str, path)))
+    (problem,) = caught.value.problems
+    assert problem.where.split(".")[0] == key
+
+
+def test_an_int_serves_for_a_float(values: dict) -> None:
+    config = build(values | {"optimizer": {"lr": 1}}, TrainConfig, str)
+    assert config.optimizer.lr == 1.0 and isinstance(config.optimizer.lr, float)
+
+
+def test_missing_keys_are_all_named(write: Any, values: dict) -> None:
+    del values["steps"], values["data"]["prepared"]
+    path = write("a.yaml", values)
+    assert {(problem.where, problem.found) for problem in refusal(path)} == {(f"{path}:steps", "no value"), (f"{path}:data.prepared", "no value")}
+
+
+@pytest.mark.parametrize("content", ["- a\n", "3\n", "a: [\n", "a: 1\na: 2\n", "a: !!python/object/apply:os.getcwd []\n", "? [1]\n: 2\n", "seed: !!binary aGVsbG8=\n"])
+def test_a_file_that_is_no_config_is_refused(write: Any, content: str) -> None:
+    problems = refusal(write("a.yaml", content))
+    assert all("a.yaml" in problem.where for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "."])
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path, write: Any, name: str) -> None:
+    assert [problem.where for problem in refusal(tmp_path / name)] == [str(tmp_path / name)]
+    assert [problem.where for problem in refusal(write("top.yaml", {"base": name}))] == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "steps=[", "steps='", "steps=${", "[=3"])
+def test_an_override_that_does_not_read_is_refused(write: Any, values: dict, override: str) -> None:
+    (problem,) = refusal(write("a.yaml", values), override)
+    assert "override" in problem.where
+
+
+def test_yaml_of_a_config_reads_back_equal(write: Any, values: dict) -> None:
+    model = to_dict(ModelConfig(family="llama", num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=2, num_query_groups=1,
+                                kv_channels=4, vocab_size=9, max_position_embeddings=8, rope_scaling=Llama3Rope(factor=8.0)))  # fmt: skip
+    config = build(values | {"model": model, "parallel": {"vpp": 2}, "optimizer": {"lr": 1 / 3, "eps": 1e-30}}, TrainConfig, str)
+    assert load(write("a.yaml", to_yaml(config)), TrainConfig) == config
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=6) | st.sampled_from(
+    ["5e-5", "null", "true", "0x1", "{text}", "- a", "#a", "2020-01-01", "a: b", "${b}", "\\${b}", "\n", "~", "???"]
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXT, weight=st.floats(allow_nan=False, allow_infinity=False))
+def test_yaml_keeps_any_text_and_float(tmp_path: Path, text: str, weight: float) -> None:
+    source = {"name": "a", "path": [text], "weight": weight, "text": text}
+    config = build({"out": "o", "tokenizer": "t", "sources": [source]}, PrepareConfig, str)
+    (tmp_path / "a.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load(tmp_path / "a.yaml", PrepareConfig) == config
+
+
+RETYPED = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=4), st.just([]), st.just({}),
+                    st.just([1]), st.just({"a": 1}), st.just({1: "a"}))  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_mutation_builds_or_names_a_key(values: dict, data: st.DataObject) -> None:
+    config = copy.deepcopy(values)
+    places = [(config, key) for key in config] + [(part, key) for part in config.values() if isinstance(part, dict) for key in part]
+    for _ in range(data.draw(st.integers(1, 3))):
+        part, key = data.draw(st.sampled_from(places))
+        change = data.draw(st.sampled_from(["delete", "rename", "retype"]))
+        value = part.pop(key, 1)
+        if change == "rename":
+            part[data.draw(st.text(min_size=1, max_size=6))] = value
+        elif change == "retype":
+            part[key] = data.draw(RETYPED)
+    try:
+        built = build(config, TrainConfig, lambda path: "key:" + ".".join(map(str, path)))
+        assert math.isfinite(built.steps)
+    except InputError as error:
+        assert error.problems and all(problem.where.startswith("key:") and len(problem.where) > 4 for problem in error.problems)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(["steps", "data", "data.weights", "optimizer.lr", "run_dir"]), text=st.text(st.characters(codec="ascii"), max_size=8))
+def test_any_override_loads_or_is_refused(tmp_path: Path, values: dict, key: str, text: str) -> None:
+    path = tmp_path / "fuzz.yaml"
+    if not path.exists():
+        path.write_text(to_yaml(build(values, TrainConfig, str)))
+    try:
+        assert load(path, TrainConfig, [f"{key}={text}"]).steps
+    except InputError as error:
+        assert all(problem.where for problem in error.problems)

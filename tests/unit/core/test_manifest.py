@@ -1,0 +1,47 @@
+"""Hashes, versions, and JSON that a reader never sees half of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import megatron_prism
+from megatron_prism.core import manifest
+
+
+def test_description_names_inputs_versions_and_facts(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * (9 << 20))  # more than one block
+    found = manifest.describe("import", [tmp_path / "a"], source="s")
+    assert found["inputs"] == {str(tmp_path / "a"): hashlib.sha256(b"x" * (9 << 20)).hexdigest()}
+    assert (found["kind"], found["source"], found["versions"]["megatron_prism"]) == ("import", "s", megatron_prism.__version__)
+    assert "torch" in found["versions"] and "transformer-engine" not in found["versions"]
+    assert found["created"].endswith("Z")
+    json.dumps(found)
+
+
+def test_hash_of_json_ignores_the_order_of_keys() -> None:
+    assert manifest.sha256_json({"a": 1, "b": [2]}) == manifest.sha256_json({"b": [2], "a": 1})
+    assert manifest.sha256_json({"a": 1}) != manifest.sha256_json({"a": 1.5})
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    manifest.write_json(tmp_path / "a.json", {"text": "caf\u00e9", "n": 1})
+    assert manifest.read_json(tmp_path / "a.json") == {"text": "caf\u00e9", "n": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*args: object) -> None:
+        raise OSError("no space")
+
+    manifest.write_json(tmp_path / "a.json", {"n": 1})
+    monkeypatch.setattr(os, "fsync", full) if step == "fsync" else monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        manifest.write_json(tmp_path / "a.json", {"n": 2})
+    assert manifest.read_json(tmp_path / "a.json") == {"n": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,50 @@
+"""FLOPs and parameters of LLaMA-3.1-8B, against published and hand-made figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.families import find
+from megatron_prism.planning.flops import flops_per_token, peak_tflops
+
+LLAMA_8B = ModelConfig(family="llama", num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8,
+                       kv_channels=128, vocab_size=128256, max_position_embeddings=131072)  # fmt: skip
+
+
+def parameters(model: ModelConfig) -> int:
+    return sum(math.prod(shape) for rule in find.rules(model) for _, shape in rule.hf)
+
+
+def test_llama_8b_at_8192() -> None:
+    found = flops_per_token(LLAMA_8B, 8192)
+    assert found.causal / 1e9 == pytest.approx(51.5, rel=0.01)
+    assert found.full / 1e9 == pytest.approx(57.9, rel=0.01)
+
+
+def test_without_attention_scores_it_is_six_a_matrix_parameter() -> None:
+    """The embedding is looked up, the norms are no matrices: everything else is multiplied once forward, twice backward."""
+    matrices = parameters(LLAMA_8B) - 128256 * 4096 - (2 * 32 + 1) * 4096
+    at_zero = flops_per_token(LLAMA_8B, 0)
+    assert at_zero.causal == at_zero.full == 6 * matrices
+
+
+def test_causal_is_half_of_the_scores_and_grows_with_the_length() -> None:
+    none, short, long = (flops_per_token(LLAMA_8B, length) for length in (0, 4096, 8192))
+    assert short.full - none.full == 2 * (short.causal - none.causal) == long.causal - none.causal > 0
+
+
+def test_parameters_of_llama_8b() -> None:
+    assert parameters(LLAMA_8B) == 8_030_261_248
+    assert parameters(dataclasses.replace(LLAMA_8B, tie_word_embeddings=True)) == 8_030_261_248 - 128256 * 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [("NVIDIA H100 80GB HBM3", "bf16", 989.0), ("NVIDIA H200", "bf16", 989.0), ("NVIDIA H100", "fp32", None), ("cpu", "bf16", None)],
+)
+def test_peak_is_known_or_none(name: str, precision: str, peak: float | None) -> None:
+    assert peak_tflops(name, precision) == peak  # type: ignore[arg-type]

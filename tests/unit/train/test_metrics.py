@@ -1,0 +1,77 @@
+"""What a run writes down, read back as its users read it: JSON lines, and TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.train.metrics import METRICS, Recorder, forget_after
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return {tag: [(step, value), ...]} of a run's event files, through TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def run(run_dir: Path, first_step: int, steps: int, scale: float = 1.0) -> None:
+    with Recorder(run_dir, first_step, steps, enabled=True) as recorder:
+        for step in range(first_step + 1, steps + 1):
+            recorder.record(step, {"loss": scale / step, "mfu_causal": None})
+        recorder.record_validation(steps, {"math": 0.5})
+
+
+def test_metrics_read_back_from_both_files(tmp_path: Path) -> None:
+    run(tmp_path, 0, 3)
+    assert lines(tmp_path / METRICS) == [
+        *({"step": step, "loss": 1 / step, "mfu_causal": None} for step in (1, 2, 3)),
+        {"step": 3, "valid_loss/math": 0.5},
+    ]
+    found = scalars(tmp_path)
+    assert found == {"loss": [(step, pytest.approx(1 / step)) for step in (1, 2, 3)], "valid_loss/math": [(3, 0.5)]}
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+    run(tmp_path, 0, 4)
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"step": 5, "lo')
+    run(tmp_path, 2, 4, scale=10.0)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path / METRICS) if "loss" in line] == [(1, 1.0), (2, 0.5), (3, 10 / 3), (4, 2.5)]
+    assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(10 / 3)), (4, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"step": 1}\n{"step": 2}\n{"step": 3}\n', [1, 2]),
+        ('{"step": 1}\n{"step": 2, "lo', [1]),
+        ('{"step": 1}\n\n[3]\n3\n{"loss": 2}\n{"step": "1"}\n{"step": 2}', [1, 2]),
+        ("", []),
+    ],
+)
+def test_forget_after(tmp_path: Path, text: str, kept: list[int]) -> None:
+    path = tmp_path / METRICS
+    path.write_text(text)
+    forget_after(path, 2)
+    assert [line["step"] for line in lines(path)] == kept
+    assert path.read_text().endswith("\n") or not kept
+    assert [file.name for file in tmp_path.iterdir()] == [METRICS]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with Recorder(tmp_path, 0, 2, enabled=False) as recorder:
+        recorder.record(1, {"loss": 1.0})
+        recorder.record_validation(1, {"math": 1.0})
+        recorder.advance(2)
+    assert not list(tmp_path.iterdir())
+    forget_after(tmp_path / METRICS, 1)
+    assert not list(tmp_path.iterdir())
