@@ -59,6 +59,21 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def flat(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as {dotted key: value}; what is None or a list counts as a value."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if dataclasses.is_dataclass(value):
+            for item in dataclasses.fields(value):
+                walk(getattr(value, item.name), f"{key}.{item.name}" if key else item.name)
+        else:
+            found[key] = value
+
+    walk(config, "")
+    return found
+
+
 def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     """Return the layers of a file, its bases first.
 

@@ -1,33 +1,24 @@
-"""`prism train`: from a checkpoint (or from scratch) and a prepared mixture to a run folder with checkpoints.
-
-Run folder: config.yaml (resolved) and manifest.json, metrics.jsonl and tensorboard/, origin/ (the architecture and the
-Hugging Face files it began with), checkpoints/step_XXXXXXXX and checkpoints/latest, data_cache/ (Megatron's indexes).
-"""
+"""`prism train`: from a checkpoint (or from scratch) and a prepared mixture to a run folder (checkpoint/run_folder.py)."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
 from megatron_prism.core.check import check_model, check_train, check_weights, data_parallel_size
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import to_dict, to_yaml
-from megatron_prism.core.manifest import describe, read_json, sha256_json, write_json, write_text
+from megatron_prism.core.load import to_dict
 from megatron_prism.data import loader, mixture, tokenize
 from megatron_prism.families import find
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
 if TYPE_CHECKING:
     from megatron_prism.parallel.groups import Groups
-
-CHECKPOINTS, ORIGIN = "checkpoints", "origin"
 
 
 def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -43,7 +34,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
             *check_model(model, config),
             *_check_tokenizer(config, model, prepared),
             *check_weights(weights, "data.weights"),
-            *_check_resume(config),
+            *run_folder.check_resume(config),
         ]
     )
     tokens_per_step = config.batch.global_size * config.data.seq_length
@@ -60,19 +51,14 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in mixture.plan(weights, available, tokens_per_step * config.steps)],
         "run_dir": str(config.run_dir),
-        "resumes_at_step": folder.read(config.run_dir).step if is_started(config) else 0,
+        "resumes_at_step": folder.read(config.run_dir).step if run_folder.is_started(config.run_dir) else 0,
     }
-
-
-def is_started(config: TrainConfig) -> bool:
-    """Say whether the run folder holds a checkpoint to continue from."""
-    return (config.run_dir / CHECKPOINTS / folder.LATEST).is_file()
 
 
 def origin_model(config: TrainConfig) -> ModelConfig:
     """Return the architecture: of the run that is resumed, of the checkpoint it starts from, or of the config."""
-    if (config.run_dir / ORIGIN / folder.META).is_file():
-        return folder.read(config.run_dir / ORIGIN).model
+    if run_folder.has_origin(config.run_dir):
+        return run_folder.origin(config.run_dir).model
     if config.init.checkpoint is not None:
         return folder.read(config.init.checkpoint).model
     assert config.model is not None  # check_train
@@ -93,31 +79,18 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
     where = str(config.data.prepared)
     if prepared.vocab_size > model.vocab_size:
-        return [Problem(where, f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {model.vocab_size}", "prepare it with the model's tokenizer")]
-    assets = config.init.tokenizer if config.init.checkpoint is None else folder.read(config.init.checkpoint).assets
-    if (config.run_dir / ORIGIN).is_dir():
-        assets = config.run_dir / ORIGIN / folder.ASSETS
-    assert assets is not None  # check_train
-    if not (assets / "tokenizer.json").is_file():
+        found, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {model.vocab_size}"
+        return [Problem(where, found, required, "prepare it with the model's tokenizer")]
+    if run_folder.has_origin(config.run_dir):
+        assets = run_folder.origin(config.run_dir).assets
+    elif config.init.checkpoint is not None:
+        assets = folder.read(config.init.checkpoint).assets
+    else:
+        assert config.init.tokenizer is not None  # check_train
+        assets = config.init.tokenizer
+    if not (assets / "tokenizer.json").is_file() or tokenize.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
         return []
-    if tokenize.load(assets, need_eos=False).sha256 != prepared.tokenizer_sha256:
-        return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
-    return []
-
-
-def _check_resume(config: TrainConfig) -> list[Problem]:
-    """A resumed run may change its grid, its batch and its length, but not what its optimizer's state looks like."""
-    if not is_started(config):
-        return []
-    last = folder.read(config.run_dir)
-    problems = []
-    for key, now in (("parallel.distributed_optimizer", config.parallel.distributed_optimizer), ("precision", config.precision)):
-        then = last.facts["parallel"]["distributed_optimizer"] if "." in key else last.facts["precision"]
-        if now != then:
-            problems.append(Problem(key, str(now), f"{then}, as in the checkpoint {last.root} that the run goes on from"))
-    if last.step > config.steps:
-        problems.append(Problem("steps", str(config.steps), f"at least {last.step}, which the run has done"))
-    return problems
+    return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
 
 
 def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -139,39 +112,10 @@ def train_on(config: TrainConfig, figures: Mapping[str, Any], groups: Groups) ->
 
     model = origin_model(config)
     if groups.rank == 0:
-        _lay_out(config, model, figures)
+        run_folder.lay_out(config, model, figures)
         log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
     barrier()
     return _train(config, model, groups)
-
-
-def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
-    """Make the run folder: the resolved config, the manifest, and what the checkpoints will carry along."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    origin = config.run_dir / ORIGIN
-    if not origin.is_dir():
-        with folder.create(origin) as temporary:
-            _write_origin(config, model, temporary)
-    write_text(config.run_dir / "config.yaml", to_yaml(config))
-    inputs = [config.data.prepared / "manifest.json"]
-    if config.init.checkpoint is not None and (start := folder.read(config.init.checkpoint).root / folder.META).is_file():
-        inputs.append(start)
-    write_json(config.run_dir / "manifest.json", describe("run", inputs, config_sha256=sha256_json(to_dict(config)), plan=dict(figures)))
-
-
-def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None:
-    if config.init.checkpoint is not None:
-        start = folder.read(config.init.checkpoint)
-        folder.copy_hf(start.root, target)
-        folder.write_meta(target, folder.describe(model, 0, start.tokens, dtype=start.facts.get("dtype", "float32")))
-        return
-    assert config.init.tokenizer is not None
-    folder.copy_assets(config.init.tokenizer, target / folder.ASSETS)
-    dtype = "bfloat16" if config.precision == "bf16" else "float32"
-    spec = tokenize.load(config.init.tokenizer, need_eos=False)
-    config_json = find.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
-    write_json(target / folder.ASSETS / "config.json", config_json)
-    folder.write_meta(target, folder.describe(model, 0, 0, dtype=dtype))
 
 
 def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str, Any]:
@@ -190,7 +134,7 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
     blend = loader.realised(dataset, prepared, weights, config.data.seq_length, num_sequences)
     if groups.rank == 0:
         log.get().info("blend: %s", "  ".join(f"{part.name} {part.share:.2%} ({part.epochs:.2f} epochs)" for part in blend))
-        _note_blend(config.run_dir, blend)
+        run_folder.note(config.run_dir, realised_blend=[vars(part) for part in blend])
     with Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder:
         run = loop.Run(
             config=config,
@@ -207,7 +151,7 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
             flops=flops_per_token(model, config.data.seq_length),
             peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), config.precision),
             recorder=recorder,
-            save=partial(_save, config, model, chunks, optimizer, groups, folder.read(config.run_dir / ORIGIN)),
+            save=partial(_save, config, model, chunks, optimizer, groups, run_folder.origin(config.run_dir)),
         )
         losses = loop.fit(run, first_step)
     return {
@@ -227,7 +171,7 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     from megatron_prism.train import optim
 
     bare = build.build(model, groups, config.parallel, config.precision, config.recompute)
-    resumes = is_started(config)
+    resumes = run_folder.is_started(config.run_dir)
     if not resumes and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
     chunks = optim.wrap(bare, config.parallel)
@@ -240,23 +184,15 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     return chunks, optimizer, first_step
 
 
-def _note_blend(run_dir: Path, blend: Sequence[mixture.SourcePlan]) -> None:
-    """Put the realised blend, counted in the dataset's index, into the run's manifest."""
-    path = run_dir / "manifest.json"
-    write_json(path, {**read_json(path), "realised_blend": [vars(part) for part in blend]})
-
-
 def _save(config: TrainConfig, model: ModelConfig, chunks: Any, optimizer: Any, groups: Groups, origin: folder.Checkpoint, step: int) -> None:
     """Write the checkpoint of a step and drop those older than the newest keep_last."""
     from megatron_prism.checkpoint import sharded
 
-    checkpoints = config.run_dir / CHECKPOINTS
+    target = run_folder.step_folder(config.run_dir, step)
     tokens = origin.tokens + step * config.batch.global_size * config.data.seq_length
-    facts = folder.describe(
-        model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=to_dict(config.parallel), precision=config.precision
-    )
-    sharded.save(checkpoints / f"step_{step:08d}", sharded.training_state(chunks, optimizer, groups, is_loading=False), facts, origin, groups)
+    grid = to_dict(config.parallel)
+    facts = folder.describe(model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=grid)
+    sharded.save(target, sharded.training_state(chunks, optimizer, groups, is_loading=False), facts, origin, groups)
     if groups.rank == 0:
-        log.get().info("saved step %d to %s", step, checkpoints / f"step_{step:08d}")
-        for old in sorted(checkpoints.glob("step_*"))[: -config.save.keep_last]:
-            shutil.rmtree(old)
+        log.get().info("saved step %d to %s", step, target)
+        run_folder.prune(config.run_dir, config.save.keep_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_prism.checkpoint import hf, layout, stream
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.families import find
 from megatron_prism.jobs import convert
 
@@ -156,7 +157,7 @@ REFUSED: list[tuple[str, Edit, list[str]]] = [
     ("mixed dtypes", edit_shard(lambda found: found.update({QUERY: found[QUERY].half()})), [f"hf: {QUERY}: found parts of dtypes"]),
     ("shard cut off", rewrite(SHARD, lambda data: data[:-1]), [f"{SHARD}: found", "truncated"]),
     ("shard absent", lambda root: (root / SHARD).unlink(), [f"{SHARD}: found no such file"]),
-    ("tokenizer beyond the model", edit_json("config.json", vocab_size=383), ["tokenizer.json: found token id 383", "hf: lm_head.weight"]),
+    ("embedding beyond the config", edit_json("config.json", vocab_size=383), ["hf: model.embed_tokens.weight: found shape", "hf: lm_head.weight"]),
     ("tokenizer cut off", rewrite("tokenizer.json", lambda data: data[:100]), ["tokenizer.json: found"]),
     ("link out of the folder", link_out, ["notes.txt: found a link out of the folder"]),
 ]
@@ -171,6 +172,14 @@ def test_a_folder_that_does_not_hold_is_refused_by_name(hf_root: Path, edit: Edi
     assert all(str(hf_root) in problem.where for problem in caught.value.problems)
     assert not [name for name in named if name not in str(caught.value)], str(caught.value)
     assert sorted(hf_root.parent.iterdir()) == before
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(make_folder: Callable[..., Path], tiny_tokenizer: Path, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "hf", {"vocab_size": 383}, 1)
+    shutil.copyfile(tiny_tokenizer / "tokenizer.json", root / "tokenizer.json")
+    with pytest.raises(InputError, match=f"{root}/tokenizer.json: found token id 383; required ids below .*383"):
+        convert.run_import(root, tmp_path / "out", dry_run=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 @pytest.mark.parametrize("kind", ["absent", "a file"])
@@ -232,33 +241,50 @@ def test_vocabulary_rows_that_only_pad_are_dropped(pristine: Path, ckpt_root: Pa
     assert files(tmp_path / "out") == files(pristine / "hf")
 
 
+def convert_one(job: str, source: Path, out: Path) -> None:
+    if job == "import":
+        convert.run_import(source / "hf", out, dry_run=False)
+    else:
+        convert.run_export(source / "ckpt", out, dry_run=False)
+
+
 @pytest.mark.parametrize("job", ["import", "export"])
 def test_an_output_that_is_there_stays_as_it_is(pristine: Path, tmp_path: Path, job: str) -> None:
-    run = (lambda out: convert.run_import(pristine / "hf", out, False)) if job == "import" else (lambda out: convert.run_export(pristine / "ckpt", out, False))
     (tmp_path / "empty").mkdir()
-    run(tmp_path / "empty")
+    convert_one(job, pristine, tmp_path / "empty")
     assert any((tmp_path / "empty").iterdir())
     before = {path: path.read_bytes() for path in (tmp_path / "empty").rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="found an existing output"):
-        run(tmp_path / "empty")
+        convert_one(job, pristine, tmp_path / "empty")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()])
 @pytest.mark.parametrize("job", ["import", "export"])
-def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, error: BaseException) -> None:
+def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     calls = iter(range(100))
 
     def dies(*args: Any) -> Any:
         if next(calls) == 5:
-            raise error
+            raise KeyboardInterrupt
         return whole(*args)
 
-    whole = hf.read_tensor if job == "import" else hf.write_tensor
-    monkeypatch.setattr(hf, "read_tensor" if job == "import" else "write_tensor", dies)
-    with pytest.raises(BaseException) as caught:  # noqa: PT011 - torch wraps what its writer meets
-        convert.run_import(pristine / "hf", tmp_path / "out", False) if job == "import" else convert.run_export(pristine / "ckpt", tmp_path / "out", False)
-    assert not isinstance(caught.value, (AssertionError, StopIteration)) and next(calls) > 5
+    name = "read_tensor" if job == "import" else "write_tensor"
+    whole = getattr(hf, name)
+    monkeypatch.setattr(hf, name, dies)
+    with pytest.raises(BaseException) as caught:  # torch wraps what its writer meets
+        convert_one(job, pristine, tmp_path / "out")
+    assert "KeyboardInterrupt" in repr(caught.value) and next(calls) == 6
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("job", ["import", "export"])
+def test_a_full_disk_is_an_environment_fault(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match="No space left on device"):
+        convert_one(job, pristine, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -124,7 +124,7 @@ def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key
      ({"rope_scaling": Llama3Rope(factor=8.0, original_max_position_embeddings=4096)}, "rope_scaling")],
 )  # fmt: skip
 def test_an_architecture_that_cannot_be_is_named(changes: dict, key: str) -> None:
-    assert keys(check.check_architecture(dataclasses.replace(MODEL, **changes), "config.json")) == [f"config.json.{key}"]
+    assert keys(check.check_architecture(dataclasses.replace(MODEL, **changes))) == [f"model.{key}"]
 
 
 def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:

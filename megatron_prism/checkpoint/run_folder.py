@@ -1,0 +1,99 @@
+"""A run as a folder: config.yaml (resolved) and manifest.json, metrics.jsonl and tensorboard/, origin/ (the architecture and the
+Hugging Face files it began with), checkpoints/step_XXXXXXXX and checkpoints/latest, data_cache/ (Megatron's indexes).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.errors import Problem
+from megatron_prism.core.load import flat, load, to_dict, to_yaml
+from megatron_prism.core.manifest import describe, read_json, sha256_json, write_json, write_text
+from megatron_prism.data import tokenize
+from megatron_prism.families import find
+
+CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
+# What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
+MAY_CHANGE = (
+    "run_dir", "init.", "data.num_workers", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
+    "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
+)  # fmt: skip
+
+
+def is_started(run_dir: Path) -> bool:
+    """Say whether a run folder holds a checkpoint to continue from."""
+    return (run_dir / CHECKPOINTS / folder.LATEST).is_file()
+
+
+def has_origin(run_dir: Path) -> bool:
+    """Say whether a run folder was laid out before."""
+    return (run_dir / ORIGIN / folder.META).is_file()
+
+
+def origin(run_dir: Path) -> folder.Checkpoint:
+    """Return what a run began with: its architecture and its Hugging Face files, no weights."""
+    return folder.read(run_dir / ORIGIN)
+
+
+def check_resume(config: TrainConfig) -> list[Problem]:
+    """A run that goes on may change where and how it runs, but not what it computes: data order, schedule, precision."""
+    if not is_started(config.run_dir):
+        return []
+    path = config.run_dir / CONFIG
+    then, now = flat(load(path, TrainConfig)), flat(config)
+    fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
+    changed = [key for key in then if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    return [Problem(key, str(now[key]), f"{then[key]}, as in {path} of the run that goes on", fix) for key in changed]
+
+
+def lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
+    """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    inputs = [config.data.prepared / MANIFEST]
+    if not has_origin(config.run_dir):
+        with folder.create(config.run_dir / ORIGIN) as temporary:
+            _write_origin(config, model, temporary)
+        if config.init.checkpoint is not None:
+            inputs.append(folder.read(config.init.checkpoint).root / folder.META)
+    write_text(config.run_dir / CONFIG, to_yaml(config))
+    path = config.run_dir / MANIFEST
+    before = read_json(path)["starts"] if path.is_file() else []
+    start = describe("run", inputs, config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
+    write_json(path, {"kind": "run", "starts": [*before, start]})
+
+
+def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None:
+    if config.init.checkpoint is not None:
+        start = folder.read(config.init.checkpoint)
+        folder.copy_hf(start.root, target)
+        folder.write_meta(target, folder.describe(model, 0, start.tokens, dtype=start.facts.get("dtype", "float32")))
+        return
+    assert config.init.tokenizer is not None
+    folder.copy_assets(config.init.tokenizer, target / folder.ASSETS)
+    dtype = "bfloat16" if config.precision == "bf16" else "float32"
+    spec = tokenize.load(config.init.tokenizer, need_eos=False)
+    config_json = find.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
+    write_json(target / folder.ASSETS / "config.json", config_json)
+    folder.write_meta(target, folder.describe(model, 0, 0, dtype=dtype))
+
+
+def note(run_dir: Path, **facts: Any) -> None:
+    """Add facts to a run's manifest."""
+    path = run_dir / MANIFEST
+    write_json(path, {**read_json(path), **facts})
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Return where a step's checkpoint lies."""
+    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+
+
+def prune(run_dir: Path, keep_last: int) -> None:
+    """Remove all checkpoints but the newest `keep_last`."""
+    for old in sorted((run_dir / CHECKPOINTS).glob("step_*"))[:-keep_last]:
+        shutil.rmtree(old)

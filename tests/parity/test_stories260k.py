@@ -1,0 +1,122 @@
+"""Real weights through the real command line: the published text on every layout, the same bytes back, the same logits.
+
+Beside it a random LLaMA with 3.1's rotary scaling, in bf16 and several shards. The oracle of both is transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+LOGITS, GRADIENT = 2e-5, 5e-6  # tolerances in fp32
+GOLDEN_CHARACTERS = 464
+CONTROLS = ["swapped_gate_and_up", "dropped_norm"]
+
+
+def prism(*arguments: object) -> str:
+    """Run the command line and return its standard output."""
+    command = [sys.executable, "-m", "megatron_prism.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def stories(shared_data: Path) -> Path:
+    return shared_data / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def stories_checkpoint(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stories") / "ckpt"
+    assert "parameters: 260,032" in prism("convert", "import", "--hf", stories, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def scaled(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a folder (hf, ckpt) of a random bf16 LLaMA with `rope_type: llama3`, as transformers saves it in shards."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from megatron_prism.jobs import convert
+
+    root = tmp_path_factory.mktemp("scaled")
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}  # fmt: skip
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=390, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         head_dim=16, max_position_embeddings=65536, rope_parameters=rope, initializer_range=0.1, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.generation_config.max_length = 77
+    model.save_pretrained(root / "hf", max_shard_size="100KB")
+    for file in tiny_tokenizer.iterdir():
+        (root / "hf" / file.name).write_bytes(file.read_bytes())
+    (root / "hf" / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n\xc3\xa9")
+    convert.run_import(root / "hf", root / "ckpt", dry_run=False)
+    return root
+
+
+@pytest.mark.parametrize("layout", [(), ("--tp", 2), ("--pp", 2)], ids=["tp1", "tp2", "pp2"])
+def test_greedy_text_is_the_published_one(stories: Path, stories_checkpoint: Path, layout: tuple) -> None:
+    """Five layers: at pp 2 the stages are uneven."""
+    golden = (stories / "GOLDEN.txt").read_text().removesuffix("\n")
+    text = prism("generate", "--ckpt", stories_checkpoint, "--greedy", "--max-tokens", 200, "--prompt", "", *layout).removesuffix("\n")
+    assert len(golden) == GOLDEN_CHARACTERS
+    assert text[:GOLDEN_CHARACTERS] == golden
+
+
+def test_export_is_the_folder_byte_for_byte(stories: Path, stories_checkpoint: Path, tmp_path: Path) -> None:
+    prism("convert", "export", "--ckpt", stories_checkpoint, "--out", tmp_path / "out")
+    assert files(tmp_path / "out") == files(stories)
+
+
+def test_bf16_shards_come_back_byte_for_byte(scaled: Path, tmp_path: Path) -> None:
+    from megatron_prism.jobs import convert
+
+    result = convert.run_export(scaled / "ckpt", tmp_path / "out", dry_run=False)
+    original = files(scaled / "hf")
+    assert files(tmp_path / "out") == original
+    assert result["dtypes"] == ["bfloat16"] and len(result["files"]) > 2
+    assert {"model.safetensors.index.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"} < original.keys()
+
+
+@pytest.fixture(scope="session")
+def results(stories: Path, stories_checkpoint: Path, scaled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the differences from transformers by case, all from one process."""
+    from tokenizers import Tokenizer
+
+    root = tmp_path_factory.mktemp("parity")
+    text = Tokenizer.from_file(str(stories / "tokenizer.json")).encode((stories / "GOLDEN.txt").read_text()).ids
+    real = {"hf": str(stories), "ckpt": str(stories_checkpoint), "tokens": text}
+    random = {"hf": str(scaled / "hf"), "ckpt": str(scaled / "ckpt"), "tokens": [(7 * index * index + 3) % 390 for index in range(256)]}
+    cases = [{"name": "stories", "control": None, **real}, {"name": "scaled_rope", "control": None, **random}]
+    cases += [{"name": control, "control": control, **real} for control in CONTROLS]
+    cases.append({"name": "unscaled_rope", "control": "unscaled_rope", **random})
+    (root / "cases.json").write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, str(WORKER), str(root)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((root / "results.json").read_text())
+
+
+@pytest.mark.parametrize("case", ["stories", "scaled_rope"])
+def test_logits_and_gradients_are_those_of_transformers(results: dict[str, dict[str, Any]], case: str) -> None:
+    assert results[case]["logits"] <= LOGITS
+    assert results[case]["gradient"] <= GRADIENT, results[case]["parameter"]
+
+
+@pytest.mark.parametrize("control", [*CONTROLS, "unscaled_rope"])
+def test_control_is_seen(results: dict[str, dict[str, Any]], control: str) -> None:
+    """The fault moves both far beyond their tolerances."""
+    assert results[control]["logits"] > 100 * LOGITS
+    assert results[control]["gradient"] > 100 * GRADIENT

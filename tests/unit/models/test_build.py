@@ -1,0 +1,111 @@
+"""How an architecture becomes a Megatron model, and how the next token is chosen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_prism.models.build import uneven_layout
+from megatron_prism.models.generate import Sampling, choose
+
+CONFIGS = """
+import json
+from megatron_prism.parallel import host
+host.install()
+from megatron_prism.core.config import ModelConfig, ParallelConfig, RecomputeConfig
+from megatron_prism.models.build import transformer_config
+
+model = ModelConfig(family="llama", num_layers=5, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, num_query_groups=2,
+                    kv_channels=16, vocab_size=390, max_position_embeddings=128, norm_epsilon=3e-6)
+layouts = {"one": {}, "pp2": {"pp": 2}, "vpp2": {"pp": 2, "vpp": 2}, "tp2": {"tp": 2, "sequence_parallel": True}}
+names = ("batch_p2p_comm", "overlap_p2p_comm", "virtual_pipeline_model_parallel_size", "calculate_per_token_loss", "layernorm_epsilon",
+         "sequence_parallel", "recompute_method", "recompute_num_layers", "hidden_dropout", "attention_dropout", "bf16", "add_bias_linear")
+found = {}
+for name, layout in layouts.items():
+    config = transformer_config(model, ParallelConfig(**layout), "bf16", RecomputeConfig())
+    found[name] = {key: getattr(config, key) for key in names}
+for name, recompute in {"all": {}, "some": {"num_layers": 2}}.items():
+    config = transformer_config(model, ParallelConfig(), "fp32", RecomputeConfig(granularity="full", **recompute))
+    found[name] = {key: getattr(config, key) for key in names}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[str, dict]:
+    """Return TransformerConfigs by layout, made in a process of their own: the host's stand-in for CUDA stays there."""
+    done = subprocess.run([sys.executable, "-c", CONFIGS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_with_model_chunks_messages_are_never_batched(configs: dict[str, dict]) -> None:
+    """Two batched messages between the same two ranks are paired wrongly at pp 2: wrong gradients, silently."""
+    found = {name: (config["batch_p2p_comm"], config["overlap_p2p_comm"]) for name, config in configs.items()}
+    assert found.pop("vpp2") == (False, True)
+    assert set(found.values()) == {(True, False)}
+
+
+def test_config_carries_what_a_llama_is(configs: dict[str, dict]) -> None:
+    for config in configs.values():
+        assert config["calculate_per_token_loss"] is True and config["layernorm_epsilon"] == 3e-6 and not config["add_bias_linear"]
+        assert config["hidden_dropout"] == config["attention_dropout"] == 0.0
+    assert (configs["tp2"]["sequence_parallel"], configs["one"]["sequence_parallel"]) == (True, False)
+    assert (configs["one"]["bf16"], configs["all"]["bf16"]) == (True, False)
+    recompute = {name: (configs[name]["recompute_method"], configs[name]["recompute_num_layers"]) for name in ("one", "all", "some")}
+    assert recompute == {"one": (None, None), "all": ("uniform", 1), "some": ("block", 2)}
+
+
+def test_layout_of_five_layers_on_two_and_four_stages() -> None:
+    assert uneven_layout(6, 2) is None and uneven_layout(1, 1) is None
+    assert uneven_layout(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
+    assert uneven_layout(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
+
+
+@given(num_stages=st.integers(2, 12), data=st.data())
+def test_layout_holds_every_layer_once_and_stages_differ_by_one(num_stages: int, data: st.DataObject) -> None:
+    num_layers = data.draw(st.integers(num_stages, 60))
+    layout = uneven_layout(num_layers, num_stages)
+    assert (layout is None) == (num_layers % num_stages == 0)
+    if layout is not None:
+        counts = [stage.count("decoder") for stage in layout]
+        assert len(layout) == num_stages and sum(counts) == num_layers
+        assert max(counts) - min(counts) == 1 and counts == sorted(counts, reverse=True)
+        assert layout[0][0] == "embedding" and layout[-1][-1] == "loss" and sum(map(len, layout)) == num_layers + 2
+
+
+LOGITS = torch.tensor([1.0, 3.0, 2.0, -5.0])
+
+
+def drawn(sampling: Sampling, count: int = 400) -> dict[int, float]:
+    """Return the share of each token among many choices."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+    tokens = [int(choose(LOGITS, sampling, generator)) for _ in range(count)]
+    return {token: tokens.count(token) / count for token in set(tokens)}
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    assert drawn(Sampling(), 3) == {1: 1.0}
+
+
+@pytest.mark.parametrize(("top_p", "tokens"), [(0.0, {1}), (0.5, {1}), (0.7, {1, 2}), (0.95, {0, 1, 2})])
+def test_top_p_keeps_the_smallest_set_of_that_probability(top_p: float, tokens: set[int]) -> None:
+    """The probabilities are 0.665, 0.245, 0.090, 0.0002."""
+    assert set(drawn(Sampling(1.0, top_p))) == tokens
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_shapes_the_shares(temperature: float) -> None:
+    wanted = torch.softmax(LOGITS / temperature, 0)
+    found = drawn(Sampling(temperature), 2000)
+    assert all(abs(found.get(token, 0) - float(wanted[token])) < 0.05 for token in range(4))
+
+
+def test_a_seed_decides_the_choice() -> None:
+    assert drawn(Sampling(1.0, seed=1)) == drawn(Sampling(1.0, seed=1)) != drawn(Sampling(1.0, seed=2))

@@ -1,0 +1,174 @@
+"""The command line as a shell sees it: exit codes, one line a problem, no traceback, nothing written where nothing should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from megatron_prism import __version__, cli
+
+MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2,
+         "kv_channels": 4, "vocab_size": 390, "max_position_embeddings": 64}  # fmt: skip
+
+
+def prism(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_prism.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def commands(group: Any = None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every command that does something."""
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        words = (*above, name)
+        yield from commands(command, words) if hasattr(command, "commands") else [words]
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a prepared mixture of one source."""
+    from megatron_prism.core.config import PrepareConfig, SourceConfig
+    from megatron_prism.jobs import prepare
+
+    root = tmp_path_factory.mktemp("cli")
+    (root / "a.txt").write_text("\n\n".join(f"The sum of {n} and {n} is {n + n}." for n in range(50)))
+    source = SourceConfig(name="a", path=(str(root / "a.txt"),), weight=100.0, split="paragraph")
+    prepare.run(PrepareConfig(out=root / "data", tokenizer=tiny_tokenizer, sources=(source,), num_workers=1))
+    return root / "data"
+
+
+@pytest.fixture
+def config(tmp_path: Path, prepared: Path, tiny_tokenizer: Path) -> Path:
+    """Return the YAML of a small training run from scratch, whose run folder is tmp_path/run."""
+    values = {
+        "run_dir": str(tmp_path / "run"),
+        "steps": 5,
+        "precision": "fp32",
+        "model": MODEL,
+        "init": {"tokenizer": str(tiny_tokenizer)},
+        "data": {"prepared": str(prepared), "seq_length": 32},
+        "batch": {"global_size": 4},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "train.yaml"
+
+
+def refused(done: subprocess.CompletedProcess[str], *named: str, code: int = 2) -> None:
+    """Assert a refusal that a user can read: its exit code, what it names, no traceback, no result."""
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code, done.stderr
+    assert not [name for name in named if name not in done.stderr], done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [(), *commands()], ids=" ".join)
+def test_help_shows_an_example_of_every_command(command: tuple[str, ...]) -> None:
+    done = prism(*command, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert not command or f"Example: prism {' '.join(command)}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["train", "absent.yaml"]], ids=" ".join)
+def test_what_needs_no_torch_does_not_load_it(arguments: list[str]) -> None:
+    code = (
+        "import sys; from megatron_prism import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print('loaded:', *{name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'megatron', 'numpy'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"], done.stderr
+
+
+def test_version() -> None:
+    assert prism("--version").stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["absent"], ["train"], ["convert", "import"], ["generate", "--prompt", "a", "--max-tokens", "0"]], ids=" ".join)
+def test_a_command_line_that_does_not_parse_is_wrong_input(arguments: list[str]) -> None:
+    refused(prism(*arguments))
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(config: Path, prepared: Path) -> None:
+    before = tree(config.parent), tree(prepared)
+    done = prism("train", config, "steps=7", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert {"tokens_per_step: 128", "tokens: 896", "microbatches: 4", "resumes_at_step: 0"} <= set(done.stdout.splitlines())
+    assert (tree(config.parent), tree(prepared)) == before
+
+
+def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
+    assert prism("train", config, "--dry-run", "--json", tmp_path / "plan.json").returncode == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["tokens"] == 640 and [source["name"] for source in plan["sources"]] == ["a"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["optimizer.lrr=1"], ["override:optimizer.lrr", "did you mean 'lr'?"]),
+        (["steps=many", "seed=x"], ["override:steps: found 'many'", "override:seed: found 'x'"]),
+        (["parallel.tp=2"], ["parallel: found tp 2", "start 2 processes"]),
+        (["parallel.tp=2", "--nproc", "3"], ["parallel: found tp 2", "world size 3"]),
+        (["batch.global_size=3", "--nproc", "2"], ["batch.global_size: found 3"]),
+        (["data.prepared=absent"], ["absent/manifest.json: found"]),
+        (["data.weights={b: 100}"], ["data.weights: found b; required a weight for each of a"]),
+        (["data.seq_length=65"], ["data.seq_length: found 65"]),
+        (["model.vocab_size=200"], ["a tokenizer with 384 ids"]),
+        (["model.num_layers=0"], ["model.num_layers: found 0"]),
+        (["init.tokenizer=absent"], ["absent"]),
+        (["--json", "absent/plan.json"], ["absent"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0][-1].isalnum() else None,
+)
+def test_a_training_run_that_does_not_hold_ends_before_it_begins(config: Path, arguments: list[str], named: list[str]) -> None:
+    before = tree(config.parent)
+    refused(prism("train", config, *arguments), *named)
+    assert tree(config.parent) == before
+
+
+def test_every_line_of_a_refusal_is_a_problem(config: Path) -> None:
+    done = prism("train", config, "optimizer.lr=-1", "schedule.final_factor=2")
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [["prism", "optimizer.lr"], ["prism", "schedule.final_factor"]]
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_a_config_that_is_absent_or_broken_is_named(tmp_path: Path, command: str) -> None:
+    refused(prism(command, tmp_path / "absent.yaml"), f"{tmp_path}/absent.yaml: found no such file")
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    refused(prism(command, tmp_path / "broken.yaml"), "broken.yaml: found")
+
+
+def broken(tmp_path: Path) -> Path:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "attention_bias": True}))
+    return tmp_path / "hf"
+
+
+def test_a_conversion_that_does_not_hold_writes_nothing(tmp_path: Path) -> None:
+    root, out = broken(tmp_path), tmp_path / "out"
+    before = tree(tmp_path)
+    refused(prism("convert", "import", "--hf", root, "--out", out), "config.json:attention_bias: found True", "config.json:hidden_size: found no value")
+    refused(prism("convert", "import", "--hf", tmp_path / "absent", "--out", out), "absent/config.json: found no such file")
+    refused(prism("convert", "export", "--ckpt", root, "--out", out), "found no prism.json")
+    refused(prism("convert", "import", "--hf", root, "--out", root), "hf: found an existing output")
+    assert tree(tmp_path) == before
+
+
+def test_a_generation_without_one_model_is_refused(tmp_path: Path) -> None:
+    refused(prism("generate", "--prompt", "a"), "--ckpt, --hf: found both or neither")
+    refused(prism("generate", "--prompt", "a", "--ckpt", tmp_path, "--hf", tmp_path), "--ckpt, --hf")
+    refused(prism("generate", "--prompt", "a", "--ckpt", tmp_path), "found no prism.json")
+    refused(prism("generate", "--prompt", "a", "--hf", tmp_path), "tokenizer.json: found no such file")
