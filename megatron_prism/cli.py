@@ -119,10 +119,15 @@ def prepare(config: Config, overrides: Overrides = None, dry_run: DryRun = False
     Example: prism prepare configs/tiny/mixture.yaml tokens=1000000 --dry-run
     """
     from megatron_prism.core.config import PrepareConfig
-    from megatron_prism.core.load import load
+    from megatron_prism.core.load import load, placed
     from megatron_prism.jobs import prepare as job
 
-    _finish(job.run(load(config, PrepareConfig, overrides or []), dry_run=dry_run), json)
+    settings = load(config, PrepareConfig, overrides or [])
+    with placed(config, PrepareConfig, overrides or []):
+        result = job.run(settings, dry_run=dry_run)
+    _finish(result, json, quiet=True)
+    if not dry_run:
+        typer.echo(f"out: {settings.out}")
 
 
 @app.command()
@@ -134,12 +139,13 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     Under torchrun or srun it joins their gang instead of starting one.
     """
     from megatron_prism.core.config import TrainConfig
-    from megatron_prism.core.load import load
+    from megatron_prism.core.load import load, placed
     from megatron_prism.jobs import train as job
 
     settings = load(config, TrainConfig, overrides or [])
     world_size = _world_size(nproc)
-    figures = job.plan(settings, world_size)
+    with placed(config, TrainConfig, overrides or []):
+        figures = job.plan(settings, world_size)
     if dry_run:
         _finish(figures, json)
         return

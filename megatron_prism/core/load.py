@@ -12,13 +12,15 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_prism.core.errors import InputError, Problem
 
 T = TypeVar("T")
-Layer = tuple[str, dict[str, Any]]  # (where it comes from, its keys)
+Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
+OVERRIDE = "override"
 
 
 def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
@@ -32,6 +34,22 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     if problems:  # unknown keys first: a misspelt key would else also be reported as missing
         raise InputError(problems)
     return build(merged, cls, lambda key: f"{origin(layers, key)}:{'.'.join(map(str, key))}")
+
+
+@contextmanager
+def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Let the problems that checks find between keys name the file (or override) that set the key."""
+    try:
+        yield
+    except InputError as error:
+        layers = [*read_layers(path, ()), *map(parse_override, overrides)]
+        names = {item.name for item in dataclasses.fields(cls)}
+
+        def place(problem: Problem) -> Problem:
+            key = split_key(problem.where.split(" ")[0])
+            return dataclasses.replace(problem, where=f"{origin(layers, key)}:{problem.where}") if key[0] in names else problem
+
+        raise type(error)([place(problem) for problem in error.problems]) from None
 
 
 def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple], str]) -> T:
@@ -102,7 +120,7 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
 
 
 def parse_override(text: str) -> Layer:
-    """Return the layer of one `a.b=c` override; the value is read as YAML.
+    """Return the layer of one `a.b=c` override; the value is read as YAML, a number in the key is a place in a list.
 
     Raises: InputError where there is no `=`.
     """
@@ -110,28 +128,48 @@ def parse_override(text: str) -> Layer:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    key, equals, _ = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(Problem(f"override {text!r}", "no key=value", "a.b=c"))
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore[index,call-overload]
     except (YAMLError, OmegaConfBaseException) as error:
-        raise InputError(Problem(f"override {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
-    return "override", typing.cast(dict[str, Any], values)
+        raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
+    for part in reversed(split_key(key)):
+        values = {part: values}
+    return OVERRIDE, values
+
+
+def split_key(key: str) -> list[str | int]:
+    """Return the parts of a dotted key, places in a list as numbers."""
+    return [int(part) if part.isdigit() else part for part in key.split(".")]
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the layers merged in order, interpolations resolved."""
+    """Return the layers merged in order (files whole, overrides key by key), interpolations resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    where = layers[-1][0]
     try:
-        whole = OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers])
+        whole = OmegaConf.merge(*[OmegaConf.create(values) for name, values in layers if name != OVERRIDE])
+        for where, values in layers:
+            if where == OVERRIDE:
+                key, value = _only_leaf(values)
+                where = f"{OVERRIDE}:{key}"
+                OmegaConf.update(whole, key, value, merge=True, force_add=True)
         return typing.cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        where = f"{layers[-1][0]}:{key}" if key else layers[-1][0]
-        raise InputError(Problem(where, " ".join(str(error).split()), "values that merge and resolve")) from None
+    except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+        at = getattr(error, "full_key", None)
+        raise InputError(Problem(f"{where}:{at}" if at else where, " ".join(str(error).split()), "values that merge and resolve")) from None
+
+
+def _only_leaf(values: Any) -> tuple[str, Any]:
+    parts: list[str] = []
+    while isinstance(values, dict) and len(values) == 1:
+        (part, values), *_ = values.items()
+        parts.append(str(part))
+    return ".".join(parts), values
 
 
 def origin(layers: Sequence[Layer], key: Sequence[Any]) -> str:

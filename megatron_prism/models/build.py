@@ -61,6 +61,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        deallocate_pipeline_outputs=parallel.pp > 1 and host.has_cuda(),  # gloo may still be sending them: wrong losses, seen
         recompute_granularity=None if recompute.granularity == "none" else recompute.granularity,
         recompute_method=("uniform" if recompute.num_layers is None else "block") if whole else None,
         recompute_num_layers=(recompute.num_layers or 1) if whole else None,

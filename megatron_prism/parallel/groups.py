@@ -54,6 +54,8 @@ def gang(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
+    if parallel.tp * parallel.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     join()
     try:
         with grid(parallel, seed) as groups:
@@ -89,9 +91,11 @@ def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
         distributed_timeout_minutes=TIMEOUT_S // 60,
     )
     try:
-        torch.manual_seed(seed)
-        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-        yield _read_grid(parallel)
+        groups = _read_grid(parallel)
+        stage_seed = seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
+        torch.manual_seed(stage_seed)
+        model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
+        yield groups
     finally:
         parallel_state.destroy_model_parallel()
 

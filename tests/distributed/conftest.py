@@ -63,7 +63,7 @@ def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_m
 
     def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp(f"gang{num_processes}")
-        base = {
+        base: dict[str, Any] = {
             "init": {"checkpoint": str(tiny_checkpoint)},
             "data": {"prepared": str(tiny_mixture), "seq_length": 32},
             "batch": {"global_size": 8, "micro_size": 2},
@@ -73,7 +73,11 @@ def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_m
             "schedule": {"warmup_steps": 2},
             "validation": {"sequences": 6},
         }
-        named = [{"control": None, "start_from": None, **case, "config": {"run_dir": str(folder / case["name"]), **base, **case["config"]}} for case in cases]
+        named = []
+        for case in cases:
+            config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
+            config["data"] = {**base["data"], **case["config"].get("data", {})}
+            named.append({"control": None, "start_from": None, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
         script = (
             "import sys; from megatron_prism.parallel.launch import start_gang;"

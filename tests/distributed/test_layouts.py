@@ -5,9 +5,12 @@ Each trap of Megatron-Core that the trainer closes is opened once, as a negative
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from megatron_prism.checkpoint import folder, stream
 
 TOLERANCE = 1e-5
 TWO: dict[str, dict[str, Any]] = {
@@ -20,6 +23,8 @@ TWO: dict[str, dict[str, Any]] = {
     "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
+MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
+         "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
 CONTROLS = {
     "batched_p2p": {"pp": 2, "vpp": 2},
     "unmarked_norm": {"tp": 2, "sequence_parallel": True},
@@ -32,11 +37,13 @@ def case(name: str, parallel: dict[str, Any], control: str | None = None, **conf
 
 
 @pytest.fixture(scope="module")
-def results(gang: Any) -> dict[str, Any]:
+def results(gang: Any, tiny_tokenizer: Path) -> dict[str, Any]:
     recompute = {"recompute": {"granularity": "full"}}
-    one = [case("single", {}), case("recompute", {}, **recompute)]
+    one = [case("single", {}), case("recompute", {}, **recompute), case("workers", {}, data={"num_workers": 1})]
     two = [case(name, parallel) for name, parallel in TWO.items()]
     two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
+    scratch = {"init": {"checkpoint": None, "tokenizer": str(tiny_tokenizer)}, "model": MODEL, "steps": 2}
+    two += [case("scratch_pp2", {"pp": 2}, **scratch)]
     two += [case("dp2_bf16", {}, precision="bf16")]
     return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
 
@@ -62,9 +69,19 @@ def test_the_single_process_learns(results: dict[str, Any]) -> None:
     assert loss[-1] < loss[0] - 1.0
 
 
-def test_recompute_is_bit_equal(results: dict[str, Any]) -> None:
-    assert results["recompute"]["loss"] == results["single"]["loss"]
-    assert results["recompute"]["grad_norm"] == results["single"]["grad_norm"]
+@pytest.mark.parametrize("variant", ["recompute", "workers"])
+def test_variant_is_bit_equal(results: dict[str, Any], variant: str) -> None:
+    """Recomputed activations and a loader of its own processes change nothing."""
+    assert results[variant]["loss"] == results["single"]["loss"]
+    assert results[variant]["grad_norm"] == results["single"]["grad_norm"]
+
+
+def test_pipeline_stages_begin_with_different_weights(results: dict[str, Any]) -> None:
+    """From scratch, each stage draws from a generator of its own."""
+    reader = stream.TensorReader(folder.read(Path(results["scratch_pp2"]["run_dir"])).state)
+    shape = reader.shapes()["decoder.layers.0.self_attention.linear_proj.weight"]
+    first, second = (reader.read(f"decoder.layers.{layer}.self_attention.linear_proj.weight", shape) for layer in (0, 2))
+    assert (first - second).abs().mean() > 0.5 * first.abs().mean()
 
 
 def test_bf16_stays_near_fp32(results: dict[str, Any]) -> None:
