@@ -25,7 +25,15 @@ app.add_typer(convert, name="convert")
 Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as a.b=c.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, as JSON.")]
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise InputError(Problem("--json", str(path), f"a file in a folder that is there: {path.parent} is not"))
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, as JSON.", callback=_in_a_folder)]
 Nproc = Annotated[int | None, typer.Option(help="Start this many processes on this machine (torchrun).", min=1)]
 Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
 
@@ -120,9 +128,10 @@ def prepare(config: Config, overrides: Overrides = None, dry_run: DryRun = False
     """
     from megatron_prism.core.config import PrepareConfig
     from megatron_prism.core.load import load, placed
+
+    settings = load(config, PrepareConfig, overrides or [])  # before the job brings torch along
     from megatron_prism.jobs import prepare as job
 
-    settings = load(config, PrepareConfig, overrides or [])
     with placed(config, PrepareConfig, overrides or []):
         result = job.run(settings, dry_run=dry_run)
     _finish(result, json, quiet=True)
@@ -140,9 +149,10 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
+
+    settings = load(config, TrainConfig, overrides or [])  # before the job brings torch along
     from megatron_prism.jobs import train as job
 
-    settings = load(config, TrainConfig, overrides or [])
     world_size = _world_size(nproc)
     with placed(config, TrainConfig, overrides or []):
         figures = job.plan(settings, world_size)

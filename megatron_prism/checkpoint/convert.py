@@ -63,7 +63,9 @@ def plan_import(root: Path) -> Plan:
     """
     config = read_config(root)
     model = find.of_hf(config, str(root / "config.json")).read_config(config, str(root / "config.json"))
-    raise_problems(check_architecture(model, str(root / "config.json")))
+    raise_problems(check_architecture(model, f"{root / 'config.json'}:"))
+    links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
+    raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
     rules, shards = find.rules(model), hf.open_shards(root)
     check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(root))
     plan = Plan(root, model, tuple(rules), tuple(shards))
@@ -87,6 +89,8 @@ def read_config(root: Path) -> Mapping[str, Any]:
         return config
     except FileNotFoundError:
         raise CheckpointError(Problem(str(root / "config.json"), "no such file", "a Hugging Face model folder")) from None
+    except OSError as error:
+        raise CheckpointError(Problem(str(root / "config.json"), str(error.strerror), "a Hugging Face model folder")) from None
     except ValueError as error:
         raise CheckpointError(Problem(str(root / "config.json"), f"damaged JSON ({error})", "a JSON object")) from None
 
@@ -140,14 +144,23 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
     checkpoint = folder.read(path)
     rules, reader = find.rules(checkpoint.model), stream.TensorReader(checkpoint.state)
     _check_state(rules, reader.shapes(), checkpoint.state)
+    if not checkpoint.assets.is_dir():
+        raise CheckpointError(Problem(str(checkpoint.assets), "no such folder", "the files that the checkpoint keeps for Hugging Face"))
     kept = checkpoint.root / folder.SHARDS
     if kept.is_file():
-        shards = [_kept_shard(entry, kept) for entry in json.loads(kept.read_text(encoding="utf-8"))]
+        shards = _kept_shards(kept)
     else:
         dtype = getattr(torch, str(checkpoint.facts.get("dtype", "float32")))
         shards = hf.new_shards({name: shape for rule in rules for name, shape in rule.hf}, dtype)
     check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(kept))
     return Plan(checkpoint.root, checkpoint.model, tuple(rules), tuple(shards)), reader
+
+
+def _kept_shards(path: Path) -> list[hf.Shard]:
+    try:
+        return [_kept_shard(entry, path) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(Problem(str(path), f"{type(error).__name__}: {error}", "the file names and headers of `prism convert import`")) from None
 
 
 def _kept_shard(entry: Mapping[str, str], where: Path) -> hf.Shard:

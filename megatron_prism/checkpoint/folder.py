@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import CheckpointError, InputError, Problem
+from megatron_prism.core.errors import CheckpointError, EnvironmentFault, InputError, Problem
 from megatron_prism.core.load import build, to_dict
 from megatron_prism.core.manifest import read_json, write_json, write_text
 
@@ -80,16 +80,18 @@ def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[s
 def create(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` when all went well, and goes away when not.
 
-    Raises: InputError where `path` is there already: nothing is ever overwritten.
+    Raises: InputError where `path` is there already: nothing is ever overwritten. EnvironmentFault where it cannot be written.
     """
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         publish(temporary, path)
+    except OSError as error:  # readers raise InputError: what is left is writing
+        raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}; nothing was written to {path}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -70,7 +70,7 @@ def _read_index(root: Path) -> dict[str, str]:
     where = root / INDEX
     try:
         listed = json.loads(where.read_text(encoding="utf-8"))["weight_map"]
-        wrong = [name for name, file in listed.items() if not isinstance(file, str) or Path(file).name != file]
+        wrong = [name for name, file in listed.items() if not isinstance(file, str) or Path(file).name != file or "\0" in file]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(Problem(str(where), f"{type(error).__name__}: {error}", "JSON with a weight_map of tensor to file")) from None
     if wrong:
@@ -98,10 +98,8 @@ def read_header(path: Path) -> Shard:
 
     Raises: CheckpointError naming the file, and the tensor where one is at fault.
     """
-    root = path.parent.resolve()
-    inside = path.resolve().parent in (root, root.parent.parent / "blobs")  # a snapshot of the hub's cache links to ../../blobs
-    if not path.is_file() or not inside:
-        raise CheckpointError(Problem(str(path), "no such file" if inside else "a link out of the folder", "a safetensors file"))
+    if not path.is_file() or not is_inside(path):
+        raise CheckpointError(Problem(str(path), "no such file" if is_inside(path) else "a link out of the folder", "a safetensors file"))
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -113,7 +111,7 @@ def read_header(path: Path) -> Shard:
         entries = json.loads(header, object_pairs_hook=_unique)
         if not isinstance(entries, dict):
             raise ValueError("the header is no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "safetensors JSON")) from None
     entries.pop("__metadata__", None)
     tensors = parse_entries(entries, path, 8 + length)
@@ -121,6 +119,12 @@ def read_header(path: Path) -> Shard:
     if end != size:
         raise CheckpointError(Problem(str(path), f"{size} bytes", f"{end} bytes, from its header", "the file is truncated or has grown: fetch it again"))
     return Shard(path.name, header, tensors)
+
+
+def is_inside(path: Path) -> bool:
+    """Say whether a file lies in its folder once links are followed; a snapshot of the hub's cache may link to ../../blobs."""
+    root = path.parent.resolve()
+    return path.resolve().parent in (root, root.parent.parent / "blobs")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,8 +139,8 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
     places = []
     for name, entry in entries.items():
         try:
-            dtype, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
+            dtype, shape, (start, end) = str(entry["dtype"]), tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError(Problem(f"{path}: {name}", repr(entry), "dtype, shape and data_offsets")) from None
         if dtype not in DTYPES:
             raise CheckpointError(Problem(f"{path}: {name}", f"dtype {dtype}", f"one of {', '.join(DTYPES)}"))

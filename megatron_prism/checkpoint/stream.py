@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -41,10 +42,14 @@ class TensorSpec:
 
 def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], torch.Tensor]) -> None:
     """Write a torch_dist checkpoint; `values(key)` is asked for each tensor when its turn comes, and not before."""
-    writer = dcp.FileSystemWriter(root, single_file_per_rank=True, sync_files=True)
+    # a file a tensor: torch holds every tensor of a file until that file is whole
+    writer = dcp.FileSystemWriter(root, single_file_per_rank=False, sync_files=True)
     keys: dict[str, Any] = {spec.key: spec for spec in specs}
-    with _no_gang():
-        dcp.save(keys, storage_writer=writer, planner=_OneAtATime(specs, values), no_dist=True)
+    try:
+        with _no_gang():
+            dcp.save(keys, storage_writer=writer, planner=_OneAtATime(specs, values), no_dist=True)
+    except CheckpointException as error:  # no Exception; it wraps what was raised, by rank
+        raise next(iter(error.failures.values()))[0] from None
     torch.save({}, root / "common.pt")
     write_json(root / "metadata.json", MARKER)  # last: Megatron takes the folder for complete by it
 

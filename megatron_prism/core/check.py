@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from megatron_prism.core.config import ModelConfig, PrepareConfig, SourceConfig, TrainConfig
@@ -71,8 +72,12 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
         "schedule.warmup_steps": config.schedule.warmup_steps,
     }
     for key, value in not_negative.items():
-        if not value >= 0:  # also catches nan
+        if not 0 <= value < math.inf:  # also catches nan
             yield Problem(key, str(value), "0 or more")
+    if not 0 <= config.seed < 2**32:
+        yield Problem("seed", str(config.seed), "0 to 2**32 - 1", "numpy takes no other")
+    if config.log.peak_tflops is not None and not config.log.peak_tflops > 0:
+        yield Problem("log.peak_tflops", str(config.log.peak_tflops), "more than 0, or null")
     for key, value in {"optimizer.beta1": config.optimizer.beta1, "optimizer.beta2": config.optimizer.beta2}.items():
         if not 0 <= value < 1:
             yield Problem(key, str(value), "at least 0 and below 1")
@@ -108,8 +113,9 @@ def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
             yield Problem("parallel.vpp", f"{grid.vpp} with parallel.pp {grid.pp}", "pp above 1", "remove it")
         elif microbatches % grid.pp:
             yield Problem("batch.global_size", f"{microbatches} microbatches a step", f"a multiple of parallel.pp {grid.pp} under vpp")
-    if config.recompute.num_layers is not None and config.recompute.granularity != "full":
-        yield Problem("recompute.num_layers", str(config.recompute.num_layers), "recompute.granularity full")
+    recompute = config.recompute
+    if recompute.num_layers is not None and (recompute.granularity != "full" or recompute.num_layers < 1):
+        yield Problem("recompute.num_layers", f"{recompute.num_layers} with granularity {recompute.granularity}", "at least 1 with granularity full, or null")
 
 
 def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
@@ -141,18 +147,18 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
     return [*problems, *check_architecture(model)]
 
 
-def check_architecture(model: ModelConfig, where: str = "model") -> list[Problem]:
-    """Return what is wrong within an architecture."""
+def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Problem]:
+    """Return what is wrong within an architecture; `prefix` stands before each key."""
     problems = []
     sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size")
     for name in sizes:
         if getattr(model, name) < 1:
-            problems.append(Problem(f"{where}.{name}", str(getattr(model, name)), "at least 1"))
+            problems.append(Problem(f"{prefix}{name}", str(getattr(model, name)), "at least 1"))
     if not problems and model.num_attention_heads % model.num_query_groups:
-        problems.append(Problem(f"{where}.num_query_groups", str(model.num_query_groups), f"a divisor of num_attention_heads {model.num_attention_heads}"))
+        problems.append(Problem(f"{prefix}num_query_groups", str(model.num_query_groups), f"a divisor of num_attention_heads {model.num_attention_heads}"))
     scaling = model.rope_scaling
     if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
-        problems.append(Problem(f"{where}.rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
+        problems.append(Problem(f"{prefix}rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
     return problems
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=repr), strict=True)
     except ValidationError as error:
         raise InputError([_problem(item, where) for item in error.errors(include_url=False)]) from None
 
@@ -69,7 +70,16 @@ def to_yaml(config: Any) -> str:
     """Return a config dataclass as YAML that `load` reads back to an equal object."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(to_dict(config))))
+
+
+def _escaped(value: Any) -> Any:
+    """Return plain values in which a text's `${` is no interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_escaped(part) for part in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -113,9 +123,12 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
     bases = values.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(Problem(f"{path}:base", repr(bases), "a path, or a list of paths"))
     layers: list[Layer] = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        layers += read_layers(path.parent / str(base), (*above, path.resolve()))
+    for base in bases:
+        layers += read_layers(path.parent / base, (*above, path.resolve()))
     return [*layers, (str(path), typing.cast(dict[str, Any], values))]
 
 

@@ -26,7 +26,11 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     ]
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
     problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
+    wrong = [key for key in needed if key in hf and (type(hf[key]) is not int or hf[key] < 1)]
+    problems += [Problem(f"{where}:{key}", repr(hf[key]), "a whole number above 0") for key in wrong]
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError([*problems, Problem(f"{where}:rope_parameters", repr(rope), "an object")])
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         problems.append(Problem(f"{where}:rope_parameters.rope_type", repr(kind), "'default' or 'llama3'"))

@@ -88,7 +88,8 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.
     else:
         assert config.init.tokenizer is not None  # check_train
         assets = config.init.tokenizer
-    if not (assets / "tokenizer.json").is_file() or tokenize.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
+    absent_as_imported = config.init.checkpoint is not None and not (assets / "tokenizer.json").is_file()
+    if absent_as_imported or tokenize.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
         return []
     return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
 

@@ -13,13 +13,20 @@ GANG_FAILED = 4
 
 
 def in_gang() -> bool:
-    """Say whether this process was started as one of a gang (by torchrun, or by srun with several tasks)."""
-    return ("WORLD_SIZE" in os.environ and "RANK" in os.environ) or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ)
+    """Say whether this process was started as one of a gang: by torchrun, or by srun with several tasks.
+
+    SLURM_STEP_NUM_TASKS is srun's own; SLURM_NTASKS also stands in the batch script, where no gang runs yet.
+    """
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        return True
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def world_size() -> int:
     """Return the size of the gang this process belongs to; 1 where it is alone."""
-    return int(os.environ.get("WORLD_SIZE") or (os.environ.get("SLURM_NTASKS", "1") if in_gang() else "1"))
+    if not in_gang():
+        return 1
+    return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_STEP_NUM_TASKS"])
 
 
 def adopt_slurm() -> None:
@@ -30,7 +37,7 @@ def adopt_slurm() -> None:
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
-        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        WORLD_SIZE=os.environ["SLURM_STEP_NUM_TASKS"],
         LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
         MASTER_ADDR=os.environ.get("MASTER_ADDR", first_host(nodes)),
         MASTER_PORT=os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
@@ -39,10 +46,10 @@ def adopt_slurm() -> None:
 
 def first_host(nodelist: str) -> str:
     """Return the first host of a Slurm node list: `gpu[007-009,12],login` gives `gpu007`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodelist)
+    match = re.match(r"[^,\[](?:[^,\[]|\[[^\]]*\])*", nodelist)
     if match is None:
         raise EnvironmentFault(f"cannot read a host from the Slurm node list {nodelist!r}")
-    return match.group(1) + (match.group(2) or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match.group())
 
 
 def start_gang(num_processes: int, command: Sequence[str]) -> int:

@@ -39,7 +39,7 @@ def main(root: Path) -> None:
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def loss_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:

@@ -151,13 +151,25 @@ REFUSED: list[tuple[str, Edit, list[str]]] = [
     ("config of bytes", rewrite("config.json", lambda _: b"\xff"), ["config.json: found damaged JSON"]),
     ("missing tensor", edit_shard(lambda found: found.pop(QUERY)), [f"hf: {QUERY}: found no such tensor"]),
     ("extra tensor", edit_shard(lambda found: found.update({"lm_head.bias": torch.ones(2)})), ["hf: lm_head.bias: found an extra tensor"]),
-    ("wrong shape", edit_shard(lambda found: found.update({QUERY: torch.ones(8, 16)})), [f"hf: {QUERY}: found shape [8, 16]; required shape [16, 16]"]),
+    (
+        "wrong shape",
+        edit_shard(lambda found: found.update({QUERY: torch.ones(8, 16)})),
+        [f"hf: {QUERY}: found shape [8, 16]; required shape [16, 16]"],
+    ),
     ("transposed", edit_shard(lambda found: found.update({NORM: torch.ones(1, 16)})), [f"hf: {NORM}: found shape [1, 16]"]),
-    ("all three", edit_shard(lambda found: (found.pop(QUERY), found.update({"x": torch.ones(1), NORM: torch.ones(2)}))), [QUERY, "hf: x", NORM]),
+    (
+        "all three",
+        edit_shard(lambda found: (found.pop(QUERY), found.update({"x": torch.ones(1), NORM: torch.ones(2)}))),
+        [QUERY, "hf: x", NORM],
+    ),
     ("mixed dtypes", edit_shard(lambda found: found.update({QUERY: found[QUERY].half()})), [f"hf: {QUERY}: found parts of dtypes"]),
     ("shard cut off", rewrite(SHARD, lambda data: data[:-1]), [f"{SHARD}: found", "truncated"]),
     ("shard absent", lambda root: (root / SHARD).unlink(), [f"{SHARD}: found no such file"]),
-    ("embedding beyond the config", edit_json("config.json", vocab_size=383), ["hf: model.embed_tokens.weight: found shape", "hf: lm_head.weight"]),
+    (
+        "embedding beyond the config",
+        edit_json("config.json", vocab_size=383),
+        ["hf: model.embed_tokens.weight: found shape", "hf: lm_head.weight"],
+    ),
     ("tokenizer cut off", rewrite("tokenizer.json", lambda data: data[:100]), ["tokenizer.json: found"]),
     ("link out of the folder", link_out, ["notes.txt: found a link out of the folder"]),
 ]
@@ -217,7 +229,11 @@ DAMAGED: list[tuple[str, Edit, list[str]]] = [
     ("tensors absent", lambda root: (root / "state" / "__0_0.distcp").unlink(), ["state: ", "embedding.word_embeddings.weight"]),
     ("headers cut off", rewrite("shards.json", lambda data: data[:-9]), ["shards.json: found"]),
     ("headers of no list", rewrite("shards.json", lambda _: b"{}"), ["shards.json: "]),
-    ("headers that leave the folder", lambda root: (root / "shards.json").write_text((root / "shards.json").read_text().replace(SHARD, "../a")), ["shards.json"]),
+    (
+        "headers that leave the folder",
+        lambda root: (root / "shards.json").write_text((root / "shards.json").read_text().replace(SHARD, "../a")),
+        ["shards.json"],
+    ),
     ("no files of Hugging Face", lambda root: shutil.rmtree(root / "hf"), ["hf"]),
 ]
 
@@ -292,15 +308,22 @@ def test_a_full_disk_is_an_environment_fault(pristine: Path, tmp_path: Path, mon
 def large(make_folder: Callable[..., Path], pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of six shards of 30 MB, a layer each, and its checkpoint."""
     root = tmp_path_factory.mktemp("large")
-    sizes = {"hidden_size": 1024, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 500}
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 1280,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 500,
+    }
     make_folder(root / "hf", sizes, 6)
     convert.run_import(root / "hf", root / "ckpt", dry_run=False)
     return root
 
 
 def peak_bytes(job: str, source: Path, target: Path, tiny: Path) -> int:
-    done = subprocess.run([sys.executable, str(PEAK), job, str(source), str(target), str(tiny)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"MALLOC_ARENA_MAX": "1"})  # fmt: skip
+    command = [sys.executable, str(PEAK), job, str(source), str(target), str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"MALLOC_ARENA_MAX": "1"})
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -91,7 +91,15 @@ def test_what_is_there_already_stays(tmp_path: Path, kind: str) -> None:
 
 
 def test_assets_are_all_files_but_weights(hf_root: Path, tmp_path: Path) -> None:
-    for name in ("chat_template.jinja", "tokenizer.model", "LICENSE", "pytorch_model.bin", "consolidated.pth", "model.gguf", ".gitattributes"):
+    for name in (
+        "chat_template.jinja",
+        "tokenizer.model",
+        "LICENSE",
+        "pytorch_model.bin",
+        "consolidated.pth",
+        "model.gguf",
+        ".gitattributes",
+    ):
         (hf_root / name).write_text(name)
     (hf_root / "original").mkdir()
     copied = {path.name for path in folder.copy_assets(hf_root, tmp_path / "assets")}

@@ -152,7 +152,10 @@ def two(tmp_path: Path) -> Path:
         ({"weight_map": {"a": "x.safetensors", "b": "y.safetensors", "c": "y.safetensors"}}, "y.safetensors: c"),
         ({"weight_map": {"a": "x.safetensors", "c": "y.safetensors"}}, "y.safetensors: b"),
         ({"weight_map": {"a": "y.safetensors", "b": "x.safetensors"}}, "x.safetensors: a"),
-        *(({"weight_map": {"a": "x.safetensors", "b": name}}, f"{INDEX}: b") for name in ("../y.safetensors", "/etc/passwd", "a/../y.safetensors", ".", 3)),
+        *(
+            ({"weight_map": {"a": "x.safetensors", "b": name}}, f"{INDEX}: b")
+            for name in ("../y.safetensors", "/etc/passwd", "a/../y.safetensors", ".", 3)
+        ),
         *(({"weight_map": {"a": "x.safetensors", "b": name}}, "") for name in ("..", "", "y\0")),
         ({"weight_map": ["a"]}, INDEX),
         ({}, INDEX),

@@ -72,7 +72,11 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"parallel.sequence_parallel": True}, 2, "parallel.sequence_parallel"),
         ({"parallel": {"tp": 2, "sequence_parallel": True}, "data.seq_length": 63}, 2, "data.seq_length"),
         ({"parallel.overlap_param_gather": True}, 2, "parallel.overlap_param_gather"),
-        ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": False}}, 2, "parallel.overlap_param_gather"),
+        (
+            {"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": False}},
+            2,
+            "parallel.overlap_param_gather",
+        ),
         ({"parallel.vpp": 2}, 2, "parallel.vpp"),
         ({"parallel": {"pp": 2, "vpp": 1}}, 2, "parallel.vpp"),
         ({"parallel": {"pp": 2, "vpp": 2}, "batch.global_size": 6}, 2, "batch.global_size"),
@@ -134,8 +138,9 @@ def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("sources", "key"),
-    [([], "sources"), ([{"weight": 60}, {"weight": 40}], "sources.1.name"), ([{"weight": 60}, {"name": "b", "weight": 30}], "sources.weight"),
-     ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.weight.b"), ([{"weight": NAN}], "sources.weight.a"), ([{"name": ""}], "sources.0.name"),
+    [([], "sources"), ([{"weight": 60}, {"weight": 40}], "sources.1.name"),
+     ([{"weight": 60}, {"name": "b", "weight": 30}], "sources.weight"), ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.weight.b"),
+     ([{"weight": NAN}], "sources.weight.a"), ([{"name": ""}], "sources.0.name"),
      ([{"name": "../a"}], "sources.0.name"), ([{"path": []}], "sources.0.path"), ([{"valid_percent": 100}], "sources.0.valid_percent"),
      ([{"valid_percent": NAN}], "sources.0.valid_percent"), ([{"valid_percent": 1, "valid_path": ["v"]}], "sources.0.valid_percent")],
 )  # fmt: skip

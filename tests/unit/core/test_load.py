@@ -88,7 +88,9 @@ def test_interpolation_that_does_not_resolve_is_refused(write: Any, values: dict
 
 @pytest.mark.parametrize("text", ["5e-5", "5E-5", "5.0e-05", "0.00005"])
 def test_floats_as_people_write_them(write: Any, text: str) -> None:
-    path = write("a.yaml", f"run_dir: r\nsteps: 1\ndata: {{prepared: p, seq_length: 1}}\nbatch: {{global_size: 1}}\noptimizer: {{lr: {text}}}\n")
+    path = write(
+        "a.yaml", f"run_dir: r\nsteps: 1\ndata: {{prepared: p, seq_length: 1}}\nbatch: {{global_size: 1}}\noptimizer: {{lr: {text}}}\n"
+    )
     assert load(path, TrainConfig).optimizer.lr == 5e-5
     assert load(path, TrainConfig, [f"optimizer.eps={text}"]).optimizer.eps == 5e-5
 
@@ -116,7 +118,8 @@ def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values
 @pytest.mark.parametrize(
     ("key", "value"),
     [("steps", "3"), ("steps", True), ("steps", 3.0), ("steps", None), ("optimizer", {"lr": "5e-5x"}), ("optimizer", {"lr": True}),
-     ("parallel", {"sequence_parallel": 1}), ("parallel", {"sequence_parallel": "yes"}), ("run_dir", 3), ("optimizer", []), ("precision", "FP32")],
+     ("parallel", {"sequence_parallel": 1}), ("parallel", {"sequence_parallel": "yes"}), ("run_dir", 3),
+     ("optimizer", []), ("precision", "FP32")],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused(values: dict, key: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
@@ -133,10 +136,16 @@ def test_an_int_serves_for_a_float(values: dict) -> None:
 def test_missing_keys_are_all_named(write: Any, values: dict) -> None:
     del values["steps"], values["data"]["prepared"]
     path = write("a.yaml", values)
-    assert {(problem.where, problem.found) for problem in refusal(path)} == {(f"{path}:steps", "no value"), (f"{path}:data.prepared", "no value")}
+    assert {(problem.where, problem.found) for problem in refusal(path)} == {
+        (f"{path}:steps", "no value"),
+        (f"{path}:data.prepared", "no value"),
+    }
 
 
-@pytest.mark.parametrize("content", ["- a\n", "3\n", "a: [\n", "a: 1\na: 2\n", "a: !!python/object/apply:os.getcwd []\n", "? [1]\n: 2\n", "seed: !!binary aGVsbG8=\n"])
+@pytest.mark.parametrize(
+    "content",
+    ["- a\n", "3\n", "a: [\n", "a: 1\na: 2\n", "a: !!python/object/apply:os.getcwd []\n", "? [1]\n: 2\n", "seed: !!binary aGVsbG8=\n"],
+)
 def test_a_file_that_is_no_config_is_refused(write: Any, content: str) -> None:
     problems = refusal(write("a.yaml", content))
     assert all("a.yaml" in problem.where for problem in problems)
@@ -200,7 +209,10 @@ def test_any_mutation_builds_or_names_a_key(values: dict, data: st.DataObject) -
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from(["steps", "data", "data.weights", "optimizer.lr", "run_dir"]), text=st.text(st.characters(codec="ascii"), max_size=8))
+@given(
+    key=st.sampled_from(["steps", "data", "data.weights", "optimizer.lr", "run_dir"]),
+    text=st.text(st.characters(codec="ascii"), max_size=8),
+)
 def test_any_override_loads_or_is_refused(tmp_path: Path, values: dict, key: str, text: str) -> None:
     path = tmp_path / "fuzz.yaml"
     if not path.exists():

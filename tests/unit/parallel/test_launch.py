@@ -22,7 +22,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def srun(environment: pytest.MonkeyPatch, **more: str) -> None:
-    task = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "40017", "SLURM_STEP_NODELIST": "gpu[007-008]"}
+    task = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "40017", "SLURM_STEP_NODELIST": "gpu[007-008]"}
     for name, value in (task | more).items():
         environment.setenv(name, value)
 
@@ -48,9 +48,9 @@ def test_a_node_list_without_a_host_is_refused(nodelist: str) -> None:
         ({}, None),
         ({"WORLD_SIZE": "4", "RANK": "2"}, 4),
         ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, 8),
-        ({"SLURM_NTASKS": "8"}, None),  # an allocation's shell, not a task
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, 8),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, None),  # an allocation's shell, not a task
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
     ],
 )
 def test_gang_and_its_size(environment: pytest.MonkeyPatch, variables: dict[str, str], size: int | None) -> None:

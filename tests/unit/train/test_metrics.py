@@ -45,7 +45,12 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 5, "lo')
     run(tmp_path, 2, 4, scale=10.0)
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path / METRICS) if "loss" in line] == [(1, 1.0), (2, 0.5), (3, 10 / 3), (4, 2.5)]
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path / METRICS) if "loss" in line] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 10 / 3),
+        (4, 2.5),
+    ]
     assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(10 / 3)), (4, 2.5)]
 
 
