@@ -1,0 +1,58 @@
+"""What differs between Megatron-Core's lines: each difference answered for both, whichever is installed here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.parallel import compat
+
+
+def test_the_context_parallel_group_is_always_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 0.19 a missing group means WORLD, and is_hybrid_cp is required."""
+    import megatron.core.utils
+
+    seen: list[dict[str, Any]] = []
+
+    def line_016(batch: Any, cp_group: Any = None) -> Any:
+        seen.append({"cp_group": cp_group})
+        return batch
+
+    def line_019(batch: Any, is_hybrid_cp: bool, cp_group: Any = None) -> Any:
+        seen.append({"cp_group": cp_group, "is_hybrid_cp": is_hybrid_cp})
+        return batch
+
+    for function in (line_016, line_019):
+        monkeypatch.setattr(megatron.core.utils, "get_batch_on_this_cp_rank", function)
+        compat.batch_of_context_rank({"tokens": torch.zeros(1, 4)}, "the group")  # type: ignore[arg-type]
+    assert seen == [{"cp_group": "the group"}, {"cp_group": "the group", "is_hybrid_cp": False}]
+
+
+def test_megatrons_own_writer_is_asked_for_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core import dist_checkpointing
+
+    monkeypatch.setattr(dist_checkpointing, "save", lambda state, path, async_strategy="nvrx": None)
+    assert compat.save_arguments() == {"async_strategy": "mcore"}
+    monkeypatch.setattr(dist_checkpointing, "save", lambda state, path: None)
+    assert compat.save_arguments() == {}
+
+
+@pytest.mark.parametrize(("version", "supported"), [("0.15.3", False), ("0.16.1", True), ("0.19.2", True), ("0.20.0", False), ("1.0.0", False)])
+def test_a_megatron_core_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, version: str, supported: bool) -> None:
+    import megatron.core
+
+    monkeypatch.setattr(megatron.core, "__version__", version)
+    if supported:
+        compat.check_supported()
+        return
+    with pytest.raises(EnvironmentFault, match=r"required >=0\.16\.1,<0\.20"):
+        compat.check_supported()
+
+
+def test_psutil_is_a_requirement() -> None:
+    """Without it Megatron-Core's forked checkpoint writer dies and the save hangs; it does not declare it."""
+    assert any(line.startswith("psutil") for line in importlib.metadata.requires("megatron_prism") or [])
