@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,7 @@ def doctor(json: Json = None) -> None:
 
     found = job.run()
     job.show(found)
-    _finish(found, json)
+    _finish(found, json, quiet=True)
     if found["missing"]:
         raise EnvironmentFault(f"required but absent: {', '.join(found['missing'])}")
 
@@ -188,15 +189,34 @@ def _speaks() -> bool:
 
 
 def _finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:
-    """Print a result's plain values on standard output, a line each; write all of it to a file where asked."""
+    """Print a result on standard output, a line a value; write it to a file as JSON where asked."""
     from megatron_prism.core.manifest import write_json
 
     if path is not None:
         write_json(path, result)
-    if not quiet:
-        for key, value in result.items():
-            if not isinstance(value, (dict, list)):
-                typer.echo(f"{key}: {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key}: {value}")
+    for line in [] if quiet else _lines(result):
+        typer.echo(line)
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    for key, value in result.items():
+        if isinstance(value, dict):
+            yield f"{key}: {'  '.join(f'{name} {_plain(part)}' for name, part in value.items())}"
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{key}:"
+            yield from (f"  {'  '.join(f'{name} {_plain(part)}' for name, part in entry.items())}" for entry in value)
+        else:
+            yield f"{key}: {_plain(value)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main() -> None:

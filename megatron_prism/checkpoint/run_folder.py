@@ -30,11 +30,6 @@ def is_started(run_dir: Path) -> bool:
     return (run_dir / CHECKPOINTS / folder.LATEST).is_file()
 
 
-def has_origin(run_dir: Path) -> bool:
-    """Say whether a run folder was laid out before."""
-    return (run_dir / ORIGIN / folder.META).is_file()
-
-
 def origin(run_dir: Path) -> folder.Checkpoint:
     """Return what a run began with: its architecture and its Hugging Face files, no weights."""
     return folder.read(run_dir / ORIGIN)
@@ -55,7 +50,8 @@ def lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any])
     """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     inputs = [config.data.prepared / MANIFEST]
-    if not has_origin(config.run_dir):
+    if not is_started(config.run_dir):
+        shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
             _write_origin(config, model, temporary)
         if config.init.checkpoint is not None:

@@ -55,11 +55,11 @@ def _devices() -> list[str]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print the findings as tables on standard error."""
+    """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True)
+    console = Console()
     table = Table("", "found", "without it", title="prism doctor", title_justify="left")
     for entry in (*found["packages"], *found["programs"]):
         value = entry.get("version") or entry.get("path")

@@ -57,7 +57,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
 
 def origin_model(config: TrainConfig) -> ModelConfig:
     """Return the architecture: of the run that is resumed, of the checkpoint it starts from, or of the config."""
-    if run_folder.has_origin(config.run_dir):
+    if run_folder.is_started(config.run_dir):
         return run_folder.origin(config.run_dir).model
     if config.init.checkpoint is not None:
         return folder.read(config.init.checkpoint).model
@@ -81,7 +81,7 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.
     if prepared.vocab_size > model.vocab_size:
         found, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {model.vocab_size}"
         return [Problem(where, found, required, "prepare it with the model's tokenizer")]
-    if run_folder.has_origin(config.run_dir):
+    if run_folder.is_started(config.run_dir):
         assets = run_folder.origin(config.run_dir).assets
     elif config.init.checkpoint is not None:
         assets = folder.read(config.init.checkpoint).assets
