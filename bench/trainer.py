@@ -2,7 +2,7 @@
 
 Run: python bench/trainer.py [--size tiny|default] [--rounds N] [--control]
 Ours is train.loop.fit, called for one block of steps after another: loader, learning rate, step, metrics.jsonl, TensorBoard, log line.
-Bare is the loop of Megatron-LM's minimal example over batches collated beforehand: it loads, logs and checks nothing.
+Bare is a loop as in Megatron-LM's minimal example, over batches collated beforehand: it loads, logs and checks nothing.
 Blocks alternate, their order changes every round; both start from the same weights, read the same batches, and must find the same losses.
 """
 

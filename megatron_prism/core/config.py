@@ -33,9 +33,12 @@ class ModelConfig(Section):
     """A decoder's architecture, in Megatron-Core's words. A family reads it from HF's config.json and writes it back.
 
     vocab_size is the true size (HF's); padding for tensor parallelism is derived when the model is built.
+    window_size is the tokens a token attends to, itself included (HF's sliding_window); None: all before it.
+    The multipliers are Granite's, applied at run time and never folded into weights; attention_multiplier is the scale
+    of the attention scores, None: 1 / sqrt(kv_channels).
     """
 
-    family: Literal["llama"]
+    family: Literal["llama", "mistral", "granite", "granite_moe_hybrid"]
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -49,6 +52,11 @@ class ModelConfig(Section):
     rope_scaling: Llama3Rope | None = None
     tie_word_embeddings: bool = False
     init_method_std: float = 0.02
+    window_size: int | None = None
+    attention_multiplier: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.families import llama
+from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral
 from megatron_prism.families.rules import Rule, check_names
 
-FAMILIES = (llama,)
+FAMILIES = (llama, mistral, granite, granite_moe_hybrid)
 
 
 def of_model(model: ModelConfig) -> ModuleType:

@@ -13,6 +13,7 @@ import torch
 
 from megatron_prism.core.check import padded_vocab_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.models import scalars
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups, chunk_ends
 
@@ -41,6 +42,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
+        window_size=None if model.window_size is None else (model.window_size - 1, 0),  # Megatron counts the tokens before
+        softmax_scale=model.attention_multiplier,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=True,
@@ -102,7 +105,7 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
     padded = padded_vocab_size(model.vocab_size, groups.tp)
     chunk = GPTModel(
         config=config,
-        transformer_layer_spec=layer_spec(config, vp_stage),
+        transformer_layer_spec=layer_spec(config, model, vp_stage),
         vocab_size=padded,
         max_sequence_length=model.max_position_embeddings,
         pre_process=first,
@@ -114,24 +117,28 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
         rope_scaling_factor=scaling.factor if scaling else 1.0,
         vp_stage=vp_stage,
     )
+    scalars.scale_ends(chunk, model, first, last)
     if last and padded > model.vocab_size:
         mask_padded_vocabulary(chunk, model.vocab_size, padded, groups)
     chunk.to(host.device())
     return Float16Module(config, chunk) if config.bf16 else chunk
 
 
-def layer_spec(config: Any, vp_stage: int | None) -> Any:
+def layer_spec(config: Any, model: ModelConfig, vp_stage: int | None) -> Any:
     """Return the spec of this chunk's layers and of the final norm."""
     from megatron.core.models.gpt import gpt_layer_specs as specs
 
     if use_transformer_engine():
-        return specs.get_gpt_layer_with_transformer_engine_spec()
+        layer = specs.get_gpt_layer_with_transformer_engine_spec()
+        scalars.scale_residuals(layer, model.residual_multiplier)
+        return layer
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
     from megatron_prism.models.norm import LocalFinalNorm, LocalNorm
 
     layer = specs.get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = LocalNorm
+    scalars.scale_residuals(layer, model.residual_multiplier)
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage),
         layer_norm=LocalFinalNorm,

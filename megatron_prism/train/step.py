@@ -94,7 +94,7 @@ def _on_device(batch: Batch, groups: Groups) -> Batch:
 
 def _reduce(sums: torch.Tensor, groups: Groups) -> tuple[float, int]:
     """Return (mean loss, tokens) over all ranks: summed over data parallelism, handed on by the last pipeline stage."""
-    if groups.is_last_stage:
+    if groups.is_last_stage and groups.dp * groups.cp > 1:
         dist.all_reduce(sums, group=groups.dp_cp_group)
     if groups.pp > 1:
         dist.broadcast(sums, groups.last_stage_rank, group=groups.pp_group)

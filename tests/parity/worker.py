@@ -1,7 +1,8 @@
 """A gang of one that runs models in Megatron and in transformers: worker.py FOLDER reads cases.json, writes results.json.
 
-A case: {"name", "hf", "ckpt", "tokens", "control": a fault to build in, or None}. A result: the largest difference of
-the logits, and the worst relative difference of a Hugging Face parameter's gradient, with its name.
+A case: {"name", "hf", "ckpt", "tokens", "control": a fault to build in, or None, "replace": wrong values of the architecture}.
+A result: the largest difference of the logits, and the worst relative difference of a Hugging Face parameter's gradient,
+with its name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main(root: Path) -> None:
     with gang(ParallelConfig(), seed=0) as groups:
         for case in json.loads((root / "cases.json").read_text()):
             tokens_BS = torch.tensor([case["tokens"]])
-            ours, our_gradients = megatron(Path(case["ckpt"]), tokens_BS, groups, case["control"])
+            ours, our_gradients = megatron(Path(case["ckpt"]), tokens_BS, groups, case["control"], case["replace"])
             theirs, their_gradients = transformers_oracle(Path(case["hf"]), tokens_BS)
             assert our_gradients.keys() == their_gradients.keys()
             errors = {name: relative(our_gradients[name], theirs) for name, theirs in their_gradients.items()}
@@ -46,11 +47,10 @@ def loss_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits_BSV[0, :-1], tokens_BS[0, 1:])
 
 
-def megatron(ckpt: Path, tokens_BS: torch.Tensor, groups: Groups, control: str | None) -> tuple[torch.Tensor, Gradients]:
+def megatron(ckpt: Path, tokens_BS: torch.Tensor, groups: Groups, control: str | None, replace: dict[str, Any]) -> tuple[torch.Tensor, Gradients]:
     """Return Megatron's logits, and its gradients under their Hugging Face names."""
     model = folder.read(ckpt).model
-    built_as = dataclasses.replace(model, rope_scaling=None) if control == "unscaled_rope" else model
-    (chunk,) = build.build(built_as, groups, ParallelConfig(), "fp32")
+    (chunk,) = build.build(dataclasses.replace(model, **replace), groups, ParallelConfig(), "fp32")
     sharded.load_weights(ckpt, [chunk])
     parameters = dict(chunk.named_parameters())
     if control == "swapped_gate_and_up":

@@ -1,0 +1,115 @@
+"""What the dense families share: pre-norm attention and a gated MLP, rotary positions, HF names under `model.layers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.core.load import build
+from megatron_prism.families.rules import Rule, require
+
+NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+LLAMA3_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", **more: Any) -> ModelConfig:
+    """Return the architecture a config.json describes, in the spellings of transformers 4 and 5; `more` is the family's own.
+
+    Raises: CheckpointError listing every key that is missing or holds what the family cannot do.
+    """
+    problems = [
+        *require(hf, "hidden_act", ["silu"], where, "silu"),
+        *require(hf, "attention_bias", [False, None], where, False),
+        *require(hf, "mlp_bias", [False, None], where, False),
+    ]
+    needed = (*NEEDED, ffn_key)
+    problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
+    wrong = [key for key in needed if key in hf and (type(hf[key]) is not int or hf[key] < 1)]
+    problems += [Problem(f"{where}:{key}", repr(hf[key]), "a whole number above 0") for key in wrong]
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError([*problems, Problem(f"{where}:rope_parameters", repr(rope), "an object")])
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        problems.append(Problem(f"{where}:rope_parameters.rope_type", repr(kind), "'default' or 'llama3'"))
+    if problems:
+        raise CheckpointError(problems)
+    heads = hf["num_attention_heads"]
+    values = {
+        "family": family,
+        "num_layers": hf["num_hidden_layers"],
+        "hidden_size": hf["hidden_size"],
+        "ffn_hidden_size": hf[ffn_key],
+        "num_attention_heads": heads,
+        "num_query_groups": hf.get("num_key_value_heads") or heads,
+        "kv_channels": hf.get("head_dim") or hf["hidden_size"] // heads,
+        "vocab_size": hf["vocab_size"],
+        "max_position_embeddings": hf["max_position_embeddings"],
+        "norm_epsilon": hf.get("rms_norm_eps", 1e-6),
+        "rotary_base": rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
+        "rope_scaling": {key: rope[key] for key in LLAMA3_FACTORS if key in rope} if kind == "llama3" else None,
+        "tie_word_embeddings": hf.get("tie_word_embeddings", False),
+        "init_method_std": hf.get("initializer_range", 0.02),
+        **more,
+    }
+    return build(values, ModelConfig, lambda key: f"{where}:{'.'.join(map(str, key))}")
+
+
+def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
+    """Return the config.json of a model trained from scratch, but for the family's own keys."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
+    if model.rope_scaling is not None:
+        rope |= {"rope_type": "llama3", **vars(model.rope_scaling)}
+    return {
+        "architectures": [architecture],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": model.kv_channels,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": model.init_method_std,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "mlp_bias": False,
+        "model_type": model_type,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_query_groups,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_parameters": rope,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "vocab_size": model.vocab_size,
+    }
+
+
+def rules(model: ModelConfig, fused_mlp: bool = False) -> list[Rule]:
+    """Return the weight map, in Megatron-Core's order; fused_mlp: HF holds gate and up as one tensor (`shared_mlp`)."""
+    hidden, ffn, head = model.hidden_size, model.ffn_hidden_size, model.kv_channels
+    queries, keys = model.num_attention_heads * head, model.num_query_groups * head
+    found = [Rule("embedding.word_embeddings.weight", "copy", (("model.embed_tokens.weight", (model.vocab_size, hidden)),))]
+    for layer in range(model.num_layers):
+        mcore, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
+        qkv = tuple((f"{hf}.self_attn.{name}_proj.weight", (rows, hidden)) for name, rows in (("q", queries), ("k", keys), ("v", keys)))
+        found += [
+            Rule(f"{mcore}.self_attention.linear_qkv.layer_norm_weight", "copy", ((f"{hf}.input_layernorm.weight", (hidden,)),)),
+            Rule(f"{mcore}.self_attention.linear_qkv.weight", "qkv", qkv),
+            Rule(f"{mcore}.self_attention.linear_proj.weight", "copy", ((f"{hf}.self_attn.o_proj.weight", (hidden, queries)),)),
+            Rule(f"{mcore}.mlp.linear_fc1.layer_norm_weight", "copy", ((f"{hf}.post_attention_layernorm.weight", (hidden,)),)),
+        ]
+        if fused_mlp:
+            found += [
+                Rule(f"{mcore}.mlp.linear_fc1.weight", "copy", ((f"{hf}.shared_mlp.input_linear.weight", (2 * ffn, hidden)),)),
+                Rule(f"{mcore}.mlp.linear_fc2.weight", "copy", ((f"{hf}.shared_mlp.output_linear.weight", (hidden, ffn)),)),
+            ]
+        else:
+            gate_up = tuple((f"{hf}.mlp.{name}_proj.weight", (ffn, hidden)) for name in ("gate", "up"))
+            found += [
+                Rule(f"{mcore}.mlp.linear_fc1.weight", "rows", gate_up),
+                Rule(f"{mcore}.mlp.linear_fc2.weight", "copy", ((f"{hf}.mlp.down_proj.weight", (hidden, ffn)),)),
+            ]
+    found.append(Rule("decoder.final_layernorm.weight", "copy", (("model.norm.weight", (hidden,)),)))
+    if not model.tie_word_embeddings:
+        found.append(Rule("output_layer.weight", "copy", (("lm_head.weight", (model.vocab_size, hidden)),)))
+    return found
