@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 SOURCES = ("math", "code", "general")
-WINDOW_TOKENS = 256
-MAX_WINDOWS = 60  # of each source, spread evenly over its held-out text
+WINDOW_TOKENS = 128
+MAX_WINDOWS = 120  # of each source, spread evenly over its held-out text
 WINDOWS_AT_ONCE = 10
 TOLERANCE_NATS = 0.05  # about 5 percent of perplexity
 SAMPLE_TOKENS = 64
