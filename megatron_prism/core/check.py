@@ -156,6 +156,12 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
             problems.append(Problem(f"{prefix}{name}", str(getattr(model, name)), "at least 1"))
     if not problems and model.num_attention_heads % model.num_query_groups:
         problems.append(Problem(f"{prefix}num_query_groups", str(model.num_query_groups), f"a divisor of num_attention_heads {model.num_attention_heads}"))
+    if model.window_size is not None and model.window_size < 1:
+        problems.append(Problem(f"{prefix}window_size", str(model.window_size), "at least 1, or null"))
+    for name in ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        value = getattr(model, name)
+        if value is not None and not (math.isfinite(value) and value):
+            problems.append(Problem(f"{prefix}{name}", str(value), "a number other than 0"))
     scaling = model.rope_scaling
     if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
         problems.append(Problem(f"{prefix}rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))

@@ -15,23 +15,37 @@ WORKER = Path(__file__).with_name("worker.py")
 Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """Return an imported checkpoint of a random 5-layer LLaMA with GQA; its vocabulary pads differently at each TP."""
+SIZES = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1}  # fmt: skip
+
+
+def random_checkpoint(folder: Path, kind: str, tokenizer: Path, **own: Any) -> Path:
+    """Return an imported checkpoint of a random 5-layer model with GQA; its vocabulary pads differently at each TP."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     from megatron_prism.jobs import convert
 
-    folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=390, hidden_size=64, intermediate_size=176, num_hidden_layers=5, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, initializer_range=0.1)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "hf")
-    for file in tiny_tokenizer.iterdir():
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **own)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder / "hf")
+    for file in tokenizer.iterdir():
         (folder / "hf" / file.name).write_bytes(file.read_bytes())
     convert.run_import(folder / "hf", folder / "ckpt", dry_run=False)
     return folder / "ckpt"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a tiny LLaMA."""
+    return random_checkpoint(tmp_path_factory.mktemp("tiny"), "Llama", tiny_tokenizer, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="session")
+def granite_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a tiny Granite: four multipliers and tied embeddings."""
+    scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
+    return random_checkpoint(tmp_path_factory.mktemp("granite"), "Granite", tiny_tokenizer, tie_word_embeddings=True, **scalars)
 
 
 @pytest.fixture(scope="session")

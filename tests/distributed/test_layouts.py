@@ -22,6 +22,7 @@ TWO: dict[str, dict[str, Any]] = {
     "dp2": {},
     "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
+GRANITE = {name: TWO[name] for name in ("tp2_sp", "pp2", "pp2_interleaved", "dp2_overlap")}  # tied embeddings, hooks on both ends
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
 MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
          "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
@@ -37,13 +38,16 @@ def case(name: str, parallel: dict[str, Any], control: str | None = None, **conf
 
 
 @pytest.fixture(scope="module")
-def results(gang: Any, tiny_tokenizer: Path) -> dict[str, Any]:
+def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[str, Any]:
     recompute = {"recompute": {"granularity": "full"}}
     one = [case("single", {}), case("recompute", {}, **recompute), case("workers", {}, data={"num_workers": 1})]
     two = [case(name, parallel) for name, parallel in TWO.items()]
     two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
     scratch = {"init": {"checkpoint": None, "tokenizer": str(tiny_tokenizer)}, "model": MODEL, "steps": 2}
     two += [case("scratch_pp2", {"pp": 2}, **scratch)]
+    granite = {"init": {"checkpoint": str(granite_checkpoint)}}
+    one += [case("granite", {}, **granite)]
+    two += [case(f"granite_{name}", parallel, **granite) for name, parallel in GRANITE.items()]
     two += [case("dp2_bf16", {}, precision="bf16")]
     return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
 
@@ -62,6 +66,12 @@ def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) ->
     assert worst(found, single, "grad_norm") <= TOLERANCE
     for ours, theirs in zip(found["valid_loss"], single["valid_loss"], strict=True):
         assert ours == pytest.approx(theirs, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", GRANITE)
+def test_granite_layout_equals_a_single_process(results: dict[str, Any], layout: str) -> None:
+    for metric in ("loss", "grad_norm"):
+        assert worst(results[f"granite_{layout}"], results["granite"], metric) <= TOLERANCE
 
 
 def test_the_single_process_learns(results: dict[str, Any]) -> None:
