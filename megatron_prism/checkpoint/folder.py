@@ -1,7 +1,7 @@
 """A checkpoint as a folder: `prism.json` says what it is, `state/` holds the tensors, and for the way back to
 Hugging Face `hf/` keeps its files and `shards.json` its safetensors headers.
 
-A run's checkpoints lie in RUN/checkpoints/step_XXXXXXXX; RUN/checkpoints/latest names the newest. Wherever a
+A run's checkpoints lie in RUN/checkpoints/step_NNNNNNNN; RUN/checkpoints/latest names the newest. Wherever a
 checkpoint is asked for, the folder of one, of a run, or of its checkpoints will do.
 """
 
@@ -67,8 +67,17 @@ def read(path: Path) -> Checkpoint:
 def _candidates(path: Path) -> Iterator[Path]:
     yield path
     for folder in (path, path / "checkpoints"):
-        if (folder / LATEST).is_file():
-            yield folder / (folder / LATEST).read_text(encoding="utf-8").strip()
+        if (found := newest(folder)) is not None:
+            yield found
+
+
+def newest(checkpoints: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run; a step's folder is renamed into place, so one with a prism.json is whole.
+
+    `latest` is for the reader's eye: after a crash between the rename and its update it names the one before.
+    """
+    found = (path for path in checkpoints.glob("step_*") if (path / META).is_file())
+    return max(found, key=lambda path: path.name, default=None)
 
 
 def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[str, Any]:

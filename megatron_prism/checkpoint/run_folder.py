@@ -1,5 +1,5 @@
 """A run as a folder: config.yaml (resolved) and manifest.json, metrics.jsonl and tensorboard/, origin/ (the architecture and the
-Hugging Face files it began with), checkpoints/step_XXXXXXXX and checkpoints/latest, data_cache/ (Megatron's indexes).
+Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/latest, data_cache/ (Megatron's indexes).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAY_CHANGE = (
 
 def is_started(run_dir: Path) -> bool:
     """Say whether a run folder holds a checkpoint to continue from."""
-    return (run_dir / CHECKPOINTS / folder.LATEST).is_file()
+    return folder.newest(run_dir / CHECKPOINTS) is not None
 
 
 def origin(run_dir: Path) -> folder.Checkpoint:

@@ -72,7 +72,7 @@ def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loa
     """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
     compat.distributed_optimizer_with_torch_adamw()
     state = weights(chunks)
-    sharded = optimizer.sharded_state_dict(state if len(state) > 1 else dict(state), is_loading=is_loading, metadata=dict(LAYOUT))
+    sharded = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=dict(LAYOUT))
     return {**state, "optimizer": sharded, "generators": _generators(groups)}
 
 
