@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ class Plan:
     rules: tuple[Rule, ...]
     shards: tuple[hf.Shard, ...]
 
-    @property
+    def parts(self, rule: Rule) -> list[hf.TensorPlace]:
+        """Return where the Hugging Face parts of a rule lie; of a slice, its rows alone."""
+        places = [self.places[name] for name, _ in rule.hf]
+        return places if rule.rows is None else [hf.narrow(places[0], *rule.rows)]
+
+    @cached_property
     def places(self) -> dict[str, hf.TensorPlace]:
         return {place.name: place for shard in self.shards for place in shard.tensors}
 
@@ -44,7 +50,7 @@ class Plan:
         places = self.places.values()
         return {
             "family": self.model.family,
-            "parameters": sum(_numel(shape) for rule in self.rules for _, shape in rule.hf),
+            "parameters": sum(_numel(rule.shape) for rule in self.rules),
             "tensors": len(self.places),
             "files": [shard.file for shard in self.shards],
             "bytes": sum(place.end - place.start for place in places),
@@ -117,13 +123,13 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
 
     Raises: InputError where `out` is there already; nothing stays behind on an error.
     """
-    places, by_key = plan.places, {rule.mcore: rule for rule in plan.rules}
-    specs = [stream.TensorSpec(rule.mcore, rule.shape, places[rule.hf[0][0]].dtype) for rule in plan.rules]
+    by_key = {rule.mcore: rule for rule in plan.rules}
+    specs = [stream.TensorSpec(rule.mcore, rule.shape, plan.parts(rule)[0].dtype) for rule in plan.rules]
 
     def value(key: str) -> torch.Tensor:
         rule = by_key[key]
         tick()
-        return layout.pack(rule, [hf.read_tensor(plan.root, places[name]) for name, _ in rule.hf], plan.model)
+        return layout.pack(rule, [hf.read_tensor(plan.root, place) for place in plan.parts(rule)], plan.model)
 
     with folder.create(out) as temporary:
         (temporary / folder.STATE).mkdir()
@@ -192,15 +198,14 @@ def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = l
 
     Raises: InputError where `out` is there already; nothing stays behind on an error.
     """
-    places = plan.places
     with folder.create(out) as temporary:
         for path in sorted((plan.root / folder.ASSETS).iterdir()):
             shutil.copyfile(path, temporary / path.name)
         with hf.create_shards(temporary, plan.shards) as files:
             for rule in plan.rules:
                 parts = layout.unpack(rule, reader.read(rule.mcore, rule.shape), plan.model)
-                for (name, _), part in zip(rule.hf, parts, strict=True):
-                    hf.write_tensor(files[places[name].file], places[name], part)
+                for place, part in zip(plan.parts(rule), parts, strict=True):
+                    hf.write_tensor(files[place.file], place, part)
                 tick()
         if len(plan.shards) > 1 and not (temporary / hf.INDEX).is_file():
             write_json(temporary / hf.INDEX, hf.index_of(plan.shards))

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -155,6 +155,12 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
             raise CheckpointError(Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {position}, where the last tensor ends"))
         position = place.end
     return tuple(places)
+
+
+def narrow(place: TensorPlace, start: int, stop: int) -> TensorPlace:
+    """Return where rows [start, stop) of a tensor lie."""
+    row = (place.end - place.start) // max(place.shape[0], 1)
+    return replace(place, shape=(stop - start, *place.shape[1:]), start=place.start + start * row, end=place.start + stop * row)
 
 
 def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:

@@ -14,8 +14,8 @@ from megatron_prism.families.rules import Rule
 
 
 def pack(rule: Rule, parts: Sequence[torch.Tensor], model: ModelConfig) -> torch.Tensor:
-    """Return the Megatron-Core tensor of a rule from its Hugging Face parts, in the rule's order."""
-    if rule.op == "copy":
+    """Return the Megatron-Core tensor of a rule from its Hugging Face parts (of a slice, its rows), in the rule's order."""
+    if rule.op in ("copy", "slice"):
         return parts[0]
     if rule.op == "rows":
         return torch.cat(list(parts))
@@ -25,8 +25,8 @@ def pack(rule: Rule, parts: Sequence[torch.Tensor], model: ModelConfig) -> torch
 
 
 def unpack(rule: Rule, tensor: torch.Tensor, model: ModelConfig) -> list[torch.Tensor]:
-    """Return the Hugging Face parts of a rule from its Megatron-Core tensor, in the rule's order."""
-    if rule.op == "copy":
+    """Return the Hugging Face parts of a rule (of a slice, its rows) from its Megatron-Core tensor, in the rule's order."""
+    if rule.op in ("copy", "slice"):
         return [tensor]
     rows = [shape[0] for _, shape in rule.hf]
     if rule.op == "rows":

@@ -16,7 +16,7 @@ LLAMA_8B = ModelConfig(family="llama", num_layers=32, hidden_size=4096, ffn_hidd
 
 
 def parameters(model: ModelConfig) -> int:
-    return sum(math.prod(shape) for rule in find.rules(model) for _, shape in rule.hf)
+    return find.num_parameters(model)
 
 
 def test_llama_8b_at_8192() -> None:
