@@ -46,20 +46,22 @@ def causal_conv1d_update(
 ) -> Tensor:  # fmt: skip
     """Convolve one new token, and shift it into `conv_state` in place. Shapes: x (B, D), conv_state (B, D, W), weight (D, W).
 
-    conv_state_indices: which rows of conv_state are those of x.
+    conv_state_indices: which rows of conv_state are those of x; -1 for a token of padding, whose output is 0.
     """
-    rows = slice(None) if conv_state_indices is None else conv_state_indices.long()
-    conv_state[rows] = torch.cat([conv_state[rows][..., 1:], x[..., None].to(conv_state.dtype)], dim=-1)
+    rows, is_token = _cache_rows(conv_state_indices, x)
     kind = _compute_dtype(x)
-    out = (conv_state[rows].to(kind) * weight.to(kind)).sum(-1)
-    return _activate(out if bias is None else out + bias.to(kind), activation).to(x.dtype)
+    new = torch.cat([conv_state[rows][..., 1:], x[..., None].to(conv_state.dtype)], dim=-1)
+    conv_state[rows[is_token]] = new[is_token]
+    out = (new.to(kind) * weight.to(kind)).sum(-1)
+    out = _activate(out if bias is None else out + bias.to(kind), activation).to(x.dtype)
+    return out.masked_fill(~is_token[:, None], 0)
 
 
 def mamba_chunk_scan_combined(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, D: Tensor | None = None, z: Tensor | None = None,
     dt_bias: Tensor | None = None, initial_states: Tensor | None = None, seq_idx: Tensor | None = None,
-    dt_softplus: bool = False, dt_limit: tuple[float, float] = LIMIT, return_final_states: bool = False,
-    cu_seqlens: Tensor | None = None, return_varlen_states: bool = False,
+    cu_seqlens: Tensor | None = None, dt_softplus: bool = False, dt_limit: tuple[float, float] = LIMIT,
+    return_final_states: bool = False, return_varlen_states: bool = False,
 ) -> Any:  # fmt: skip
     """Run the state-space recurrence over a row, a chunk at a time; within a chunk as a masked matrix product.
 
@@ -120,25 +122,26 @@ def selective_state_update(
     """Run the recurrence over one new token, and update `state` in place.
 
     Shapes: state (B, H, P, N), x, dt and z (B, H, P), A (H, P, N), B and C (B, G, N), D and dt_bias (H, P).
-    state_batch_indices: which rows of state are those of x.
+    state_batch_indices: which rows of state are those of x; -1 for a token of padding, whose output is 0.
     """
-    rows = slice(None) if state_batch_indices is None else state_batch_indices.long()
+    rows, is_token = _cache_rows(state_batch_indices, x)
     kind = _compute_dtype(x)
     repeats = x.shape[1] // B.shape[1]
     B_BHN, C_BHN = (part.to(kind).repeat_interleave(repeats, dim=1) for part in (B, C))
     step_BHP = _time_step(dt.to(kind), dt_bias, dt_softplus, LIMIT)
     kept = state[rows].to(kind) * (step_BHP[..., None] * A.to(kind)).exp()
     new = kept + (step_BHP * x.to(kind))[..., None] * B_BHN[:, :, None]
-    state[rows] = new.to(state.dtype)
+    state[rows[is_token]] = new[is_token].to(state.dtype)
     y = torch.einsum("bhpn,bhn->bhp", new, C_BHN)
     y = y if D is None else y + x.to(kind) * D.to(kind)
-    return (y if z is None else y * functional.silu(z.to(kind))).to(x.dtype)
+    y = y if z is None else y * functional.silu(z.to(kind))
+    return y.to(x.dtype).masked_fill(~is_token[:, None, None], 0)
 
 
 def mamba_split_conv1d_scan_combined(
     zxbcdt: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, chunk_size: int,
     initial_states: Tensor | None = None, seq_idx: Tensor | None = None, dt_limit: tuple[float, float] = LIMIT,
-    return_final_states: bool = False, activation: str = "silu", headdim: int | None = None, ngroups: int = 1,
+    return_final_states: bool = False, activation: str = "silu", *, headdim: int | None = None, ngroups: int = 1,
     norm_before_gate: bool = True,
 ) -> Any:  # fmt: skip
     """Split a mixer's input projection into z, x, B, C and dt, convolve, scan, and gate with z: what MambaMixer trains through.
@@ -160,10 +163,10 @@ def mamba_split_conv1d_scan_combined(
 
 
 class GatedRMSNorm(torch.nn.Module):
-    """RMSNorm over each group of channels, gated by silu(z) before the norm (after it: norm_before_gate)."""
+    """RMSNorm over each group of channels, gated by silu(z) after the norm, or before it as MambaMixer asks."""
 
     def __init__(
-        self, hidden_size: int, eps: float = 1e-5, group_size: int | None = None, norm_before_gate: bool = False, device: Any = None,
+        self, hidden_size: int, eps: float = 1e-5, group_size: int | None = None, norm_before_gate: bool = True, device: Any = None,
         dtype: Any = None,
     ):  # fmt: skip
         super().__init__()
@@ -177,6 +180,12 @@ class GatedRMSNorm(torch.nn.Module):
         groups = value.unflatten(-1, (-1, self.group_size))
         normed = (groups * (groups.square().mean(-1, keepdim=True) + self.eps).rsqrt()).flatten(-2) * self.weight.to(kind)
         return (normed * gate if self.norm_before_gate else normed).to(x.dtype)
+
+
+def _cache_rows(indices: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which row of a cache each of the batch's tokens reads (any row, for padding), and which of them are tokens."""
+    rows = torch.arange(x.shape[0], device=x.device) if indices is None else indices.long()
+    return rows.clamp(min=0), rows >= 0
 
 
 def _time_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:
