@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of test data beside the repository; without it skip, or fail under PRISM_REQUIRE_SHARED."""

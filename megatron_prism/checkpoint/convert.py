@@ -7,6 +7,7 @@ files, shard layout, order and dtypes; without training in between, the same byt
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from megatron_prism.checkpoint import folder, hf, layout, stream
 from megatron_prism.core.check import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import describe, read_json, write_json
+from megatron_prism.core.manifest import describe, write_json
 from megatron_prism.families import find
 from megatron_prism.families.rules import Rule, check_present
 
@@ -66,15 +67,23 @@ def plan_import(root: Path) -> Plan:
     raise_problems(check_architecture(model, f"{root / 'config.json'}:"))
     links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
     raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
-    rules, shards = find.rules(model), hf.open_shards(root)
-    check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(root))
-    plan = Plan(root, model, tuple(rules), tuple(shards))
+    shards = hf.open_shards(root)
+    places = {place.name: place for shard in shards for place in shard.tensors}
+    if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
+        raise CheckpointError(Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors"))
+    rules = find.rules(model)
+    check_present(rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()})
+    problems = []
     for rule in rules:
-        dtypes = {plan.places[name].dtype for name, _ in rule.hf}
+        first = places[rule.hf[0][0]]
+        dtypes = {str(places[name].dtype) for name, _ in rule.hf}
         if len(dtypes) > 1:
-            raise CheckpointError(Problem(f"{root}: {rule.hf[0][0]}", f"parts of dtypes {sorted(map(str, dtypes))}", "one dtype for what Megatron-Core holds as one tensor"))
+            required = "one dtype for what Megatron-Core holds as one tensor"
+            problems.append(Problem(f"{root / first.file}: {first.name}", f"parts of dtypes {sorted(dtypes)}", required))
+    if problems:
+        raise CheckpointError(problems)
     raise_problems(check_vocabulary(root, model.vocab_size))
-    return plan
+    return Plan(root, model, tuple(rules), tuple(shards))
 
 
 def read_config(root: Path) -> Mapping[str, Any]:
@@ -82,30 +91,25 @@ def read_config(root: Path) -> Mapping[str, Any]:
 
     Raises: CheckpointError where it is missing or no JSON object.
     """
-    try:
-        config = read_json(root / "config.json")
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-        return config
-    except FileNotFoundError:
-        raise CheckpointError(Problem(str(root / "config.json"), "no such file", "a Hugging Face model folder")) from None
-    except OSError as error:
-        raise CheckpointError(Problem(str(root / "config.json"), str(error.strerror), "a Hugging Face model folder")) from None
-    except ValueError as error:
-        raise CheckpointError(Problem(str(root / "config.json"), f"damaged JSON ({error})", "a JSON object")) from None
+    return hf.read_object(root / "config.json", "a Hugging Face model's config, a JSON object")
 
 
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
     path = root / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
+    required = "a tokenizer of the `tokenizers` library"
+    if found := hf.fault(path):
+        return [Problem(str(path), found, required)]
     from tokenizers import Tokenizer
 
     try:
         tokens = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises plain Exception
-        return [Problem(str(path), f"{error}", "a tokenizer of the `tokenizers` library")]
+    except BaseException as error:  # the library raises plain Exception, and where it panics no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return [Problem(str(path), f"{error}", required)]
     largest = max(tokens.values(), default=-1)
     if largest < vocab_size:
         return []

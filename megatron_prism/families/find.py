@@ -24,9 +24,9 @@ def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
 
     Raises: CheckpointError where no family knows its architecture.
     """
-    named = hf.get("architectures") or []
+    named = hf.get("architectures")
     for family in FAMILIES:
-        if set(named) & set(family.ARCHITECTURES):
+        if isinstance(named, list) and any(name in family.ARCHITECTURES for name in named):
             return family
     known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
     raise CheckpointError(Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}"))

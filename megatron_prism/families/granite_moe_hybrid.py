@@ -28,6 +28,8 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         *require(hf, "position_embedding_type", ["rope"], where, None),
     ]
     layers = hf.get("layer_types") or hf.get("layers_block_type") or []
+    if not isinstance(layers, list):
+        raise CheckpointError([*problems, Problem(f"{where}:layer_types", repr(layers), "a list")])
     other = sorted({str(kind) for kind in layers} - set(ATTENTION))
     if other or len(layers) != hf.get("num_hidden_layers"):
         found = f"{len(layers)} layers, of kinds {other} too" if other else f"{len(layers)} layers"
