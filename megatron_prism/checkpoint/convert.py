@@ -7,7 +7,6 @@ files, shard layout, order and dtypes; without training in between, the same byt
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def read_config(root: Path) -> Mapping[str, Any]:
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
     path = root / "tokenizer.json"
-    if not os.path.lexists(path):
+    if path not in root.iterdir():
         return []
     required = "a tokenizer of the `tokenizers` library"
     if found := hf.fault(path):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from megatron_prism.core.errors import CheckpointError, Problem
 
@@ -131,6 +130,8 @@ def read_header(path: Path) -> Shard:
 
     Raises: CheckpointError naming the file, and each tensor at fault.
     """
+    from safetensors import SafetensorError, safe_open
+
     if found := fault(path):
         raise CheckpointError(Problem(str(path), found, "a safetensors file"))
     size = path.stat().st_size
@@ -215,12 +216,12 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
     found = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
     problems = [problem for problem in found if isinstance(problem, Problem)]
     places = sorted((place for place in found if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
-    position = data_start
-    for place in places if not problems else []:
-        if place.start != position:
-            required = f"bytes from {position}, where the last tensor ends"
-            problems.append(Problem(f"{path}: {place.name}", f"bytes from {place.start}", required))
-        position = place.end
+    ends = [data_start, *(place.end for place in places)]
+    problems = problems or [
+        Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {end}, where the last tensor ends")
+        for place, end in zip(places, ends, strict=False)
+        if place.start != end
+    ]
     if problems:
         raise CheckpointError(problems)
     return tuple(places)
