@@ -26,7 +26,7 @@ from megatron_prism.jobs.convert import run_import
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX, CONFIG = "model.safetensors.index.json", "config.json"
 SMALL = {"hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2, "num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 8}
-EXAMPLES = 150
+EXAMPLES = 120
 Files = dict[str, bytes]
 STRANGE = st.one_of(
     st.none() | st.booleans() | st.integers(-2, 40) | st.sampled_from([2**31, 2**32, 2**63, 2**64, 10**30, 10**9, 10**3000]),

@@ -209,9 +209,9 @@ TABLE = [
                                               for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8))),
     case("unknown dtype", HERE, *(entry(QUERY, dtype=dtype) for dtype in ("F33", "f32", "", 32, ["F32"], {}, True))),
     # length
-    case("cut off in the header", ALONE, *(data(FIRST, lambda raw, end=end: raw[:end]) for end in (0, 7, 8, 9, 500))),
-    case("cut off in the data", ALONE, *(data(FIRST, lambda raw, end=end: raw[:end]) for end in (-1, -1000))),
-    case("trailing bytes", ALONE, *(data(FIRST, lambda raw, more=more: raw + more) for more in (b"\0", bytes(4096)))),
+    case("cut off in the header", f"{ALONE}a header of", *(data(FIRST, lambda raw, end=end: raw[:end]) for end in (0, 7, 8, 9, 500))),
+    case("cut off in the data", f"{ALONE} & truncated", *(data(FIRST, lambda raw, end=end: raw[:end]) for end in (-1, -1000))),
+    case("trailing bytes", f"{ALONE} & grown", *(data(FIRST, lambda raw, more=more: raw + more) for more in (b"\0", bytes(4096)))),
     case("header length that lies", ALONE, *(data(FIRST, lambda raw, length=length: length.to_bytes(8, "little") + raw[8:])
                                              for length in (0, 1, 1000, 40_000, 10**8, 2**31, 2**63, 2**64 - 1))),
     # header
