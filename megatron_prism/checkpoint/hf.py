@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_prism.checkpoint.pieces import read_at, write_at
 from megatron_prism.core.errors import CheckpointError, Problem
 
 INDEX = "model.safetensors.index.json"
@@ -159,17 +160,24 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
 
 def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
     """Return one tensor, read from disk (not mapped, so that it counts once in memory and goes when it is dropped)."""
-    buffer = bytearray(place.end - place.start)
     with (root / place.file).open("rb", buffering=0) as stream:
-        stream.seek(place.start)
-        got, view = 0, memoryview(buffer)
-        while got < len(buffer) and (count := stream.readinto(view[got:])):
-            got += count
-    if got != len(buffer):
-        raise CheckpointError(Problem(f"{root / place.file}: {place.name}", f"{got} bytes", f"{len(buffer)} bytes", "the file shrank while it was read"))
-    if not buffer:
-        return torch.empty(place.shape, dtype=place.dtype)
-    return torch.frombuffer(buffer, dtype=place.dtype).reshape(place.shape)
+        return read_values(stream, place, 0, prod(place.shape)).reshape(place.shape)
+
+
+def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> torch.Tensor:
+    """Return values [start, start + count) of one tensor, counted in row-major order."""
+    values = torch.empty(count, dtype=place.dtype)
+    got = read_at(stream.fileno(), place.start + start * place.dtype.itemsize, values)
+    if got != values.nbytes:
+        raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{values.nbytes} bytes", "the file shrank while it was read"))
+    return values
+
+
+@contextmanager
+def open_files(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
+    """Open every file of a folder to be read."""
+    with ExitStack() as stack:
+        yield {shard.file: stack.enter_context((root / shard.file).open("rb", buffering=0)) for shard in shards}
 
 
 @contextmanager
@@ -188,14 +196,11 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
             os.fsync(stream.fileno())
 
 
-def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
-    """Write one tensor at its place, cast to the place's dtype."""
-    flat = tensor.detach().to(place.dtype).contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
-    assert len(data) == place.end - place.start, (place, tuple(tensor.shape))
-    written = 0
-    while written < len(data):
-        written += os.pwrite(stream.fileno(), data[written:], place.start + written)
+def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor, start: int = 0) -> None:
+    """Write values of one tensor at its place, from value `start` on, cast to the place's dtype."""
+    position = place.start + start * place.dtype.itemsize
+    assert position + tensor.numel() * place.dtype.itemsize <= place.end, (place, start, tuple(tensor.shape))
+    write_at(stream.fileno(), position, tensor.to(place.dtype).contiguous())
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:

@@ -1,21 +1,23 @@
-"""Single tensors in and out of a Megatron torch_dist checkpoint, without a model: memory holds one tensor at a time.
+"""Single tensors in and out of a Megatron torch_dist checkpoint, without a model: memory holds a piece of a tensor at a time.
 
-torch_dist is torch.distributed.checkpoint's format with Megatron's two marker files, so torch's own planners and
-file-system storage do the work (megatron/core/dist_checkpointing/strategies/torch.py).
+torch_dist is torch.distributed.checkpoint's format with Megatron's two marker files (megatron/core/dist_checkpointing/strategies/torch.py):
+each chunk of a tensor is a torch.save archive in a .distcp file, and .metadata says where. torch writes and reads everything but
+the values; those go to and from their place in the archive. The checksum that a zip archive keeps of them stays 0, as
+torch.serialization.skip_data leaves it: torch.load does not look at it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -23,15 +25,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 
+from megatron_prism.checkpoint.pieces import read_at, write_at
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
 
 MARKER = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TensorSpec:
     """A tensor to be written: its key, shape and dtype, known before its values are."""
 
@@ -40,67 +44,58 @@ class TensorSpec:
     dtype: torch.dtype
 
 
-def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], torch.Tensor]) -> None:
-    """Write a torch_dist checkpoint; `values(key)` is asked for each tensor when its turn comes, and not before."""
-    # a file a tensor: torch holds every tensor of a file until that file is whole
-    writer = dcp.FileSystemWriter(root, single_file_per_rank=False, sync_files=True)
-    keys: dict[str, Any] = {spec.key: spec for spec in specs}
-    try:
-        with _no_gang():
-            dcp.save(keys, storage_writer=writer, planner=_OneAtATime(specs, values), no_dist=True)
-    except CheckpointException as error:  # no Exception; it wraps what was raised, by rank
-        raise next(iter(error.failures.values()))[0] from None
+def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], Iterable[torch.Tensor]]) -> None:
+    """Write a torch_dist checkpoint, a file a tensor, each whole on disk at the end (fsync).
+
+    `values(key)` yields a tensor's values in row-major order, in pieces of any shape; they are cast to the tensor's dtype. It is asked
+    for each tensor when its turn comes, and not before.
+    """
+    results = [_write_tensor(root / f"__0_{number}.distcp", spec, values(spec.key)) for number, spec in enumerate(specs)]
+    for result in results:
+        with (root / result.storage_data.relative_path).open("rb") as stream:
+            os.fsync(stream.fileno())  # after all are written, so that the disk is busy meanwhile
+    wholes = {spec.key: ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape)) for spec in specs}
+    entries = {spec.key: TensorStorageMetadata(TensorProperties(spec.dtype), torch.Size(spec.shape), [wholes[spec.key]]) for spec in specs}
+    dcp.FileSystemWriter(root, sync_files=True).finish(Metadata(state_dict_metadata=dict(entries)), [results])
     torch.save({}, root / "common.pt")
     write_json(root / "metadata.json", MARKER)  # last: Megatron takes the folder for complete by it
 
 
-@contextmanager
-def _no_gang() -> Iterator[None]:
-    with warnings.catch_warnings():  # torch warns that it saves or loads in a single process, which is what is meant
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
+def _write_tensor(path: Path, spec: TensorSpec, values: Iterable[torch.Tensor]) -> WriteResult:
+    with path.open("w+b") as stream:
+        with torch.serialization.skip_data():
+            torch.save(torch.empty(spec.shape, dtype=spec.dtype), stream)  # never touched, so it takes no memory
+        length = stream.tell()
+        start = end = _values_offset(stream)
+        for piece in values:
+            end = write_at(stream.fileno(), end, piece.to(spec.dtype).contiguous())
+    assert end - start == prod(spec.shape) * spec.dtype.itemsize, (spec, end - start)
+    index = MetadataIndex(spec.key, torch.Size([0] * len(spec.shape)), 0)
+    return WriteResult(index, length, _StorageInfo(path.name, 0, length))
 
 
-class _OneAtATime(SavePlanner):
-    """A save plan made from shapes alone; torch's writer resolves each item as it writes it."""
-
-    def __init__(self, specs: Sequence[TensorSpec], values: Callable[[str], torch.Tensor]):
-        self.specs = specs
-        self.values = values
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        return None
-
-    def create_local_plan(self) -> SavePlan:
-        return SavePlan([_write_item(spec) for spec in self.specs])
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        tensors: dict[str, Any] = {
-            spec.key: TensorStorageMetadata(TensorProperties(dtype=spec.dtype), torch.Size(spec.shape), [_whole(spec)]) for spec in self.specs
-        }
-        return all_plans, Metadata(state_dict_metadata=tensors)
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        return new_plan
-
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        return self.values(write_item.index.fqn)
+def _values_offset(archive: BinaryIO) -> int:
+    """Return where in a torch.save archive of one tensor its values begin."""
+    archive.seek(0)
+    return torch._C.PyTorchFileReader(archive).get_record_offset("data/0")
 
 
-def _whole(spec: TensorSpec) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(offsets=torch.Size([0] * len(spec.shape)), sizes=torch.Size(spec.shape))
+@dataclass(frozen=True)
+class _Chunk:
+    """A stored box of a tensor: its place in the tensor, its file, and where in it the values begin in row-major order."""
 
-
-def _write_item(spec: TensorSpec) -> WriteItem:
-    data = TensorWriteData(chunk=_whole(spec), properties=TensorProperties(dtype=spec.dtype), size=torch.Size(spec.shape))
-    return WriteItem(index=MetadataIndex(spec.key, torch.Size([0] * len(spec.shape)), 0), type=WriteItemType.SHARD, tensor_data=data)
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    path: Path
+    start: int
 
 
 class TensorReader:
-    """Reads whole tensors of a torch_dist checkpoint, however they are sharded in it."""
+    """Reads tensors of a torch_dist checkpoint, whole or by rows, however they are sharded in it."""
 
     def __init__(self, root: Path):
         self.root = root
+        self._located: dict[str, list[_Chunk]] = {}
         try:
             self._metadata = dcp.FileSystemReader(root).read_metadata()
         except Exception as error:  # torch raises five kinds here
@@ -116,25 +111,58 @@ class TensorReader:
 
         Raises: CheckpointError naming the tensor where it cannot be read.
         """
+        found = self.rows(key, 0, shape[0] if shape else 1)
+        return found[tuple(slice(size) for size in shape)].reshape(shape)
+
+    def rows(self, key: str, start: int, count: int) -> torch.Tensor:
+        """Return rows [start, start + count) of one tensor; one without dimensions is a row.
+
+        Raises: CheckpointError naming the tensor where they cannot be read.
+        """
+        try:
+            return self._rows(key, start, count)
+        except Exception as error:  # torch raises many kinds for a damaged archive
+            raise CheckpointError(Problem(f"{self.root}: {key}", f"{type(error).__name__}: {error}", "a readable tensor")) from error
+
+    def _rows(self, key: str, start: int, count: int) -> torch.Tensor:
         entry = self._metadata.state_dict_metadata[key]
         assert isinstance(entry, TensorStorageMetadata), key
-        target = {key: torch.empty(tuple(entry.size), dtype=entry.properties.dtype)}
-        try:
-            with _no_gang():
-                dcp.load(target, storage_reader=_Reader(self.root, self._metadata), no_dist=True)
-        except BaseException as error:  # torch's CheckpointException is no Exception
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            raise CheckpointError(Problem(f"{self.root}: {key}", f"{type(error).__name__}: {error}", "a readable tensor")) from error
-        return target[key][tuple(slice(size) for size in shape)]
+        if key not in self._located:
+            self._located[key] = [self._locate(key, chunk, entry.properties.dtype) for chunk in entry.chunks]
+        found = torch.empty((count, *entry.size[1:]), dtype=entry.properties.dtype)
+        filled = 0
+        for chunk in self._located[key]:
+            first, last = max(start, chunk.offsets[0]), min(start + count, chunk.offsets[0] + chunk.sizes[0])
+            if first < last:
+                columns = (slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))
+                target = found[(slice(first - start, last - start), *columns)]
+                _read_rows(chunk, first - chunk.offsets[0], target)
+                filled += target.numel()
+        if filled != found.numel():
+            raise ValueError(f"{filled} of {found.numel()} values in rows {start} to {start + count}")
+        return found
+
+    def _locate(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> _Chunk:
+        place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+        path = self.root / place.relative_path
+        with path.open("rb") as stream:
+            archive = _create_file_view(stream, place.offset, place.length)
+            start = place.offset + _values_offset(archive)
+            archive.seek(0)
+            stored = torch.load(archive, map_location="meta", weights_only=True)
+        found = (stored.shape, stored.dtype, stored.is_contiguous())
+        if found != (chunk.sizes, dtype, True):
+            raise ValueError(f"{path.name}: shape, dtype, contiguous: {found}; .metadata says {(chunk.sizes, dtype, True)}")
+        start += stored.storage_offset() * dtype.itemsize
+        return _Chunk(tuple(chunk.offsets) or (0,), tuple(chunk.sizes) or (1,), path, start)
 
 
-class _Reader(dcp.FileSystemReader):
-    """torch's reader, with the metadata read once for all tensors."""
-
-    def __init__(self, root: Path, metadata: Metadata):
-        super().__init__(root)
-        self._cached = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._cached
+def _read_rows(chunk: _Chunk, first: int, target: torch.Tensor) -> None:
+    """Fill `target`, a view, with a chunk's rows from `first` on."""
+    values = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
+    with chunk.path.open("rb", buffering=0) as stream:
+        got = read_at(stream.fileno(), chunk.start + first * prod(chunk.sizes[1:]) * values.dtype.itemsize, values)
+    if got != values.nbytes:
+        raise ValueError(f"{chunk.path.name}: {got} bytes, {values.nbytes} needed")
+    if values is not target:
+        target.copy_(values)

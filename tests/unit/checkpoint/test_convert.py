@@ -212,7 +212,7 @@ def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
         for path in (root / "state").iterdir():
             path.unlink()
         specs = [stream.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
-        stream.write_tensors(root / "state", specs, found.__getitem__)
+        stream.write_tensors(root / "state", specs, lambda key: [found[key]])
 
     return edit
 
@@ -284,12 +284,12 @@ def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path:
             raise KeyboardInterrupt
         return whole(*args)
 
-    name = "read_tensor" if job == "import" else "write_tensor"
+    name = "read_values" if job == "import" else "write_tensor"
     whole = getattr(hf, name)
     monkeypatch.setattr(hf, name, dies)
-    with pytest.raises(BaseException) as caught:  # torch wraps what its writer meets
+    with pytest.raises(KeyboardInterrupt):
         convert_one(job, pristine, tmp_path / "out")
-    assert "KeyboardInterrupt" in repr(caught.value) and next(calls) == 6
+    assert next(calls) == 6
     assert not list(tmp_path.iterdir())
 
 
