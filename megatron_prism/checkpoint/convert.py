@@ -136,8 +136,8 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
 
         def values(key: str) -> Iterator[torch.Tensor]:
             tick()
-            for part, start, count in layout.blocks(by_key[key], plan.model):
-                yield from _finite_pieces(plan, files, places[by_key[key].hf[part][0]], start, count)
+            for part, start, rows in layout.blocks(by_key[key], plan.model):
+                yield from _finite_rows(plan, files, places[by_key[key].hf[part][0]], start, rows)
 
         (temporary / folder.STATE).mkdir()
         stream.write_tensors(temporary / folder.STATE, specs, values)
@@ -148,10 +148,10 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
 
 
-def _finite_pieces(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, count: int) -> Iterator[torch.Tensor]:
-    """Yield rows [start, start + count) of a Hugging Face tensor, in pieces."""
-    row = prod(place.shape[1:])
-    for first, number in pieces.spans(start * row, count * row, place.dtype.itemsize):
+def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[torch.Tensor]:
+    """Yield the values of rows [start, start + rows) of a Hugging Face tensor, in pieces."""
+    width = prod(place.shape[1:])
+    for first, number in pieces.spans(start * width, rows * width, place.dtype.itemsize):
         values = hf.read_values(files[place.file], place, first, number)
         if first_nonfinite(values) is not None:
             raise CheckpointError(_nonfinite(plan, files))
@@ -241,9 +241,10 @@ def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = l
 
 def _export_rule(plan: Plan, reader: stream.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
-    for part, start, count in layout.blocks(rule, plan.model):
+    for part, start, rows in layout.blocks(rule, plan.model):
         place = plan.places[rule.hf[part][0]]
-        row = prod(place.shape[1:])
-        for first, number in pieces.spans(start, count, row * place.dtype.itemsize):
-            hf.write_tensor(files[place.file], place, reader.rows(rule.mcore, top + first - start, number), first * row)
-        top += count
+        width = prod(place.shape[1:])
+        for first, number in pieces.spans(0, rows, width * place.dtype.itemsize):
+            values = reader.rows(rule.mcore, top + first, number)
+            hf.write_tensor(files[place.file], place, values, (start + first) * width)
+        top += rows

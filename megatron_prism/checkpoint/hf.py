@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint.pieces import read_at, write_at
+from megatron_prism.checkpoint.pieces import as_bytes, read_at, write_at
 from megatron_prism.core.errors import CheckpointError, Problem
 
 INDEX = "model.safetensors.index.json"
@@ -167,7 +167,7 @@ def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
 def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> torch.Tensor:
     """Return values [start, start + count) of one tensor, counted in row-major order."""
     values = torch.empty(count, dtype=place.dtype)
-    got = read_at(stream.fileno(), place.start + start * place.dtype.itemsize, values)
+    got = read_at(stream, place.start + start * place.dtype.itemsize, values)
     if got != values.nbytes:
         raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{values.nbytes} bytes", "the file shrank while it was read"))
     return values
@@ -200,7 +200,7 @@ def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor, start
     """Write values of one tensor at its place, from value `start` on, cast to the place's dtype."""
     position = place.start + start * place.dtype.itemsize
     assert position + tensor.numel() * place.dtype.itemsize <= place.end, (place, start, tuple(tensor.shape))
-    write_at(stream.fileno(), position, tensor.to(place.dtype).contiguous())
+    write_at(stream, position, as_bytes(tensor.to(place.dtype)))
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from io import FileIO
 
 import torch
 
@@ -17,21 +18,22 @@ def spans(start: int, count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, start + count - first)
 
 
-def read_at(descriptor: int, position: int, values: torch.Tensor) -> int:
+def as_bytes(values: torch.Tensor) -> memoryview:
+    """Return a tensor's bytes in row-major order; a contiguous tensor shares them."""
+    return values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_at(stream: FileIO, position: int, values: torch.Tensor) -> int:
     """Fill a contiguous tensor from a place in a file; return the bytes read, fewer where the file ends."""
-    view, got = _bytes(values), 0
-    while got < len(view) and (count := os.preadv(descriptor, [view[got:]], position + got)):
-        got += count
-    return got
+    view, done = as_bytes(values), 0
+    while done < len(view) and (count := os.preadv(stream.fileno(), [view[done:]], position + done)):
+        done += count
+    return done
 
 
-def write_at(descriptor: int, position: int, values: torch.Tensor) -> int:
-    """Write a contiguous tensor at a place in a file; return where it ends."""
-    view, done = _bytes(values), 0
+def write_at(stream: FileIO, position: int, data: bytes | bytearray | memoryview) -> int:
+    """Write bytes at a place in a file; return where they end."""
+    view, done = memoryview(data), 0
     while done < len(view):
-        done += os.pwrite(descriptor, view[done:], position + done)
+        done += os.pwrite(stream.fileno(), view[done:], position + done)
     return position + done
-
-
-def _bytes(values: torch.Tensor) -> memoryview:
-    return memoryview(values.detach().reshape(-1).view(torch.uint8).numpy())

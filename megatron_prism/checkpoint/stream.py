@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO, IOBase
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,11 +29,12 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_prism.checkpoint.pieces import read_at, write_at
+from megatron_prism.checkpoint.pieces import as_bytes, read_at, write_at
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
 
 MARKER = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+FILE_BYTES = 4 << 30  # several files, so that a parallel file system spreads a large model
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,87 @@ class TensorSpec:
 
 
 def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], Iterable[torch.Tensor]]) -> None:
-    """Write a torch_dist checkpoint, a file a tensor, each whole on disk at the end (fsync).
+    """Write a torch_dist checkpoint, whole on disk at the end (fsync).
 
     `values(key)` yields a tensor's values in row-major order, in pieces of any shape; they are cast to the tensor's dtype. It is asked
     for each tensor when its turn comes, and not before.
     """
-    results = [_write_tensor(root / f"__0_{number}.distcp", spec, values(spec.key)) for number, spec in enumerate(specs)]
-    for result in results:
-        with (root / result.storage_data.relative_path).open("rb") as stream:
-            os.fsync(stream.fileno())  # after all are written, so that the disk is busy meanwhile
-    wholes = {spec.key: ChunkStorageMetadata(torch.Size([0] * len(spec.shape)), torch.Size(spec.shape)) for spec in specs}
-    entries = {spec.key: TensorStorageMetadata(TensorProperties(spec.dtype), torch.Size(spec.shape), [wholes[spec.key]]) for spec in specs}
-    dcp.FileSystemWriter(root, sync_files=True).finish(Metadata(state_dict_metadata=dict(entries)), [results])
+    results, frames = [], {kind: _Frame(*kind) for kind in {(spec.shape, spec.dtype) for spec in specs}}
+    for number, group in enumerate(_files(specs)):
+        with (root / f"__0_{number}.distcp").open("wb", buffering=0) as stream:
+            results += [_append(stream, spec, frames[spec.shape, spec.dtype], values(spec.key)) for spec in group]
+            os.fsync(stream.fileno())
+    entries: dict[str, Any] = {
+        spec.key: TensorStorageMetadata(TensorProperties(spec.dtype), torch.Size(spec.shape), [_whole(spec)]) for spec in specs
+    }
+    dcp.FileSystemWriter(root, sync_files=True).finish(Metadata(entries), [results])
     torch.save({}, root / "common.pt")
     write_json(root / "metadata.json", MARKER)  # last: Megatron takes the folder for complete by it
 
 
-def _write_tensor(path: Path, spec: TensorSpec, values: Iterable[torch.Tensor]) -> WriteResult:
-    with path.open("w+b") as stream:
+def _files(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
+    """Deal the tensors out to files, in order: the next file begins where one has FILE_BYTES."""
+    files: list[list[TensorSpec]] = [[]]
+    for spec in specs:
+        if sum(map(_size_bytes, files[-1])) >= FILE_BYTES:
+            files.append([])
+        files[-1].append(spec)
+    return files
+
+
+def _size_bytes(spec: TensorSpec) -> int:
+    return prod(spec.shape) * spec.dtype.itemsize
+
+
+def _whole(spec: TensorSpec) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(offsets=torch.Size([0] * len(spec.shape)), sizes=torch.Size(spec.shape))
+
+
+class _Frame:
+    """A torch.save archive without its tensor's values: as a stream for torch.save, it keeps what comes before and after them."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
+        self.before, self.after, self.gap_bytes = bytearray(), bytearray(), 0
         with torch.serialization.skip_data():
-            torch.save(torch.empty(spec.shape, dtype=spec.dtype), stream)  # never touched, so it takes no memory
-        length = stream.tell()
-        start = end = _values_offset(stream)
-        for piece in values:
-            end = write_at(stream.fileno(), end, piece.to(spec.dtype).contiguous())
-    assert end - start == prod(spec.shape) * spec.dtype.itemsize, (spec, end - start)
-    index = MetadataIndex(spec.key, torch.Size([0] * len(spec.shape)), 0)
-    return WriteResult(index, length, _StorageInfo(path.name, 0, length))
+            torch.save(torch.empty(shape, dtype=dtype), cast(IO[bytes], self))  # never touched, so it takes no memory
+
+    def write(self, data: bytes) -> int:
+        (self.after if self.gap_bytes else self.before).extend(data)
+        return len(data)
+
+    def seek(self, count: int, whence: int) -> None:
+        """Leave room for values, as torch does instead of writing them."""
+        assert whence == os.SEEK_CUR and not self.gap_bytes
+        self.gap_bytes = count
+
+    def flush(self) -> None:
+        return None
 
 
-def _values_offset(archive: BinaryIO) -> int:
-    """Return where in a torch.save archive of one tensor its values begin."""
-    archive.seek(0)
-    return torch._C.PyTorchFileReader(archive).get_record_offset("data/0")
+def _append(stream: FileIO, spec: TensorSpec, frame: _Frame, pieces: Iterable[torch.Tensor]) -> WriteResult:
+    """Write one tensor's archive at the end of a file."""
+    offset = os.fstat(stream.fileno()).st_size
+    end = start = write_at(stream, offset, frame.before)
+    for values in pieces:
+        end = write_at(stream, end, as_bytes(values.to(spec.dtype)))
+    assert end - start == frame.gap_bytes == prod(spec.shape) * spec.dtype.itemsize, (spec, frame.gap_bytes, end - start)
+    length = write_at(stream, end, frame.after) - offset
+    return WriteResult(MetadataIndex(spec.key, _whole(spec).offsets, 0), length, _StorageInfo(Path(str(stream.name)).name, offset, length))
+
+
+class _Archive:
+    """A torch.save archive of one tensor in a file: where its values begin, and its pickle, which has shape, dtype and strides."""
+
+    def __init__(self, stream: IO[bytes], offset: int, length: int):
+        self.view = cast(IO[bytes], _create_file_view(cast(IOBase, stream), offset, length))
+        reader: Any = torch._C.PyTorchFileReader(self.view)
+        self.values_offset = int(reader.get_record_offset("data/0"))
+        self.pickle = bytes(reader.get_record("data.pkl"))
+
+    def describe(self) -> torch.Tensor:
+        """Return the tensor without its values."""
+        self.view.seek(0)
+        return torch.load(self.view, map_location="meta", weights_only=True)
 
 
 @dataclass(frozen=True)
@@ -96,6 +146,7 @@ class TensorReader:
     def __init__(self, root: Path):
         self.root = root
         self._located: dict[str, list[_Chunk]] = {}
+        self._described: dict[bytes, torch.Tensor] = {}  # by its pickle, a stored tensor without its values
         try:
             self._metadata = dcp.FileSystemReader(root).read_metadata()
         except Exception as error:  # torch raises five kinds here
@@ -146,14 +197,14 @@ class TensorReader:
         place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
         path = self.root / place.relative_path
         with path.open("rb") as stream:
-            archive = _create_file_view(stream, place.offset, place.length)
-            start = place.offset + _values_offset(archive)
-            archive.seek(0)
-            stored = torch.load(archive, map_location="meta", weights_only=True)
+            archive = _Archive(stream, place.offset, place.length)
+            if archive.pickle not in self._described:  # layers are alike
+                self._described[archive.pickle] = archive.describe()
+            stored = self._described[archive.pickle]
         found = (stored.shape, stored.dtype, stored.is_contiguous())
         if found != (chunk.sizes, dtype, True):
             raise ValueError(f"{path.name}: shape, dtype, contiguous: {found}; .metadata says {(chunk.sizes, dtype, True)}")
-        start += stored.storage_offset() * dtype.itemsize
+        start = place.offset + archive.values_offset + stored.storage_offset() * dtype.itemsize
         return _Chunk(tuple(chunk.offsets) or (0,), tuple(chunk.sizes) or (1,), path, start)
 
 
@@ -161,7 +212,7 @@ def _read_rows(chunk: _Chunk, first: int, target: torch.Tensor) -> None:
     """Fill `target`, a view, with a chunk's rows from `first` on."""
     values = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
     with chunk.path.open("rb", buffering=0) as stream:
-        got = read_at(stream.fileno(), chunk.start + first * prod(chunk.sizes[1:]) * values.dtype.itemsize, values)
+        got = read_at(stream, chunk.start + first * prod(chunk.sizes[1:]) * values.dtype.itemsize, values)
     if got != values.nbytes:
         raise ValueError(f"{chunk.path.name}: {got} bytes, {values.nbytes} needed")
     if values is not target:
