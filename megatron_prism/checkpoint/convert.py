@@ -125,8 +125,8 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     Raises: InputError where `out` is there already; CheckpointError naming every tensor with a value that is not finite.
     Nothing stays behind on an error.
     """
-    places, by_key = plan.places, {rule.mcore: rule for rule in plan.rules}
-    specs = [stream.TensorSpec(rule.mcore, rule.shape, places[rule.hf[0][0]].dtype) for rule in plan.rules]
+    rules = {rule.mcore: rule for rule in plan.rules}
+    specs = {key: stream.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
     with ExitStack() as stack:
         temporary = stack.enter_context(folder.create(out))
         pool = ThreadPoolExecutor(2)
@@ -134,13 +134,15 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         digests = {plan.root / shard.file: pool.submit(sha256_file, plan.root / shard.file) for shard in plan.shards}
         files = stack.enter_context(hf.open_files(plan.root, plan.shards))
 
-        def values(key: str) -> Iterator[torch.Tensor]:
+        def values(key: str) -> Iterator[pieces.Bits]:
             tick()
-            for part, start, rows in layout.blocks(by_key[key], plan.model):
-                yield from _finite_rows(plan, files, places[by_key[key].hf[part][0]], start, rows)
+            for part, start, rows in layout.blocks(rules[key], plan.model):
+                place = plan.places[rules[key].hf[part][0]]
+                for bits in _finite_rows(plan, files, place, start, rows):
+                    yield pieces.convert(bits, place.dtype, specs[key].dtype)
 
         (temporary / folder.STATE).mkdir()
-        stream.write_tensors(temporary / folder.STATE, specs, values)
+        stream.write_tensors(temporary / folder.STATE, list(specs.values()), values)
         assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
         write_json(temporary / folder.SHARDS, [{"file": shard.file, "header": shard.header} for shard in plan.shards])
         manifest = describe("import", assets, source=str(plan.root), **plan.summary())
@@ -148,14 +150,14 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
 
 
-def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[torch.Tensor]:
+def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[pieces.Bits]:
     """Yield the values of rows [start, start + rows) of a Hugging Face tensor, in pieces."""
     width = prod(place.shape[1:])
     for first, number in pieces.spans(start * width, rows * width, place.dtype.itemsize):
-        values = hf.read_values(files[place.file], place, first, number)
-        if first_nonfinite(values) is not None:
+        bits = hf.read_values(files[place.file], place, first, number)
+        if first_nonfinite(bits, place.dtype) is not None:
             raise CheckpointError(_nonfinite(plan, files))
-        yield values
+        yield bits
 
 
 def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
@@ -163,10 +165,10 @@ def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
     problems = []
     for place in plan.places.values():
         for first, number in pieces.spans(0, prod(place.shape), place.dtype.itemsize):
-            values = hf.read_values(files[place.file], place, first, number)
-            if (index := first_nonfinite(values)) is not None:
-                where = [int(position) for position in np.unravel_index(first + index, place.shape)]
-                found = f"{float(values[index])} at {where}"
+            bits = hf.read_values(files[place.file], place, first, number)
+            if (index := first_nonfinite(bits, place.dtype)) is not None:
+                position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
+                found = f"{float(pieces.to_tensor(bits, place.dtype)[index])} at {position}"
                 problems.append(Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model"))
                 break
     return problems
@@ -241,10 +243,11 @@ def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = l
 
 def _export_rule(plan: Plan, reader: stream.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
-    for part, start, rows in layout.blocks(rule, plan.model):
-        place = plan.places[rule.hf[part][0]]
-        width = prod(place.shape[1:])
-        for first, number in pieces.spans(0, rows, width * place.dtype.itemsize):
-            values = reader.rows(rule.mcore, top + first, number)
-            hf.write_tensor(files[place.file], place, values, (start + first) * width)
-        top += rows
+    with reader.open(rule.mcore) as stored:
+        for part, start, rows in layout.blocks(rule, plan.model):
+            place = plan.places[rule.hf[part][0]]
+            width = prod(place.shape[1:])
+            for first, number in pieces.spans(0, rows, width * stored.dtype.itemsize):
+                bits = pieces.convert(stored.rows(top + first, number), stored.dtype, place.dtype)
+                hf.write_values(files[place.file], place, (start + first) * width, bits)
+            top += rows

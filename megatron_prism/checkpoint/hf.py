@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint.pieces import as_bytes, read_at, write_at
+from megatron_prism.checkpoint import pieces
 from megatron_prism.core.errors import CheckpointError, Problem
 
 INDEX = "model.safetensors.index.json"
@@ -161,16 +161,16 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
 def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
     """Return one tensor, read from disk (not mapped, so that it counts once in memory and goes when it is dropped)."""
     with (root / place.file).open("rb", buffering=0) as stream:
-        return read_values(stream, place, 0, prod(place.shape)).reshape(place.shape)
+        return pieces.to_tensor(read_values(stream, place, 0, prod(place.shape)), place.dtype).reshape(place.shape)
 
 
-def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> torch.Tensor:
+def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> pieces.Bits:
     """Return values [start, start + count) of one tensor, counted in row-major order."""
-    values = torch.empty(count, dtype=place.dtype)
-    got = read_at(stream, place.start + start * place.dtype.itemsize, values)
-    if got != values.nbytes:
-        raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{values.nbytes} bytes", "the file shrank while it was read"))
-    return values
+    bits = pieces.empty((count,), place.dtype)
+    got = pieces.read_at(stream, place.start + start * place.dtype.itemsize, bits)
+    if got != bits.nbytes:
+        raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{bits.nbytes} bytes", "the file shrank while it was read"))
+    return bits
 
 
 @contextmanager
@@ -196,11 +196,16 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
             os.fsync(stream.fileno())
 
 
-def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor, start: int = 0) -> None:
-    """Write values of one tensor at its place, from value `start` on, cast to the place's dtype."""
-    position = place.start + start * place.dtype.itemsize
-    assert position + tensor.numel() * place.dtype.itemsize <= place.end, (place, start, tuple(tensor.shape))
-    write_at(stream, position, as_bytes(tensor.to(place.dtype)))
+def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
+    """Write one tensor at its place, cast to the place's dtype."""
+    assert tensor.numel() == prod(place.shape), (place, tuple(tensor.shape))
+    write_values(stream, place, 0, pieces.of_tensor(tensor.to(place.dtype)))
+
+
+def write_values(stream: FileIO, place: TensorPlace, start: int, bits: pieces.Bits) -> None:
+    """Write values of one tensor, in its dtype, from value `start` on."""
+    end = pieces.write_at(stream, place.start + start * place.dtype.itemsize, bits)
+    assert end <= place.end, (place, start, bits.shape)
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:

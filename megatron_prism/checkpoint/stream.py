@@ -9,13 +9,15 @@ torch.serialization.skip_data leaves it: torch.load does not look at it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO, IOBase
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -29,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_prism.checkpoint.pieces import as_bytes, read_at, write_at
+from megatron_prism.checkpoint import pieces
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
 
@@ -46,11 +48,11 @@ class TensorSpec:
     dtype: torch.dtype
 
 
-def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], Iterable[torch.Tensor]]) -> None:
+def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], Iterable[pieces.Bits]]) -> None:
     """Write a torch_dist checkpoint, whole on disk at the end (fsync).
 
-    `values(key)` yields a tensor's values in row-major order, in pieces of any shape; they are cast to the tensor's dtype. It is asked
-    for each tensor when its turn comes, and not before.
+    `values(key)` yields a tensor's values in row-major order, in pieces of any shape. It is asked for each tensor when its turn comes,
+    and not before.
     """
     results, frames = [], {kind: _Frame(*kind) for kind in {(spec.shape, spec.dtype) for spec in specs}}
     for number, group in enumerate(_files(specs)):
@@ -104,22 +106,22 @@ class _Frame:
         return None
 
 
-def _append(stream: FileIO, spec: TensorSpec, frame: _Frame, pieces: Iterable[torch.Tensor]) -> WriteResult:
+def _append(stream: FileIO, spec: TensorSpec, frame: _Frame, values: Iterable[pieces.Bits]) -> WriteResult:
     """Write one tensor's archive at the end of a file."""
     offset = os.fstat(stream.fileno()).st_size
-    end = start = write_at(stream, offset, frame.before)
-    for values in pieces:
-        end = write_at(stream, end, as_bytes(values.to(spec.dtype)))
-    assert end - start == frame.gap_bytes == prod(spec.shape) * spec.dtype.itemsize, (spec, frame.gap_bytes, end - start)
-    length = write_at(stream, end, frame.after) - offset
+    end = start = pieces.write_at(stream, offset, np.frombuffer(frame.before, np.uint8))
+    for bits in values:
+        end = pieces.write_at(stream, end, bits)
+    assert end - start == frame.gap_bytes == _size_bytes(spec), (spec, frame.gap_bytes, end - start)
+    length = pieces.write_at(stream, end, np.frombuffer(frame.after, np.uint8)) - offset
     return WriteResult(MetadataIndex(spec.key, _whole(spec).offsets, 0), length, _StorageInfo(Path(str(stream.name)).name, offset, length))
 
 
 class _Archive:
     """A torch.save archive of one tensor in a file: where its values begin, and its pickle, which has shape, dtype and strides."""
 
-    def __init__(self, stream: IO[bytes], offset: int, length: int):
-        self.view = cast(IO[bytes], _create_file_view(cast(IOBase, stream), offset, length))
+    def __init__(self, stream: FileIO, offset: int, length: int):
+        self.view = cast(IO[bytes], _create_file_view(stream, offset, length))
         reader: Any = torch._C.PyTorchFileReader(self.view)
         self.values_offset = int(reader.get_record_offset("data/0"))
         self.pickle = bytes(reader.get_record("data.pkl"))
@@ -136,16 +138,45 @@ class _Chunk:
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    path: Path
+    stream: FileIO
     start: int
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint, open to be read by rows. One without dimensions has shape (1,) here."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[_Chunk, ...]
+
+    def rows(self, start: int, count: int) -> pieces.Bits:
+        """Return rows [start, start + count).
+
+        Raises: CheckpointError naming the tensor where the checkpoint lacks a part of them.
+        """
+        found, filled = pieces.empty((count, *self.shape[1:]), self.dtype), 0
+        for chunk in self.chunks:
+            first, last = max(start, chunk.offsets[0]), min(start + count, chunk.offsets[0] + chunk.sizes[0])
+            if first < last:
+                columns = (slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))
+                target = found[(slice(first - start, last - start), *columns)]
+                values = target if target.flags.c_contiguous else pieces.empty(target.shape, self.dtype)
+                position = chunk.start + (first - chunk.offsets[0]) * prod(chunk.sizes[1:]) * self.dtype.itemsize
+                filled += pieces.read_at(chunk.stream, position, values)
+                if values is not target:
+                    target[...] = values
+        if filled != found.nbytes:
+            raise CheckpointError(Problem(self.where, f"{filled} bytes of rows {start} to {start + count}", f"{found.nbytes} bytes"))
+        return found
+
+
 class TensorReader:
-    """Reads tensors of a torch_dist checkpoint, whole or by rows, however they are sharded in it."""
+    """Reads tensors of a torch_dist checkpoint, however they are sharded in it."""
 
     def __init__(self, root: Path):
         self.root = root
-        self._located: dict[str, list[_Chunk]] = {}
         self._described: dict[bytes, torch.Tensor] = {}  # by its pickle, a stored tensor without its values
         try:
             self._metadata = dcp.FileSystemReader(root).read_metadata()
@@ -162,58 +193,34 @@ class TensorReader:
 
         Raises: CheckpointError naming the tensor where it cannot be read.
         """
-        found = self.rows(key, 0, shape[0] if shape else 1)
+        with self.open(key) as stored:
+            found = pieces.to_tensor(stored.rows(0, shape[0] if shape else 1), stored.dtype)
         return found[tuple(slice(size) for size in shape)].reshape(shape)
 
-    def rows(self, key: str, start: int, count: int) -> torch.Tensor:
-        """Return rows [start, start + count) of one tensor; one without dimensions is a row.
+    @contextmanager
+    def open(self, key: str) -> Iterator[StoredTensor]:
+        """Open the files of one tensor.
 
-        Raises: CheckpointError naming the tensor where they cannot be read.
+        Raises: CheckpointError naming the tensor where they are not there, or not what .metadata says.
         """
-        try:
-            return self._rows(key, start, count)
-        except Exception as error:  # torch raises many kinds for a damaged archive
-            raise CheckpointError(Problem(f"{self.root}: {key}", f"{type(error).__name__}: {error}", "a readable tensor")) from error
-
-    def _rows(self, key: str, start: int, count: int) -> torch.Tensor:
-        entry = self._metadata.state_dict_metadata[key]
+        entry, where = self._metadata.state_dict_metadata[key], f"{self.root}: {key}"
         assert isinstance(entry, TensorStorageMetadata), key
-        if key not in self._located:
-            self._located[key] = [self._locate(key, chunk, entry.properties.dtype) for chunk in entry.chunks]
-        found = torch.empty((count, *entry.size[1:]), dtype=entry.properties.dtype)
-        filled = 0
-        for chunk in self._located[key]:
-            first, last = max(start, chunk.offsets[0]), min(start + count, chunk.offsets[0] + chunk.sizes[0])
-            if first < last:
-                columns = (slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))
-                target = found[(slice(first - start, last - start), *columns)]
-                _read_rows(chunk, first - chunk.offsets[0], target)
-                filled += target.numel()
-        if filled != found.numel():
-            raise ValueError(f"{filled} of {found.numel()} values in rows {start} to {start + count}")
-        return found
+        with ExitStack() as stack:
+            try:
+                chunks = tuple(self._open_chunk(key, chunk, entry.properties.dtype, stack) for chunk in entry.chunks)
+            except Exception as error:  # torch raises many kinds for a damaged archive
+                raise CheckpointError(Problem(where, f"{type(error).__name__}: {error}", "a readable tensor")) from error
+            yield StoredTensor(where, tuple(entry.size) or (1,), entry.properties.dtype, chunks)
 
-    def _locate(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> _Chunk:
+    def _open_chunk(self, key: str, chunk: ChunkStorageMetadata, dtype: torch.dtype, stack: ExitStack) -> _Chunk:
         place = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
-        path = self.root / place.relative_path
-        with path.open("rb") as stream:
-            archive = _Archive(stream, place.offset, place.length)
-            if archive.pickle not in self._described:  # layers are alike
-                self._described[archive.pickle] = archive.describe()
-            stored = self._described[archive.pickle]
-        found = (stored.shape, stored.dtype, stored.is_contiguous())
-        if found != (chunk.sizes, dtype, True):
-            raise ValueError(f"{path.name}: shape, dtype, contiguous: {found}; .metadata says {(chunk.sizes, dtype, True)}")
+        stream = stack.enter_context((self.root / place.relative_path).open("rb", buffering=0))
+        archive = _Archive(stream, place.offset, place.length)
+        if archive.pickle not in self._described:  # layers are alike
+            self._described[archive.pickle] = archive.describe()
+        stored = self._described[archive.pickle]
+        found, wanted = (stored.shape, stored.dtype, stored.is_contiguous()), (chunk.sizes, dtype, True)
+        if found != wanted:
+            raise ValueError(f"{place.relative_path}: shape, dtype, contiguous: {found}; .metadata says {wanted}")
         start = place.offset + archive.values_offset + stored.storage_offset() * dtype.itemsize
-        return _Chunk(tuple(chunk.offsets) or (0,), tuple(chunk.sizes) or (1,), path, start)
-
-
-def _read_rows(chunk: _Chunk, first: int, target: torch.Tensor) -> None:
-    """Fill `target`, a view, with a chunk's rows from `first` on."""
-    values = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
-    with chunk.path.open("rb", buffering=0) as stream:
-        got = read_at(stream, chunk.start + first * prod(chunk.sizes[1:]) * values.dtype.itemsize, values)
-    if got != values.nbytes:
-        raise ValueError(f"{chunk.path.name}: {got} bytes, {values.nbytes} needed")
-    if values is not target:
-        target.copy_(values)
+        return _Chunk(tuple(chunk.offsets) or (0,), tuple(chunk.sizes) or (1,), stream, start)

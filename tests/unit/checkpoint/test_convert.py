@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.checkpoint import hf, layout, stream
+from megatron_prism.checkpoint import hf, layout, pieces, stream
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.families import find
@@ -212,7 +212,7 @@ def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
         for path in (root / "state").iterdir():
             path.unlink()
         specs = [stream.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
-        stream.write_tensors(root / "state", specs, lambda key: [found[key]])
+        stream.write_tensors(root / "state", specs, lambda key: [pieces.of_tensor(found[key])])
 
     return edit
 
@@ -284,7 +284,7 @@ def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path:
             raise KeyboardInterrupt
         return whole(*args)
 
-    name = "read_values" if job == "import" else "write_tensor"
+    name = "read_values" if job == "import" else "write_values"
     whole = getattr(hf, name)
     monkeypatch.setattr(hf, name, dies)
     with pytest.raises(KeyboardInterrupt):
