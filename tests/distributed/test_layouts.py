@@ -27,7 +27,7 @@ HYBRID = {
     "nemotron": {name: TWO[name] for name in ("tp2", "tp2_sp", "pp2", "dp2_plain", "dp2_overlap")},
     "granite_h": {name: TWO[name] for name in ("pp2", "dp2_plain", "dp2_overlap")},
 }
-HYBRID_STEPS, HYBRID_TOLERANCE = 5, 1e-6
+HYBRID_STEPS, HYBRID_TOLERANCE = 5, 1e-6  # of the loss; of the gradient norm relative to it (up to 6.8)
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
 MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
          "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
@@ -43,8 +43,7 @@ def case(name: str, parallel: dict[str, Any], control: str | None = None, **conf
 
 
 @pytest.fixture(scope="module")
-def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path, nemotron_checkpoint: Path, granite_h_checkpoint: Path) -> dict[str, Any]:
-    hybrid_checkpoints = {"nemotron": nemotron_checkpoint, "granite_h": granite_h_checkpoint}
+def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[str, Any]:
     recompute = {"recompute": {"granularity": "full"}}
     one = [case("single", {}), case("recompute", {}, **recompute), case("workers", {}, data={"num_workers": 1})]
     two = [case(name, parallel) for name, parallel in TWO.items()]
@@ -54,13 +53,20 @@ def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path, nemotron_
     granite = {"init": {"checkpoint": str(granite_checkpoint)}}
     one += [case("granite", {}, **granite)]
     two += [case(f"granite_{name}", parallel, **granite) for name, parallel in GRANITE.items()]
-    for model, layouts in HYBRID.items():
-        settings = {"init": {"checkpoint": str(hybrid_checkpoints[model])}, "steps": HYBRID_STEPS}
-        one.append(case(model, {}, **settings))
-        two += [case(f"{model}_{name}", parallel, **settings) for name, parallel in layouts.items()]
-    two.append(case("nemotron_unmarked_norm", TWO["tp2_sp"], control="unmarked_norm", init={"checkpoint": str(hybrid_checkpoints["nemotron"])}, steps=3))
     two += [case("dp2_bf16", {}, precision="bf16")]
     return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
+
+
+@pytest.fixture(scope="module")
+def hybrids(gang: Any, nemotron_checkpoint: Path, granite_h_checkpoint: Path) -> dict[str, Any]:
+    starts = {"nemotron": nemotron_checkpoint, "granite_h": granite_h_checkpoint}
+
+    def hybrid(name: str, model: str, parallel: dict[str, Any], control: str | None = None) -> dict[str, Any]:
+        return case(name, parallel, control, init={"checkpoint": str(starts[model])}, steps=HYBRID_STEPS, optimizer={"lr": 1e-3})
+
+    two = [hybrid(f"{model}_{name}", model, parallel) for model, layouts in HYBRID.items() for name, parallel in layouts.items()]
+    two.append(hybrid("control", "nemotron", TWO["tp2_sp"], "unmarked_norm"))
+    return gang(1, [hybrid(model, model, {}) for model in HYBRID]) | gang(2, two)
 
 
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str, steps: int = 10) -> float:
@@ -86,16 +92,16 @@ def test_granite_layout_equals_a_single_process(results: dict[str, Any], layout:
 
 
 @pytest.mark.parametrize(("model", "layout"), [(model, layout) for model, layouts in HYBRID.items() for layout in layouts])
-def test_hybrid_layout_equals_a_single_process(results: dict[str, Any], model: str, layout: str) -> None:
+def test_hybrid_layout_equals_a_single_process(hybrids: dict[str, Any], model: str, layout: str) -> None:
     """Mamba layers split head by head, stage by stage, or held by each rank: the same five steps."""
-    found, single = results[f"{model}_{layout}"], results[model]
+    found, single = hybrids[f"{model}_{layout}"], hybrids[model]
     assert len(found["loss"]) == HYBRID_STEPS and single["loss"][-1] < single["loss"][0]
-    for metric in ("loss", "grad_norm"):
-        assert worst(found, single, metric) <= HYBRID_TOLERANCE, metric
+    assert worst(found, single, "loss") <= HYBRID_TOLERANCE
+    assert worst(found, single, "grad_norm") <= HYBRID_TOLERANCE * max(single["grad_norm"])
 
 
-def test_a_hybrids_unmarked_norm_is_seen(results: dict[str, Any]) -> None:
-    assert worst(results["nemotron_unmarked_norm"], results["nemotron"], "grad_norm", 3) > 100 * HYBRID_TOLERANCE
+def test_a_hybrids_unmarked_norm_is_seen(hybrids: dict[str, Any]) -> None:
+    assert worst(hybrids["control"], hybrids["nemotron"], "grad_norm") > 100 * HYBRID_TOLERANCE
 
 
 def test_the_single_process_learns(results: dict[str, Any]) -> None:
