@@ -27,7 +27,7 @@ HYBRID = {
     "nemotron": {name: TWO[name] for name in ("tp2", "tp2_sp", "pp2", "dp2_plain", "dp2_overlap")},
     "granite_h": {name: TWO[name] for name in ("pp2", "dp2_plain", "dp2_overlap")},
 }
-HYBRID_STEPS, HYBRID_TOLERANCE = 5, 1e-6  # of the loss; of the gradient norm relative to it (up to 6.8)
+HYBRID_STEPS, HYBRID_TOLERANCE = 5, 1e-6  # of the loss; of the gradient norm, relative
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
 MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
          "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip

@@ -6,6 +6,10 @@ Negative controls build the architecture wrong by one value, and must be seen.
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +157,40 @@ def test_a_config_written_from_scratch_reads_back(folders: dict[str, Path], fami
     assert find.of_hf(written, "config").read_config(written, "config") == model
     kind = AutoConfig.for_model(**written)
     assert type(kind).__name__ == f"{FAMILIES[family][0]}Config"
+
+
+def verify(hf: Path, ckpt: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_prism.cli", "convert", "verify", "--hf", str(hf), "--ckpt", str(ckpt), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_verify_says_so_on_four_ranks(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Nemotron-H, without a tokenizer: random ids, the reference's floored time steps mended."""
+    root = folders["nemotron_h"]
+    done = verify(root / "hf", root / "ckpt", "--tp", "2", "--pp", "2", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["passed"] and found["tokens"] == "random ids" and found["num_tokens"] == 64 and found["same_choice"] == 1
+    assert found["relative_difference"] <= 1e-5 and "time_step_limit" in done.stderr
+
+
+def test_verify_names_where_a_changed_weight_shows(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    root = folders["granite_h_micro"]
+    shutil.copytree(root / "hf", tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights["model.layers.0.mamba.conv1d.bias"] += 0.5
+    save_file(weights, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    done = verify(tmp_path / "hf", root / "ckpt", "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert done.returncode == 1 and not found["passed"] and found["relative_difference"] > 1e-3
+    assert f"token {found['worst_position']}, vocabulary entry {found['worst_token_id']}" in done.stderr
+    assert found["max_abs_difference"] == pytest.approx(abs(found["worst_checkpoint_logit"] - found["worst_hf_logit"]))
+
+
+def test_verify_refuses_another_architecture_before_it_runs(folders: dict[str, Path]) -> None:
+    done = verify(folders["nemotron_h"] / "hf", folders["mistral"] / "ckpt", "--tp", "3")
+    assert done.returncode == 2
+    assert "model.family: found mistral; required nemotron_h" in done.stderr and "--tp, --pp: " not in done.stderr
+    assert "--tp (num_attention_heads 4): found 3" in done.stderr

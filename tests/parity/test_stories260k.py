@@ -76,6 +76,11 @@ def test_greedy_text_is_the_published_one(stories: Path, stories_checkpoint: Pat
     assert text[:GOLDEN_CHARACTERS] == golden
 
 
+def test_verify_compares_on_a_text(stories: Path, stories_checkpoint: Path) -> None:
+    said = prism("convert", "verify", "--hf", stories, "--ckpt", stories_checkpoint, "--tokens", 48)
+    assert "passed: True" in said and "tokens: text" in said and "num_tokens: 48" in said
+
+
 def test_export_is_the_folder_byte_for_byte(stories: Path, stories_checkpoint: Path, tmp_path: Path) -> None:
     prism("convert", "export", "--ckpt", stories_checkpoint, "--out", tmp_path / "out")
     assert files(tmp_path / "out") == files(stories)
