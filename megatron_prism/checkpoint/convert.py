@@ -51,7 +51,7 @@ class Plan:
         places = self.places.values()
         return {
             "family": self.model.family,
-            "parameters": sum(_numel(shape) for rule in self.rules for _, shape in rule.hf),
+            "parameters": sum(_numel(rule.shape) for rule in self.rules),
             "tensors": len(self.places),
             "files": [shard.file for shard in self.shards],
             "bytes": sum(place.end - place.start for place in places),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ PARAMETERS = {
     "mistral-small-24b": 23_572_403_200,
     "granite-3.3-8b": 8_170_864_640,
     "granite-4.0-micro": 3_402_836_480,
+    "granite-4.0-h-micro": 3_191_396_096,
+    "nemotron-h-8b": 8_100_852_736,
 }
 
 
@@ -34,7 +35,7 @@ def test_every_preset_is_listed_here() -> None:
 def test_parameters_are_exact(name: str) -> None:
     model = preset(name)
     assert check_architecture(model) == []
-    assert sum(math.prod(shape) for rule in find.rules(model) for _, shape in rule.hf) == PARAMETERS[name]
+    assert find.num_parameters(model) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
