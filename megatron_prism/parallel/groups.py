@@ -141,6 +141,13 @@ def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: G
     return held if groups.rank == 0 else None
 
 
+def tensor_parallel_group() -> Any:
+    """Return the group of this rank's tensor-parallel split, for a module that Megatron-Core constructs without telling it."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_group()
+
+
 def barrier() -> None:
     """Wait for every rank of the gang."""
     dist.barrier()
