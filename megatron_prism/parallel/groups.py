@@ -132,6 +132,16 @@ def chunk_ends(groups: Groups) -> list[tuple[int | None, bool, bool]]:
     return [(stage, groups.is_first_stage and stage == 0, groups.is_last_stage and stage == last) for stage in range(groups.vpp)]
 
 
+def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: Groups) -> torch.Tensor | None:
+    """Bring the last pipeline stage's host tensor to rank 0; return it there, None elsewhere. Every rank calls this."""
+    if groups.pp == 1:
+        return tensor if groups.rank == 0 else None
+    held = tensor if tensor is not None else torch.empty(shape)
+    if groups.tp_rank == 0 and groups.dp_rank == 0:
+        dist.broadcast(held, groups.last_stage_rank, group=groups.pp_group)
+    return held if groups.rank == 0 else None
+
+
 def barrier() -> None:
     """Wait for every rank of the gang."""
     dist.barrier()
