@@ -15,15 +15,15 @@ from megatron_prism.families.rules import Rule, check_names
 FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h)
 
 
-def of_model(model: ModelConfig) -> ModuleType:
-    """Return the family of an architecture.
+def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
+    """Return the family of an architecture that stands at `where`.
 
     Raises: InputError where there is none of that name.
     """
     for family in FAMILIES:
         if model.family == family.NAME:
             return family
-    raise InputError(Problem("model.family", repr(model.family), f"one of {', '.join(family.NAME for family in FAMILIES)}"))
+    raise InputError(Problem(where, repr(model.family), f"one of {', '.join(family.NAME for family in FAMILIES)}"))
 
 
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
