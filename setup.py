@@ -12,6 +12,7 @@ setup(
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",
+        "einops>=0.7",  # megatron-core's Mamba mixer needs it and does not declare it
         "numpy>=1.26",
         "omegaconf>=2.3,<3",
         "psutil>=5.9",  # megatron-core's checkpoint writer needs it and does not declare it

@@ -1,4 +1,4 @@
-"""Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a tensor at a time.
+"""Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a piece of a tensor at a time.
 
 The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
 files, shard layout, order and dtypes; without training in between, the same bytes.
@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from megatron_prism.checkpoint import folder, hf, layout, stream
+from megatron_prism.checkpoint import folder, hf, layout, pieces, stream
+from megatron_prism.checkpoint.finite import first_nonfinite
 from megatron_prism.core.check import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import describe, write_json
+from megatron_prism.core.manifest import describe, sha256_file, write_json
 from megatron_prism.families import find
 from megatron_prism.families.rules import Rule, check_present
 
@@ -35,7 +42,7 @@ class Plan:
     rules: tuple[Rule, ...]
     shards: tuple[hf.Shard, ...]
 
-    @property
+    @cached_property
     def places(self) -> dict[str, hf.TensorPlace]:
         return {place.name: place for shard in self.shards for place in shard.tensors}
 
@@ -44,7 +51,7 @@ class Plan:
         places = self.places.values()
         return {
             "family": self.model.family,
-            "parameters": sum(_numel(shape) for rule in self.rules for _, shape in rule.hf),
+            "parameters": sum(_numel(rule.shape) for rule in self.rules),
             "tensors": len(self.places),
             "files": [shard.file for shard in self.shards],
             "bytes": sum(place.end - place.start for place in places),
@@ -116,27 +123,58 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
 
 
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
-    """Write a plan's folder as a Megatron checkpoint. Memory holds the parts of one tensor at a time.
+    """Write a plan's folder as a Megatron checkpoint. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    Raises: InputError where `out` is there already; CheckpointError naming every tensor with a value that is not finite.
+    Nothing stays behind on an error.
     """
-    places, by_key = plan.places, {rule.mcore: rule for rule in plan.rules}
-    specs = [stream.TensorSpec(rule.mcore, rule.shape, places[rule.hf[0][0]].dtype) for rule in plan.rules]
+    rules = {rule.mcore: rule for rule in plan.rules}
+    specs = {key: stream.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
+    with ExitStack() as stack:
+        temporary = stack.enter_context(folder.create(out))
+        pool = ThreadPoolExecutor(2)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        digests = {plan.root / shard.file: pool.submit(sha256_file, plan.root / shard.file) for shard in plan.shards}
+        files = stack.enter_context(hf.open_files(plan.root, plan.shards))
 
-    def value(key: str) -> torch.Tensor:
-        rule = by_key[key]
-        tick()
-        return layout.pack(rule, [hf.read_tensor(plan.root, places[name]) for name, _ in rule.hf], plan.model)
+        def values(key: str) -> Iterator[pieces.Bits]:
+            tick()
+            for part, start, rows in layout.blocks(rules[key], plan.model):
+                place = plan.places[rules[key].hf[part][0]]
+                for bits in _finite_rows(plan, files, place, start, rows):
+                    yield pieces.convert(bits, place.dtype, specs[key].dtype)
 
-    with folder.create(out) as temporary:
         (temporary / folder.STATE).mkdir()
-        stream.write_tensors(temporary / folder.STATE, specs, value)
+        stream.write_tensors(temporary / folder.STATE, list(specs.values()), values)
         assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
-        headers = [{"file": shard.file, "header": shard.header} for shard in plan.shards]
-        write_json(temporary / folder.SHARDS, headers)
-        inputs = [*assets, *(plan.root / shard.file for shard in plan.shards)]
-        manifest = describe("import", inputs, source=str(plan.root), **plan.summary())
+        write_json(temporary / folder.SHARDS, [{"file": shard.file, "header": shard.header} for shard in plan.shards])
+        manifest = describe("import", assets, source=str(plan.root), **plan.summary())
+        manifest["inputs"] |= {str(path): digest.result() for path, digest in digests.items()}
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
+
+
+def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[pieces.Bits]:
+    """Yield the values of rows [start, start + rows) of a Hugging Face tensor, in pieces."""
+    width = prod(place.shape[1:])
+    for first, number in pieces.spans(start * width, rows * width, place.dtype.itemsize):
+        bits = hf.read_values(files[place.file], place, first, number)
+        if first_nonfinite(bits, place.dtype) is not None:
+            raise CheckpointError(_nonfinite(plan, files))
+        yield bits
+
+
+def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
+    """Return a problem for each tensor of a folder that holds a NaN or an infinity."""
+    problems = []
+    for place in plan.places.values():
+        for first, number in pieces.spans(0, prod(place.shape), place.dtype.itemsize):
+            bits = hf.read_values(files[place.file], place, first, number)
+            if (index := first_nonfinite(bits, place.dtype)) is not None:
+                position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
+                found = f"{float(pieces.to_tensor(bits, place.dtype)[index])} at {position}"
+                problems.append(Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model"))
+                break
+    return problems
 
 
 def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
@@ -191,19 +229,28 @@ def _is_vocabulary(key: str) -> bool:
 
 
 def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
-    """Write a plan's checkpoint as a Hugging Face folder. Memory holds the parts of one tensor at a time.
+    """Write a plan's checkpoint as a Hugging Face folder. Memory holds a piece of a tensor at a time.
 
     Raises: InputError where `out` is there already; nothing stays behind on an error.
     """
-    places = plan.places
     with folder.create(out) as temporary:
         for path in sorted((plan.root / folder.ASSETS).iterdir()):
             shutil.copyfile(path, temporary / path.name)
         with hf.create_shards(temporary, plan.shards) as files:
             for rule in plan.rules:
-                parts = layout.unpack(rule, reader.read(rule.mcore, rule.shape), plan.model)
-                for (name, _), part in zip(rule.hf, parts, strict=True):
-                    hf.write_tensor(files[places[name].file], places[name], part)
+                _export_rule(plan, reader, files, rule)
                 tick()
         if len(plan.shards) > 1 and not (temporary / hf.INDEX).is_file():
             write_json(temporary / hf.INDEX, hf.index_of(plan.shards))
+
+
+def _export_rule(plan: Plan, reader: stream.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
+    top = 0  # the block's first row in the Megatron-Core tensor
+    with reader.open(rule.mcore) as stored:
+        for part, start, rows in layout.blocks(rule, plan.model):
+            place = plan.places[rule.hf[part][0]]
+            width = prod(place.shape[1:])
+            for first, number in pieces.spans(0, rows, width * stored.dtype.itemsize):
+                bits = pieces.convert(stored.rows(top + first, number), stored.dtype, place.dtype)
+                hf.write_values(files[place.file], place, (start + first) * width, bits)
+            top += rows

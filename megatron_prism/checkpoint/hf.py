@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from megatron_prism.checkpoint import pieces
 from megatron_prism.core.errors import CheckpointError, Problem
 
 INDEX = "model.safetensors.index.json"
@@ -248,17 +249,24 @@ def _is_count(value: Any) -> bool:
 
 def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
     """Return one tensor, read from disk (not mapped, so that it counts once in memory and goes when it is dropped)."""
-    buffer = bytearray(place.end - place.start)
     with (root / place.file).open("rb", buffering=0) as stream:
-        stream.seek(place.start)
-        got, view = 0, memoryview(buffer)
-        while got < len(buffer) and (count := stream.readinto(view[got:])):
-            got += count
-    if got != len(buffer):
-        raise CheckpointError(Problem(f"{root / place.file}: {place.name}", f"{got} bytes", f"{len(buffer)} bytes", "the file shrank while it was read"))
-    if not buffer:
-        return torch.empty(place.shape, dtype=place.dtype)
-    return torch.frombuffer(buffer, dtype=place.dtype).reshape(place.shape)
+        return pieces.to_tensor(read_values(stream, place, 0, prod(place.shape)), place.dtype).reshape(place.shape)
+
+
+def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> pieces.Bits:
+    """Return values [start, start + count) of one tensor, counted in row-major order."""
+    bits = pieces.empty((count,), place.dtype)
+    got = pieces.read_at(stream, place.start + start * place.dtype.itemsize, bits)
+    if got != bits.nbytes:
+        raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{bits.nbytes} bytes", "the file shrank while it was read"))
+    return bits
+
+
+@contextmanager
+def open_files(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
+    """Open every file of a folder to be read."""
+    with ExitStack() as stack:
+        yield {shard.file: stack.enter_context((root / shard.file).open("rb", buffering=0)) for shard in shards}
 
 
 @contextmanager
@@ -279,12 +287,14 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
 
 def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
     """Write one tensor at its place, cast to the place's dtype."""
-    flat = tensor.detach().to(place.dtype).contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
-    assert len(data) == place.end - place.start, (place, tuple(tensor.shape))
-    written = 0
-    while written < len(data):
-        written += os.pwrite(stream.fileno(), data[written:], place.start + written)
+    assert tensor.numel() == prod(place.shape), (place, tuple(tensor.shape))
+    write_values(stream, place, 0, pieces.of_tensor(tensor.to(place.dtype)))
+
+
+def write_values(stream: FileIO, place: TensorPlace, start: int, bits: pieces.Bits) -> None:
+    """Write values of one tensor, in its dtype, from value `start` on."""
+    end = pieces.write_at(stream, place.start + start * place.dtype.itemsize, bits)
+    assert end <= place.end, (place, start, bits.shape)
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:

@@ -134,17 +134,31 @@ def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
 
 def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
     """Return what is wrong between an architecture and the training config that builds it."""
-    grid, problems = config.parallel, []
-    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-        value = getattr(model, name)
-        if value % grid.tp:
-            problems.append(Problem(f"parallel.tp ({name} {value})", str(grid.tp), f"a divisor of {name} {value}"))
-    chunks = grid.pp * (grid.vpp or 1)
-    if model.num_layers < chunks:
-        problems.append(Problem("parallel.pp", f"pp {grid.pp} x vpp {grid.vpp or 1} = {chunks} stages", f"at most num_layers {model.num_layers}"))
+    grid = config.parallel
+    problems = check_split(model, grid.tp, grid.pp * (grid.vpp or 1), "parallel.tp", "parallel.pp")
+    if model.layer_pattern is not None and grid.vpp is not None:
+        problems.append(Problem("parallel.vpp", str(grid.vpp), "null", "Megatron-Core 0.16 cannot interleave a hybrid's pipeline"))
+    if model.layer_pattern is not None and config.recompute.granularity == "full":
+        fix = "Megatron-Core 0.16 does not recompute a hybrid's layers, and says nothing; use selective, or more parallel.pp"
+        problems.append(Problem("recompute.granularity", "full", "none or selective for a hybrid", fix))
     if config.data.seq_length > model.max_position_embeddings:
         problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))
     return [*problems, *check_architecture(model)]
+
+
+def check_split(model: ModelConfig, tp: int, num_stages: int, tp_key: str, pp_key: str) -> list[Problem]:
+    """Return what keeps an architecture from being split over `tp` ranks and `num_stages` pipeline stages."""
+    sizes = {name: getattr(model, name) for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size")}
+    if model.mamba is not None:
+        sizes |= {"mamba.num_heads": model.mamba.num_heads, "mamba.num_groups": model.mamba.num_groups}
+    problems = []
+    for name, value in sizes.items():
+        if tp >= 1 and value % tp:
+            alone = "all its Mamba heads share one group, which cannot be split: use pipeline or data parallelism instead"
+            problems.append(Problem(f"{tp_key} ({name} {value})", str(tp), f"a divisor of {name} {value}", alone if name == "mamba.num_groups" and value == 1 else ""))
+    if model.num_layers < num_stages:
+        problems.append(Problem(pp_key, f"{num_stages} stages", f"at most num_layers {model.num_layers}"))
+    return problems
 
 
 def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Problem]:
@@ -162,6 +176,7 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
         value = getattr(model, name)
         if value is not None and not (math.isfinite(value) and value):
             problems.append(Problem(f"{prefix}{name}", str(value), "a number other than 0"))
+    problems += _check_hybrid(model, prefix)
     scaling = model.rope_scaling
     positive: dict[str, float] = {"norm_epsilon": model.norm_epsilon, "rotary_base": model.rotary_base}
     if scaling:
@@ -174,6 +189,25 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
     if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
         problems.append(Problem(f"{prefix}rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
     return problems
+
+
+def _check_hybrid(model: ModelConfig, prefix: str) -> Iterator[Problem]:
+    if (model.layer_pattern is None) != (model.mamba is None):
+        found = "a layer_pattern without mamba" if model.mamba is None else "mamba without a layer_pattern"
+        yield Problem(f"{prefix}mamba", found, "both, for a hybrid, or neither")
+    if model.layer_pattern is not None:
+        if set(model.layer_pattern) - set("M*-") or len(model.layer_pattern) != model.num_layers:
+            yield Problem(f"{prefix}layer_pattern", repr(model.layer_pattern), f"num_layers {model.num_layers} letters M (Mamba), * (attention) or - (MLP)")
+        if model.norm_epsilon != 1e-5:
+            yield Problem(f"{prefix}norm_epsilon", str(model.norm_epsilon), "1e-5 for a hybrid: Megatron-Core fixes it in its Mamba mixer")
+        if model.rope_scaling is not None or model.window_size is not None:
+            yield Problem(f"{prefix}rope_scaling, window_size", f"{model.rope_scaling}, {model.window_size}", "null for a hybrid")
+    if model.mamba is not None:
+        sizes = vars(model.mamba)
+        if min(sizes.values()) < 1:
+            yield Problem(f"{prefix}mamba", str(sizes), "at least 1 each")
+        elif model.mamba.num_heads % model.mamba.num_groups:
+            yield Problem(f"{prefix}mamba.num_groups", str(model.mamba.num_groups), f"a divisor of mamba.num_heads {model.mamba.num_heads}")
 
 
 def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:

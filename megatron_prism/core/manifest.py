@@ -19,10 +19,10 @@ PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "tok
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file as hex, read in blocks of 8 MiB."""
+    """Return the sha256 of a file as hex, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(8 << 20):
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 

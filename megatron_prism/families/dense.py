@@ -8,6 +8,7 @@ from typing import Any
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.load import build
+from megatron_prism.families import layers
 from megatron_prism.families.rules import Rule, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -84,32 +85,12 @@ def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict
     }
 
 
-def rules(model: ModelConfig, fused_mlp: bool = False) -> list[Rule]:
-    """Return the weight map, in Megatron-Core's order; fused_mlp: HF holds gate and up as one tensor (`shared_mlp`)."""
-    hidden, ffn, head = model.hidden_size, model.ffn_hidden_size, model.kv_channels
-    queries, keys = model.num_attention_heads * head, model.num_query_groups * head
-    found = [Rule("embedding.word_embeddings.weight", "copy", (("model.embed_tokens.weight", (model.vocab_size, hidden)),))]
+def rules(model: ModelConfig) -> list[Rule]:
+    """Return the weight map, in Megatron-Core's order."""
+    found: list[Rule] = []
     for layer in range(model.num_layers):
-        mcore, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
-        qkv = tuple((f"{hf}.self_attn.{name}_proj.weight", (rows, hidden)) for name, rows in (("q", queries), ("k", keys), ("v", keys)))
-        found += [
-            Rule(f"{mcore}.self_attention.linear_qkv.layer_norm_weight", "copy", ((f"{hf}.input_layernorm.weight", (hidden,)),)),
-            Rule(f"{mcore}.self_attention.linear_qkv.weight", "qkv", qkv),
-            Rule(f"{mcore}.self_attention.linear_proj.weight", "copy", ((f"{hf}.self_attn.o_proj.weight", (hidden, queries)),)),
-            Rule(f"{mcore}.mlp.linear_fc1.layer_norm_weight", "copy", ((f"{hf}.post_attention_layernorm.weight", (hidden,)),)),
-        ]
-        if fused_mlp:
-            found += [
-                Rule(f"{mcore}.mlp.linear_fc1.weight", "copy", ((f"{hf}.shared_mlp.input_linear.weight", (2 * ffn, hidden)),)),
-                Rule(f"{mcore}.mlp.linear_fc2.weight", "copy", ((f"{hf}.shared_mlp.output_linear.weight", (hidden, ffn)),)),
-            ]
-        else:
-            gate_up = tuple((f"{hf}.mlp.{name}_proj.weight", (ffn, hidden)) for name in ("gate", "up"))
-            found += [
-                Rule(f"{mcore}.mlp.linear_fc1.weight", "rows", gate_up),
-                Rule(f"{mcore}.mlp.linear_fc2.weight", "copy", ((f"{hf}.mlp.down_proj.weight", (hidden, ffn)),)),
-            ]
-    found.append(Rule("decoder.final_layernorm.weight", "copy", (("model.norm.weight", (hidden,)),)))
-    if not model.tie_word_embeddings:
-        found.append(Rule("output_layer.weight", "copy", (("lm_head.weight", (model.vocab_size, hidden)),)))
-    return found
+        hf = f"model.layers.{layer}"
+        up = [f"{hf}.mlp.{name}_proj.weight" for name in ("gate", "up")]
+        found += layers.attention(layer, f"{hf}.input_layernorm.weight", f"{hf}.self_attn", model)
+        found += layers.mlp(layer, f"{hf}.post_attention_layernorm.weight", up, f"{hf}.mlp.down_proj.weight", model)
+    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", found, model)

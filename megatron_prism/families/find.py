@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral
+from megatron_prism.core.errors import CheckpointError, InputError, Problem
+from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h
 from megatron_prism.families.rules import Rule, check_names
 
-FAMILIES = (llama, mistral, granite, granite_moe_hybrid)
+FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h)
 
 
-def of_model(model: ModelConfig) -> ModuleType:
-    """Return the family of an architecture."""
-    return next(family for family in FAMILIES if model.family == family.NAME)
+def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
+    """Return the family of an architecture that stands at `where`.
+
+    Raises: InputError where there is none of that name.
+    """
+    for family in FAMILIES:
+        if model.family == family.NAME:
+            return family
+    raise InputError(Problem(where, repr(model.family), f"one of {', '.join(family.NAME for family in FAMILIES)}"))
 
 
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
@@ -30,6 +37,11 @@ def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
             return family
     known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
     raise CheckpointError(Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}"))
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Return an architecture's parameters; a tied embedding counts once."""
+    return sum(math.prod(rule.shape) for rule in rules(model))
 
 
 def rules(model: ModelConfig) -> list[Rule]:

@@ -1,6 +1,7 @@
-"""Granite 4.0 Micro: HF GraniteMoeHybridForCausalLM (transformers/models/granitemoehybrid) without experts and without Mamba.
+"""Granite 4.0 Micro and H-Micro: HF GraniteMoeHybridForCausalLM (transformers/models/granitemoehybrid), without experts.
 
-The class also holds the Mamba hybrids (Granite 4.0 H) and the experts of larger models: both are refused here.
+Each HF layer is a mixer, attention or Mamba-2, and an MLP. With Mamba among them Megatron-Core's hybrid model holds the two as
+layers of their own (HF layer i is Megatron's 2i and 2i + 1); all attention, it is an ordinary decoder with Granite's multipliers.
 """
 
 from __future__ import annotations
@@ -9,48 +10,72 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.families import dense, granite
+from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
+from megatron_prism.families import dense, granite, hybrid, layers
 from megatron_prism.families.rules import Rule, require
 
 NAME = "granite_moe_hybrid"
 ARCHITECTURES = ("GraniteMoeHybridForCausalLM",)
-ATTENTION = ("attention", "full_attention")  # as transformers 4 and 5 spell it
+MAMBA_KEYS = {"num_heads": "mamba_n_heads", "head_dim": "mamba_d_head", "state_dim": "mamba_d_state", "num_groups": "mamba_n_groups",
+              "conv_kernel": "mamba_d_conv", "chunk_size": "mamba_chunk_size"}  # fmt: skip
+MAMBA_DEFAULTS = {"mamba_n_heads": 128, "mamba_d_head": 64, "mamba_d_state": 256, "mamba_n_groups": 1, "mamba_d_conv": 4,
+                  "mamba_chunk_size": 256}  # fmt: skip
+MIXERS = {"M": "linear_attention", "*": "full_attention"}  # as transformers 5 spells them
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the architecture a config.json describes.
 
-    Raises: CheckpointError as dense.read_config, and for Mamba layers, experts and missing rotary positions.
+    Raises: CheckpointError as dense.read_config, and for experts and what a Mamba-2 mixer of Megatron-Core cannot do.
     """
-    problems = [
+    kinds, problems = hybrid.letters(hf.get("layer_types") or hf.get("layers_block_type"), "M*", f"{where}:layer_types")
+    positions = hf.get("position_embedding_type")
+    problems += [
         *require(hf, "num_local_experts", [0], where, 8),
-        *require(hf, "position_embedding_type", ["rope"], where, None),
+        *require(hf, "position_embedding_type", ["rope", "nope", None], where, None),
     ]
-    layers = hf.get("layer_types") or hf.get("layers_block_type") or []
-    if not isinstance(layers, list):
-        raise CheckpointError([*problems, Problem(f"{where}:layer_types", repr(layers), "a list")])
-    other = sorted({str(kind) for kind in layers} - set(ATTENTION))
-    if other or len(layers) != hf.get("num_hidden_layers"):
-        found = f"{len(layers)} layers, of kinds {other} too" if other else f"{len(layers)} layers"
-        problems.append(Problem(f"{where}:layer_types", found, f"{hf.get('num_hidden_layers')} attention layers", "Mamba hybrids are not supported yet"))
+    if not problems and len(kinds) != hf.get("num_hidden_layers"):
+        problems.append(Problem(f"{where}:layer_types", f"{len(kinds)} layers", f"num_hidden_layers {hf.get('num_hidden_layers')}"))
+    own = {"position_embedding": "rope" if positions == "rope" else "none", **granite.multipliers(hf)}
+    if "M" in kinds and not problems:
+        mamba, problems = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf}, MAMBA_KEYS, where)
+        problems += [
+            *require(hf, "mamba_conv_bias", [True], where, True),
+            *require(hf, "mamba_proj_bias", [False], where, False),
+        ]
+        own |= {"layer_pattern": "".join(f"{kind}-" for kind in kinds), "num_layers": 2 * len(kinds), "mamba": mamba}
     if problems:
         raise CheckpointError(problems)
-    return dense.read_config(hf, where, NAME, ffn_key="shared_intermediate_size", **granite.multipliers(hf))
+    model = dense.read_config(hf, where, NAME, ffn_key="shared_intermediate_size", **own)
+    if model.mamba is not None:
+        raise_problems(hybrid.check(model, hf, where, "mamba_expand", "rms_norm_eps"))
+    return model
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
-    own = {
+    kinds = "*" * model.num_layers if model.layer_pattern is None else model.layer_pattern[::2]
+    own: dict[str, Any] = {
+        "num_hidden_layers": len(kinds),
         "shared_intermediate_size": model.ffn_hidden_size,
         "num_local_experts": 0,
         "num_experts_per_tok": 0,
-        "position_embedding_type": "rope",
-        "layer_types": ["full_attention"] * model.num_layers,
+        "position_embedding_type": "rope" if model.position_embedding == "rope" else None,
+        "layer_types": [MIXERS[kind] for kind in kinds],
     }
+    if model.mamba is not None:
+        own |= hybrid.written_mamba(model, MAMBA_KEYS, "mamba_expand") | {"mamba_conv_bias": True, "mamba_proj_bias": False}
     return {**dense.write_config(model, ARCHITECTURES[0], "granitemoehybrid"), **granite.written_multipliers(model), **own}
 
 
 def rules(model: ModelConfig) -> list[Rule]:
     """Return the weight map."""
-    return dense.rules(model, fused_mlp=True)
+    found: list[Rule] = []
+    kinds = "*" * model.num_layers if model.layer_pattern is None else model.layer_pattern[::2]
+    for index, kind in enumerate(kinds):
+        hf, layer = f"model.layers.{index}", index if model.layer_pattern is None else 2 * index
+        mixer, prefix = (layers.mamba, f"{hf}.mamba") if kind == "M" else (layers.attention, f"{hf}.self_attn")
+        found += mixer(layer, f"{hf}.input_layernorm.weight", prefix, model)
+        up, down = f"{hf}.shared_mlp.input_linear.weight", f"{hf}.shared_mlp.output_linear.weight"
+        found += layers.mlp(layer + (model.layer_pattern is not None), f"{hf}.post_attention_layernorm.weight", [up], down, model)
+    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", found, model)

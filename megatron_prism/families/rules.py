@@ -11,7 +11,7 @@ from typing import Any, Literal
 from megatron_prism.core.errors import CheckpointError, Problem
 
 Shape = tuple[int, ...]
-Op = Literal["copy", "rows", "qkv"]
+Op = Literal["copy", "rows", "qkv", "slice"]
 
 
 @dataclass(frozen=True)
@@ -21,25 +21,45 @@ class Rule:
     mcore: its key in a torch_dist checkpoint (the same under the local and the TE layer spec).
     hf: (on-disk name, shape) of each part, in order.
     op: copy, the same tensor. rows: the parts one above the other. qkv: per query group [its queries | key | value]
-    (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors).
+    (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). slice: rows [start, stop) of the one part.
+    rows: [start, stop) of a slice.
     """
 
     mcore: str
     op: Op
     hf: tuple[tuple[str, Shape], ...]
+    rows: tuple[int, int] | None = None
 
     @property
     def shape(self) -> Shape:
         """The Megatron-Core tensor's shape: its parts' rows together."""
         first = self.hf[0][1]
+        if self.rows is not None:
+            return (self.rows[1] - self.rows[0], *first[1:])
         return first if self.op == "copy" else (sum(shape[0] for _, shape in self.hf), *first[1:])
 
 
+def slices(mcore: str, name: str, shape: Shape, sizes: Mapping[str, int]) -> list[Rule]:
+    """Return the rules of an HF tensor that Megatron-Core stores in pieces, `mcore.KEY` of so many rows each, in order."""
+    found, start = [], 0
+    for key, rows in sizes.items():
+        found.append(Rule(f"{mcore}.{key}", "slice", ((name, shape),), (start, start + rows)))
+        start += rows
+    return found
+
+
 def check_names(rules: Sequence[Rule]) -> None:
-    """Make sure that every tensor, on both sides, is named by exactly one rule."""
-    for side, names in (("mcore", [rule.mcore for rule in rules]), ("hf", [name for rule in rules for name, _ in rule.hf])):
+    """Make sure that every tensor, on both sides, is named by exactly one rule; of a sliced one, every row."""
+    sliced = [rule for rule in rules if rule.rows is not None]
+    whole = {rule.hf[0] for rule in sliced}
+    hf = [name for rule in rules if rule.rows is None for name, _ in rule.hf] + [name for name, _ in whole]
+    for side, names in (("mcore", [rule.mcore for rule in rules]), ("hf", hf)):
         twice = [name for name, count in Counter(names).items() if count > 1]
         assert not twice, f"{side} tensors named by more than one rule: {twice}"
+    for name, shape in whole:
+        ends = [rule.rows for rule in sliced if rule.hf[0][0] == name]
+        starts, stops = zip(*ends, strict=True)
+        assert (*starts, shape[0]) == (0, *stops), f"rows of {name} named by none or more than one rule: {ends}"
 
 
 def check_present(rules: Sequence[Rule], found: Mapping[str, Shape], where: str, files: Mapping[str, str] = MappingProxyType({})) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_prism.checkpoint import convert, folder
+from megatron_prism.core.check import check_split
 from megatron_prism.core.config import ParallelConfig, Precision
 from megatron_prism.core.errors import CheckpointError, InputError, Problem, raise_problems
 from megatron_prism.models.generate import Sampling
@@ -18,15 +19,9 @@ def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
 
     Raises: InputError with every problem.
     """
-    model = folder.read(ckpt).model
-    problems = []
+    problems = check_split(folder.read(ckpt).model, tp, pp, "--tp", "--pp")
     if min(tp, pp) < 1 or tp * pp != world_size:
-        problems.append(Problem("--tp, --pp", f"tp {tp} x pp {pp} on {world_size} processes", "as many processes as tp x pp"))
-    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
-        if tp >= 1 and getattr(model, name) % tp:
-            problems.append(Problem("--tp", str(tp), f"a divisor of {name} {getattr(model, name)}"))
-    if pp >= 1 and model.num_layers < pp:
-        problems.append(Problem("--pp", str(pp), f"at most num_layers {model.num_layers}"))
+        problems.insert(0, Problem("--tp, --pp", f"tp {tp} x pp {pp} on {world_size} processes", "as many processes as tp x pp"))
     raise_problems(problems)
 
 
@@ -52,12 +47,13 @@ def from_checkpoint(ckpt: Path, prompt: str, max_tokens: int, sampling: Sampling
 def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str:
     """Return the continuation of a prompt by plain transformers: what a converted checkpoint must agree with."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from megatron_prism.checkpoint import reference
 
     tokenizer = _Text(root)
     ids = tokenizer.encode(prompt)
     torch.manual_seed(sampling.seed)
-    model = AutoModelForCausalLM.from_pretrained(root, local_files_only=True)
+    model = reference.load(root)
     choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {"do_sample": False}
     eos = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
     output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     available = {source.name: source.train_tokens for source in prepared.sources}
     flops = flops_per_token(model, config.data.seq_length)
     return {
-        "parameters": sum(math.prod(shape) for rule in find.rules(model) for _, shape in rule.hf),
+        "parameters": find.num_parameters(model),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
         "microbatches": config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size)),

@@ -1,11 +1,11 @@
-"""An architecture and a rank grid become this rank's Megatron-Core model chunks: the one place that knows GPTModel.
+"""An architecture and a rank grid become this rank's Megatron-Core model chunks: the one place that knows its model classes.
 
-The layers come from Transformer Engine where CUDA and TE are present, else from Megatron-Core's local spec; names,
-shapes and checkpoint keys are the same in both.
+GPTModel, or for a hybrid MambaModel (0.16) or HybridModel (0.19); what their layers are stands in models/spec.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from typing import Any
 
@@ -13,16 +13,12 @@ import torch
 
 from megatron_prism.core.check import padded_vocab_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, RecomputeConfig
-from megatron_prism.models import scalars
-from megatron_prism.parallel import host
+from megatron_prism.models import scalars, spec
+from megatron_prism.models.norm import LocalFinalNorm
+from megatron_prism.parallel import compat, host
 from megatron_prism.parallel.groups import Groups, chunk_ends
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def use_transformer_engine() -> bool:
-    """Say whether the layers come from Transformer Engine."""
-    return host.has_cuda() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision, recompute: RecomputeConfig) -> Any:
@@ -31,9 +27,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     Pipeline messages: batched, but with model chunks (vpp) overlapped and one by one: two batched messages between
     the same two ranks are paired wrongly at pp 2, and the gradients are silently wrong (Megatron-Core 0.16 and 0.19).
     """
+    from megatron.core.activations import squared_relu
     from megatron.core.transformer import TransformerConfig
 
-    fused, interleaved = use_transformer_engine(), parallel.vpp is not None
+    fused, interleaved = spec.use_transformer_engine(), parallel.vpp is not None
     whole = recompute.granularity == "full"
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -46,9 +43,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         softmax_scale=model.attention_multiplier,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
+        gated_linear_unit=model.activation == "swiglu",
+        activation_func=torch.nn.functional.silu if model.activation == "swiglu" else squared_relu,
         add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_method_std,
@@ -59,7 +57,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
-        pipeline_model_parallel_layout=uneven_layout(model.num_layers, parallel.pp * (parallel.vpp or 1)),
+        **(_hybrid_settings(model, parallel.pp) if model.layer_pattern else _dense_settings(model, parallel)),
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=interleaved,
@@ -68,12 +66,44 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         recompute_granularity=None if recompute.granularity == "none" else recompute.granularity,
         recompute_method=("uniform" if recompute.num_layers is None else "block") if whole else None,
         recompute_num_layers=(recompute.num_layers or 1) if whole else None,
-        bias_activation_fusion=fused,
+        bias_activation_fusion=fused and model.activation == "swiglu",
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=fused and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
+
+
+def _dense_settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    return {"pipeline_model_parallel_layout": uneven_layout(model.num_layers, parallel.pp * (parallel.vpp or 1))}
+
+
+def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
+    assert model.mamba is not None
+    first, last = uneven_ends(model.num_layers, num_stages)
+    return {
+        "is_hybrid_model": True,
+        "mamba_num_heads": model.mamba.num_heads,
+        "mamba_head_dim": model.mamba.head_dim,
+        "mamba_state_dim": model.mamba.state_dim,
+        "mamba_num_groups": model.mamba.num_groups,
+        "num_layers_in_first_pipeline_stage": first,
+        "num_layers_in_last_pipeline_stage": last,
+    }
+
+
+def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | None]:
+    """Return the layers of the first and the last stage where the stages cannot be equal: the others hold the same number.
+
+    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other layout.
+    """
+    if num_layers % num_stages == 0:
+        return None, None
+    middle = -(-num_layers // num_stages)
+    if num_layers - middle * (num_stages - 2) < 2:
+        middle -= 1
+    ends = num_layers - middle * (num_stages - 2)
+    return ends - ends // 2, ends // 2
 
 
 def uneven_layout(num_layers: int, num_stages: int) -> list[list[str]] | None:
@@ -98,25 +128,20 @@ def build(
 
 
 def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None, first: bool, last: bool) -> Any:
-    from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.module import Float16Module
 
-    scaling = model.rope_scaling
     padded = padded_vocab_size(model.vocab_size, groups.tp)
-    chunk = GPTModel(
-        config=config,
-        transformer_layer_spec=layer_spec(config, model, vp_stage),
-        vocab_size=padded,
-        max_sequence_length=model.max_position_embeddings,
-        pre_process=first,
-        post_process=last,
-        share_embeddings_and_output_weights=model.tie_word_embeddings,
-        position_embedding_type="rope",
-        rotary_base=model.rotary_base,
-        rope_scaling=scaling is not None,
-        rope_scaling_factor=scaling.factor if scaling else 1.0,
-        vp_stage=vp_stage,
-    )
+    ends = {
+        "config": config,
+        "vocab_size": padded,
+        "max_sequence_length": model.max_position_embeddings,
+        "pre_process": first,
+        "post_process": last,
+        "share_embeddings_and_output_weights": model.tie_word_embeddings,
+        "position_embedding_type": model.position_embedding,
+        "rotary_base": model.rotary_base,
+    }
+    chunk = _dense(model, ends, vp_stage) if model.layer_pattern is None else _hybrid(model, ends)
     scalars.scale_ends(chunk, model, first, last)
     if last and padded > model.vocab_size:
         mask_padded_vocabulary(chunk, model.vocab_size, padded, groups)
@@ -124,25 +149,24 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
     return Float16Module(config, chunk) if config.bf16 else chunk
 
 
-def layer_spec(config: Any, model: ModelConfig, vp_stage: int | None) -> Any:
-    """Return the spec of this chunk's layers and of the final norm."""
-    from megatron.core.models.gpt import gpt_layer_specs as specs
+def _dense(model: ModelConfig, ends: dict[str, Any], vp_stage: int | None) -> Any:
+    from megatron.core.models.gpt import GPTModel
 
-    if use_transformer_engine():
-        layer = specs.get_gpt_layer_with_transformer_engine_spec()
-        scalars.scale_residuals(layer, model.residual_multiplier)
-        return layer
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-
-    from megatron_prism.models.norm import LocalFinalNorm, LocalNorm
-
-    layer = specs.get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = LocalNorm
-    scalars.scale_residuals(layer, model.residual_multiplier)
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage),
-        layer_norm=LocalFinalNorm,
+    scaling = model.rope_scaling
+    return GPTModel(
+        **ends,
+        transformer_layer_spec=spec.dense(ends["config"], model, spec.use_transformer_engine(), vp_stage),
+        rope_scaling=scaling is not None,
+        rope_scaling_factor=scaling.factor if scaling else 1.0,
+        vp_stage=vp_stage,
     )
+
+
+def _hybrid(model: ModelConfig, ends: dict[str, Any]) -> Any:
+    with_te, classes = spec.use_transformer_engine(), compat.hybrid_classes()
+    stack = spec.hybrid(model, with_te)
+    with contextlib.nullcontext() if with_te else classes.final_norm(LocalFinalNorm):
+        return classes.model(**ends, **{classes.spec_key: stack, classes.pattern_key: model.layer_pattern})
 
 
 def mask_padded_vocabulary(chunk: Any, vocab_size: int, padded: int, groups: Groups) -> None:

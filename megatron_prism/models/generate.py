@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_prism.models.forward import logits
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
@@ -34,10 +34,10 @@ def generate(
     generator = torch.Generator(device=host.device()).manual_seed(sampling.seed)
     tokens = list(prompt)
     for _ in range(max_tokens):
-        logits_V = _next_logits(chunk, tokens, groups)
+        logits_1V = logits([chunk], tokens, groups, last_only=True)
         choice = torch.zeros(1, dtype=torch.long, device=host.device())
-        if logits_V is not None:
-            choice[0] = choose(logits_V, sampling, generator)
+        if logits_1V is not None:
+            choice[0] = choose(logits_1V[0], sampling, generator)
         if groups.pp > 1:
             dist.broadcast(choice, groups.last_stage_rank, group=groups.pp_group)
         token = int(choice)
@@ -55,28 +55,3 @@ def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generato
     probability_V[1:][(probability_V.cumsum(0) - probability_V)[1:] >= sampling.top_p] = 0  # the likeliest always stays
     return token_V[torch.multinomial(probability_V, 1, generator=generator)[0]]
 
-
-@torch.no_grad()
-def _next_logits(chunk: torch.nn.Module, tokens: Sequence[int], groups: Groups) -> torch.Tensor | None:
-    """Return the logits after the last token, over the whole vocabulary; None but on the last pipeline stage."""
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-
-    tokens_BS = torch.tensor([tokens], device=host.device())
-    positions_BS = torch.arange(len(tokens), device=host.device())[None]
-
-    def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        return model(tokens_BS, positions_BS, None), lambda output, non_loss_data: output[0, -1]
-
-    outputs = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=None,
-        model=chunk,
-        num_microbatches=1,
-        seq_length=len(tokens),
-        micro_batch_size=1,
-        decoder_seq_length=len(tokens),
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    return gather_from_tensor_model_parallel_region(outputs[0][None])[0] if outputs else None

@@ -14,7 +14,8 @@ class LocalNorm(torch.nn.RMSNorm):
     Source: megatron/core/extensions/transformer_engine.py, TENorm; megatron/core/distributed/finalize_model_grads.py.
     """
 
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any):
+    def __init__(self, config: Any, hidden_size: int, eps: float | None = None, **kwargs: Any):
+        eps = config.layernorm_epsilon if eps is None else eps
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=torch.cuda.current_device())
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 

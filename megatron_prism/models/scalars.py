@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import InputError, Problem
 
 
 def scaled_residual(scale: float) -> Callable[..., Any]:
@@ -31,17 +32,22 @@ def scaled_residual(scale: float) -> Callable[..., Any]:
     return get_add
 
 
-def scale_residuals(layer: Any, scale: float) -> None:
-    """Put the scaled residual addition into a transformer layer's spec."""
-    if scale != 1.0:
-        layer.submodules.self_attn_bda = layer.submodules.mlp_bda = scaled_residual(scale)
+def residual_addition(scale: float) -> Callable[..., Any]:
+    """Return the residual addition of a layer's spec: Megatron's own (with its fused kernels), or the scaled one."""
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+
+    return get_bias_dropout_add if scale == 1.0 else scaled_residual(scale)
 
 
 def scale_ends(chunk: Any, model: ModelConfig, first: bool, last: bool) -> None:
-    """Scale the embedding's output and divide the logits, on the chunks that hold them."""
+    """Scale the embedding's output and divide the logits, on the chunks that hold them.
+
+    Raises: InputError beside a fused linear loss: it reads the output layer's weight and passes the hook by.
+    """
     if first and model.embedding_multiplier != 1.0:
         chunk.embedding.register_forward_hook(lambda module, args, output: output * model.embedding_multiplier)
     if last and model.logits_scaling != 1.0:
-        # a fused loss would read the output layer's weight and pass the hook by
-        assert getattr(chunk.config, "cross_entropy_fusion_impl", "native") != "linear", "a fused linear loss beside logits_scaling"
+        if chunk.config.cross_entropy_loss_fusion and chunk.config.cross_entropy_fusion_impl == "linear":
+            fix = "use cross_entropy_fusion_impl native or te, which work on the scaled logits"
+            raise InputError(Problem("cross_entropy_fusion_impl", "linear", f"the logits divided by logits_scaling {model.logits_scaling}", fix))
         chunk.output_layer.register_forward_hook(lambda module, args, output: (output[0] / model.logits_scaling, output[1]))

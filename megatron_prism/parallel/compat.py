@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +29,40 @@ def check_supported() -> None:
 
     if not (0, 16) <= core_version() < (0, 20):
         raise EnvironmentFault(f"megatron-core {'.'.join(map(str, core_version()))} found; required >=0.16.1,<0.20")
+
+
+@dataclass(frozen=True)
+class HybridClasses:
+    """A hybrid model's class, its stack's class and spec, and how its constructor names the spec and the layer pattern."""
+
+    model: Any
+    stack: Any
+    submodules: Any
+    spec_key: str
+    pattern_key: str
+
+    @contextmanager
+    def final_norm(self, norm: Any) -> Iterator[None]:
+        """Let the stack build `norm` as its final norm, where it names Transformer Engine's itself."""
+        module = sys.modules[self.stack.__module__]
+        kept, module.TENorm = module.TENorm, norm  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            module.TENorm = kept  # type: ignore[attr-defined]
+
+
+def hybrid_classes() -> HybridClasses:
+    """Return MambaModel of 0.16, or HybridModel, which took its place in 0.19."""
+    if core_version() >= (0, 18):
+        from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+        from megatron.core.models.hybrid.hybrid_model import HybridModel
+
+        return HybridClasses(HybridModel, HybridStack, HybridStackSubmodules, "hybrid_stack_spec", "hybrid_layer_pattern")
+    from megatron.core.models.mamba.mamba_model import MambaModel
+    from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules
+
+    return HybridClasses(MambaModel, MambaStack, MambaStackSubmodules, "mamba_stack_spec", "hybrid_override_pattern")
 
 
 def save_arguments() -> dict[str, Any]:

@@ -11,17 +11,19 @@ Megatron-Core names "cuda" in three ways, and each gets one answer on a host wit
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import queue
 import sys
+import types
 import warnings
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import BackendMissing, EnvironmentFault
 
 CPU = torch.device("cpu")
 
@@ -58,6 +60,7 @@ def install() -> None:
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # known here, and `prism doctor` says so
         import megatron.core
         import megatron.core.optimizer  # noqa: F401
+    _refuse_triton_kernels()
     _quiet_megatron()
     _write_checkpoints_without_a_server_process()
     torch.cuda._prism_host = True  # type: ignore[attr-defined]
@@ -186,6 +189,21 @@ def _compile_is_identity() -> Any:
         yield
     finally:
         torch.compile = compiled
+
+
+def _refuse_triton_kernels() -> None:
+    """Let Megatron's Mamba mixer be imported without triton (1 GB): 0.16 wants three kernels of dynamic inference for it."""
+    if importlib.util.find_spec("triton") is not None:
+        return
+    name = "megatron.core.inference.contexts.attention_context.triton.tensor_ops"
+    module = types.ModuleType(name)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise BackendMissing("triton", "Megatron-Core's dynamic inference of Mamba layers", "pip install triton")
+
+    for kernel in ("tensor_get_slice_after", "tensor_masked_update", "tensor_merge"):
+        setattr(module, kernel, refuse)
+    sys.modules[name] = module
 
 
 def _quiet_megatron() -> None:

@@ -1,4 +1,4 @@
-"""Run models in Megatron and in transformers side by side, in one process of their own."""
+"""Run models in Megatron and in transformers side by side, in a gang of their own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
+Compare = Callable[..., dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def compare() -> Callable[[Path, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
-    """Return a function that runs the worker's cases in a folder and returns the differences by case."""
+def compare() -> Compare:
+    """Return a function that runs the worker's cases in a folder, on a gang of so many, and returns the differences by case."""
 
-    def run(root: Path, cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, **case} for case in cases]))
-        done = subprocess.run([sys.executable, str(WORKER), str(root)], capture_output=True, text=True, timeout=240)
+    def run(root: Path, cases: list[dict[str, Any]], num_processes: int = 1) -> dict[str, dict[str, Any]]:
+        (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, "parallel": {}, **case} for case in cases]))
+        script = (
+            "import sys; from megatron_prism.parallel.launch import start_gang;"
+            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(root)!r}]))"
+        )
+        alone = [sys.executable, str(WORKER), str(root)]
+        done = subprocess.run(alone if num_processes == 1 else [sys.executable, "-c", script], capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads((root / "results.json").read_text())
 

@@ -1,84 +1,132 @@
-"""A gang of one that runs models in Megatron and in transformers: worker.py FOLDER reads cases.json, writes results.json.
+"""One rank of a gang that runs models in Megatron and in transformers: worker.py FOLDER reads cases.json, writes results.json.
 
-A case: {"name", "hf", "ckpt", "tokens", "control": a fault to build in, or None, "replace": wrong values of the architecture}.
-A result: the largest difference of the logits, and the worst relative difference of a Hugging Face parameter's gradient,
-with its name.
+A case: {"name", "hf", "ckpt", "tokens", "parallel": the layout, "control": a fault to build in, or None, "replace": wrong values of the
+architecture}. A result: the largest difference of the logits, and the worst relative difference of a Hugging Face parameter's
+gradient, with its name. Loss and gradients come from the training step's own forward and backward pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, layout, sharded
+from megatron_prism.checkpoint import folder, layout, reference, sharded, stream
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.families import find
 from megatron_prism.models import build
-from megatron_prism.parallel.groups import Groups, gang
+from megatron_prism.models.forward import logits
+from megatron_prism.parallel import compat
+from megatron_prism.parallel.groups import Groups, grid, join
+from megatron_prism.train import optim, step
 
 Gradients = dict[str, torch.Tensor]
+Found = tuple[torch.Tensor, Gradients]
 
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
+    join()
     results = {}
-    with gang(ParallelConfig(), seed=0) as groups:
-        for case in json.loads((root / "cases.json").read_text()):
-            tokens_BS = torch.tensor([case["tokens"]])
-            ours, our_gradients = megatron(Path(case["ckpt"]), tokens_BS, groups, case["control"], case["replace"])
-            theirs, their_gradients = transformers_oracle(Path(case["hf"]), tokens_BS)
-            assert our_gradients.keys() == their_gradients.keys()
-            errors = {name: relative(our_gradients[name], theirs) for name, theirs in their_gradients.items()}
-            worst = max(errors, key=errors.__getitem__)
-            results[case["name"]] = {"logits": float((ours - theirs).abs().max()), "gradient": errors[worst], "parameter": worst}
-    (root / "results.json").write_text(json.dumps(results))
+    for case in json.loads((root / "cases.json").read_text()):
+        parallel = ParallelConfig(**case["parallel"], distributed_optimizer=False)
+        with grid(parallel, seed=0) as groups:
+            found = megatron(root / "gradients", case, parallel, groups)
+        if dist.get_rank() == 0:
+            results[case["name"]] = compare(found, transformers_oracle(Path(case["hf"]), tuple(case["tokens"]), case["control"] == "floored_time_step"))
+    if dist.get_rank() == 0:
+        (root / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def compare(found: Found, wanted: Found) -> dict[str, Any]:
+    assert found[1].keys() == wanted[1].keys()
+    errors = {name: float((found[1][name] - theirs).norm() / theirs.norm()) for name, theirs in wanted[1].items()}
+    worst = max(errors, key=errors.__getitem__)
+    return {"logits": float((found[0] - wanted[0]).abs().max()), "gradient": errors[worst], "parameter": worst}
 
 
-def loss_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits_BSV[0, :-1], tokens_BS[0, 1:])
+def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, groups: Groups) -> Found:
+    """Return Megatron's logits, and its gradients under their Hugging Face names: on rank 0 whole, elsewhere of no meaning.
+
+    The gradients are put together as a checkpoint's weights are: each rank saves its shards, rank 0 reads whole tensors.
+    """
+    model, tokens = folder.read(Path(case["ckpt"])).model, case["tokens"]
+    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, parallel, "fp32")
+    sharded.load_weights(Path(case["ckpt"]), bare)
+    break_weights(bare[0], case["control"])
+    logits_SV = logits(bare, tokens, groups)
+    chunks = optim.wrap(bare, parallel)
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    step._run(chunks, [batch_of(tokens)] * (groups.pp if groups.vpp else 1), groups, forward_only=False)
+    for chunk in bare:
+        for parameter in chunk.parameters():
+            parameter.data.copy_(parameter.main_grad)
+    if groups.rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+    save(bare, scratch)
+    whole = torch.zeros(len(tokens), model.vocab_size)
+    if logits_SV is not None:
+        whole.copy_(logits_SV[:, : model.vocab_size])
+    if groups.pp > 1:
+        dist.broadcast(whole, groups.last_stage_rank, group=groups.pp_group)
+    return whole, hf_gradients(model, stream.TensorReader(scratch)) if groups.rank == 0 else {}
 
 
-def megatron(ckpt: Path, tokens_BS: torch.Tensor, groups: Groups, control: str | None, replace: dict[str, Any]) -> tuple[torch.Tensor, Gradients]:
-    """Return Megatron's logits, and its gradients under their Hugging Face names."""
-    model = folder.read(ckpt).model
-    (chunk,) = build.build(dataclasses.replace(model, **replace), groups, ParallelConfig(), "fp32")
-    sharded.load_weights(ckpt, [chunk])
+def save(chunks: list[Any], scratch: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    dist.barrier()
+    dist_checkpointing.save(sharded.weights(chunks), str(scratch), **compat.save_arguments())
+    dist.barrier()
+
+
+def batch_of(tokens: list[int]) -> step.Batch:
+    tokens_BS = torch.tensor([tokens])
+    mask_BS = torch.ones(1, len(tokens))
+    mask_BS[:, -1] = 0  # no token follows the last one
+    return {"tokens": tokens_BS, "labels": tokens_BS.roll(-1, 1), "loss_mask": mask_BS, "position_ids": torch.arange(len(tokens))[None]}
+
+
+def break_weights(chunk: Any, control: str | None) -> None:
     parameters = dict(chunk.named_parameters())
     if control == "swapped_gate_and_up":
         fc1 = parameters["decoder.layers.0.mlp.linear_fc1.weight"].data
         fc1.copy_(torch.cat(fc1.chunk(2)[::-1]))
     elif control == "dropped_norm":
         parameters["decoder.layers.0.input_layernorm.weight"].data.fill_(1)
-    logits_BSV = chunk(tokens_BS, torch.arange(tokens_BS.shape[1])[None], None)[..., : model.vocab_size]
-    loss_of(logits_BSV, tokens_BS).backward()
-    keys = {entry.key: name for name, entry in sharded.weights([chunk])["chunk0"].items() if name in parameters}
-    return logits_BSV.detach(), hf_gradients(model, {key: parameters[name].grad for key, name in keys.items()})
 
 
-def hf_gradients(model: ModelConfig, by_key: dict[str, Any]) -> Gradients:
+def hf_gradients(model: ModelConfig, reader: stream.TensorReader) -> Gradients:
     found: Gradients = {}
     for rule in find.rules(model):
-        gradient = by_key[rule.mcore][tuple(slice(size) for size in rule.shape)]  # without the rows that pad the vocabulary
-        found |= {name: part for (name, _), part in zip(rule.hf, layout.unpack(rule, gradient, model), strict=True)}
+        tensor, blocks = reader.read(rule.mcore, rule.shape), layout.blocks(rule, model)
+        for block, rows in zip(blocks, tensor.split([block.rows for block in blocks]), strict=True):
+            name, shape = rule.hf[block.part]
+            found.setdefault(name, torch.full(shape, torch.nan))[block.start : block.start + block.rows] = rows
     return found
 
 
-def transformers_oracle(hf: Path, tokens_BS: torch.Tensor) -> tuple[torch.Tensor, Gradients]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager", local_files_only=True)
-    logits_BSV = model(tokens_BS).logits
-    loss_of(logits_BSV, tokens_BS).backward()
-    return logits_BSV.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+@lru_cache(maxsize=1)
+def transformers_oracle(hf: Path, tokens: tuple[int, ...], floored: bool) -> Found:
+    model = reference.load(hf, torch.float32)
+    if floored:  # as transformers itself does it
+        for module in model.modules():
+            if hasattr(module, "time_step_limit"):
+                module.time_step_limit = (model.config.time_step_min, float("inf"))
+    logits_SV = model(torch.tensor([tokens])).logits[0]
+    torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(tokens[1:])).backward()
+    prefix = "backbone." if model.config.model_type == "nemotron_h" else "model."  # on disk; in memory it is model. for all
+    return logits_SV.detach(), {name.replace("model.", prefix, 1): parameter.grad for name, parameter in model.named_parameters()}
 
 
 if __name__ == "__main__":

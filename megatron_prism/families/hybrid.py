@@ -1,0 +1,59 @@
+"""What the Mamba hybrids share: how config.json names their layers and their mixers' sizes, in transformers 4 and 5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.core.config import MambaConfig, ModelConfig
+from megatron_prism.core.errors import Problem
+from megatron_prism.families.rules import require
+
+LETTERS = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "mlp": "-"}  # Megatron's, by HF's names
+
+
+def letters(kinds: Any, allowed: str, where: str) -> tuple[str, list[Problem]]:
+    """Return layers named in HF's words, or already in letters, as letters; and a problem where one is not among `allowed`."""
+    found = [LETTERS.get(kind, str(kind)) for kind in kinds] if isinstance(kinds, (list, str)) else []
+    wrong = sorted({kind for kind in found if kind not in allowed or len(kind) != 1})
+    if found and not wrong:
+        return "".join(found), []
+    known = sorted(name for name, letter in LETTERS.items() if letter in allowed)
+    return "", [Problem(where, f"layers of kinds {wrong}" if found else repr(kinds), f"a list of {', '.join(known)}")]
+
+
+def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tuple[dict[str, Any], list[Problem]]:
+    """Return MambaConfig's fields from a config.json, by the family's keys; and what Megatron-Core's MambaMixer cannot do.
+
+    It does not clamp the time step.
+    """
+    wrong = [key for key in keys.values() if type(hf.get(key)) is not int or hf[key] < 1]
+    problems = [Problem(f"{where}:{key}", repr(hf.get(key)), "a whole number above 0") for key in wrong]
+    limit = hf.get("time_step_limit", (0.0, math.inf))
+    ends = [float(end["__float__"]) if isinstance(end, dict) and "__float__" in end else end for end in limit] if isinstance(limit, (list, tuple)) else []
+    if ends != [0.0, math.inf]:
+        problems.append(Problem(f"{where}:time_step_limit", repr(limit), "[0.0, Infinity]", "Megatron-Core's mixer does not clamp the time step"))
+    return {field: hf.get(key) for field, key in keys.items()}, problems
+
+
+def check(model: ModelConfig, hf: Mapping[str, Any], where: str, expand: str, epsilon: str) -> list[Problem]:
+    """Return what the heads and the norms of a hybrid leave to be wrong.
+
+    The heads make up the mixer's width, expand x hidden_size; MambaMixer's own norm has an epsilon of 1e-5, so all must have it.
+    """
+    assert model.mamba is not None
+    width = model.mamba.num_heads * model.mamba.head_dim
+    return [
+        *require(hf, expand, [width / model.hidden_size], where, 2),
+        *require({epsilon: model.norm_epsilon}, epsilon, [1e-5], where, None),
+    ]
+
+
+def written_mamba(model: ModelConfig, keys: Mapping[str, str], expand: str) -> dict[str, Any]:
+    """Return a mixer's sizes as a family's config.json spells them."""
+    mamba = model.mamba
+    assert isinstance(mamba, MambaConfig)
+    width = mamba.num_heads * mamba.head_dim
+    whole = width // model.hidden_size if width % model.hidden_size == 0 else width / model.hidden_size
+    return {key: getattr(mamba, field) for field, key in keys.items()} | {expand: whole}

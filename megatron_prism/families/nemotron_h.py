@@ -1,0 +1,88 @@
+"""Nemotron-H: HF NemotronHForCausalLM (transformers/models/nemotron_h), without experts.
+
+Each HF layer is one norm and one mixer (Mamba-2, attention without positions, or a squared-ReLU MLP), as in Megatron-Core's hybrid
+model. Names are those on disk: `backbone.*`, which transformers turns into `model.*` in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
+from megatron_prism.families import dense, hybrid, layers
+from megatron_prism.families.rules import Rule, require
+
+NAME = "nemotron_h"
+ARCHITECTURES = ("NemotronHForCausalLM",)
+MAMBA_KEYS = {"num_heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "state_dim": "ssm_state_size", "num_groups": "n_groups",
+              "conv_kernel": "conv_kernel", "chunk_size": "chunk_size"}  # fmt: skip
+MAMBA_DEFAULTS = {"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "chunk_size": 128}
+KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}  # as transformers 5 spells them
+EPSILON = "layer_norm_epsilon"
+HEAD_DIM = 128  # transformers' NemotronHConfig, where config.json is silent
+
+
+def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
+    """Return the architecture a config.json describes.
+
+    Raises: CheckpointError as dense.read_config, and for experts, biases and what MambaMixer cannot do.
+    """
+    named = "layers_block_type" if "layers_block_type" in hf else "hybrid_override_pattern"
+    pattern, problems = hybrid.letters(hf.get(named), "M*-", f"{where}:{named}")
+    mamba, more = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf}, MAMBA_KEYS, where)
+    problems += [
+        *more,
+        *require(hf, "mlp_hidden_act", ["relu2"], where, "relu2"),
+        *require(hf, "mamba_hidden_act", ["silu"], where, "silu"),
+        *require(hf, "use_conv_bias", [True], where, True),
+        *[part for key in ("use_bias", "mamba_proj_bias", "residual_in_fp32") for part in require(hf, key, [False], where, False)],
+        *require(hf, "sliding_window", [None], where, None),
+        *require(hf, "num_nextn_predict_layers", [0], where, 0),
+    ]
+    if "num_hidden_layers" in hf and pattern and hf["num_hidden_layers"] != len(pattern):
+        problems.append(Problem(f"{where}:{named}", f"{len(pattern)} layers", f"num_hidden_layers {hf['num_hidden_layers']}"))
+    if pattern and "M" not in pattern:
+        problems.append(Problem(f"{where}:{named}", pattern, "at least one Mamba layer"))
+    if problems:
+        raise CheckpointError(problems)
+    own: dict[str, Any] = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
+    own |= {"norm_epsilon": hf.get(EPSILON, 1e-5), "kv_channels": hf.get("head_dim") or hf.get("attention_head_dim") or HEAD_DIM}
+    model = dense.read_config({**hf, "num_hidden_layers": len(pattern)}, where, NAME, **own)
+    raise_problems(hybrid.check(model, hf, where, "expand", EPSILON))
+    return model
+
+
+def write_config(model: ModelConfig) -> dict[str, Any]:
+    """Return the config.json of a model trained from scratch."""
+    assert model.layer_pattern is not None
+    written = dense.write_config(model, ARCHITECTURES[0], NAME)
+    for key in ("hidden_act", "rms_norm_eps", "rope_parameters"):  # no keys of this class
+        del written[key]
+    own = {
+        "layers_block_type": [KINDS[kind] for kind in model.layer_pattern],
+        "mlp_hidden_act": "relu2",
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "residual_in_fp32": False,
+        EPSILON: model.norm_epsilon,
+    }
+    return {**written, **hybrid.written_mamba(model, MAMBA_KEYS, "expand"), **own}
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    """Return the weight map."""
+    assert model.layer_pattern is not None
+    found: list[Rule] = []
+    for index, kind in enumerate(model.layer_pattern):
+        norm, mixer = f"backbone.layers.{index}.norm.weight", f"backbone.layers.{index}.mixer"
+        if kind == "M":
+            found += layers.mamba(index, norm, mixer, model)
+        elif kind == "*":
+            found += layers.attention(index, norm, mixer, model)
+        else:
+            found += layers.mlp(index, norm, [f"{mixer}.up_proj.weight"], f"{mixer}.down_proj.weight", model)
+    return layers.ends("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight", found, model)

@@ -1,0 +1,44 @@
+"""Megatron-Core's MambaMixer on this device: mamba_ssm's CUDA kernels, or on a host models/ssd.py in their place.
+
+The device decides, never mcore's HAVE_MAMBA_SSM: a mamba_ssm built without CUDA half imports, sets that flag, and dies in its first
+forward pass. Only names within mcore's own module are filled; no module poses as mamba_ssm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_prism.core.errors import BackendMissing
+from megatron_prism.models import ssd
+from megatron_prism.parallel import groups, host
+
+
+def mixer_module() -> Any:
+    """Return megatron.core.ssm.mamba_mixer, ready for this device.
+
+    Raises: BackendMissing on a CUDA device without mamba_ssm.
+    """
+    from megatron.core.ssm import mamba_mixer
+
+    if host.has_cuda():
+        if not mamba_mixer.HAVE_MAMBA_SSM:
+            raise BackendMissing("mamba-ssm", "Mamba layers on a GPU", "pip install mamba-ssm causal-conv1d beside this CUDA and torch")
+        return mamba_mixer
+    if getattr(mamba_mixer, "ExtendedRMSNorm", None) is not _ShardedNorm:
+        for name in ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"):
+            setattr(mamba_mixer, name, getattr(ssd, name))
+        mamba_mixer.ExtendedRMSNorm, mamba_mixer.HAVE_MAMBA_SSM = _ShardedNorm, True
+        mamba_mixer._check_mamba_sequence_packing_support = lambda **kwargs: (True, None)  # it asks for the packages' versions
+    return mamba_mixer
+
+
+class _ShardedNorm(ssd.GatedRMSNorm):
+    """The gated norm as MambaMixer stores it: split over tensor parallelism along its channels (mamba_mixer.ExtendedRMSNorm)."""
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> Any:
+        from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets,
+            tp_group=groups.tensor_parallel_group(), dp_cp_group=metadata["dp_cp_group"],
+        )  # fmt: skip
