@@ -142,7 +142,7 @@ def test_multipliers_window_and_rotary_scaling_reach_te(sides: dict[str, dict[st
     scale = model.kv_channels**-0.5 if model.attention_multiplier is None else model.attention_multiplier
     window = [-1 if model.window_size is None else model.window_size - 1, 0]
     assert te["attention"] and all(facts == {"scales": [scale] * 3, "window": window} for facts in te["attention"])
-    branches = len((model.layer_pattern or "*-" * model.num_layers))
+    branches = len(model.layer_pattern or "*-" * model.num_layers)
     assert te["residual"] == pytest.approx([model.residual_multiplier] * branches)
     assert te["rope"] == local["rope"]
     assert (te["rope"] is None) == (model.position_embedding == "none")
