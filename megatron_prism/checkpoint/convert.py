@@ -132,7 +132,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     specs = {key: stream.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
     with ExitStack() as stack:
         temporary = stack.enter_context(folder.create(out))
-        pool = ThreadPoolExecutor(2)
+        pool = ThreadPoolExecutor(1)
         stack.callback(pool.shutdown, cancel_futures=True)
         digests = {plan.root / shard.file: pool.submit(sha256_file, plan.root / shard.file) for shard in plan.shards}
         files = stack.enter_context(hf.open_files(plan.root, plan.shards))
