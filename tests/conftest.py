@@ -20,6 +20,7 @@ PRESET_PARAMETERS = {
     "granite-4.0-micro": 3_402_836_480,
     "granite-4.0-h-micro": 3_191_396_096,
     "nemotron-h-8b": 8_100_852_736,
+    "qwen2.5-7b": 7_615_616_512,
 }
 
 

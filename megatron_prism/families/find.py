@@ -9,10 +9,10 @@ from typing import Any
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, InputError, Problem
-from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h
+from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h, qwen2
 from megatron_prism.families.rules import Rule, check_names
 
-FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h)
+FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h, qwen2)
 
 
 def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:

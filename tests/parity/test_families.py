@@ -43,6 +43,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"], "head_dim": 16, "intermediate_size": 160,
          "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 32},
     ),
+    "qwen2": ("Qwen2", {"intermediate_size": 160, **DENSE}),
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
@@ -56,6 +57,7 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "window off by one": ("mistral", {"window_size": 17}),
     "no window": ("mistral", {"window_size": None}),
     "floored_time_step": ("nemotron_h", {}),
+    "no_qkv_bias": ("qwen2", {}),
     **{
         f"no {key} ({family})": (family, {key: None if key == "attention_multiplier" else 1.0})
         for family in ("granite", "granite_micro", "granite_h_micro")
@@ -72,7 +74,8 @@ def random_model(name: str) -> Any:
     torch.manual_seed(0)
     kind, own = FAMILIES[name]
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own}))
-    ranges = {"norm": (0.5, 1.5), "dt_bias": (-9.0, -2.0), "A_log": (0.0, 2.77), "mixer.D": (-0.1, 0.1), "mamba.D": (-1.0, 1.0)}
+    ranges = {"norm": (0.5, 1.5), "dt_bias": (-9.0, -2.0), "A_log": (0.0, 2.77), "mixer.D": (-0.1, 0.1), "mamba.D": (-1.0, 1.0),
+              "_proj.bias": (-0.5, 0.5)}  # fmt: skip
     for parameter_name, parameter in model.named_parameters():
         for part, (low, high) in ranges.items():
             if part in parameter_name:

@@ -102,6 +102,9 @@ def break_weights(chunk: Any, control: str | None) -> None:
     if control == "swapped_gate_and_up":
         fc1 = parameters["decoder.layers.0.mlp.linear_fc1.weight"].data
         fc1.copy_(torch.cat(fc1.chunk(2)[::-1]))
+    elif control == "no_qkv_bias":
+        for layer in range(3):
+            parameters[f"decoder.layers.{layer}.self_attention.linear_qkv.bias"].data.zero_()
     elif control == "dropped_norm":
         parameters["decoder.layers.0.input_layernorm.weight"].data.fill_(1)
 

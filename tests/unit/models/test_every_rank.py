@@ -27,6 +27,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "granite-4.0-micro": {"tp": 8, "pp": 4},  # 40 heads in 8 groups
     "granite-4.0-h-micro": {"tp": 1, "pp": 16},  # its Mamba heads are one group, which cannot be split
     "nemotron-h-8b": {"tp": 8, "pp": 8},  # 52 layers: uneven stages
+    "qwen2.5-7b": {"tp": 4, "pp": 4},
 }
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a shard
 Ranks = dict[str, list[dict[str, Any]]]
