@@ -1,4 +1,4 @@
-"""What the tests share: the data beside the repository, and a tokenizer small enough to make at once."""
+"""What the tests share: the data beside the repository, the presets, and a tokenizer small enough to make at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,43 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.load import build, merge, read_layers
+
 ROOT = Path(__file__).resolve().parents[1]
+PRESET_PARAMETERS = {
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-small-24b": 23_572_403_200,
+    "granite-3.3-8b": 8_170_864_640,
+    "granite-4.0-micro": 3_402_836_480,
+    "granite-4.0-h-micro": 3_191_396_096,
+    "nemotron-h-8b": 8_100_852_736,
+    "qwen2.5-7b": 7_615_616_512,
+}
+
+
+@pytest.fixture(scope="session")
+def preset_parameters() -> dict[str, int]:
+    """Return the exact parameters of each preset's model, a tied embedding counted once."""
+    return PRESET_PARAMETERS
+
+
+@pytest.fixture(scope="session")
+def presets() -> dict[str, ModelConfig]:
+    """Return the architectures of configs/models by name."""
+    paths = sorted((ROOT / "configs" / "models").glob("*.yaml"))
+    return {path.stem: build(merge(read_layers(path, ()))["model"], ModelConfig, str) for path in paths}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `preset_name` once for each preset."""
+    if "preset_name" in metafunc.fixturenames:
+        metafunc.parametrize("preset_name", PRESET_PARAMETERS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
 
 
 @pytest.fixture(scope="session")

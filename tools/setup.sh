@@ -57,5 +57,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 # torch first and alone: the next line then keeps this build instead of choosing its own
 step "$torch" $venv/bin/python -m pip install "$torch"
 step "megatron_prism with [cpu,dev]" $venv/bin/python -m pip install -e '.[cpu,dev]'
+# Transformer Engine's Python half, outside the path of imports: tests/te constructs its layers on a stand-in for the compiled half
+step "transformer-engine's Python half" $venv/bin/python -m pip install --no-deps --target $venv/transformer_engine_python transformer-engine==2.11.0
 printf '%s\n' "$wanted" >$stamp
 say "ready: $PWD/$venv, $SECONDS s"

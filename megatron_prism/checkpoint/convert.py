@@ -1,4 +1,4 @@
-"""Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a tensor at a time.
+"""Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a piece of a tensor at a time.
 
 The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
 files, shard layout, order and dtypes; without training in between, the same bytes.
@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from megatron_prism.checkpoint import folder, hf, layout, stream
+from megatron_prism.checkpoint import folder, hf, layout, pieces, stream
+from megatron_prism.checkpoint.finite import first_nonfinite
 from megatron_prism.core.check import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import describe, read_json, write_json
+from megatron_prism.core.manifest import describe, sha256_file, write_json
 from megatron_prism.families import find
 from megatron_prism.families.rules import Rule, check_present
 
@@ -35,11 +41,6 @@ class Plan:
     model: ModelConfig
     rules: tuple[Rule, ...]
     shards: tuple[hf.Shard, ...]
-
-    def parts(self, rule: Rule) -> list[hf.TensorPlace]:
-        """Return where the Hugging Face parts of a rule lie; of a slice, its rows alone."""
-        places = [self.places[name] for name, _ in rule.hf]
-        return places if rule.rows is None else [hf.narrow(places[0], *rule.rows)]
 
     @cached_property
     def places(self) -> dict[str, hf.TensorPlace]:
@@ -72,15 +73,23 @@ def plan_import(root: Path) -> Plan:
     raise_problems(check_architecture(model, f"{root / 'config.json'}:"))
     links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
     raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
-    rules, shards = find.rules(model), hf.open_shards(root)
-    check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(root))
-    plan = Plan(root, model, tuple(rules), tuple(shards))
+    shards = hf.open_shards(root)
+    places = {place.name: place for shard in shards for place in shard.tensors}
+    if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
+        raise CheckpointError(Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors"))
+    rules = find.rules(model)
+    check_present(rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()})
+    problems = []
     for rule in rules:
-        dtypes = {plan.places[name].dtype for name, _ in rule.hf}
+        first = places[rule.hf[0][0]]
+        dtypes = {str(places[name].dtype) for name, _ in rule.hf}
         if len(dtypes) > 1:
-            raise CheckpointError(Problem(f"{root}: {rule.hf[0][0]}", f"parts of dtypes {sorted(map(str, dtypes))}", "one dtype for what Megatron-Core holds as one tensor"))
+            required = "one dtype for what Megatron-Core holds as one tensor"
+            problems.append(Problem(f"{root / first.file}: {first.name}", f"parts of dtypes {sorted(dtypes)}", required))
+    if problems:
+        raise CheckpointError(problems)
     raise_problems(check_vocabulary(root, model.vocab_size))
-    return plan
+    return Plan(root, model, tuple(rules), tuple(shards))
 
 
 def read_config(root: Path) -> Mapping[str, Any]:
@@ -88,30 +97,25 @@ def read_config(root: Path) -> Mapping[str, Any]:
 
     Raises: CheckpointError where it is missing or no JSON object.
     """
-    try:
-        config = read_json(root / "config.json")
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-        return config
-    except FileNotFoundError:
-        raise CheckpointError(Problem(str(root / "config.json"), "no such file", "a Hugging Face model folder")) from None
-    except OSError as error:
-        raise CheckpointError(Problem(str(root / "config.json"), str(error.strerror), "a Hugging Face model folder")) from None
-    except ValueError as error:
-        raise CheckpointError(Problem(str(root / "config.json"), f"damaged JSON ({error})", "a JSON object")) from None
+    return hf.read_object(root / "config.json", "a Hugging Face model's config, a JSON object")
 
 
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
     path = root / "tokenizer.json"
-    if not path.is_file():
+    if path not in root.iterdir():
         return []
+    required = "a tokenizer of the `tokenizers` library"
+    if found := hf.fault(path):
+        return [Problem(str(path), found, required)]
     from tokenizers import Tokenizer
 
     try:
         tokens = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises plain Exception
-        return [Problem(str(path), f"{error}", "a tokenizer of the `tokenizers` library")]
+    except BaseException as error:  # the library raises plain Exception, and where it panics no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return [Problem(str(path), f"{error}", required)]
     largest = max(tokens.values(), default=-1)
     if largest < vocab_size:
         return []
@@ -119,27 +123,58 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
 
 
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
-    """Write a plan's folder as a Megatron checkpoint. Memory holds the parts of one tensor at a time.
+    """Write a plan's folder as a Megatron checkpoint. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    Raises: InputError where `out` is there already; CheckpointError naming every tensor with a value that is not finite.
+    Nothing stays behind on an error.
     """
-    by_key = {rule.mcore: rule for rule in plan.rules}
-    specs = [stream.TensorSpec(rule.mcore, rule.shape, plan.parts(rule)[0].dtype) for rule in plan.rules]
+    rules = {rule.mcore: rule for rule in plan.rules}
+    specs = {key: stream.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
+    with ExitStack() as stack:
+        temporary = stack.enter_context(folder.create(out))
+        pool = ThreadPoolExecutor(1)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        digests = {plan.root / shard.file: pool.submit(sha256_file, plan.root / shard.file) for shard in plan.shards}
+        files = stack.enter_context(hf.open_files(plan.root, plan.shards))
 
-    def value(key: str) -> torch.Tensor:
-        rule = by_key[key]
-        tick()
-        return layout.pack(rule, [hf.read_tensor(plan.root, place) for place in plan.parts(rule)], plan.model)
+        def values(key: str) -> Iterator[pieces.Bits]:
+            tick()
+            for part, start, rows in layout.blocks(rules[key], plan.model):
+                place = plan.places[rules[key].hf[part][0]]
+                for bits in _finite_rows(plan, files, place, start, rows):
+                    yield pieces.convert(bits, place.dtype, specs[key].dtype)
 
-    with folder.create(out) as temporary:
         (temporary / folder.STATE).mkdir()
-        stream.write_tensors(temporary / folder.STATE, specs, value)
+        stream.write_tensors(temporary / folder.STATE, list(specs.values()), values)
         assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
-        headers = [{"file": shard.file, "header": shard.header} for shard in plan.shards]
-        write_json(temporary / folder.SHARDS, headers)
-        inputs = [*assets, *(plan.root / shard.file for shard in plan.shards)]
-        manifest = describe("import", inputs, source=str(plan.root), **plan.summary())
+        write_json(temporary / folder.SHARDS, [{"file": shard.file, "header": shard.header} for shard in plan.shards])
+        manifest = describe("import", assets, source=str(plan.root), **plan.summary())
+        manifest["inputs"] |= {str(path): digest.result() for path, digest in digests.items()}
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
+
+
+def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[pieces.Bits]:
+    """Yield the values of rows [start, start + rows) of a Hugging Face tensor, in pieces."""
+    width = prod(place.shape[1:])
+    for first, number in pieces.spans(start * width, rows * width, place.dtype.itemsize):
+        bits = hf.read_values(files[place.file], place, first, number)
+        if first_nonfinite(bits, place.dtype) is not None:
+            raise CheckpointError(_nonfinite(plan, files))
+        yield bits
+
+
+def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
+    """Return a problem for each tensor of a folder that holds a NaN or an infinity."""
+    problems = []
+    for place in plan.places.values():
+        for first, number in pieces.spans(0, prod(place.shape), place.dtype.itemsize):
+            bits = hf.read_values(files[place.file], place, first, number)
+            if (index := first_nonfinite(bits, place.dtype)) is not None:
+                position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
+                found = f"{float(pieces.to_tensor(bits, place.dtype)[index])} at {position}"
+                problems.append(Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model"))
+                break
+    return problems
 
 
 def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
@@ -194,7 +229,7 @@ def _is_vocabulary(key: str) -> bool:
 
 
 def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
-    """Write a plan's checkpoint as a Hugging Face folder. Memory holds the parts of one tensor at a time.
+    """Write a plan's checkpoint as a Hugging Face folder. Memory holds a piece of a tensor at a time.
 
     Raises: InputError where `out` is there already; nothing stays behind on an error.
     """
@@ -203,9 +238,19 @@ def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = l
             shutil.copyfile(path, temporary / path.name)
         with hf.create_shards(temporary, plan.shards) as files:
             for rule in plan.rules:
-                parts = layout.unpack(rule, reader.read(rule.mcore, rule.shape), plan.model)
-                for place, part in zip(plan.parts(rule), parts, strict=True):
-                    hf.write_tensor(files[place.file], place, part)
+                _export_rule(plan, reader, files, rule)
                 tick()
         if len(plan.shards) > 1 and not (temporary / hf.INDEX).is_file():
             write_json(temporary / hf.INDEX, hf.index_of(plan.shards))
+
+
+def _export_rule(plan: Plan, reader: stream.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
+    top = 0  # the block's first row in the Megatron-Core tensor
+    with reader.open(rule.mcore) as stored:
+        for part, start, rows in layout.blocks(rule, plan.model):
+            place = plan.places[rule.hf[part][0]]
+            width = prod(place.shape[1:])
+            for first, number in pieces.spans(0, rows, width * stored.dtype.itemsize):
+                bits = pieces.convert(stored.rows(top + first, number), stored.dtype, place.dtype)
+                hf.write_values(files[place.file], place, (start + first) * width, bits)
+            top += rows

@@ -19,6 +19,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, InputError, Problem
 from megatron_prism.core.load import build, to_dict
 from megatron_prism.core.manifest import read_json, write_json, write_text
+from megatron_prism.families import find
 
 FORMAT = 1
 META, ASSETS, STATE, LATEST, SHARDS = "prism.json", "hf", "state", "latest", "shards.json"
@@ -61,7 +62,9 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(Problem(str(where), f"{type(error).__name__}: {error}", "format, model, step and tokens")) from None
     if version != FORMAT:
         raise CheckpointError(Problem(f"{where}:format", repr(version), str(FORMAT), "it was written by another version of megatron_prism"))
-    return Checkpoint(root, build(model, ModelConfig, lambda key: f"{where}:model.{'.'.join(map(str, key))}"), step, tokens, facts)
+    architecture = build(model, ModelConfig, lambda key: f"{where}:model.{'.'.join(map(str, key))}")
+    find.of_model(architecture, f"{where}:model.family")
+    return Checkpoint(root, architecture, step, tokens, facts)
 
 
 def _candidates(path: Path) -> Iterator[Path]:

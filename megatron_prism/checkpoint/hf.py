@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import reprlib
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -17,11 +21,14 @@ from typing import Any
 
 import torch
 
+from megatron_prism.checkpoint import pieces
 from megatron_prism.core.errors import CheckpointError, Problem
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHTS_NAME = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_DIMS = 64
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -56,26 +63,52 @@ def open_shards(root: Path) -> list[Shard]:
 
     Raises: CheckpointError naming the file and tensor that is damaged, listed twice or missing.
     """
-    if (root / INDEX).is_file():
-        listed = _read_index(root)
-        shards = [read_header(root / file) for file in sorted(set(listed.values()))]
+    listed = _read_index(root) if os.path.lexists(root / INDEX) else None
+    if listed is None and not os.path.lexists(root / SINGLE):
+        raise CheckpointError(_no_weights(root))
+    files = [SINGLE] if listed is None else sorted(set(listed.values()))
+    unlisted = [path for path in sorted(root.iterdir()) if WEIGHTS_NAME.fullmatch(path.name) and path.name not in files]
+    if unlisted:  # transformers would read a model.safetensors before it looks at an index
+        wanted = "no other weights of the model than " + (SINGLE if listed is None else f"those that {INDEX} lists")
+        raise CheckpointError([Problem(str(path), "a file that is not one of the model's", wanted, "remove what does not belong") for path in unlisted])
+    shards: list[Shard] = []
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            shards.append(read_header(root / file))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+    if listed is not None:
         _check_index(root, listed, shards)
-        return shards
-    if (root / SINGLE).is_file():
-        return [read_header(root / SINGLE)]
-    raise CheckpointError(Problem(str(root), "no safetensors weights", f"{SINGLE}, or {INDEX} with its shards"))
+    return shards
+
+
+def _no_weights(root: Path) -> Problem:
+    pickles = sorted(path.name for path in root.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if not pickles:
+        return Problem(str(root), "no safetensors weights", f"{SINGLE}, or {INDEX} with its shards")
+    fix = "pickled weights are not read, since loading them can run code: save the model anew as safetensors"
+    return Problem(str(root), f"no safetensors weights, only {', '.join(pickles[:3])}", f"{SINGLE}, or {INDEX} with its shards", fix)
 
 
 def _read_index(root: Path) -> dict[str, str]:
     where = root / INDEX
-    try:
-        listed = json.loads(where.read_text(encoding="utf-8"))["weight_map"]
-        wrong = [name for name, file in listed.items() if not isinstance(file, str) or Path(file).name != file or "\0" in file]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(Problem(str(where), f"{type(error).__name__}: {error}", "JSON with a weight_map of tensor to file")) from None
+    listed = read_object(where, "JSON with a weight_map of tensor to file").get("weight_map")
+    if not isinstance(listed, dict):
+        raise CheckpointError(Problem(str(where), f"weight_map {reprlib.repr(listed)}", "a weight_map of tensor to file"))
+    wrong = [name for name, file in listed.items() if not _is_file_name(file)]
     if wrong:
-        raise CheckpointError([Problem(f"{where}: {name}", repr(listed[name]), "a plain file name in the same folder") for name in wrong])
+        required = "a plain file name in the same folder, *.safetensors"
+        raise CheckpointError([Problem(f"{where}: {name}", reprlib.repr(listed[name]), required) for name in wrong])
     return listed
+
+
+def _is_file_name(file: Any) -> bool:
+    if not isinstance(file, str) or not file.isprintable():  # no NUL, and nothing that is no UTF-8
+        return False
+    return Path(file).name == file and file.endswith(".safetensors") and len(file.encode()) < 256
 
 
 def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard]) -> None:
@@ -86,7 +119,7 @@ def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard])
             if place.name in found:
                 problems.append(Problem(f"{root / shard.file}: {place.name}", f"a tensor that {found[place.name]} has too", "each tensor once"))
             elif listed.get(place.name) != shard.file:
-                problems.append(Problem(f"{root / shard.file}: {place.name}", f"{INDEX} says {listed.get(place.name)}", f"{shard.file}"))
+                problems.append(Problem(f"{root / shard.file}: {place.name}", f"{INDEX} says {listed.get(place.name, 'nothing of it')}", f"{shard.file}"))
             found[place.name] = shard.file
     problems += [Problem(f"{root / file}: {name}", "no such tensor", f"a tensor, since {INDEX} lists it") for name, file in listed.items() if name not in found]
     if problems:
@@ -96,10 +129,12 @@ def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard])
 def read_header(path: Path) -> Shard:
     """Return one safetensors file's tensors; the file must be exactly as long as its header says.
 
-    Raises: CheckpointError naming the file, and the tensor where one is at fault.
+    Raises: CheckpointError naming the file, and each tensor at fault.
     """
-    if not path.is_file() or not is_inside(path):
-        raise CheckpointError(Problem(str(path), "no such file" if is_inside(path) else "a link out of the folder", "a safetensors file"))
+    from safetensors import SafetensorError, safe_open
+
+    if found := fault(path):
+        raise CheckpointError(Problem(str(path), found, "a safetensors file"))
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -108,9 +143,7 @@ def read_header(path: Path) -> Shard:
         raw = stream.read(length)
     try:
         header = raw.decode("utf-8")
-        entries = json.loads(header, object_pairs_hook=_unique)
-        if not isinstance(entries, dict):
-            raise ValueError("the header is no object")
+        entries = _parse_object(header)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "safetensors JSON")) from None
     entries.pop("__metadata__", None)
@@ -118,64 +151,122 @@ def read_header(path: Path) -> Shard:
     end = max((place.end for place in tensors), default=8 + length)
     if end != size:
         raise CheckpointError(Problem(str(path), f"{size} bytes", f"{end} bytes, from its header", "the file is truncated or has grown: fetch it again"))
-    return Shard(path.name, header, tensors)
+    try:
+        with safe_open(path, framework="np"):  # the library has the last word: nothing is read here that others cannot read
+            return Shard(path.name, header, tensors)
+    except SafetensorError as error:
+        raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "what the safetensors library reads")) from None
+
+
+def fault(path: Path) -> str | None:
+    """Say what keeps a path from being read as a file of its folder; it is not opened: a pipe would wait for ever."""
+    try:
+        if not is_inside(path):
+            return "a link out of the folder"
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "no regular file"
+        return None if os.access(path, os.R_OK) else "a file that may not be read"
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return str(error.strerror)
+    except RuntimeError:
+        return "a link to itself"
 
 
 def is_inside(path: Path) -> bool:
     """Say whether a file lies in its folder once links are followed; a snapshot of the hub's cache may link to ../../blobs."""
     root = path.parent.resolve()
-    return path.resolve().parent in (root, root.parent.parent / "blobs")
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    return path.resolve().parent in allowed
+
+
+def read_object(path: Path, required: str) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder, each of its keys once.
+
+    Raises: CheckpointError naming the file; `required` says what it should be.
+    """
+    if found := fault(path):
+        raise CheckpointError(Problem(str(path), found, required))
+    try:
+        return _parse_object(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(Problem(str(path), f"damaged JSON ({error})", required)) from None
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    found = json.loads(text, object_pairs_hook=_unique)
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError(f"key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} stands twice")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key!r} stands twice")
     return result
 
 
 def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tuple[TensorPlace, ...]:
-    """Return the tensors of a header in the order of their bytes, which must follow each other without a gap."""
-    places = []
-    for name, entry in entries.items():
-        try:
-            dtype, shape, (start, end) = str(entry["dtype"]), tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise CheckpointError(Problem(f"{path}: {name}", repr(entry), "dtype, shape and data_offsets")) from None
-        if dtype not in DTYPES:
-            raise CheckpointError(Problem(f"{path}: {name}", f"dtype {dtype}", f"one of {', '.join(DTYPES)}"))
-        needed = prod(shape) * DTYPES[dtype].itemsize
-        if min(shape, default=0) < 0 or end - start != needed:
-            raise CheckpointError(Problem(f"{path}: {name}", f"{end - start} bytes", f"{needed} bytes for {dtype} {list(shape)}"))
-        places.append(TensorPlace(name, path.name, DTYPES[dtype], shape, data_start + start, data_start + end))
-    places.sort(key=lambda place: (place.start, place.end))
-    position = data_start
-    for place in places:
-        if place.start != position:
-            raise CheckpointError(Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {position}, where the last tensor ends"))
-        position = place.end
+    """Return the tensors of a header in the order of their bytes, which must follow each other without a gap.
+
+    Raises: CheckpointError naming each tensor at fault.
+    """
+    found = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
+    places = sorted((place for place in found if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
+    ends = [data_start, *(place.end for place in places)]
+    problems = problems or [
+        Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {end}, where the last tensor ends")
+        for place, end in zip(places, ends, strict=False)
+        if place.start != end
+    ]
+    if problems:
+        raise CheckpointError(problems)
     return tuple(places)
 
 
-def narrow(place: TensorPlace, start: int, stop: int) -> TensorPlace:
-    """Return where rows [start, stop) of a tensor lie."""
-    row = (place.end - place.start) // max(place.shape[0], 1)
-    return replace(place, shape=(stop - start, *place.shape[1:]), start=place.start + start * row, end=place.start + stop * row)
+def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorPlace | Problem:
+    where = f"{path}: {name}"
+    match entry:
+        case {"dtype": str(dtype), "shape": [*sizes], "data_offsets": [start, end]} if len(sizes) <= MAX_DIMS and all(map(_is_count, (*sizes, start, end))):
+            pass
+        case _:
+            return Problem(where, reprlib.repr(entry), "a dtype, a shape of whole numbers, and data_offsets of two")
+    if dtype not in DTYPES:
+        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(DTYPES)}")
+    needed = prod(sizes) * DTYPES[dtype].itemsize
+    if end - start != needed:
+        return Problem(where, f"{end - start} bytes", f"{needed} bytes for {dtype} {sizes}")
+    return TensorPlace(name, path.name, DTYPES[dtype], tuple(sizes), data_start + start, data_start + end)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # True is no 1 here
 
 
 def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
     """Return one tensor, read from disk (not mapped, so that it counts once in memory and goes when it is dropped)."""
-    buffer = bytearray(place.end - place.start)
     with (root / place.file).open("rb", buffering=0) as stream:
-        stream.seek(place.start)
-        got, view = 0, memoryview(buffer)
-        while got < len(buffer) and (count := stream.readinto(view[got:])):
-            got += count
-    if got != len(buffer):
-        raise CheckpointError(Problem(f"{root / place.file}: {place.name}", f"{got} bytes", f"{len(buffer)} bytes", "the file shrank while it was read"))
-    if not buffer:
-        return torch.empty(place.shape, dtype=place.dtype)
-    return torch.frombuffer(buffer, dtype=place.dtype).reshape(place.shape)
+        return pieces.to_tensor(read_values(stream, place, 0, prod(place.shape)), place.dtype).reshape(place.shape)
+
+
+def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> pieces.Bits:
+    """Return values [start, start + count) of one tensor, counted in row-major order."""
+    bits = pieces.empty((count,), place.dtype)
+    got = pieces.read_at(stream, place.start + start * place.dtype.itemsize, bits)
+    if got != bits.nbytes:
+        raise CheckpointError(Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{bits.nbytes} bytes", "the file shrank while it was read"))
+    return bits
+
+
+@contextmanager
+def open_files(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
+    """Open every file of a folder to be read."""
+    with ExitStack() as stack:
+        yield {shard.file: stack.enter_context((root / shard.file).open("rb", buffering=0)) for shard in shards}
 
 
 @contextmanager
@@ -196,12 +287,14 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
 
 def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
     """Write one tensor at its place, cast to the place's dtype."""
-    flat = tensor.detach().to(place.dtype).contiguous().reshape(-1)
-    data = memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
-    assert len(data) == place.end - place.start, (place, tuple(tensor.shape))
-    written = 0
-    while written < len(data):
-        written += os.pwrite(stream.fileno(), data[written:], place.start + written)
+    assert tensor.numel() == prod(place.shape), (place, tuple(tensor.shape))
+    write_values(stream, place, 0, pieces.of_tensor(tensor.to(place.dtype)))
+
+
+def write_values(stream: FileIO, place: TensorPlace, start: int, bits: pieces.Bits) -> None:
+    """Write values of one tensor, in its dtype, from value `start` on."""
+    end = pieces.write_at(stream, place.start + start * place.dtype.itemsize, bits)
+    assert end <= place.end, (place, start, bits.shape)
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:

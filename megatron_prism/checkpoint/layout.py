@@ -1,36 +1,31 @@
-"""The tensor arithmetic behind a family's rules: Hugging Face parts to one Megatron-Core tensor, and back. Bit-exact.
+"""What a family's rules mean: a Megatron-Core tensor is made of blocks of rows of its Hugging Face parts, and no value is changed.
 
-Shape legend: G query groups, R queries a group, D channels a head, H hidden.
+A block's rows lie together on either side, so that files are converted block by block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+from typing import NamedTuple
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.families.rules import Rule
 
 
-def pack(rule: Rule, parts: Sequence[torch.Tensor], model: ModelConfig) -> torch.Tensor:
-    """Return the Megatron-Core tensor of a rule from its Hugging Face parts (of a slice, its rows), in the rule's order."""
-    if rule.op in ("copy", "slice"):
-        return parts[0]
-    if rule.op == "rows":
-        return torch.cat(list(parts))
-    groups = model.num_query_groups
-    by_group = [part.reshape(groups, part.shape[0] // groups, -1) for part in parts]  # q (G, R*D, H), k and v (G, D, H)
-    return torch.cat(by_group, dim=1).reshape(rule.shape)
+class Block(NamedTuple):
+    """Rows [start, start + rows) of one of a rule's parts."""
+
+    part: int
+    start: int
+    rows: int
 
 
-def unpack(rule: Rule, tensor: torch.Tensor, model: ModelConfig) -> list[torch.Tensor]:
-    """Return the Hugging Face parts of a rule (of a slice, its rows) from its Megatron-Core tensor, in the rule's order."""
-    if rule.op in ("copy", "slice"):
-        return [tensor]
-    rows = [shape[0] for _, shape in rule.hf]
-    if rule.op == "rows":
-        return list(tensor.split(rows))
-    groups = model.num_query_groups
-    by_group = tensor.reshape(groups, tensor.shape[0] // groups, -1).split([count // groups for count in rows], dim=1)
-    return [part.reshape(shape) for part, (_, shape) in zip(by_group, rule.hf, strict=True)]
+def blocks(rule: Rule, model: ModelConfig) -> list[Block]:
+    """Return the blocks of rows that make up a rule's Megatron-Core tensor, from its top to its bottom."""
+    if rule.rows is not None:
+        start, stop = rule.rows
+        return [Block(0, start, stop - start)]
+    counts = [shape[0] for _, shape in rule.hf]
+    if rule.op != "qkv":
+        return [Block(part, 0, count) for part, count in enumerate(counts)]
+    groups = model.num_query_groups  # of each group: its queries' rows, its key's, its value's
+    return [Block(part, group * (count // groups), count // groups) for group in range(groups) for part, count in enumerate(counts)]

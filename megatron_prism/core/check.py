@@ -166,8 +166,8 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
     problems = []
     sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "vocab_size")
     for name in sizes:
-        if getattr(model, name) < 1:
-            problems.append(Problem(f"{prefix}{name}", str(getattr(model, name)), "at least 1"))
+        if not 1 <= getattr(model, name) < 2**31:
+            problems.append(Problem(f"{prefix}{name}", str(getattr(model, name)), "at least 1, and below 2**31"))
     if not problems and model.num_attention_heads % model.num_query_groups:
         problems.append(Problem(f"{prefix}num_query_groups", str(model.num_query_groups), f"a divisor of num_attention_heads {model.num_attention_heads}"))
     if model.window_size is not None and model.window_size < 1:
@@ -178,6 +178,14 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
             problems.append(Problem(f"{prefix}{name}", str(value), "a number other than 0"))
     problems += _check_hybrid(model, prefix)
     scaling = model.rope_scaling
+    positive: dict[str, float] = {"norm_epsilon": model.norm_epsilon, "rotary_base": model.rotary_base}
+    if scaling:
+        positive["rope_scaling.factor"] = scaling.factor
+    for name, value in positive.items():
+        if not 0 < value < math.inf:  # also catches nan
+            problems.append(Problem(f"{prefix}{name}", str(value), "a number above 0"))
+    if not 0 <= model.init_method_std < math.inf:
+        problems.append(Problem(f"{prefix}init_method_std", str(model.init_method_std), "0 or more"))
     if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
         problems.append(Problem(f"{prefix}rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
     return problems

@@ -16,8 +16,15 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: found {self.found}; required {self.required}"
-        return f"{text}; {self.fix}" if self.fix else text
+        text = f"{_line(self.where)}: found {_line(self.found)}; required {_line(self.required)}"
+        return f"{text}; {_line(self.fix)}" if self.fix else text
+
+
+def _line(text: str, max_length: int = 1000) -> str:
+    """Return a text as part of one line: what an untrusted file holds neither breaks it, nor floods it, nor steers a terminal."""
+    if len(text) > max_length:
+        text = f"{text[: max_length // 2]} ... {text[-max_length // 4 :]}"
+    return text if text.isprintable() else "".join(part if part.isprintable() else ascii(part)[1:-1] for part in text)
 
 
 class PrismError(Exception):

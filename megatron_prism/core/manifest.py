@@ -19,12 +19,9 @@ PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "tok
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file as hex, read in blocks of 8 MiB."""
-    digest = hashlib.sha256()
+    """Return the sha256 of a file as hex."""
     with path.open("rb") as stream:
-        while block := stream.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:

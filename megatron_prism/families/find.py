@@ -9,21 +9,21 @@ from typing import Any
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, InputError, Problem
-from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h
+from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h, qwen2
 from megatron_prism.families.rules import Rule, check_names
 
-FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h)
+FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h, qwen2)
 
 
-def of_model(model: ModelConfig) -> ModuleType:
-    """Return the family of an architecture.
+def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
+    """Return the family of an architecture that stands at `where`.
 
     Raises: InputError where there is none of that name.
     """
     for family in FAMILIES:
         if model.family == family.NAME:
             return family
-    raise InputError(Problem("model.family", repr(model.family), f"one of {', '.join(family.NAME for family in FAMILIES)}"))
+    raise InputError(Problem(where, repr(model.family), f"one of {', '.join(family.NAME for family in FAMILIES)}"))
 
 
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
@@ -31,9 +31,9 @@ def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
 
     Raises: CheckpointError where no family knows its architecture.
     """
-    named = hf.get("architectures") or []
+    named = hf.get("architectures")
     for family in FAMILIES:
-        if set(named) & set(family.ARCHITECTURES):
+        if isinstance(named, list) and any(name in family.ARCHITECTURES for name in named):
             return family
     known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
     raise CheckpointError(Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}"))

@@ -47,7 +47,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         problems.append(Problem(f"{where}:{named}", pattern, "at least one Mamba layer"))
     if problems:
         raise CheckpointError(problems)
-    own = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
+    own: dict[str, Any] = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
     own |= {"norm_epsilon": hf.get(EPSILON, 1e-5), "kv_channels": hf.get("head_dim") or hf.get("attention_head_dim") or HEAD_DIM}
     model = dense.read_config({**hf, "num_hidden_layers": len(pattern)}, where, NAME, **own)
     raise_problems(hybrid.check(model, hf, where, "expand", EPSILON))

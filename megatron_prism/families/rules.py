@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from megatron_prism.core.errors import CheckpointError, Problem
@@ -61,19 +62,20 @@ def check_names(rules: Sequence[Rule]) -> None:
         assert (*starts, shape[0]) == (0, *stops), f"rows of {name} named by none or more than one rule: {ends}"
 
 
-def check_present(rules: Sequence[Rule], found: Mapping[str, Shape], where: str) -> None:
-    """Check a folder's tensors against the rules.
+def check_present(rules: Sequence[Rule], found: Mapping[str, Shape], where: str, files: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Check a folder's tensors against the rules; `files` names the file of each tensor in the folder `where`.
 
     Raises: CheckpointError naming every tensor that is missing, extra or of another shape.
     """
     wanted = {name: shape for rule in rules for name, shape in rule.hf}
+    at = {name: f"{where}/{files[name]}: {name}" if name in files else f"{where}: {name}" for name in found}
     problems = [Problem(f"{where}: {name}", "no such tensor", f"shape {list(wanted[name])}") for name in wanted if name not in found]
     problems += [
-        Problem(f"{where}: {name}", f"shape {list(found[name])}", f"shape {list(shape)}, from config.json")
+        Problem(at[name], f"shape {list(found[name])}", f"shape {list(shape)}, from config.json")
         for name, shape in wanted.items()
         if name in found and tuple(found[name]) != shape
     ]
-    problems += [Problem(f"{where}: {name}", "an extra tensor", "no tensor but those of the architecture") for name in found if name not in wanted]
+    problems += [Problem(at[name], "an extra tensor", "no tensor but those of the architecture") for name in found if name not in wanted]
     if problems:
         raise CheckpointError(problems)
 

@@ -1,4 +1,4 @@
-"""`prism convert import|export`: a Hugging Face folder to a Megatron checkpoint, and back."""
+"""`prism convert import|export|verify`: a Hugging Face folder to a Megatron checkpoint, and back; and whether the two are one model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from typing import Any
 
 from megatron_prism.checkpoint import convert, folder
 from megatron_prism.core import log
+from megatron_prism.core.check import check_split
+from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.errors import Problem, raise_problems
+
+TEXT = (
+    "The area of a circle of radius 3 is 9 pi. Let f(x) = x^2 - 4x + 3; its roots are 1 and 3, since (x - 1)(x - 3) = 0.\n"
+    "def mean(values):\n    return sum(values) / len(values)\n\n"
+    "Water boils at 100 degrees Celsius at sea level; the mitochondrion makes most of a cell's ATP. Once upon a time there was a river.\n"
+)  # math, code, science and prose: what verify compares on where there is a tokenizer
 
 
 def run_import(hf: Path, out: Path, dry_run: bool) -> dict[str, Any]:
@@ -23,6 +32,40 @@ def run_export(ckpt: Path, out: Path, dry_run: bool) -> dict[str, Any]:
     folder.refuse_existing(out)
     plan, reader = convert.plan_export(ckpt)
     return _apply(plan, out, dry_run, lambda tick: convert.export_hf(plan, reader, out, tick))
+
+
+def check_verify(hf: Path, ckpt: Path, tp: int, pp: int, world_size: int) -> None:
+    """Check what a verification compares, and its layout, before anything starts.
+
+    Raises: InputError with every problem.
+    """
+    theirs, ours = convert.plan_import(hf).model, folder.read(ckpt).model
+    problems = check_split(ours, tp, pp, "--tp", "--pp")
+    if tp * pp != world_size:
+        problems.append(Problem("--tp, --pp", f"tp {tp} x pp {pp} on {world_size} processes", "as many processes as tp x pp"))
+    differing = [field for field, value in vars(theirs).items() if getattr(ours, field) != value]
+    problems += [Problem(f"{ckpt}: model.{field}", str(getattr(ours, field)), f"{getattr(theirs, field)}, as in {hf}") for field in differing]
+    raise_problems(problems)
+
+
+def run_verify(hf: Path, ckpt: Path, tokens: int, precision: Precision, tolerance: float | None, tp: int, pp: int, seed: int) -> dict[str, Any]:
+    """Return how far a checkpoint's logits are from transformers' on the same tokens; every rank of the gang calls this.
+
+    `passed` says whether the largest difference, as a share of the largest logit, is within the tolerance.
+    """
+    from megatron_prism.checkpoint import verify
+    from megatron_prism.parallel.groups import gang, hand_to_first
+
+    limit = verify.TOLERANCE[precision] if tolerance is None else tolerance
+    vocab_size = folder.read(ckpt).model.vocab_size
+    ids, kind = verify.tokens_of(hf, TEXT, tokens, vocab_size, seed)
+    parallel = ParallelConfig(tp=tp, pp=pp)
+    with gang(parallel, seed) as groups:
+        ours_SV = hand_to_first(verify.checkpoint_logits(ckpt, ids, parallel, precision, groups), (len(ids), vocab_size), groups)
+        if ours_SV is None:
+            return {}
+        found = verify.compare(ours_SV, verify.hf_logits(hf, ids, precision))
+    return {"hf": str(hf), "ckpt": str(ckpt), "tokens": kind, "precision": precision, **vars(found), "tolerance": limit, "passed": found.relative_difference <= limit}
 
 
 def _apply(plan: convert.Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick], None]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_prism.core.errors import BackendMissing
 from megatron_prism.models import ssd
-from megatron_prism.parallel import host
+from megatron_prism.parallel import groups, host
 
 
 def mixer_module() -> Any:
@@ -36,10 +36,9 @@ class _ShardedNorm(ssd.GatedRMSNorm):
     """The gated norm as MambaMixer stores it: split over tensor parallelism along its channels (mamba_mixer.ExtendedRMSNorm)."""
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> Any:
-        from megatron.core import parallel_state
         from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets,
-            tp_group=parallel_state.get_tensor_model_parallel_group(), dp_cp_group=metadata["dp_cp_group"],
+            tp_group=groups.tensor_parallel_group(), dp_cp_group=metadata["dp_cp_group"],
         )  # fmt: skip

@@ -88,6 +88,7 @@ def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
+        create_gloo_process_groups=dist.get_backend() != "fake",  # torch's process group for one process that plays any rank
         distributed_timeout_minutes=TIMEOUT_S // 60,
     )
     try:
@@ -129,6 +130,23 @@ def chunk_ends(groups: Groups) -> list[tuple[int | None, bool, bool]]:
         return [(None, groups.is_first_stage, groups.is_last_stage)]
     last = groups.vpp - 1
     return [(stage, groups.is_first_stage and stage == 0, groups.is_last_stage and stage == last) for stage in range(groups.vpp)]
+
+
+def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: Groups) -> torch.Tensor | None:
+    """Bring the last pipeline stage's host tensor to rank 0; return it there, None elsewhere. Every rank calls this."""
+    if groups.pp == 1:
+        return tensor if groups.rank == 0 else None
+    held = tensor if tensor is not None else torch.empty(shape)
+    if groups.tp_rank == 0 and groups.dp_rank == 0:
+        dist.broadcast(held, groups.last_stage_rank, group=groups.pp_group)
+    return held if groups.rank == 0 else None
+
+
+def tensor_parallel_group() -> Any:
+    """Return the group of this rank's tensor-parallel split, for a module that Megatron-Core constructs without telling it."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_group()
 
 
 def barrier() -> None:

@@ -27,7 +27,7 @@ def random_checkpoint(folder: Path, kind: str, tokenizer: Path, **own: Any) -> P
     from megatron_prism.jobs import convert
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES, **own)
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own})
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder / "hf")
     for file in tokenizer.iterdir():
         (folder / "hf" / file.name).write_bytes(file.read_bytes())
@@ -46,6 +46,27 @@ def granite_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer:
     """Return a tiny Granite: four multipliers and tied embeddings."""
     scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
     return random_checkpoint(tmp_path_factory.mktemp("granite"), "Granite", tiny_tokenizer, tie_word_embeddings=True, **scalars)
+
+
+@pytest.fixture(scope="session")
+def nemotron_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a tiny Nemotron-H: two groups of Mamba heads, so that it splits over TP 2; nine layers, uneven at PP 2."""
+    kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+    mamba = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16}
+    layers = {"layers_block_type": [kinds[kind] for kind in "M-M*-M-*M"]}
+    return random_checkpoint(tmp_path_factory.mktemp("nemotron"), "NemotronH", tiny_tokenizer, **mamba, **layers)
+
+
+@pytest.fixture(scope="session")
+def granite_h_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a tiny Granite-4.0-H: one group, so PP and DP only; four multipliers, tied embeddings."""
+    scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
+    mamba = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16}
+    layers = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3, "position_embedding_type": None,
+              "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}  # fmt: skip
+    return random_checkpoint(
+        tmp_path_factory.mktemp("granite_h"), "GraniteMoeHybrid", tiny_tokenizer, tie_word_embeddings=True, **scalars, **mamba, **layers
+    )
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,11 @@ TWO: dict[str, dict[str, Any]] = {
     "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 GRANITE = {name: TWO[name] for name in ("tp2_sp", "pp2", "pp2_interleaved", "dp2_overlap")}  # tied embeddings, hooks on both ends
+HYBRID = {
+    "nemotron": {name: TWO[name] for name in ("tp2", "tp2_sp", "pp2", "dp2_plain", "dp2_overlap")},
+    "granite_h": {name: TWO[name] for name in ("pp2", "dp2_plain", "dp2_overlap")},
+}
+HYBRID_STEPS, HYBRID_TOLERANCE = 5, 1e-6  # of the loss; of the gradient norm, relative
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
 MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
          "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
@@ -52,6 +57,18 @@ def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[s
     return gang(1, one) | gang(2, two) | gang(4, [case(name, parallel) for name, parallel in FOUR.items()])
 
 
+@pytest.fixture(scope="module")
+def hybrids(gang: Any, nemotron_checkpoint: Path, granite_h_checkpoint: Path) -> dict[str, Any]:
+    starts = {"nemotron": nemotron_checkpoint, "granite_h": granite_h_checkpoint}
+
+    def hybrid(name: str, model: str, parallel: dict[str, Any], control: str | None = None) -> dict[str, Any]:
+        return case(name, parallel, control, init={"checkpoint": str(starts[model])}, steps=HYBRID_STEPS, optimizer={"lr": 1e-3})
+
+    two = [hybrid(f"{model}_{name}", model, parallel) for model, layouts in HYBRID.items() for name, parallel in layouts.items()]
+    two.append(hybrid("control", "nemotron", TWO["tp2_sp"], "unmarked_norm"))
+    return gang(1, [hybrid(model, model, {}) for model in HYBRID]) | gang(2, two)
+
+
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str, steps: int = 10) -> float:
     pairs = list(zip(found[metric], reference[metric], strict=False))[:steps]
     assert len(pairs) == min(steps, len(found[metric])) > 0
@@ -72,6 +89,19 @@ def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) ->
 def test_granite_layout_equals_a_single_process(results: dict[str, Any], layout: str) -> None:
     for metric in ("loss", "grad_norm"):
         assert worst(results[f"granite_{layout}"], results["granite"], metric) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("model", "layout"), [(model, layout) for model, layouts in HYBRID.items() for layout in layouts])
+def test_hybrid_layout_equals_a_single_process(hybrids: dict[str, Any], model: str, layout: str) -> None:
+    """Mamba layers split head by head, stage by stage, or held by each rank: the same five steps."""
+    found, single = hybrids[f"{model}_{layout}"], hybrids[model]
+    assert len(found["loss"]) == HYBRID_STEPS and single["loss"][-1] < single["loss"][0]
+    assert worst(found, single, "loss") <= HYBRID_TOLERANCE
+    assert worst(found, single, "grad_norm") <= HYBRID_TOLERANCE * max(single["grad_norm"])
+
+
+def test_a_hybrids_unmarked_norm_is_seen(hybrids: dict[str, Any]) -> None:
+    assert worst(hybrids["control"], hybrids["nemotron"], "grad_norm") > 100 * HYBRID_TOLERANCE
 
 
 def test_the_single_process_learns(results: dict[str, Any]) -> None:

@@ -102,6 +102,9 @@ def break_weights(chunk: Any, control: str | None) -> None:
     if control == "swapped_gate_and_up":
         fc1 = parameters["decoder.layers.0.mlp.linear_fc1.weight"].data
         fc1.copy_(torch.cat(fc1.chunk(2)[::-1]))
+    elif control == "no_qkv_bias":
+        for layer in range(3):
+            parameters[f"decoder.layers.{layer}.self_attention.linear_qkv.bias"].data.zero_()
     elif control == "dropped_norm":
         parameters["decoder.layers.0.input_layernorm.weight"].data.fill_(1)
 
@@ -109,12 +112,10 @@ def break_weights(chunk: Any, control: str | None) -> None:
 def hf_gradients(model: ModelConfig, reader: stream.TensorReader) -> Gradients:
     found: Gradients = {}
     for rule in find.rules(model):
-        parts = layout.unpack(rule, reader.read(rule.mcore, rule.shape), model)
-        for (name, shape), part in zip(rule.hf, parts, strict=True):
-            if rule.rows is None:
-                found[name] = part
-            else:
-                found.setdefault(name, torch.full(shape, torch.nan))[slice(*rule.rows)] = part
+        tensor, blocks = reader.read(rule.mcore, rule.shape), layout.blocks(rule, model)
+        for block, rows in zip(blocks, tensor.split([block.rows for block in blocks]), strict=True):
+            name, shape = rule.hf[block.part]
+            found.setdefault(name, torch.full(shape, torch.nan))[block.start : block.start + block.rows] = rows
     return found
 
 

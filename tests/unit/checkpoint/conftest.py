@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,25 @@ def hf_root(pristine: Path, tmp_path: Path) -> Path:
 def ckpt_root(pristine: Path, tmp_path: Path) -> Path:
     """Return a copy of the checkpoint that a test may damage."""
     return Path(shutil.copytree(pristine / "ckpt", tmp_path / "ckpt"))
+
+
+@contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
+    """Stop what would wait for ever."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Return `no_longer_than`."""
+    return no_longer_than

@@ -43,7 +43,7 @@ def test_the_newest_whole_checkpoint_is_the_latest_whatever_the_pointer_says(run
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"format": 2}, "prism.json:format"), ({"model": {"family": "gpt"}}, "prism.json:model.family"), ({"step": "x"}, "prism.json"),
+    [({"format": 2}, "prism.json:format"), ({"model": {"family": "llama"}}, "prism.json:model.num_layers"), ({"step": "x"}, "prism.json"),
      ({"model": None}, "prism.json"), ({"tokens": None}, "prism.json"), (None, "prism.json"), ("{", "prism.json"), ("[]", "prism.json")],
 )  # fmt: skip
 def test_a_prism_json_that_does_not_hold_is_refused(ckpt_root: Path, change: Any, key: str) -> None:
@@ -51,6 +51,13 @@ def test_a_prism_json_that_does_not_hold_is_refused(ckpt_root: Path, change: Any
     content = change if isinstance(change, str) else json.dumps({} if change is None else facts | change)
     (ckpt_root / folder.META).write_text(content)
     with pytest.raises(InputError, match=f"{key}.*: found"):
+        folder.read(ckpt_root)
+
+
+def test_an_unknown_family_is_refused(ckpt_root: Path) -> None:
+    path = ckpt_root / folder.META
+    path.write_text(path.read_text().replace('"family": "llama"', '"family": "gpt"'))
+    with pytest.raises(InputError, match=r"prism.json:model.family: found 'gpt'; required one of llama"):
         folder.read(ckpt_root)
 
 

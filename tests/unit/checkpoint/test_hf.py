@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,17 @@ def test_links_stay_in_the_folder_or_in_the_hubs_cache(two: Path) -> None:
     (two / "y.safetensors").unlink()
     (two / "y.safetensors").symlink_to(outside / "hash")
     with pytest.raises(CheckpointError, match=r"y.safetensors: found a link out of the folder"):
+        hf.open_shards(two)
+    (two / "y.safetensors").unlink()
+    (two / "y.safetensors").symlink_to("../../blobs/hash")
+    moved = two.parent.rename(two.parents[1] / "copies")  # the same link, outside of a hub's snapshots
+    with pytest.raises(CheckpointError, match=r"y.safetensors: found a link out of the folder"):
+        hf.open_shards(moved / two.name)
+
+
+def test_a_file_that_may_not_be_read_is_named(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests may be root
+    with pytest.raises(CheckpointError, match=f"{INDEX}: found a file that may not be read"):
         hf.open_shards(two)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_prism.core import check
-from megatron_prism.core.config import Llama3Rope, ModelConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import Llama3Rope, MambaConfig, ModelConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build, to_dict
 
@@ -129,6 +129,36 @@ def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key
 )  # fmt: skip
 def test_an_architecture_that_cannot_be_is_named(changes: dict, key: str) -> None:
     assert keys(check.check_architecture(dataclasses.replace(MODEL, **changes))) == [f"model.{key}"]
+
+
+HYBRID = dataclasses.replace(MODEL, layer_pattern="M-*-M", mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2), num_layers=5)
+ONE_GROUP = dataclasses.replace(HYBRID, mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "key"),
+    [(HYBRID, {"parallel.tp": 4}, "parallel.tp (mamba.num_groups 2)"), (ONE_GROUP, {"parallel.tp": 2}, "parallel.tp (mamba.num_groups 1)"),
+     (HYBRID, {"parallel": {"pp": 2, "vpp": 2}}, "parallel.vpp"), (HYBRID, {"recompute": {"granularity": "full"}}, "recompute.granularity")],
+)  # fmt: skip
+def test_what_a_hybrid_cannot_is_named(values: dict, model: ModelConfig, changes: dict, key: str) -> None:
+    assert check.check_model(model, values_held := changed(values, {})) == [] and values_held.parallel.tp == 1
+    assert key in keys(check.check_model(model, changed(values, changes)))
+
+
+def test_one_group_points_to_what_works(values: dict) -> None:
+    assert "use pipeline or data parallelism instead" in str(check.check_model(ONE_GROUP, changed(values, {"parallel.tp": 2}))[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"mamba": None}, "mamba"), ({"layer_pattern": None}, "mamba"), ({"layer_pattern": "M-*-E"}, "layer_pattern"),
+     ({"layer_pattern": "M-*-"}, "layer_pattern"), ({"norm_epsilon": 1e-6}, "norm_epsilon"), ({"window_size": 16}, "rope_scaling, window_size"),
+     ({"mamba": MambaConfig(num_heads=8, head_dim=0, state_dim=16, num_groups=2)}, "mamba"),
+     ({"mamba": MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=3)}, "mamba.num_groups")],
+)  # fmt: skip
+def test_a_hybrid_that_cannot_be_is_named(changes: dict, key: str) -> None:
+    assert check.check_architecture(HYBRID) == []
+    assert keys(check.check_architecture(dataclasses.replace(HYBRID, **changes))) == [f"model.{key}"]
 
 
 def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:

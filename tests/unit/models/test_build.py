@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_prism.models.build import uneven_layout
+from megatron_prism.models.build import uneven_ends, uneven_layout
 from megatron_prism.models.generate import Sampling, choose
 
 CONFIGS = """
-import json
+import json, torch, types
 from megatron_prism.parallel import host
 host.install()
+from megatron_prism.core.errors import InputError
+from megatron_prism.models import scalars
 from megatron_prism.core.config import ModelConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.models.build import transformer_config
 
@@ -33,16 +36,38 @@ for name, layout in layouts.items():
 for name, recompute in {"all": {}, "some": {"num_layers": 2}}.items():
     config = transformer_config(model, ParallelConfig(), "fp32", RecomputeConfig(granularity="full", **recompute))
     found[name] = {key: getattr(config, key) for key in names}
+granite = ModelConfig(**{**vars(model), "logits_scaling": 8.0})
+for name, settings in {"native": {}, "te": {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"},
+                       "linear": {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "linear"}}.items():
+    chunk = torch.nn.Module()
+    chunk.output_layer, chunk.config = torch.nn.Linear(2, 2), types.SimpleNamespace(**{"cross_entropy_loss_fusion": False, "cross_entropy_fusion_impl": "native", **settings})
+    try:
+        scalars.scale_ends(chunk, granite, False, True)
+        found[name] = len(chunk.output_layer._forward_hooks)
+    except InputError as error:
+        found[name] = str(error)
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def configs() -> dict[str, dict]:
-    """Return TransformerConfigs by layout, made in a process of their own: the host's stand-in for CUDA stays there."""
+def found() -> dict[str, Any]:
+    """Return what CONFIGS prints, from a process of its own: the host's stand-in for CUDA stays there."""
     done = subprocess.run([sys.executable, "-c", CONFIGS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def configs(found: dict[str, Any]) -> dict[str, dict]:
+    """Return TransformerConfigs by layout."""
+    return {name: value for name, value in found.items() if isinstance(value, dict)}
+
+
+@pytest.fixture
+def losses(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the output layer's hooks by fused loss, or why it was refused."""
+    return {name: value for name, value in found.items() if not isinstance(value, dict)}
 
 
 def test_with_model_chunks_messages_are_never_batched(configs: dict[str, dict]) -> None:
@@ -62,6 +87,11 @@ def test_config_carries_what_a_llama_is(configs: dict[str, dict]) -> None:
     assert recompute == {"one": (None, None), "all": ("uniform", 1), "some": ("block", 2)}
 
 
+def test_a_fused_loss_that_skips_the_output_layer_is_refused_with_granite(losses: dict[str, Any]) -> None:
+    assert losses["native"] == losses["te"] == 1
+    assert "cross_entropy_fusion_impl: found linear; required the logits divided by logits_scaling 8.0" in losses["linear"]
+
+
 def test_layout_of_five_layers_on_two_and_four_stages() -> None:
     assert uneven_layout(6, 2) is None and uneven_layout(1, 1) is None
     assert uneven_layout(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
@@ -78,6 +108,24 @@ def test_layout_holds_every_layer_once_and_stages_differ_by_one(num_stages: int,
         assert len(layout) == num_stages and sum(counts) == num_layers
         assert max(counts) - min(counts) == 1 and counts == sorted(counts, reverse=True)
         assert layout[0][0] == "embedding" and layout[-1][-1] == "loss" and sum(map(len, layout)) == num_layers + 2
+
+
+@given(num_stages=st.integers(1, 12), data=st.data())
+def test_a_hybrids_uneven_ends(num_stages: int, data: st.DataObject) -> None:
+    """Every stage holds a layer, and only the two ends differ from the rest: what MambaStack and TransformerLayer cut by."""
+    num_layers = data.draw(st.integers(num_stages, 60))
+    first, last = uneven_ends(num_layers, num_stages)
+    if num_layers % num_stages == 0:
+        assert (first, last) == (None, None)
+    elif num_stages > 1:
+        assert first is not None and last is not None and first >= last >= 1
+        middle = num_layers - first - last
+        assert (middle == 0) if num_stages == 2 else (middle % (num_stages - 2) == 0 and middle // (num_stages - 2) >= 1)
+
+
+def test_nemotron_h_on_eight_stages() -> None:
+    assert uneven_ends(52, 8) == (5, 5)  # and seven each between
+    assert uneven_ends(5, 4) == (2, 1) and uneven_ends(9, 2) == (5, 4)
 
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -5.0])

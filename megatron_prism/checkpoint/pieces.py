@@ -1,0 +1,65 @@
+"""Values on their way between files: read, cast and written a piece at a time, so that memory holds a piece and the processor's cache too.
+
+They are held as unsigned integers of their width, called bits: nothing but a cast looks at them as numbers, and numpy has no bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from io import FileIO
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+Bits = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
+PIECE_BYTES = 1 << 20
+_UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+
+
+def spans(start: int, count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, number) of pieces that cover [start, start + count): of PIECE_BYTES at most, or one of what is counted."""
+    step = max(1, PIECE_BYTES // max(1, bytes_each))
+    for first in range(start, start + count, step):
+        yield first, min(step, start + count - first)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Bits:
+    """Return room for the bits of values."""
+    return np.empty(shape, f"u{dtype.itemsize}")
+
+
+def to_tensor(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
+    """Return bits as a tensor; it shares their memory."""
+    return torch.from_numpy(bits).view(dtype)
+
+
+def of_tensor(tensor: torch.Tensor) -> Bits:
+    """Return a tensor's bits; a contiguous tensor shares its memory."""
+    return cast(Bits, tensor.detach().contiguous().view(_UNSIGNED[tensor.dtype.itemsize]).numpy())
+
+
+def convert(bits: Bits, source: torch.dtype, target: torch.dtype) -> Bits:
+    """Return the bits of values cast to another dtype; the same bits where it is the same."""
+    return bits if source == target else of_tensor(to_tensor(bits, source).to(target))
+
+
+def read_at(stream: FileIO, position: int, bits: Bits) -> int:
+    """Fill contiguous bits from a place in a file; return the bytes read, fewer where the file ends."""
+    view, done = _bytes(bits), 0
+    while done < len(view) and (count := os.preadv(stream.fileno(), [view[done:]], position + done)):
+        done += count
+    return done
+
+
+def write_at(stream: FileIO, position: int, bits: Bits) -> int:
+    """Write bits at a place in a file; return where they end."""
+    view, done = _bytes(bits), 0
+    while done < len(view):
+        done += os.pwrite(stream.fileno(), view[done:], position + done)
+    return position + done
+
+
+def _bytes(bits: Bits) -> memoryview:
+    return np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
