@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
