@@ -79,17 +79,17 @@ def plan_import(root: Path) -> Plan:
         raise CheckpointError(Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors"))
     rules = find.rules(model)
     check_present(rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()})
-    problems = []
-    for rule in rules:
-        first = places[rule.hf[0][0]]
-        dtypes = {str(places[name].dtype) for name, _ in rule.hf}
-        if len(dtypes) > 1:
-            required = "one dtype for what Megatron-Core holds as one tensor"
-            problems.append(Problem(f"{root / first.file}: {first.name}", f"parts of dtypes {sorted(dtypes)}", required))
-    if problems:
-        raise CheckpointError(problems)
-    raise_problems(check_vocabulary(root, model.vocab_size))
+    raise_problems([*check_dtypes(rules, places, root), *check_vocabulary(root, model.vocab_size)])
     return Plan(root, model, tuple(rules), tuple(shards))
+
+
+def check_dtypes(rules: Sequence[Rule], places: Mapping[str, hf.TensorPlace], root: Path) -> Iterator[Problem]:
+    """Yield a problem for each Megatron-Core tensor whose Hugging Face parts differ in dtype."""
+    for rule in rules:
+        parts = [places[name] for name, _ in rule.hf]
+        if len(dtypes := {str(part.dtype) for part in parts}) > 1:
+            required = "one dtype for what Megatron-Core holds as one tensor"
+            yield Problem(f"{root / parts[0].file}: {parts[0].name}", f"parts of dtypes {sorted(dtypes)}", required)
 
 
 def read_config(root: Path) -> Mapping[str, Any]:

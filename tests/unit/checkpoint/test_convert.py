@@ -136,7 +136,7 @@ CONFIG_KEYS: dict[str, dict[str, Any]] = {
     "hidden_act": {"hidden_act": "gelu"},
     "rope_parameters.rope_type": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "rope_scaling": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
-    "architectures": {"architectures": ["Qwen2ForCausalLM"]},
+    "architectures": {"architectures": ["GemmaForCausalLM"]},
     "hidden_size": {"hidden_size": None},
     "vocab_size": {"vocab_size": "390"},
     "num_attention_heads": {"num_attention_heads": 0},
