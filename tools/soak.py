@@ -34,7 +34,7 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
     code = arguments.run(arguments)
-    print(f"soak: {vars(arguments)} exit code {code} after {time.monotonic() - start:.0f} s")
+    print(f"soak: {arguments.examples} examples, seed {arguments.seed}: exit code {code} after {time.monotonic() - start:.0f} s")
     return code
 
 

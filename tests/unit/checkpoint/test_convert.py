@@ -73,6 +73,16 @@ def test_export_is_the_folder_that_was_imported(pristine: Path, tmp_path: Path) 
     assert result["tensors"] == 21 and result["files"] == [SHARD, SHARD.replace("1-of", "2-of")]
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 24, 100])
+def test_pieces_of_a_tensor_come_to_their_places(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    """A tensor larger than a piece, in either direction: pieces that are a value, a part of a row, some rows."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    convert.run_import(pristine / "hf", tmp_path / "ckpt", dry_run=False)
+    assert files(tmp_path / "ckpt" / "state") == files(pristine / "ckpt" / "state")
+    convert.run_export(tmp_path / "ckpt", tmp_path / "out", dry_run=False)
+    assert files(tmp_path / "out") == files(pristine / "hf")
+
+
 def tensors(root: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in root.glob("*.safetensors") for name, value in load_file(file).items()}
 

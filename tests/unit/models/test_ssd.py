@@ -202,6 +202,22 @@ def test_convolution_token_by_token() -> None:
         assert torch.allclose(found, wanted[..., token], rtol=0, atol=1e-12)
 
 
+def test_padding_among_decoding_tokens_gives_nothing_and_changes_no_state() -> None:
+    """Row -1 of a cache is padding, as the official kernels have it."""
+    rows, generator = torch.tensor([3, -1, 1]), torch.Generator().manual_seed(3)
+    x, weight, conv = (torch.randn(shape, generator=generator) for shape in ((3, 10), (10, TAPS), (5, 10, TAPS)))
+    after = conv.clone()
+    found = ssd.causal_conv1d_update(x, after, weight, conv_state_indices=rows)
+    alone = ssd.causal_conv1d_update(x[[0, 2]], conv_alone := conv.clone(), weight, conv_state_indices=rows[[0, 2]])
+    assert torch.equal(found[[0, 2]], alone) and not found[1].any() and torch.equal(after, conv_alone)
+    shapes = ((3, HEADS, HEAD_DIM), (3, HEADS, HEAD_DIM), (HEADS, HEAD_DIM, STATE), (3, 1, STATE), (3, 1, STATE), (5, HEADS, HEAD_DIM, STATE))
+    x, dt, A, B, C, state = (torch.rand(shape, generator=generator) for shape in shapes)
+    after = state.clone()
+    found = ssd.selective_state_update(after, x, dt, -A, B, C, state_batch_indices=rows)
+    alone = ssd.selective_state_update(state_alone := state.clone(), *(part[[0, 2]] for part in (x, dt)), -A, B[[0, 2]], C[[0, 2]], state_batch_indices=rows[[0, 2]])
+    assert torch.equal(found[[0, 2]], alone) and not found[1].any() and torch.equal(after, state_alone)
+
+
 @pytest.mark.parametrize(("is_packed", "groups"), [(False, 1), (True, 2)])
 def test_split_is_its_parts(is_packed: bool, groups: int) -> None:
     """Projection split, convolution, scan and gate as MambaMixer composes them without the fused call."""
