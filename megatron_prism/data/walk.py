@@ -1,0 +1,155 @@
+"""The walk through a mixture: which tokens each sequence of a run holds. A pure function of the position; nothing is laid out in memory.
+
+A source is an endless stream, its tokens epoch after epoch, cut into chunks of seq_length. The chunks that begin in an epoch are taken in an
+order of that epoch's own, so each token is read once an epoch, whatever seq_length is. Sources take turns by weight: each sequence of a
+source has a time, spaced by its weight, and the walk is in order of time. So every stretch of it holds each source's share to within
+a few sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+ROUNDS = 4
+
+
+class Stream(NamedTuple):
+    """A source as the walk sees it. taken: the sequences of it that were read before this walk begins."""
+
+    name: str
+    weight: float
+    num_tokens: int
+    taken: int = 0
+
+
+class Place(NamedTuple):
+    """Where a sequence's first token is: in which source (its index), in which pass over it, at which token."""
+
+    source: int
+    epoch: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The sequences of a run from `first_sequence` on: from step to tokens, and back."""
+
+    streams: tuple[Stream, ...]
+    seq_length: int
+    seed: int
+    first_sequence: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.streams and all(stream.num_tokens > 0 and stream.weight > 0 for stream in self.streams)
+
+    @cached_property
+    def _rates(self) -> tuple[int, ...]:
+        """The weights as whole numbers."""
+        weights = [Fraction(str(stream.weight)) for stream in self.streams]  # 27.5 as written, not as a float holds it
+        common = math.lcm(*(weight.denominator for weight in weights))
+        return tuple(int(weight * common) for weight in weights)
+
+    @cached_property
+    def _periods(self) -> tuple[int, ...]:
+        """The time between two sequences of each source, in whole numbers: exact, however long the run."""
+        whole = math.lcm(*self._rates)
+        return tuple(2 * (whole // rate) for rate in self._rates)  # even: a source's first sequence stands at half its period
+
+    def counts(self, sequence: int) -> tuple[int, ...]:
+        """Return how many sequences of each source lie before a sequence of the run, counted from this walk's first."""
+        wanted = sequence - self.first_sequence
+        assert wanted >= 0
+        time = max((wanted - len(self.streams)) * self._periods[0] * self._rates[0] // sum(self._rates), 0)  # early: roundings are below half a sequence
+        counts = [self._count(source, time) for source in range(len(self.streams))]
+        while sum(counts) < wanted:
+            counts[self._next(counts)] += 1
+        assert sum(counts) == wanted
+        return tuple(counts)
+
+    def _count(self, source: int, time: int) -> int:
+        """Return the sequences of a source before or at a time."""
+        period = self._periods[source]
+        return (time + period // 2) // period
+
+    def _time(self, source: int, number: int) -> int:
+        period = self._periods[source]
+        return number * period + period // 2
+
+    def _next(self, counts: Sequence[int]) -> int:
+        return min(range(len(counts)), key=lambda source: (self._time(source, counts[source]), source))
+
+    def place(self, sequence: int) -> Place:
+        """Return where a sequence of the run begins."""
+        counts = self.counts(sequence)
+        source = self._next(counts)
+        stream = self.streams[source]
+        number = stream.taken + counts[source]
+        epoch = number * self.seq_length // stream.num_tokens
+        first, size = self._chunks(stream, epoch)
+        chunk = first + permute(number - first, size, self._key(stream.name, epoch))
+        return Place(source, epoch, chunk * self.seq_length - epoch * stream.num_tokens)
+
+    def find(self, source: int, epoch: int, offset: int) -> tuple[int, int]:
+        """Return (sequence of the run, position in it) of a token: the way back from `place`. Before the walk's first: negative."""
+        stream = self.streams[source]
+        assert 0 <= offset < stream.num_tokens
+        chunk, position = divmod(epoch * stream.num_tokens + offset, self.seq_length)
+        began = chunk * self.seq_length // stream.num_tokens  # a chunk may begin in an epoch and end in the next
+        first, size = self._chunks(stream, began)
+        number = first + permute(chunk - first, size, self._key(stream.name, began), back=True) - stream.taken
+        if number < 0:
+            return -1, position
+        time = self._time(source, number)
+        before = [self._count(other, time) - (other > source and self._is_at(other, time)) for other in range(len(self.streams)) if other != source]
+        return self.first_sequence + number + sum(before), position
+
+    def _is_at(self, source: int, time: int) -> bool:
+        period = self._periods[source]
+        return time % period == period // 2
+
+    def _chunks(self, stream: Stream, epoch: int) -> tuple[int, int]:
+        """Return the first chunk that begins in an epoch, and how many do."""
+        first, end = (-(-number * stream.num_tokens // self.seq_length) for number in (epoch, epoch + 1))
+        return first, end - first
+
+    def _key(self, name: str, epoch: int) -> bytes:
+        return hashlib.blake2b(f"{self.seed}/{name}/{epoch}".encode(), digest_size=16).digest()
+
+    def changed(self, sequence: int, weights: Mapping[str, float], num_tokens: Mapping[str, int]) -> Walk:
+        """Return the walk that goes on from a sequence with another mixture: what was read of a source is not read again in its epoch."""
+        counts = dict(zip((stream.name for stream in self.streams), self.counts(sequence), strict=True))
+        taken = {stream.name: stream.taken + counts[stream.name] for stream in self.streams}
+        streams = tuple(Stream(name, weight, num_tokens[name], taken.get(name, 0)) for name, weight in weights.items())
+        return Walk(streams, self.seq_length, self.seed, sequence)
+
+
+def permute(index: int, size: int, key: bytes, back: bool = False) -> int:
+    """Return where a keyed permutation of range(size) puts an index; `back`: which index it puts there.
+
+    A Feistel network over the next power of four, walked until it falls within range(size): under four turns on average.
+    """
+    assert 0 <= index < size
+    half = (max(size - 1, 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    rounds = range(ROUNDS - 1, -1, -1) if back else range(ROUNDS)
+    while True:
+        left, right = index >> half, index & mask
+        for number in rounds:
+            if back:
+                left, right = right ^ (_mix(left, number, key) & mask), left
+            else:
+                left, right = right, left ^ (_mix(right, number, key) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix(value: int, number: int, key: bytes) -> int:
+    digest = hashlib.blake2b(value.to_bytes(8, "little") + bytes((number,)), digest_size=8, key=key).digest()
+    return int.from_bytes(digest, "little")
