@@ -28,7 +28,7 @@ import torch
 
 from megatron_prism.core import config as conf
 from megatron_prism.core import log
-from megatron_prism.data import loader, mixture
+from megatron_prism.data import loader, mixture, segments
 from megatron_prism.jobs import prepare
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
@@ -116,7 +116,7 @@ class Bare:
         )  # fmt: skip
         for group in self.optimizer.param_groups:  # a scheduler would do this every step; at a constant rate once is enough
             group["weight_decay"] = wanted.weight_decay * group["wd_mult"]
-        self.batches = list(DataLoader(dataset, batch_size=self.batch.micro_size, drop_last=True))
+        self.batches = list(DataLoader(dataset, batch_size=self.batch.micro_size, sampler=range(config.steps * self.batch.global_size), drop_last=True))
         self.losses: list[Any] = []  # of each step, what the schedule returned
 
     def __call__(self, first: int, steps: int) -> None:
@@ -200,8 +200,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         assert config.model is not None and not host.has_cuda()
         models = [build.build(config.model, grid, config.parallel, config.precision)[0] for _ in range(2)]
         models[1].load_state_dict(models[0].state_dict())
-        num_sequences, prepared = steps * config.batch.global_size, mixture.read_prepared(config.data.prepared)
-        dataset = loader.train_dataset(prepared, WEIGHTS, config.data.seq_length, num_sequences, SEED, folder / "cache")
+        prepared = mixture.read_prepared(config.data.prepared)
+        dataset = loader.Sequences([segments.Segment(prepared, mixture.walk(prepared, WEIGHTS, config.data.seq_length, SEED))])
         bare = Bare(models[0], config, dataset)
         other = Bare(models[1], config, dataset) if args.control else stack.enter_context(ours(models[1], config, dataset, grid))
         found = alternate({"ours": other, "bare": bare}, args.rounds)

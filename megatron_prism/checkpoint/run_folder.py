@@ -1,5 +1,5 @@
 """A run as a folder: config.yaml (resolved) and manifest.json, metrics.jsonl and tensorboard/, origin/ (the architecture and the
-Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/latest, data_cache/ (Megatron's indexes).
+Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/latest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import folder
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_json, write_json, write_text
@@ -20,7 +20,7 @@ from megatron_prism.families import find
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
-    "run_dir", "init.", "data.num_workers", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
+    "run_dir", "init.", "data.num_workers", "data.changes", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
     "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
 )  # fmt: skip
 
@@ -40,16 +40,25 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     if not is_started(config.run_dir):
         return []
     path = config.run_dir / CONFIG
-    then, now = flat(load(path, TrainConfig)), flat(config)
+    before = load(path, TrainConfig)
+    then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     changed = [key for key in then if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    if _changes_read(before, step := folder.read(config.run_dir).step) != _changes_read(config, step):
+        changed.append("data.changes")
+        fix = f"a mixture may change from step {step} on; {fix}"
     return [Problem(key, str(now[key]), f"{then[key]}, as in {path} of the run that goes on", fix) for key in changed]
+
+
+def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
+    """Return the changes of a run's mixture that its first `step` steps have read."""
+    return [change for change in config.data.changes if change.step < step]
 
 
 def lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
     """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    inputs = [config.data.prepared / MANIFEST]
+    inputs = [path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path]
     if not is_started(config.run_dir):
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:

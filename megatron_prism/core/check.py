@@ -76,6 +76,9 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
             yield Problem(key, str(value), "0 or more")
     if not 0 <= config.seed < 2**32:
         yield Problem("seed", str(config.seed), "0 to 2**32 - 1", "numpy takes no other")
+    steps = [change.step for change in config.data.changes]
+    if steps != sorted(set(steps)) or not all(0 < step < config.steps for step in steps):
+        yield Problem("data.changes", f"changes at steps {steps}", f"steps that rise, between 1 and {config.steps - 1}")
     if config.log.peak_tflops is not None and not config.log.peak_tflops > 0:
         yield Problem("log.peak_tflops", str(config.log.peak_tflops), "more than 0, or null")
     for key, value in {"optimizer.beta1": config.optimizer.beta1, "optimizer.beta2": config.optimizer.beta2}.items():

@@ -87,12 +87,25 @@ class InitConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureChange(Section):
+    """From `step` (steps done) on: other weights, by source name, in percent; where `prepared` is given, of another mixture."""
+
+    step: int
+    weights: dict[str, float] | None = None
+    prepared: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """A prepared mixture (`prism prepare`); `weights` replaces the mixture's own, by source name, in percent."""
+    """A prepared mixture (`prism prepare`); `weights` replaces the mixture's own, by source name, in percent.
+
+    A source that `weights` leaves out is not read. changes: other mixtures later in the run.
+    """
 
     prepared: Path
     seq_length: int
     weights: dict[str, float] | None = None
+    changes: tuple[MixtureChange, ...] = ()
     num_workers: int = 0
 
 

@@ -1,4 +1,4 @@
-"""Write and verify Megatron's .bin/.idx pair, byte for byte as Megatron-Core's IndexedDatasetBuilder writes it.
+"""Write, verify and read Megatron's .bin/.idx pair, byte for byte as Megatron-Core's IndexedDatasetBuilder writes it.
 
 The .bin holds the tokens of all documents end to end. The .idx, little endian: 9 bytes of magic, u64 version, u8 type
 code, u64 sequences S, u64 boundaries D+1; then S int32 lengths in tokens, S int64 offsets in bytes, D+1 int64 document
@@ -124,6 +124,31 @@ def verify(prefix: Path) -> Shard:
         required = f"{num_tokens * itemsize}: {num_tokens} tokens of {itemsize} bytes in {index.name}"
         raise InputError(Problem(str(tokens), f"{tokens.stat().st_size} bytes", required))
     return Shard(num_sequences, num_tokens, dtype)
+
+
+class Reader:
+    """A pair's tokens and documents by position, mapped: memory holds what is read, and no index of what is not."""
+
+    def __init__(self, prefix: Path):
+        shard = verify(prefix)
+        self.num_tokens, self.num_documents = shard.num_tokens, shard.num_documents
+        self._tokens = np.memmap(bin_path(prefix), shard.dtype, mode="r")
+        self._starts = np.memmap(idx_path(prefix), np.int64, mode="r", offset=HEADER.size + 4 * shard.num_documents, shape=(shard.num_documents,))
+
+    def tokens(self, offset: int, count: int) -> np.ndarray:
+        """Return `count` tokens from one on, beginning again where the pair ends."""
+        parts = []
+        while count:
+            part = self._tokens[offset : offset + count]
+            parts.append(part)
+            offset, count = (offset + part.size) % self.num_tokens, count - part.size
+        return np.concatenate(parts)
+
+    def document(self, offset: int) -> tuple[int, int]:
+        """Return (document, token within it) of a token of the pair."""
+        start = offset * self._tokens.itemsize
+        document = int(np.searchsorted(self._starts, start, side="right")) - 1
+        return document, (start - int(self._starts[document])) // self._tokens.itemsize
 
 
 def _part(path: Path) -> Path:

@@ -1,21 +1,23 @@
-"""From a prepared mixture to the batches of any step: Megatron's blended dataset, read by position.
+"""From a prepared mixture to the batches of any step, read by position.
 
-Which sequences a step holds depends on the step alone: sequence k of the blend belongs to step k // global_size,
+Which sequences a step holds depends on the step alone: sequence k of the walk belongs to step k // global_size,
 whatever the number of ranks, so a run resumes anywhere and on another number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_prism.core.config import BatchConfig
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.data.mixture import Prepared, SourcePlan
+from megatron_prism.data import indexed, segments
+from megatron_prism.data.mixture import Prepared, PreparedSource
+from megatron_prism.data.segments import Segment
+from megatron_prism.data.walk import permute
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,50 @@ class Position:
     dp: int
 
 
-def train_dataset(prepared: Prepared, weights: Mapping[str, float], seq_length: int, num_sequences: int, seed: int, cache: Path) -> Any:
-    """Return Megatron's blended dataset of exactly `num_sequences` sequences; all ranks call it together."""
-    prefixes = [str(source.train_prefix) for source in prepared.sources]
-    return _build(prepared, (prefixes, [weights[source.name] for source in prepared.sources]), 0, num_sequences, seq_length, seed, cache)
+class Sequences(torch.utils.data.Dataset):
+    """A run's sequences: documents end to end, cut where the walk says.
+
+    The paper does not describe document masking at 8k: plain concatenation is our default.
+    """
+
+    def __init__(self, run: Sequence[Segment]):
+        self.segments = run
+        sources = {source.train_prefix for segment in run for source in segment.prepared.sources}
+        self.readers = {prefix: indexed.Reader(prefix) for prefix in sources}
+
+    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+        prepared, walk = self.segments[segments.at(self.segments, sequence)]
+        place = walk.place(sequence)
+        prefix = prepared.prefix(walk.streams[place.source].name)
+        return _sample(self.readers[prefix], place.offset, walk.seq_length)
 
 
-def valid_datasets(prepared: Prepared, seq_length: int, seed: int, cache: Path) -> dict[str, Any]:
-    """Return one pass over each source's held-out documents, by source; all ranks call it together.
+class HeldOut(torch.utils.data.Dataset):
+    """One pass over a source's held-out documents, in an order of its own: whole sequences, the rest is left out.
+
+    Sequence None is one that is masked out whole.
+    """
+
+    def __init__(self, source: PreparedSource, seq_length: int, seed: int):
+        assert source.valid_prefix is not None
+        self.reader, self.seq_length, self.key = indexed.Reader(source.valid_prefix), seq_length, f"{seed}/valid".encode()
+
+    def __len__(self) -> int:
+        return (self.reader.num_tokens - 1) // self.seq_length
+
+    def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
+        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length)
+        return found if sequence is not None else found | {"loss_mask": torch.zeros(self.seq_length)}
+
+
+def _sample(reader: indexed.Reader, offset: int, seq_length: int) -> dict[str, torch.Tensor]:
+    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow."""
+    tokens = torch.from_numpy(reader.tokens(offset, seq_length + 1).astype("int64"))
+    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+
+
+def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOut]:
+    """Return each source's held-out sequences, by source.
 
     Raises: InputError naming a source whose held-out part is shorter than one sequence.
     """
@@ -44,43 +82,8 @@ def valid_datasets(prepared: Prepared, seq_length: int, seed: int, cache: Path) 
         if source.valid_tokens <= seq_length:
             where = f"{prepared.root}: source {source.name}"
             raise InputError(Problem(where, f"{source.valid_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
-        found[source.name] = _build(prepared, ([str(source.valid_prefix)], None), 1, None, seq_length, seed, cache)
+        found[source.name] = HeldOut(source, seq_length, seed)
     return found
-
-
-def _build(prepared: Prepared, blend: Any, split: int, size: int | None, seq_length: int, seed: int, cache: Path) -> Any:
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-
-    blends: list[Any] = [None, None, None]
-    sizes: list[int | None] = [0, 0, 0]
-    blends[split], sizes[split] = blend, size
-    config = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=seq_length,
-        blend_per_split=blends,
-        path_to_cache=str(cache),
-        tokenizer=_Vocabulary(prepared.vocab_size, prepared.eos_id),
-        reset_position_ids=False,  # the paper does not describe document masking at 8k: plain concatenation is our default
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()[split]
-
-
-class _Vocabulary:
-    """All that GPTDataset asks of a tokenizer once the text is tokenized.
-
-    pad is an id no text holds: were it the end-of-text id, as in many tokenizers, Megatron would mask every document's end.
-    """
-
-    pad = -1
-
-    def __init__(self, vocab_size: int, eos_id: int | None):
-        self.vocab_size = vocab_size
-        self.eod = -1 if eos_id is None else eos_id
-        self.unique_identifiers = {"vocab_size": vocab_size, "eod": self.eod}
 
 
 def batches(
@@ -114,23 +117,6 @@ def valid_batches(dataset: Any, sequences: int, micro_size: int, position: Posit
     from torch.utils.data import default_collate
 
     wanted: list[int | None] = list(range(min(sequences, len(dataset))))
-    wanted += [None] * (-len(wanted) % (micro_size * position.dp * multiple))  # None is Megatron's fully masked sequence
+    wanted += [None] * (-len(wanted) % (micro_size * position.dp * multiple))  # None is a sequence that is masked out whole
     mine = wanted[position.dp_rank :: position.dp]
     return [default_collate([dataset[index] for index in mine[i : i + micro_size]]) for i in range(0, len(mine), micro_size)]
-
-
-def realised(
-    dataset: Any, prepared: Prepared, weights: Mapping[str, float], seq_length: int, num_sequences: int
-) -> tuple[SourcePlan, ...]:
-    """Return what a run's `num_sequences` really hold of each source: tokens, share and epochs, counted in the blend's index."""
-    import numpy as np
-
-    if len(prepared.sources) == 1:
-        counts: Sequence[int] = [num_sequences]
-    else:  # Megatron rounds each source up, so its index may be a few sequences longer than the run
-        counts = np.bincount(np.asarray(dataset.dataset_index[:num_sequences]), minlength=len(prepared.sources)).tolist()
-    total = sum(counts)
-    return tuple(
-        SourcePlan(source.name, weights[source.name], count * seq_length, count / total, count * seq_length / source.train_tokens)
-        for source, count in zip(prepared.sources, counts, strict=True)
-    )

@@ -11,6 +11,7 @@ from typing import Literal
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json
+from megatron_prism.data.walk import Stream, Walk
 
 MANIFEST = "the manifest of a prepared mixture"
 AGAIN = "run prism prepare again"
@@ -50,6 +51,10 @@ class Prepared:
     eos_id: int | None
     sources: tuple[PreparedSource, ...]
 
+    def prefix(self, name: str) -> Path:
+        """Return where a source's tokens are."""
+        return next(source.train_prefix for source in self.sources if source.name == name)
+
 
 def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budget_tokens: int | None) -> tuple[SourcePlan, ...]:
     """Share a budget over sources by weight; the tokens sum to the budget exactly (largest remainder, ties to the first).
@@ -70,6 +75,13 @@ def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budg
     return tuple(
         SourcePlan(name, weight, tokens[name], tokens[name] / budget_tokens, epochs.get(name)) for name, weight in weights.items()
     )
+
+
+def walk(prepared: Prepared, weights: Mapping[str, float], seq_length: int, seed: int) -> Walk:
+    """Return the walk of a run through those of a prepared mixture's sources that have a weight."""
+    tokens = {source.name: source.train_tokens for source in prepared.sources}
+    streams = tuple(Stream(name, weight, tokens[name]) for name, weight in weights.items())
+    return Walk(streams, seq_length, seed)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
-from megatron_prism.core.check import check_model, check_train, check_weights, data_parallel_size
+from megatron_prism.core.check import check_model, check_train, data_parallel_size
 from megatron_prism.core.config import ModelConfig, TrainConfig
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import loader, mixture, tokenize
+from megatron_prism.data import loader, segments, tokenize
+from megatron_prism.data.mixture import Prepared
 from megatron_prism.families import find
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
@@ -26,18 +27,10 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     Raises: InputError with every problem found. Nothing is written.
     """
     raise_problems(check_train(config, world_size))
-    model, prepared = origin_model(config), mixture.read_prepared(config.data.prepared)
-    weights = _weights(config, prepared)
-    raise_problems(
-        [
-            *check_model(model, config),
-            *_check_tokenizer(config, model, prepared),
-            *check_weights(weights, "data.weights"),
-            *run_folder.check_resume(config),
-        ]
-    )
+    model, mixtures = origin_model(config), segments.read(config.data, config.batch.global_size, config.seed)
+    tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
+    raise_problems([*check_model(model, config), *dict.fromkeys(tokenizers), *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
-    available = {source.name: source.train_tokens for source in prepared.sources}
     flops = flops_per_token(model, config.data.seq_length)
     return {
         "parameters": find.num_parameters(model),
@@ -48,7 +41,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "tokens": tokens_per_step * config.steps,
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
-        "sources": [vars(source) for source in mixture.plan(weights, available, tokens_per_step * config.steps)],
+        "sources": [vars(source) for source in segments.realised(mixtures, config.steps * config.batch.global_size)],
         "run_dir": str(config.run_dir),
         "resumes_at_step": folder.read(config.run_dir).step if run_folder.is_started(config.run_dir) else 0,
     }
@@ -64,17 +57,7 @@ def origin_model(config: TrainConfig) -> ModelConfig:
     return config.model
 
 
-def _weights(config: TrainConfig, prepared: mixture.Prepared) -> dict[str, float]:
-    own = {source.name: source.weight for source in prepared.sources}
-    if config.data.weights is None:
-        return own
-    if set(config.data.weights) != set(own):
-        found, required = ", ".join(sorted(config.data.weights)), ", ".join(sorted(own))
-        raise InputError(Problem("data.weights", found, f"a weight for each of {required}"))
-    return {name: config.data.weights[name] for name in own}
-
-
-def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: mixture.Prepared) -> list[Problem]:
+def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: Prepared) -> list[Problem]:
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
     where = str(config.data.prepared)
     if prepared.vocab_size > model.vocab_size:
@@ -124,14 +107,11 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
     from megatron_prism.train.metrics import Recorder
 
     chunks, optimizer, first_step = _build_or_resume(config, model, groups)
-    prepared = mixture.read_prepared(config.data.prepared)
-    weights, cache = _weights(config, prepared), config.run_dir / "data_cache"
-    num_sequences = config.steps * config.batch.global_size
-    dataset = loader.train_dataset(prepared, weights, config.data.seq_length, num_sequences, config.seed, cache)
-    valid = loader.valid_datasets(prepared, config.data.seq_length, config.seed, cache)
+    mixtures = segments.read(config.data, config.batch.global_size, config.seed)
+    dataset, valid = loader.Sequences(mixtures), loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed)
     position = loader.Position(groups.dp_rank, groups.dp)
     even = groups.pp if groups.vpp else 1  # interleaving wants its microbatches in multiples of pp
-    blend = loader.realised(dataset, prepared, weights, config.data.seq_length, num_sequences)
+    blend = segments.realised(mixtures, config.steps * config.batch.global_size)
     if groups.rank == 0:
         log.get().info("blend: %s", "  ".join(f"{part.name} {part.share:.2%} ({part.epochs:.2f} epochs)" for part in blend))
         run_folder.note(config.run_dir, realised_blend=[vars(part) for part in blend])

@@ -84,7 +84,7 @@ def test_transformers_gives_the_same_loss(run: Path, valid_loss: dict[str, dict[
 
     from megatron_prism.data import loader, mixture
 
-    datasets = loader.valid_datasets(mixture.read_prepared(run / "data"), SEQ_LENGTH, SEED, run / "cache")
+    datasets = loader.held_out(mixture.read_prepared(run / "data"), SEQ_LENGTH, SEED)
     samples = [datasets[source][index] for index in range(SEQUENCES)]
     model = AutoModelForCausalLM.from_pretrained(run / "hf")
     with torch.inference_mode():

@@ -125,7 +125,7 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
         (["parallel.tp=2"], ["parallel: found tp 2", "start 2 processes"]),
         (["parallel.tp=2", "--nproc", "3"], ["parallel: found tp 2", "world size 3"]),
         (["data.prepared=absent"], ["absent/manifest.json: found"]),
-        (["data.weights={b: 100}"], ["data.weights: found b; required a weight for each of a"]),
+        (["data.weights={b: 100}"], ["data.weights.b: found no such source; required a source of"]),
         (["init.tokenizer=absent"], ["absent"]),
         (["--json", "absent/plan.json"], ["absent"]),
     ],

@@ -1,0 +1,84 @@
+"""The mixtures that a run reads, one after the other: its first, and what `data.changes` puts in its place at a step.
+
+All follow from the config, so a resumed run finds its place as any other does; a source that stays is read on from where it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from megatron_prism.core.check import check_weights
+from megatron_prism.core.config import DataConfig
+from megatron_prism.core.errors import Problem, raise_problems
+from megatron_prism.data import mixture
+from megatron_prism.data.mixture import Prepared, SourcePlan
+from megatron_prism.data.walk import Stream, Walk
+
+
+class Segment(NamedTuple):
+    """A prepared mixture and the walk through it, from the walk's first_sequence on."""
+
+    prepared: Prepared
+    walk: Walk
+
+
+def read(data: DataConfig, global_size: int, seed: int) -> tuple[Segment, ...]:
+    """Return a run's segments.
+
+    Raises: InputError naming weights that are not the mixture's, and a source that is other data than under its name before.
+    """
+    prepared = mixture.read_prepared(data.prepared)
+    weights = _weights(data.weights, prepared, "data.weights")
+    segments = [Segment(prepared, mixture.walk(prepared, weights, data.seq_length, seed))]
+    for index, change in enumerate(data.changes):
+        key = f"data.changes.{index}"
+        prepared = mixture.read_prepared(change.prepared) if change.prepared else segments[-1].prepared
+        weights = _weights(change.weights, prepared, f"{key}.weights")
+        tokens = {source.name: source.train_tokens for source in prepared.sources}
+        raise_problems(_other_data(tokens, segments, f"{key}.prepared ({prepared.root})"))
+        walk = segments[-1].walk.changed(change.step * global_size, weights, tokens)
+        segments.append(Segment(prepared, walk))
+    return tuple(segments)
+
+
+def _weights(chosen: Mapping[str, float] | None, prepared: Prepared, key: str) -> dict[str, float]:
+    own = {source.name: source.weight for source in prepared.sources}
+    if chosen is None:
+        return own
+    unknown = [Problem(f"{key}.{name}", "no such source", f"a source of {prepared.root}: {', '.join(own)}") for name in chosen if name not in own]
+    raise_problems([*unknown, *check_weights(chosen, key)])
+    return {name: chosen[name] for name in own if name in chosen}
+
+
+def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: str) -> list[Problem]:
+    """A source is known by its name: where its tokens are others, what was read of it has no place in them."""
+    known = {source.name: source.train_tokens for segment in segments for source in segment.prepared.sources}
+    return [
+        Problem(where, f"source {name} of {count} tokens", f"{known[name]} tokens, as the run has read it so far", "give other data another name")
+        for name, count in tokens.items()
+        if known.get(name, count) != count
+    ]
+
+
+def realised(segments: Sequence[Segment], num_sequences: int) -> tuple[SourcePlan, ...]:
+    """Return what a run of `num_sequences` reads of each source: tokens, share and epochs; weight is the last one it had."""
+    counts: Counter[str] = Counter()
+    streams: dict[str, Stream] = {}
+    ends = [*(segment.walk.first_sequence for segment in segments[1:]), num_sequences]
+    for (_, walk), end in zip(segments, ends, strict=True):
+        if walk.first_sequence < num_sequences:
+            counts.update(dict(zip((stream.name for stream in walk.streams), walk.counts(min(end, num_sequences)), strict=True)))
+            streams |= {stream.name: stream for stream in walk.streams}
+    length = segments[0].walk.seq_length
+    return tuple(
+        SourcePlan(name, stream.weight, counts[name] * length, counts[name] / num_sequences, counts[name] * length / stream.num_tokens)
+        for name, stream in streams.items()
+    )
+
+
+def at(segments: Sequence[Segment], sequence: int) -> int:
+    """Return the index of the segment that a sequence of the run belongs to."""
+    return sum(segment.walk.first_sequence <= sequence for segment in segments) - 1
+

@@ -1,0 +1,125 @@
+"""Batches by position: the tokens that the walk names, the same on any number of ranks, from any step on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_prism.core.config import BatchConfig, DataConfig, MixtureChange
+from megatron_prism.core.errors import InputError
+from megatron_prism.data import indexed, loader, mixture, segments
+from megatron_prism.data.segments import Segment
+
+LENGTHS = {"a": [5, 40, 1, 17], "b": [30]}
+SEQ_LENGTH, SEED, BATCH = 8, 3, BatchConfig(global_size=4, micro_size=1)
+
+
+def write(prefix: Path, lengths: list[int], first: int) -> int:
+    with indexed.Writer(prefix, np.dtype(np.uint16)) as writer:
+        writer.add(first + np.arange(sum(lengths)), np.array(lengths))
+    return sum(lengths)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> mixture.Prepared:
+    """A mixture whose every token is its own place: a's from 0 on, b's from 1000, held-out ones 2000 above."""
+    sources = []
+    for first, (name, lengths) in zip((0, 1000), LENGTHS.items(), strict=True):
+        count = write(tmp_path / f"{name}.train", lengths, first)
+        write(tmp_path / f"{name}.valid", [20, 7], first + 2000)
+        sources.append(mixture.PreparedSource(name, 50.0, tmp_path / f"{name}.train", count, len(lengths), tmp_path / f"{name}.valid", 27, 2))
+    return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
+
+
+@pytest.fixture
+def sequences(prepared: mixture.Prepared) -> loader.Sequences:
+    return loader.Sequences([Segment(prepared, mixture.walk(prepared, {"a": 75.0, "b": 25.0}, SEQ_LENGTH, SEED))])
+
+
+def test_a_sequence_is_the_tokens_that_its_place_names(sequences: loader.Sequences) -> None:
+    for number in range(60):
+        place, sample = sequences.segments[0].walk.place(number), sequences[number]
+        count, first = sum(list(LENGTHS.values())[place.source]), 1000 * place.source
+        wanted = [first + (place.offset + index) % count for index in range(SEQ_LENGTH + 1)]
+        assert sample["tokens"].tolist() == wanted[:-1] and sample["labels"].tolist() == wanted[1:]
+        assert sample["loss_mask"].tolist() == [1] * SEQ_LENGTH and sample["position_ids"].tolist() == list(range(SEQ_LENGTH))
+
+
+def rows(sequences: loader.Sequences, first_step: int, steps: int, dp: int) -> list[list[list[int]]]:
+    """Return each step's sequences, in the order of ranks."""
+    by_rank = [list(loader.batches(sequences, first_step, steps, BATCH, loader.Position(rank, dp), 0, False)) for rank in range(dp)]
+    return [[row for part in parts for batch in part for row in batch["tokens"].tolist()] for parts in zip(*by_rank, strict=True)]
+
+
+def test_steps_are_the_same_on_any_number_of_ranks_and_after_a_resume(sequences: loader.Sequences) -> None:
+    whole = rows(sequences, 0, 9, dp=1)
+    assert rows(sequences, 0, 9, dp=2) == rows(sequences, 0, 9, dp=4) == whole
+    assert rows(sequences, 0, 3, 2) + rows(sequences, 3, 5, 1) + rows(sequences, 5, 9, 2) == whole
+    assert rows(sequences, 1, 9, dp=1) != whole[:8]
+
+
+def test_a_run_reads_what_its_blend_says(sequences: loader.Sequences) -> None:
+    tokens = [token for step in rows(sequences, 0, 10, dp=2) for row in step for token in row]
+    blend = segments.realised(sequences.segments, 40)
+    assert [part.tokens for part in blend] == [sum(token < 1000 for token in tokens), sum(token >= 1000 for token in tokens)] == [240, 80]
+    assert [(part.share, part.epochs) for part in blend] == [(0.75, 240 / 63), (0.25, 80 / 30)]
+
+
+def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """75/25 for 3 steps, then a alone; what is read of a goes on as if nothing had changed."""
+    monkeypatch.setattr(mixture, "read_prepared", lambda path: prepared)
+    weights = {"a": 75.0, "b": 25.0}
+    data = DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, weights=weights, changes=(MixtureChange(step=3, weights={"a": 100.0}),))
+    changed = loader.Sequences(segments.read(data, BATCH.global_size, SEED))
+    plain = loader.Sequences(segments.read(replace(data, changes=()), BATCH.global_size, SEED))
+    alone = loader.Sequences(segments.read(replace(data, weights={"a": 100.0}, changes=()), BATCH.global_size, SEED))
+    found = rows(changed, 0, 6, dp=2)
+    assert found[:3] == rows(plain, 0, 3, dp=1)
+    of_a = [row for step in found for row in step if row[0] < 1000]
+    assert of_a == [row for step in rows(alone, 0, 6, dp=1) for row in step][: len(of_a)] and len(of_a) == 9 + 12
+    assert rows(changed, 2, 6, dp=4) == found[2:]
+    assert [(part.name, part.tokens) for part in segments.realised(changed.segments, 24)] == [("a", 21 * SEQ_LENGTH), ("b", 3 * SEQ_LENGTH)]
+    assert segments.realised(changed.segments, 8) == segments.realised(plain.segments, 8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [({"a": 100.0, "c": 1.0}, "weights.c: found no such source"), ({"a": 90.0}, "weights: found weights that sum to 90"), ({"a": 110.0, "b": -10.0}, "weights.b: found -10")],
+)
+def test_weights_that_are_not_the_mixtures_are_refused(
+    prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch, weights: dict[str, float], problem: str
+) -> None:
+    monkeypatch.setattr(mixture, "read_prepared", lambda path: prepared)
+    data = DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH)
+    for key, wrong in (("data", replace(data, weights=weights)), ("data.changes.0", replace(data, changes=(MixtureChange(step=1, weights=weights),)))):
+        with pytest.raises(InputError, match=f"{key}.{problem}"):
+            segments.read(wrong, BATCH.global_size, SEED)
+
+
+def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], train_tokens=62),))
+    monkeypatch.setattr(mixture, "read_prepared", lambda path: other if path.name == "other" else prepared)
+    change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
+    with pytest.raises(InputError, match=r"data.changes.0.prepared \(other\): found source a of 62 tokens; required 63 tokens"):
+        segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+
+
+def test_held_out_sequences_are_read_once_and_the_rest_is_masked(prepared: mixture.Prepared) -> None:
+    found = loader.held_out(prepared, SEQ_LENGTH, SEED)
+    assert len(found["b"]) == 3
+    assert sorted(row["tokens"][0].item() for row in map(found["b"].__getitem__, range(3))) == [3000, 3008, 3016]
+    batches = [batch for rank in range(2) for batch in loader.valid_batches(found["a"], 10, 2, loader.Position(rank, 2))]
+    assert sum(batch["loss_mask"].sum().item() for batch in batches) == 3 * SEQ_LENGTH
+    assert torch.cat([batch["tokens"] for batch in batches]).shape == (4, SEQ_LENGTH)
+    with pytest.raises(InputError, match="source a: found 27 held-out tokens; required more than data.seq_length 27"):
+        loader.held_out(prepared, 27, SEED)
+
+
+def test_a_token_is_found_in_its_document(prepared: mixture.Prepared) -> None:
+    reader = indexed.Reader(prepared.sources[0].train_prefix)
+    wanted = [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
+    assert [reader.document(offset) for offset in range(reader.num_tokens)] == wanted
