@@ -65,7 +65,8 @@ class Walk:
         """Return how many sequences of each source lie before a sequence of the run, counted from this walk's first."""
         wanted = sequence - self.first_sequence
         assert wanted >= 0
-        time = max((wanted - len(self.streams)) * self._periods[0] * self._rates[0] // sum(self._rates), 0)  # early: roundings are below half a sequence
+        early = 2 * wanted - len(self.streams)  # twice: rounding moves a source by half a sequence at most
+        time = max(early * self._periods[0] * self._rates[0] // (2 * sum(self._rates)), 0)
         counts = [self._count(source, time) for source in range(len(self.streams))]
         while sum(counts) < wanted:
             counts[self._next(counts)] += 1

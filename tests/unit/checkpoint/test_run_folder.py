@@ -1,0 +1,39 @@
+"""What a run that goes on may change, and what it may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_prism.checkpoint import folder, run_folder
+from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, TrainConfig
+from megatron_prism.core.load import to_yaml
+
+EARLY, LATE, OTHER = MixtureChange(step=3, weights={"a": 100.0}), MixtureChange(step=6, weights={"b": 100.0}), MixtureChange(step=3, weights={"b": 100.0})
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A run of 10 steps that stands at step 5, its mixture changed at step 3."""
+    monkeypatch.setattr(run_folder, "is_started", lambda path: True)
+    monkeypatch.setattr(folder, "read", lambda path: SimpleNamespace(step=5))
+    data = DataConfig(prepared=Path("data/a"), seq_length=8, changes=(EARLY,))
+    found = TrainConfig(run_dir=tmp_path, steps=10, data=data, batch=BatchConfig(global_size=4), init=InitConfig(checkpoint=Path("ckpt")))
+    (tmp_path / run_folder.CONFIG).write_text(to_yaml(found))
+    return found
+
+
+@pytest.mark.parametrize(("changes", "is_held"), [((EARLY,), True), ((EARLY, LATE), True), ((EARLY, replace(LATE, step=5)), True), ((), False),
+                                                  ((OTHER,), False), ((EARLY, replace(LATE, step=4)), False)])  # fmt: skip
+def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, changes: tuple[MixtureChange, ...], is_held: bool) -> None:
+    problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)))
+    assert [problem.where for problem in problems] == ([] if is_held else ["data.changes"])
+
+
+def test_where_it_runs_may_change_and_what_it_computes_may_not(config: TrainConfig) -> None:
+    assert run_folder.check_resume(replace(config, batch=BatchConfig(global_size=4, micro_size=2))) == []
+    changed = replace(config, batch=BatchConfig(global_size=8), data=replace(config.data, prepared=Path("data/b")), seed=config.seed + 1)
+    assert {problem.where for problem in run_folder.check_resume(changed)} == {"batch.global_size", "data.prepared", "seed"}
