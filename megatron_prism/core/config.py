@@ -99,13 +99,15 @@ class MixtureChange(Section):
 class DataConfig(Section):
     """A prepared mixture (`prism prepare`); `weights` replaces the mixture's own, by source name, in percent.
 
-    A source that `weights` leaves out is not read. changes: other mixtures later in the run.
+    A source that `weights` leaves out is not read. changes: other mixtures later in the run. max_epochs: how often a
+    source may be read over; the paper reads one 4.4 times (Table 1), and states no limit.
     """
 
     prepared: Path
     seq_length: int
     weights: dict[str, float] | None = None
     changes: tuple[MixtureChange, ...] = ()
+    max_epochs: float | None = None
     num_workers: int = 0
 
 

@@ -78,6 +78,16 @@ def realised(segments: Sequence[Segment], num_sequences: int) -> tuple[SourcePla
     )
 
 
+def check_epochs(parts: Sequence[SourcePlan], max_epochs: float | None, key: str) -> list[Problem]:
+    """Return a problem for each source that a run reads more often than allowed."""
+    fix = "give it less weight, find more of it, or allow more"
+    return [
+        Problem(key, f"source {part.name} read {part.epochs:.2f} times", f"at most {max_epochs}", fix)
+        for part in parts
+        if max_epochs is not None and part.epochs is not None and part.epochs > max_epochs
+    ]
+
+
 def at(segments: Sequence[Segment], sequence: int) -> int:
     """Return the index of the segment that a sequence of the run belongs to."""
     return sum(segment.walk.first_sequence <= sequence for segment in segments) - 1

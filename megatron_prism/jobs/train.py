@@ -29,7 +29,9 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     raise_problems(check_train(config, world_size))
     model, mixtures = origin_model(config), segments.read(config.data, config.batch.global_size, config.seed)
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
-    raise_problems([*check_model(model, config), *dict.fromkeys(tokenizers), *run_folder.check_resume(config)])
+    sources = segments.realised(mixtures, config.steps * config.batch.global_size)
+    epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
+    raise_problems([*check_model(model, config), *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
     flops = flops_per_token(model, config.data.seq_length)
     return {
@@ -41,7 +43,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "tokens": tokens_per_step * config.steps,
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
-        "sources": [vars(source) for source in segments.realised(mixtures, config.steps * config.batch.global_size)],
+        "sources": [vars(source) for source in sources],
         "run_dir": str(config.run_dir),
         "resumes_at_step": folder.read(config.run_dir).step if run_folder.is_started(config.run_dir) else 0,
     }

@@ -108,6 +108,12 @@ def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, mo
         segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
 
 
+def test_a_source_that_is_read_too_often_is_named(sequences: loader.Sequences) -> None:
+    parts = segments.realised(sequences.segments, 40)  # a 3.81 times, b 2.67 times
+    assert segments.check_epochs(parts, None, "data.max_epochs") == segments.check_epochs(parts, 3.82, "data.max_epochs") == []
+    assert [problem.found for problem in segments.check_epochs(parts, 3.0, "data.max_epochs")] == ["source a read 3.81 times"]
+
+
 def test_held_out_sequences_are_read_once_and_the_rest_is_masked(prepared: mixture.Prepared) -> None:
     found = loader.held_out(prepared, SEQ_LENGTH, SEED)
     assert len(found["b"]) == 3
