@@ -35,14 +35,14 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
         raise InputError(Problem(str(folder), "a folder without state.json", "a folder of Dataset.save_to_disk", "name files, or a glob"))
     try:
         found = json.loads(state.read_bytes())
-        names = [file["filename"] for file in found["_data_files"]]
+        names = [str(file["filename"]) for file in found["_data_files"]]
     except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
         raise InputError(Problem(str(state), f"no list of data files ({error})", "_data_files, as save_to_disk writes it")) from None
     if not names or found.get("_indices_data_files"):  # the second: an old writer's rows, chosen and reordered by another file
         raise InputError(Problem(str(state), "no data files" if not names else "rows behind _indices_data_files", "data files alone",
                                  "save it again with a newer `datasets`"))
-    raise_problems([Problem(f"{state}: _data_files", repr(name), "an .arrow file in the folder") for name in names
-                    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".arrow") or not (folder / name).is_file()])
+    inside = {path.name for path in folder.glob("*.arrow") if path.is_file()}  # a name that leads out of the folder is not among them
+    raise_problems([Problem(f"{state}: _data_files", repr(name), "an .arrow file in the folder") for name in names if name not in inside])
     return tuple(folder / name for name in names)
 
 
