@@ -16,6 +16,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.3,<3",
         "psutil>=5.9",  # megatron-core's checkpoint writer needs it and does not declare it
+        "pyarrow>=18",
         "pydantic>=2.7,<3",
         "pyyaml>=6",
         "rich>=13",

@@ -219,7 +219,7 @@ class TrainConfig(Section):
 class SourceConfig(Section):
     """One source of a mixture.
 
-    path: files or globs (.jsonl or .txt, also .gz and .zst). weight: percent of the training tokens.
+    path: files or globs (.jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders). weight: percent of the training tokens.
     text: how a jsonl record becomes text, as `{field}` in braces; a .txt file is split into documents at blank lines
     (`split: paragraph`) or taken whole (`split: file`).
     valid_path: files held out for validation; else valid_percent of the documents, chosen by their hash.

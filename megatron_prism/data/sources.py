@@ -1,10 +1,11 @@
-"""Read a source's documents, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`.
+"""Read a source's documents, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`, and the files of columns.py.
 
 A document is train or valid by its file or by its text alone, so neither order nor the number of workers moves it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import gzip
 import hashlib
@@ -13,18 +14,19 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from megatron_prism.core.config import SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.data import columns
 
 Split = Literal["train", "valid"]
 OnBad = Callable[[Problem], None]  # told of each bad record; raising refuses the source, returning skips the record
 OpenFile = Callable[[Path], io.BufferedReader]
-FORMATS = (".jsonl", ".txt")
+FORMATS = (".jsonl", ".txt", *columns.FORMATS)
 COMPRESSIONS = (".gz", ".zst")
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 BLOCK_BYTES = 1 << 20
@@ -54,7 +56,7 @@ class _BadRecord(Exception):
 
 
 def find(sources: Sequence[SourceConfig]) -> tuple[SourceFiles, ...]:
-    """Return the files of each source, globs expanded and sorted.
+    """Return the files of each source, globs expanded and sorted, a folder of Dataset.save_to_disk as its data files.
 
     Raises: InputError with every pattern that matches no file, every format not read and every template without a field.
     """
@@ -65,8 +67,8 @@ def find(sources: Sequence[SourceConfig]) -> tuple[SourceFiles, ...]:
         valid = _expand(source.valid_path, f"sources.{index}.valid_path", problems)
         held_out = {path.resolve() for path in valid}
         found.append(SourceFiles(tuple(path for path in train if path.resolve() not in held_out), valid))
-        if any(_format(path) == ".jsonl" for path in train + valid) and not PLACEHOLDER.search(source.text):
-            problems.append(Problem(f"sources.{index}.text", repr(source.text), "at least one {field} of the jsonl records"))
+        if any(_format(path) != ".txt" for path in train + valid) and not PLACEHOLDER.search(source.text):
+            problems.append(Problem(f"sources.{index}.text", repr(source.text), "at least one {field} of the records"))
     raise_problems(problems)
     return tuple(found)
 
@@ -95,33 +97,44 @@ def is_held_out(text: str, valid_percent: float) -> bool:
 def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple[Path, ...]:
     paths: dict[Path, None] = {}  # in order, and a file that two patterns match is read once
     for pattern in patterns:
+        if Path(pattern).is_dir():
+            try:
+                paths |= dict.fromkeys(columns.saved_files(Path(pattern)))
+            except InputError as error:
+                problems += [dataclasses.replace(problem, where=f"{key}: {problem.where}") for problem in error.problems]
+            continue
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             problems.append(Problem(key, f"no file at {pattern!r}", "a file, or a glob that matches files", "correct the path"))
         for path in files:
             if _format(path) not in FORMATS:
-                problems.append(Problem(key, str(path), "a .jsonl or .txt file, plain or compressed as .gz or .zst"))
+                problems.append(Problem(key, str(path), "a .jsonl or .txt file, plain or as .gz or .zst, .parquet, or .arrow"))
         paths |= dict.fromkeys(files)
     return tuple(paths)
 
 
 def _format(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
+    """Return the format, without the compression of a text format; a compressed columnar file keeps its name's end, and is refused."""
+    inner = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    return path.suffix if inner in columns.FORMATS else inner
 
 
 def _texts(path: Path, source: SourceConfig, on_bad: OnBad, open_file: OpenFile) -> Iterator[str]:
     # The pieces of a template alternate between literal text and field names; a .txt file has none.
-    pieces = PLACEHOLDER.split(source.text) if _format(path) == ".jsonl" else None
+    pieces = None if _format(path) == ".txt" else PLACEHOLDER.split(source.text)
+    rows: Iterator[tuple[int, bytes | Mapping[str, object]]]
     try:
         with open_file(path) as raw, _decompress(path, raw) as stream:
-            if stream.peek(3).startswith(BOM_UTF8):
-                stream.read(3)
-            for number, record in _records(stream, source.split if pieces is None else "line"):
+            if pieces and path.suffix in columns.FORMATS:
+                rows, unit = columns.records(path, raw, pieces[1::2]), " row "
+            else:
+                rows, unit = _records(stream, source.split if pieces is None else "line"), ""
+            for number, record in rows:
                 try:
                     text = _text(record, pieces)
                 except _BadRecord as bad:
-                    on_bad(Problem(f"{path}:{number + bad.line}", bad.found, bad.required, "correct it, or set on_bad_record: skip"))
+                    on_bad(Problem(f"{path}:{unit}{number + bad.line}", bad.found, bad.required, "correct it, or set on_bad_record: skip"))
                     continue
                 yield text
     except (OSError, EOFError, zlib.error) as error:
@@ -130,6 +143,8 @@ def _texts(path: Path, source: SourceConfig, on_bad: OnBad, open_file: OpenFile)
 
 def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[tuple[int, bytes]]:
     """Yield each record's bytes with the number of its first line; blank lines of a jsonl file carry none."""
+    if stream.peek(3).startswith(BOM_UTF8):
+        stream.read(3)
     if split == "file":
         yield 1, stream.read()
         return
@@ -148,13 +163,17 @@ def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[
         yield number - len(lines) + 1, b"".join(lines).rstrip(b"\r\n")
 
 
-def _text(record: bytes, pieces: Sequence[str] | None) -> str:
+def _text(record: bytes | Mapping[str, object], pieces: Sequence[str] | None) -> str:
     try:
-        text = record.decode()
-        text = text if pieces is None else _render(json.loads(text), pieces)
+        if isinstance(record, bytes):
+            text = record.decode()
+            text = text if pieces is None else _render(json.loads(text), pieces)
+        else:
+            text = _render(record, pieces or ())
         text.encode()  # a JSON escape can spell half a surrogate pair, which is no text
     except UnicodeDecodeError as error:
-        raise _BadRecord(f"invalid UTF-8 ({error.reason})", "UTF-8 text", record.count(b"\n", 0, error.start)) from None
+        line = record.count(b"\n", 0, error.start) if isinstance(record, bytes) else 0
+        raise _BadRecord(f"invalid UTF-8 ({error.reason})", "UTF-8 text", line) from None
     except UnicodeEncodeError:
         raise _BadRecord("half a surrogate pair", "text that UTF-8 can spell") from None
     except (ValueError, RecursionError) as error:
@@ -173,7 +192,7 @@ def _render(record: object, pieces: Sequence[str]) -> str:
 def _field(record: dict, name: str) -> str:
     if name not in record:
         raise _BadRecord(f"no field {name!r}", f"the fields of `text`; the record has {', '.join(map(repr, record)) or 'none'}")
-    value = record[name]
+    value = record[name].decode() if isinstance(record[name], bytes) else record[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise _BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
     return str(value)

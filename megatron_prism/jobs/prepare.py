@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,8 +90,7 @@ def _prepare(source: SourceConfig, files: sources.SourceFiles, spec: tokenize.To
     task = progress.add_task(source.name, total=total_bytes)
 
     def open_file(path: Path) -> io.BufferedReader:
-        watched: Any = progress.open(path, "rb", total=total_bytes, task_id=task)
-        return io.BufferedReader(watched, sources.BLOCK_BYTES)
+        return io.BufferedReader(_Watched(path, lambda count: progress.advance(task, count)), sources.BLOCK_BYTES)
 
     documents = sources.read(source, files, on_bad, open_file)
     dtype = indexed.token_dtype(spec.vocab_size)
@@ -105,6 +104,33 @@ def _prepare(source: SourceConfig, files: sources.SourceFiles, spec: tokenize.To
     if num_skipped:
         log.get().warning("source %s: %d bad records skipped", source.name, num_skipped)
     return {"name": source.name, "weight": source.weight, **_facts(source, work), "skipped_records": num_skipped}
+
+
+class _Watched(io.FileIO):
+    """A file that reports the bytes read, its size in all: a columnar reader skips some bytes and comes back to others."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]):
+        super().__init__(path)
+        self._advance, self._left = advance, path.stat().st_size
+
+    def readinto(self, buffer: Any) -> int:
+        return self._count(super().readinto(buffer) or 0)
+
+    def readall(self) -> bytes:
+        data = super().readall()
+        self._count(len(data))
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._count(self._left)
+        super().close()
+
+    def _count(self, count: int) -> int:
+        step = min(count, self._left)
+        self._left -= step
+        self._advance(step)
+        return count
 
 
 def _facts(source: SourceConfig, work: Path) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def test_find_expands_sorts_and_reads_a_file_once(tmp_path: Path) -> None:
 
 
 def test_find_names_every_problem_by_key(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_text("x")
+    (tmp_path / "a.parquet.gz").write_text("x")
     (tmp_path / "a.jsonl").write_text("x")
-    first = source(tmp_path / "no*.txt", tmp_path / "a.parquet", valid_path=("absent.txt",))
+    first = source(tmp_path / "no*.txt", tmp_path / "a.parquet.gz", valid_path=("absent.txt",))
     with pytest.raises(InputError) as caught:
         sources.find([first, source(tmp_path / "a.jsonl", text="fixed")])
     keys = [problem.where.removeprefix("sources.") for problem in caught.value.problems]
