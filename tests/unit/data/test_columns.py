@@ -174,7 +174,7 @@ def test_row_group_is_streamed_and_only_its_needed_columns(tmp_path: Path) -> No
     texts = [random.Random(index).randbytes(2500).hex() for index in range(1000)]
     table = pa.table({"text": texts, "image": [random.Random(0).randbytes(10_000)] * 1000})
     file = tmp_path / "a.parquet"
-    pq.write_table(table, file, use_dictionary=False, compression="none")
+    pq.write_table(table, file, use_dictionary=False, compression="none", write_batch_size=50, data_page_size=100_000)
     num_bytes = 0
 
     def advance(count: int) -> None:
