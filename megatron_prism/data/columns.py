@@ -68,7 +68,8 @@ def records(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterato
 def _parquet(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+    # pre_buffer would read a row group's whole columns at once.
+    file = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
     _check(path, file.schema_arrow, names)
     yield from file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False)
 
