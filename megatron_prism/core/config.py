@@ -223,6 +223,7 @@ class SourceConfig(Section):
     text: how a jsonl record becomes text, as `{field}` in braces; a .txt file is split into documents at blank lines
     (`split: paragraph`) or taken whole (`split: file`).
     valid_path: files held out for validation; else valid_percent of the documents, chosen by their hash.
+    hf_id, available_tokens: where the source comes from, and what it is said to hold; for the reader, and for a plan without data.
     """
 
     name: str
@@ -232,6 +233,8 @@ class SourceConfig(Section):
     split: Literal["paragraph", "file"] = "file"
     valid_path: tuple[str, ...] = ()
     valid_percent: float = 0.0
+    hf_id: str | None = None
+    available_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

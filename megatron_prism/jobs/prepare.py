@@ -65,11 +65,12 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
 def _dry_run(config: PrepareConfig) -> dict[str, Any]:
     """Return the blend that the config alone decides; what a source has is known only once it is tokenized."""
     weights = {source.name: source.weight for source in config.sources}
+    available = {source.name: source.available_tokens for source in config.sources if source.available_tokens is not None}
     if config.tokens is None:
         unknown = {"tokens": None, "epochs": None}
         blend = [{"name": name, "weight": weight, "share": weight / 100, **unknown} for name, weight in weights.items()]
     else:
-        blend = [dataclasses.asdict(part) for part in mixture.plan(weights, {}, config.tokens)]
+        blend = [dataclasses.asdict(part) for part in mixture.plan(weights, available, config.tokens)]
     return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": blend}, "sources": blend, "config": to_dict(config)}
 
 
