@@ -246,6 +246,8 @@ def _check_source(source: SourceConfig, where: str) -> Sequence[Problem]:
         problems.append(Problem(f"{where}.path", "an empty list", "at least one file or glob"))
     if not 0 <= source.valid_percent < 100:
         problems.append(Problem(f"{where}.valid_percent", str(source.valid_percent), "at least 0 and below 100"))
+    if source.available_tokens is not None and source.available_tokens < 1:
+        problems.append(Problem(f"{where}.available_tokens", str(source.available_tokens), "at least 1, or null"))
     if source.valid_percent and source.valid_path:
         problems.append(Problem(f"{where}.valid_percent", "both valid_percent and valid_path", "one of them"))
     return problems

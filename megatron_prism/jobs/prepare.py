@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SPLITS: tuple[sources.Split, ...] = ("train", "valid")
 NOT_IN_RESULT = ("out", "num_workers")  # config keys that leave the prepared bytes as they are
+FOR_THE_READER = ("hf_id", "available_tokens")  # keys of a source that do too
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -202,7 +203,9 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _config_sha256(config: PrepareConfig) -> str:
-    return manifest.sha256_json({key: value for key, value in to_dict(config).items() if key not in NOT_IN_RESULT})
+    values = {key: value for key, value in to_dict(config).items() if key not in NOT_IN_RESULT}
+    values["sources"] = [{key: value for key, value in source.items() if key not in FOR_THE_READER} for source in values["sources"]]
+    return manifest.sha256_json(values)
 
 
 def _tokenizer_files(spec: tokenize.TokenizerSpec) -> list[Path]:

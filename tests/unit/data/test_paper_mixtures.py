@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from megatron_prism.core.check import check_prepare
 from megatron_prism.core.config import PrepareConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import prepare
@@ -27,6 +29,16 @@ def test_a_papers_mixture_is_planned_without_data(name: str) -> None:
     assert {part["name"]: round(part["epochs"], 2) for part in plan["sources"]} == EPOCHS[name]
     assert sum(part["tokens"] for part in plan["sources"]) == 25_000 * 128 * 8192
     assert all(part["share"] * 100 == pytest.approx(part["weight"], abs=1e-6) for part in plan["sources"])
+
+
+def test_what_is_said_of_a_source_is_checked_and_changes_no_result() -> None:
+    config = load(MIXTURES / "math.yaml", PrepareConfig)
+    first, *others = config.sources
+    said = replace(config, sources=(replace(first, hf_id="another", available_tokens=7), *others))
+    other = replace(config, sources=(replace(first, text="{body}"), *others))
+    assert prepare._config_sha256(said) == prepare._config_sha256(config) != prepare._config_sha256(other)
+    problems = check_prepare(replace(config, sources=(replace(first, available_tokens=0), *others)))
+    assert [problem.where for problem in problems] == ["sources.0.available_tokens"]
 
 
 def test_every_mixture_is_listed_here() -> None:
