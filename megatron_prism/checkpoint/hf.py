@@ -247,12 +247,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63  # True is no 1 here
 
 
-def read_tensor(root: Path, place: TensorPlace) -> torch.Tensor:
-    """Return one tensor, read from disk (not mapped, so that it counts once in memory and goes when it is dropped)."""
-    with (root / place.file).open("rb", buffering=0) as stream:
-        return pieces.to_tensor(read_values(stream, place, 0, prod(place.shape)), place.dtype).reshape(place.shape)
-
-
 def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> pieces.Bits:
     """Return values [start, start + count) of one tensor, counted in row-major order."""
     bits = pieces.empty((count,), place.dtype)
@@ -283,12 +277,6 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
         yield files
         for stream in files.values():
             os.fsync(stream.fileno())
-
-
-def write_tensor(stream: FileIO, place: TensorPlace, tensor: torch.Tensor) -> None:
-    """Write one tensor at its place, cast to the place's dtype."""
-    assert tensor.numel() == prod(place.shape), (place, tuple(tensor.shape))
-    write_values(stream, place, 0, pieces.of_tensor(tensor.to(place.dtype)))
 
 
 def write_values(stream: FileIO, place: TensorPlace, start: int, bits: pieces.Bits) -> None:

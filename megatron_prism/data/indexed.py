@@ -99,17 +99,8 @@ def verify(prefix: Path) -> Shard:
     for path in (tokens, index):
         if not path.is_file():
             raise InputError(Problem(str(path), "no such file", "the .bin and the .idx of a prepared source"))
+    dtype, num_sequences, num_boundaries = _header(index)
     data = index.read_bytes()
-    if len(data) < HEADER.size:
-        raise InputError(Problem(str(index), f"{len(data)} bytes", f"at least the {HEADER.size} bytes of a header"))
-    magic, version, code, num_sequences, num_boundaries = HEADER.unpack_from(data)
-    dtype = {code: dtype for dtype, code in CODES.items()}.get(code)
-    if magic != MAGIC or version != 1 or dtype is None:
-        raise InputError(Problem(str(index), f"magic {magic!r}, version {version}, type code {code}", f"{MAGIC!r}, 1, and 8 or 4"))
-    size_bytes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    if len(data) != size_bytes:
-        required = f"{size_bytes} for {num_sequences} sequences and {num_boundaries} boundaries"
-        raise InputError(Problem(str(index), f"{len(data)} bytes", required))
     lengths = np.frombuffer(data, np.int32, num_sequences, HEADER.size).astype(np.int64)
     offsets = np.frombuffer(data, np.int64, num_sequences, HEADER.size + 4 * num_sequences)
     boundaries = np.frombuffer(data, np.int64, num_boundaries, HEADER.size + 12 * num_sequences)
@@ -126,14 +117,38 @@ def verify(prefix: Path) -> Shard:
     return Shard(num_sequences, num_tokens, dtype)
 
 
+def _header(index: Path) -> tuple[np.dtype, int, int]:
+    """Return an index's token type, sequences and boundaries, once the file is as long as they say.
+
+    Raises: InputError naming the file.
+    """
+    found = index.stat().st_size
+    with index.open("rb") as stream:
+        head = stream.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise InputError(Problem(str(index), f"{found} bytes", f"at least the {HEADER.size} bytes of a header"))
+    magic, version, code, num_sequences, num_boundaries = HEADER.unpack(head)
+    dtype = {code: dtype for dtype, code in CODES.items()}.get(code)
+    if magic != MAGIC or version != 1 or dtype is None:
+        raise InputError(Problem(str(index), f"magic {magic!r}, version {version}, type code {code}", f"{MAGIC!r}, 1, and 8 or 4"))
+    size_bytes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
+    if found != size_bytes:
+        required = f"{size_bytes} for {num_sequences} sequences and {num_boundaries} boundaries"
+        raise InputError(Problem(str(index), f"{found} bytes", required))
+    return dtype, num_sequences, num_boundaries
+
+
 class Reader:
-    """A pair's tokens and documents by position, mapped: memory holds what is read, and no index of what is not."""
+    """A pair's tokens and documents by position, mapped: memory holds what is read, however many there are.
+
+    What `verify` looks at, it has looked at when the pair was written.
+    """
 
     def __init__(self, prefix: Path):
-        shard = verify(prefix)
-        self.num_tokens, self.num_documents = shard.num_tokens, shard.num_documents
-        self._tokens = np.memmap(bin_path(prefix), shard.dtype, mode="r")
-        self._starts = np.memmap(idx_path(prefix), np.int64, mode="r", offset=HEADER.size + 4 * shard.num_documents, shape=(shard.num_documents,))
+        dtype, self.num_documents, _ = _header(idx_path(prefix))
+        self._tokens = np.memmap(bin_path(prefix), dtype, mode="r")
+        self.num_tokens = self._tokens.size
+        self._starts = np.memmap(idx_path(prefix), np.int64, mode="r", offset=HEADER.size + 4 * self.num_documents, shape=(self.num_documents,))
 
     def tokens(self, offset: int, count: int) -> np.ndarray:
         """Return `count` tokens from one on, beginning again where the pair ends."""

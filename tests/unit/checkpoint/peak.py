@@ -6,6 +6,7 @@ ru_maxrss would begin with the peak of the parent process.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def run(job: str, source: Path, target: Path) -> object:
         return convert.run_import(source, target, dry_run=False)
     if job == "export":
         return convert.run_export(source, target, dry_run=False)
-    return [hf.read_tensor(source, place) for shard in hf.open_shards(source) for place in shard.tensors]  # the control: all at once
+    shards = hf.open_shards(source)
+    with hf.open_files(source, shards) as files:  # the control: all at once
+        return [hf.read_values(files[shard.file], place, 0, math.prod(place.shape)) for shard in shards for place in shard.tensors]
 
 
 def main(job: str, source: Path, target: Path, tiny: Path) -> None:

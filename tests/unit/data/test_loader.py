@@ -129,3 +129,10 @@ def test_a_token_is_found_in_its_document(prepared: mixture.Prepared) -> None:
     reader = indexed.Reader(prepared.sources[0].train_prefix)
     wanted = [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
     assert [reader.document(offset) for offset in range(reader.num_tokens)] == wanted
+
+
+def test_an_index_that_was_cut_is_named_before_a_token_is_read(prepared: mixture.Prepared) -> None:
+    index = indexed.idx_path(prepared.sources[0].train_prefix)
+    index.write_bytes(index.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"a.train.idx: found \d+ bytes; required \d+ for 4 sequences and 5 boundaries"):
+        indexed.Reader(prepared.sources[0].train_prefix)
