@@ -26,7 +26,7 @@ from megatron_prism.checkpoint.finite import first_nonfinite
 from megatron_prism.core.check import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import describe, sha256_file, write_json
+from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
 from megatron_prism.families import find
 from megatron_prism.families.rules import Rule, check_present
 
@@ -148,7 +148,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         stream.write_tensors(temporary / folder.STATE, list(specs.values()), values)
         assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
         write_json(temporary / folder.SHARDS, [{"file": shard.file, "header": shard.header} for shard in plan.shards])
-        manifest = describe("import", assets, source=str(plan.root), **plan.summary())
+        manifest = describe("import", sha256_files(assets), source=str(plan.root), **plan.summary())
         manifest["inputs"] |= {str(path): digest.result() for path, digest in digests.items()}
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
 

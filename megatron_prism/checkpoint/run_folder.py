@@ -13,7 +13,7 @@ from megatron_prism.checkpoint import folder
 from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
-from megatron_prism.core.manifest import describe, read_json, sha256_json, write_json, write_text
+from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenize
 from megatron_prism.families import find
 
@@ -68,7 +68,7 @@ def lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any])
     write_text(config.run_dir / CONFIG, to_yaml(config))
     path = config.run_dir / MANIFEST
     before = read_json(path)["starts"] if path.is_file() else []
-    start = describe("run", inputs, config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
+    start = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
     write_json(path, {"kind": "run", "starts": [*before, start]})
 
 

@@ -1,14 +1,13 @@
-"""What must hold between the values of a config: pure functions that return every problem, before anything starts."""
+"""What must hold between the values of a training config: pure functions that return every problem, before anything starts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
-from megatron_prism.core.config import ModelConfig, PrepareConfig, SourceConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
-WEIGHT_TOLERANCE = 1e-6  # percent points a mixture's weights may miss 100 by
 VOCAB_MULTIPLE = 128  # rows of a vocabulary shard, as in Megatron-LM
 
 
@@ -211,43 +210,3 @@ def _check_hybrid(model: ModelConfig, prefix: str) -> Iterator[Problem]:
             yield Problem(f"{prefix}mamba", str(sizes), "at least 1 each")
         elif model.mamba.num_heads % model.mamba.num_groups:
             yield Problem(f"{prefix}mamba.num_groups", str(model.mamba.num_groups), f"a divisor of mamba.num_heads {model.mamba.num_heads}")
-
-
-def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
-    """Return what is wrong with a mixture's weights, in percent."""
-    problems = [Problem(f"{where}.{name}", str(weight), "a weight above 0") for name, weight in weights.items() if not weight > 0]
-    total = sum(weights.values())
-    if not abs(total - 100) <= WEIGHT_TOLERANCE:
-        problems.append(Problem(where, f"weights that sum to {total:g}", "100 (percent)", f"found {', '.join(f'{n} {w:g}' for n, w in weights.items())}"))
-    return problems
-
-
-def check_prepare(config: PrepareConfig) -> list[Problem]:
-    """Return what is wrong between the keys of a prepare config."""
-    if not config.sources:
-        return [Problem("sources", "an empty list", "at least one source")]
-    names = [source.name for source in config.sources]
-    problems = [Problem(f"sources.{index}.name", repr(name), "a name used once") for index, name in enumerate(names) if name in names[:index]]
-    for index, source in enumerate(config.sources):
-        problems += _check_source(source, f"sources.{index}")
-    for key, value in (("tokens", config.tokens), ("num_workers", config.num_workers)):
-        if value is not None and value < 1:
-            problems.append(Problem(key, str(value), "at least 1, or null"))
-    if not problems:
-        problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
-    return problems
-
-
-def _check_source(source: SourceConfig, where: str) -> Sequence[Problem]:
-    problems = []
-    if not source.name or set(source.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."):
-        problems.append(Problem(f"{where}.name", repr(source.name), "letters, digits, '_', '-' and '.': it names files"))
-    if not source.path:
-        problems.append(Problem(f"{where}.path", "an empty list", "at least one file or glob"))
-    if not 0 <= source.valid_percent < 100:
-        problems.append(Problem(f"{where}.valid_percent", str(source.valid_percent), "at least 0 and below 100"))
-    if source.available_tokens is not None and source.available_tokens < 1:
-        problems.append(Problem(f"{where}.available_tokens", str(source.available_tokens), "at least 1, or null"))
-    if source.valid_percent and source.valid_path:
-        problems.append(Problem(f"{where}.valid_percent", "both valid_percent and valid_path", "one of them"))
-    return problems

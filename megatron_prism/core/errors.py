@@ -42,6 +42,9 @@ class InputError(PrismError):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problems,)  # from one process to another
+
 
 class CheckpointError(InputError):
     """A checkpoint folder cannot be used; each problem names the file or the tensor."""

@@ -1,6 +1,6 @@
 """From YAML files and `a.b=c` overrides to one frozen dataclass, with every problem named by file and key.
 
-A file may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
+A file, and an entry of a list, may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
 lists are replaced whole. `${a.b}` interpolates another key of the same config.
 """
 
@@ -122,14 +122,40 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
+    layers = _bases(values, path, "base", above)
+    return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above)))]
+
+
+def _bases(values: dict, path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
+    """Return the layers that the `base` of a mapping names, and take it out of there."""
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise InputError(Problem(f"{path}:base", repr(bases), "a path, or a list of paths"))
-    layers: list[Layer] = []
-    for base in bases:
-        layers += read_layers(path.parent / base, (*above, path.resolve()))
-    return [*layers, (str(path), typing.cast(dict[str, Any], values))]
+        raise InputError(Problem(f"{path}:{key}", repr(bases), "a path, or a list of paths"))
+    return [layer for base in bases for layer in read_layers(path.parent / base, (*above, path.resolve()))]
+
+
+def _with_bases(values: Any, path: Path, above: tuple[Path, ...], key: str = "") -> Any:
+    """Return values in which the entries of lists have what their own `base` gives them."""
+    if isinstance(values, dict):
+        return {name: _with_bases(value, path, above, f"{key}.{name}" if key else str(name)) for name, value in values.items()}
+    if not isinstance(values, list):
+        return values
+    found = []
+    for index, entry in enumerate(values):
+        place = f"{key}.{index}"
+        if isinstance(entry, dict) and "base" in entry:
+            layers = _bases(entry, path, f"{place}.base", above)
+            entry = _merged([*layers, (str(path), entry)])
+        found.append(_with_bases(entry, path, above, place))
+    return found
+
+
+def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return whole layers merged in order, interpolations as they stand."""
+    from omegaconf import OmegaConf
+
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers]), resolve=False))
 
 
 def parse_override(text: str) -> Layer:

@@ -24,6 +24,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_files(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of each file, by its path."""
+    return {str(path): sha256_file(path) for path in paths}
+
+
 def sha256_json(value: Any) -> str:
     """Return the sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -53,14 +58,14 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+dirty" if dirty.stdout.strip() else "") if commit.returncode == 0 else None
 
 
-def describe(kind: str, inputs: Iterable[Path], **facts: Any) -> dict[str, Any]:
-    """Return a manifest: kind, time, versions, git commit, sha256 of each input file, and `facts`."""
+def describe(kind: str, inputs: Mapping[str, str], **facts: Any) -> dict[str, Any]:
+    """Return a manifest: kind, time, versions, git commit, the sha256 of each input file, and `facts`."""
     return {
         "kind": kind,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
         "git_commit": git_commit(),
-        "inputs": {str(path): sha256_file(path) for path in inputs},
+        "inputs": dict(inputs),
         **facts,
     }
 

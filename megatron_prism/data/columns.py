@@ -47,9 +47,9 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
 
 
 def records(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row's number, from 1, and its values of the columns `names`: bytes for a string, None for a null.
+    """Yield each row's number, from 1, and its values of the columns `names`: bytes for a string, within lists and structs too, None for a null.
 
-    Raises: InputError naming each column that is missing or holds no strings or numbers; OSError for a damaged file.
+    Raises: InputError naming each column that is missing or of a type that JSON has not; OSError for a damaged file.
     """
     import pyarrow as pa
 
@@ -92,27 +92,43 @@ def _check(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
         if len(indices) != 1:
             found = f"no column {name!r}" if not indices else f"{len(indices)} columns {name!r}"
             problems.append(Problem(str(path), found, f"the fields of `text`; the file has {', '.join(map(repr, schema.names)) or 'none'}"))
-        elif not _is_plain(schema.field(indices[0]).type):
-            problems.append(Problem(str(path), f"column {name!r} of type {schema.field(indices[0]).type}", "strings or numbers"))
+        elif _as_bytes(schema.field(indices[0]).type) is None:
+            problems.append(Problem(str(path), f"column {name!r} of type {schema.field(indices[0]).type}", "what JSON can hold"))
     raise_problems(problems)
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def _as_bytes(kind: pa.DataType, is_inner: bool = False) -> pa.DataType | None:
+    """Return a type with bytes for each string in it and no dictionary, None where JSON has no such value.
+
+    Beside the turns that are read, a list of them often holds times: they become whole numbers.
+    """
+    import pyarrow as pa
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
-    return kind in _bytes_types() or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind)
+        return _as_bytes(kind.value_type, is_inner)
+    if types.is_list(kind) or types.is_large_list(kind):
+        inner = _as_bytes(kind.value_type, is_inner=True)
+        return inner and (pa.list_(inner) if types.is_list(kind) else pa.large_list(inner))
+    if types.is_temporal(kind) and is_inner:
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if types.is_struct(kind):
+        fields = [(field.name, _as_bytes(field.type, is_inner=True)) for field in kind]
+        return pa.struct(fields) if all(inner for _, inner in fields) and len({name for name, _ in fields}) == len(fields) else None
+    is_plain = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind)
+    return kind if is_plain else _bytes_types().get(kind)
 
 
 def _plain(column: pa.Array) -> pa.Array:
     """Return a column whose values can be read one by one: offsets checked, no dictionary, strings as bytes not yet decoded."""
     from pyarrow import types
 
+    wanted = _as_bytes(column.type)
+    assert wanted is not None  # _check
     if types.is_dictionary(column.type):
         column.validate(full=True)
         column = column.dictionary_decode()
-    column = column.view(_bytes_types().get(column.type, column.type))
+    column = column.cast(wanted) if types.is_nested(wanted) else column.view(wanted)
     column.validate(full=True)
     return column
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +28,7 @@ UINT16_BELOW = 65500  # Megatron-Core's DType.optimal_dtype
 
 
 @dataclass(frozen=True)
-class Shard:
+class Held:
     """What a verified pair holds."""
 
     num_documents: int
@@ -49,7 +52,7 @@ def idx_path(prefix: Path) -> Path:
 
 
 class Writer:
-    """Write one pair as a context: on a clean exit .bin, then .idx appear whole; on an exception neither does."""
+    """Write one pair as a context: on a clean exit .bin, then .idx appear whole; on an exception, or without a document, neither does."""
 
     def __init__(self, prefix: Path, dtype: np.dtype):
         self.prefix, self.dtype = prefix, dtype
@@ -68,10 +71,11 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
+            is_written = kind is None and self._lengths
             with self._stream:
-                if kind is None:
+                if is_written:
                     _sync(self._stream)
-            if kind is None:
+            if is_written:
                 self._write_index()
                 self._parts[0].replace(bin_path(self.prefix))
                 self._parts[1].replace(idx_path(self.prefix))
@@ -80,7 +84,7 @@ class Writer:
                 part.unlink(missing_ok=True)
 
     def _write_index(self) -> None:
-        lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
+        lengths = np.concatenate(self._lengths)
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
         with self._parts[1].open("wb") as stream:
             stream.write(HEADER.pack(MAGIC, 1, CODES[self.dtype], lengths.size, lengths.size + 1))
@@ -90,7 +94,7 @@ class Writer:
             _sync(stream)
 
 
-def verify(prefix: Path) -> Shard:
+def verify(prefix: Path) -> Held:
     """Return what a pair holds once its sizes, offsets and counts agree with each other and with the .bin's length.
 
     Raises: InputError naming the file at fault.
@@ -114,7 +118,7 @@ def verify(prefix: Path) -> Shard:
     if tokens.stat().st_size != num_tokens * itemsize:
         required = f"{num_tokens * itemsize}: {num_tokens} tokens of {itemsize} bytes in {index.name}"
         raise InputError(Problem(str(tokens), f"{tokens.stat().st_size} bytes", required))
-    return Shard(num_sequences, num_tokens, dtype)
+    return Held(num_sequences, num_tokens, dtype)
 
 
 def _header(index: Path) -> tuple[np.dtype, int, int]:
@@ -139,31 +143,55 @@ def _header(index: Path) -> tuple[np.dtype, int, int]:
 
 
 class Reader:
-    """A pair's tokens and documents by position, mapped: memory holds what is read, however many there are.
+    """Pairs end to end, their tokens and documents by position, mapped: memory holds what is read, however many there are.
 
-    What `verify` looks at, it has looked at when the pair was written.
+    What `verify` looks at, it has looked at when the pairs were written.
     """
 
-    def __init__(self, prefix: Path):
-        dtype, self.num_documents, _ = _header(idx_path(prefix))
-        self._tokens = np.memmap(bin_path(prefix), dtype, mode="r")
-        self.num_tokens = self._tokens.size
-        self._starts = np.memmap(idx_path(prefix), np.int64, mode="r", offset=HEADER.size + 4 * self.num_documents, shape=(self.num_documents,))
+    def __init__(self, prefixes: Sequence[Path]):
+        assert prefixes
+        self._tokens, self._starts = [], []
+        for prefix in prefixes:
+            dtype, num_documents, _ = _header(idx_path(prefix))
+            self._tokens.append(np.memmap(bin_path(prefix), dtype, mode="r"))
+            offset = HEADER.size + 4 * num_documents
+            self._starts.append(np.memmap(idx_path(prefix), np.int64, mode="r", offset=offset, shape=(num_documents,)))
+        # where each pair begins among all tokens and all documents, and where the last one ends
+        self._token_ends = [0, *accumulate(tokens.size for tokens in self._tokens)]
+        self._document_ends = [0, *accumulate(starts.size for starts in self._starts)]
+        self.num_tokens, self.num_documents = self._token_ends[-1], self._document_ends[-1]
 
     def tokens(self, offset: int, count: int) -> np.ndarray:
-        """Return `count` tokens from one on, beginning again where the pair ends."""
+        """Return `count` tokens from one on, beginning again where the last pair ends."""
         parts = []
         while count:
-            part = self._tokens[offset : offset + count]
+            pair = bisect_right(self._token_ends, offset) - 1
+            first = offset - self._token_ends[pair]
+            part = self._tokens[pair][first : first + count]
             parts.append(part)
             offset, count = (offset + part.size) % self.num_tokens, count - part.size
         return np.concatenate(parts)
 
     def document(self, offset: int) -> tuple[int, int]:
-        """Return (document, token within it) of a token of the pair."""
-        start = offset * self._tokens.itemsize
-        document = int(np.searchsorted(self._starts, start, side="right")) - 1
-        return document, (start - int(self._starts[document])) // self._tokens.itemsize
+        """Return (document, token within it) of a token."""
+        pair = bisect_right(self._token_ends, offset) - 1
+        start = (offset - self._token_ends[pair]) * self._tokens[pair].itemsize
+        document = int(np.searchsorted(self._starts[pair], start, side="right")) - 1
+        within = (start - int(self._starts[pair][document])) // self._tokens[pair].itemsize
+        return self._document_ends[pair] + document, within
+
+    def start(self, document: int) -> int:
+        """Return where a document's first token is: the way back from `document`; of num_documents, where the last one ends."""
+        if document == self.num_documents:
+            return self.num_tokens
+        pair = bisect_right(self._document_ends, document) - 1
+        start = int(self._starts[pair][document - self._document_ends[pair]])
+        return self._token_ends[pair] + start // self._tokens[pair].itemsize
+
+    def lengths(self) -> np.ndarray:
+        """Return the number of tokens of each document (int64)."""
+        ends = [np.append(starts[1:] // tokens.itemsize, tokens.size) for starts, tokens in zip(self._starts, self._tokens, strict=True)]
+        return np.concatenate([end - starts // tokens.itemsize for end, starts, tokens in zip(ends, self._starts, self._tokens, strict=True)])
 
 
 def _part(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,14 +37,16 @@ class Sequences(torch.utils.data.Dataset):
 
     def __init__(self, run: Sequence[Segment]):
         self.segments = run
-        sources = {source.train_prefix for segment in run for source in segment.prepared.sources}
-        self.readers = {prefix: indexed.Reader(prefix) for prefix in sources}
+        self.readers: dict[tuple[Path, ...], indexed.Reader] = {}
+        for source in (prepared.source(stream.name) for prepared, walk in run for stream in walk.streams):
+            if source.train.prefixes not in self.readers:
+                self.readers[source.train.prefixes] = indexed.Reader(source.train.prefixes)
 
     def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
         prepared, walk = self.segments[segments.at(self.segments, sequence)]
         place = walk.place(sequence)
-        prefix = prepared.prefix(walk.streams[place.source].name)
-        return _sample(self.readers[prefix], place.offset, walk.seq_length)
+        source = prepared.source(walk.streams[place.source].name)
+        return _sample(self.readers[source.train.prefixes], place.offset, walk.seq_length)
 
 
 class HeldOut(torch.utils.data.Dataset):
@@ -53,8 +56,8 @@ class HeldOut(torch.utils.data.Dataset):
     """
 
     def __init__(self, source: PreparedSource, seq_length: int, seed: int):
-        assert source.valid_prefix is not None
-        self.reader, self.seq_length, self.key = indexed.Reader(source.valid_prefix), seq_length, f"{seed}/valid".encode()
+        assert source.valid is not None
+        self.reader, self.seq_length, self.key = indexed.Reader(source.valid.prefixes), seq_length, f"{seed}/valid".encode()
 
     def __len__(self) -> int:
         return (self.reader.num_tokens - 1) // self.seq_length
@@ -77,11 +80,11 @@ def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOu
     """
     found = {}
     for source in prepared.sources:
-        if source.valid_prefix is None:
+        if source.valid is None:
             continue
-        if source.valid_tokens <= seq_length:
+        if source.valid.num_tokens <= seq_length:
             where = f"{prepared.root}: source {source.name}"
-            raise InputError(Problem(where, f"{source.valid_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
+            raise InputError(Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
         found[source.name] = HeldOut(source, seq_length, seed)
     return found
 

@@ -11,6 +11,8 @@ from typing import Literal
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json
+from megatron_prism.data import shards
+from megatron_prism.data.shards import Shard, Split
 from megatron_prism.data.walk import Stream, Walk
 
 MANIFEST = "the manifest of a prepared mixture"
@@ -28,17 +30,22 @@ class SourcePlan:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """One split of a prepared source: the prefixes of its .bin/.idx pairs, in order, and what they hold together."""
+
+    prefixes: tuple[Path, ...]
+    num_tokens: int
+    num_documents: int
+
+
+@dataclass(frozen=True)
 class PreparedSource:
-    """One prepared source: the prefixes of its .bin/.idx pairs and what they hold."""
+    """One prepared source; valid is None where nothing is held out."""
 
     name: str
     weight: float
-    train_prefix: Path
-    train_tokens: int
-    train_documents: int
-    valid_prefix: Path | None
-    valid_tokens: int
-    valid_documents: int
+    train: Tokens
+    valid: Tokens | None
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,9 @@ class Prepared:
     eos_id: int | None
     sources: tuple[PreparedSource, ...]
 
-    def prefix(self, name: str) -> Path:
-        """Return where a source's tokens are."""
-        return next(source.train_prefix for source in self.sources if source.name == name)
+    def source(self, name: str) -> PreparedSource:
+        """Return a source by its name."""
+        return next(source for source in self.sources if source.name == name)
 
 
 def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budget_tokens: int | None) -> tuple[SourcePlan, ...]:
@@ -79,15 +86,9 @@ def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budg
 
 def walk(prepared: Prepared, weights: Mapping[str, float], seq_length: int, seed: int) -> Walk:
     """Return the walk of a run through those of a prepared mixture's sources that have a weight."""
-    tokens = {source.name: source.train_tokens for source in prepared.sources}
+    tokens = {source.name: source.train.num_tokens for source in prepared.sources}
     streams = tuple(Stream(name, weight, tokens[name]) for name, weight in weights.items())
     return Walk(streams, seq_length, seed)
-
-
-@dataclass(frozen=True)
-class _File:
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,7 @@ class _Tokenizer:
 class _Source:
     name: str
     weight: float
-    train_prefix: str
-    train_tokens: int
-    train_documents: int
-    valid_prefix: str | None
-    valid_tokens: int
-    valid_documents: int
-    files: dict[str, _File]
+    shards: tuple[Shard, ...]
 
 
 @dataclass(frozen=True)
@@ -138,21 +133,23 @@ def read_prepared(path: Path) -> Prepared:
 
 
 def _check_files(root: Path, source: _Source) -> list[Problem]:
+    if Path(source.name).name != source.name or source.name in ("", ".", ".."):  # a name that leaves the folder is not ours
+        return [Problem(f"{root}/manifest.json:sources", f"a source named {source.name!r}", "the name of a folder in it")]
     problems = []
-    for prefix in filter(None, (source.train_prefix, source.valid_prefix)):
-        files = [f"{prefix}.bin", f"{prefix}.idx"]
-        if Path(prefix).name != prefix or not source.files.keys() >= set(files):  # a prefix that leaves the folder is not ours
-            problems.append(Problem(f"{root}/manifest.json:sources.{source.name}", f"prefix {prefix!r}", "the name of a recorded pair"))
-            continue
-        for file, recorded in ((root / name, source.files[name]) for name in files):
-            if not file.is_file():
-                problems.append(Problem(str(file), "no such file", f"{recorded.size_bytes} bytes", AGAIN))
-            elif file.stat().st_size != recorded.size_bytes:
-                problems.append(Problem(str(file), f"{file.stat().st_size} bytes", f"{recorded.size_bytes}, as written", AGAIN))
+    for shard in source.shards:
+        for split, pair in shard.pairs().items():
+            for file, recorded in zip(shards.files(root / source.name, shard.number, split), (pair.bin, pair.idx), strict=True):
+                if not file.is_file():
+                    problems.append(Problem(str(file), "no such file", f"{recorded.size_bytes} bytes", AGAIN))
+                elif file.stat().st_size != recorded.size_bytes:
+                    problems.append(Problem(str(file), f"{file.stat().st_size} bytes", f"{recorded.size_bytes}, as written", AGAIN))
     return problems
 
 
 def _prepared(root: Path, source: _Source) -> PreparedSource:
-    valid_prefix = root / source.valid_prefix if source.valid_prefix else None
-    return PreparedSource(source.name, source.weight, root / source.train_prefix, source.train_tokens, source.train_documents,
-                          valid_prefix, source.valid_tokens, source.valid_documents)
+    def tokens(split: Split) -> Tokens:
+        pairs = {shards.prefix(root / source.name, shard.number, split): pair for shard in source.shards if (pair := shard.pairs().get(split))}
+        return Tokens(tuple(pairs), sum(pair.num_tokens for pair in pairs.values()), sum(pair.num_documents for pair in pairs.values()))
+
+    valid = tokens("valid")
+    return PreparedSource(source.name, source.weight, tokens("train"), valid if valid.prefixes else None)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_prism.core.check import check_weights
+from megatron_prism.core.check_data import check_weights
 from megatron_prism.core.config import DataConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import mixture
@@ -36,7 +36,7 @@ def read(data: DataConfig, global_size: int, seed: int) -> tuple[Segment, ...]:
         key = f"data.changes.{index}"
         prepared = mixture.read_prepared(change.prepared) if change.prepared else segments[-1].prepared
         weights = _weights(change.weights, prepared, f"{key}.weights")
-        tokens = {source.name: source.train_tokens for source in prepared.sources}
+        tokens = {source.name: source.train.num_tokens for source in prepared.sources}
         raise_problems(_other_data(tokens, segments, f"{key}.prepared ({prepared.root})"))
         walk = segments[-1].walk.changed(change.step * global_size, weights, tokens)
         segments.append(Segment(prepared, walk))
@@ -54,7 +54,7 @@ def _weights(chosen: Mapping[str, float] | None, prepared: Prepared, key: str) -
 
 def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: str) -> list[Problem]:
     """A source is known by its name: where its tokens are others, what was read of it has no place in them."""
-    known = {source.name: source.train_tokens for segment in segments for source in segment.prepared.sources}
+    known = {source.name: source.train.num_tokens for segment in segments for source in segment.prepared.sources}
     return [
         Problem(where, f"source {name} of {count} tokens", f"{known[name]} tokens, as the run has read it so far", "give other data another name")
         for name, count in tokens.items()

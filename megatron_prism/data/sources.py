@@ -1,116 +1,166 @@
-"""Read a source's documents, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`, and the files of columns.py.
-
-A document is train or valid by its file or by its text alone, so neither order nor the number of workers moves it.
-"""
+"""Find a source's files and read their records, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`, and the files of columns.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
 import gzip
-import hashlib
 import io
-import json
-import re
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from megatron_prism.core.config import SourceConfig
+from megatron_prism.core.config import PartConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.data import columns
+from megatron_prism.data import columns, texts
 
-Split = Literal["train", "valid"]
-OnBad = Callable[[Problem], None]  # told of each bad record; raising refuses the source, returning skips the record
+Record = bytes | Mapping[str, object]  # a line or a document of a text file; a row's columns, strings as bytes not yet decoded
 OpenFile = Callable[[Path], io.BufferedReader]
 FORMATS = (".jsonl", ".txt", *columns.FORMATS)
 COMPRESSIONS = (".gz", ".zst")
-PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class SourceFiles:
-    """The files of one source, in reading order; one held out for validation is not in `train`."""
+class Input:
+    """One file of a source, and how its records become texts; limits: the largest lot of each group, where `part.sample` was drawn."""
 
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...]
+    path: Path
+    part: PartConfig
+    is_held_out: bool = False
+    limits: Mapping[str, int] | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Say whether a record is a text as it stands."""
+        return _format(self.path) == ".txt"
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document's text, and the side of the split it is on."""
-
-    text: str
-    split: Split
-
-
-class _BadRecord(Exception):
-    """A record that gives no document: what was found, what is required, and how many lines into the record it stands."""
-
-    def __init__(self, found: str, required: str, line: int = 0):
-        self.found, self.required, self.line = found, required, line
+    def place(self, number: int) -> str:
+        """Return how a message names a record, by its number from 1."""
+        return f"{self.path}:{' row ' if self.path.suffix in columns.FORMATS else ''}{number}"
 
 
-def find(sources: Sequence[SourceConfig]) -> tuple[SourceFiles, ...]:
-    """Return the files of each source, globs expanded and sorted, a folder of Dataset.save_to_disk as its data files.
+def parts(source: SourceConfig) -> tuple[PartConfig, ...]:
+    """Return the parts of a source: those it lists, or itself as the only one."""
+    own = PartConfig(**{field.name: getattr(source, field.name) for field in dataclasses.fields(PartConfig)})
+    return source.parts or (own,)
 
-    Raises: InputError with every pattern that matches no file, every format not read and every template without a field.
+
+def dedup(source: SourceConfig) -> Literal["none", "exact", "minhash"]:
+    """Return how a source's documents are known again; `sample` chooses among different texts, so it needs `exact` at least."""
+    is_sampled = any(part.sample for part in parts(source))
+    return "exact" if source.dedup == "none" and is_sampled else source.dedup
+
+
+def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
+    """Return the files of each source in reading order, those held out first (what `dedup` drops is then the training copy).
+
+    Globs are expanded and sorted; a folder of Dataset.save_to_disk is its data files; a file is read once.
+    Raises: InputError with every pattern that matches no file and every format that is not read.
     """
     problems: list[Problem] = []
     found = []
     for index, source in enumerate(sources):
-        train = _expand(source.path, f"sources.{index}.path", problems)
-        valid = _expand(source.valid_path, f"sources.{index}.valid_path", problems)
-        held_out = {path.resolve() for path in valid}
-        found.append(SourceFiles(tuple(path for path in train if path.resolve() not in held_out), valid))
-        if any(_format(path) != ".txt" for path in train + valid) and not PLACEHOLDER.search(source.text):
-            problems.append(Problem(f"sources.{index}.text", repr(source.text), "at least one {field} of the records"))
+        own, key = parts(source), f"sources.{index}"
+        valid = files(dataclasses.replace(own[0], path=source.valid_path, sample=None), f"{key}.valid_path", problems, is_held_out=True)
+        known = {file.path.resolve() for file in valid}
+        train = []
+        for number, part in enumerate(own):
+            for file in files(part, f"{key}.parts.{number}.path" if source.parts else f"{key}.path", problems):
+                if file.path.resolve() not in known:
+                    train.append(file)
+                known.add(file.path.resolve())
+        found.append((*valid, *train))
     raise_problems(problems)
     return tuple(found)
 
 
-def read(source: SourceConfig, files: SourceFiles, on_bad: OnBad, open_file: OpenFile | None = None) -> Iterator[Document]:
-    """Yield the documents of one source in file order; `open_file` opens a file's raw bytes (a progress bar watches there).
+def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool = False) -> tuple[Input, ...]:
+    """Return the files of a part's patterns; what is wrong with them joins `problems`."""
+    found = tuple(Input(path, part, is_held_out) for path in _expand(part.path, key, problems))
+    if any(not file.is_plain for file in found) and not texts.fields(dataclasses.replace(part, keep=(), sample=None)):
+        problems.append(Problem(f"{key.rpartition('.')[0]}.text", repr(part.text), "at least one {field} of the records"))
+    if plain := [file.path.name for file in found if file.is_plain and (part.keep or part.turns or part.sample)]:
+        problems.append(Problem(key, f"{plain[0]}, which has no fields", "records with fields for keep, turns and sample"))
+    return found
+
+
+def records(file: Input, open_file: OpenFile | None = None) -> Iterator[tuple[int, Record]]:
+    """Yield a file's records and their numbers, from 1; `open_file` opens its raw bytes (a progress bar watches there).
 
     Raises: InputError naming a file that cannot be read or ends in the middle of its compressed stream.
     """
-    for path in files.train:
-        for text in _texts(path, source, on_bad, open_file or _open_raw):
-            yield Document(text, "valid" if is_held_out(text, source.valid_percent) else "train")
-    for path in files.valid:
-        for text in _texts(path, source, on_bad, open_file or _open_raw):
-            yield Document(text, "valid")
+    path = file.path
+    try:
+        with (open_file or open_raw)(path) as raw, _decompress(path, raw) as stream:
+            if path.suffix in columns.FORMATS:
+                yield from columns.records(path, raw, texts.fields(file.part))
+            else:
+                yield from _records(stream, file.part.split if file.is_plain else "line")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a file that can be read to its end")) from None
 
 
-def is_held_out(text: str, valid_percent: float) -> bool:
-    """Return whether a document is among the valid_percent held out, by a hash of its text: equal texts stay together."""
-    if not valid_percent:
-        return False
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") * 100 < valid_percent * 2**64
+class Watched(io.FileIO):
+    """A file that reports the bytes read, its size in all: a columnar reader skips some bytes and comes back to others."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]):
+        super().__init__(path)
+        self._advance, self._left = advance, path.stat().st_size
+
+    @classmethod
+    def opener(cls, advance: Callable[[int], None]) -> OpenFile:
+        """Return what opens files so."""
+        return lambda path: io.BufferedReader(cls(path, advance), BLOCK_BYTES)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._count(super().readinto(buffer) or 0)
+
+    def readall(self) -> bytes:
+        data = super().readall()
+        self._count(len(data))
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._count(self._left)
+        super().close()
+
+    def _count(self, count: int) -> int:
+        step = min(count, self._left)
+        self._left -= step
+        self._advance(step)
+        return count
+
+
+def open_raw(path: Path) -> io.BufferedReader:
+    """Open a file's bytes."""
+    return io.BufferedReader(io.FileIO(path), BLOCK_BYTES)
 
 
 def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple[Path, ...]:
     paths: dict[Path, None] = {}  # in order, and a file that two patterns match is read once
     for pattern in patterns:
-        if Path(pattern).is_dir():
-            try:
-                paths |= dict.fromkeys(columns.saved_files(Path(pattern)))
-            except InputError as error:
-                problems += [dataclasses.replace(problem, where=f"{key}: {problem.where}") for problem in error.problems]
-            continue
-        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        files = [Path(match) for match in matches if Path(match).is_file()]
-        if not files:
+        is_literal = Path(pattern).exists()
+        matches = [Path(match) for match in ([pattern] if is_literal else sorted(glob.glob(pattern, recursive=True)))]
+        matched: list[Path] = []
+        for match in matches:
+            if match.is_file():
+                matched.append(match)
+            elif is_literal or (match / "state.json").is_file():
+                try:
+                    matched += columns.saved_files(match)
+                except InputError as error:
+                    problems += [dataclasses.replace(problem, where=f"{key}: {problem.where}") for problem in error.problems]
+        if not matched and not is_literal:
             problems.append(Problem(key, f"no file at {pattern!r}", "a file, or a glob that matches files", "correct the path"))
-        for path in files:
+        for path in matched:
             if _format(path) not in FORMATS:
                 problems.append(Problem(key, str(path), "a .jsonl or .txt file, plain or as .gz or .zst, .parquet, or .arrow"))
-        paths |= dict.fromkeys(files)
+        paths |= dict.fromkeys(matched)
     return tuple(paths)
 
 
@@ -118,27 +168,6 @@ def _format(path: Path) -> str:
     """Return the format, without the compression of a text format; a compressed columnar file keeps its name's end, and is refused."""
     inner = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     return path.suffix if inner in columns.FORMATS else inner
-
-
-def _texts(path: Path, source: SourceConfig, on_bad: OnBad, open_file: OpenFile) -> Iterator[str]:
-    # The pieces of a template alternate between literal text and field names; a .txt file has none.
-    pieces = None if _format(path) == ".txt" else PLACEHOLDER.split(source.text)
-    rows: Iterator[tuple[int, bytes | Mapping[str, object]]]
-    try:
-        with open_file(path) as raw, _decompress(path, raw) as stream:
-            if pieces and path.suffix in columns.FORMATS:
-                rows, unit = columns.records(path, raw, pieces[1::2]), " row "
-            else:
-                rows, unit = _records(stream, source.split if pieces is None else "line"), ""
-            for number, record in rows:
-                try:
-                    text = _text(record, pieces)
-                except _BadRecord as bad:
-                    on_bad(Problem(f"{path}:{unit}{number + bad.line}", bad.found, bad.required, "correct it, or set on_bad_record: skip"))
-                    continue
-                yield text
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(Problem(str(path), " ".join(str(error).split()), "a file that can be read to its end")) from None
 
 
 def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[tuple[int, bytes]]:
@@ -161,45 +190,6 @@ def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[
             lines = []
     if lines:
         yield number - len(lines) + 1, b"".join(lines).rstrip(b"\r\n")
-
-
-def _text(record: bytes | Mapping[str, object], pieces: Sequence[str] | None) -> str:
-    try:
-        if isinstance(record, bytes):
-            text = record.decode()
-            text = text if pieces is None else _render(json.loads(text), pieces)
-        else:
-            text = _render(record, pieces or ())
-        text.encode()  # a JSON escape can spell half a surrogate pair, which is no text
-    except UnicodeDecodeError as error:
-        line = record.count(b"\n", 0, error.start) if isinstance(record, bytes) else 0
-        raise _BadRecord(f"invalid UTF-8 ({error.reason})", "UTF-8 text", line) from None
-    except UnicodeEncodeError:
-        raise _BadRecord("half a surrogate pair", "text that UTF-8 can spell") from None
-    except (ValueError, RecursionError) as error:
-        raise _BadRecord(f"a line that is not JSON ({error})", "one JSON object a line") from None
-    if not text.strip():
-        raise _BadRecord("an empty text", "text other than white space")
-    return text
-
-
-def _render(record: object, pieces: Sequence[str]) -> str:
-    if not isinstance(record, dict):
-        raise _BadRecord(f"a JSON {type(record).__name__}", "one JSON object a line")
-    return "".join(_field(record, piece) if index % 2 else piece for index, piece in enumerate(pieces))
-
-
-def _field(record: dict, name: str) -> str:
-    if name not in record:
-        raise _BadRecord(f"no field {name!r}", f"the fields of `text`; the record has {', '.join(map(repr, record)) or 'none'}")
-    value = record[name].decode() if isinstance(record[name], bytes) else record[name]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise _BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
-    return str(value)
-
-
-def _open_raw(path: Path) -> io.BufferedReader:
-    return io.BufferedReader(io.FileIO(path), BLOCK_BYTES)
 
 
 def _decompress(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:

@@ -1,4 +1,4 @@
-"""Turn documents into tokens with a Hugging Face folder's tokenizer.json, over processes, in document order.
+"""Turn texts into tokens with a Hugging Face folder's tokenizer.json.
 
 A document is encoded alone and gets no special token but an EOS at its end, so the result depends on nothing but its text.
 Special tokens spelled out in a text become their ids, as in Megatron-LM's tools/preprocess_data.py.
@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
+from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data.indexed import token_dtype
-from megatron_prism.data.sources import Document, Split
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH_CHARS = 1 << 19  # a fraction of a second's work, and all that a worker holds at a time
 SPECIAL_FILES = ("tokenizer_config.json", "config.json", "generation_config.json")  # in the order they are asked
 
 
@@ -44,15 +36,6 @@ class TokenizerSpec:
     vocab_size: int
     eos_id: int | None
     bos_id: int | None = None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Documents of one split as tokens: all of them end to end, and the number of each."""
-
-    split: Split
-    tokens: np.ndarray
-    lengths: np.ndarray
 
 
 def load(folder: Path, need_eos: bool) -> TokenizerSpec:
@@ -75,69 +58,18 @@ def load(folder: Path, need_eos: bool) -> TokenizerSpec:
     return TokenizerSpec(folder, sha256_file(path), vocab_size, eos_id, bos_id)
 
 
-def encode(documents: Iterable[Document], spec: TokenizerSpec, append_eos: bool, num_workers: int | None) -> Generator[Encoded]:
-    """Yield documents as tokens, in document order within a split, by `num_workers` processes (None: one a core; 1: this one).
-
-    Raises: EnvironmentFault where a worker dies.
-    """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
-    batches = _batches(documents)
-    if num_workers == 1:
-        for split, texts in batches:
-            yield _encode(spec, append_eos, split, texts)
-        return
-    # Spawned, not forked: the parent may hold threads and locks (torch, a progress bar) that a fork would copy half-way.
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_follow_parent)
-    waiting: deque = deque()
-    try:
-        for split, texts in batches:
-            waiting.append(pool.submit(_encode, spec, append_eos, split, texts))
-            if len(waiting) > 2 * num_workers:  # bounds the memory: the reader waits for the oldest batch
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise EnvironmentFault("a tokenizer process died (out of memory?); set num_workers lower") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leave a worker's end to its parent: an interrupt is the parent's to handle, and a killed parent leaves no worker waiting."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def wait() -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[tuple[Split, list[str]]]:
-    """Yield the texts of each split in batches of at least BATCH_CHARS, the last of each split shorter."""
-    texts: dict[Split, list[str]] = {"train": [], "valid": []}
-    num_chars: dict[Split, int] = {"train": 0, "valid": 0}
-    for document in documents:
-        split = document.split
-        texts[split].append(document.text)
-        num_chars[split] += len(document.text)
-        if num_chars[split] >= BATCH_CHARS:
-            yield split, texts[split]
-            texts[split], num_chars[split] = [], 0
-    for split, rest in texts.items():
-        if rest:
-            yield split, rest
-
-
-def _encode(spec: TokenizerSpec, append_eos: bool, split: Split, texts: list[str]) -> Encoded:
+def encode(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return documents as tokens, end to end, and the number of each; a text that a normalizer leaves nothing of has none."""
     tail = [spec.eos_id] if append_eos and spec.eos_id is not None else []
-    rows = [encoding.ids + tail for encoding in _tokenizer(spec).encode_batch_fast(texts, add_special_tokens=False)]
-    rows = [row for row in rows if row]  # a normalizer may leave nothing, and an empty sequence is no document
+    rows = [encoding.ids for encoding in _tokenizer(spec).encode_batch_fast(texts, add_special_tokens=False)]
+    rows = [row + tail if row else row for row in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return Encoded(split, np.fromiter(chain.from_iterable(rows), token_dtype(spec.vocab_size), int(lengths.sum())), lengths)
+    return np.fromiter(chain.from_iterable(rows), token_dtype(spec.vocab_size), int(lengths.sum())), lengths
+
+
+def decode(tokens: np.ndarray, spec: TokenizerSpec) -> str:
+    """Return the text of tokens, special tokens as they are spelled."""
+    return _tokenizer(spec).decode(tokens.tolist(), skip_special_tokens=False)
 
 
 @lru_cache(maxsize=1)

@@ -1,66 +1,81 @@
 """`prism prepare CONFIG`: weighted sources become Megatron .bin/.idx files, a planned blend and a manifest.
 
-Reads text, writes `out`: <source>.train.bin/.idx, <source>.valid.bin/.idx where documents are held out, manifest.json.
-All of it is written beside `out` and renamed at the end, so `out` is whole or not there.
+Reads records, writes `out`: SOURCE/00000.train.bin/.idx and so on, a shard for each file read, and manifest.json. All of it is written in
+`out`.partial, which becomes `out` at the end: `out` is whole or not there. A run that ended early goes on from the shards it finished.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
-import io
-import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import log, manifest
-from megatron_prism.core.check import check_prepare
+from megatron_prism.core.check_data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import indexed, mixture, sources, tokenize
+from megatron_prism.data import dedup, documents, indexed, mixture, partial, pool, sample, segments, shards, sources, texts, tokenize
+from megatron_prism.data.documents import Made, Recipe
+from megatron_prism.data.shards import Shard
+from megatron_prism.data.sources import Input, Watched
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SPLITS: tuple[sources.Split, ...] = ("train", "valid")
 NOT_IN_RESULT = ("out", "num_workers")  # config keys that leave the prepared bytes as they are
-FOR_THE_READER = ("hf_id", "available_tokens")  # keys of a source that do too
+FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do too
+SHOWN = 20  # bad records named at once
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What preparing any source needs: where to write, the processes, the progress, the hashes of all files read."""
+
+    config: PrepareConfig
+    folder: Path
+    run: pool.Map
+    progress: Progress
+    sha256: Mapping[str, str]
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     """Prepare a mixture and return its manifest, each source with its part of the blend; a dry run writes nothing.
 
-    Raises: InputError for a wrong config, tokenizer or document; EnvironmentFault for a full disk or a dead worker.
+    Raises: InputError for a wrong config, tokenizer or record; EnvironmentFault for a full disk or a dead worker.
     """
-    raise_problems(check_prepare(config))
+    raise_problems([*check_prepare(config), *_check_parts(config)])
     if dry_run:
         return _shown(_dry_run(config))
     files = sources.find(config.sources)
     spec = tokenize.load(config.tokenizer, need_eos=config.append_eos)
-    inputs = [*_tokenizer_files(spec), *dict.fromkeys(path for source in files for path in source.train + source.valid)]
-    if config.out.exists() and (found := _already_prepared(config, inputs)):
-        log.get().info("%s: already prepared from the same config and files", config.out)
-        return _shown(_result(found))
-    with _work_folder(config.out) as work:
-        with _progress() as progress:
-            facts = [_prepare(source, found, spec, config, work, progress) for source, found in zip(config.sources, files, strict=True)]
-        blend = mixture.plan({source.name: source.weight for source in config.sources},
-                             {fact["name"]: fact["train_tokens"] for fact in facts}, config.tokens)
-        described = manifest.describe(
-            "prepared", inputs,
-            tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
-            sources=facts,
-            blend={"tokens": sum(part.tokens for part in blend), "sources": [dataclasses.asdict(part) for part in blend]},
-            config=to_dict(config),
-            config_sha256=_config_sha256(config),
-        )
-        manifest.write_json(work / "manifest.json", described)
+    evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
+    if config.decontaminate:
+        documents.evaluation_overlap(config.decontaminate)  # what is wrong with these files is told now
+    with pool.workers(config.num_workers) as run_in_order:
+        paths = [*_tokenizer_files(spec), *dict.fromkeys(file.path for part in (*files, evaluation) for file in part)]
+        sha256 = dict(zip(map(str, paths), run_in_order(manifest.sha256_file, paths), strict=True))
+        if config.out.exists() and (found := _already_prepared(config, sha256)):
+            log.get().info("%s: already prepared from the same config and files", config.out)
+            return _shown(_result(found))
+        with partial.folder(config.out) as folder, _progress() as progress:
+            work = _Work(config, folder, run_in_order, progress, sha256)
+            made = [_prepare(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
+            described = _describe(config, spec, made, sha256)
+            manifest.write_json(folder / "manifest.json", described)
+            partial.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
     return _shown(_result(described))
+
+
+def _check_parts(config: PrepareConfig) -> list[Problem]:
+    of_sources = [(part, f"sources.{index}" + (f".parts.{number}" if source.parts else ""))
+                  for index, source in enumerate(config.sources) for number, part in enumerate(sources.parts(source))]
+    against = config.decontaminate.against if config.decontaminate else ()
+    of_evaluation = [(part, f"decontaminate.against.{index}") for index, part in enumerate(against)]
+    return [problem for part, where in (*of_sources, *of_evaluation) for problem in texts.check(part, where)]
 
 
 def _dry_run(config: PrepareConfig) -> dict[str, Any]:
@@ -71,94 +86,144 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
         unknown = {"tokens": None, "epochs": None}
         blend = [{"name": name, "weight": weight, "share": weight / 100, **unknown} for name, weight in weights.items()]
     else:
-        blend = [dataclasses.asdict(part) for part in mixture.plan(weights, available, config.tokens)]
+        plan = mixture.plan(weights, available, config.tokens)
+        raise_problems(segments.check_epochs(plan, config.max_epochs, "max_epochs"))
+        blend = [dataclasses.asdict(part) for part in plan]
     return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": blend}, "sources": blend, "config": to_dict(config)}
 
 
-def _prepare(source: SourceConfig, files: sources.SourceFiles, spec: tokenize.TokenizerSpec, config: PrepareConfig, work: Path,
-             progress: Progress) -> dict[str, Any]:
-    """Tokenize one source into `work` and return its part of the manifest."""
-    num_skipped = 0
+def _prepare(source: SourceConfig, files: Sequence[Input], spec: tokenize.TokenizerSpec, work: _Work) -> tuple[Shard, ...]:
+    """Write one source's shards, those that stand already excepted.
 
-    def on_bad(problem: Problem) -> None:
-        nonlocal num_skipped
-        if config.on_bad_record == "error":
-            raise InputError(problem)
-        if not num_skipped:
-            log.get().warning("source %s: first record skipped: %s", source.name, problem)
-        num_skipped += 1
-
-    total_bytes = sum(path.stat().st_size for path in files.train + files.valid)
-    task = progress.add_task(source.name, total=total_bytes)
-
-    def open_file(path: Path) -> io.BufferedReader:
-        return io.BufferedReader(_Watched(path, lambda count: progress.advance(task, count)), sources.BLOCK_BYTES)
-
-    documents = sources.read(source, files, on_bad, open_file)
-    dtype = indexed.token_dtype(spec.vocab_size)
-    writers: dict[str, indexed.Writer] = {}
-    with ExitStack() as stack:
-        encoded = stack.enter_context(closing(tokenize.encode(documents, spec, config.append_eos, config.num_workers)))
-        for part in encoded:
-            if part.split not in writers:
-                writers[part.split] = stack.enter_context(indexed.Writer(work / f"{source.name}.{part.split}", dtype))
-            writers[part.split].add(part.tokens, part.lengths)
-    if num_skipped:
-        log.get().warning("source %s: %d bad records skipped", source.name, num_skipped)
-    return {"name": source.name, "weight": source.weight, **_facts(source, work), "skipped_records": num_skipped}
+    Raises: InputError where a record is bad and none may be, or there is nothing to train on.
+    """
+    config, folder = work.config, work.folder / source.name
+    recipe = Recipe(source.name, spec, config.append_eos, source.min_tokens, sources.dedup(source), source.valid_percent, config.seed,
+                    config.decontaminate if source.decontaminate else None)
+    made_from = _made_from(recipe, files, work.sha256)
+    found = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
+    if all(found):
+        return _checked(source, [shard for shard in found if shard])
+    to_read = [file for file, shard in zip(_drawn(recipe, files, work), found, strict=True) if shard is None]
+    made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
+    by_file = groupby(_without_bad(made, source, config), key=lambda part: part.file.path)
+    seen = dedup.Seen()
+    for number, shard in enumerate(found):
+        if shard is None:
+            _, parts = next(by_file)
+            found[number] = shards.write(folder, number, made_from[number], parts, seen, indexed.token_dtype(spec.vocab_size))
+        else:
+            seen.add(shards.keys(folder, number))
+    return _checked(source, [shard for shard in found if shard])
 
 
-class _Watched(io.FileIO):
-    """A file that reports the bytes read, its size in all: a columnar reader skips some bytes and comes back to others."""
+def _drawn(recipe: Recipe, files: Sequence[Input], work: _Work) -> list[Input]:
+    """Return the files with the lots that `sample` draws: a pass over the files of each part that is sampled.
 
-    def __init__(self, path: Path, advance: Callable[[int], None]):
-        super().__init__(path)
-        self._advance, self._left = advance, path.stat().st_size
-
-    def readinto(self, buffer: Any) -> int:
-        return self._count(super().readinto(buffer) or 0)
-
-    def readall(self) -> bytes:
-        data = super().readall()
-        self._count(len(data))
-        return data
-
-    def close(self) -> None:
-        if not self.closed:
-            self._count(self._left)
-        super().close()
-
-    def _count(self, count: int) -> int:
-        step = min(count, self._left)
-        self._left -= step
-        self._advance(step)
-        return count
+    Raises: InputError naming each group that has fewer texts than are wanted.
+    """
+    drawn = list(files)
+    problems = []
+    for part in [file.part for index, file in enumerate(files) if file.part.sample and file.part not in [other.part for other in files[:index]]]:
+        assert part.sample is not None
+        mine = [index for index, file in enumerate(files) if file.part == part]
+        to_read = [files[index] for index in mine]
+        draw = sample.Draw(part.sample.counts)
+        for lots in work.run(documents.lots, documents.batches(to_read, recipe, _watched(f"{recipe.source} (lots)", to_read, work))):
+            for group, lot in lots:
+                draw.add(group, lot)
+        problems += [Problem(f"sources.{recipe.source}.sample.counts.{group}", f"{count} different texts", f"{part.sample.counts[group]}")
+                     for group, count in draw.short().items()]
+        for index in mine:
+            drawn[index] = dataclasses.replace(files[index], limits=draw.limits())
+    raise_problems(problems)
+    return drawn
 
 
-def _facts(source: SourceConfig, work: Path) -> dict[str, Any]:
-    """Return what the written pairs of a source hold, verified.
+def _watched(title: str, files: Sequence[Input], work: _Work) -> sources.OpenFile:
+    """Return what opens files so that a bar shows how much of them is read."""
+    task = work.progress.add_task(title, total=sum(file.path.stat().st_size for file in files))
+    return Watched.opener(lambda count: work.progress.advance(task, count))
+
+
+def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConfig) -> Iterator[Made]:
+    """Yield what was made as long as no bad record is found, or all of it where they are skipped."""
+    num_bad = 0
+    for part in made:
+        if part.bad and config.on_bad_record == "error":
+            raise InputError(part.bad[:SHOWN])
+        if part.bad and not num_bad:
+            log.get().warning("source %s: first record skipped: %s", source.name, part.bad[0])
+        num_bad += len(part.bad)
+        yield part
+    if num_bad:
+        log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
+
+
+def _made_from(recipe: Recipe, files: Sequence[Input], sha256: Mapping[str, str]) -> list[str]:
+    """Return for each file a hash of all that its shard depends on.
+
+    Where equal documents are dropped, that is the files before it too; where texts are drawn by lot, all files of the part.
+    """
+    values = dataclasses.asdict(recipe) | {"tokenizer": recipe.tokenizer.sha256, "eos_id": recipe.tokenizer.eos_id}
+    if recipe.decontaminate:
+        values["decontaminate"] |= {"against": [sha256[str(file.path)] for file in documents.evaluation_files(recipe.decontaminate)]}
+    found: list[str] = []
+    for file in files:
+        facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[str(file.path)]}
+        facts |= {"path": str(file.path), "hf_id": None}
+        facts["drawn_from"] = [sha256[str(other.path)] for other in files if other.part == file.part] if file.part.sample else None
+        facts["before"] = found[-1] if found and recipe.dedup != "none" else None
+        found.append(manifest.sha256_json({"recipe": values, "file": facts}))
+    return found
+
+
+def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
+    """Return a source's shards.
 
     Raises: InputError where there is nothing to train on, or nothing in the files held out.
     """
-    facts: dict[str, Any] = {}
-    recorded: dict[str, Any] = {}
-    for split in SPLITS:
-        prefix = work / f"{source.name}.{split}"
-        written = indexed.bin_path(prefix).exists()
-        shard = indexed.verify(prefix) if written else indexed.Shard(0, 0, indexed.token_dtype(0))
-        if not shard.num_tokens and (split == "train" or source.valid_path):
-            key, paths = ("path", source.path) if split == "train" else ("valid_path", source.valid_path)
-            raise InputError(Problem(f"sources.{source.name}.{key}", f"no {split} document in {', '.join(paths)}", "at least one document"))
-        if not shard.num_tokens and source.valid_percent:
-            log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
-        for path in (indexed.bin_path(prefix), indexed.idx_path(prefix)) if written else ():
-            recorded[path.name] = {"size_bytes": path.stat().st_size, "sha256": manifest.sha256_file(path)}
-        facts[f"{split}_prefix"] = prefix.name if written else None
-        facts |= {f"{split}_tokens": shard.num_tokens, f"{split}_documents": shard.num_documents}
-    return {**facts, "files": recorded}
+    has = {split for shard in found for split in shard.pairs()}
+    paths = [path for part in sources.parts(source) for path in part.path]
+    left_out = sum((Counter(shard.left_out) for shard in found), Counter())
+    fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
+    if "train" not in has:
+        raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
+    if source.valid_path and "valid" not in has:
+        raise InputError(Problem(f"sources.{source.name}.valid_path", f"no valid document in {', '.join(source.valid_path)}", "at least one document", fix))
+    if source.valid_percent and "valid" not in has:
+        log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
+    return tuple(found)
 
 
-def _already_prepared(config: PrepareConfig, inputs: Sequence[Path]) -> Mapping[str, Any] | None:
+def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, made: Sequence[Sequence[Shard]], sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return the manifest.
+
+    Raises: InputError where the budget reads a source more often than it may.
+    """
+    facts = [_facts(source, found) for source, found in zip(config.sources, made, strict=True)]
+    blend = mixture.plan({source.name: source.weight for source in config.sources}, {fact["name"]: fact["train_tokens"] for fact in facts}, config.tokens)
+    raise_problems(segments.check_epochs(blend, config.max_epochs, "max_epochs"))
+    return manifest.describe(
+        "prepared", sha256,
+        tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
+        sources=facts,
+        blend={"tokens": sum(part.tokens for part in blend), "sources": [dataclasses.asdict(part) for part in blend]},
+        config=to_dict(config),
+        config_sha256=_config_sha256(config),
+    )  # fmt: skip
+
+
+def _facts(source: SourceConfig, found: Sequence[Shard]) -> dict[str, Any]:
+    """Return a source's part of the manifest."""
+    totals = {f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in found if (pair := shard.pairs().get(split)))
+              for split in shards.SPLITS for unit in ("tokens", "documents")}
+    left_out: Counter[str] = sum((Counter(shard.left_out) for shard in found), Counter())
+    return {"name": source.name, "weight": source.weight, **totals, "left_out": dict(left_out),
+            "bad_records": sum(shard.bad_records for shard in found), "shards": [to_dict(shard) for shard in found]}  # fmt: skip
+
+
+def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mapping[str, Any] | None:
     """Return the manifest of an `out` that holds just what this run would write, None for an empty folder.
 
     Raises: InputError where `out` holds anything else.
@@ -172,39 +237,17 @@ def _already_prepared(config: PrepareConfig, inputs: Sequence[Path]) -> Mapping[
     found = manifest.read_json(config.out / "manifest.json")
     if found.get("config_sha256") != _config_sha256(config):
         raise InputError(Problem(where, "a mixture prepared from another config", "the same config", fix))
-    now = {str(path): manifest.sha256_file(path) for path in inputs}
-    if changed := sorted(path for path in now | found["inputs"] if now.get(path) != found["inputs"].get(path)):
+    if changed := sorted(path for path in {**sha256, **found["inputs"]} if sha256.get(path) != found["inputs"].get(path)):
         raise InputError(Problem(where, f"a mixture prepared before {', '.join(changed)} changed", "the same input files", fix))
     return found
 
 
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that becomes `out` on a clean exit and goes away on any other.
-
-    Raises: EnvironmentFault where the disk is full or cannot be written.
-    """
-    out = out.absolute()
-    prefix = f"{out.name}.tmp-{socket.gethostname()}-"
-    work = out.with_name(f"{prefix}{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a run that was killed on this machine
-            pid = left.name.removeprefix(prefix)
-            if pid.isdigit() and (left == work or not Path("/proc", pid).exists()):
-                shutil.rmtree(left)
-        work.mkdir()
-        yield work
-        work.rename(out)
-    except OSError as error:  # readers raise InputError: what is left is writing
-        raise EnvironmentFault(f"{error.filename or work}: {error.strerror or error}; nothing was written to {out}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _config_sha256(config: PrepareConfig) -> str:
     values = {key: value for key, value in to_dict(config).items() if key not in NOT_IN_RESULT}
-    values["sources"] = [{key: value for key, value in source.items() if key not in FOR_THE_READER} for source in values["sources"]]
+    for source in values["sources"]:
+        for part in (source, *source["parts"]):
+            for key in FOR_THE_READER:
+                part.pop(key, None)
     return manifest.sha256_json(values)
 
 

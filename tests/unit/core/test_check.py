@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_prism.core import check
-from megatron_prism.core.config import Llama3Rope, MambaConfig, ModelConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import Llama3Rope, MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build, to_dict
 
@@ -159,33 +159,6 @@ def test_one_group_points_to_what_works(values: dict) -> None:
 def test_a_hybrid_that_cannot_be_is_named(changes: dict, key: str) -> None:
     assert check.check_architecture(HYBRID) == []
     assert keys(check.check_architecture(dataclasses.replace(HYBRID, **changes))) == [f"model.{key}"]
-
-
-def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:
-    whole = [{"name": "a", "path": ["a.txt"], "weight": 100.0} | source for source in sources]
-    return keys(check.check_prepare(build({"out": "o", "tokenizer": "t", "sources": whole, **changes}, PrepareConfig, str)))
-
-
-@pytest.mark.parametrize(
-    ("sources", "key"),
-    [([], "sources"), ([{"weight": 60}, {"weight": 40}], "sources.1.name"),
-     ([{"weight": 60}, {"name": "b", "weight": 30}], "sources.weight"), ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.weight.b"),
-     ([{"weight": NAN}], "sources.weight.a"), ([{"name": ""}], "sources.0.name"),
-     ([{"name": "../a"}], "sources.0.name"), ([{"path": []}], "sources.0.path"), ([{"valid_percent": 100}], "sources.0.valid_percent"),
-     ([{"valid_percent": NAN}], "sources.0.valid_percent"), ([{"valid_percent": 1, "valid_path": ["v"]}], "sources.0.valid_percent")],
-)  # fmt: skip
-def test_a_mixture_that_does_not_hold_is_named(sources: list, key: str) -> None:
-    assert key in prepare(*sources)
-
-
-def test_prepare_numbers_and_a_mixture_that_holds() -> None:
-    assert prepare({"weight": 27.5}, {"name": "b", "weight": 72.5}) == []
-    assert prepare({}, tokens=0, num_workers=0) == ["tokens", "num_workers"]
-
-
-@pytest.mark.parametrize(("total", "holds"), [(100.0, True), (100 + 5e-7, True), (100.001, False), (99.9, False)])
-def test_weights_sum_to_a_hundred(total: float, holds: bool) -> None:
-    assert (check.check_weights({"a": 30.0, "b": total - 30.0}, "data.weights") == []) is holds
 
 
 @given(vocab_size=st.integers(1, 10**6), tp=st.sampled_from([1, 2, 4, 8]))

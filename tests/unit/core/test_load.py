@@ -53,6 +53,20 @@ def test_lists_are_replaced_whole_and_become_tuples(write: Any) -> None:
     assert "short.yaml:sources.0.wieght" in problem.where and "'weight'" in problem.fix
 
 
+def test_an_entry_of_a_list_has_what_its_base_gives_it(write: Any) -> None:
+    write("parts/root.yaml", {"text": "{q}", "valid_percent": 1.0})
+    write("parts/a.yaml", {"base": "root.yaml", "name": "a", "path": ["a/${seed}.txt"], "weight": 1, "parts": []})
+    sources = [{"base": "parts/a.yaml", "weight": 60, "valid_percent": 2.0}, {"name": "b", "path": ["b.txt"], "weight": 40}]
+    top = write("top.yaml", {"out": "o", "tokenizer": "t", "seed": 7, "sources": sources})
+    first, second = load(top, PrepareConfig).sources
+    assert (first.name, first.text, first.valid_percent, first.weight, first.path) == ("a", "{q}", 2.0, 60.0, ("a/7.txt",))
+    assert (second.name, second.text) == ("b", "{text}")
+    assert load(top, PrepareConfig, ["sources.0.weight=50"]).sources[0].weight == 50
+    for base, where in ((3, "top.yaml:sources.0.base"), ("absent.yaml", "absent.yaml"), ("top.yaml", "top.yaml:base")):
+        (problem,) = refusal(write("top.yaml", {"out": "o", "tokenizer": "t", "sources": [{"base": base, "weight": 1}]}), cls=PrepareConfig)
+        assert problem.where.endswith(where)
+
+
 @pytest.mark.parametrize(("bases", "end"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml"), (["c.yaml", "b.yaml"], "a.yaml")])
 def test_base_that_leads_back_is_refused(write: Any, bases: Any, end: str) -> None:
     write("c.yaml", {"seed": 1})

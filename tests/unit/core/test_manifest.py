@@ -15,7 +15,7 @@ from megatron_prism.core import manifest
 
 def test_description_names_inputs_versions_and_facts(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * (9 << 20))  # more than one block
-    found = manifest.describe("import", [tmp_path / "a"], source="s")
+    found = manifest.describe("import", manifest.sha256_files([tmp_path / "a"]), source="s")
     assert found["inputs"] == {str(tmp_path / "a"): hashlib.sha256(b"x" * (9 << 20)).hexdigest()}
     assert (found["kind"], found["source"], found["versions"]["megatron_prism"]) == ("import", "s", megatron_prism.__version__)
     assert "torch" in found["versions"] and "transformer-engine" not in found["versions"]

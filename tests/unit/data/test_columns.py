@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import io
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_prism.core.config import SourceConfig
+from megatron_prism.core.config import KeepConfig, SourceConfig, TurnsConfig
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.data import columns, sources
+from megatron_prism.data import columns, documents, indexed, mixture, sources
 from megatron_prism.jobs import prepare
 
 TEXT = "{question}\n{answer}"
@@ -48,10 +51,11 @@ def save_to_disk(folder: Path, *tables: pa.Table) -> Path:
     return folder
 
 
-def read(path: Path, **changes: Any) -> tuple[list[sources.Document], list[Problem]]:
+def read(path: Path, **changes: Any) -> tuple[list[str], list[Problem]]:
     config = SourceConfig(**{"name": "s", "path": (str(path),), "weight": 100.0, "text": TEXT, **changes})
     bad: list[Problem] = []
-    return list(sources.read(config, sources.find([config])[0], bad.append)), bad
+    files = sources.find([config])[0]
+    return [text for file in files for text, _ in documents.read_texts(file, sources.records(file), Counter(), bad)], bad
 
 
 def refused(path: Path, **changes: Any) -> str:
@@ -69,9 +73,10 @@ def test_prepared_bytes_are_those_of_the_jsonl_records(make_config: Callable, tm
     for index, path in enumerate((plain, write_parquet(tmp_path / "a.parquet", table), saved)):
         config = make_config(qa={"path": (str(path),), "valid_percent": 10.0}, out=tmp_path / f"out{index}")
         prepare.run(config)
-        prepared.append({file.name: file.read_bytes() for file in config.out.glob("qa.*")})
+        source = mixture.read_prepared(config.out).sources[0]
+        readers = [indexed.Reader(part.prefixes) for part in (source.train, source.valid)]
+        prepared.append([(reader.tokens(0, reader.num_tokens).tolist(), reader.lengths().tolist()) for reader in readers])
     assert prepared[0] == prepared[1] == prepared[2]
-    assert len(prepared[0]) == 4 and all(prepared[0].values())
 
 
 def test_saved_folder_is_read_in_the_order_of_its_state(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_saved_folder_is_read_in_the_order_of_its_state(tmp_path: Path) -> None:
     state = json.loads((folder / "state.json").read_text())
     state["_data_files"].reverse()
     (folder / "state.json").write_text(json.dumps(state))
-    assert [document.text for document in read(folder, text="{text}")[0]] == ["c", "b", "a"]
+    assert read(folder, text="{text}")[0] == ["c", "b", "a"]
 
 
 def test_folder_of_splits_and_other_folders_are_refused(tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_folder_of_splits_and_other_folders_are_refused(tmp_path: Path) -> None:
     assert "without state.json" in refused(tmp_path / "all")
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert "sources.0.path: " in refused(tmp_path / "all") and "splits train; required the folder of one split" in refused(tmp_path / "all")
-    assert read(tmp_path / "all" / "train", text="{text}")[0] == [sources.Document("x", "train")]
+    assert read(tmp_path / "all" / "train", text="{text}")[0] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +120,8 @@ def test_bad_state_is_refused(tmp_path: Path, state: str, found: str) -> None:
 def test_bad_rows_are_named_by_file_and_row(tmp_path: Path, write: Callable, name: str) -> None:
     values = pa.array([b"a", None, b"\xff", b" ", *[b"x"] * 400, None], pa.binary())
     file = write(tmp_path / name, pa.table({"text": values.view(pa.string()), "n": range(405)}))
-    documents, bad = read(file, text="{text}{n}")
-    assert len(documents) == 402 and (documents[0].text, documents[-1].text) == ("a0", "x403")
+    found, bad = read(file, text="{text}{n}")
+    assert len(found) == 402 and (found[0], found[-1]) == ("a0", "x403")
     assert [problem.where for problem in bad] == [f"{file}: row {number}" for number in (2, 3, 405)]
     assert "NoneType" in bad[0].found and "invalid UTF-8" in bad[1].found
     assert "empty text" in read(file, text="{text}")[1][2].found
@@ -127,18 +132,37 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path: Path, write: Callable, nam
 def test_every_type_of_text_is_read(tmp_path: Path, kind: pa.DataType, write: Callable, name: str) -> None:
     texts = pa.array(["one", "zw\u00f6lf", "one"])
     texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
-    documents, bad = read(write(tmp_path / name, pa.table({"text": texts})), text="{text}")
-    assert [document.text for document in documents] == ["one", "zw\u00f6lf", "one"] and not bad
+    assert read(write(tmp_path / name, pa.table({"text": texts})), text="{text}") == (["one", "zw\u00f6lf", "one"], [])
 
 
 @WRITERS
 def test_every_wrong_column_is_named_with_the_file(tmp_path: Path, write: Callable, name: str) -> None:
-    table = pa.table({"list": [["a"]], "struct": [{"a": 1}], "bool": [True], "text": ["x"]})
-    message = refused(write(tmp_path / name, table), text="{list}{struct}{bool}{absent}{text}")
+    exact = decimal.Decimal("1.5")
+    table = pa.table({"day": [datetime.date(2026, 1, 1)], "list": [[exact]], "struct": [{"a": exact}], "text": ["x"]})
+    message = refused(write(tmp_path / name, table), text="{day}{list}{struct}{absent}{text}")
     assert message.count(f"{name}: found") == message.count("\n") + 1 == 4
-    for found in ("'list' of type list", "'struct' of type struct", "'bool' of type bool", "no column 'absent'"):
+    for found in ("'day' of type date32", "'list' of type list<", "'struct' of type struct", "no column 'absent'"):
         assert found in message
     assert "at least one {field}" in refused(tmp_path / name, text="fixed")
+
+
+@WRITERS
+def test_turns_and_conditions_read_what_json_gives_them(tmp_path: Path, write: Callable, name: str) -> None:
+    """A chat set as published: a list of turns, each with a time beside what is read, of invalid UTF-8 in one; a nested field; a bool."""
+    def turn(role: str, text: bytes) -> dict[str, Any]:
+        return {"role": role, "content": text, "at": datetime.datetime(2026, 1, 1)}
+
+    rows = [{"turns": [turn("user", b"q%d" % index), turn("assistant", b"\xff" if index == 3 else b"a")], "meta": {"model": f"gpt-{index}"},
+             "toxic": index == 5} for index in range(6)]  # fmt: skip
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.binary()), ("at", pa.timestamp("us"))]))
+    wanted = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("at", pa.timestamp("us"))]))
+    turns = pa.array([row["turns"] for row in rows], kind).cast(wanted, safe=False)
+    meta = pa.array([row["meta"] for row in rows])
+    file = write(tmp_path / name, pa.table({"turns": turns, "meta": meta, "toxic": [row["toxic"] for row in rows]}))
+    keep = (KeepConfig(field="meta.model", one_of=("gpt-1", "gpt-3", "gpt-4", "gpt-5")), KeepConfig(field="toxic", equals=False))
+    found, bad = read(file, text="{text}", turns=TurnsConfig(field="turns", prefix=True), keep=keep)
+    assert found == ["User: q1\nAssistant: a", "User: q4\nAssistant: a"]
+    assert [(problem.where, "invalid UTF-8" in problem.found) for problem in bad] == [(f"{file}: row 4", True)]
 
 
 @WRITERS
@@ -181,7 +205,7 @@ def test_row_group_is_streamed_and_only_its_needed_columns(tmp_path: Path) -> No
         nonlocal num_bytes
         num_bytes += count
 
-    with prepare._Watched(file, advance) as raw:
+    with sources.Watched(file, advance) as raw:
         for number, record in columns.records(file, io.BufferedReader(raw, 1 << 16), ["text"]):
             assert record["text"].decode() == texts[number - 1]
             assert num_bytes < (4_000_000 if number == 1 else 7_000_000)

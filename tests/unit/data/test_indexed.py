@@ -47,7 +47,7 @@ def test_bytes_are_those_of_megatron_core(tmp_path: Path, documents: list[np.nda
     dataset = IndexedDataset(str(ours))
     assert len(dataset) == len(documents)
     assert all(np.array_equal(dataset[index], document) for index, document in enumerate(documents))
-    assert indexed.verify(ours) == indexed.Shard(len(documents), sum(map(len, documents)), indexed.token_dtype(vocab_size))
+    assert indexed.verify(ours) == indexed.Held(len(documents), sum(map(len, documents)), indexed.token_dtype(vocab_size))
 
 
 def test_nothing_appears_before_the_end_or_after_an_error(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ LENGTHS = {"a": [5, 40, 1, 17], "b": [30]}
 SEQ_LENGTH, SEED, BATCH = 8, 3, BatchConfig(global_size=4, micro_size=1)
 
 
-def write(prefix: Path, lengths: list[int], first: int) -> int:
+def write(prefix: Path, lengths: list[int], first: int) -> None:
     with indexed.Writer(prefix, np.dtype(np.uint16)) as writer:
         writer.add(first + np.arange(sum(lengths)), np.array(lengths))
-    return sum(lengths)
 
 
 @pytest.fixture
@@ -29,9 +28,13 @@ def prepared(tmp_path: Path) -> mixture.Prepared:
     """A mixture whose every token is its own place: a's from 0 on, b's from 1000, held-out ones 2000 above."""
     sources = []
     for first, (name, lengths) in zip((0, 1000), LENGTHS.items(), strict=True):
-        count = write(tmp_path / f"{name}.train", lengths, first)
+        pairs = []
+        for index, part in enumerate(filter(None, (lengths[:2], lengths[2:]))):  # a has two pairs, b one
+            pairs.append(tmp_path / f"{name}{index}.train")
+            write(pairs[-1], part, first + index * sum(lengths[:2]))
         write(tmp_path / f"{name}.valid", [20, 7], first + 2000)
-        sources.append(mixture.PreparedSource(name, 50.0, tmp_path / f"{name}.train", count, len(lengths), tmp_path / f"{name}.valid", 27, 2))
+        train = mixture.Tokens(tuple(pairs), sum(lengths), len(lengths))
+        sources.append(mixture.PreparedSource(name, 50.0, train, mixture.Tokens((tmp_path / f"{name}.valid",), 27, 2)))
     return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
 
 
@@ -101,7 +104,7 @@ def test_weights_that_are_not_the_mixtures_are_refused(
 
 
 def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], train_tokens=62),))
+    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], train=replace(prepared.sources[0].train, num_tokens=62)),))
     monkeypatch.setattr(mixture, "read_prepared", lambda path: other if path.name == "other" else prepared)
     change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
     with pytest.raises(InputError, match=r"data.changes.0.prepared \(other\): found source a of 62 tokens; required 63 tokens"):
@@ -126,13 +129,16 @@ def test_held_out_sequences_are_read_once_and_the_rest_is_masked(prepared: mixtu
 
 
 def test_a_token_is_found_in_its_document(prepared: mixture.Prepared) -> None:
-    reader = indexed.Reader(prepared.sources[0].train_prefix)
+    reader = indexed.Reader(prepared.sources[0].train.prefixes)
     wanted = [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
     assert [reader.document(offset) for offset in range(reader.num_tokens)] == wanted
+    assert [reader.start(document) + token for document, token in wanted] == list(range(reader.num_tokens))
+    assert reader.start(reader.num_documents) == reader.num_tokens == sum(reader.lengths().tolist())
+    assert reader.lengths().tolist() == LENGTHS["a"]
 
 
 def test_an_index_that_was_cut_is_named_before_a_token_is_read(prepared: mixture.Prepared) -> None:
-    index = indexed.idx_path(prepared.sources[0].train_prefix)
+    index = indexed.idx_path(prepared.sources[0].train.prefixes[1])
     index.write_bytes(index.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"a.train.idx: found \d+ bytes; required \d+ for 4 sequences and 5 boundaries"):
-        indexed.Reader(prepared.sources[0].train_prefix)
+    with pytest.raises(InputError, match=r"a1.train.idx: found \d+ bytes; required \d+ for 2 sequences and 3 boundaries"):
+        indexed.Reader(prepared.sources[0].train.prefixes)

@@ -66,26 +66,27 @@ def test_prepared_mixture_reads_back(prepared: Path, tmp_path: Path) -> None:
     found = mixture.read_prepared(moved)
     assert (found.root, found.vocab_size, found.eos_id) == (moved, 384, 2)
     qa, prose = found.sources
-    assert (qa.name, qa.weight, qa.train_prefix, qa.valid_prefix) == ("qa", 70.0, moved / "qa.train", moved / "qa.valid")
-    assert qa.train_documents + qa.valid_documents == 60 and qa.valid_documents > 0 and qa.valid_tokens > 0
-    assert (prose.valid_prefix, prose.valid_tokens, prose.train_documents) == (None, 0, 20)
+    assert (qa.name, qa.weight) == ("qa", 70.0)
+    assert (qa.train.prefixes, qa.valid.prefixes) == ((moved / "qa" / "00000.train",), (moved / "qa" / "00000.valid",))
+    assert qa.train.num_documents + qa.valid.num_documents == 60 and qa.valid.num_documents > 0 and qa.valid.num_tokens > 0
+    assert (prose.valid, prose.train.num_documents) == (None, 20)
 
 
 def test_each_missing_or_resized_file_is_named(prepared: Path) -> None:
-    (prepared / "qa.valid.idx").unlink()
-    with (prepared / "prose.train.bin").open("ab") as stream:
+    (prepared / "qa" / "00000.valid.idx").unlink()
+    with (prepared / "prose" / "00000.train.bin").open("ab") as stream:
         stream.write(b"\0\0")
     with pytest.raises(InputError) as caught:
         mixture.read_prepared(prepared)
-    assert [problem.where for problem in caught.value.problems] == [str(prepared / "qa.valid.idx"), str(prepared / "prose.train.bin")]
+    assert [problem.where for problem in caught.value.problems] == [str(prepared / "qa/00000.valid.idx"), str(prepared / "prose/00000.train.bin")]
 
 
-@pytest.mark.parametrize("prefix", ["../corpus/qa", "/", "/etc/passwd", "..", "other"])
-def test_prefix_out_of_the_folder_is_refused(prepared: Path, prefix: str) -> None:
+@pytest.mark.parametrize("name", ["../corpus/qa", "/", "/etc/passwd", "..", ".", ""])
+def test_a_source_out_of_the_folder_is_refused(prepared: Path, name: str) -> None:
     values = json.loads((prepared / "manifest.json").read_text())
-    values["sources"][0]["train_prefix"] = prefix
+    values["sources"][0]["name"] = name
     (prepared / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"sources.qa: found prefix"):
+    with pytest.raises(InputError, match=r"sources: found a source named"):
         mixture.read_prepared(prepared)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prism.core.check import check_prepare
+from megatron_prism.core.check_data import check_prepare
 from megatron_prism.core.config import PrepareConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import prepare

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,26 +10,31 @@ import zstandard
 
 from megatron_prism.core.config import SourceConfig
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.data import sources
+from megatron_prism.data import documents, sources
 
 
 def source(*path: Path | str, **changes) -> SourceConfig:
     return SourceConfig(**{"name": "s", "path": tuple(map(str, path)), "weight": 100.0, **changes})
 
 
-def read(config: SourceConfig) -> tuple[list[sources.Document], list[Problem]]:
+def read(config: SourceConfig) -> tuple[list[tuple[str, str]], list[Problem]]:
+    """Return (text, side of the split) of each document, and what is bad."""
     bad: list[Problem] = []
-    return list(sources.read(config, sources.find([config])[0], bad.append)), bad
+    found = []
+    for file in sources.find([config])[0]:
+        for text, _ in documents.read_texts(file, sources.records(file), Counter(), bad):
+            found.append((text, "valid" if file.is_held_out or documents.is_held_out(text, config.valid_percent) else "train"))
+    return found, bad
 
 
 def held_out_texts(file: Path, valid_percent: float) -> set[str]:
-    return {document.text for document in read(source(file, valid_percent=valid_percent))[0] if document.split == "valid"}
+    return {text for text, split in read(source(file, valid_percent=valid_percent))[0] if split == "valid"}
 
 
 def texts(config: SourceConfig) -> list[str]:
-    documents, bad = read(config)
+    found, bad = read(config)
     assert not bad
-    return [document.text for document in documents]
+    return [text for text, _ in found]
 
 
 def test_template_substitutes_plain_fields_once(tmp_path: Path) -> None:
@@ -94,8 +100,8 @@ def test_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, suffix: 
 def test_bad_jsonl_record_is_named_by_file_and_line(tmp_path: Path, line: bytes, found: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "first"}\n\n' + line + b'\n{"text": "last"}\n')
-    documents, bad = read(source(file))
-    assert [document.text for document in documents] == ["first", "last"]
+    found_texts, bad = read(source(file))
+    assert [text for text, _ in found_texts] == ["first", "last"]
     assert [problem.where for problem in bad] == [f"{file}:3"]
     assert found in bad[0].found
 
@@ -103,8 +109,8 @@ def test_bad_jsonl_record_is_named_by_file_and_line(tmp_path: Path, line: bytes,
 def test_bad_text_is_named_by_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"one\n\ntwo\ntw\xffo\n\nthree\n")
-    documents, bad = read(source(file, split="paragraph"))
-    assert [document.text for document in documents] == ["one", "three"]
+    found, bad = read(source(file, split="paragraph"))
+    assert [text for text, _ in found] == ["one", "three"]
     assert [problem.where for problem in bad] == [f"{file}:4"]
     assert read(source(file))[1][0].where == f"{file}:4"
     file.write_bytes(b" \n")
@@ -115,7 +121,7 @@ def test_find_expands_sorts_and_reads_a_file_once(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "[odd].txt", "c.jsonl"):
         (tmp_path / name).write_text("x")
     found = sources.find([source(tmp_path / "b.txt", tmp_path / "?.txt", tmp_path / "[odd].txt", text="{t}")])
-    assert [path.name for path in found[0].train] == ["b.txt", "a.txt", "[odd].txt"]
+    assert [file.path.name for file in found[0]] == ["b.txt", "a.txt", "[odd].txt"]
 
 
 def test_find_names_every_problem_by_key(tmp_path: Path) -> None:
@@ -131,8 +137,8 @@ def test_find_names_every_problem_by_key(tmp_path: Path) -> None:
 def test_valid_files_are_kept_out_of_training(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
-    documents, _ = read(source(tmp_path / "*.txt", valid_path=(str(tmp_path / "b.txt"),)))
-    assert documents == [sources.Document("a", "train"), sources.Document("b", "valid")]
+    found, _ = read(source(tmp_path / "*.txt", valid_path=(str(tmp_path / "b.txt"),)))
+    assert found == [("b", "valid"), ("a", "train")]  # held out first
 
 
 def test_valid_percent_depends_on_the_text_alone(tmp_path: Path) -> None:
