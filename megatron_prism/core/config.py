@@ -243,10 +243,13 @@ class TurnsConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
-    """So many different texts for each value of a field of the record, chosen by lot (paper, section 3.1); other values are left out."""
+    """So many different texts for each value of a field of the record, chosen by lot (paper, section 3.1); other values are left out.
 
-    field: str
+    Without a field all records are of one group, `all`.
+    """
+
     counts: dict[str, int]
+    field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
