@@ -200,6 +200,41 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
         _finish(result, json)
 
 
+@app.command()
+def locate(
+    config: Config,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="What this step reads (1 is the first).")] = None,
+    rank: Annotated[int, typer.Option(help="Data-parallel rank.")] = 0,
+    sample: Annotated[int, typer.Option(help="Its sequence of the step, from 0.")] = 0,
+    source: Annotated[str | None, typer.Option(help="Or which step reads a document of this source.")] = None,
+    document: Annotated[int, typer.Option(help="The document, from 0.")] = 0,
+    token: Annotated[int, typer.Option(help="Its token, from 0.")] = 0,
+    epoch: Annotated[int, typer.Option(help="In which pass over the source, from 0.", min=0)] = 0,
+    nproc: Annotated[int, typer.Option(help="The run's world size.", min=1)] = 1,
+    json: Json = None,
+) -> None:
+    """Name the documents that a step of a run reads, or the step that reads a document.
+
+    Example: prism locate configs/tiny/mid.yaml --step 40 --sample 3
+    """
+    from megatron_prism.core.config import TrainConfig
+    from megatron_prism.core.load import load, placed
+
+    if (step is None) == (source is None):
+        raise InputError(Problem("--step, --source", "both or neither", "one of them"))
+    settings = load(config, TrainConfig, overrides or [])
+    from megatron_prism.data.locate import Sample
+    from megatron_prism.jobs import locate as job
+
+    with placed(config, TrainConfig, overrides or []):
+        if step is not None:
+            _finish(job.contents(settings, nproc, Sample(step, rank, sample)), json)
+        else:
+            assert source is not None
+            _finish(job.reader_of(settings, nproc, source, epoch, document, token), json)
+
+
 def _world_size(nproc: int | None) -> int:
     """Return the gang's size: that of the gang this process is in, or the one asked for."""
     from megatron_prism.parallel import launch

@@ -180,12 +180,17 @@ class Reader:
         within = (start - int(self._starts[pair][document])) // self._tokens[pair].itemsize
         return self._document_ends[pair] + document, within
 
+    def pair(self, document: int) -> tuple[int, int]:
+        """Return (pair, document within it) of a document."""
+        pair = bisect_right(self._document_ends, document) - 1
+        return pair, document - self._document_ends[pair]
+
     def start(self, document: int) -> int:
         """Return where a document's first token is: the way back from `document`; of num_documents, where the last one ends."""
         if document == self.num_documents:
             return self.num_tokens
-        pair = bisect_right(self._document_ends, document) - 1
-        start = int(self._starts[pair][document - self._document_ends[pair]])
+        pair, within = self.pair(document)
+        start = int(self._starts[pair][within])
         return self._token_ends[pair] + start // self._tokens[pair].itemsize
 
     def lengths(self) -> np.ndarray:

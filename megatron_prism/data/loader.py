@@ -37,16 +37,20 @@ class Sequences(torch.utils.data.Dataset):
 
     def __init__(self, run: Sequence[Segment]):
         self.segments = run
-        self.readers: dict[tuple[Path, ...], indexed.Reader] = {}
+        self._readers: dict[tuple[Path, ...], indexed.Reader] = {}
         for source in (prepared.source(stream.name) for prepared, walk in run for stream in walk.streams):
-            if source.train.prefixes not in self.readers:
-                self.readers[source.train.prefixes] = indexed.Reader(source.train.prefixes)
+            if source.train.prefixes not in self._readers:
+                self._readers[source.train.prefixes] = indexed.Reader(source.train.prefixes)
+
+    def reader(self, source: PreparedSource) -> indexed.Reader:
+        """Return the tokens of a source of the run."""
+        return self._readers[source.train.prefixes]
 
     def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
         prepared, walk = self.segments[segments.at(self.segments, sequence)]
         place = walk.place(sequence)
         source = prepared.source(walk.streams[place.source].name)
-        return _sample(self.readers[source.train.prefixes], place.offset, walk.seq_length)
+        return _sample(self.reader(source), place.offset, walk.seq_length)
 
 
 class HeldOut(torch.utils.data.Dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, run_folder
@@ -59,19 +60,23 @@ def origin_model(config: TrainConfig) -> ModelConfig:
     return config.model
 
 
+def tokenizer_folder(config: TrainConfig) -> Path:
+    """Return where the tokenizer is: of the run that is resumed, of the checkpoint it starts from, or of the config."""
+    if run_folder.is_started(config.run_dir):
+        return run_folder.origin(config.run_dir).assets
+    if config.init.checkpoint is not None:
+        return folder.read(config.init.checkpoint).assets
+    assert config.init.tokenizer is not None  # check_train
+    return config.init.tokenizer
+
+
 def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: Prepared) -> list[Problem]:
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
     where = str(config.data.prepared)
     if prepared.vocab_size > model.vocab_size:
         found, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {model.vocab_size}"
         return [Problem(where, found, required, "prepare it with the model's tokenizer")]
-    if run_folder.is_started(config.run_dir):
-        assets = run_folder.origin(config.run_dir).assets
-    elif config.init.checkpoint is not None:
-        assets = folder.read(config.init.checkpoint).assets
-    else:
-        assert config.init.tokenizer is not None  # check_train
-        assets = config.init.tokenizer
+    assets = tokenizer_folder(config)
     absent_as_imported = config.init.checkpoint is not None and not (assets / "tokenizer.json").is_file()
     if absent_as_imported or tokenize.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
         return []

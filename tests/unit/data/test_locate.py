@@ -1,0 +1,68 @@
+"""Any token of a run can be named and found again: (step, rank, sample) <-> (source, epoch, document, token)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_prism.core.config import BatchConfig
+from megatron_prism.data import indexed, loader, locate, mixture
+from megatron_prism.data.locate import Sample
+from megatron_prism.data.segments import Segment
+
+BATCH, SEQ_LENGTH, NUM_SEQUENCES, CHANGE = BatchConfig(global_size=6), 8, 90, 30
+LENGTHS = {"a": [5, 40, 1, 17, 8], "b": [30, 3]}  # a's pairs hold 2 and 3 documents
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> loader.Sequences:
+    """Two sources whose every token is document * 100 + place, b's 1000 above; b's share grows at a sequence."""
+    sources = []
+    for name, lengths in LENGTHS.items():
+        prefixes = []
+        for first, part in ((0, lengths[:2]), (2, lengths[2:])):
+            if part:
+                prefixes.append(tmp_path / f"{name}{first}")
+                with indexed.Writer(prefixes[-1], np.dtype(np.uint16)) as writer:
+                    tokens = [1000 * (name == "b") + 100 * (first + number) + np.arange(length) for number, length in enumerate(part)]
+                    writer.add(np.concatenate(tokens), np.array(part))
+        sources.append(mixture.PreparedSource(name, 50.0, mixture.Tokens(tuple(prefixes), sum(lengths), len(lengths)), None))
+    prepared = mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
+    walk = mixture.walk(prepared, {"a": 75.0, "b": 25.0}, SEQ_LENGTH, seed=3)
+    num_tokens = {source.name: source.train.num_tokens for source in sources}
+    return loader.Sequences([Segment(prepared, walk), Segment(prepared, walk.changed(CHANGE, {"b": 60.0, "a": 40.0}, num_tokens))])
+
+
+def test_contents_name_every_token_that_is_read(run: loader.Sequences) -> None:
+    for sequence in range(NUM_SEQUENCES):
+        found = locate.contents(run, sequence)
+        named = [1000 * (found.source == "b") + 100 * span.document + span.token + index for span in found.spans for index in range(span.num_tokens)]
+        assert run[sequence]["tokens"].tolist() == named
+
+
+def test_every_token_of_every_pass_is_found_where_it_is_read(run: loader.Sequences) -> None:
+    seen = {}
+    for sequence in range(NUM_SEQUENCES):
+        source, spans = locate.contents(run, sequence)
+        for position, (span, index) in enumerate((span, index) for span in spans for index in range(span.num_tokens)):
+            seen[source, span.epoch, span.document, span.token + index] = sequence, position
+    assert len(seen) == NUM_SEQUENCES * SEQ_LENGTH  # each pass reads each token once
+    assert {key: locate.find(run, *key) for key in seen} == seen
+    last = {source: max(key[1] for key in seen if key[0] == source) for source in LENGTHS}
+    later = [locate.find(run, name, last[name] + 2, document, 0) for name in LENGTHS for document in range(len(LENGTHS[name]))]
+    assert all(place and place[0] >= NUM_SEQUENCES for place in later)
+    assert locate.find(run, "c", 0, 0, 0) is None
+
+
+@pytest.mark.parametrize("dp", [1, 2, 3, 6])
+def test_sample_and_sequence_name_each_other(run: loader.Sequences, dp: int) -> None:
+    for sequence in range(NUM_SEQUENCES):
+        assert locate.sequence_of(locate.sample_of(sequence, BATCH, dp), BATCH, dp) == sequence
+    for rank in range(dp):
+        steps = loader.batches(run, 2, 4, BATCH, loader.Position(rank, dp), 0, False)
+        for step, microbatches in zip(itertools.count(3), steps, strict=False):
+            for sample, batch in enumerate(microbatches):
+                assert batch["tokens"][0].tolist() == run[locate.sequence_of(Sample(step, rank, sample), BATCH, dp)]["tokens"].tolist()
