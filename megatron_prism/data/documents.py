@@ -47,6 +47,7 @@ class Batch:
     recipe: Recipe
     file: Input
     records: Sequence[tuple[int, Record]]
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Made:
     keys: np.ndarray
     left_out: Mapping[LeftOut, int]
     bad: Sequence[Problem]
+    is_last: bool
 
 
 def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None = None) -> Iterator[Batch]:
@@ -74,9 +76,9 @@ def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None =
             waiting.append((number, record))
             num_bytes += _size_bytes(record)
             if num_bytes >= BATCH_BYTES:
-                yield Batch(recipe, file, waiting)
+                yield Batch(recipe, file, waiting, is_last=False)
                 waiting, num_bytes = [], 0
-        yield Batch(recipe, file, waiting)
+        yield Batch(recipe, file, waiting, is_last=True)
 
 
 def make(batch: Batch) -> Made:
@@ -96,7 +98,15 @@ def make(batch: Batch) -> Made:
         left_out["min_tokens"] += int((~enough).sum())
         tokens, lengths, found = tokens[np.repeat(enough, lengths)], lengths[enough], [text for text, is_in in zip(found, enough, strict=True) if is_in]
     is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for text in found], bool)
-    return Made(file, tokens, lengths, is_valid, dedup.keys(found, recipe.dedup), left_out, bad)
+    return Made(file, tokens, lengths, is_valid, _keys(found, recipe.dedup), left_out, bad, batch.is_last)
+
+
+def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
+    """Yield what became of one file's batches, and look no further: what is wrong with the next file is not this one's matter."""
+    for part in made:
+        yield part
+        if part.is_last:
+            return
 
 
 def lots(batch: Batch) -> list[tuple[str, int]]:
@@ -160,6 +170,14 @@ def _is_drawn(recipe: Recipe, file: Input, text: str, group: str | None, left_ou
     drawn = limit is not None and sample.lot(text, recipe.seed, recipe.source) <= limit
     left_out["sample"] += not drawn
     return drawn
+
+
+def _keys(found: Sequence[str], kind: Literal["none", "exact", "minhash"]) -> np.ndarray:
+    """Return what `dedup` knows each text by, uint64 [texts, numbers of one]."""
+    if kind == "none" or not found:
+        return np.zeros((len(found), 0), np.uint64)
+    rows = [dedup.minhash_bands(text) if kind == "minhash" else np.frombuffer(dedup.exact_key(text), np.uint64) for text in found]
+    return np.stack(rows)
 
 
 def _size_bytes(value: object) -> int:

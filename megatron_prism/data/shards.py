@@ -88,7 +88,7 @@ def read(folder: Path, number: int, made_from: str) -> Shard | None:
     return found
 
 
-def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen: Seen, dtype: np.dtype) -> Shard:
+def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen: Seen | None, dtype: np.dtype) -> Shard:
     """Write a shard from what became of its file's batches, less the documents that were `seen` before."""
     folder.mkdir(exist_ok=True)
     for path in folder.glob(f"{number:05}.*"):  # of a shard that is out of date
@@ -100,16 +100,17 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
     writers = {split: indexed.Writer(prefix(folder, number, split), dtype) for split in SPLITS}
     with writers["train"] as train, writers["valid"] as valid:
         for made in parts:
-            is_new = seen.add(made.keys)
+            is_new = np.array([seen is None or seen.is_new(row) for row in made.keys], bool)
             left_out.update(made.left_out)
             left_out["dedup"] += int((~is_new).sum())
             bad_records += len(made.bad)
             input_path = str(made.file.path)
-            kept_keys.append(made.keys[is_new])
+            kept_keys += [made.keys[is_new]] if seen else []
             for writer, chosen in ((train, is_new & ~made.is_valid), (valid, is_new & made.is_valid)):
                 if chosen.any():
                     writer.add(made.tokens[np.repeat(chosen, made.lengths)], made.lengths[chosen])
-    np.save(_keys_path(folder, number), np.concatenate(kept_keys), allow_pickle=False)
+    if seen:
+        np.save(_keys_path(folder, number), np.concatenate([part for part in kept_keys if part.size] or [np.zeros(0, np.uint64)]), allow_pickle=False)
     pairs = {split: _pair(folder, number, split) for split in SPLITS}
     counts = {name: count for name, count in left_out.items() if count}
     shard = Shard(number, input_path, made_from, pairs["train"], pairs["valid"], counts, bad_records)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def _check_parts(config: PrepareConfig) -> list[Problem]:
                   for index, source in enumerate(config.sources) for number, part in enumerate(sources.parts(source))]
     against = config.decontaminate.against if config.decontaminate else ()
     of_evaluation = [(part, f"decontaminate.against.{index}") for index, part in enumerate(against)]
-    return [problem for part, where in (*of_sources, *of_evaluation) for problem in texts.check(part, where)]
+    return [problem for part, where in (*of_sources, *of_evaluation) for problem in texts.check_part(part, where)]
 
 
 def _dry_run(config: PrepareConfig) -> dict[str, Any]:
@@ -106,13 +105,12 @@ def _prepare(source: SourceConfig, files: Sequence[Input], spec: tokenize.Tokeni
         return _checked(source, [shard for shard in found if shard])
     to_read = [file for file, shard in zip(_drawn(recipe, files, work), found, strict=True) if shard is None]
     made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
-    by_file = groupby(_without_bad(made, source, config), key=lambda part: part.file.path)
-    seen = dedup.Seen()
+    good = _without_bad(made, source, config)
+    seen = None if recipe.dedup == "none" else dedup.Seen(recipe.dedup)
     for number, shard in enumerate(found):
         if shard is None:
-            _, parts = next(by_file)
-            found[number] = shards.write(folder, number, made_from[number], parts, seen, indexed.token_dtype(spec.vocab_size))
-        else:
+            found[number] = shards.write(folder, number, made_from[number], documents.of_one_file(good), seen, indexed.token_dtype(spec.vocab_size))
+        elif seen:
             seen.add(shards.keys(folder, number))
     return _checked(source, [shard for shard in found if shard])
 
@@ -148,16 +146,14 @@ def _watched(title: str, files: Sequence[Input], work: _Work) -> sources.OpenFil
 
 def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConfig) -> Iterator[Made]:
     """Yield what was made as long as no bad record is found, or all of it where they are skipped."""
-    num_bad = 0
+    is_first = True
     for part in made:
         if part.bad and config.on_bad_record == "error":
             raise InputError(part.bad[:SHOWN])
-        if part.bad and not num_bad:
+        if part.bad and is_first:
             log.get().warning("source %s: first record skipped: %s", source.name, part.bad[0])
-        num_bad += len(part.bad)
+            is_first = False
         yield part
-    if num_bad:
-        log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
 
 
 def _made_from(recipe: Recipe, files: Sequence[Input], sha256: Mapping[str, str]) -> list[str]:
@@ -193,6 +189,8 @@ def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
         raise InputError(Problem(f"sources.{source.name}.valid_path", f"no valid document in {', '.join(source.valid_path)}", "at least one document", fix))
     if source.valid_percent and "valid" not in has:
         log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
+    if num_bad := sum(shard.bad_records for shard in found):
+        log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
     return tuple(found)
 
 

@@ -47,8 +47,8 @@ def test_every_token_of_every_pass_is_found_where_it_is_read(run: loader.Sequenc
     seen = {}
     for sequence in range(NUM_SEQUENCES):
         source, spans = locate.contents(run, sequence)
-        for position, (span, index) in enumerate((span, index) for span in spans for index in range(span.num_tokens)):
-            seen[source, span.epoch, span.document, span.token + index] = sequence, position
+        named = [(source, span.epoch, span.document, span.token + index) for span in spans for index in range(span.num_tokens)]
+        seen |= {key: (sequence, position) for position, key in enumerate(named)}
     assert len(seen) == NUM_SEQUENCES * SEQ_LENGTH  # each pass reads each token once
     assert {key: locate.find(run, *key) for key in seen} == seen
     last = {source: max(key[1] for key in seen if key[0] == source) for source in LENGTHS}

@@ -131,7 +131,7 @@ def test_find_names_every_problem_by_key(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         sources.find([first, source(tmp_path / "a.jsonl", text="fixed")])
     keys = [problem.where.removeprefix("sources.") for problem in caught.value.problems]
-    assert keys == ["0.path", "0.path", "0.valid_path", "1.text"]
+    assert keys == ["0.valid_path", "0.path", "0.path", "1.text"]
 
 
 def test_valid_files_are_kept_out_of_training(tmp_path: Path) -> None:
