@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.load import load
+from megatron_prism.jobs import locate
+
 STEPS, GLOBAL_SIZE, SEQ_LENGTH = 12, 16, 64
 BUDGET = STEPS * GLOBAL_SIZE * SEQ_LENGTH
 WEIGHTS = {  # the domains' shares of the paper's three mixtures; its science has a stand-in: other problems, solved
@@ -98,10 +102,7 @@ def test_what_a_step_read_is_named(folder: Path, shared_data: Path) -> None:
     located = json.loads((folder / "located.json").read_text())
     assert sum(document["num_tokens"] for document in located["documents"]) == SEQ_LENGTH
     for document in located["documents"]:
-        place = {key: document[key] for key in ("epoch", "document", "token")}
-        prism("locate", config, "--source", located["source"], *(word for key, value in place.items() for word in (f"--{key}", value)),
-              "--json", folder / "back.json")  # fmt: skip
-        back = json.loads((folder / "back.json").read_text())
+        back = locate.reader_of(load(config, TrainConfig), 1, located["source"], document["epoch"], document["document"], document["token"])
         assert (back["step"], back["dp_rank"], back["sample"]) == (STEPS, 0, 5)
         text = (shared_data / ("gsm8k_train.jsonl" if located["source"] == "math" else "wikitext2_valid.txt")).read_text()
         words = document["text"].replace("</s>", "").replace("\n", " ").split()[1:4]  # the first may be cut

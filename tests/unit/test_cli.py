@@ -142,6 +142,16 @@ def test_every_line_of_a_refusal_is_a_problem(config: Path) -> None:
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["override:optimizer.lr", "override:schedule.final_factor"]
 
 
+def test_what_a_step_reads_and_the_step_that_reads_it_name_each_other(config: Path) -> None:
+    done = prism("locate", config, "--step", 5, "--sample", 3)
+    assert done.returncode == 0 and "source: a\n" in done.stdout and "text The sum of" in done.stdout
+    back = prism("locate", config, "--source", "a", "--document", 49)
+    assert back.returncode == 0 and "is_read: " in back.stdout
+    refused(prism("locate", config), "--step, --source: found both or neither")
+    refused(prism("locate", config, "--step", 6, "--rank", 1, "--sample", 4), "--step: found 6", "--rank: found 1", "--sample: found 4")
+    refused(prism("locate", config, "--source", "b"), "--source: found b; required a source of the run: a")
+
+
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_config_that_is_absent_or_broken_is_named(tmp_path: Path, command: str) -> None:
     refused(prism(command, tmp_path / "absent.yaml"), f"{tmp_path}/absent.yaml: found no such file")
