@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +165,25 @@ class Reader:
         start = offset * self._tokens.itemsize
         document = int(np.searchsorted(self._starts, start, side="right")) - 1
         return document, (start - int(self._starts[document])) // self._tokens.itemsize
+
+    def span(self, document: int) -> tuple[int, int]:
+        """Return (first token of the pair, tokens) of a document."""
+        first, end = (self._first(number) for number in (document, document + 1))
+        return first, end - first
+
+    def _first(self, document: int) -> int:
+        return int(self._starts[document]) // self._tokens.itemsize if document < self.num_documents else self.num_tokens
+
+    def document_ids(self, offset: int, count: int) -> np.ndarray:
+        """Return the document of each of `count` tokens from one on, numbered from 0; where the pair ends, so does a document."""
+        begins, done = np.zeros(count, np.int32), 0
+        while done < count:
+            size = min(count - done, self.num_tokens - offset)
+            first, end = (bisect_left(self._starts, token * self._tokens.itemsize) for token in (offset, offset + size))
+            begins[done + np.asarray(self._starts[first:end]) // self._tokens.itemsize - offset] = 1
+            offset, done = 0, done + size
+        begins[:1] = 0
+        return np.cumsum(begins, dtype=np.int32)
 
 
 def _part(path: Path) -> Path:

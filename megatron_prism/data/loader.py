@@ -34,8 +34,8 @@ class Sequences(torch.utils.data.Dataset):
     The paper does not describe document masking at 8k: plain concatenation is our default.
     """
 
-    def __init__(self, run: Sequence[Segment]):
-        self.segments = run
+    def __init__(self, run: Sequence[Segment], document_mask: bool = False):
+        self.segments, self.document_mask = run, document_mask
         sources = {source.train_prefix for segment in run for source in segment.prepared.sources}
         self.readers = {prefix: indexed.Reader(prefix) for prefix in sources}
 
@@ -43,7 +43,7 @@ class Sequences(torch.utils.data.Dataset):
         prepared, walk = self.segments[segments.at(self.segments, sequence)]
         place = walk.place(sequence)
         prefix = prepared.prefix(walk.streams[place.source].name)
-        return _sample(self.readers[prefix], place.offset, walk.seq_length)
+        return _sample(self.readers[prefix], place.offset, walk.seq_length, self.document_mask)
 
 
 class HeldOut(torch.utils.data.Dataset):
@@ -52,25 +52,35 @@ class HeldOut(torch.utils.data.Dataset):
     Sequence None is one that is masked out whole.
     """
 
-    def __init__(self, source: PreparedSource, seq_length: int, seed: int):
+    def __init__(self, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
         assert source.valid_prefix is not None
+        self.document_mask = document_mask
         self.reader, self.seq_length, self.key = indexed.Reader(source.valid_prefix), seq_length, f"{seed}/valid".encode()
 
     def __len__(self) -> int:
         return (self.reader.num_tokens - 1) // self.seq_length
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
-        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length)
+        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
         return found if sequence is not None else found | {"loss_mask": torch.zeros(self.seq_length)}
 
 
-def _sample(reader: indexed.Reader, offset: int, seq_length: int) -> dict[str, torch.Tensor]:
-    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow."""
+def _sample(reader: indexed.Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
+    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow.
+
+    With document_mask also the document of each token: positions begin again in each, and its last token predicts nothing.
+    """
     tokens = torch.from_numpy(reader.tokens(offset, seq_length + 1).astype("int64"))
-    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+    sample = {"tokens": tokens[:-1], "labels": tokens[1:]}
+    if not document_mask:
+        return sample | {"loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+    ids = torch.from_numpy(reader.document_ids(offset, seq_length + 1))
+    own, follows = ids[:-1], ids[1:]
+    positions = torch.arange(seq_length) - torch.searchsorted(own, own)  # less the position of the document's first token
+    return sample | {"loss_mask": (own == follows).float(), "position_ids": positions, "document_ids": own}
 
 
-def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOut]:
+def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
     """Return each source's held-out sequences, by source.
 
     Raises: InputError naming a source whose held-out part is shorter than one sequence.
@@ -82,7 +92,7 @@ def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOu
         if source.valid_tokens <= seq_length:
             where = f"{prepared.root}: source {source.name}"
             raise InputError(Problem(where, f"{source.valid_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
-        found[source.name] = HeldOut(source, seq_length, seed)
+        found[source.name] = HeldOut(source, seq_length, seed, document_mask)
     return found
 
 

@@ -1,0 +1,111 @@
+"""A packing (packing.py) on disk, and the sequences it makes of a pair's documents.
+
+Two files of numbers, mapped, not read: PREFIX.pieces.npy holds each bin's pieces in turn, PREFIX.bins.npy where each bin's begin.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.data import indexed
+from megatron_prism.data.packing import Packed
+
+PIECE = np.dtype([("document", "<i8"), ("start", "<i8"), ("length", "<i4")])
+FIRST_PIECE = np.dtype("<i8")
+
+
+def pieces_path(prefix: Path) -> Path:
+    """Return the pieces' file of a prefix (a prefix may contain dots)."""
+    return prefix.with_name(prefix.name + ".pieces.npy")
+
+
+def bins_path(prefix: Path) -> Path:
+    """Return the file of a prefix that says where each bin's pieces begin."""
+    return prefix.with_name(prefix.name + ".bins.npy")
+
+
+def save(packed: Packed, prefix: Path) -> None:
+    """Write a packing's two files: whole, or not at all."""
+    pieces = np.empty(packed.document.size, PIECE)
+    for name in ("document", "start", "length"):
+        pieces[name] = getattr(packed, name)
+    paths = (pieces_path(prefix), bins_path(prefix))
+    parts = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    try:
+        for part, values in zip(parts, (pieces, packed.bin_starts.astype(FIRST_PIECE)), strict=True):
+            with part.open("wb") as stream:
+                np.save(stream, values, allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+        paths[1].unlink(missing_ok=True)  # of an earlier packing: its bins must not stand beside these pieces
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+class PackedReader:
+    """The sequences that a packing makes of a pair's documents, by number: memory holds what is read.
+
+    Raises: InputError naming the file, when it is opened or when a sequence is read whose pieces are not the pair's.
+    """
+
+    def __init__(self, reader: indexed.Reader, prefix: Path, seq_length: int, pad_id: int):
+        self.reader, self.seq_length, self.pad_id = reader, seq_length, pad_id
+        self._path = pieces_path(prefix)
+        self._pieces, self._bins = _map(self._path, PIECE), _map(bins_path(prefix), FIRST_PIECE)
+        if self._bins.size < 2 or self._bins[0] != 0 or self._bins[-1] != self._pieces.size or (np.diff(self._bins) < 1).any():
+            required = f"numbers that rise from 0 to the {self._pieces.size} pieces of {self._path.name}"
+            raise InputError(Problem(str(bins_path(prefix)), "bins that do not divide the pieces", required))
+
+    def __len__(self) -> int:
+        return self._bins.size - 1
+
+    def sequence(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a bin's tokens, the document of each from 0 on, and where there is a loss; shapes (S,), int64, int32, float32.
+
+        What is left of the bin is padding, a document of its own. Neither padding nor a piece's last token predicts anything.
+        """
+        first, end = self._bins[number : number + 2].tolist()
+        tokens = np.full(self.seq_length, self.pad_id, np.int64)
+        documents = np.full(self.seq_length, end - first, np.int32)
+        loss_mask = np.zeros(self.seq_length, np.float32)
+        at = 0
+        for index, (document, start, length) in enumerate(self._pieces[first:end].tolist()):
+            offset = self._offset(number, document, start, length, self.seq_length - at)
+            tokens[at : at + length] = self.reader.tokens(offset, length)
+            documents[at : at + length] = index
+            loss_mask[at : at + length - 1] = 1
+            at += length
+        return tokens, documents, loss_mask
+
+    def _offset(self, number: int, document: int, start: int, length: int, room: int) -> int:
+        """Return a piece's first token of the pair, once the piece lies within its document and its bin."""
+        if 0 <= document < self.reader.num_documents:
+            offset, size = self.reader.span(document)
+            if 0 <= start < start + length <= size and length <= room:
+                return offset + start
+        found = f"{length} tokens of document {document} from {start} on"
+        required = f"a part of one of the pair's {self.reader.num_documents} documents, of at most {room} tokens"
+        raise InputError(Problem(f"{self._path}: sequence {number}", found, required))
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+    """Return a file's array, mapped, once it is one of this type and fills the file."""
+    if not path.is_file():
+        raise InputError(Problem(str(path), "no such file", "the .pieces.npy and the .bins.npy of a packed source"))
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(Problem(str(path), str(error), "an array as numpy saves it")) from error
+    if not isinstance(found, np.memmap) or found.dtype != dtype or found.ndim != 1:
+        shape = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.memmap) else type(found).__name__
+        raise InputError(Problem(str(path), shape, f"one row of {dtype}"))
+    if path.stat().st_size != found.offset + found.nbytes:
+        raise InputError(Problem(str(path), f"{path.stat().st_size} bytes", f"{found.offset + found.nbytes} for {found.size} entries"))
+    return found
