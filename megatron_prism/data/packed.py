@@ -100,12 +100,11 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     if not path.is_file():
         raise InputError(Problem(str(path), "no such file", "the .pieces.npy and the .bins.npy of a packed source"))
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # of a damaged header numpy raises what its parser meets: ValueError, SyntaxError, TokenError
         raise InputError(Problem(str(path), str(error), "an array as numpy saves it")) from error
-    if not isinstance(found, np.memmap) or found.dtype != dtype or found.ndim != 1:
-        shape = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.memmap) else type(found).__name__
-        raise InputError(Problem(str(path), shape, f"one row of {dtype}"))
+    if found.dtype != dtype or found.ndim != 1:
+        raise InputError(Problem(str(path), f"{found.dtype} of shape {found.shape}", f"one row of {dtype}"))
     if path.stat().st_size != found.offset + found.nbytes:
         raise InputError(Problem(str(path), f"{path.stat().st_size} bytes", f"{found.offset + found.nbytes} for {found.size} entries"))
     return found

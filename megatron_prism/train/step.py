@@ -90,7 +90,7 @@ def _masked_sum(loss_BS: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Ten
 
 def _folded(batch: Batch) -> Batch:
     """Return a microbatch as the model takes it: (B, S), or where documents are masked one row (1, B * S) of them, as `thd` wants."""
-    return {key: batch[key].view(1, -1) for key in KEYS} if "document_ids" in batch else batch
+    return {key: batch[key].reshape(1, -1) for key in KEYS} if "document_ids" in batch else batch
 
 
 def _packed(batch: Batch) -> Any:
