@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_masked_samples_know_their_documents(prepared: mixture.Prepared, sequenc
         keys = [(epoch, document) for document, _, epoch in own]
         assert sample["document_ids"].tolist() == [met.index(key) for key in keys[:-1]] and sample["document_ids"].dtype == torch.int32
         assert sample["position_ids"].tolist() == [index - began[key] for index, key in enumerate(keys[:-1])]
-        assert sample["loss_mask"].tolist() == [float(a == b) for a, b in zip(keys, keys[1:], strict=False)]
+        assert sample["loss_mask"].tolist() == [float(a == b) for a, b in pairwise(keys)]
         assert all(torch.equal(sample[key], sequences[number][key]) for key in ("tokens", "labels"))
         wrapped += own[0][2] != own[-2][2]
     assert wrapped >= 2

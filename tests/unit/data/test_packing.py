@@ -6,11 +6,12 @@ import errno
 import os
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prism.core.errors import InputError
@@ -53,9 +54,10 @@ def problems(draw: st.DrawFn) -> tuple[list[int], int, int]:
     """Bins of a few tokens, so that sizes repeat, and of some thousands, so that rooms lie in several words of bits."""
     seq_length = draw(st.one_of(st.integers(1, 40), st.integers(1000, 3000)))
     lengths = draw(st.lists(st.one_of(st.integers(1, seq_length), st.integers(1, 3 * seq_length + 2)), max_size=200))
-    return lengths, seq_length, draw(st.integers(0, seq_length - 1)) if draw(st.booleans()) else 0
+    return lengths, seq_length, draw(st.integers(0, seq_length - 1 if seq_length <= 40 else 400)) if draw(st.booleans()) else 0
 
 
+@settings(deadline=None)
 @given(problems())
 def test_rooms_are_those_of_naive_best_fit_decreasing(problem: tuple[list[int], int, int]) -> None:
     lengths, seq_length, overlap = problem
@@ -69,6 +71,7 @@ def test_rooms_are_those_of_naive_best_fit_decreasing(problem: tuple[list[int], 
     assert found.efficiency == (found.num_tokens / (found.num_bins * seq_length) if bins else 0)
 
 
+@settings(deadline=None)
 @given(problems())
 def test_every_token_is_in_one_piece_or_in_the_overlap_of_two(problem: tuple[list[int], int, int]) -> None:
     lengths, seq_length, overlap = problem
@@ -78,7 +81,7 @@ def test_every_token_is_in_one_piece_or_in_the_overlap_of_two(problem: tuple[lis
         own = [(start, start + size) for number, start, size in spans if number == document]
         assert own[0][0] == 0 and own[-1][1] == length
         assert all(end - start == seq_length for start, end in own[:-1])
-        assert all(after[0] == before[1] - overlap and after[1] > before[1] for before, after in zip(own, own[1:], strict=False))
+        assert all(after[0] == before[1] - overlap and after[1] > before[1] for before, after in pairwise(own))
 
 
 def test_chunks_are_the_papers_and_pieces_of_a_bin_stand_as_they_were_put() -> None:
@@ -88,7 +91,7 @@ def test_chunks_are_the_papers_and_pieces_of_a_bin_stand_as_they_were_put() -> N
 
 
 def test_many_documents_are_packed_in_seconds() -> None:
-    """Lengths of which half fill more than half a bin, so that there are as many bins as documents."""
+    """Half of them fill more than half a bin, so that some 150,000 bins are open."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 131072, 300_000)
     began = time.perf_counter()
@@ -184,14 +187,18 @@ def test_a_missing_file_is_named(prefix: Path, kind: str) -> None:
         reader(prefix)
 
 
-@pytest.mark.parametrize("piece", [(5, 0, 1), (-1, 0, 1), (2, 0, 2), (2, 1, 1), (2, -1, 1), (4, 2**62, 2**30), (1, 0, 17), (1, 0, 0), (1, 5, -2)])
+@pytest.mark.parametrize(
+    "piece", [(5, 0, 1), (-1, 0, 1), (2, 0, 2), (2, 1, 1), (2, -1, 1), (4, 2**62, 2**30), (1, 0, 17), (1, 0, 0), (1, 5, -2)]
+)
 def test_a_piece_that_is_not_the_pairs_is_named_when_it_is_read(prefix: Path, piece: tuple[int, int, int]) -> None:
     values = np.load(packed.pieces_path(prefix))
     values[2] = piece
     np.save(packed.pieces_path(prefix), values)
     found = reader(prefix)
     number = int(np.searchsorted(found._bins, 2, side="right")) - 1
-    with pytest.raises(InputError, match=f"a.train.pieces.npy: sequence {number}: found {piece[2]} tokens of document {piece[0]} from {piece[1]} on"):
+    with pytest.raises(
+        InputError, match=f"a.train.pieces.npy: sequence {number}: found {piece[2]} tokens of document {piece[0]} from {piece[1]} on"
+    ):
         found.sequence(number)
     for other in set(range(len(found))) - {number}:
         found.sequence(other)

@@ -11,7 +11,13 @@ from megatron_prism.train import step
 def batch(rows: list[list[int]]) -> step.Batch:
     ids_BS = torch.tensor(rows, dtype=torch.int32)
     tokens_BS = torch.arange(ids_BS.numel()).view(ids_BS.shape)
-    return {"tokens": tokens_BS, "labels": tokens_BS + 1, "loss_mask": torch.ones(ids_BS.shape), "position_ids": tokens_BS, "document_ids": ids_BS}
+    return {
+        "tokens": tokens_BS,
+        "labels": tokens_BS + 1,
+        "loss_mask": torch.ones(ids_BS.shape),
+        "position_ids": tokens_BS,
+        "document_ids": ids_BS,
+    }
 
 
 @pytest.mark.parametrize(
