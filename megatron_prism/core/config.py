@@ -101,6 +101,8 @@ class DataConfig(Section):
 
     A source that `weights` leaves out is not read. changes: other mixtures later in the run. max_epochs: how often a
     source may be read over; the paper reads one 4.4 times (Table 1), and states no limit.
+    document_mask: neither attention nor a Mamba layer's state passes from one document to the next, and positions begin
+    again in each. The paper describes no masking at 8k: off.
     """
 
     prepared: Path
@@ -108,6 +110,7 @@ class DataConfig(Section):
     weights: dict[str, float] | None = None
     changes: tuple[MixtureChange, ...] = ()
     max_epochs: float | None = None
+    document_mask: bool = False
     num_workers: int = 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -197,6 +197,19 @@ class Reader:
         """Return the number of tokens of each document (int64)."""
         ends = [np.append(starts[1:] // tokens.itemsize, tokens.size) for starts, tokens in zip(self._starts, self._tokens, strict=True)]
         return np.concatenate([end - starts // tokens.itemsize for end, starts, tokens in zip(ends, self._starts, self._tokens, strict=True)])
+
+    def document_ids(self, offset: int, count: int) -> np.ndarray:
+        """Return the document of each of `count` tokens from one on, numbered from 0 (int32); the end of the last pair ends a document."""
+        begins, done = np.zeros(count, np.int32), 0
+        while done < count:
+            pair = bisect_right(self._token_ends, offset) - 1
+            starts, itemsize, first = self._starts[pair], self._tokens[pair].itemsize, offset - self._token_ends[pair]
+            size = min(count - done, self._tokens[pair].size - first)
+            low, high = (bisect_left(starts, token * itemsize) for token in (first, first + size))
+            begins[done + np.asarray(starts[low:high]) // itemsize - first] = 1
+            offset, done = (offset + size) % self.num_tokens, done + size
+        begins[:1] = 0
+        return np.cumsum(begins, dtype=np.int32)
 
 
 def _part(path: Path) -> Path:

@@ -15,8 +15,10 @@ import torch
 
 from megatron_prism.core.config import BatchConfig
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.data import indexed, segments
+from megatron_prism.data import segments
+from megatron_prism.data.indexed import Reader
 from megatron_prism.data.mixture import Prepared, PreparedSource
+from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.segments import Segment
 from megatron_prism.data.walk import permute
 
@@ -32,25 +34,28 @@ class Position:
 class Sequences(torch.utils.data.Dataset):
     """A run's sequences: documents end to end, cut where the walk says.
 
-    The paper does not describe document masking at 8k: plain concatenation is our default.
+    Where `prism prepare` packed a source, its packed sequences instead. The paper does not describe document masking at 8k: none is our default.
     """
 
-    def __init__(self, run: Sequence[Segment]):
-        self.segments = run
-        self._readers: dict[tuple[Path, ...], indexed.Reader] = {}
-        for source in (prepared.source(stream.name) for prepared, walk in run for stream in walk.streams):
-            if source.train.prefixes not in self._readers:
-                self._readers[source.train.prefixes] = indexed.Reader(source.train.prefixes)
+    def __init__(self, run: Sequence[Segment], document_mask: bool = False):
+        self.segments, self.document_mask = run, document_mask
+        self._readers: dict[tuple[Path, ...], Reader | PackedReader] = {}
+        for prepared, walk in run:
+            for source in (prepared.source(stream.name) for stream in walk.streams):
+                if source.train.prefixes not in self._readers:
+                    self._readers[source.train.prefixes] = source.reader(prepared.eos_id)
 
-    def reader(self, source: PreparedSource) -> indexed.Reader:
+    def reader(self, source: PreparedSource) -> Reader | PackedReader:
         """Return the tokens of a source of the run."""
         return self._readers[source.train.prefixes]
 
     def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
         prepared, walk = self.segments[segments.at(self.segments, sequence)]
         place = walk.place(sequence)
-        source = prepared.source(walk.streams[place.source].name)
-        return _sample(self.reader(source), place.offset, walk.seq_length)
+        reader = self.reader(prepared.source(walk.streams[place.source].name))
+        if isinstance(reader, PackedReader):
+            return _packed_sample(reader, place.offset // walk.seq_length, self.document_mask)
+        return _sample(reader, place.offset, walk.seq_length, self.document_mask)
 
 
 class HeldOut(torch.utils.data.Dataset):
@@ -59,25 +64,46 @@ class HeldOut(torch.utils.data.Dataset):
     Sequence None is one that is masked out whole.
     """
 
-    def __init__(self, source: PreparedSource, seq_length: int, seed: int):
+    def __init__(self, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
         assert source.valid is not None
-        self.reader, self.seq_length, self.key = indexed.Reader(source.valid.prefixes), seq_length, f"{seed}/valid".encode()
+        self.document_mask = document_mask
+        self.reader, self.seq_length, self.key = Reader(source.valid.prefixes), seq_length, f"{seed}/valid".encode()
 
     def __len__(self) -> int:
         return (self.reader.num_tokens - 1) // self.seq_length
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
-        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length)
+        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
         return found if sequence is not None else found | {"loss_mask": torch.zeros(self.seq_length)}
 
 
-def _sample(reader: indexed.Reader, offset: int, seq_length: int) -> dict[str, torch.Tensor]:
-    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow."""
+def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
+    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow.
+
+    With document_mask also the document of each token: positions begin again in each, and its last token predicts nothing.
+    """
     tokens = torch.from_numpy(reader.tokens(offset, seq_length + 1).astype("int64"))
-    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+    sample = {"tokens": tokens[:-1], "labels": tokens[1:]}
+    if not document_mask:
+        return sample | {"loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+    ids = torch.from_numpy(reader.document_ids(offset, seq_length + 1))
+    return sample | {"loss_mask": (ids[:-1] == ids[1:]).float(), **_by_document(ids[:-1])}
 
 
-def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOut]:
+def _packed_sample(reader: PackedReader, number: int, document_mask: bool) -> dict[str, torch.Tensor]:
+    """Return a packed sequence; neither padding nor the last token of a piece predicts anything."""
+    tokens, ids, loss_mask = map(torch.from_numpy, reader.sequence(number))
+    sample = {"tokens": tokens, "labels": tokens.roll(-1), "loss_mask": loss_mask}
+    return sample | (_by_document(ids) if document_mask else {"position_ids": torch.arange(len(tokens))})
+
+
+def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the document of each token, and its position within it."""
+    first = torch.searchsorted(ids, ids)  # the position of the document's first token
+    return {"position_ids": torch.arange(len(ids)) - first, "document_ids": ids}
+
+
+def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
     """Return each source's held-out sequences, by source.
 
     Raises: InputError naming a source whose held-out part is shorter than one sequence.
@@ -89,7 +115,7 @@ def held_out(prepared: Prepared, seq_length: int, seed: int) -> dict[str, HeldOu
         if source.valid.num_tokens <= seq_length:
             where = f"{prepared.root}: source {source.name}"
             raise InputError(Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
-        found[source.name] = HeldOut(source, seq_length, seed)
+        found[source.name] = HeldOut(source, seq_length, seed, document_mask)
     return found
 
 

@@ -8,6 +8,7 @@ from megatron_prism.core.config import BatchConfig
 from megatron_prism.data import segments
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.loader import Sequences
+from megatron_prism.data.packed import PackedReader
 
 
 class Sample(NamedTuple):
@@ -52,7 +53,10 @@ def contents(run: Sequences, sequence: int) -> Contents:
     prepared, walk = run.segments[segments.at(run.segments, sequence)]
     place = walk.place(sequence)
     name = walk.streams[place.source].name
-    return Contents(name, _spans(run.reader(prepared.source(name)), place.epoch, place.offset, walk.seq_length))
+    reader = run.reader(prepared.source(name))
+    if isinstance(reader, PackedReader):
+        return Contents(name, tuple(Span(place.epoch, *piece) for piece in reader.pieces(place.offset // walk.seq_length)))
+    return Contents(name, _spans(reader, place.epoch, place.offset, walk.seq_length))
 
 
 def find(run: Sequences, source: str, epoch: int, document: int, token: int) -> tuple[int, int] | None:
@@ -61,11 +65,18 @@ def find(run: Sequences, source: str, epoch: int, document: int, token: int) -> 
     for (prepared, walk), end in zip(run.segments, ends, strict=True):
         names = [stream.name for stream in walk.streams]
         if source in names:
-            offset = run.reader(prepared.source(source)).start(document) + token
+            offset = _offset(run.reader(prepared.source(source)), document, token)
             sequence, position = walk.find(names.index(source), epoch, offset)
             if sequence >= walk.first_sequence and (end is None or sequence < end):
                 return sequence, position
     return None
+
+
+def _offset(reader: Reader | PackedReader, document: int, token: int) -> int:
+    if isinstance(reader, Reader):
+        return reader.start(document) + token
+    number, position = reader.find(document, token)
+    return number * reader.seq_length + position
 
 
 def _spans(reader: Reader, epoch: int, offset: int, count: int) -> tuple[Span, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,10 @@ from typing import Literal
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json
-from megatron_prism.data import shards
-from megatron_prism.data.shards import Shard, Split
+from megatron_prism.data import packed, shards
+from megatron_prism.data.indexed import Reader
+from megatron_prism.data.packed import PackedReader
+from megatron_prism.data.shards import File, Shard, Split
 from megatron_prism.data.walk import Stream, Walk
 
 MANIFEST = "the manifest of a prepared mixture"
@@ -39,13 +41,37 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """A source's training documents packed into sequences (packed.py); efficiency: the share of their tokens that is no padding."""
+
+    seq_length: int
+    num_sequences: int
+    efficiency: float
+
+
+@dataclass(frozen=True)
 class PreparedSource:
-    """One prepared source; valid is None where nothing is held out."""
+    """One prepared source; valid is None where nothing is held out, packing where documents are read end to end."""
 
     name: str
     weight: float
     train: Tokens
     valid: Tokens | None
+    packing: Packing | None = None
+    packing_prefix: Path | None = None
+
+    @property
+    def stream_tokens(self) -> int:
+        """Return the tokens of one pass over the training documents, padding included."""
+        return self.packing.num_sequences * self.packing.seq_length if self.packing else self.train.num_tokens
+
+    def reader(self, pad_id: int | None) -> Reader | PackedReader:
+        """Return the training tokens, or the sequences they are packed into."""
+        reader = Reader(self.train.prefixes)
+        if self.packing is None:
+            return reader
+        assert self.packing_prefix is not None
+        return PackedReader(reader, self.packing_prefix, self.packing.seq_length, pad_id or 0)  # what pads is masked
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budg
 
 def walk(prepared: Prepared, weights: Mapping[str, float], seq_length: int, seed: int) -> Walk:
     """Return the walk of a run through those of a prepared mixture's sources that have a weight."""
-    tokens = {source.name: source.train.num_tokens for source in prepared.sources}
+    tokens = {source.name: source.stream_tokens for source in prepared.sources}
     streams = tuple(Stream(name, weight, tokens[name]) for name, weight in weights.items())
     return Walk(streams, seq_length, seed)
 
@@ -103,6 +129,8 @@ class _Source:
     name: str
     weight: float
     shards: tuple[Shard, ...]
+    packing: Packing | None = None
+    packing_files: dict[str, File] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,14 +163,17 @@ def read_prepared(path: Path) -> Prepared:
 def _check_files(root: Path, source: _Source) -> list[Problem]:
     if Path(source.name).name != source.name or source.name in ("", ".", ".."):  # a name that leaves the folder is not ours
         return [Problem(f"{root}/manifest.json:sources", f"a source named {source.name!r}", "the name of a folder in it")]
-    problems = []
+    folder = root / source.name
+    files = {folder / name: file for name, file in source.packing_files.items()}
     for shard in source.shards:
         for split, pair in shard.pairs().items():
-            for file, recorded in zip(shards.files(root / source.name, shard.number, split), (pair.bin, pair.idx), strict=True):
-                if not file.is_file():
-                    problems.append(Problem(str(file), "no such file", f"{recorded.size_bytes} bytes", AGAIN))
-                elif file.stat().st_size != recorded.size_bytes:
-                    problems.append(Problem(str(file), f"{file.stat().st_size} bytes", f"{recorded.size_bytes}, as written", AGAIN))
+            files |= zip(shards.files(folder, shard.number, split), (pair.bin, pair.idx), strict=True)
+    problems = []
+    for file, recorded in files.items():
+        if not file.is_file():
+            problems.append(Problem(str(file), "no such file", f"{recorded.size_bytes} bytes", AGAIN))
+        elif file.stat().st_size != recorded.size_bytes:
+            problems.append(Problem(str(file), f"{file.stat().st_size} bytes", f"{recorded.size_bytes}, as written", AGAIN))
     return problems
 
 
@@ -152,4 +183,5 @@ def _prepared(root: Path, source: _Source) -> PreparedSource:
         return Tokens(tuple(pairs), sum(pair.num_tokens for pair in pairs.values()), sum(pair.num_documents for pair in pairs.values()))
 
     valid = tokens("valid")
-    return PreparedSource(source.name, source.weight, tokens("train"), valid if valid.prefixes else None)
+    prefix = packed.prefix(root / source.name) if source.packing else None
+    return PreparedSource(source.name, source.weight, tokens("train"), valid if valid.prefixes else None, source.packing, prefix)

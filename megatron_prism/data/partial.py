@@ -50,7 +50,7 @@ def tidy(work: Path, num_shards: Mapping[str, int]) -> None:
             continue
         for path in folder.iterdir():
             number, _, rest = path.name.partition(".")
-            if rest == "keys.npy" or not number.isdigit() or int(number) >= num_shards[folder.name]:
+            if rest == "keys.npy" or (number.isdigit() and int(number) >= num_shards[folder.name]):
                 path.unlink()
 
 

@@ -31,13 +31,14 @@ def read(data: DataConfig, global_size: int, seed: int) -> tuple[Segment, ...]:
     """
     prepared = mixture.read_prepared(data.prepared)
     weights = _weights(data.weights, prepared, "data.weights")
+    raise_problems(_other_length(prepared, data.seq_length))
     segments = [Segment(prepared, mixture.walk(prepared, weights, data.seq_length, seed))]
     for index, change in enumerate(data.changes):
         key = f"data.changes.{index}"
         prepared = mixture.read_prepared(change.prepared) if change.prepared else segments[-1].prepared
         weights = _weights(change.weights, prepared, f"{key}.weights")
-        tokens = {source.name: source.train.num_tokens for source in prepared.sources}
-        raise_problems(_other_data(tokens, segments, f"{key}.prepared ({prepared.root})"))
+        tokens = {source.name: source.stream_tokens for source in prepared.sources}
+        raise_problems([*_other_length(prepared, data.seq_length), *_other_data(tokens, segments, f"{key}.prepared ({prepared.root})")])
         walk = segments[-1].walk.changed(change.step * global_size, weights, tokens)
         segments.append(Segment(prepared, walk))
     return tuple(segments)
@@ -52,9 +53,17 @@ def _weights(chosen: Mapping[str, float] | None, prepared: Prepared, key: str) -
     return {name: chosen[name] for name in own if name in chosen}
 
 
+def _other_length(prepared: Prepared, seq_length: int) -> list[Problem]:
+    return [
+        Problem(f"data.seq_length ({prepared.root}: source {source.name})", str(seq_length), f"{source.packing.seq_length}, which it is packed into")
+        for source in prepared.sources
+        if source.packing and source.packing.seq_length != seq_length
+    ]
+
+
 def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: str) -> list[Problem]:
     """A source is known by its name: where its tokens are others, what was read of it has no place in them."""
-    known = {source.name: source.train.num_tokens for segment in segments for source in segment.prepared.sources}
+    known = {source.name: source.stream_tokens for segment in segments for source in segment.prepared.sources}
     return [
         Problem(where, f"source {name} of {count} tokens", f"{known[name]} tokens, as the run has read it so far", "give other data another name")
         for name, count in tokens.items()

@@ -123,13 +123,17 @@ def keys(folder: Path, number: int) -> np.ndarray:
     return np.load(_keys_path(folder, number), allow_pickle=False)
 
 
+def written(path: Path) -> File:
+    """Return a file as it stands."""
+    return File(path.stat().st_size, manifest.sha256_file(path))
+
+
 def _pair(folder: Path, number: int, split: Split) -> Pair | None:
     paths = files(folder, number, split)
     if not paths[0].exists():
         return None
     held = indexed.verify(prefix(folder, number, split))
-    written = [File(path.stat().st_size, manifest.sha256_file(path)) for path in paths]
-    return Pair(held.num_tokens, held.num_documents, *written)
+    return Pair(held.num_tokens, held.num_documents, *map(written, paths))
 
 
 def _manifest_path(folder: Path, number: int) -> Path:

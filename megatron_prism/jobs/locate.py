@@ -7,7 +7,7 @@ from typing import Any
 from megatron_prism.core.check import check_train, data_parallel_size
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.data import loader, locate, segments, tokenize
+from megatron_prism.data import indexed, loader, locate, segments, tokenize
 from megatron_prism.data.locate import Sample
 from megatron_prism.jobs import train
 
@@ -27,7 +27,7 @@ def contents(config: TrainConfig, world_size: int, sample: Sample) -> dict[str, 
     source, spans = locate.contents(run, sequence)
     segment = segments.at(run.segments, sequence)
     prepared = run.segments[segment].prepared.source(source)
-    reader, spec = run.reader(prepared), tokenize.load(train.tokenizer_folder(config), need_eos=False)
+    reader, spec = indexed.Reader(prepared.train.prefixes), tokenize.load(train.tokenizer_folder(config), need_eos=False)
     documents = []
     for span in spans:
         pair, within = reader.pair(span.document)
@@ -46,7 +46,7 @@ def reader_of(config: TrainConfig, world_size: int, source: str, epoch: int, doc
     known = {stream.name: prepared.source(stream.name) for prepared, walk in run.segments for stream in walk.streams}
     if source not in known:
         raise InputError(Problem("--source", source, f"a source of the run: {', '.join(known)}"))
-    reader = run.reader(known[source])
+    reader = indexed.Reader(known[source].train.prefixes)
     if not 0 <= document < reader.num_documents:
         raise InputError(Problem("--document", str(document), f"0 to {reader.num_documents - 1}"))
     length = reader.start(document + 1) - reader.start(document)

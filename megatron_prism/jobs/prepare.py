@@ -17,7 +17,22 @@ from megatron_prism.core.check_data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import dedup, documents, indexed, mixture, partial, pool, sample, segments, shards, sources, texts, tokenize
+from megatron_prism.data import (
+    dedup,
+    documents,
+    indexed,
+    mixture,
+    packed,
+    packing,
+    partial,
+    pool,
+    sample,
+    segments,
+    shards,
+    sources,
+    texts,
+    tokenize,
+)
 from megatron_prism.data.documents import Made, Recipe
 from megatron_prism.data.shards import Shard
 from megatron_prism.data.sources import Input, Watched
@@ -63,7 +78,8 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         with partial.folder(config.out) as folder, _progress() as progress:
             work = _Work(config, folder, run_in_order, progress, sha256)
             made = [_prepare(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
-            described = _describe(config, spec, made, sha256)
+            facts = [_facts(source, found, _pack(source, found, config, folder)) for source, found in zip(config.sources, made, strict=True)]
+            described = _describe(config, spec, facts, sha256)
             manifest.write_json(folder / "manifest.json", described)
             partial.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
     return _shown(_result(described))
@@ -194,13 +210,26 @@ def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
     return tuple(found)
 
 
-def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, made: Sequence[Sequence[Shard]], sha256: Mapping[str, str]) -> dict[str, Any]:
+def _pack(source: SourceConfig, found: Sequence[Shard], config: PrepareConfig, folder: Path) -> dict[str, Any]:
+    """Pack a source's training documents, where that is asked for, and return the manifest's part of it."""
+    if config.packing is None:
+        return {"packing": None, "packing_files": {}}
+    prefixes = [shards.prefix(folder / source.name, shard.number, "train") for shard in found if shard.train]
+    made = packing.pack(indexed.Reader(prefixes).lengths(), config.packing.seq_length, config.packing.overlap)
+    prefix = packed.prefix(folder / source.name)
+    packed.save(made, prefix)
+    files = {path.name: shards.written(path) for path in (packed.pieces_path(prefix), packed.bins_path(prefix))}
+    held = mixture.Packing(made.seq_length, made.num_bins, made.efficiency)
+    return {"packing": dataclasses.asdict(held), "packing_files": {name: dataclasses.asdict(file) for name, file in files.items()}}
+
+
+def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequence[dict[str, Any]], sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return the manifest.
 
     Raises: InputError where the budget reads a source more often than it may.
     """
-    facts = [_facts(source, found) for source, found in zip(config.sources, made, strict=True)]
-    blend = mixture.plan({source.name: source.weight for source in config.sources}, {fact["name"]: fact["train_tokens"] for fact in facts}, config.tokens)
+    available = {fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts}
+    blend = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
     raise_problems(segments.check_epochs(blend, config.max_epochs, "max_epochs"))
     return manifest.describe(
         "prepared", sha256,
@@ -212,13 +241,13 @@ def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, made: Sequenc
     )  # fmt: skip
 
 
-def _facts(source: SourceConfig, found: Sequence[Shard]) -> dict[str, Any]:
+def _facts(source: SourceConfig, found: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
     """Return a source's part of the manifest."""
     totals = {f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in found if (pair := shard.pairs().get(split)))
               for split in shards.SPLITS for unit in ("tokens", "documents")}
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in found), Counter())
     return {"name": source.name, "weight": source.weight, **totals, "left_out": dict(left_out),
-            "bad_records": sum(shard.bad_records for shard in found), "shards": [to_dict(shard) for shard in found]}  # fmt: skip
+            "bad_records": sum(shard.bad_records for shard in found), "shards": [to_dict(shard) for shard in found], **packing}  # fmt: skip
 
 
 def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mapping[str, Any] | None:
@@ -274,12 +303,15 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     from rich.table import Table
 
     table = Table(title=f"{result['config']['out']}: {result['blend']['tokens'] or 'as many'} training tokens")
-    for header in ("source", "documents", "tokens", "weight %", "share %", "budget", "epochs"):
+    is_packed = any(row.get("packing") for row in result["sources"])
+    headers = ("source", "documents", "tokens", "weight %", "share %", "budget", "epochs", *(["packed %"] if is_packed else []))
+    for header in headers:
         table.add_column(header, justify="left" if header == "source" else "right")
     for row in result["sources"]:
         found = [_number(row.get("train_documents")), _number(row.get("train_tokens"))]
         epochs = "-" if row["epochs"] is None else f"{row['epochs']:.4f}"
-        table.add_row(row["name"], *found, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs)
+        efficiency = [f"{100 * row['packing']['efficiency']:.2f}"] if is_packed else []
+        table.add_row(row["name"], *found, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency)
     console = Console(stderr=True)
     console.print(table, width=None if console.is_terminal else 120)  # a log file need not be 80 columns wide
     return result

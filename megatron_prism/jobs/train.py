@@ -115,7 +115,8 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
 
     chunks, optimizer, first_step = _build_or_resume(config, model, groups)
     mixtures = segments.read(config.data, config.batch.global_size, config.seed)
-    dataset, valid = loader.Sequences(mixtures), loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed)
+    dataset = loader.Sequences(mixtures, config.data.document_mask)
+    valid = loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed, config.data.document_mask)
     position = loader.Position(groups.dp_rank, groups.dp)
     even = groups.pp if groups.vpp else 1  # interleaving wants its microbatches in multiples of pp
     blend = segments.realised(mixtures, config.steps * config.batch.global_size)

@@ -85,6 +85,20 @@ def batch_of_context_rank(batch: dict[str, torch.Tensor], group: torch.distribut
     return get_batch_on_this_cp_rank(batch, cp_group=group, **extra)
 
 
+def packed_sequences(cu_seqlens: torch.Tensor, max_seqlen: int, num_tokens: int) -> Any:
+    """Return the PackedSeqParams of documents that follow each other in a row; cu_seqlens (int32, where each begins, and the end).
+
+    0.19's Mamba mixer numbers the documents only where the row's tokens are named too, and else lets its state pass on, silently.
+    """
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    known = inspect.signature(PackedSeqParams).parameters
+    extra = {"total_tokens": num_tokens} if "total_tokens" in known else {}
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen, **extra
+    )
+
+
 def distributed_optimizer_with_torch_adamw() -> None:
     """Mend DistributedOptimizer's checkpointing beside torch.optim.AdamW (no TE, no apex), in both lines.
 

@@ -1,6 +1,6 @@
 """One training step and one validation pass, over any layout, through Megatron-Core's own schedules.
 
-Shape legend: B sequences of a microbatch, S tokens of a sequence.
+Shape legend: B sequences of a microbatch, S tokens of a sequence, T tokens of all its documents in one row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from megatron_prism.parallel import compat, host
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.train import optim
 
-Batch = dict[str, torch.Tensor]  # tokens_BS, labels_BS, loss_mask_BS, position_ids_BS
+Batch = dict[str, torch.Tensor]  # tokens_BS, labels_BS, loss_mask_BS, position_ids_BS; document_ids_BS where documents are masked
+KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], groups: Groups, f
     """Run Megatron's schedule for this layout; return [loss summed over tokens, tokens] of this rank's microbatches."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    size_B, size_S = microbatches[0]["tokens"].shape
+    size_B, size_S = _folded(microbatches[0])["tokens"].shape
 
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        batch = _on_device(next(iterator), groups)
-        loss_BS = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        microbatch = next(iterator)
+        batch, packed = _on_device(_folded(microbatch), groups), _packed(microbatch)
+        loss_BS = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
         return loss_BS, lambda output: _masked_sum(output, batch["loss_mask"])
 
     iterators = [iter(microbatches) for _ in chunks]
@@ -86,9 +88,28 @@ def _masked_sum(loss_BS: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Ten
     return loss, num_tokens.int(), {"sums": torch.stack([loss.detach(), num_tokens.to(loss.dtype)])}
 
 
+def _folded(batch: Batch) -> Batch:
+    """Return a microbatch as the model takes it: (B, S), or where documents are masked one row (1, B * S) of them, as `thd` wants."""
+    return {key: batch[key].reshape(1, -1) for key in KEYS} if "document_ids" in batch else batch
+
+
+def _packed(batch: Batch) -> Any:
+    """Return Megatron's PackedSeqParams of a microbatch's documents; None where they are not masked. A sequence's end is a document's."""
+    if "document_ids" not in batch:
+        return None
+    ids_BS = batch["document_ids"]
+    begins_BS = torch.ones_like(ids_BS, dtype=torch.bool)
+    begins_BS[:, 1:] = ids_BS.diff() != 0
+    size_S, size_T = ids_BS.shape[1], ids_BS.numel()
+    cu_seqlens = torch.cat([begins_BS.view(-1).nonzero()[:, 0], torch.tensor([size_T])]).int()
+    longest = int(cu_seqlens.diff().max())
+    # A bound, of few values: Megatron keeps 32 rotary tables by length. And never size_T: thd then counts positions through the row.
+    bound = min(1 << (longest - 1).bit_length(), size_S) + 1
+    return compat.packed_sequences(cu_seqlens.to(host.device(), non_blocking=True), bound, size_T)
+
+
 def _on_device(batch: Batch, groups: Groups) -> Batch:
-    keys = ("tokens", "labels", "loss_mask", "position_ids")
-    moved = {key: batch[key].to(host.device(), non_blocking=True) for key in keys}
+    moved = {key: batch[key].to(host.device(), non_blocking=True) for key in KEYS}
     return compat.batch_of_context_rank(moved, groups.cp_group) if groups.cp > 1 else moved
 
 

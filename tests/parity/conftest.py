@@ -20,7 +20,7 @@ def compare() -> Compare:
     """Return a function that runs the worker's cases in a folder, on a gang of so many, and returns the differences by case."""
 
     def run(root: Path, cases: list[dict[str, Any]], num_processes: int = 1) -> dict[str, dict[str, Any]]:
-        (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, "parallel": {}, **case} for case in cases]))
+        (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, "documents": None, "parallel": {}, **case} for case in cases]))
         script = (
             "import sys; from megatron_prism.parallel.launch import start_gang;"
             f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(root)!r}]))"

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 LOGITS, GRADIENT, GRADIENT_SPLIT = 2e-5, 5e-6, 1e-5  # fp32: largest difference; relative by norm, in one process and on a layout
+LOSS = 2e-6
+DOCUMENTS = [[29, 1, 18], [7, 41]]  # by row of the microbatch: shorter and longer than a window and a Mamba chunk, and a single token
 SEQ_LENGTH = 96
 SIZES: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -52,6 +54,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2_pp2": {"tp": 2, "pp": 2},
 }
 SPLITS = [(family, layout) for family in FAMILIES for layout in LAYOUTS if family != "granite_h_micro" or layout == "pp2"]  # one group: tp 1
+PACKED = ("llama", "mistral", "granite", "granite_h_micro", "nemotron_h")
+PACKED_SPLITS = [("mistral", "tp2_sp"), ("mistral", "pp2"), ("nemotron_h", "tp2_sp"), ("nemotron_h", "pp2"), ("granite_h_micro", "pp2"), ("llama", "tp2_pp2"),
+                 ("nemotron_h", "tp2_pp2")]  # fmt: skip
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "unscaled rope": ("llama", {"rope_scaling": None}),
     "window off by one": ("mistral", {"window_size": 17}),
@@ -110,7 +115,11 @@ def results(compare: Callable, folders: dict[str, Path], tmp_path_factory: pytes
 
     controls = [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
     split = {count: [case(f"{family} {layout}", family, parallel=LAYOUTS[layout]) for family, layout in SPLITS if (layout == "tp2_pp2") == (count == 4)] for count in (2, 4)}
-    found = compare(tmp_path_factory.mktemp("families"), [case(name, name) for name in FAMILIES] + controls)
+    controls += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
+    alone = [case(name, name) for name in FAMILIES] + [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
+    for family, layout in PACKED_SPLITS:
+        split[4 if layout == "tp2_pp2" else 2].append(case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS))
+    found = compare(tmp_path_factory.mktemp("families"), alone + controls)
     return found | {name: result for count, cases in split.items() for name, result in compare(tmp_path_factory.mktemp("gang"), cases, count).items()}
 
 
@@ -124,8 +133,30 @@ def test_a_layout_has_the_logits_and_gradients_of_transformers(results: dict[str
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_are_those_of_transformers(results: dict[str, dict[str, Any]], family: str) -> None:
-    assert results[family]["logits"] <= LOGITS
+    assert results[family]["logits"] <= LOGITS and results[family]["loss"] <= LOSS
     assert results[family]["gradient"] <= GRADIENT, results[family]["parameter"]
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_documents_packed_into_rows_are_each_as_if_alone(results: dict[str, dict[str, Any]], family: str) -> None:
+    """Each document's logits, the loss and all gradients are transformers' own of the documents one by one."""
+    found = results[f"{family} packed"]
+    assert found["logits"] <= LOGITS and found["loss"] <= LOSS
+    assert found["gradient"] <= GRADIENT, found["parameter"]
+
+
+@pytest.mark.parametrize(("family", "layout"), PACKED_SPLITS)
+def test_packed_documents_on_a_layout(results: dict[str, dict[str, Any]], family: str, layout: str) -> None:
+    found = results[f"{family} packed {layout}"]
+    assert found["loss"] <= LOSS
+    assert found["gradient"] <= GRADIENT_SPLIT, found["parameter"]
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_documents_without_a_mask_are_seen(results: dict[str, dict[str, Any]], family: str) -> None:
+    found = results[f"no document mask ({family})"]
+    assert found["logits"] > 100 * LOGITS
+    assert found["gradient"] > 100 * GRADIENT
 
 
 @pytest.mark.parametrize("control", CONTROLS)

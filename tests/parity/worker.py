@@ -1,8 +1,9 @@
 """One rank of a gang that runs models in Megatron and in transformers: worker.py FOLDER reads cases.json, writes results.json.
 
 A case: {"name", "hf", "ckpt", "tokens", "parallel": the layout, "control": a fault to build in, or None, "replace": wrong values of the
-architecture}. A result: the largest difference of the logits, and the worst relative difference of a Hugging Face parameter's
-gradient, with its name. Loss and gradients come from the training step's own forward and backward pass.
+architecture, "documents": the lengths of the documents in each row of the tokens, or None}. A result: the largest difference of the logits,
+of the loss, and the worst relative difference of a Hugging Face parameter's gradient, with its name. Loss and gradients come from the
+training step's own forward and backward pass. The oracle is given each document alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from megatron_prism.parallel.groups import Groups, grid, join
 from megatron_prism.train import optim, step
 
 Gradients = dict[str, torch.Tensor]
-Found = tuple[torch.Tensor, Gradients]
+Found = tuple[torch.Tensor, float, Gradients]
 
 
 def main(root: Path) -> None:
@@ -40,21 +41,24 @@ def main(root: Path) -> None:
         with grid(parallel, seed=0) as groups:
             found = megatron(root / "gradients", case, parallel, groups)
         if dist.get_rank() == 0:
-            results[case["name"]] = compare(found, transformers_oracle(Path(case["hf"]), tuple(case["tokens"]), case["control"] == "floored_time_step"))
+            documents = tuple(length for row in case["documents"] or [[len(case["tokens"])]] for length in row)
+            oracle = transformers_oracle(Path(case["hf"]), tuple(case["tokens"]), documents, case["control"] == "floored_time_step")
+            results[case["name"]] = compare(found, oracle)
     if dist.get_rank() == 0:
         (root / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
 def compare(found: Found, wanted: Found) -> dict[str, Any]:
-    assert found[1].keys() == wanted[1].keys()
-    errors = {name: float((found[1][name] - theirs).norm() / theirs.norm()) for name, theirs in wanted[1].items()}
+    assert found[2].keys() == wanted[2].keys()
+    errors = {name: float((found[2][name] - theirs).norm() / theirs.norm()) for name, theirs in wanted[2].items()}
     worst = max(errors, key=errors.__getitem__)
-    return {"logits": float((found[0] - wanted[0]).abs().max()), "gradient": errors[worst], "parameter": worst}
+    logits, loss = float((found[0] - wanted[0]).abs().max()), abs(found[1] - wanted[1])
+    return {"logits": logits, "loss": loss, "gradient": errors[worst], "parameter": worst}
 
 
 def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, groups: Groups) -> Found:
-    """Return Megatron's logits, and its gradients under their Hugging Face names: on rank 0 whole, elsewhere of no meaning.
+    """Return Megatron's logits, its loss, and its gradients under their Hugging Face names: on rank 0 whole, elsewhere of no meaning.
 
     The gradients are put together as a checkpoint's weights are: each rank saves its shards, rank 0 reads whole tensors.
     """
@@ -62,11 +66,12 @@ def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, grou
     bare = build.build(dataclasses.replace(model, **case["replace"]), groups, parallel, "fp32")
     sharded.load_weights(Path(case["ckpt"]), bare)
     break_weights(bare[0], case["control"])
-    logits_SV = logits(bare, tokens, groups)
+    batch = batch_of(tokens, case["documents"], case["control"])
+    logits_SV = packed_logits(bare, batch, groups) if case["documents"] else logits(bare, tokens, groups)
     chunks = optim.wrap(bare, parallel)
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    step._run(chunks, [batch_of(tokens)] * (groups.pp if groups.vpp else 1), groups, forward_only=False)
+    loss, _ = step._reduce(step._run(chunks, [batch] * (groups.pp if groups.vpp else 1), groups, forward_only=False), groups)
     for chunk in bare:
         for parameter in chunk.parameters():
             parameter.data.copy_(parameter.main_grad)
@@ -79,7 +84,7 @@ def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, grou
         whole.copy_(logits_SV[:, : model.vocab_size])
     if groups.pp > 1:
         dist.broadcast(whole, groups.last_stage_rank, group=groups.pp_group)
-    return whole, hf_gradients(model, stream.TensorReader(scratch)) if groups.rank == 0 else {}
+    return whole, loss, hf_gradients(model, stream.TensorReader(scratch)) if groups.rank == 0 else {}
 
 
 def save(chunks: list[Any], scratch: Path) -> None:
@@ -90,11 +95,25 @@ def save(chunks: list[Any], scratch: Path) -> None:
     dist.barrier()
 
 
-def batch_of(tokens: list[int]) -> step.Batch:
-    tokens_BS = torch.tensor([tokens])
-    mask_BS = torch.ones(1, len(tokens))
-    mask_BS[:, -1] = 0  # no token follows the last one
-    return {"tokens": tokens_BS, "labels": tokens_BS.roll(-1, 1), "loss_mask": mask_BS, "position_ids": torch.arange(len(tokens))[None]}
+def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str | None) -> step.Batch:
+    tokens_BS = torch.tensor(tokens).view(len(documents or [0]), -1)
+    positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
+    ids_BS = torch.zeros_like(tokens_BS, dtype=torch.int32)
+    if documents:
+        ids_BS = torch.stack([torch.repeat_interleave(torch.tensor(row)) for row in documents]).int()
+    mask_BS = torch.zeros(tokens_BS.shape)
+    mask_BS[:, :-1] = (ids_BS.diff() == 0).float()  # nothing follows a document's last token
+    batch = {"tokens": tokens_BS, "labels": tokens_BS.roll(-1, 1), "loss_mask": mask_BS, "position_ids": positions_BS}
+    return batch | {"document_ids": ids_BS} if documents and control != "no document mask" else batch
+
+
+@torch.no_grad()
+def packed_logits(chunks: list[Any], batch: step.Batch, groups: Groups) -> torch.Tensor | None:
+    """Return the logits (B * S, V) in one process; None on a layout."""
+    if groups.world_size > 1:
+        return None
+    row = step._folded(batch)
+    return chunks[0](row["tokens"], row["position_ids"], None, packed_seq_params=step._packed(batch)).flatten(0, 1)
 
 
 def break_weights(chunk: Any, control: str | None) -> None:
@@ -120,16 +139,20 @@ def hf_gradients(model: ModelConfig, reader: stream.TensorReader) -> Gradients:
 
 
 @lru_cache(maxsize=1)
-def transformers_oracle(hf: Path, tokens: tuple[int, ...], floored: bool) -> Found:
+def transformers_oracle(hf: Path, tokens: tuple[int, ...], documents: tuple[int, ...], floored: bool) -> Found:
     model = reference.load(hf, torch.float32)
     if floored:  # as transformers itself does it
         for module in model.modules():
             if hasattr(module, "time_step_limit"):
                 module.time_step_limit = (model.config.time_step_min, float("inf"))
-    logits_SV = model(torch.tensor([tokens])).logits[0]
-    torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(tokens[1:])).backward()
+    alone = torch.tensor(tokens).split(documents)
+    logits = [model(document[None]).logits[0] for document in alone]
+    losses = [torch.nn.functional.cross_entropy(mine[:-1], document[1:], reduction="sum") for mine, document in zip(logits, alone, strict=True)]
+    loss = torch.stack(losses).sum() / (len(tokens) - len(documents))
+    loss.backward()
     prefix = "backbone." if model.config.model_type == "nemotron_h" else "model."  # on disk; in memory it is model. for all
-    return logits_SV.detach(), {name.replace("model.", prefix, 1): parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name.replace("model.", prefix, 1): parameter.grad for name, parameter in model.named_parameters()}
+    return torch.cat(logits).detach(), loss.item(), gradients
 
 
 if __name__ == "__main__":

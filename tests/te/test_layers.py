@@ -148,6 +148,15 @@ def test_multipliers_window_and_rotary_scaling_reach_te(sides: dict[str, dict[st
     assert (te["rope"] is None) == (model.position_embedding == "none")
 
 
+def test_documents_reach_te_as_packed_sequences(sides: dict[str, dict[str, Facts]], preset_name: str) -> None:
+    """Two sequences of two documents in one row; `padding_causal` is what TE calls causal within each of them."""
+    starts = [0, 3, 4, 5, 8]
+    wanted = {"qkv_format": "thd", "attn_mask_type": "padding_causal", "cu_seqlens_q": starts, "cu_seqlens_kv": starts, "max_seqlen_q": 5,
+              "max_seqlen_kv": 5}  # fmt: skip
+    found = sides["te"][preset_name]["packed"]
+    assert found and all(given == wanted for given in found)
+
+
 def test_control_without_key_maps_a_hybrids_norms_have_other_keys(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig]) -> None:
     local, te = sides["local"]["no key maps"], sides["te"]["no key maps"]
     rules = {rule.mcore for rule in find.rules(models[CONTROLS["no key maps"]])}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
 from megatron_prism.models import build, norm, spec
 from megatron_prism.parallel import compat, groups, host
+from megatron_prism.train import step
 
 ATTRIBUTES = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1, "sequence_parallel": False, "allreduce": True}
 ONE, TP2 = ParallelConfig(), ParallelConfig(tp=2, sequence_parallel=True)
@@ -82,6 +84,7 @@ def examine(home: Path, model: ModelConfig, grid: groups.Groups, side: str, cont
             found["weights"][path.name] = attempt(sharded.load_weights, path, chunks)
     if side == "te":
         found["stock"] = classes(stock(model, grid))
+        found["packed"] = [packed(module) for name, module in build.unwrap(chunks[0]).named_modules() if name.endswith(".core_attention")]
     return found
 
 
@@ -143,6 +146,21 @@ def attention(module: Any) -> Facts:
     """Return what an attention layer multiplies its scores by, in each of its backends, and how far it sees: (before, after)."""
     backends = [getattr(module, f"{name}_attention") for name in ("flash", "fused", "unfused") if hasattr(module, f"{name}_attention")]
     return {"scales": [backend.softmax_scale for backend in backends or [module]], "window": getattr(module, "window_size", None)}
+
+
+def packed(module: Any) -> Facts:
+    """Return what Megatron's wrapper hands to TE's own attention of two sequences of documents, once TE's signature has taken it."""
+    from megatron.core.transformer.enums import AttnMaskType
+    from transformer_engine.pytorch import DotProductAttention
+
+    ids_BS = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 1]], dtype=torch.int32)
+    params = step._packed({"document_ids": ids_BS})
+    query = torch.zeros(8, 4, 16)
+    signature = inspect.signature(DotProductAttention.forward)
+    with mock.patch.object(DotProductAttention, "forward", lambda *args, **kwargs: signature.bind(*args, **kwargs).arguments):
+        given = module(query, query[:, :2], query[:, :2], None, attn_mask_type=AttnMaskType.causal, packed_seq_params=params)
+    wanted = ("qkv_format", "attn_mask_type", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv")
+    return {name: given[name].tolist() if isinstance(given[name], torch.Tensor) else given[name] for name in wanted}
 
 
 def residual_scales(layer: Any) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,49 @@ def test_a_sequence_is_the_tokens_that_its_place_names(sequences: loader.Sequenc
         wanted = [first + (place.offset + index) % count for index in range(SEQ_LENGTH + 1)]
         assert sample["tokens"].tolist() == wanted[:-1] and sample["labels"].tolist() == wanted[1:]
         assert sample["loss_mask"].tolist() == [1] * SEQ_LENGTH and sample["position_ids"].tolist() == list(range(SEQ_LENGTH))
+
+
+def documents(source: str) -> list[tuple[int, int]]:
+    """Return (document, token within it) of each token of a source."""
+    return [(document, token) for document, length in enumerate(LENGTHS[source]) for token in range(length)]
+
+
+def test_masked_samples_know_their_documents(prepared: mixture.Prepared, sequences: loader.Sequences) -> None:
+    """Also where a sequence wraps around an epoch's end, even onto the document that it left."""
+    masked = loader.Sequences(sequences.segments, document_mask=True)
+    wrapped = 0
+    for number in range(60):
+        place, sample = sequences.segments[0].walk.place(number), masked[number]
+        own = documents("ab"[place.source])
+        own = [(*own[index % len(own)], index // len(own)) for index in range(place.offset, place.offset + SEQ_LENGTH + 1)]
+        met = list(dict.fromkeys((epoch, document) for document, _, epoch in own))
+        began = {key: next(index for index, (document, _, epoch) in enumerate(own) if (epoch, document) == key) for key in met}
+        keys = [(epoch, document) for document, _, epoch in own]
+        assert sample["document_ids"].tolist() == [met.index(key) for key in keys[:-1]] and sample["document_ids"].dtype == torch.int32
+        assert sample["position_ids"].tolist() == [index - began[key] for index, key in enumerate(keys[:-1])]
+        assert sample["loss_mask"].tolist() == [float(a == b) for a, b in pairwise(keys)]
+        assert all(torch.equal(sample[key], sequences[number][key]) for key in ("tokens", "labels"))
+        wrapped += own[0][2] != own[-2][2]
+    assert wrapped >= 2
+
+
+def test_masked_held_out_samples_know_their_documents(prepared: mixture.Prepared) -> None:
+    found = loader.held_out(prepared, SEQ_LENGTH, SEED, document_mask=True)["b"]
+    by_start = {sample["tokens"][0].item(): sample for sample in map(found.__getitem__, range(len(found)))}
+    assert by_start[3016]["document_ids"].tolist() == [0] * 4 + [1] * 4 and by_start[3016]["position_ids"].tolist() == [0, 1, 2, 3] * 2
+    assert by_start[3016]["loss_mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert found[None]["loss_mask"].sum() == 0 and "document_ids" in found[None]
+    (batch,) = loader.valid_batches(found, 3, 4, loader.Position(0, 1))
+    assert batch["document_ids"].shape == (4, SEQ_LENGTH)
+
+
+def test_a_document_is_found_wherever_one_begins_to_read(prepared: mixture.Prepared) -> None:
+    reader, own = indexed.Reader(prepared.sources[0].train.prefixes), documents("a")
+    for offset in range(reader.num_tokens):
+        for count in (0, 1, 2, 9, 63, 64, 200):
+            places = [((offset + index) // 63, own[(offset + index) % 63][0]) for index in range(count)]
+            met = list(dict.fromkeys(places))
+            assert reader.document_ids(offset, count).tolist() == [met.index(place) for place in places]
 
 
 def rows(sequences: loader.Sequences, first_step: int, steps: int, dp: int) -> list[list[list[int]]]:

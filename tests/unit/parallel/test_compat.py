@@ -32,6 +32,32 @@ def test_the_context_parallel_group_is_always_passed(monkeypatch: pytest.MonkeyP
     assert seen == [{"cp_group": "the group"}, {"cp_group": "the group", "is_hybrid_cp": False}]
 
 
+def test_a_rows_tokens_are_named_where_a_mamba_mixer_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.19 numbers the documents for it when it is given total_tokens, and only then; 0.16 knows no such field."""
+    from dataclasses import dataclass
+
+    import megatron.core.packed_seq_params as lines
+
+    @dataclass
+    class Line016:
+        qkv_format: str
+        cu_seqlens_q: Any
+        cu_seqlens_kv: Any
+        max_seqlen_q: int
+        max_seqlen_kv: int
+
+    @dataclass
+    class Line019(Line016):
+        total_tokens: int | None = None
+
+    starts = torch.tensor([0, 3, 8], dtype=torch.int32)
+    for line, more in ((Line016, {}), (Line019, {"total_tokens": 8})):
+        monkeypatch.setattr(lines, "PackedSeqParams", line)
+        assert vars(compat.packed_sequences(starts, 6, 8)) == {
+            "qkv_format": "thd", "cu_seqlens_q": starts, "cu_seqlens_kv": starts, "max_seqlen_q": 6, "max_seqlen_kv": 6, **more
+        }  # fmt: skip
+
+
 def test_megatrons_own_writer_is_asked_for_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core import dist_checkpointing
 
