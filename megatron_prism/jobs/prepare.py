@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,42 +18,24 @@ from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import (
-    dedup,
     documents,
-    indexed,
+    making,
     mixture,
-    packed,
-    packing,
     partial,
     pool,
-    sample,
     segments,
     shards,
     sources,
     texts,
     tokenize,
 )
-from megatron_prism.data.documents import Made, Recipe
 from megatron_prism.data.shards import Shard
-from megatron_prism.data.sources import Input, Watched
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 NOT_IN_RESULT = ("out", "num_workers")  # config keys that leave the prepared bytes as they are
 FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do too
-SHOWN = 20  # bad records named at once
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What preparing any source needs: where to write, the processes, the progress, the hashes of all files read."""
-
-    config: PrepareConfig
-    folder: Path
-    run: pool.Map
-    progress: Progress
-    sha256: Mapping[str, str]
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -76,9 +58,9 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
             log.get().info("%s: already prepared from the same config and files", config.out)
             return _shown(_result(found))
         with partial.folder(config.out) as folder, _progress() as progress:
-            work = _Work(config, folder, run_in_order, progress, sha256)
-            made = [_prepare(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
-            facts = [_facts(source, found, _pack(source, found, config, folder)) for source, found in zip(config.sources, made, strict=True)]
+            work = making.Work(config, folder, run_in_order, progress, sha256)
+            made = [making.make(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
+            facts = [_facts(source, found, making.pack(source, found, work)) for source, found in zip(config.sources, made, strict=True)]
             described = _describe(config, spec, facts, sha256)
             manifest.write_json(folder / "manifest.json", described)
             partial.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
@@ -107,122 +89,6 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
     return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": blend}, "sources": blend, "config": to_dict(config)}
 
 
-def _prepare(source: SourceConfig, files: Sequence[Input], spec: tokenize.TokenizerSpec, work: _Work) -> tuple[Shard, ...]:
-    """Write one source's shards, those that stand already excepted.
-
-    Raises: InputError where a record is bad and none may be, or there is nothing to train on.
-    """
-    config, folder = work.config, work.folder / source.name
-    recipe = Recipe(source.name, spec, config.append_eos, source.min_tokens, sources.dedup(source), source.valid_percent, config.seed,
-                    config.decontaminate if source.decontaminate else None)
-    made_from = _made_from(recipe, files, work.sha256)
-    found = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
-    if all(found):
-        return _checked(source, [shard for shard in found if shard])
-    to_read = [file for file, shard in zip(_drawn(recipe, files, work), found, strict=True) if shard is None]
-    made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
-    good = _without_bad(made, source, config)
-    seen = None if recipe.dedup == "none" else dedup.Seen(recipe.dedup)
-    for number, shard in enumerate(found):
-        if shard is None:
-            found[number] = shards.write(folder, number, made_from[number], documents.of_one_file(good), seen, indexed.token_dtype(spec.vocab_size))
-        elif seen:
-            seen.add(shards.keys(folder, number))
-    return _checked(source, [shard for shard in found if shard])
-
-
-def _drawn(recipe: Recipe, files: Sequence[Input], work: _Work) -> list[Input]:
-    """Return the files with the lots that `sample` draws: a pass over the files of each part that is sampled.
-
-    Raises: InputError naming each group that has fewer texts than are wanted.
-    """
-    drawn = list(files)
-    problems = []
-    for part in [file.part for index, file in enumerate(files) if file.part.sample and file.part not in [other.part for other in files[:index]]]:
-        assert part.sample is not None
-        mine = [index for index, file in enumerate(files) if file.part == part]
-        to_read = [files[index] for index in mine]
-        draw = sample.Draw(part.sample.counts)
-        for lots in work.run(documents.lots, documents.batches(to_read, recipe, _watched(f"{recipe.source} (lots)", to_read, work))):
-            for group, lot in lots:
-                draw.add(group, lot)
-        problems += [Problem(f"sources.{recipe.source}.sample.counts.{group}", f"{count} different texts", f"{part.sample.counts[group]}")
-                     for group, count in draw.short().items()]
-        for index in mine:
-            drawn[index] = dataclasses.replace(files[index], limits=draw.limits())
-    raise_problems(problems)
-    return drawn
-
-
-def _watched(title: str, files: Sequence[Input], work: _Work) -> sources.OpenFile:
-    """Return what opens files so that a bar shows how much of them is read."""
-    task = work.progress.add_task(title, total=sum(file.path.stat().st_size for file in files))
-    return Watched.opener(lambda count: work.progress.advance(task, count))
-
-
-def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConfig) -> Iterator[Made]:
-    """Yield what was made as long as no bad record is found, or all of it where they are skipped."""
-    is_first = True
-    for part in made:
-        if part.bad and config.on_bad_record == "error":
-            raise InputError(part.bad[:SHOWN])
-        if part.bad and is_first:
-            log.get().warning("source %s: first record skipped: %s", source.name, part.bad[0])
-            is_first = False
-        yield part
-
-
-def _made_from(recipe: Recipe, files: Sequence[Input], sha256: Mapping[str, str]) -> list[str]:
-    """Return for each file a hash of all that its shard depends on.
-
-    Where equal documents are dropped, that is the files before it too; where texts are drawn by lot, all files of the part.
-    """
-    values = dataclasses.asdict(recipe) | {"tokenizer": recipe.tokenizer.sha256, "eos_id": recipe.tokenizer.eos_id}
-    if recipe.decontaminate:
-        values["decontaminate"] |= {"against": [sha256[str(file.path)] for file in documents.evaluation_files(recipe.decontaminate)]}
-    found: list[str] = []
-    for file in files:
-        facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[str(file.path)]}
-        facts |= {"path": str(file.path), "hf_id": None}
-        facts["drawn_from"] = [sha256[str(other.path)] for other in files if other.part == file.part] if file.part.sample else None
-        facts["before"] = found[-1] if found and recipe.dedup != "none" else None
-        found.append(manifest.sha256_json({"recipe": values, "file": facts}))
-    return found
-
-
-def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
-    """Return a source's shards.
-
-    Raises: InputError where there is nothing to train on, or nothing in the files held out.
-    """
-    has = {split for shard in found for split in shard.pairs()}
-    paths = [path for part in sources.parts(source) for path in part.path]
-    left_out = sum((Counter(shard.left_out) for shard in found), Counter())
-    fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
-    if "train" not in has:
-        raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
-    if source.valid_path and "valid" not in has:
-        raise InputError(Problem(f"sources.{source.name}.valid_path", f"no valid document in {', '.join(source.valid_path)}", "at least one document", fix))
-    if source.valid_percent and "valid" not in has:
-        log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
-    if num_bad := sum(shard.bad_records for shard in found):
-        log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
-    return tuple(found)
-
-
-def _pack(source: SourceConfig, found: Sequence[Shard], config: PrepareConfig, folder: Path) -> dict[str, Any]:
-    """Pack a source's training documents, where that is asked for, and return the manifest's part of it."""
-    if config.packing is None:
-        return {"packing": None, "packing_files": {}}
-    prefixes = [shards.prefix(folder / source.name, shard.number, "train") for shard in found if shard.train]
-    made = packing.pack(indexed.Reader(prefixes).lengths(), config.packing.seq_length, config.packing.overlap)
-    prefix = packed.prefix(folder / source.name)
-    packed.save(made, prefix)
-    files = {path.name: shards.written(path) for path in (packed.pieces_path(prefix), packed.bins_path(prefix))}
-    held = mixture.Packing(made.seq_length, made.num_bins, made.efficiency)
-    return {"packing": dataclasses.asdict(held), "packing_files": {name: dataclasses.asdict(file) for name, file in files.items()}}
-
-
 def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequence[dict[str, Any]], sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return the manifest.
 
@@ -231,12 +97,14 @@ def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequen
     available = {fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts}
     blend = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
     raise_problems(segments.check_epochs(blend, config.max_epochs, "max_epochs"))
+    overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     return manifest.describe(
         "prepared", sha256,
         tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
         sources=facts,
         blend={"tokens": sum(part.tokens for part in blend), "sources": [dataclasses.asdict(part) for part in blend]},
         config=to_dict(config),
+        decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
         config_sha256=_config_sha256(config),
     )  # fmt: skip
 

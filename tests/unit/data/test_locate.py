@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_prism.core.config import BatchConfig
-from megatron_prism.data import indexed, loader, locate, mixture
+from megatron_prism.data import indexed, loader, locate, mixture, packed, packing
 from megatron_prism.data.locate import Sample
 from megatron_prism.data.segments import Segment
 
@@ -66,3 +67,25 @@ def test_sample_and_sequence_name_each_other(run: loader.Sequences, dp: int) -> 
         for step, microbatches in zip(itertools.count(3), steps, strict=False):
             for sample, batch in enumerate(microbatches):
                 assert batch["tokens"][0].tolist() == run[locate.sequence_of(Sample(step, rank, sample), BATCH, dp)]["tokens"].tolist()
+
+
+def test_packed_sequences_are_named_and_found_too(run: loader.Sequences, tmp_path: Path) -> None:
+    """Source a packed into sequences of 8, documents of 40 and 17 cut into chunks that overlap by 3: a token that two hold is the first's."""
+    segment, before = run.segments[0], {}
+    source = segment.prepared.sources[0]
+    made = packing.pack(np.array(LENGTHS["a"]), SEQ_LENGTH, overlap=3)
+    packed.save(made, packed.prefix(tmp_path))
+    held = mixture.Packing(SEQ_LENGTH, made.num_bins, made.efficiency)
+    prepared = replace(segment.prepared, sources=(replace(source, packing=held, packing_prefix=packed.prefix(tmp_path)),))
+    of_a = loader.Sequences([Segment(prepared, mixture.walk(prepared, {"a": 100.0}, SEQ_LENGTH, seed=3))])
+    for sequence in range(made.num_bins):  # one pass
+        spans = locate.contents(of_a, sequence).spans
+        named = [(span.document, span.token + index) for span in spans for index in range(span.num_tokens)]
+        sample = of_a[sequence]
+        assert sample["tokens"].tolist() == [100 * document + token for document, token in named] + [0] * (SEQ_LENGTH - len(named))
+        assert sample["loss_mask"].sum() == len(named) - len(spans)
+        for position, (document, token) in enumerate(named):
+            before.setdefault((document, token), set()).add((sequence, position))
+    assert sorted(before) == [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
+    assert all(locate.find(of_a, "a", 0, *key) in places for key, places in before.items()) and max(map(len, before.values())) == 2
+    assert [span.epoch for span in locate.contents(of_a, made.num_bins).spans][0] == 1

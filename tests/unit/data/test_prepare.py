@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prism.core.config import DataConfig, PackingConfig
 from megatron_prism.core.errors import InputError
-from megatron_prism.data import documents, indexed, mixture
+from megatron_prism.data import documents, indexed, mixture, segments
 from megatron_prism.jobs import prepare
 
 
@@ -80,6 +81,28 @@ def test_bytes_are_those_of_any_number_of_workers(make_config: Callable, tmp_pat
     configs = [make_config(qa={"valid_percent": 20.0, "dedup": "minhash"}, out=tmp_path / f"w{count}", num_workers=count) for count in (1, 2)]
     one, two = ([source["shards"] for source in prepare.run(config)["sources"]] for config in configs)
     assert one == two
+
+
+def test_packing_is_written_and_read_back(make_config: Callable) -> None:
+    config = make_config(packing=PackingConfig(seq_length=64, overlap=8), qa={"valid_percent": 20.0})
+    result = prepare.run(config)
+    for source, read, part in zip(result["sources"], mixture.read_prepared(config.out).sources, result["blend"]["sources"], strict=True):
+        held = source["packing"]
+        assert read.packing == mixture.Packing(**held)
+        assert read.stream_tokens == held["num_sequences"] * 64 and part["epochs"] == part["tokens"] / read.stream_tokens
+        reader = read.reader(pad_id=2)
+        lengths = indexed.Reader(read.train.prefixes).lengths()
+        assert len(reader) == held["num_sequences"]
+        assert held["efficiency"] == sum(piece[2] for number in range(len(reader)) for piece in reader.pieces(number)) / read.stream_tokens > 0.7
+        wanted = {(document, token) for document, length in enumerate(lengths) for token in range(length)}
+        pieces = [piece for number in range(len(reader)) for piece in reader.pieces(number)]
+        assert {(document, start + index) for document, start, length in pieces for index in range(length)} == wanted
+    data = DataConfig(prepared=config.out, seq_length=32)
+    with pytest.raises(InputError, match=r"data.seq_length \(.*source qa\): found 32; required 64, which it is packed into"):
+        segments.read(data, 4, 1)
+    (config.out / "qa" / "train.pieces.npy").unlink()
+    with pytest.raises(InputError, match="train.pieces.npy: found no such file"):
+        mixture.read_prepared(config.out)
 
 
 def test_second_run_is_idempotent(make_config: Callable) -> None:
