@@ -173,6 +173,20 @@ def test_bad_record_is_refused_or_counted(make_config: Callable, corpus: Path, n
         assert "qa.jsonl:61" in caplog.text and "2 bad records skipped" in caplog.text
 
 
+def test_a_source_read_too_often_is_refused_and_its_shards_are_kept(make_config: Callable) -> None:
+    config = make_config(tokens=100_000, max_epochs=4.4)
+    with pytest.raises(InputError, match=r"max_epochs: found source qa read \d+\.\d\d times; required at most 4.4"):
+        prepare.run(config)
+    kept = {path: path.stat().st_mtime_ns for path in config.out.with_name("out.partial").glob("*/*.bin")}
+    assert len(kept) == 2 and not config.out.exists()
+    result = prepare.run(make_config(tokens=10_000, max_epochs=4.4))
+    assert all(part["epochs"] <= 4.4 for part in result["sources"]) and sum(part["tokens"] for part in result["sources"]) == 10_000
+    assert sorted(kept.values()) == sorted(path.stat().st_mtime_ns for path in config.out.glob("*/*.bin"))
+    known = {"path": ("absent",), "available_tokens": 1000}
+    with pytest.raises(InputError, match="max_epochs: found source qa read 7.00 times"):
+        prepare.run(make_config(qa=known, tokens=10_000, max_epochs=4.4), dry_run=True)
+
+
 @pytest.mark.parametrize(("content", "skip"), [("", False), ("\n\n", False), ("{}\n", True)])
 def test_empty_source_is_refused(make_config: Callable, corpus: Path, content: str, skip: bool) -> None:
     (corpus / "qa.jsonl").write_text(content)
