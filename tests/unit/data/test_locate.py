@@ -88,4 +88,4 @@ def test_packed_sequences_are_named_and_found_too(run: loader.Sequences, tmp_pat
             before.setdefault((document, token), set()).add((sequence, position))
     assert sorted(before) == [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
     assert all(locate.find(of_a, "a", 0, *key) in places for key, places in before.items()) and max(map(len, before.values())) == 2
-    assert [span.epoch for span in locate.contents(of_a, made.num_bins).spans][0] == 1
+    assert locate.contents(of_a, made.num_bins).spans[0].epoch == 1
