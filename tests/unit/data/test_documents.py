@@ -20,7 +20,7 @@ LANGUAGES = ("python", "cpp", "rust")
 
 
 def record(index: int) -> dict[str, Any]:
-    question = f"question {index % 70} about {'many ' * (index % 9)}things"  # 210 records, 70 questions, 3 languages: each pair once
+    question = f"question {index % 70} about {'many ' * (index % 70 % 9)}things"  # each question three times, each with another answer
     return {"question": question, "answer": f"answer {index}", "language": LANGUAGES[index % 3], "judgement": "right" if index % 5 else "wrong"}
 
 
@@ -74,12 +74,12 @@ def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_
     source = result["sources"][0]
     spec = tokenize.load(tokenizer_folder, need_eos=True)
     questions = [item["question"] for item in RECORDS]
-    dirty = [questions[7]]  # its 11 words in a row; question 7 with fewer of "many" is another text
+    dirty = [text for text in questions if text == questions[7]]
     clean = [text for text in questions if text not in dirty]
     long = [text for text in clean if tokenize.encode([text], spec, True)[1][0] >= 26]
-    assert questions.count(dirty[0]) == 1 and 0 < len(long) < len(clean)
+    assert len(dirty) == 3 and 0 < len(set(long)) < len(long) < len(clean)
     assert written(config, tokenizer_folder) == list(dict.fromkeys(long))  # the first of equal ones stays, in order
-    assert source["left_out"] == {"decontaminate": 1, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}
+    assert source["left_out"] == {"decontaminate": 3, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}
     assert result["decontaminate"] == {"texts": 2, "too_short": 1}
     untouched = make_config(qa=changes | {"decontaminate": False}, decontaminate=against, out=config.out.with_name("untouched"))
     assert "decontaminate" not in prepare.run(untouched)["sources"][0]["left_out"]
