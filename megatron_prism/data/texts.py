@@ -1,0 +1,172 @@
+"""From a record to its text: conditions, a template or turns, and the value of the field that a sample is drawn by.
+
+A dot in a field's name leads into a nested object, unless the record has a field of just that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from megatron_prism.core.config import KeepConfig, PartConfig, SourceConfig, TurnsConfig
+from megatron_prism.core.errors import Problem
+
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+PLAIN_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
+SPEAKERS = {"user": "User: ", "human": "User: ", "assistant": "Assistant: ", "gpt": "Assistant: ", "system": None}
+TURN_KEYS = (("role", "content"), ("from", "value"))
+
+
+class BadRecord(Exception):
+    """A record that gives no document: what was found, what is required, and how many lines into the record it stands."""
+
+    def __init__(self, found: str, required: str, line: int = 0):
+        self.found, self.required, self.line = found, required, line
+
+
+def fields(part: PartConfig) -> tuple[str, ...]:
+    """Return the top-level fields of a record that `part` reads, each once: of `a.b` the `a`."""
+    names = [part.turns.field] if part.turns else PLACEHOLDER.findall(part.text)
+    names += [condition.field for condition in part.keep] + ([part.sample.field] if part.sample else [])
+    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bool) -> tuple[str | None, str | None]:
+    """Return a record's text, None where a condition of `keep` is not met, and the value of the sample's field.
+
+    record: a line of JSON, a row whose strings are bytes not yet decoded, or (is_plain) the bytes of a text.
+    Raises: BadRecord for what is no text; a value of a type that a condition cannot compare is one, and never just left out.
+    """
+    group = None
+    try:
+        if is_plain:
+            assert isinstance(record, bytes)
+            text = record.decode()
+        else:
+            row = _parse(record.decode()) if isinstance(record, bytes) else dict(record)
+            if not all([_holds(condition, row) for condition in part.keep]):  # a list: each is looked at, so that a bad one is named
+                return None, None
+            group = str(_plain(row, part.sample.field, "sample")) if part.sample else None
+            text = _chat(row, part.turns) if part.turns else _render(row, part.text)
+        (text + (group or "")).encode()  # a JSON escape can spell half a surrogate pair, which is no text
+    except UnicodeDecodeError as error:
+        line = record.count(b"\n", 0, error.start) if isinstance(record, bytes) else 0
+        raise BadRecord(f"invalid UTF-8 ({error.reason})", "UTF-8 text", line) from None
+    except UnicodeEncodeError:
+        raise BadRecord("half a surrogate pair", "text that UTF-8 can spell") from None
+    if not text.strip():
+        raise BadRecord("an empty text", "text other than white space")
+    return text, group
+
+
+def check_part(part: PartConfig, where: str) -> list[Problem]:
+    """Return what is wrong with a part's conditions, turns and sample; `where` is its key."""
+    problems = []
+    for index, condition in enumerate(part.keep):
+        if len(names := list(_operations(condition))) != 1:
+            found = " and ".join(names) or "no operation"
+            problems.append(Problem(f"{where}.keep.{index}", found, "one of equals, not_equals, at_least, one_of, starts_with"))
+    named = {f"keep.{index}": condition.field for index, condition in enumerate(part.keep)}
+    named |= {"turns": part.turns.field} if part.turns else {}
+    named |= {"sample": part.sample.field} if part.sample else {}
+    problems += [Problem(f"{where}.{key}.field", repr(name), "a field's name") for key, name in named.items() if "" in name.split(".")]
+    if part.sample:
+        counts = part.sample.counts
+        problems += [] if counts else [Problem(f"{where}.sample.counts", "no value", "a number of texts for each value")]
+        wrong = {value: count for value, count in counts.items() if count < 1}
+        problems += [Problem(f"{where}.sample.counts.{value}", str(count), "at least 1") for value, count in wrong.items()]
+    if part.turns and part.text != PartConfig.text:
+        problems.append(Problem(f"{where}.text", repr(part.text), "no `text` beside `turns`", "remove one of them"))
+    paths = part.path + (part.valid_path if isinstance(part, SourceConfig) else ())
+    if plain := next((path for path in paths if path.endswith(PLAIN_ENDINGS)), None):
+        keys = [key for key in ("keep", "turns", "sample") if getattr(part, key)]
+        problems += [Problem(f"{where}.{key}", f"{key} on {plain}", "files of records: a .txt file has no fields") for key in keys]
+    return problems
+
+
+def _parse(line: str) -> dict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"a line that is not JSON ({error})", "one JSON object a line") from None
+    if not isinstance(record, dict):
+        raise BadRecord(f"a JSON {type(record).__name__}", "one JSON object a line")
+    return record
+
+
+def _value(record: dict, name: str, key: str) -> object:
+    """Return a field's value; a string of a columnar file is decoded."""
+    value: object = record
+    for part in [name] if name in record else name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise BadRecord(f"no field {name!r}", f"the fields of `{key}`; the record has {', '.join(map(repr, record)) or 'none'}")
+        value = value[part]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _plain(record: dict, name: str, key: str) -> str | int | float:
+    value = _value(record, name, key)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
+    return value
+
+
+def _render(record: dict, template: str) -> str:
+    # The pieces of a template alternate between literal text and field names.
+    pieces = PLACEHOLDER.split(template)
+    return "".join(str(_plain(record, piece, "text")) if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _operations(condition: KeepConfig) -> dict[str, object]:
+    set_to = {name: getattr(condition, name) for name in ("equals", "not_equals", "at_least", "one_of", "starts_with")}
+    return {name: value for name, value in set_to.items() if value is not None and value != ()}
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)) and value == value:
+        return "a number"
+    return "a string" if isinstance(value, str) else "nan" if isinstance(value, float) else type(value).__name__
+
+
+def _holds(condition: KeepConfig, record: dict) -> bool:
+    ((operation, operand),) = _operations(condition).items()
+    value = _value(record, condition.field, "keep")
+    required = _kind(condition.one_of[0] if operation == "one_of" else operand)
+    if _kind(value) != required:  # -1 is never equal to "-1": a typing error in the config would keep, or leave out, every record
+        found = f"field {condition.field!r} of type {type(value).__name__}" if _kind(value) != "nan" else f"field {condition.field!r} nan"
+        raise BadRecord(found, f"{required}, as `{operation}` is")
+    match operation:
+        case "equals":
+            return value == operand
+        case "not_equals":
+            return value != operand
+        case "at_least":
+            return value >= operand  # type: ignore[operator]
+        case "one_of":
+            return value in condition.one_of
+    return value.startswith(operand)  # type: ignore[attr-defined]
+
+
+def _chat(record: dict, turns: TurnsConfig) -> str:
+    found = _value(record, turns.field, "turns")
+    if not isinstance(found, list):
+        raise BadRecord(f"field {turns.field!r} of type {type(found).__name__}", "a list of turns")
+    utterances = []
+    for number, turn in enumerate(found, 1):
+        keys = [keys for keys in TURN_KEYS if isinstance(turn, dict) and turn.get(keys[0]) is not None and keys[1] in turn]
+        if not keys:
+            raise BadRecord(f"turn {number} of {turns.field!r} without a role", "{role, content}, or {from, value}")
+        role, content = (value.decode() if isinstance(value, bytes) else value for value in map(turn.get, keys[0]))
+        if not isinstance(role, str) or role not in SPEAKERS:
+            raise BadRecord(f"turn {number} of {turns.field!r} by {role!r}", f"one of {', '.join(SPEAKERS)}")
+        if (speaker := SPEAKERS[role]) is None:
+            continue
+        if not isinstance(content, str) or not content.strip():
+            raise BadRecord(f"turn {number} of {turns.field!r} without text", "an utterance other than white space")
+        utterances.append(speaker + content if turns.prefix else content)
+    if not utterances:
+        raise BadRecord(f"no turn of a user or an assistant in {turns.field!r}", "at least one")
+    return "\n".join(utterances)
