@@ -1,7 +1,6 @@
 """Leave out a document that was there before: the same text, or (MinHash) one that shares most of its runs of five words.
 
-Documents come one by one, in order, and the first of those alike is kept. A document is known by a row of 64-bit numbers, made by
-any process from its text alone.
+Of those alike the first in order is kept. A document is known by a row of 64-bit numbers that any process makes from its text alone.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Literal
+from zlib import crc32
 
 import numpy as np
 
@@ -21,6 +21,7 @@ NUM_BANDS, BAND_ROWS = 14, 8  # two texts of similarity s share a band with the 
 SHINGLE_WORDS = 5
 MINHASH_SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 over the golden ratio
+FIRST_ROWS = 1 << 10
 PIECE = 4096  # shingles: times 112 numbers of 4 bytes, within a core's cache
 
 
@@ -38,8 +39,8 @@ def minhash_bands(text: str) -> np.ndarray:
     shingles = _shingles(text)
     for start in range(0, len(shingles), PIECE):
         sketch.update_batch(shingles[start : start + PIECE].tolist())
-    rows = sketch.hashvalues.astype("<u4").reshape(NUM_BANDS, BAND_ROWS)
-    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    bands = sketch.hashvalues.astype("<u4").reshape(NUM_BANDS, BAND_ROWS)
+    digests = b"".join(hashlib.blake2b(band.tobytes(), digest_size=8).digest() for band in bands)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
@@ -52,71 +53,91 @@ def _empty() -> MinHash:
 
 
 def _shingles(text: str) -> np.ndarray:
-    """Return a 32-bit hash of each shingle: of its words' hashes, so that a word is hashed once for five shingles."""
+    """Return a 32-bit hash of each shingle, mixed from those of its words, so that a word is hashed once for five shingles."""
     words = WORD.findall(text.lower()) or [text]
-    hashes = {word: int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") for word in set(words)}
-    array = np.fromiter(map(hashes.__getitem__, words), np.uint64, len(words))
+    hashes = np.fromiter(map(crc32, map(str.encode, words)), np.uint64, len(words))
     size = min(SHINGLE_WORDS, len(words))
     mixed = np.zeros(len(words) - size + 1, np.uint64)
     for index in range(size):
-        mixed = (mixed + array[index : index + len(mixed)]) * FACTOR
+        mixed = (mixed + hashes[index : index + len(mixed)]) * FACTOR
         mixed ^= mixed >> np.uint64(29)
     return mixed >> np.uint64(32)
 
 
 class Seen:
-    """The documents kept so far, as rows of `exact_key` (two numbers, which agree together) or `minhash_bands` (any of which agrees).
+    """The documents kept so far, by their rows: those of `exact_key` agree in both numbers, those of `minhash_bands` in any.
 
-    Each band has a table of row numbers with open addressing.
+    Memory: 24 to 48 bytes a document (exact), 224 to 448 (minhash), and half of that again while it doubles.
     """
 
     def __init__(self, kind: Literal["exact", "minhash"]):
         self._num_bands, self._width = (1, 2) if kind == "exact" else (NUM_BANDS, 1)
         self._num_rows = 0
-        self._rows = np.zeros((1 << 10, self._num_bands, self._width), np.uint64)
-        self._tables = np.zeros((self._num_bands, 1 << 11), np.uint32)  # row number + 1, 0: free; at most half of it is taken
+        self._rows = np.zeros((FIRST_ROWS, self._num_bands, self._width), np.uint64)
+        # Row numbers + 1, 0 where free: a part for each band, with open addressing within it; at most half of it is taken.
+        self._table = np.zeros(self._num_bands * 2 * FIRST_ROWS, np.uint32)
 
     def is_new(self, keys: np.ndarray) -> bool:
-        """Return whether no document before was like this one, and from now on count it among them.
+        """Return whether no document kept is like this one, and keep it then; `are_new` is many times faster for many."""
+        return bool(self.are_new(keys[None])[0])
 
-        keys: uint64 [2] (exact_key) or [14] (minhash_bands).
+    def are_new(self, rows: np.ndarray) -> np.ndarray:
+        """Return for each document whether none kept is like it, and keep it then: bool [documents].
+
+        rows: uint64 [documents, 2 or 14], in order; a document may be like one before it in the same call.
         """
-        keys = keys.reshape(self._num_bands, self._width)
-        mask = np.uint64(self._tables.shape[1] - 1)
-        bands, slots = np.arange(self._num_bands), keys[:, 0] & mask
-        while len(bands):
-            held = self._tables[bands, slots]
-            if (self._rows[held[held > 0] - 1, bands[held > 0]] == keys[bands[held > 0]]).all(axis=1).any():
-                return False
-            bands = bands[held > 0]
-            slots = (slots[held > 0] + np.uint64(1)) & mask
-        self.add(keys.reshape(1, -1))
-        return True
+        keys = rows.reshape(-1, self._num_bands, self._width)
+        new = ~self._has(keys)
+        here: set[tuple[int, ...]] = set()
+        for index in np.flatnonzero(new):
+            marks = {(band, *numbers) for band, numbers in enumerate(keys[index].tolist())}
+            new[index] = here.isdisjoint(marks)
+            here |= marks if new[index] else set()
+        self.add(rows[new])
+        return new
 
     def add(self, rows: np.ndarray) -> None:
-        """Count documents among those kept, unasked: uint64 [documents, 2 or 14], as `state` returned them."""
+        """Keep documents unasked: uint64 [documents, 2 or 14], as earlier calls kept them."""
         first, self._num_rows = self._num_rows, self._num_rows + len(rows)
         if self._num_rows > len(self._rows):
             size = 1 << (self._num_rows - 1).bit_length()
             self._rows = np.concatenate([self._rows, np.zeros((size - len(self._rows), *self._rows.shape[1:]), np.uint64)])
-            self._tables, start = np.zeros((self._num_bands, 2 * size), np.uint32), 0
-        else:
-            start = first
-        self._rows[first : self._num_rows] = rows.reshape(-1, self._num_bands, self._width)
-        for band, table in enumerate(self._tables):
-            _insert(table, self._rows[start : self._num_rows, band, 0], start)
+            self._table = np.zeros(self._num_bands * 2 * size, np.uint32)
+            first = 0
+        self._rows[self._num_rows - len(rows) : self._num_rows] = rows.reshape(-1, self._num_bands, self._width)
+        self._insert(first)
 
     def state(self) -> np.ndarray:
         """Return the rows of the documents kept, in order: uint64 [documents, 2 or 14]."""
         return self._rows[: self._num_rows].reshape(self._num_rows, -1).copy()
 
+    def _homes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return, for each document's bands one after the other, the document, the band, and the first place to look at."""
+        documents, bands = (axis.ravel() for axis in np.indices(keys.shape[:2]))
+        size = len(self._table) // self._num_bands
+        return documents, bands, bands * size + (keys[:, :, 0].ravel() & np.uint64(size - 1)).astype(np.int64)
 
-def _insert(table: np.ndarray, keys: np.ndarray, start: int) -> None:
-    """Put the numbers of rows `start` and on into a table, each at the first free slot from its key on."""
-    mask = np.uint64(len(table) - 1)
-    numbers, slots = np.arange(start + 1, start + 1 + len(keys), dtype=np.uint32), keys & mask
-    while len(numbers):
-        free = table[slots] == 0
-        table[slots[free]] = numbers[free]  # of several for one slot the last wins; the others go on
-        left = table[slots] != numbers
-        numbers, slots = numbers[left], (slots[left] + np.uint64(1)) & mask
+    def _next(self, places: np.ndarray) -> np.ndarray:
+        size = len(self._table) // self._num_bands
+        return np.where((places + 1) % size, places + 1, places + 1 - size)  # from the end of a band's part to its begin
+
+    def _has(self, keys: np.ndarray) -> np.ndarray:
+        documents, bands, places = self._homes(keys)
+        found = np.zeros(len(keys), bool)
+        while len(places):
+            held = self._table[places]
+            documents, bands, places, held = (array[held > 0] for array in (documents, bands, places, held))
+            found[documents[(self._rows[held - 1, bands] == keys[documents, bands]).all(axis=1)]] = True
+            left = ~found[documents]
+            documents, bands, places = documents[left], bands[left], self._next(places[left])
+        return found
+
+    def _insert(self, first: int) -> None:
+        """Put the numbers of rows `first` and on into the table, each at the first free place from its home on."""
+        documents, _, places = self._homes(self._rows[first : self._num_rows])
+        numbers = (documents + first + 1).astype(np.uint32)
+        while len(numbers):
+            free = self._table[places] == 0
+            self._table[places[free]] = numbers[free]  # of several for one place the last wins; the others go on
+            left = self._table[places] != numbers
+            numbers, places = numbers[left], self._next(places[left])
