@@ -109,7 +109,7 @@ class Seen:
 
     def state(self) -> np.ndarray:
         """Return the rows of the documents kept, in order: uint64 [documents, 2 or 14]."""
-        return self._rows[: self._num_rows].reshape(self._num_rows, -1).copy()
+        return self._rows[: self._num_rows].reshape(self._num_rows, self._num_bands * self._width).copy()
 
     def _homes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return, for each document's bands one after the other, the document, the band, and the first place to look at."""

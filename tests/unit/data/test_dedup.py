@@ -53,7 +53,7 @@ def test_shingles_differ_as_runs_of_words_do(shared_data: Path) -> None:
     assert len(runs) - 5 <= len(hashes) <= len(runs)  # by chance 0.6 of 70,000 pairs of 2**32 meet
 
 
-@pytest.mark.parametrize("num_common", [60, 70, 85])
+@pytest.mark.parametrize("num_common", [75, 82, 87])
 def test_chance_to_share_a_band_is_the_formula(num_common: int) -> None:
     num_pairs, size = 600, 100  # shingles of each text
     similarity = num_common / (2 * size - num_common)
@@ -67,7 +67,7 @@ def test_chance_to_share_a_band_is_the_formula(num_common: int) -> None:
     tolerance = 4 * (expected * (1 - expected) / num_pairs) ** 0.5
     assert error < tolerance
     for rows in (7, 9):  # the tolerance is narrow enough to tell a row more or less
-        assert abs(1 - (1 - similarity**rows) ** 14 - expected) > tolerance / 2
+        assert abs(1 - (1 - similarity**rows) ** 14 - expected) > tolerance
     assert abs(np.mean(shared) - 14 * similarity**8) < 0.25
 
 
@@ -119,5 +119,5 @@ def test_real_texts_are_kept_once(shared_data: Path) -> None:
     keys = np.stack([np.frombuffer(dedup.exact_key(text), np.uint64) for text in texts + copies])
     assert exact.are_new(keys).tolist() == [True] * len(texts) * 2
     assert not exact.are_new(keys).any()
-    assert sum(minhash.are_new(np.stack([dedup.minhash_bands(text) for text in texts]))) == NUM_KEPT
+    assert sum(minhash.are_new(np.stack([dedup.minhash_bands(text) for text in texts]))) == len(texts)
     assert not minhash.are_new(np.stack([dedup.minhash_bands(text) for text in copies])).any()
