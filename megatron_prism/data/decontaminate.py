@@ -37,8 +37,6 @@ class Overlap:
 
     def first(self, text: str) -> str | None:
         """Return the shared run of words that begins first, of those the longest; None where there is none."""
-        if not len(self.hashes):
-            return None
         words = WORD.findall(text.lower())
         numbers = np.fromiter(map(self.vocabulary.get, words, repeat(0)), np.uint64, len(words))
         hashes = _hash_runs(numbers, self.num_hashed)
@@ -73,7 +71,7 @@ def overlap(texts: Iterable[str], ngram: int, shortest: int) -> Overlap:
     num_hashed = int(lengths.min(initial=ngram))
     numbers = np.array(words, np.uint64)
     hashes = _hash_runs(numbers, num_hashed)[starts]
-    table = np.zeros(1 << (FILTER_BITS_PER_RUN * len(hashes)).bit_length(), bool)
+    table = np.zeros(1 << (FILTER_BITS_PER_RUN * len(hashes) | 1).bit_length(), bool)
     table[hashes >> _shift(table)] = True
     order = np.argsort(hashes, kind="stable")
     return Overlap(num_texts, num_too_short, num_hashed, vocabulary, numbers, hashes[order], starts[order], lengths[order], table)
@@ -85,8 +83,6 @@ def _shift(table: np.ndarray) -> np.uint64:
 
 def _hash_runs(words: np.ndarray, length: int) -> np.ndarray:
     """Return a 64-bit hash of every run of `length` words, a polynomial in FACTOR; it doubles to runs of 2, 4, ..., then overlaps."""
-    if len(words) < length:
-        return np.zeros(0, np.uint64)
     hashes, size = words * np.uint64(FACTOR), 1
     while size < length:
         step = min(size, length - size)

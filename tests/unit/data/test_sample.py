@@ -51,3 +51,10 @@ def test_lot_depends_on_text_seed_and_source_alone() -> None:
 
 def test_group_nobody_asked_for_is_left_out_and_an_absent_one_is_short() -> None:
     assert drawn([("a", "x"), ("b", "y")], {"a": 1, "z": 2}) == ([("a", "x")], {"z": 0})
+
+
+def test_memory_is_that_of_the_chosen() -> None:
+    draw = sample.Draw({"a": 3})
+    for lot in range(1000, 0, -1):
+        draw.add("a", lot)
+    assert draw.limits() == {"a": 3} and len(draw._heaps["a"]) == len(draw._chosen["a"]) == 3
