@@ -71,7 +71,7 @@ def overlap(texts: Iterable[str], ngram: int, shortest: int) -> Overlap:
     num_hashed = int(lengths.min(initial=ngram))
     numbers = np.array(words, np.uint64)
     hashes = _hash_runs(numbers, num_hashed)[starts]
-    table = np.zeros(1 << (FILTER_BITS_PER_RUN * len(hashes) | 1).bit_length(), bool)
+    table = np.zeros(1 << (FILTER_BITS_PER_RUN * len(hashes)).bit_length(), bool)
     table[hashes >> _shift(table)] = True
     order = np.argsort(hashes, kind="stable")
     return Overlap(num_texts, num_too_short, num_hashed, vocabulary, numbers, hashes[order], starts[order], lengths[order], table)

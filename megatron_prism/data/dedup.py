@@ -22,7 +22,7 @@ SHINGLE_WORDS = 5
 MINHASH_SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 over the golden ratio
 FIRST_ROWS = 1 << 10
-PIECE = 4096  # shingles: times 112 numbers of 4 bytes, within a core's cache
+PIECE = 4096  # shingles, or documents, at a time: so many times 112 numbers of 4 bytes is 2 MB
 
 
 def exact_key(text: str) -> bytes:
@@ -101,11 +101,13 @@ class Seen:
         first, self._num_rows = self._num_rows, self._num_rows + len(rows)
         if self._num_rows > len(self._rows):
             size = 1 << (self._num_rows - 1).bit_length()
-            self._rows = np.concatenate([self._rows, np.zeros((size - len(self._rows), *self._rows.shape[1:]), np.uint64)])
+            rows_before, self._rows = self._rows[:first], np.zeros((size, *self._rows.shape[1:]), np.uint64)
+            self._rows[:first] = rows_before
             self._table = np.zeros(self._num_bands * 2 * size, np.uint32)
             first = 0
         self._rows[self._num_rows - len(rows) : self._num_rows] = rows.reshape(-1, self._num_bands, self._width)
-        self._insert(first)
+        for begin in range(first, self._num_rows, PIECE):
+            self._insert(begin, min(begin + PIECE, self._num_rows))
 
     def state(self) -> np.ndarray:
         """Return the rows of the documents kept, in order: uint64 [documents, 2 or 14]."""
@@ -132,9 +134,9 @@ class Seen:
             documents, bands, places = documents[left], bands[left], self._next(places[left])
         return found
 
-    def _insert(self, first: int) -> None:
-        """Put the numbers of rows `first` and on into the table, each at the first free place from its home on."""
-        documents, _, places = self._homes(self._rows[first : self._num_rows])
+    def _insert(self, first: int, last: int) -> None:
+        """Put the numbers of rows `first` to `last` into the table, each at the first free place from its home on."""
+        documents, _, places = self._homes(self._rows[first:last])
         numbers = (documents + first + 1).astype(np.uint32)
         while len(numbers):
             free = self._table[places] == 0

@@ -79,6 +79,7 @@ NUMBERS = st.sampled_from([0, 1, 2, 2**40, 2**41, 2**63, 3 * 2**40 - 1, 2**64 - 
 @given(st.data())
 def test_seen_is_what_sets_would_say(monkeypatch: pytest.MonkeyPatch, kind: str, num_keys: int, data: st.DataObject) -> None:
     monkeypatch.setattr(dedup, "FIRST_ROWS", 2)
+    monkeypatch.setattr(dedup, "PIECE", 3)
     # In minhash a document has one of its numbers from the few, the others its own: else nearly all would be alike.
     documents = data.draw(st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(0, num_keys - 1)), max_size=40))
     rows = np.arange(len(documents) * num_keys, dtype=np.uint64).reshape(-1, num_keys) + np.uint64(2**20)
