@@ -13,7 +13,7 @@ setup(
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",
         "einops>=0.7",  # megatron-core's Mamba mixer needs it and does not declare it
-        "datasketch>=1.6",
+        "datasketch>=2,<3",
         "numpy>=1.26",
         "omegaconf>=2.3,<3",
         "psutil>=5.9",  # megatron-core's checkpoint writer needs it and does not declare it

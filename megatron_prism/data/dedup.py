@@ -1,7 +1,6 @@
 """Leave out a document that was there before: the same text, or (MinHash) one that shares most of its runs of five words.
 
-Documents come one by one, in order, and the first of those alike is kept. A document is known by a row of 64-bit numbers, made by
-any process from its text alone.
+Of those alike the first in order is kept. A document is known by a row of 64-bit numbers that any process makes from its text alone.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Literal
+from zlib import crc32
 
 import numpy as np
 
@@ -21,7 +21,7 @@ NUM_BANDS, BAND_ROWS = 14, 8  # two texts of similarity s share a band with the 
 SHINGLE_WORDS = 5
 MINHASH_SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 over the golden ratio
-PIECE = 4096  # shingles: times 112 numbers of 4 bytes, within a core's cache
+PIECE = 4096  # shingles at a time: so many times 112 numbers of 4 bytes is 2 MB
 
 
 def exact_key(text: str) -> bytes:
@@ -38,8 +38,8 @@ def minhash_bands(text: str) -> np.ndarray:
     shingles = _shingles(text)
     for start in range(0, len(shingles), PIECE):
         sketch.update_batch(shingles[start : start + PIECE].tolist())
-    rows = sketch.hashvalues.astype("<u4").reshape(NUM_BANDS, BAND_ROWS)
-    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    bands = sketch.hashvalues.astype("<u4").reshape(NUM_BANDS, BAND_ROWS)
+    digests = b"".join(hashlib.blake2b(band.tobytes(), digest_size=8).digest() for band in bands)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
@@ -52,71 +52,47 @@ def _empty() -> MinHash:
 
 
 def _shingles(text: str) -> np.ndarray:
-    """Return a 32-bit hash of each shingle: of its words' hashes, so that a word is hashed once for five shingles."""
+    """Return a 32-bit hash of each shingle, mixed from those of its words, so that a word is hashed once for five shingles."""
     words = WORD.findall(text.lower()) or [text]
-    hashes = {word: int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") for word in set(words)}
-    array = np.fromiter(map(hashes.__getitem__, words), np.uint64, len(words))
+    hashes = np.fromiter(map(crc32, map(str.encode, words)), np.uint64, len(words))
     size = min(SHINGLE_WORDS, len(words))
     mixed = np.zeros(len(words) - size + 1, np.uint64)
     for index in range(size):
-        mixed = (mixed + array[index : index + len(mixed)]) * FACTOR
+        mixed = (mixed + hashes[index : index + len(mixed)]) * FACTOR
         mixed ^= mixed >> np.uint64(29)
     return mixed >> np.uint64(32)
 
 
 class Seen:
-    """The documents kept so far, as rows of `exact_key` (two numbers, which agree together) or `minhash_bands` (any of which agrees).
+    """The documents kept so far, by their rows: those of `exact_key` agree in both numbers, those of `minhash_bands` in any.
 
-    Each band has a table of row numbers with open addressing.
+    Memory: see bench/README.md; it grows with the documents kept.
     """
 
     def __init__(self, kind: Literal["exact", "minhash"]):
-        self._num_bands, self._width = (1, 2) if kind == "exact" else (NUM_BANDS, 1)
-        self._num_rows = 0
-        self._rows = np.zeros((1 << 10, self._num_bands, self._width), np.uint64)
-        self._tables = np.zeros((self._num_bands, 1 << 11), np.uint32)  # row number + 1, 0: free; at most half of it is taken
+        self._kind = kind
+        self._marks: set[int] = set()
 
-    def is_new(self, keys: np.ndarray) -> bool:
-        """Return whether no document before was like this one, and from now on count it among them.
+    def are_new(self, rows: np.ndarray) -> np.ndarray:
+        """Return for each document whether none kept is like it, and keep it then: bool [documents].
 
-        keys: uint64 [2] (exact_key) or [14] (minhash_bands).
+        rows: uint64 [documents, 2 or 14], in order; a document may be like one before it in the same call.
         """
-        keys = keys.reshape(self._num_bands, self._width)
-        mask = np.uint64(self._tables.shape[1] - 1)
-        bands, slots = np.arange(self._num_bands), keys[:, 0] & mask
-        while len(bands):
-            held = self._tables[bands, slots]
-            if (self._rows[held[held > 0] - 1, bands[held > 0]] == keys[bands[held > 0]]).all(axis=1).any():
-                return False
-            bands = bands[held > 0]
-            slots = (slots[held > 0] + np.uint64(1)) & mask
-        self.add(keys.reshape(1, -1))
-        return True
+        found = np.zeros(len(rows), bool)
+        for index, row in enumerate(rows.tolist()):
+            marks = self._of(row)
+            if self._marks.isdisjoint(marks):
+                self._marks.update(marks)
+                found[index] = True
+        return found
 
     def add(self, rows: np.ndarray) -> None:
-        """Count documents among those kept, unasked: uint64 [documents, 2 or 14], as `state` returned them."""
-        first, self._num_rows = self._num_rows, self._num_rows + len(rows)
-        if self._num_rows > len(self._rows):
-            size = 1 << (self._num_rows - 1).bit_length()
-            self._rows = np.concatenate([self._rows, np.zeros((size - len(self._rows), *self._rows.shape[1:]), np.uint64)])
-            self._tables, start = np.zeros((self._num_bands, 2 * size), np.uint32), 0
-        else:
-            start = first
-        self._rows[first : self._num_rows] = rows.reshape(-1, self._num_bands, self._width)
-        for band, table in enumerate(self._tables):
-            _insert(table, self._rows[start : self._num_rows, band, 0], start)
+        """Keep documents unasked, as earlier calls kept them: uint64 [documents, 2 or 14]."""
+        for row in rows.tolist():
+            self._marks.update(self._of(row))
 
-    def state(self) -> np.ndarray:
-        """Return the rows of the documents kept, in order: uint64 [documents, 2 or 14]."""
-        return self._rows[: self._num_rows].reshape(self._num_rows, -1).copy()
-
-
-def _insert(table: np.ndarray, keys: np.ndarray, start: int) -> None:
-    """Put the numbers of rows `start` and on into a table, each at the first free slot from its key on."""
-    mask = np.uint64(len(table) - 1)
-    numbers, slots = np.arange(start + 1, start + 1 + len(keys), dtype=np.uint32), keys & mask
-    while len(numbers):
-        free = table[slots] == 0
-        table[slots[free]] = numbers[free]  # of several for one slot the last wins; the others go on
-        left = table[slots] != numbers
-        numbers, slots = numbers[left], (slots[left] + np.uint64(1)) & mask
+    def _of(self, row: list[int]) -> list[int]:
+        """Return the marks of a document, any of which makes another like it."""
+        if self._kind == "exact":
+            return [row[0] << 64 | row[1]]
+        return [number << 4 | band for band, number in enumerate(row)]

@@ -176,7 +176,7 @@ class Reader:
         """Return (document, token within it) of a token."""
         pair = bisect_right(self._token_ends, offset) - 1
         start = (offset - self._token_ends[pair]) * self._tokens[pair].itemsize
-        document = int(np.searchsorted(self._starts[pair], start, side="right")) - 1
+        document = bisect_right(self._starts[pair], start) - 1  # np.searchsorted would copy the whole index, which is not aligned
         within = (start - int(self._starts[pair][document])) // self._tokens[pair].itemsize
         return self._document_ends[pair] + document, within
 

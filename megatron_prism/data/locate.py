@@ -67,7 +67,8 @@ def find(run: Sequences, source: str, epoch: int, document: int, token: int) -> 
         if source in names:
             offset = _offset(run.reader(prepared.source(source)), document, token)
             sequence, position = walk.find(names.index(source), epoch, offset)
-            if sequence >= walk.first_sequence and (end is None or sequence < end):
+            assert sequence >= walk.first_sequence  # what was read before is found in the segments before
+            if end is None or sequence < end:
                 return sequence, position
     return None
 

@@ -43,18 +43,3 @@ class Draw:
     def short(self) -> dict[str, int]:
         """Return the number of different texts of each group that has too few."""
         return {group: len(heap) for group, heap in self._heaps.items() if len(heap) < self._counts[group]}
-
-
-class Chosen:
-    """The second pass: which texts are those that a Draw chose, each once."""
-
-    def __init__(self, limits: Mapping[str, int]):
-        self._limits = dict(limits)
-        self._given: dict[str, set[int]] = {group: set() for group in limits}
-
-    def take(self, group: str, lot: int) -> bool:
-        """Return whether a text is chosen, and its lot is met for the first time in its group."""
-        if group not in self._limits or lot > self._limits[group] or lot in self._given[group]:
-            return False
-        self._given[group].add(lot)
-        return True

@@ -100,7 +100,7 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
     writers = {split: indexed.Writer(prefix(folder, number, split), dtype) for split in SPLITS}
     with writers["train"] as train, writers["valid"] as valid:
         for made in parts:
-            is_new = np.array([seen is None or seen.is_new(row) for row in made.keys], bool)
+            is_new = np.ones(len(made.keys), bool) if seen is None else seen.are_new(made.keys)
             left_out.update(made.left_out)
             left_out["dedup"] += int((~is_new).sum())
             bad_records += len(made.bad)

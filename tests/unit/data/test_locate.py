@@ -84,8 +84,14 @@ def test_packed_sequences_are_named_and_found_too(run: loader.Sequences, tmp_pat
         sample = of_a[sequence]
         assert sample["tokens"].tolist() == [100 * document + token for document, token in named] + [0] * (SEQ_LENGTH - len(named))
         assert sample["loss_mask"].sum() == len(named) - len(spans)
+        inside = sample["loss_mask"].bool()
+        assert (sample["labels"][inside] == sample["tokens"][inside] + 1).all()  # the next token of the same document
         for position, (document, token) in enumerate(named):
             before.setdefault((document, token), set()).add((sequence, position))
     assert sorted(before) == [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
-    assert all(locate.find(of_a, "a", 0, *key) in places for key, places in before.items()) and max(map(len, before.values())) == 2
+    assert max(map(len, before.values())) == 2
+    for key, places in before.items():  # of two chunks that hold a token, the one that begins first
+        pieces = {place: next(span for span in locate.contents(of_a, place[0]).spans if span.document == key[0] and 0 <= key[1] - span.token < span.num_tokens)
+                  for place in places}
+        assert locate.find(of_a, "a", 0, *key) == min(places, key=lambda place: pieces[place].token)
     assert locate.contents(of_a, made.num_bins).spans[0].epoch == 1

@@ -192,3 +192,14 @@ def test_only_shards_that_are_whole_are_read(config: PrepareConfig) -> None:
     assert shards.read(folder, 0, "else") is None and shards.read(folder, 9, made_from) is None
     indexed.idx_path(folder / "00000.valid").unlink()
     assert shards.read(folder, 0, made_from) is None
+
+
+def test_another_end_of_a_document_is_another_shard(config: PrepareConfig, stopped: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """The tokenizer.json is the same, its EOS is named elsewhere."""
+    other = Path(shutil.copytree(tokenizer_folder, tmp_path / "other"))
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<unk>"}))
+    prepare.run(replace(config, tokenizer=other))
+    for name in ("many", "prose"):
+        reader = indexed.Reader([config.out / name / "00000.train"])
+        assert reader.tokens(reader.num_tokens - 1, 1) == [0]
