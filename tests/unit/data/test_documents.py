@@ -60,6 +60,9 @@ def test_sample_takes_so_many_of_each_group_whatever_the_order(make_config: Call
     reseeded = make_config(qa=changes, out=config.out.with_name("reseeded"), seed=7)
     prepare.run(reseeded)
     assert sorted(written(reseeded, tokenizer_folder)) != sorted(found)
+    (records_file.parent / "valid.jsonl").write_text("\n".join(map(json.dumps, RECORDS[:10])))
+    held_out = make_config(qa=changes | {"valid_path": (str(records_file.parent / "valid.jsonl"),)}, out=config.out.with_name("held_out"))
+    assert prepare.run(held_out)["sources"][0]["valid_documents"] == 8  # all of them that are right: held-out files are not sampled
     short = make_config(qa=changes | {"sample": SampleConfig(counts={"all": 500})}, out=config.out.with_name("short"))
     with pytest.raises(InputError, match=rf"sources.qa.sample.counts.all: found {len(right)} different texts; required 500"):
         prepare.run(short)
@@ -68,15 +71,16 @@ def test_sample_takes_so_many_of_each_group_whatever_the_order(make_config: Call
 def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_file: Path, tokenizer_folder: Path, corpus: Path) -> None:
     (corpus / "evaluation.jsonl").write_text(json.dumps({"q": "QUESTION 7, about: many many many many many many many things!"}) + '\n{"q": "things"}')
     against = DecontaminateConfig(against=(PartConfig(path=(str(corpus / "evaluation.jsonl"),), text="{q}"),))
-    changes = {"path": (str(records_file),), "text": "{question}", "dedup": "exact", "min_tokens": 26}
+    spec = tokenize.load(tokenizer_folder, need_eos=True)
+    least = int(tokenize.encode([RECORDS[4]["question"]], spec, True)[1][0])  # that one is just long enough
+    changes = {"path": (str(records_file),), "text": "{question}", "dedup": "exact", "min_tokens": least}
     config = make_config(qa=changes, decontaminate=against)
     result = prepare.run(config)
     source = result["sources"][0]
-    spec = tokenize.load(tokenizer_folder, need_eos=True)
     questions = [item["question"] for item in RECORDS]
     dirty = [text for text in questions if text == questions[7]]
     clean = [text for text in questions if text not in dirty]
-    long = [text for text in clean if tokenize.encode([text], spec, True)[1][0] >= 26]
+    long = [text for text in clean if tokenize.encode([text], spec, True)[1][0] >= least]
     assert len(dirty) == 3 and 0 < len(set(long)) < len(long) < len(clean)
     assert written(config, tokenizer_folder) == list(dict.fromkeys(long))  # the first of equal ones stays, in order
     assert source["left_out"] == {"decontaminate": 3, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}
