@@ -30,10 +30,11 @@ setup(
     ],
     extras_require={
         "cpu": ["reasoning-gym>=0.1.19"],
+        "fast": ["gigatoken>=0.10,<0.11"],
         "gpu": ["transformer-engine[pytorch]>=2.9"],
         "rl": ["math-verify>=0.8", "reasoning-gym>=0.1.19"],
         "eval": ["lm-eval>=0.4.9", "matplotlib>=3.8"],
-        "dev": ["hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "ruff>=0.8"],
+        "dev": ["gigatoken>=0.10,<0.11", "hypothesis>=6.100", "mypy>=1.10", "pytest>=8", "ruff>=0.8"],
     },
     entry_points={"console_scripts": ["prism=megatron_prism.cli:main"]},
 )

@@ -117,10 +117,10 @@ def make_tokenizer(text: Path, folder: Path) -> None:
 def ways(tokenizer: Path, peer_python: str | None, megatron_lm: Path | None) -> list[Way]:
     """Return the ways that can be measured here."""
 
-    def ours(num_workers: int) -> Callable[[Path, Path], Sequence[str]]:
+    def ours(num_workers: int, backend: str = "tokenizers") -> Callable[[Path, Path], Sequence[str]]:
         def command(text: Path, out: Path) -> Sequence[str]:
             source = {"name": "text", "path": [str(text)], "weight": 100}
-            config = {"out": str(out / "data"), "tokenizer": str(tokenizer), "num_workers": num_workers, "sources": [source]}
+            config = {"out": str(out / "data"), "tokenizer": str(tokenizer), "num_workers": num_workers, "tokenizer_backend": backend, "sources": [source]}
             (out / "prepare.yaml").write_text(json.dumps(config))
             return [sys.executable, "-m", "megatron_prism.cli", "prepare", str(out / "prepare.yaml")]
 
@@ -132,13 +132,14 @@ def ways(tokenizer: Path, peer_python: str | None, megatron_lm: Path | None) -> 
     found = [
         Way("prism prepare, 1 process", ours(1), "data/text/00000.train"),
         Way("prism prepare, 2 processes", ours(2), "data/text/00000.train"),
+        *([Way("prism prepare, gigatoken, 1 process", ours(1, "gigatoken"), "data/text/00000.train")] if has(sys.executable, "gigatoken") else []),
         Way("tokenizers, batches, nothing written", script(sys.executable, RAW)),
         Way("transformers, a text at a time, nothing written", script(sys.executable, TRANSFORMERS)),
     ]
     if peer_python and has(peer_python, "datatrove"):
         found.append(Way("datatrove MegatronDocumentTokenizer", script(peer_python, DATATROVE), "00000_tokens"))
-    if peer_python and has(peer_python, "gigatoken"):
-        found.append(Way("gigatoken, batches, nothing written", script(peer_python, GIGATOKEN)))
+    if has(sys.executable, "gigatoken"):
+        found.append(Way("gigatoken, batches, nothing written", script(sys.executable, GIGATOKEN)))
     if peer_python and megatron_lm:
 
         def megatron(text: Path, out: Path) -> Sequence[str]:
@@ -198,7 +199,7 @@ def main() -> None:
                 slopes[way.name].append((whole - start) / megabytes)
         written = {way.name: root / "0" / str(todo.index(way)) / "large" / way.prefix for way in todo if way.prefix}
         show(large.stat().st_size / 1e6, totals, slopes, written)
-    for name, is_there in (("datatrove", args.peer_python), ("gigatoken", args.peer_python), ("Megatron-LM", args.megatron_lm and args.peer_python)):
+    for name, is_there in (("datatrove", args.peer_python), ("gigatoken", True), ("Megatron-LM", args.megatron_lm and args.peer_python)):
         if not any(name in way for way in totals):
             print(f"not measured: {name} ({'the package is not there' if is_there else 'no --peer-python or --megatron-lm'})")
 

@@ -34,7 +34,7 @@ from megatron_prism.data.shards import Shard
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-NOT_IN_RESULT = ("out", "num_workers")  # config keys that leave the prepared bytes as they are
+NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend")  # config keys that leave the prepared bytes as they are
 FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do too
 
 
@@ -47,7 +47,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return _shown(_dry_run(config))
     files = sources.find(config.sources)
-    spec = tokenize.load(config.tokenizer, need_eos=config.append_eos)
+    spec = tokenize.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
     evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
     if config.decontaminate:
         documents.evaluation_overlap(config.decontaminate)  # what is wrong with these files is told now
