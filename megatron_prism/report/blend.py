@@ -1,0 +1,235 @@
+"""A mixture as a reader sees it: bars of its sources, a ring of its domains, and a few of its documents."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_prism.core.errors import BackendMissing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers; a known domain has the same one in every figure.
+COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
+MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
+MAX_NAME, MAX_CHARS = 34, 800  # of a source in a figure; of a document in samples.md
+FONT_POINTS, ROW_INCHES = 8, 0.3
+RING_OUTER, RING_MIDDLE, RING_INNER = 1.0, 0.7, 0.36  # radii: sources between the first two, domains between the last two
+MIN_INSIDE = 0.06  # a smaller wedge cannot hold its percentage
+
+
+@dataclass(frozen=True)
+class BlendPart:
+    """A source's part of a mixture: its share of the training tokens (all of them sum to 1); None is not known."""
+
+    name: str
+    domain: str | None
+    share: float
+    tokens: int | None
+    epochs: float | None
+
+
+def draw(parts: Sequence[BlendPart], title: str, out: Path) -> list[Path]:
+    """Write `out`/blend.png and `out`/blend.svg, the same bytes for the same parts and matplotlib.
+
+    Raises: BackendMissing without matplotlib.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "blend.png", out / "blend.svg"]
+    with _style():
+        drawn = figure(parts, title)
+        for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+            drawn.savefig(path, metadata=metadata)
+    return paths
+
+
+def figure(parts: Sequence[BlendPart], title: str) -> Figure:
+    """Return the figure: bars, the largest share on top, beside a ring of the sources by domain.
+
+    Raises: BackendMissing without matplotlib.
+    """
+    with _style():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        assert parts and math.isclose(sum(part.share for part in parts), 1, abs_tol=1e-6), "shares sum to 1"
+        rows = sorted(parts, key=lambda part: -part.share)
+        domains = domain_shares(rows)
+        colours = _colours(rows, domains)
+        drawn = Figure(figsize=(11, 1.6 + ROW_INCHES * max(len(rows), 10)), layout="constrained")
+        FigureCanvasAgg(drawn)
+        left, right = drawn.subplots(1, 2, width_ratios=(1, 1))
+        _bars(left, rows, colours)
+        _ring(right, rows, domains, colours)
+        drawn.suptitle(_shown(title, 90), fontsize=FONT_POINTS + 3, parse_math=False)
+        return drawn
+
+
+def domain_shares(parts: Sequence[BlendPart]) -> dict[str, float]:
+    """Return each domain's share, the largest first."""
+    shares: dict[str, float] = {}
+    for part in parts:
+        shares[part.domain or "other"] = shares.get(part.domain or "other", 0.0) + part.share
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def sample_documents(texts: Mapping[str, Sequence[str]], out: Path) -> Path:
+    """Write `out`/samples.md: a few documents of each source, cut to MAX_CHARS, fenced so that nothing in them is Markdown."""
+    lines = ["# Samples"]
+    for name, documents in texts.items():
+        lines += ["", f"## {_code(name)}"]
+        for number, text in enumerate(documents, 1):
+            cut = f", its first {MAX_CHARS:,}" if len(text) > MAX_CHARS else ""
+            shown = _escaped(text[:MAX_CHARS], keep="\n\t")
+            fence = "`" * max(3, _longest_run(shown) + 1)
+            lines += ["", f"Document {number}: {len(text):,} characters{cut}", "", f"{fence}text", shown, fence]
+        if not documents:
+            lines += ["", "No documents."]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "samples.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> None:
+    """Draw a bar a source, with its numbers at its end; one that is read more than once is hatched, its epochs bold."""
+    places = range(len(rows))
+    bars = axes.barh(places, [part.share * 100 for part in rows], color=[colours[part.name] for part in rows], height=0.74)
+    for place, part, bar in zip(places, rows, bars, strict=True):
+        tokens = "" if part.tokens is None else f"  {_count(part.tokens)} tokens"
+        note = axes.annotate(f"{_percent(part.share)}{tokens}", (bar.get_width(), place), (4, 0), textcoords="offset points", va="center")
+        if part.epochs is not None:
+            again = part.epochs > 1
+            axes.annotate(f"{part.epochs:.3g} epochs", (1, 0.5), (6, 0), xycoords=note, textcoords="offset points", va="center",
+                          weight="bold" if again else "normal")
+            bar.set(hatch="////" if again else None, edgecolor="white")
+    axes.set_yticks(places, [_shown(part.name, MAX_NAME) for part in rows], parse_math=False)
+    axes.set_ylim(max(len(rows), 6) - 0.4, -0.6)
+    axes.set_xlim(0, 100 * rows[0].share * 1.9)  # the numbers stand within the axes
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100 * rows[0].share * 1.05])
+    again = " (hatched: a source read more than once)" if any((part.epochs or 0) > 1 for part in rows) else ""
+    axes.set_xlabel(f"% of the training tokens{again}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], colours: Mapping[str, Any]) -> None:
+    """Draw the sources around their domains, clockwise from the top, and name them in columns at both sides."""
+    order = list(domains)
+    around = sorted(rows, key=lambda part: order.index(part.domain or "other"))  # stable: by share within a domain
+    kind = {"startangle": 90, "counterclock": False}
+    edge = {"edgecolor": "white", "linewidth": 0.8}
+    outer, _ = axes.pie([part.share for part in around], radius=RING_OUTER, colors=[colours[part.name] for part in around],
+                        wedgeprops=edge | {"width": RING_OUTER - RING_MIDDLE}, **kind)  # fmt: skip
+    inner, _ = axes.pie(list(domains.values()), radius=RING_MIDDLE, colors=[colours["domain", name] for name in order],
+                        wedgeprops=edge | {"width": RING_MIDDLE - RING_INNER}, **kind)  # fmt: skip
+    for wedge, share in zip(inner, domains.values(), strict=True):
+        if share >= MIN_INSIDE:
+            x, y = _point(wedge, (RING_MIDDLE + RING_INNER) / 2)
+            axes.text(x, y, _percent(share), ha="center", va="center", weight="bold", fontsize=FONT_POINTS - 1)
+    _name_wedges(axes, outer, around)
+    labels = [f"{_shown(name, MAX_NAME)}  {_percent(share)}" for name, share in domains.items()]
+    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels)), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    axes.set(xlim=(-2.6, 2.6), ylim=(-1.25, 1.25))
+
+
+def _name_wedges(axes: Axes, wedges: Sequence[Any], parts: Sequence[BlendPart]) -> None:
+    """Name each wedge at its side of the ring, the names of a side at least a line apart, each tied to its wedge."""
+    gap = 2.5 / max(len(parts), 10)
+    for side in (-1, 1):
+        points = [(*_point(wedge, RING_OUTER), part) for wedge, part in zip(wedges, parts, strict=True)]
+        beside = sorted((point for point in points if (point[0] >= 0) == (side > 0)), key=lambda point: -point[1])
+        for (x, y, part), place in zip(beside, spread([y for _, y, _ in beside], gap), strict=True):
+            axes.annotate(f"{_shown(part.name, 20)}  {_percent(part.share)}", (x, y), (side * 1.28, place), va="center", fontsize=FONT_POINTS - 1,
+                          ha="left" if side > 0 else "right", parse_math=False, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6})
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return heights, falling as given, moved no further than it takes to be `gap` apart (least squares, pooled)."""
+    pools: list[list[float]] = []  # each: the wanted top of its first height, one value a member
+    for index, height in enumerate(heights):
+        pools.append([height + index * gap])
+        while len(pools) > 1 and sum(pools[-2]) / len(pools[-2]) < sum(pools[-1]) / len(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    tops = [sum(pool) / len(pool) for pool in pools for _ in pool]
+    return [top - index * gap for index, top in enumerate(tops)]
+
+
+def _point(wedge: Any, radius: float) -> tuple[float, float]:
+    angle = math.radians((wedge.theta1 + wedge.theta2) / 2)
+    return radius * math.cos(angle), radius * math.sin(angle)
+
+
+def _colours(rows: Sequence[BlendPart], domains: Mapping[str, float]) -> dict[Any, Any]:
+    """Return a colour a domain, under ("domain", its name), and under each source's name a tint of its domain's."""
+    from matplotlib.colors import to_rgb
+
+    unknown = sorted(set(domains) - set(COLOURS))
+    base = COLOURS | {name: MORE_COLOURS[index % len(MORE_COLOURS)] for index, name in enumerate(unknown)}
+    colours: dict[Any, Any] = {("domain", name): to_rgb(base[name]) for name in domains}
+    for name in domains:
+        own = [part for part in rows if (part.domain or "other") == name]
+        for index, part in enumerate(own):
+            white = 0.55 * index / max(len(own) - 1, 3)
+            colours[part.name] = tuple(value + (1 - value) * white for value in colours["domain", name])
+    return colours
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw by matplotlib's own defaults, whatever the user's matplotlibrc says, and give them back after."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise BackendMissing("matplotlib", "the figure of a mixture", "pip install matplotlib") from None
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "blend", "font.family": "DejaVu Sans", "font.size": FONT_POINTS, "savefig.dpi": 200,
+                                    "hatch.linewidth": 0.8})  # fmt: skip
+        yield
+
+
+def _shown(text: str, max_length: int) -> str:
+    """Return a text in one line of characters that the font has, cut in the middle."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    text = "".join(part if part.isprintable() and ord(part) in known else ascii(part)[1:-1] for part in text)
+    return text if len(text) <= max_length else f"{text[: max_length * 2 // 3 - 3]}...{text[-(max_length // 3) :]}"
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    return "".join(part if part.isprintable() or part in keep else ascii(part)[1:-1] for part in text)
+
+
+def _code(text: str) -> str:
+    """Return a text as an inline piece of Markdown code."""
+    shown = _escaped(text)
+    fence = "`" * (_longest_run(shown) + 1)
+    return f"{fence} {shown} {fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g} %"
+
+
+def _count(tokens: int) -> str:
+    """Return a count in three digits: 7.21 B."""
+    for unit, name in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " k")):
+        if tokens >= unit:
+            return f"{tokens / unit:.3g}{name}"
+    return str(tokens)
