@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; a known domain has the same one in every figure.
 COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
-MAX_NAME, MAX_CHARS = 34, 800  # of a source in a figure; of a document in samples.md
-FONT_POINTS, ROW_INCHES = 8, 0.3
-RING_OUTER, RING_MIDDLE, RING_INNER = 1.0, 0.7, 0.36  # radii: sources between the first two, domains between the last two
-MIN_INSIDE = 0.06  # a smaller wedge cannot hold its percentage
+MAX_NAME, MAX_RING_NAME, MAX_CHARS = 36, 20, 800  # of a source in the bars, of one at the ring; of a document in samples.md
+FONT_POINTS, SMALL_POINTS = 8, 7
+# The figure in inches: its width; names, bars and their numbers; a row; the ring's radius; what stands above and below the bars.
+WIDTH, NAMES, BARS, NUMBERS, ROW, RADIUS, TOP, BOTTOM = 12.0, 2.6, 1.7, 2.4, 0.27, 1.3, 0.5, 0.8
+RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
+MIN_INSIDE, MIN_NAMED = 0.08, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,17 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         rows = sorted(parts, key=lambda part: -part.share)
         domains = domain_shares(rows)
         colours = _colours(rows, domains)
-        drawn = Figure(figsize=(11, 1.6 + ROW_INCHES * max(len(rows), 10)), layout="constrained")
+        content = max(ROW * len(rows), 2.5 * RADIUS)
+        height = TOP + content + BOTTOM
+        drawn = Figure(figsize=(WIDTH, height))
         FigureCanvasAgg(drawn)
-        left, right = drawn.subplots(1, 2, width_ratios=(1, 1))
+        bars = (NAMES, height - TOP - ROW * len(rows), BARS + NUMBERS, ROW * len(rows))
+        ring = (NAMES + BARS + NUMBERS, BOTTOM, WIDTH - NAMES - BARS - NUMBERS, content)
+        left, right = (drawn.add_axes((x / WIDTH, y / height, wide / WIDTH, high / height)) for x, y, wide, high in (bars, ring))
         _bars(left, rows, colours)
         _ring(right, rows, domains, colours)
-        drawn.suptitle(_shown(title, 90), fontsize=FONT_POINTS + 3, parse_math=False)
+        right.set(xlim=(-ring[2] / RADIUS / 2, ring[2] / RADIUS / 2), ylim=(-content / RADIUS / 2, content / RADIUS / 2))
+        drawn.suptitle(_shown(title, 110), y=1 - 0.12 / height, va="top", fontsize=FONT_POINTS + 3, parse_math=False)
         return drawn
 
 
@@ -100,7 +107,7 @@ def sample_documents(texts: Mapping[str, Sequence[str]], out: Path) -> Path:
 
 def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> None:
     """Draw a bar a source, with its numbers at its end; one that is read more than once is hatched, its epochs bold."""
-    places = range(len(rows))
+    places, widest = range(len(rows)), 100 * rows[0].share
     bars = axes.barh(places, [part.share * 100 for part in rows], color=[colours[part.name] for part in rows], height=0.74)
     for place, part, bar in zip(places, rows, bars, strict=True):
         tokens = "" if part.tokens is None else f"  {_count(part.tokens)} tokens"
@@ -108,15 +115,14 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> 
         if part.epochs is not None:
             again = part.epochs > 1
             axes.annotate(f"{part.epochs:.3g} epochs", (1, 0.5), (6, 0), xycoords=note, textcoords="offset points", va="center",
-                          weight="bold" if again else "normal")
+                          weight="bold" if again else "normal")  # fmt: skip
             bar.set(hatch="////" if again else None, edgecolor="white")
     axes.set_yticks(places, [_shown(part.name, MAX_NAME) for part in rows], parse_math=False)
-    axes.set_ylim(max(len(rows), 6) - 0.4, -0.6)
-    axes.set_xlim(0, 100 * rows[0].share * 1.9)  # the numbers stand within the axes
-    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100 * rows[0].share * 1.05])
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, widest * (BARS + NUMBERS) / BARS))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= widest * 1.05])
     again = " (hatched: a source read more than once)" if any((part.epochs or 0) > 1 for part in rows) else ""
-    axes.set_xlabel(f"% of the training tokens{again}")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"% of the training tokens{again}", loc="left")
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
 
@@ -124,45 +130,54 @@ def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], c
     """Draw the sources around their domains, clockwise from the top, and name them in columns at both sides."""
     order = list(domains)
     around = sorted(rows, key=lambda part: order.index(part.domain or "other"))  # stable: by share within a domain
-    kind = {"startangle": 90, "counterclock": False}
+    kind: dict[str, Any] = {"startangle": 90, "counterclock": False}
     edge = {"edgecolor": "white", "linewidth": 0.8}
-    outer, _ = axes.pie([part.share for part in around], radius=RING_OUTER, colors=[colours[part.name] for part in around],
-                        wedgeprops=edge | {"width": RING_OUTER - RING_MIDDLE}, **kind)  # fmt: skip
-    inner, _ = axes.pie(list(domains.values()), radius=RING_MIDDLE, colors=[colours["domain", name] for name in order],
-                        wedgeprops=edge | {"width": RING_MIDDLE - RING_INNER}, **kind)  # fmt: skip
+    outer = axes.pie([part.share for part in around], colors=[colours[part.name] for part in around],
+                     wedgeprops=edge | {"width": 1 - RING_MIDDLE}, **kind)[0]  # fmt: skip
+    inner = axes.pie(list(domains.values()), radius=RING_MIDDLE, colors=[colours[_domain(name)] for name in order],
+                     wedgeprops=edge | {"width": RING_MIDDLE - RING_INNER}, **kind)[0]  # fmt: skip
     for wedge, share in zip(inner, domains.values(), strict=True):
         if share >= MIN_INSIDE:
-            x, y = _point(wedge, (RING_MIDDLE + RING_INNER) / 2)
-            axes.text(x, y, _percent(share), ha="center", va="center", weight="bold", fontsize=FONT_POINTS - 1)
-    _name_wedges(axes, outer, around)
-    labels = [f"{_shown(name, MAX_NAME)}  {_percent(share)}" for name, share in domains.items()]
-    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels)), frameon=False)
+            dark = sum(weight * value for weight, value in zip((0.3, 0.6, 0.1), wedge.get_facecolor(), strict=False)) < 0.45
+            axes.text(*_point(wedge, (RING_MIDDLE + RING_INNER) / 2), _percent(share), ha="center", va="center", weight="bold",
+                      fontsize=SMALL_POINTS, color="white" if dark else "black")  # fmt: skip
+    _name_wedges(axes, [(wedge, part) for wedge, part in zip(outer, around, strict=True) if part.share >= MIN_NAMED])
+    labels = [f"{_shown(name, MAX_RING_NAME)}  {_percent(share)}" for name, share in domains.items()]
+    columns = 4 if max(map(len, labels)) <= 16 else 2
+    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels)), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    axes.set(xlim=(-2.6, 2.6), ylim=(-1.25, 1.25))
 
 
-def _name_wedges(axes: Axes, wedges: Sequence[Any], parts: Sequence[BlendPart]) -> None:
-    """Name each wedge at its side of the ring, the names of a side at least a line apart, each tied to its wedge."""
-    gap = 2.5 / max(len(parts), 10)
+def _name_wedges(axes: Axes, named: Sequence[tuple[Any, BlendPart]]) -> None:
+    """Name each wedge at its side of the ring, the names of a side a line apart, each tied to its wedge."""
+    line = SMALL_POINTS * 1.35 / 72 / RADIUS
     for side in (-1, 1):
-        points = [(*_point(wedge, RING_OUTER), part) for wedge, part in zip(wedges, parts, strict=True)]
-        beside = sorted((point for point in points if (point[0] >= 0) == (side > 0)), key=lambda point: -point[1])
-        for (x, y, part), place in zip(beside, spread([y for _, y, _ in beside], gap), strict=True):
-            axes.annotate(f"{_shown(part.name, 20)}  {_percent(part.share)}", (x, y), (side * 1.28, place), va="center", fontsize=FONT_POINTS - 1,
-                          ha="left" if side > 0 else "right", parse_math=False, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6})
+        beside = sorted(((*_point(wedge, 1.0)[::-1], part) for wedge, part in named if (_point(wedge, 1.0)[0] >= 0) == (side > 0)),
+                        key=lambda found: -found[0])  # fmt: skip
+        places = spread([y for y, _, _ in beside], line, 1.2)
+        for (y, x, part), place in zip(beside, places, strict=True):
+            axes.plot([x, 1.1 * x, side * 1.25], [y, 1.1 * y, place], color="0.6", linewidth=0.6)
+            axes.text(side * 1.28, place, f"{_shown(part.name, MAX_RING_NAME)}  {_percent(part.share)}", fontsize=SMALL_POINTS,
+                      va="center", ha="left" if side > 0 else "right", parse_math=False)  # fmt: skip
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Return heights, falling as given, moved no further than it takes to be `gap` apart (least squares, pooled)."""
+def spread(heights: Sequence[float], gap: float, limit: float) -> list[float]:
+    """Return falling heights moved as little as it takes (least squares) to be `gap` apart and within -limit and limit."""
     pools: list[list[float]] = []  # each: the wanted top of its first height, one value a member
     for index, height in enumerate(heights):
         pools.append([height + index * gap])
         while len(pools) > 1 and sum(pools[-2]) / len(pools[-2]) < sum(pools[-1]) / len(pools[-1]):
             last = pools.pop()
             pools[-1] += last
-    tops = [sum(pool) / len(pool) for pool in pools for _ in pool]
+    lowest = gap * (len(heights) - 1) - limit
+    tops = [min(max(sum(pool) / len(pool), lowest), limit) for pool in pools for _ in pool]
     return [top - index * gap for index, top in enumerate(tops)]
+
+
+def _domain(name: str) -> tuple[str, str]:
+    """Return a domain's key among the colours, which no source's name is."""
+    return "domain", name
 
 
 def _point(wedge: Any, radius: float) -> tuple[float, float]:
@@ -171,17 +186,17 @@ def _point(wedge: Any, radius: float) -> tuple[float, float]:
 
 
 def _colours(rows: Sequence[BlendPart], domains: Mapping[str, float]) -> dict[Any, Any]:
-    """Return a colour a domain, under ("domain", its name), and under each source's name a tint of its domain's."""
+    """Return a colour a domain, under its key, and under each source's name a tint of its domain's."""
     from matplotlib.colors import to_rgb
 
     unknown = sorted(set(domains) - set(COLOURS))
     base = COLOURS | {name: MORE_COLOURS[index % len(MORE_COLOURS)] for index, name in enumerate(unknown)}
-    colours: dict[Any, Any] = {("domain", name): to_rgb(base[name]) for name in domains}
+    colours: dict[Any, Any] = {_domain(name): to_rgb(base[name]) for name in domains}
     for name in domains:
         own = [part for part in rows if (part.domain or "other") == name]
         for index, part in enumerate(own):
             white = 0.55 * index / max(len(own) - 1, 3)
-            colours[part.name] = tuple(value + (1 - value) * white for value in colours["domain", name])
+            colours[part.name] = tuple(value + (1 - value) * white for value in colours[_domain(name)])
     return colours
 
 
@@ -224,7 +239,7 @@ def _longest_run(text: str) -> int:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %"
+    return f"{share * 100:.2f}".rstrip("0").rstrip(".") + " %" if share >= 0.0001 else "< 0.01 %"
 
 
 def _count(tokens: int) -> str:
