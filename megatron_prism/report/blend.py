@@ -22,7 +22,7 @@ MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
 MAX_NAME, MAX_RING_NAME, MAX_CHARS = 36, 20, 800  # of a source in the bars, of one at the ring; of a document in samples.md
 FONT_POINTS, SMALL_POINTS = 8, 7
 # The figure in inches: its width; names, bars and their numbers; a row; the ring's radius; what stands above and below the bars.
-WIDTH, NAMES, BARS, NUMBERS, ROW, RADIUS, TOP, BOTTOM = 12.0, 2.6, 1.7, 2.4, 0.27, 1.3, 0.5, 0.8
+WIDTH, NAMES, BARS, NUMBERS, ROW, RADIUS, TOP, BOTTOM = 13.4, 2.5, 1.6, 2.3, 0.27, 1.3, 0.5, 0.8
 RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
 MIN_INSIDE, MIN_NAMED = 0.08, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
 
@@ -69,7 +69,7 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         height = TOP + content + BOTTOM
         drawn = Figure(figsize=(WIDTH, height))
         FigureCanvasAgg(drawn)
-        bars = (NAMES, height - TOP - ROW * len(rows), BARS + NUMBERS, ROW * len(rows))
+        bars = (NAMES, BOTTOM + (content - ROW * len(rows)) / 2, BARS + NUMBERS, ROW * len(rows))
         ring = (NAMES + BARS + NUMBERS, BOTTOM, WIDTH - NAMES - BARS - NUMBERS, content)
         left, right = (drawn.add_axes((x / WIDTH, y / height, wide / WIDTH, high / height)) for x, y, wide, high in (bars, ring))
         _bars(left, rows, colours)
