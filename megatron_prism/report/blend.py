@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; a known domain has the same one in every figure.
 COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
-MAX_NAME, MAX_RING_NAME, MAX_CHARS = 36, 20, 800  # of a source in the bars, of one at the ring; of a document in samples.md
+MAX_CHARS = 800  # of a document in samples.md
 FONT_POINTS, SMALL_POINTS = 8, 7
-# The figure in inches: its width; names, bars and their numbers; a row; the ring's radius; what stands above and below the bars.
-WIDTH, NAMES, BARS, NUMBERS, ROW, RADIUS, TOP, BOTTOM = 13.4, 2.5, 1.6, 2.3, 0.27, 1.3, 0.5, 0.8
+# The figure in inches: its width; names, bars and their numbers; names at the ring; a row; the ring's radius; above and below the bars.
+WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, TOP, BOTTOM = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.5, 0.8
 RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
 MIN_INSIDE, MIN_NAMED = 0.08, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
 
@@ -43,10 +43,10 @@ def draw(parts: Sequence[BlendPart], title: str, out: Path) -> list[Path]:
 
     Raises: BackendMissing without matplotlib.
     """
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / "blend.png", out / "blend.svg"]
     with _style():
         drawn = figure(parts, title)
+        out.mkdir(parents=True, exist_ok=True)
         for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
             drawn.savefig(path, metadata=metadata)
     return paths
@@ -75,7 +75,7 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         _bars(left, rows, colours)
         _ring(right, rows, domains, colours)
         right.set(xlim=(-ring[2] / RADIUS / 2, ring[2] / RADIUS / 2), ylim=(-content / RADIUS / 2, content / RADIUS / 2))
-        drawn.suptitle(_shown(title, 110), y=1 - 0.12 / height, va="top", fontsize=FONT_POINTS + 3, parse_math=False)
+        drawn.suptitle(_shown(title, WIDTH - 1, FONT_POINTS + 3), y=1 - 0.12 / height, va="top", fontsize=FONT_POINTS + 3, parse_math=False)
         return drawn
 
 
@@ -117,7 +117,7 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> 
             axes.annotate(f"{part.epochs:.3g} epochs", (1, 0.5), (6, 0), xycoords=note, textcoords="offset points", va="center",
                           weight="bold" if again else "normal")  # fmt: skip
             bar.set(hatch="////" if again else None, edgecolor="white")
-    axes.set_yticks(places, [_shown(part.name, MAX_NAME) for part in rows], parse_math=False)
+    axes.set_yticks(places, [_shown(part.name, NAMES - 0.15) for part in rows], parse_math=False)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, widest * (BARS + NUMBERS) / BARS))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= widest * 1.05])
     again = " (hatched: a source read more than once)" if any((part.epochs or 0) > 1 for part in rows) else ""
@@ -142,7 +142,7 @@ def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], c
             axes.text(*_point(wedge, (RING_MIDDLE + RING_INNER) / 2), _percent(share), ha="center", va="center", weight="bold",
                       fontsize=SMALL_POINTS, color="white" if dark else "black")  # fmt: skip
     _name_wedges(axes, [(wedge, part) for wedge, part in zip(outer, around, strict=True) if part.share >= MIN_NAMED])
-    labels = [f"{_shown(name, MAX_RING_NAME)}  {_percent(share)}" for name, share in domains.items()]
+    labels = [f"{_shown(name, RING_NAMES)}  {_percent(share)}" for name, share in domains.items()]
     columns = 4 if max(map(len, labels)) <= 16 else 2
     legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels)), frameon=False)
     for text in legend.get_texts():
@@ -158,7 +158,7 @@ def _name_wedges(axes: Axes, named: Sequence[tuple[Any, BlendPart]]) -> None:
         places = spread([y for y, _, _ in beside], line, 1.2)
         for (y, x, part), place in zip(beside, places, strict=True):
             axes.plot([x, 1.1 * x, side * 1.25], [y, 1.1 * y, place], color="0.6", linewidth=0.6)
-            axes.text(side * 1.28, place, f"{_shown(part.name, MAX_RING_NAME)}  {_percent(part.share)}", fontsize=SMALL_POINTS,
+            axes.text(side * 1.28, place, f"{_shown(part.name, RING_NAMES, SMALL_POINTS)}  {_percent(part.share)}", fontsize=SMALL_POINTS,
                       va="center", ha="left" if side > 0 else "right", parse_math=False)  # fmt: skip
 
 
@@ -214,13 +214,19 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _shown(text: str, max_length: int) -> str:
-    """Return a text in one line of characters that the font has, cut in the middle."""
+def _shown(text: str, inches: float, points: int = FONT_POINTS) -> str:
+    """Return a text in one line of characters that the font has, cut in the middle where it is wider."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    known = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    known = font.get_charmap()
     text = "".join(part if part.isprintable() and ord(part) in known else ascii(part)[1:-1] for part in text)
-    return text if len(text) <= max_length else f"{text[: max_length * 2 // 3 - 3]}...{text[-(max_length // 3) :]}"
+    font.set_size(points, 72)  # dots are points now
+    kept, shown = min(len(text), 300), text
+    while font.set_text(shown) is not None and font.get_width_height()[0] / 64 > inches * 72:
+        kept -= 1
+        shown = f"{text[: kept - kept // 3]}...{text[len(text) - kept // 3 :]}"
+    return shown
 
 
 def _escaped(text: str, keep: str = "") -> str:
