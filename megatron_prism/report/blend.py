@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
 MAX_CHARS = 800  # of a document in samples.md
-FONT_POINTS, SMALL_POINTS = 8, 7
+FONT_POINTS, SMALL_POINTS, DPI = 8, 7, 200
 # The figure in inches: its width; names, bars and their numbers; names at the ring; a row; the ring's radius; above and below the bars.
 WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, TOP, BOTTOM = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.5, 0.8
 RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
@@ -209,7 +209,7 @@ def _style() -> Iterator[None]:
         raise BackendMissing("matplotlib", "the figure of a mixture", "pip install matplotlib") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.hashsalt": "blend", "font.family": "DejaVu Sans", "font.size": FONT_POINTS, "savefig.dpi": 200,
+        matplotlib.rcParams.update({"svg.hashsalt": "blend", "font.family": "DejaVu Sans", "font.size": FONT_POINTS, "figure.dpi": DPI,
                                     "hatch.linewidth": 0.8})  # fmt: skip
         yield
 
@@ -221,9 +221,9 @@ def _shown(text: str, inches: float, points: int = FONT_POINTS) -> str:
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
     known = font.get_charmap()
     text = "".join(part if part.isprintable() and ord(part) in known else ascii(part)[1:-1] for part in text)
-    font.set_size(points, 72)  # dots are points now
+    font.set_size(points, DPI)
     kept, shown = min(len(text), 300), text
-    while font.set_text(shown) is not None and font.get_width_height()[0] / 64 > inches * 72:
+    while font.set_text(shown) is not None and font.get_width_height()[0] / 64 > inches * DPI:
         kept -= 1
         shown = f"{text[: kept - kept // 3]}...{text[len(text) - kept // 3 :]}"
     return shown
