@@ -21,8 +21,9 @@ COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general"
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
 MAX_CHARS = 800  # of a document in samples.md
 FONT_POINTS, SMALL_POINTS, DPI = 8, 7, 200
-# The figure in inches: its width; names, bars and their numbers; names at the ring; a row; the ring's radius; above and below the bars.
-WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, TOP, BOTTOM = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.5, 0.8
+# The figure in inches: its width; names, bars and their numbers; names at the ring; a row; the ring's radius; a line of the legend; the title.
+WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, LEGEND, TOP = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.18, 0.5
+LEGEND_COLUMNS, LEGEND_NAMES = 4, 0.7
 RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
 MIN_INSIDE, MIN_NAMED = 0.08, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
 
@@ -66,11 +67,12 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         domains = domain_shares(rows)
         colours = _colours(rows, domains)
         content = max(ROW * len(rows), 2.5 * RADIUS)
-        height = TOP + content + BOTTOM
+        bottom = 0.6 + LEGEND * (len(domains) // LEGEND_COLUMNS)
+        height = TOP + content + bottom
         drawn = Figure(figsize=(WIDTH, height))
         FigureCanvasAgg(drawn)
-        bars = (NAMES, BOTTOM + (content - ROW * len(rows)) / 2, BARS + NUMBERS, ROW * len(rows))
-        ring = (NAMES + BARS + NUMBERS, BOTTOM, WIDTH - NAMES - BARS - NUMBERS, content)
+        bars = (NAMES, bottom + (content - ROW * len(rows)) / 2, BARS + NUMBERS, ROW * len(rows))
+        ring = (NAMES + BARS + NUMBERS, bottom, WIDTH - NAMES - BARS - NUMBERS, content)
         left, right = (drawn.add_axes((x / WIDTH, y / height, wide / WIDTH, high / height)) for x, y, wide, high in (bars, ring))
         _bars(left, rows, colours)
         _ring(right, rows, domains, colours)
@@ -105,7 +107,7 @@ def sample_documents(texts: Mapping[str, Sequence[str]], out: Path) -> Path:
     return path
 
 
-def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> None:
+def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[Any, Any]) -> None:
     """Draw a bar a source, with its numbers at its end; one that is read more than once is hatched, its epochs bold."""
     places, widest = range(len(rows)), 100 * rows[0].share
     bars = axes.barh(places, [part.share * 100 for part in rows], color=[colours[part.name] for part in rows], height=0.74)
@@ -120,13 +122,13 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Any]) -> 
     axes.set_yticks(places, [_shown(part.name, NAMES - 0.15) for part in rows], parse_math=False)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, widest * (BARS + NUMBERS) / BARS))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= widest * 1.05])
-    again = " (hatched: a source read more than once)" if any((part.epochs or 0) > 1 for part in rows) else ""
-    axes.set_xlabel(f"% of the training tokens{again}", loc="left")
+    legend = " (hatched: a source read more than once)" if any((part.epochs or 0) > 1 for part in rows) else ""
+    axes.set_xlabel(f"% of the training tokens{legend}", loc="left")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
 
-def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], colours: Mapping[str, Any]) -> None:
+def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], colours: Mapping[Any, Any]) -> None:
     """Draw the sources around their domains, clockwise from the top, and name them in columns at both sides."""
     order = list(domains)
     around = sorted(rows, key=lambda part: order.index(part.domain or "other"))  # stable: by share within a domain
@@ -142,9 +144,8 @@ def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], c
             axes.text(*_point(wedge, (RING_MIDDLE + RING_INNER) / 2), _percent(share), ha="center", va="center", weight="bold",
                       fontsize=SMALL_POINTS, color="white" if dark else "black")  # fmt: skip
     _name_wedges(axes, [(wedge, part) for wedge, part in zip(outer, around, strict=True) if part.share >= MIN_NAMED])
-    labels = [f"{_shown(name, RING_NAMES)}  {_percent(share)}" for name, share in domains.items()]
-    columns = 4 if max(map(len, labels)) <= 16 else 2
-    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(columns, len(labels)), frameon=False)
+    labels = [f"{_shown(name, LEGEND_NAMES)}  {_percent(share)}" for name, share in domains.items()]
+    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(LEGEND_COLUMNS, len(labels)), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -126,6 +126,7 @@ def test_a_domain_has_its_colour_in_every_figure_and_a_source_a_tint_of_it() -> 
 CROWDS = {
     "paper": paper(), "one": [BlendPart("a", None, 1.0, 10, 0.5)], "even": many(20, lambda index: 1), "halves": many(20, lambda index: 0.5**index),
     "one and crumbs": many(20, lambda index: 80 if index == 0 else 1), "two": many(2, lambda index: 1), "seven": many(7, lambda index: index + 1),
+    "wide domains": [BlendPart(name, name + "W" * 40, 1 / 12, 10, 1.5) for name in "abcdefghijkl"],
 }  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(name: str) -> None:
     assert len(boxes) > 5
     width, height = figure.canvas.get_width_height()
     for text, box in boxes:
-        assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height, (text, box)
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, (text, box)
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert min(a.x1, b.x1) <= max(a.x0, b.x0) or min(a.y1, b.y1) - max(a.y0, b.y0) < 2, (one, other)  # an extent has its line's leading
 
