@@ -25,7 +25,7 @@ FONT_POINTS, SMALL_POINTS, DPI = 8, 7, 200
 WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, LEGEND, TOP = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.18, 0.5
 LEGEND_COLUMNS, LEGEND_NAMES = 4, 0.7
 RING_MIDDLE, RING_INNER = 0.7, 0.36  # in radii: sources outside the first, domains between the two
-MIN_INSIDE, MIN_NAMED = 0.08, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
+MIN_INSIDE, MIN_NAMED = 0.095, 0.01  # a smaller wedge cannot hold its percentage; cannot be seen
 
 
 @dataclass(frozen=True)
