@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general"
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
 MAX_CHARS = 800  # of a document in samples.md
 FONT_POINTS, SMALL_POINTS, DPI = 8, 7, 200
+MAX_SHOWN = 400  # characters of a name or a title that are looked at
 # The figure in inches: its width; names, bars and their numbers; names at the ring; a row; the ring's radius; a line of the legend; the title.
 WIDTH, NAMES, BARS, NUMBERS, RING_NAMES, ROW, RADIUS, LEGEND, TOP = 13.8, 2.5, 1.6, 2.5, 1.3, 0.27, 1.3, 0.18, 0.5
 LEGEND_COLUMNS, LEGEND_NAMES = 4, 0.7
@@ -223,11 +225,17 @@ def _shown(text: str, inches: float, points: int = FONT_POINTS) -> str:
     known = font.get_charmap()
     text = "".join(part if part.isprintable() and ord(part) in known else ascii(part)[1:-1] for part in text)
     font.set_size(points, DPI)
-    kept, shown = min(len(text), 300), text
-    while font.set_text(shown) is not None and font.get_width_height()[0] / 64 > inches * DPI:
-        kept -= 1
-        shown = f"{text[: kept - kept // 3]}...{text[len(text) - kept // 3 :]}"
-    return shown
+
+    def is_wider(shown: str) -> bool:
+        font.set_text(shown)
+        return font.get_width_height()[0] / 64 > inches * DPI
+
+    def cut(kept: int) -> str:
+        return f"{text[: kept - kept // 3]}...{text[len(text) - kept // 3 :]}"
+
+    if len(text) <= MAX_SHOWN and not is_wider(text):
+        return text
+    return cut(bisect_left(range(min(len(text), MAX_SHOWN)), True, key=lambda kept: is_wider(cut(kept))) - 1)
 
 
 def _escaped(text: str, keep: str = "") -> str:
