@@ -156,10 +156,16 @@ def generate(
 
 
 @app.command()
-def prepare(config: Config, overrides: Overrides = None, dry_run: DryRun = False, json: Json = None) -> None:
+def prepare(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    report: Annotated[bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")] = False,
+    json: Json = None,
+) -> None:
     """Tokenize a weighted mixture of sources into Megatron data files.
 
-    Example: prism prepare configs/tiny/mixture.yaml tokens=1000000 --dry-run
+    Example: prism prepare configs/mixtures/math.yaml out=data/math --dry-run
     """
     from megatron_prism.core.config import PrepareConfig
     from megatron_prism.core.load import load, placed
@@ -169,7 +175,11 @@ def prepare(config: Config, overrides: Overrides = None, dry_run: DryRun = False
 
     with placed(config, PrepareConfig, overrides or []):
         result = job.run(settings, dry_run=dry_run)
+    if report:
+        result |= job.report(settings, result)
     _finish(result, json, quiet=True)
+    for path in result.get("report", []):
+        typer.echo(f"report: {path}")
     if not dry_run:
         typer.echo(f"out: {settings.out}")
 

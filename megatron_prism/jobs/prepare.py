@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.core import log, manifest
 from megatron_prism.core.check_data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import (
     documents,
+    indexed,
     making,
     mixture,
     partial,
@@ -30,11 +31,13 @@ from megatron_prism.data import (
     tokenize,
 )
 from megatron_prism.data.shards import Shard
+from megatron_prism.report import blend
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend")  # config keys that leave the prepared bytes as they are
+NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # documents a source in a report; tokens and characters of each
 FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do too
 
 
@@ -67,6 +70,49 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     return _shown(_result(described))
 
 
+def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw the blend, and show and write sample documents where there are any: into out/report, a plan's into `out`.plan.
+
+    Raises: BackendMissing without matplotlib; EnvironmentFault where the folder cannot be written.
+    """
+    is_plan = result["kind"] == "plan"
+    folder = config.out.with_name(f"{config.out.name}.plan") if is_plan else config.out / "report"
+    domains = {source.name: source.domain for source in config.sources}
+    drawn = [blend.BlendPart(part["name"], domains[part["name"]], part["share"], part["tokens"], part["epochs"]) for part in result["blend"]["sources"]]
+    samples = {} if is_plan else _samples(config)
+    try:
+        paths = blend.draw(drawn, str(config.out), folder)
+        if samples:
+            paths.append(blend.sample_documents(samples, folder))
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or folder}: {error.strerror or error}") from error
+    _show_samples(samples)
+    return {"report": [str(path) for path in paths]}
+
+
+def _samples(config: PrepareConfig) -> dict[str, list[str]]:
+    """Return a few documents of each source as the model will read them: from their tokens, evenly over the source."""
+    spec, found = tokenize.load(config.tokenizer, need_eos=False), {}
+    for source in mixture.read_prepared(config.out).sources:
+        reader = indexed.Reader(source.train.prefixes)
+        chosen = {reader.num_documents * number // NUM_SAMPLES for number in range(NUM_SAMPLES)}
+        starts = [(reader.start(document), reader.start(document + 1)) for document in sorted(chosen)]
+        found[source.name] = [tokenize.decode(reader.tokens(start, min(end - start, SAMPLE_TOKENS)), spec) for start, end in starts]
+    return found
+
+
+def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    for name, found in samples.items():
+        for text in found:
+            shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
+            console.rule(Text(name), align="left")
+            console.print(Text("".join(part if part.isprintable() or part == "\n" else ascii(part)[1:-1] for part in shown)))
+
+
 def _check_parts(config: PrepareConfig) -> list[Problem]:
     of_sources = [(part, f"sources.{index}" + (f".parts.{number}" if source.parts else ""))
                   for index, source in enumerate(config.sources) for number, part in enumerate(sources.parts(source))]
@@ -81,12 +127,12 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
     available = {source.name: source.available_tokens for source in config.sources if source.available_tokens is not None}
     if config.tokens is None:
         unknown = {"tokens": None, "epochs": None}
-        blend = [{"name": name, "weight": weight, "share": weight / 100, **unknown} for name, weight in weights.items()]
+        planned = [{"name": name, "weight": weight, "share": weight / 100, **unknown} for name, weight in weights.items()]
     else:
         plan = mixture.plan(weights, available, config.tokens)
         raise_problems(segments.check_epochs(plan, config.max_epochs, "max_epochs"))
-        blend = [dataclasses.asdict(part) for part in plan]
-    return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": blend}, "sources": blend, "config": to_dict(config)}
+        planned = [dataclasses.asdict(part) for part in plan]
+    return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": planned}, "sources": planned, "config": to_dict(config)}
 
 
 def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequence[dict[str, Any]], sha256: Mapping[str, str]) -> dict[str, Any]:
@@ -95,14 +141,14 @@ def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequen
     Raises: InputError where the budget reads a source more often than it may.
     """
     available = {fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts}
-    blend = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
-    raise_problems(segments.check_epochs(blend, config.max_epochs, "max_epochs"))
+    planned = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
+    raise_problems(segments.check_epochs(planned, config.max_epochs, "max_epochs"))
     overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     return manifest.describe(
         "prepared", sha256,
         tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
         sources=facts,
-        blend={"tokens": sum(part.tokens for part in blend), "sources": [dataclasses.asdict(part) for part in blend]},
+        blend={"tokens": sum(part.tokens for part in planned), "sources": [dataclasses.asdict(part) for part in planned]},
         config=to_dict(config),
         decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
         config_sha256=_config_sha256(config),
@@ -152,8 +198,8 @@ def _tokenizer_files(spec: tokenize.TokenizerSpec) -> list[Path]:
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest whose sources carry their part of the blend too."""
-    blend = described["blend"]["sources"]
-    return {**described, "sources": [{**source, **part} for source, part in zip(described["sources"], blend, strict=True)]}
+    planned = described["blend"]["sources"]
+    return {**described, "sources": [{**source, **part} for source, part in zip(described["sources"], planned, strict=True)]}
 
 
 def _progress() -> Progress:

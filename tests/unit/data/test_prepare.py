@@ -19,6 +19,10 @@ def nothing_left(config) -> bool:
     return not list(config.out.parent.glob("out*"))
 
 
+def sentence_of(number: int) -> str:
+    return f"{number}: "
+
+
 def tree(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
@@ -103,6 +107,20 @@ def test_packing_is_written_and_read_back(make_config: Callable) -> None:
     (config.out / "qa" / "train.pieces.npy").unlink()
     with pytest.raises(InputError, match="train.pieces.npy: found no such file"):
         mixture.read_prepared(config.out)
+
+
+def test_report_draws_the_blend_and_shows_documents(make_config: Callable, capsys: pytest.CaptureFixture) -> None:
+    config = make_config(qa={"domain": "math"})
+    planned = prepare.report(config, prepare.run(config, dry_run=True) | {"blend": {"sources": [
+        {"name": name, "share": share, "tokens": None, "epochs": None} for name, share in (("qa", 0.7), ("prose", 0.3))]}})  # fmt: skip
+    assert [Path(path).name for path in planned["report"]] == ["blend.png", "blend.svg"] and not config.out.exists()
+    result = prepare.run(config)
+    paths = [Path(path) for path in prepare.report(config, result)["report"]]
+    assert [path.relative_to(config.out).as_posix() for path in paths] == ["report/blend.png", "report/blend.svg", "report/samples.md"]
+    samples, shown = paths[2].read_text(), capsys.readouterr().err
+    for number in (0, 20, 40):
+        assert sentence_of(number) in samples and sentence_of(number) in shown
+    assert prepare.run(config) == result  # and is still known as what was prepared
 
 
 def test_second_run_is_idempotent(make_config: Callable) -> None:
