@@ -7,6 +7,7 @@ Reads records, writes `out`: SOURCE/00000.train.bin/.idx and so on, a shard for 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
     drawn = [blend.BlendPart(part["name"], domains[part["name"]], part["share"], part["tokens"], part["epochs"]) for part in result["blend"]["sources"]]
     samples = {} if is_plan else _samples(config)
     try:
-        paths = blend.draw(drawn, str(config.out), folder)
+        paths = blend.draw(drawn, config.out.name, folder)
         if samples:
             paths.append(blend.sample_documents(samples, folder))
     except OSError as error:
@@ -226,8 +227,7 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
         epochs = "-" if row["epochs"] is None else f"{row['epochs']:.4f}"
         efficiency = [f"{100 * row['packing']['efficiency']:.2f}"] if is_packed else []
         table.add_row(row["name"], *found, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency)
-    console = Console(stderr=True)
-    console.print(table, width=None if console.is_terminal else 120)  # a log file need not be 80 columns wide
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)  # a log file need not be 80 columns wide
     return result
 
 
