@@ -66,7 +66,7 @@ def _shingles(text: str) -> np.ndarray:
 class Seen:
     """The documents kept so far, by their rows: those of `exact_key` agree in both numbers, those of `minhash_bands` in any.
 
-    Memory: see bench/README.md; it grows with the documents kept.
+    Memory: about 90 bytes (exact) or 1.2 kB (minhash) a document kept.
     """
 
     def __init__(self, kind: Literal["exact", "minhash"]):
