@@ -24,6 +24,9 @@ WEIGHTS = {  # the domains' shares of the paper's three mixtures; its science ha
 }
 
 
+PACKED = ("math_code_science",)  # packed by best fit, and its documents masked from each other
+
+
 def prism(*arguments: object) -> str:
     done = subprocess.run([sys.executable, "-m", "megatron_prism.cli", *map(str, arguments)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -55,13 +58,14 @@ def folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tokens": BUDGET,
             "decontaminate": {"against": against},
             "sources": [{"name": source, "domain": source, "weight": weight, **known[source]} for source, weight in weights.items()],
+            "packing": {"seq_length": SEQ_LENGTH, "overlap": 8} if name in PACKED else None,
         }
         train = {
             "run_dir": root / name / "run",
             "init": {"checkpoint": root / "ckpt"},
             "steps": STEPS,
             "precision": "fp32",
-            "data": {"prepared": root / name / "data", "seq_length": SEQ_LENGTH},
+            "data": {"prepared": root / name / "data", "seq_length": SEQ_LENGTH, "document_mask": name in PACKED},
             "batch": {"global_size": GLOBAL_SIZE, "micro_size": 4},
             "optimizer": {"lr": 1e-3, "eps": 1e-8},
             "schedule": {"warmup_steps": 2},
@@ -81,6 +85,13 @@ def test_the_realised_blend_is_the_planned_one(folder: Path, name: str) -> None:
     assert {part["name"]: part["share"] * 100 for part in planned["sources"]} == pytest.approx(WEIGHTS[name], abs=0.01)
     for plan, part in zip(planned["sources"], realised, strict=True):
         assert plan["name"] == part["name"] and abs(plan["tokens"] - part["tokens"]) <= SEQ_LENGTH  # whole sequences: one more or less
+
+
+def test_a_packed_mixture_learns_from_whole_documents(folder: Path) -> None:
+    manifest = json.loads((folder / "math_code_science" / "data" / "manifest.json").read_text())
+    assert all(0.9 < source["packing"]["efficiency"] <= 1 for source in manifest["sources"])
+    losses = [json.loads(line)["loss"] for line in (folder / "math_code_science" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == STEPS and losses[-1] < losses[0] - 0.5
 
 
 def test_each_step_left_out_what_it_should(folder: Path, shared_data: Path) -> None:

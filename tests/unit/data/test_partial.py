@@ -203,3 +203,15 @@ def test_another_end_of_a_document_is_another_shard(config: PrepareConfig, stopp
     for name in ("many", "prose"):
         reader = indexed.Reader([config.out / name / "00000.train"])
         assert reader.tokens(reader.num_tokens - 1, 1) == [0]
+
+
+def test_a_file_that_cannot_grow_ends_the_run_and_is_gone_on_from(config: PrepareConfig, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """A write that fails half-way, as on a full disk or under a quota: the limit is below the largest file's size."""
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    limit = max(map(len, whole.values())) - 100
+    command = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); from megatron_prism.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", command, "prepare", str(tmp_path / "config.yaml")], capture_output=True, text=True)
+    assert done.returncode == 4 and "File too large; nothing was written to" in done.stderr and "Traceback" not in done.stderr
+    assert not config.out.exists() and not list(tmp_path.rglob("*.tmp"))
+    prepare.run(config)
+    assert contents(config.out) == whole
