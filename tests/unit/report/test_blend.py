@@ -86,6 +86,7 @@ def test_the_numbers_stand_at_the_bars() -> None:
 def test_the_rings_turn_by_share_and_a_source_lies_over_its_domain() -> None:
     outer, inner = wedges(blend.figure(paper(), "MCS"))
     assert [turn(wedge) for wedge in inner] == pytest.approx([0.405, 0.37, 0.125, 0.1])
+    assert inner[0].theta2 == pytest.approx(90) and inner[1].theta2 == pytest.approx(inner[0].theta1)  # clockwise from the top
     assert sorted(map(turn, outer)) == pytest.approx(sorted(part.share for part in paper()))
     for wedge in outer:
         middle = (wedge.theta1 + wedge.theta2) / 2
@@ -121,11 +122,15 @@ def test_a_domain_has_its_colour_in_every_figure_and_a_source_a_tint_of_it() -> 
     bars, (outer, _) = figure.axes[0].patches, wedges(figure)
     assert sorted(bar.get_facecolor() for bar in bars) == sorted(wedge.get_facecolor() for wedge in outer)
     assert len({bar.get_facecolor() for bar in bars}) == len(PAPER)
+    colour_of = dict(zip([label.get_text() for label in figure.axes[0].get_yticklabels()], [bar.get_facecolor() for bar in bars], strict=True))
+    largest = {"math": "megamath_web_pro", "code": "starcoder2", "science": "openthoughts3_science", "general": "chat"}
+    assert {domain: colour_of[name] for domain, name in largest.items()} == whole  # a domain's largest source has its very colour
 
 
 CROWDS = {
     "paper": paper(), "one": [BlendPart("a", None, 1.0, 10, 0.5)], "even": many(20, lambda index: 1), "halves": many(20, lambda index: 0.5**index),
     "one and crumbs": many(20, lambda index: 80 if index == 0 else 1), "two": many(2, lambda index: 1), "seven": many(7, lambda index: index + 1),
+    "many domains": [BlendPart(name, name, 1 / 20, 10, 1.5) for name in "abcdefghijklmnopqrst"],
     "wide domains": [BlendPart(name, name + "W" * 40, 1 / 12, 10, 1.5) for name in "abcdefghijkl"],
 }  # fmt: skip
 
@@ -140,6 +145,13 @@ def test_no_text_overlaps_another_or_leaves_the_figure(name: str) -> None:
         assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, (text, box)
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert min(a.x1, b.x1) <= max(a.x0, b.x0) or min(a.y1, b.y1) - max(a.y0, b.y0) < 2, (one, other)  # an extent has its line's leading
+
+
+def test_a_source_too_small_to_be_seen_is_named_at_its_bar_alone() -> None:
+    figure = blend.figure([BlendPart("large", None, 0.995, None, None), BlendPart("crumb", None, 0.005, None, None)], "")
+    named = [text.get_text() for text in texts(figure) if text.axes is figure.axes[1]]
+    assert "large  99.5 %" in named and not [text for text in named if "crumb" in text]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["large", "crumb"]
 
 
 def test_spread_keeps_order_room_and_place() -> None:
