@@ -19,8 +19,9 @@ from megatron_prism.core.errors import BackendMissing, InputError, Problem
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Wherever a class of characters (letter, capital, mark, number, space) decides: beside a letter, a number, a quote, an end of line
-CONTEXT = "a{0}a {0}{0}1{0}'s{0}\n{0}A {0}"
+# Wherever a class of characters (letter, capital, mark, number, space) decides: beside a letter, a number, a quote, an end of line; and
+# beside marks of the lowest and of a high combining class, among which a normalizer (NFC) puts a mark in order
+CONTEXT = "a{0}a {0}{0}1{0}'s{0}\n{0}A {0}a\u0345{0}a{0}\u0334 "
 ALIKE = ("CJK UNIFIED IDEOGRAPH", "HANGUL SYLLABLE", "TANGUT IDEOGRAPH")  # thousands of one class: one in 64 is tried
 
 
