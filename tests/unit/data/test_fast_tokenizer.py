@@ -97,9 +97,9 @@ def test_what_the_two_take_for_different_is_left_to_tokenizers(tmp_path: Path) -
     folder = folder_of(byte_level(LLAMA3), tmp_path / "t")
     fast, apart = fast_tokenizer.load(folder / "tokenizer.json"), fast_tokenizer.apart("z")
     assert fast_tokenizer.has_any(NEWER, apart) and fast_tokenizer.has_any("\u00e9z", apart)
-    if fast_tokenizer.encode(fast, [NEWER])[0].tolist() == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(NEWER).ids:
-        pytest.skip("the tables of the two agree by now")
     assert not fast_tokenizer.has_any("\u00e9 plain \U0001f680", apart) and apart.sum() < 980_000
+    if fast_tokenizer.encode(fast, [NEWER])[0].tolist() == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(NEWER).ids:
+        pytest.skip("the tables of the two agree by now: nothing is left to guard")
 
 
 def test_prepared_bytes_are_the_same(make_config: Callable) -> None:
