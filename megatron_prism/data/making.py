@@ -44,8 +44,12 @@ def make(source: SourceConfig, files: Sequence[Input], spec: TokenizerSpec, work
                     config.decontaminate if source.decontaminate else None)
     made_from = _made_from(recipe, files, work.sha256)
     found = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
+    if config.on_bad_record == "error":  # bad records were skipped when this shard was made: now they are to be named
+        found = [shard if shard and not shard.bad_records else None for shard in found]
     if all(found):
         return _checked(source, [shard for shard in found if shard])
+    if recipe.dedup != "none":
+        found = [shard if shard and shards.has_keys(folder, shard.number) else None for shard in found]
     to_read = [file for file, shard in zip(_drawn(recipe, files, work), found, strict=True) if shard is None]
     made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
     good = _without_bad(made, source, config)

@@ -6,6 +6,7 @@ until the source is whole 00000.keys.npy: what `dedup` knows its documents by.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -110,12 +111,17 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
                 if chosen.any():
                     writer.add(made.tokens[np.repeat(chosen, made.lengths)], made.lengths[chosen])
     if seen:
-        np.save(_keys_path(folder, number), np.concatenate([part for part in kept_keys if part.size] or [np.zeros(0, np.uint64)]), allow_pickle=False)
+        _write_keys(_keys_path(folder, number), [part for part in kept_keys if part.size] or [np.zeros(0, np.uint64)])
     pairs = {split: _pair(folder, number, split) for split in SPLITS}
     counts = {name: count for name, count in left_out.items() if count}
     shard = Shard(number, input_path, made_from, pairs["train"], pairs["valid"], counts, bad_records)
     manifest.write_json(_manifest_path(folder, number), to_dict(shard))
     return shard
+
+
+def has_keys(folder: Path, number: int) -> bool:
+    """Say whether what `dedup` knows a shard's documents by is still there."""
+    return _keys_path(folder, number).is_file()
 
 
 def keys(folder: Path, number: int) -> np.ndarray:
@@ -134,6 +140,13 @@ def _pair(folder: Path, number: int, split: Split) -> Pair | None:
         return None
     held = indexed.verify(prefix(folder, number, split))
     return Pair(held.num_tokens, held.num_documents, *map(written, paths))
+
+
+def _write_keys(path: Path, parts: list[np.ndarray]) -> None:
+    with path.open("wb") as stream:  # whole before the shard's manifest is
+        np.save(stream, np.concatenate(parts), allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _manifest_path(folder: Path, number: int) -> Path:

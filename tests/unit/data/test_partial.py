@@ -215,3 +215,22 @@ def test_a_file_that_cannot_grow_ends_the_run_and_is_gone_on_from(config: Prepar
     assert not config.out.exists() and not list(tmp_path.rglob("*.tmp"))
     prepare.run(config)
     assert contents(config.out) == whole
+
+
+def test_bad_records_skipped_before_are_named_once_they_are_an_error(config: PrepareConfig, corpus: Path) -> None:
+    (corpus / "many1.jsonl").write_text((corpus / "many1.jsonl").read_text() + "\n{")
+    (corpus / "many3.jsonl").write_text("[")
+    skipping = replace(config, on_bad_record="skip", max_epochs=1e-9)
+    with pytest.raises(InputError, match="max_epochs"):
+        prepare.run(skipping)
+    with pytest.raises(InputError, match=r"many1.jsonl:61: found a line that is not JSON"):
+        prepare.run(config)
+
+
+def test_a_shard_whose_keys_are_gone_is_made_again_where_they_are_needed(config: PrepareConfig, whole: dict[str, bytes], stopped: Path) -> None:
+    """As after a crash between the tidying and the renaming, and an input that is then changed and changed back."""
+    for path in stopped.glob("*/*.keys.npy"):
+        path.unlink()
+    (stopped / "many" / "00003.json").unlink()
+    prepare.run(config)
+    assert contents(config.out) == whole
