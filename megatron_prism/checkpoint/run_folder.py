@@ -21,7 +21,7 @@ CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", 
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
     "run_dir", "init.", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
-    "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
+    "guard.", "limits.", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
 )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
         "log.interval": config.log.interval,
         "save.keep_last": config.save.keep_last,
         "validation.sequences": config.validation.sequences,
+        "guard.spike_window": config.guard.spike_window,
     }
     for key, value in positive.items():
         if value < 1:
@@ -64,6 +65,8 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
     not_negative: dict[str, float] = {
         "data.num_workers": config.data.num_workers,
         "save.interval": config.save.interval,
+        "save.keep_every": config.save.keep_every,
+        "guard.max_events": config.guard.max_events,
         "validation.interval": config.validation.interval,
         "optimizer.lr": config.optimizer.lr,
         "optimizer.weight_decay": config.optimizer.weight_decay,
@@ -80,11 +83,29 @@ def _check_numbers(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("data.changes", f"changes at steps {steps}", f"steps that rise, between 1 and {config.steps - 1}")
     if config.log.peak_tflops is not None and not config.log.peak_tflops > 0:
         yield Problem("log.peak_tflops", str(config.log.peak_tflops), "more than 0, or null")
+    yield from _check_times(config)
     for key, value in {"optimizer.beta1": config.optimizer.beta1, "optimizer.beta2": config.optimizer.beta2}.items():
         if not 0 <= value < 1:
             yield Problem(key, str(value), "at least 0 and below 1")
     if not config.optimizer.eps > 0:
         yield Problem("optimizer.eps", str(config.optimizer.eps), "more than 0")
+
+
+def _check_times(config: TrainConfig) -> Iterator[Problem]:
+    limits = config.limits
+    above_zero = {
+        "save.timeout_s": config.save.timeout_s,
+        "limits.collective_timeout_s": limits.collective_timeout_s,
+        "limits.hang_timeout_s": limits.hang_timeout_s,
+        "limits.wall_clock_s": limits.wall_clock_s,
+        "guard.spike_deviations": config.guard.spike_deviations,
+    }
+    for key, value in above_zero.items():
+        if value is not None and not 0 < value < math.inf:
+            yield Problem(key, str(value), "a number above 0")
+    if limits.hang_timeout_s is not None and limits.hang_timeout_s < limits.collective_timeout_s:
+        fix = "the process group's error says more: let it come first"
+        yield Problem("limits.hang_timeout_s", str(limits.hang_timeout_s), f"at least limits.collective_timeout_s {limits.collective_timeout_s}, or null", fix)
 
 
 def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
