@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_prism.checkpoint import folder, hf, layout, pieces, stream
+from megatron_prism.checkpoint import folder, hf, integrity, layout, pieces, stream
 from megatron_prism.checkpoint.finite import first_nonfinite
 from megatron_prism.core.check import check_architecture
 from megatron_prism.core.config import ModelConfig
@@ -151,6 +151,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         manifest = describe("import", sha256_files(assets), source=str(plan.root), **plan.summary())
         manifest["inputs"] |= {str(path): digest.result() for path, digest in digests.items()}
         folder.write_meta(temporary, folder.describe(plan.model, 0, 0, dtype=plan.summary()["dtypes"][0], manifest=manifest))
+        integrity.seal(temporary)
 
 
 def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[pieces.Bits]:
@@ -183,6 +184,8 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """
     checkpoint = folder.read(path)
+    if problems := integrity.check(checkpoint.root):
+        raise CheckpointError(problems)
     rules, reader = find.rules(checkpoint.model), stream.TensorReader(checkpoint.state)
     _check_state(rules, reader.shapes(), checkpoint.state)
     if not checkpoint.assets.is_dir():

@@ -8,6 +8,7 @@ checkpoint is asked for, the folder of one, of a run, or of its checkpoints will
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import disk
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, InputError, Problem
 from megatron_prism.core.load import build, to_dict
@@ -23,6 +25,7 @@ from megatron_prism.families import find
 
 FORMAT = 1
 META, ASSETS, STATE, LATEST, SHARDS = "prism.json", "hf", "state", "latest", "shards.json"
+STEP = re.compile(r"step_(\d{8,})")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -75,12 +78,14 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run; a step's folder is renamed into place, so one with a prism.json is whole.
+    """Return the newest checkpoint of a run; `latest` is a hint for the reader: after a crash it may name the one before."""
+    return next((path for path in reversed(steps(checkpoints)) if (path / META).is_file()), None)
 
-    `latest` is for the reader's eye: after a crash between the rename and its update it names the one before.
-    """
-    found = (path for path in checkpoints.glob("step_*") if (path / META).is_file())
-    return max(found, key=lambda path: path.name, default=None)
+
+def steps(checkpoints: Path) -> list[Path]:
+    """Return a run's checkpoints, the oldest first. A step's folder is renamed into place, so one that stands was whole once."""
+    found = [path for path in checkpoints.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[str, Any]:
@@ -119,11 +124,7 @@ def publish(temporary: Path, path: Path) -> None:
     if path.exists():
         path.rmdir()  # an empty folder, as refuse_existing made sure
     temporary.rename(path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    disk.sync([path.parent])
 
 
 def copy_assets(source: Path, target: Path) -> list[Path]:

@@ -5,13 +5,15 @@ Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/lat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import folder, integrity
+from megatron_prism.core import disk
 from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
-from megatron_prism.core.errors import Problem
+from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenize
@@ -27,7 +29,17 @@ MAY_CHANGE = (
 
 def is_started(run_dir: Path) -> bool:
     """Say whether a run folder holds a checkpoint to continue from."""
-    return folder.newest(run_dir / CHECKPOINTS) is not None
+    return bool(checkpoints(run_dir))
+
+
+def checkpoints(run_dir: Path) -> dict[int, Path]:
+    """Return a run's checkpoints by step, the oldest first."""
+    return {int(path.name.removeprefix("step_")): path for path in folder.steps(run_dir / CHECKPOINTS)}
+
+
+def last_step(run_dir: Path) -> int:
+    """Return the step of a run's newest checkpoint, whole or not; 0 where there is none."""
+    return max(checkpoints(run_dir), default=0)
 
 
 def origin(run_dir: Path) -> folder.Checkpoint:
@@ -44,7 +56,7 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     changed = [key for key in then if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
-    if _changes_read(before, step := folder.read(config.run_dir).step) != _changes_read(config, step):
+    if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
         changed.append("data.changes")
         fix = f"a mixture may change from step {step} on; {fix}"
     return [Problem(key, str(now[key]), f"{then[key]}, as in {path} of the run that goes on", fix) for key in changed]
@@ -55,14 +67,30 @@ def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
     return [change for change in config.data.changes if change.step < step]
 
 
-def lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
+@contextmanager
+def begin(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the run folder for one gang, and lay it out: rank 0's, until the run ends.
+
+    Raises: InputError where another gang trains there. EnvironmentFault where it cannot be written.
+    """
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        with disk.held(config.run_dir / ".lock", "prism train"):
+            tidy(config.run_dir)
+            _lay_out(config, model, figures)
+            yield
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or config.run_dir}: {error.strerror or error}") from error
+
+
+def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
     """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     inputs = [path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path]
     if not is_started(config.run_dir):
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
             _write_origin(config, model, temporary)
+            integrity.seal(temporary)
         if config.init.checkpoint is not None:
             inputs.append(folder.read(config.init.checkpoint).root / folder.META)
     write_text(config.run_dir / CONFIG, to_yaml(config))
@@ -93,12 +121,35 @@ def note(run_dir: Path, **facts: Any) -> None:
     write_json(path, {**read_json(path), **facts})
 
 
+def this_start(run_dir: Path) -> Mapping[str, Any]:
+    """Return what the run's manifest says of its present start: versions, commit, inputs, the config's sha256."""
+    return read_json(run_dir / MANIFEST)["starts"][-1]
+
+
 def step_folder(run_dir: Path, step: int) -> Path:
     """Return where a step's checkpoint lies."""
     return run_dir / CHECKPOINTS / f"step_{step:08d}"
 
 
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Remove all checkpoints but the newest `keep_last`."""
-    for old in sorted((run_dir / CHECKPOINTS).glob("step_*"))[:-keep_last]:
-        shutil.rmtree(old)
+def prune(run_dir: Path, keep_last: int, keep_every: int) -> None:
+    """Remove all checkpoints but the newest `keep_last`, and those of multiples of `keep_every` steps (0: none)."""
+    for step, path in list(checkpoints(run_dir).items())[:-keep_last]:
+        if not (keep_every and step % keep_every == 0):
+            leaving = path.with_name(f".{path.name}.old")
+            path.rename(leaving)  # else a crash half-way leaves a checkpoint that is no longer whole
+            shutil.rmtree(leaving)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged checkpoint out of the way of the run, which will write that step again; return where it is now."""
+    number = 1
+    while (aside := path.with_name(f"damaged_{path.name}_{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def tidy(run_dir: Path) -> None:
+    """Remove what a save or a removal that was cut short has left."""
+    for path in (run_dir / CHECKPOINTS).glob(".step_*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

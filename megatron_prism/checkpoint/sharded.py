@@ -6,7 +6,6 @@ overwritten: a save goes into a new folder and is renamed when it is whole.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import compat, host
-from megatron_prism.parallel.groups import Groups
+from megatron_prism.parallel.groups import Groups, gather
 
 # Keys name each layer, and the optimizer's state is laid out like the weights, so that every layout reads every other.
 LAYOUT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
@@ -29,12 +28,20 @@ def weights(chunks: Sequence[Any]) -> dict[str, Any]:
     return {f"chunk{index}": unwrap(chunk).sharded_state_dict(metadata=dict(LAYOUT)) for index, chunk in enumerate(chunks)}
 
 
+def check(root: Path) -> list[Problem]:
+    """Return what is wrong with a checkpoint folder; every rank of the gang calls this, reads its part, and is told everything."""
+    parts = gather(integrity.check(root, dist.get_rank(), dist.get_world_size()))
+    return list(dict.fromkeys(problem for part in parts for problem in part))
+
+
 def load_weights(path: Path, chunks: Sequence[Any]) -> None:
     """Load the weights of any checkpoint into the model chunks, in place.
 
     Quantisation state (`_extra_state`) is left out: weights that come from elsewhere bring none.
-    Raises: CheckpointError where a tensor is missing or has another shape.
+    Raises: CheckpointError where it is damaged, or a tensor is missing or has another shape.
     """
+    if problems := check(folder.read(path).root):
+        raise CheckpointError(problems)
     wanted = {
         name: {key: value for key, value in state.items() if not key.endswith("_extra_state")} for name, state in weights(chunks).items()
     }
@@ -46,28 +53,6 @@ def load_weights(path: Path, chunks: Sequence[Any]) -> None:
             raise CheckpointError([Problem(f"{path}: {key}", "no such tensor in the checkpoint or the model", "the same tensors in both") for key in lost])
 
 
-def save(target: Path, state: Mapping[str, Any], facts: Mapping[str, Any], origin: folder.Checkpoint, groups: Groups) -> None:
-    """Write a checkpoint: `state` by all ranks, `facts` (prism.json) and the Hugging Face files of `origin` by rank 0.
-
-    The folder appears under its name when everything in it is on disk.
-    """
-    from megatron.core import dist_checkpointing
-
-    temporary = target.with_name(f".{target.name}.tmp")
-    if groups.rank == 0:
-        folder.refuse_existing(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / folder.STATE).mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(dict(state), str(temporary / folder.STATE), **compat.save_arguments())
-    if groups.rank == 0:
-        folder.copy_hf(origin.root, temporary)
-        folder.write_meta(temporary, facts)
-        folder.publish(temporary, target)
-        folder.point_latest(target.parent, target.name)
-    dist.barrier()
-
-
 def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
     """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
     compat.distributed_optimizer_with_torch_adamw()
@@ -77,7 +62,7 @@ def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loa
 
 
 def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Groups) -> None:
-    """Load a training checkpoint into model, optimizer and generators, in place.
+    """Load a training checkpoint, checked before, into model, optimizer and generators, in place.
 
     Raises: CheckpointError where it does not fit.
     """

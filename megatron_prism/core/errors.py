@@ -54,6 +54,12 @@ class ResultFailure(PrismError):
     """The job ran, and its result is a failure (a gate or a verification that does not hold)."""
 
 
+class Stopped(PrismError):
+    """The job was asked to stop (a signal, its wall clock), and has saved where it stands: started again, it goes on."""
+
+    exit_code = 3
+
+
 class EnvironmentFault(PrismError):
     """The machine is at fault: no space left, a dead process, a missing device."""
 

@@ -6,6 +6,7 @@ whatever the number of ranks, so a run resumes anywhere and on another number of
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,16 @@ class Sequences(torch.utils.data.Dataset):
         place = walk.place(sequence)
         reader = self.reader(prepared.source(walk.streams[place.source].name))
         if isinstance(reader, PackedReader):
-            return _packed_sample(reader, place.offset // walk.seq_length, self.document_mask)
-        return _sample(reader, place.offset, walk.seq_length, self.document_mask)
+            sample = _packed_sample(reader, place.offset // walk.seq_length, self.document_mask)
+        else:
+            sample = _sample(reader, place.offset, walk.seq_length, self.document_mask)
+        return sample | {"place": torch.tensor([sequence, *place])}
+
+    def describe(self, place: Sequence[int]) -> dict[str, int | str]:
+        """Return in words which sequence was read, and from where: what `place` of a sample stands for."""
+        sequence, source, epoch, offset = place
+        walk = self.segments[segments.at(self.segments, sequence)][1]
+        return {"sequence": sequence, "source": walk.streams[source].name, "epoch": epoch, "token": offset}
 
 
 class HeldOut(torch.utils.data.Dataset):
@@ -135,11 +144,18 @@ def batches(
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # its own: the loader must not move the run's generator
         )
     )
     for _ in range(first_step, steps):
         yield [next(loader) for _ in range(per_rank // batch.micro_size)]
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Slurm tells every process of a job that it ends: the trainer finishes its step, and needs its batches for that."""
+    for name in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def valid_batches(dataset: Any, sequences: int, micro_size: int, position: Position, multiple: int = 1) -> list[dict[str, torch.Tensor]]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
-from megatron_prism.core import log
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
+from megatron_prism.core import disk, log
+from megatron_prism.core.errors import EnvironmentFault
 
 LOCK = ".lock"
 
@@ -27,14 +23,13 @@ def folder(out: Path) -> Iterator[Path]:
     work = out.with_name(f"{out.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with (work / LOCK).open("a+") as lock:
-            _take(lock, work)
+        with disk.held(work / LOCK, "prism prepare"):
             try:
                 yield work
-                _sync(work)
+                disk.sync([work])
                 work.rename(out)
                 (out / LOCK).unlink()
-                _sync(out.parent)
+                disk.sync([out.parent])
             except BaseException:
                 _leave(work)
                 raise
@@ -54,29 +49,9 @@ def tidy(work: Path, num_shards: Mapping[str, int]) -> None:
                 path.unlink()
 
 
-def _take(lock: TextIO, work: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        raise InputError(Problem(str(work), f"a folder that {holder} writes", "one prism prepare at a time", "wait for it, or choose another out")) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
-
-
 def _leave(work: Path) -> None:
     num_shards = sum(1 for path in work.glob("*/*.json"))
     if num_shards:
         log.get().warning("%d whole shards stay in %s: run the same command again to go on from them", num_shards, work)
     else:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

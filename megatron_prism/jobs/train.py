@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
 if TYPE_CHECKING:
     from megatron_prism.parallel.groups import Groups
+    from megatron_prism.train.metrics import SampleLog
+    from megatron_prism.train.stop import StopRequest
+    from megatron_prism.train.watchdog import Watchdog
 
 
 def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in sources],
         "run_dir": str(config.run_dir),
-        "resumes_at_step": folder.read(config.run_dir).step if run_folder.is_started(config.run_dir) else 0,
+        "resumes_at_step": run_folder.last_step(config.run_dir),
     }
 
 
@@ -92,28 +96,37 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
 
     from megatron_prism.parallel.groups import gang
 
-    with gang(config.parallel, config.seed) as groups:
+    with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
         return train_on(config, figures, groups)
 
 
 def train_on(config: TrainConfig, figures: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
-    """Train on a rank grid that stands: lay out the run folder, build or resume, fit."""
+    """Train on a rank grid that stands: lay out the run folder, build or resume, fit.
+
+    Raises: Stopped where the run was asked to stop, and is saved. ResultFailure, EnvironmentFault, CheckpointError.
+    """
     from megatron_prism.parallel.groups import barrier
+    from megatron_prism.train import stop, watchdog
 
-    model = origin_model(config)
-    if groups.rank == 0:
-        run_folder.lay_out(config, model, figures)
-        log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
-    barrier()
-    return _train(config, model, groups)
+    model, is_first = origin_model(config), groups.rank == 0
+    with ExitStack() as stack:
+        asked = stack.enter_context(stop.StopRequest(config.limits.wall_clock_s))
+        dog = stack.enter_context(watchdog.Watchdog(config.limits.hang_timeout_s, groups.rank))
+        if is_first:
+            stack.enter_context(run_folder.begin(config, model, figures))
+            log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
+        barrier()
+        return _train(config, model, groups, asked, dog)
 
 
-def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str, Any]:
+def _train(config: TrainConfig, model: ModelConfig, groups: Groups, asked: StopRequest, dog: Watchdog) -> dict[str, Any]:
+    from megatron_prism.checkpoint import saving, sharded
     from megatron_prism.parallel import host
-    from megatron_prism.train import loop
+    from megatron_prism.train import guard, loop
     from megatron_prism.train.metrics import Recorder
 
-    chunks, optimizer, first_step = _build_or_resume(config, model, groups)
+    chunks, optimizer, start = _build_or_resume(config, model, groups)
+    first_step = start.step if start else 0
     mixtures = segments.read(config.data, config.batch.global_size, config.seed)
     dataset = loader.Sequences(mixtures, config.data.document_mask)
     valid = loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed, config.data.document_mask)
@@ -123,7 +136,14 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
     if groups.rank == 0:
         log.get().info("blend: %s", "  ".join(f"{part.name} {part.share:.2%} ({part.epochs:.2f} epochs)" for part in blend))
         run_folder.note(config.run_dir, realised_blend=[vars(part) for part in blend])
-    with Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder:
+    saver = saving.Saver(
+        config.run_dir,
+        config.save,
+        capture=lambda: sharded.training_state(chunks, optimizer, groups, is_loading=False),
+        finish_folder=partial(_finish_folder, config, model, groups, run_folder.origin(config.run_dir)),
+        restore=lambda path: sharded.load_training(path, chunks, optimizer, groups),
+    )
+    with Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder, saver:
         run = loop.Run(
             config=config,
             groups=groups,
@@ -139,7 +159,11 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
             flops=flops_per_token(model, config.data.seq_length),
             peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), config.precision),
             recorder=recorder,
-            save=partial(_save, config, model, chunks, optimizer, groups, run_folder.origin(config.run_dir)),
+            samples=_sample_log(config, dataset, groups, first_step),
+            saver=saver,
+            guard=guard.Guard(config.guard, **(start.facts["guard"] if start else {})),
+            stop=asked,
+            watchdog=dog,
         )
         losses = loop.fit(run, first_step)
     return {
@@ -152,35 +176,51 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups) -> dict[str,
     }
 
 
-def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) -> tuple[Any, Any, int]:
-    """Return (model chunks, optimizer, steps already done): of the run's last checkpoint, or of where it begins."""
-    from megatron_prism.checkpoint import sharded
+def _sample_log(config: TrainConfig, dataset: loader.Sequences, groups: Groups, first_step: int) -> SampleLog | None:
+    """Return where this rank notes what it reads; None where that is not wanted, or another rank reads the same."""
+    from megatron_prism.train.metrics import SampleLog
+
+    if not config.log.samples or groups.tp_rank or groups.cp_rank or groups.pp_rank:
+        return None
+    return SampleLog(config.run_dir, first_step, groups.dp_rank, groups.dp, dataset.describe)
+
+
+def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
+    """Return (model chunks, optimizer, the run's last whole checkpoint, which they are of; None where the run begins)."""
+    from megatron_prism.checkpoint import saving, sharded
     from megatron_prism.models import build
     from megatron_prism.train import optim
 
+    found = saving.newest(config.run_dir)
     bare = build.build(model, groups, config.parallel, config.precision, config.recompute)
-    resumes = run_folder.is_started(config.run_dir)
-    if not resumes and config.init.checkpoint is not None:
+    if found is None and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
     chunks = optim.wrap(bare, config.parallel)
     optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision)
-    if not resumes:
-        return chunks, optimizer, 0
-    sharded.load_training(config.run_dir, chunks, optimizer, groups)
-    first_step = folder.read(config.run_dir).step
-    log.get().info("continuing after step %d", first_step)
-    return chunks, optimizer, first_step
+    if found is None:
+        return chunks, optimizer, None
+    sharded.load_training(found, chunks, optimizer, groups)
+    start = folder.read(found)
+    log.get().info("continuing after step %d", start.step)
+    return chunks, optimizer, start
 
 
-def _save(config: TrainConfig, model: ModelConfig, chunks: Any, optimizer: Any, groups: Groups, origin: folder.Checkpoint, step: int) -> None:
-    """Write the checkpoint of a step and drop those older than the newest keep_last."""
-    from megatron_prism.checkpoint import sharded
-
-    target = run_folder.step_folder(config.run_dir, step)
-    tokens = origin.tokens + step * config.batch.global_size * config.data.seq_length
-    grid = to_dict(config.parallel)
-    facts = folder.describe(model, step, tokens, dtype=origin.facts["dtype"], world_size=groups.world_size, parallel=grid)
-    sharded.save(target, sharded.training_state(chunks, optimizer, groups, is_loading=False), facts, origin, groups)
-    if groups.rank == 0:
-        log.get().info("saved step %d to %s", step, target)
-        run_folder.prune(config.run_dir, config.save.keep_last)
+def _finish_folder(
+    config: TrainConfig, model: ModelConfig, groups: Groups, origin: folder.Checkpoint, path: Path, step: int, guard: Mapping[str, Any]
+) -> None:
+    """Add to a checkpoint what it is, what it was made from, and the Hugging Face files."""
+    sequences = step * config.batch.global_size
+    facts = folder.describe(
+        model,
+        step,
+        origin.tokens + sequences * config.data.seq_length,
+        dtype=origin.facts["dtype"],
+        world_size=groups.world_size,
+        parallel=to_dict(config.parallel),
+        data={"sequences": sequences, "seq_length": config.data.seq_length, "prepared": str(config.data.prepared)},
+        generators=f"of {groups.world_size} ranks, in {folder.STATE}",
+        guard=guard,
+        manifest=run_folder.this_start(config.run_dir),
+    )
+    folder.copy_hf(origin.root, path)
+    folder.write_meta(path, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,16 @@ def save_arguments() -> dict[str, Any]:
 
     known = inspect.signature(dist_checkpointing.save).parameters
     return {"async_strategy": "mcore"} if "async_strategy" in known else {}
+
+
+def write_results_in_memory() -> None:
+    """Give Megatron-Core's checkpoint writer a plain queue: it else spawns a server process that imports torch again (10 s and more).
+
+    This process fills it and reads it; what forked writers say reaches it in another way.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()
 
 
 def batch_of_context_rank(batch: dict[str, torch.Tensor], group: torch.distributed.ProcessGroup) -> dict[str, torch.Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,8 @@ import torch.distributed as dist
 from megatron_prism.core.config import ParallelConfig
 from megatron_prism.parallel import compat, host
 
-TIMEOUT_S = 1800
+T = TypeVar("T")
+TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,23 @@ class Groups:
 
 
 @contextmanager
-def gang(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
+def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
     if parallel.tp * parallel.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    join()
+    join(timeout_s)
     try:
-        with grid(parallel, seed) as groups:
+        with grid(parallel, seed, timeout_s) as groups:
             yield groups
     finally:
         dist.destroy_process_group()
 
 
-def join() -> None:
-    """Join the process group of this gang: NCCL for CUDA tensors, gloo for the host's."""
+def join(timeout_s: float = TIMEOUT_S) -> None:
+    """Join the process group of this gang: NCCL for CUDA tensors, gloo for the host's. A rank waits timeout_s for another, then fails."""
     host.install()
     compat.check_supported()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -74,11 +75,11 @@ def join() -> None:
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=TIMEOUT_S))
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 
 
 @contextmanager
-def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
+def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Lay the rank grid over the joined processes and seed Megatron's generators; a gang may lay one after another."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -89,7 +90,7 @@ def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
         create_gloo_process_groups=dist.get_backend() != "fake",  # torch's process group for one process that plays any rank
-        distributed_timeout_minutes=TIMEOUT_S // 60,
+        distributed_timeout_minutes=timeout_s / 60,
     )
     try:
         groups = _read_grid(parallel)
@@ -147,6 +148,36 @@ def tensor_parallel_group() -> Any:
     from megatron.core import parallel_state
 
     return parallel_state.get_tensor_model_parallel_group()
+
+
+def agree(values: Sequence[float]) -> list[float]:
+    """Return the largest of each value over all ranks of the gang. On the host: it waits for no device."""
+    if dist.get_world_size() == 1:
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.tolist()
+
+
+def total(value: int) -> int:
+    """Return the sum of a value over all ranks of the gang."""
+    found = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(found)
+    return int(found)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return a small value of each rank, by rank."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def from_first(value: T) -> T:
+    """Return rank 0's small value on every rank."""
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 def barrier() -> None:

@@ -14,7 +14,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import queue
 import sys
 import types
 import warnings
@@ -24,6 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault
+from megatron_prism.parallel import compat
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def install() -> None:
         import megatron.core.optimizer  # noqa: F401
     _refuse_triton_kernels()
     _quiet_megatron()
-    _write_checkpoints_without_a_server_process()
+    compat.write_results_in_memory()
     torch.cuda._prism_host = True  # type: ignore[attr-defined]
 
 
@@ -214,13 +214,3 @@ def _quiet_megatron() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core\.|torch\.distributed\.")
     guard = logging.getLogger("megatron.core.tensor_parallel.random")
     guard.addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
-
-
-def _write_checkpoints_without_a_server_process() -> None:
-    """Give mcore's checkpoint writer a plain queue: it else spawns a process that imports torch again (10 s and more).
-
-    The queue is read by the process that filled it, also under a synchronous save; mcore forks its writers itself.
-    """
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    filesystem_async._results_queue = queue.Queue()

@@ -1,27 +1,51 @@
-"""The loop around the step: learning rate, step, log, validate, save. It knows no file format and no layout."""
+"""The loop around the step: learning rate, step, log, validate, save, stop. It knows no file format and no layout."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.errors import ResultFailure
+from megatron_prism.core.errors import ResultFailure, Stopped
+from megatron_prism.parallel import groups as gang
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
-from megatron_prism.train import optim
-from megatron_prism.train.metrics import Recorder
+from megatron_prism.train import optim, stop
+from megatron_prism.train.guard import Guard, Verdict
+from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.schedule import lr_at
 from megatron_prism.train.step import Batch, StepResult, train_step, validate
+from megatron_prism.train.timers import Timers, summary
+from megatron_prism.train.watchdog import Watchdog
+
+
+class Saver(Protocol):
+    """What writes the run's checkpoints, one at a time. All ranks call begin, finish and rewind together."""
+
+    longest_s: float  # that a save took
+
+    def begin(self, step: int, guard: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint of this step; `guard` is kept with it."""
+
+    def is_saving(self) -> bool:
+        """Say whether a checkpoint is on its way: begun, and not finished."""
+
+    def is_writing(self) -> bool:
+        """Say whether this rank's processes still write it."""
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and make it the newest."""
+
+    def rewind(self) -> int | None:
+        """Bring model and optimizer back to the newest checkpoint, and return its step; None where there is none."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the loop works on. valid_batches: this rank's microbatches by source; save: write a checkpoint at a step."""
+    """Everything the loop works on. valid_batches: this rank's microbatches by source."""
 
     config: TrainConfig
     groups: Groups
@@ -32,36 +56,117 @@ class Run:
     flops: Flops
     peak_tflops: float | None
     recorder: Recorder
-    save: Callable[[int], None]
+    samples: SampleLog | None
+    saver: Saver
+    guard: Guard
+    stop: stop.StopRequest
+    watchdog: Watchdog
 
 
 def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     """Train from `first_step` (steps already done) to config.steps; return validation losses {source: {step: loss}}.
 
-    Raises: ResultFailure where the loss is not a number: no checkpoint is written after that.
+    Raises: ResultFailure where the guard stops the run: no checkpoint is written after that. Stopped where it was asked to stop,
+    after the step was saved.
     """
     config, losses = run.config, _Losses({name: {} for name in run.valid_batches})
     if first_step == 0:
         losses.add(0, _validate(run, 0))
-    since_log = _Pace()
+    timers, since_log, longest_s = Timers(), _Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
+        run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
-        lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-        result = train_step(run.chunks, run.optimizer, next(run.train_batches), lr, config.optimizer.weight_decay, run.groups)
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise ResultFailure(f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}: not a number; the last checkpoint is good")
-        since_log = since_log.plus(result.num_tokens, time.perf_counter() - started)
+        with timers.phase("data"):
+            microbatches = next(run.train_batches)
+        result, reason = _step(run, step, microbatches, timers, 2 * longest_s)
+        seconds = time.perf_counter() - started
+        since_log = since_log.plus(result.num_tokens, seconds)
+        if run.samples is not None:
+            run.samples.record(step, microbatches)
         if _due(step, config.log.interval, config.steps):
-            run.recorder.record(step, _metrics(run, result, lr, since_log))
+            seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
+            run.recorder.record(step, _metrics(run, result, step, since_log) | seconds_by_phase)
             since_log = _Pace()
         else:
             run.recorder.advance(step)
         if _due(step, config.validation.interval, config.steps):
             losses.add(step, _validate(run, step))
-        if _due(step, config.save.interval, config.steps):
-            with optim.settled(run.chunks, config.parallel):
-                run.save(step)
+        if _due(step, config.save.interval, config.steps) or reason:
+            _save(run, step, timers, wait=bool(reason) or not config.save.background)
+        longest_s = max(longest_s, time.perf_counter() - started)
+        if reason and step < config.steps:
+            raise Stopped(f"stopped by {stop.name(reason)} after step {step}, which is saved; the same command goes on from there")
+    run.watchdog.doing("waiting for the last checkpoint")
+    run.saver.finish()
     return losses.by_source
+
+
+def _step(run: Run, step: int, microbatches: Sequence[Batch], timers: Timers, reserve_s: float) -> tuple[StepResult, float]:
+    """Run one step, taken or not as the guard and all ranks say; return it, and why to stop after it (0: nothing)."""
+    said: list[Any] = []
+
+    def accept(loss: float, grad_norm: float) -> bool:
+        verdict, why = run.guard.judge(loss, grad_norm)
+        agreed = gang.agree([verdict, run.stop.reason(reserve_s + run.saver.longest_s), run.saver.is_writing()])
+        said[:] = [Verdict(int(agreed[0])), agreed[1], agreed[2] != 0, why]
+        return said[0] is Verdict.TAKE
+
+    config = run.config
+    lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
+    result = train_step(run.chunks, run.optimizer, microbatches, lr, config.optimizer.weight_decay, run.groups, accept, timers)
+    verdict, reason, is_writing, why = said
+    if run.saver.is_saving() and not is_writing:
+        with timers.phase("save"):
+            run.saver.finish()
+    if verdict is Verdict.TAKE:
+        run.guard.took(result.loss)
+    else:
+        _pass_over(run, step, verdict, why)
+    return result, reason
+
+
+def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
+    """Deal with a step that was not taken: its data is passed over, the next step reads on.
+
+    Raises: ResultFailure where the run is to stop.
+    """
+    run.guard.passed_over()
+    if verdict is Verdict.SKIP:
+        log.get().warning("step %d: %s: not taken", step, why)
+        return
+    run.saver.finish()  # what is being written was whole before this step
+    if verdict is Verdict.STOP:
+        raise ResultFailure(f"step {step}: {why}; the weights did not take it; the last checkpoint is good")
+    _rewind(run, step, why)
+
+
+def _rewind(run: Run, step: int, why: str) -> None:
+    with optim.settled(run.chunks, run.config.parallel):
+        back = run.saver.rewind()
+    if back is None:
+        raise ResultFailure(f"step {step}: {why}; there is no checkpoint to go back to")
+    log.get().warning("step %d: %s: back to the weights of step %d; the data up to here is passed over", step, why, back)
+
+
+def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
+    run.watchdog.doing(f"saving step {step}")
+    with timers.phase("save"):
+        run.saver.finish()  # the one before
+        with optim.settled(run.chunks, run.config.parallel):
+            if gang.agree([not optim.are_finite(run.chunks)])[0]:
+                return _never_save(run, step)
+            run.saver.begin(step, run.guard.state())
+        if wait:
+            run.saver.finish()
+
+
+def _never_save(run: Run, step: int) -> None:
+    """Deal with weights that are no numbers after a step whose loss and gradients were."""
+    why = "weights that are not finite"
+    if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
+        raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")
+    run.guard.passed_over()
+    _rewind(run, step, why)
 
 
 @dataclass(frozen=True)
@@ -89,22 +194,25 @@ def _due(step: int, interval: int, steps: int) -> bool:
     return step == steps or (interval > 0 and step % interval == 0)
 
 
-def _metrics(run: Run, result: StepResult, lr: float, pace: _Pace) -> dict[str, float | None]:
+def _metrics(run: Run, result: StepResult, step: int, pace: _Pace) -> dict[str, float | None]:
     """Return a step's metrics; rates are over all ranks, TFLOP/s and MFU a rank, MFU in the causal convention."""
+    config = run.config
     tokens_per_s = pace.num_tokens / pace.seconds
     tflops = tokens_per_s * run.flops.causal / run.groups.world_size / 1e12
-    return {
+    found: dict[str, float | None] = {
         "loss": result.loss,
-        "lr": lr,
+        "lr": lr_at(step, config.steps, config.optimizer.lr, config.schedule),
         "grad_norm": result.grad_norm,
         "step_s": pace.seconds / pace.num_steps,
         "tokens_per_s": tokens_per_s,
         "tflops_per_rank_causal": tflops,
         "mfu_causal": tflops / run.peak_tflops if run.peak_tflops else None,
     }
+    return found if result.taken else found | {"passed_over": 1.0}
 
 
 def _validate(run: Run, step: int) -> dict[str, float]:
+    run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
         found = {name: validate(run.chunks, batches, run.groups) for name, batches in run.valid_batches.items()}
     if found:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from megatron_prism.core import log
 from megatron_prism.core.manifest import write_text
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
 class Recorder:
@@ -52,11 +53,12 @@ class Recorder:
         """Write one step's metrics under their names."""
         if not self.enabled:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None and "/" not in name)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
         else:
@@ -77,6 +79,27 @@ class Recorder:
         """Move the progress bar to a step that is not logged."""
         if self.enabled and self._progress is not None:
             self._progress.update(self._task, completed=step)
+
+
+class SampleLog:
+    """Writes which sequences this data-parallel rank's steps have read: samples/rank_NNNNN.jsonl, a line a step.
+
+    On resume the lines of steps that are run again are dropped, those of ranks that are no more too.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, dp_rank: int, dp: int, describe: Callable[[Sequence[int]], Any]):
+        self._describe = describe
+        folder = run_dir / SAMPLES
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("rank_*.jsonl"):
+            if int(path.stem.removeprefix("rank_")) % dp == dp_rank:
+                forget_after(path, first_step)
+        self._file = (folder / f"rank_{dp_rank:05d}.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def record(self, step: int, microbatches: Sequence[Mapping[str, Any]]) -> None:
+        """Write what a step has read."""
+        samples = [self._describe(place) for batch in microbatches for place in batch["place"].tolist()]
+        self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
 
 
 def _short(value: float) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
 from megatron_prism.models.build import DTYPES
@@ -64,6 +66,34 @@ def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def update(optimizer: Any, accept: Callable[[float], bool]) -> tuple[float, bool]:
+    """Run Megatron-Core's optimizer step; once the gradients are summed and measured, `accept(gradient norm)` says whether it is taken.
+
+    Returns the gradient norm before clipping, and whether the weights moved. Source: ChainedOptimizer.step (megatron/core/optimizer/optimizer.py).
+    """
+    measure, step, found = optimizer.get_grad_norm, optimizer.step_with_ready_grads, [0.0, False]
+
+    def measured() -> float:
+        found[0] = norm = measure()
+        found[1] = accept(float(norm))
+        return norm
+
+    optimizer.get_grad_norm = measured
+    optimizer.step_with_ready_grads = lambda: step() if found[1] else False
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.get_grad_norm, optimizer.step_with_ready_grads  # the class's own again
+    return float(found[0]), bool(found[1])
+
+
+@torch.no_grad()
+def are_finite(chunks: Sequence[Any]) -> bool:
+    """Say whether every weight of this rank is a number: a NaN or an infinity makes the sum of its tensor one."""
+    sums = [parameter.sum(dtype=torch.float32) for chunk in chunks for parameter in chunk.parameters()]
+    return bool(torch.stack(sums).isfinite().all())
 
 
 @contextmanager

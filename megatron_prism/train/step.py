@@ -5,7 +5,7 @@ Shape legend: B sequences of a microbatch, S tokens of a sequence, T tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from megatron_prism.parallel import compat, host
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.train import optim
+from megatron_prism.train.timers import Timers
 
 Batch = dict[str, torch.Tensor]  # tokens_BS, labels_BS, loss_mask_BS, position_ids_BS; document_ids_BS where documents are masked
 KEYS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -22,25 +23,36 @@ KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss a token over the whole step, the tokens it is over, and the gradient norm before clipping."""
+    """Mean loss a token over the whole step, the tokens it is over, the gradient norm before clipping, and whether the weights moved."""
 
     loss: float
     num_tokens: int
     grad_norm: float
+    taken: bool
 
 
 def train_step(
-    chunks: Sequence[Any], optimizer: Any, microbatches: Sequence[Batch], lr: float, weight_decay: float, groups: Groups
+    chunks: Sequence[Any],
+    optimizer: Any,
+    microbatches: Sequence[Batch],
+    lr: float,
+    weight_decay: float,
+    groups: Groups,
+    accept: Callable[[float, float], bool],
+    timers: Timers,
 ) -> StepResult:
-    """Run forward and backward over this rank's microbatches and update the weights once."""
+    """Run forward and backward over this rank's microbatches and update the weights once, if `accept(loss, gradient norm)` says so."""
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    chunks[0].config.timers = timers
     sums = _run(chunks, microbatches, groups, forward_only=False)
-    optim.set_rates(optimizer, lr, weight_decay)
-    _, grad_norm, _ = optimizer.step()
-    loss, num_tokens = _reduce(sums, groups)
-    return StepResult(loss, num_tokens, float(grad_norm))
+    chunks[0].config.timers = None
+    with timers.phase("optimizer", on_device=True):
+        optim.set_rates(optimizer, lr, weight_decay)
+        loss, num_tokens = _reduce(sums, groups)
+        grad_norm, taken = optim.update(optimizer, lambda norm: accept(loss, norm))
+    return StepResult(loss, num_tokens, grad_norm, taken)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.checkpoint import hf, layout, pieces, stream
+from megatron_prism.checkpoint import hf, integrity, layout, pieces, stream
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.families import find
@@ -90,6 +90,7 @@ def tensors(root: Path) -> dict[str, torch.Tensor]:
 def test_without_the_kept_headers_export_lays_out_a_folder_of_its_own(pristine: Path, ckpt_root: Path, tmp_path: Path) -> None:
     (ckpt_root / "shards.json").unlink()
     (ckpt_root / "hf" / "model.safetensors.index.json").unlink()
+    integrity.seal(ckpt_root)
     convert.run_export(ckpt_root, tmp_path / "out", dry_run=False)
     found, wanted = tensors(tmp_path / "out"), tensors(pristine / "hf")
     assert (tmp_path / "out" / hf.SINGLE).is_file() and found.keys() == wanted.keys()
@@ -224,6 +225,7 @@ def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
             path.unlink()
         specs = [stream.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
         stream.write_tensors(root / "state", specs, lambda key: [pieces.of_tensor(found[key])])
+        integrity.seal(root)
 
     return edit
 
@@ -252,6 +254,7 @@ DAMAGED: list[tuple[str, Edit, list[str]]] = [
 @pytest.mark.parametrize(("edit", "named"), [(edit, named) for _, edit, named in DAMAGED], ids=[name for name, _, _ in DAMAGED])
 def test_a_checkpoint_that_does_not_hold_is_refused_by_name(ckpt_root: Path, edit: Edit, named: list[str]) -> None:
     edit(ckpt_root)
+    integrity.seal(ckpt_root)  # as if it had been written so: what the sums see is tests/unit/checkpoint/test_integrity.py's
     with pytest.raises(InputError) as caught:
         convert.run_export(ckpt_root, ckpt_root.parent / "out", dry_run=False)
     assert not [name for name in named if name not in str(caught.value)], str(caught.value)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from megatron_prism.checkpoint import folder, run_folder
+from megatron_prism.checkpoint import run_folder
 from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, TrainConfig
 from megatron_prism.core.load import to_yaml
 
@@ -19,7 +18,7 @@ EARLY, LATE, OTHER = MixtureChange(step=3, weights={"a": 100.0}), MixtureChange(
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """A run of 10 steps that stands at step 5, its mixture changed at step 3."""
     monkeypatch.setattr(run_folder, "is_started", lambda path: True)
-    monkeypatch.setattr(folder, "read", lambda path: SimpleNamespace(step=5))
+    monkeypatch.setattr(run_folder, "last_step", lambda path: 5)
     data = DataConfig(prepared=Path("data/a"), seq_length=8, changes=(EARLY,))
     found = TrainConfig(run_dir=tmp_path, steps=10, data=data, batch=BatchConfig(global_size=4), init=InitConfig(checkpoint=Path("ckpt")))
     (tmp_path / run_folder.CONFIG).write_text(to_yaml(found))

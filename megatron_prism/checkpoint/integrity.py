@@ -1,0 +1,98 @@
+"""Whether a checkpoint folder still holds what was written: SHA256SUMS lists every other file in it (`sha256sum -c SHA256SUMS`).
+
+Megatron-Core loads a flipped bit, or the files of two saves mixed, without a word. So a folder is sealed when it is whole, and checked
+before anything in it is read; that reads bytes, and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from megatron_prism.core import disk
+from megatron_prism.core.errors import Problem
+from megatron_prism.core.manifest import sha256_file
+
+SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+
+
+def seal(root: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write SHA256SUMS over all files of a folder, and bring all of it to the disk (fsync of files and folders).
+
+    known: sums of files, by path within the folder, that their writers have counted and synced already.
+    """
+    known = known or {}
+    paths = _files(root)
+    ours = [path for path in paths if path not in known]
+    with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
+        found = dict(zip(ours, pool.map(lambda path: sha256_file(root / path), ours), strict=True))
+    sums = {**{path: known[path] for path in paths if path in known}, **found}
+    (root / SUMS).write_text("".join(f"{sums[path]}  {path}\n" for path in paths), encoding="utf-8")
+    disk.sync([root / path for path in (*ours, SUMS)])
+    disk.sync(sorted({root, *((root / path).parent for path in paths)}))
+
+
+def check(root: Path, rank: int = 0, world_size: int = 1) -> list[Problem]:
+    """Return what is wrong with a sealed folder. Several ranks share the work: each reads its part of the bytes, all look at the names."""
+    try:
+        sums = _read(root / SUMS)
+        found = _files(root)
+    except OSError as error:
+        return [Problem(str(root / SUMS), error.strerror or str(error), "the sums of a whole checkpoint")]
+    except ValueError as error:
+        return [Problem(str(root / SUMS), str(error), "a sha256 and a path a line")]
+    problems = [Problem(str(root / path), "no such file", f"the file that {SUMS} lists") for path in sums if path not in found]
+    problems += [Problem(str(root / path), f"a file that {SUMS} does not list", "no other files") for path in found if path not in sums]
+    mine = _share(root, [path for path in found if path in sums], rank, world_size)
+    with ThreadPoolExecutor(4) as pool:
+        problems += [problem for problem in pool.map(lambda path: _check_file(root / path, sums[path]), mine) if problem]
+    return problems
+
+
+def _check_file(path: Path, sha256: str) -> Problem | None:
+    if path.is_symlink() or not path.is_file():
+        return Problem(str(path), "a link, or no file at all", "a file")
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        return Problem(str(path), error.strerror or str(error), "a file that can be read")
+    return None if found == sha256 else Problem(str(path), f"sha256 {found}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
+
+
+def _share(root: Path, paths: Sequence[str], rank: int, world_size: int) -> list[str]:
+    """Return one rank's files: dealt out in order of size."""
+    ordered = sorted(paths, key=lambda path: ((root / path).lstat().st_size, path))
+    return ordered[rank::world_size]
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Read SHA256SUMS strictly: every byte of it counts.
+
+    Raises: ValueError, OSError.
+    """
+    text = path.read_bytes().decode("utf-8")
+    sums: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        line = _LINE.match(text, position)
+        if line is None or line[2] in sums:
+            raise ValueError(f"line {len(sums) + 1}: {text[position : position + 80]!r}")
+        sums[line[2]] = line[1]
+        position = line.end()
+    if not sums:
+        raise ValueError("no lines")
+    return sums
+
+
+def _files(root: Path) -> list[str]:
+    """Return the paths of all files below a folder but SHA256SUMS. A link or another kind of file stands for itself, and fails to be read."""
+    found: list[str] = []
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        links = [name for name in names if (here / name).is_symlink()]
+        found += [str((here / name).relative_to(root)) for name in (*files, *links)]
+    return sorted(path for path in found if path != SUMS)

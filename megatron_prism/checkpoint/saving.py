@@ -1,0 +1,213 @@
+"""A checkpoint on its way to the disk: planned by Megatron-Core, written in the background, sealed, and renamed into place when it is whole.
+
+Every rank of the gang holds one Saving of a checkpoint, and all call the same methods in the same order.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
+from megatron_prism.core import log
+from megatron_prism.core.config import SaveConfig
+from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
+from megatron_prism.parallel import compat, groups
+
+RESERVE_BYTES = 64 << 20  # beside the tensors: names, tokenizer, file system
+FILES_PER_RANK = 2  # written side by side
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time, and keeps as many as the config says (train/loop.py calls it).
+
+    capture: the sharded state as it is now. finish_folder(folder, step, guard): what rank 0 adds to a checkpoint. restore: load one.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: SaveConfig,
+        capture: Callable[[], Mapping[str, Any]],
+        finish_folder: Callable[[Path, int, Any], None],
+        restore: Callable[[Path], None],
+    ):
+        self.longest_s = 0.0
+        self._run_dir, self._config = run_dir, config
+        self._capture, self._finish_folder, self._restore = capture, finish_folder, restore
+        self._saving: Saving | None = None
+
+    def begin(self, step: int, guard: Any) -> None:
+        """Begin to write a checkpoint of this step; `guard` is kept with it."""
+        assert self._saving is None
+        guard = dict(guard)
+        self._began = time.monotonic()
+        target = run_folder.step_folder(self._run_dir, step)
+        self._saving = Saving(target, self._capture(), lambda path: self._finish_folder(path, step, guard), self._config.timeout_s)
+
+    def is_saving(self) -> bool:
+        """Say whether a checkpoint is on its way: begun, and not finished."""
+        return self._saving is not None
+
+    def is_writing(self) -> bool:
+        """Say whether this rank's processes still write it."""
+        return self._saving is not None and self._saving.is_writing()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if any, make it the newest, and remove those that are no longer kept.
+
+        Raises: EnvironmentFault on every rank where one of them could not write.
+        """
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        saving.finish()
+        self.longest_s = max(self.longest_s, time.monotonic() - self._began)
+        if dist.get_rank() == 0:
+            log.get().info("saved %s in %.1f s", saving.target, time.monotonic() - self._began)
+            run_folder.prune(self._run_dir, self._config.keep_last, self._config.keep_every)
+
+    def rewind(self) -> int | None:
+        """Bring the run back to its newest whole checkpoint; return its step, None where there is none."""
+        assert self._saving is None
+        found = newest(self._run_dir)
+        if found is None:
+            return None
+        self._restore(found)
+        return folder.read(found).step
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._saving is not None:  # the run ends by an error
+            self._saving.abandon()
+
+
+def newest(run_dir: Path) -> Path | None:
+    """Return a run's newest whole checkpoint, None where it has none at all; every rank of the gang calls this.
+
+    Those behind it that are damaged are named and moved aside.
+    Raises: CheckpointError where there are checkpoints, and none of them is whole.
+    """
+    damaged: dict[Path, list[Problem]] = {}
+    for path in reversed(groups.from_first(list(run_folder.checkpoints(run_dir).values()))):
+        problems = sharded.check(path) or groups.from_first(_misplaced(path))
+        if not problems:
+            if dist.get_rank() == 0:
+                for bad in damaged:
+                    log.get().warning("%s is damaged, and now %s; going on from %s", bad, run_folder.set_aside(bad).name, path.name)
+            groups.barrier()
+            return path
+        damaged[path] = problems
+        log.get().warning("%s", "\n".join(map(str, problems)))
+    if damaged:
+        raise CheckpointError([problem for problems in damaged.values() for problem in problems])
+    return None
+
+
+def _misplaced(path: Path) -> list[Problem]:
+    """A whole checkpoint may still be another step's."""
+    try:
+        step = folder.read(path).step
+    except CheckpointError as error:
+        return list(error.problems)
+    found, wanted = f"the checkpoint of step {step}", run_folder.step_folder(path.parent.parent, step).name
+    return [] if path.name == wanted else [Problem(str(path), found, f"a folder named {wanted}", "it was renamed or copied")]
+
+
+class Saving:
+    """Begin to write a checkpoint; Megatron's sharded `state` is taken as it is at this moment.
+
+    finish_folder: what rank 0 adds to the folder once the tensors are in it.
+    Raises: InputError where `target` is there already. EnvironmentFault where it does not fit on the disk or cannot be written.
+    """
+
+    def __init__(self, target: Path, state: Mapping[str, Any], finish_folder: Callable[[Path], None], timeout_s: float):
+        self.target, self._finish_folder = target, finish_folder
+        self._temporary = temporary_folder(target)
+        self._is_first = dist.get_rank() == 0
+        with _faults_named(self._temporary):
+            if self._is_first:
+                folder.refuse_existing(target)
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                (self._temporary / folder.STATE).mkdir(parents=True)
+            groups.barrier()
+            request = _plan(state, self._temporary / folder.STATE)
+            self._check_space(writers.num_bytes(request))
+            self._writers = writers.Writers(request, timeout_s)
+
+    def _check_space(self, num_bytes: int) -> None:
+        needed = groups.total(num_bytes) + RESERVE_BYTES
+        free = shutil.disk_usage(self._temporary).free
+        if groups.agree([self._is_first and free < needed])[0]:
+            self._clean()
+            found = f"{self._temporary.parent}: {free / 2**30:.2f} GiB are free, and the checkpoint {self.target.name} takes {needed / 2**30:.2f} GiB"
+            raise EnvironmentFault(f"{found}: no space left on device; free some, or lower save.keep_last; earlier checkpoints are whole")
+
+    def is_writing(self) -> bool:
+        """Say whether this rank's files are still being written."""
+        return self._writers.poll()
+
+    def finish(self) -> None:
+        """Wait for every rank's files, seal the folder and rename it into place.
+
+        Raises: EnvironmentFault on every rank where one of them could not write; nothing stays behind.
+        """
+        while self._writers.poll(wait_s=0.2):
+            pass
+        failures = [failure for failure in groups.gather(self._writers.failure) if failure]
+        if failures:
+            self.abandon()
+            raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole")
+        with _faults_named(self._temporary):
+            self._writers.finalize()
+            sums = groups.gather({f"{folder.STATE}/{name}": value for name, value in self._writers.sums.items()})
+            if self._is_first:
+                self._finish_folder(self._temporary)
+                integrity.seal(self._temporary, {path: value for part in sums for path, value in part.items()})
+                folder.publish(self._temporary, self.target)
+                folder.point_latest(self.target.parent, self.target.name)
+            groups.barrier()
+
+    def abandon(self) -> None:
+        """Stop writing, and remove what was written."""
+        self._writers.kill()
+        self._clean()
+
+    def _clean(self) -> None:
+        if self._is_first:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def temporary_folder(target: Path) -> Path:
+    """Return where a checkpoint is written before it is whole."""
+    return target.with_name(f".{target.name}.tmp")
+
+
+def _plan(state: Mapping[str, Any], path: Path) -> Any:
+    """Return Megatron-Core's AsyncRequest: what this rank writes where, and how the checkpoint is finished."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    compat.write_results_in_memory()
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=FILES_PER_RANK)
+    return dist_checkpointing.save(dict(state), str(path), strategy, async_sharded_save=True, **compat.save_arguments())
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turn whatever Megatron, torch and the file system raise while a checkpoint is written into one error that names the folder."""
+    try:
+        yield
+    except (PrismError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        raise EnvironmentFault(writers.describe(path, error)) from error

@@ -1,0 +1,66 @@
+"""Whether a step may be taken: its loss and gradients are numbers, and the loss is no spike. Asked before the weights move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from statistics import median
+from typing import Any
+
+from megatron_prism.core.config import GuardConfig
+
+FLOOR = 0.01  # of the median: the least deviation that is looked for, where losses hardly move
+
+
+class Verdict(IntEnum):
+    """What to do with a step, the gravest last: ranks that differ agree on the largest."""
+
+    TAKE = 0
+    SKIP = 1
+    REWIND = 2
+    STOP = 3
+
+
+@dataclass
+class Guard:
+    """The losses of the last steps taken, and the steps that were not. All of it is part of a checkpoint: a resumed run judges alike."""
+
+    config: GuardConfig
+    losses: list[float] = field(default_factory=list)
+    num_events: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run's guard begins with."""
+        return {"losses": self.losses, "num_events": self.num_events}
+
+    def judge(self, loss: float, grad_norm: float) -> tuple[Verdict, str]:
+        """Return the verdict on a step that is about to be taken, and why it is not."""
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            return self._event(self.config.on_nonfinite, f"loss {loss}, gradient norm {grad_norm}: not a number")
+        if self.config.on_spike != "ignore" and loss > (limit := spike_limit(self.losses, self.config)):
+            return self._event(self.config.on_spike, f"loss {loss:.4f} above {limit:.4f} (guard.on_spike)")
+        return Verdict.TAKE, ""
+
+    def _event(self, policy: str, reason: str) -> tuple[Verdict, str]:
+        if policy != "stop" and self.num_events >= self.config.max_events:
+            return Verdict.STOP, f"{reason}; {self.num_events} steps were passed over before (guard.max_events)"
+        return Verdict[policy.upper()], reason
+
+    def took(self, loss: float) -> None:
+        """Remember the loss of a step that was taken."""
+        self.losses = [*self.losses, loss][-self.config.spike_window :]
+
+    def passed_over(self) -> None:
+        """Count a step that was not taken."""
+        self.num_events += 1
+
+
+def spike_limit(losses: Sequence[float], config: GuardConfig) -> float:
+    """Return the loss above which a step is a spike; infinite until a whole window of losses is there."""
+    if len(losses) < config.spike_window:
+        return math.inf
+    middle = median(losses)
+    deviation = median(abs(loss - middle) for loss in losses)
+    return middle + config.spike_deviations * max(deviation, FLOOR * abs(middle))

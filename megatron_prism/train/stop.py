@@ -1,0 +1,45 @@
+"""Why a run stops before its last step: a signal (SIGTERM, SIGUSR1: Slurm's notice), or its wall clock."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import psutil
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+WALL_CLOCK = 1000.0  # beside the signals' numbers
+
+
+class StopRequest:
+    """Remembers that the run was asked to stop. A second signal changes nothing: the step is finished and saved all the same."""
+
+    def __init__(self, wall_clock_s: float | None):
+        self._signal = 0
+        self._ends = None if wall_clock_s is None else psutil.Process().create_time() + wall_clock_s
+        self._kept: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for name in SIGNALS:
+            self._kept[name] = signal.signal(name, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for name, handler in self._kept.items():
+            signal.signal(name, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or number
+
+    def reason(self, reserve_s: float) -> float:
+        """Return why to stop after this step, 0 for no reason; reserve_s is what the next step and a save may take."""
+        if self._signal:
+            return float(self._signal)
+        return WALL_CLOCK if self._ends is not None and time.time() + reserve_s > self._ends else 0.0
+
+
+def name(reason: float) -> str:
+    """Return a reason in words."""
+    return "limits.wall_clock_s" if reason == WALL_CLOCK else signal.Signals(int(reason)).name
