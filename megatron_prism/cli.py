@@ -304,8 +304,10 @@ def main() -> None:
     try:
         app()
     except PrismError as error:
-        for line in str(error).splitlines():
-            print(f"prism: {line}", file=sys.stderr)
+        if _speaks() or not error.is_agreed:
+            rank = "" if _speaks() else f"rank {os.environ['RANK']}: "
+            for line in str(error).splitlines():
+                print(f"prism: {rank}{line}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -5,6 +5,7 @@ Every rank of the gang holds one Saving of a checkpoint, and all call the same m
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -132,12 +133,11 @@ class Saving:
 
     def __init__(self, target: Path, state: Mapping[str, Any], finish_folder: Callable[[Path], None], timeout_s: float):
         self.target, self._finish_folder = target, finish_folder
-        self._temporary = temporary_folder(target)
+        self._temporary = target.with_name(f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp")  # no writer of a start that died knows it
         self._is_first = dist.get_rank() == 0
         with _faults_named(self._temporary):
             if self._is_first:
                 folder.refuse_existing(target)
-                shutil.rmtree(self._temporary, ignore_errors=True)
                 (self._temporary / folder.STATE).mkdir(parents=True)
             groups.barrier()
             request = _plan(state, self._temporary / folder.STATE)
@@ -185,11 +185,6 @@ class Saving:
     def _clean(self) -> None:
         if self._is_first:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def temporary_folder(target: Path) -> Path:
-    """Return where a checkpoint is written before it is whole."""
-    return target.with_name(f".{target.name}.tmp")
 
 
 def _plan(state: Mapping[str, Any], path: Path) -> Any:

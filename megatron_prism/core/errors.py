@@ -28,9 +28,10 @@ def _line(text: str, max_length: int = 1000) -> str:
 
 
 class PrismError(Exception):
-    """Base of all errors meant for the user; `exit_code` is what the process returns."""
+    """Base of all errors meant for the user; `exit_code` is what the process returns. is_agreed: all ranks raise it, and rank 0 says it."""
 
     exit_code = 1
+    is_agreed = False
 
 
 class InputError(PrismError):
@@ -53,11 +54,14 @@ class CheckpointError(InputError):
 class ResultFailure(PrismError):
     """The job ran, and its result is a failure (a gate or a verification that does not hold)."""
 
+    is_agreed = True
+
 
 class Stopped(PrismError):
     """The job was asked to stop (a signal, its wall clock), and has saved where it stands: started again, it goes on."""
 
     exit_code = 3
+    is_agreed = True
 
 
 class EnvironmentFault(PrismError):

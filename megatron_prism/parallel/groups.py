@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.parallel import compat, host
 
 T = TypeVar("T")
@@ -61,6 +62,10 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
     try:
         with grid(parallel, seed, timeout_s) as groups:
             yield groups
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise EnvironmentFault(f"another rank is gone or silent: {' '.join(str(error).split())[:300]}") from error
+        raise
     finally:
         dist.destroy_process_group()
 

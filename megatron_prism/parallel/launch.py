@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from megatron_prism.core.errors import EnvironmentFault
 
@@ -55,11 +58,15 @@ def first_host(nodelist: str) -> str:
 def start_gang(num_processes: int, command: Sequence[str]) -> int:
     """Run `python COMMAND` as a torchrun gang on this machine, listening on loopback only; return its exit code.
 
-    The exit code is that of the first process that failed, so what the job said reaches the shell.
+    The exit code is that of the first process that failed, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
+    the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
+    for name in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config = LaunchConfig(
@@ -79,3 +86,12 @@ def start_gang(num_processes: int, command: Sequence[str]) -> int:
         _, first = error.get_first_failure()
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
     return 0
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    """Send a signal on to the processes of the gang."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)

@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from megatron_prism.core.errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 WALL_CLOCK = 1000.0  # beside the signals' numbers
 
@@ -27,8 +29,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for name, handler in self._kept.items():
-            signal.signal(name, handler)
+        for name, handler in self._kept.items():  # a launcher that sees the first rank end tells the others to: they are about to
+            signal.signal(name, signal.SIG_IGN if kind is Stopped else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
