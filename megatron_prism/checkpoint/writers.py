@@ -54,7 +54,7 @@ class Writers:
         """Take in what the processes have said, waiting for at most wait_s; say whether any is still at work."""
         if self._running and wait([pipe for _, pipe, _ in self._running.values()], timeout=wait_s):
             for number, (process, pipe, path) in list(self._running.items()):
-                if pipe.poll():
+                if self.failure is None and pipe.poll():
                     self._take(number, process, pipe, path)
         if self._running and time.monotonic() - self._started > self._timeout_s:
             self._fail(f"{next(iter(self._running.values()))[2]}: not written after {self._timeout_s:g} s (save.timeout_s)")

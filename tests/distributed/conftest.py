@@ -70,25 +70,6 @@ def granite_h_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenize
 
 
 @pytest.fixture(scope="session")
-def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """Return a prepared mixture of two sources, one with a held-out part."""
-    from megatron_prism.core.config import PrepareConfig, SourceConfig
-    from megatron_prism.jobs import prepare
-
-    folder = tmp_path_factory.mktemp("mixture")
-    sums = [{"text": f"The sum of {a} and {b} is {a + b}."} for a in range(60) for b in range(30)]
-    code = [{"text": f"def f{a}(x):\n    return x * {a} + {b}\n"} for a in range(60) for b in range(20)]
-    for name, records in (("math", sums), ("code", code)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    sources = (
-        SourceConfig(name="math", path=(str(folder / "math.jsonl"),), weight=70, valid_percent=10),
-        SourceConfig(name="code", path=(str(folder / "code.jsonl"),), weight=30, valid_percent=10),
-    )
-    prepare.run(PrepareConfig(out=folder / "data", tokenizer=tiny_tokenizer, sources=sources, num_workers=1))
-    return folder / "data"
-
-
-@pytest.fixture(scope="session")
 def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
     """Return a function that trains cases one after another in one torchrun gang, and returns {case: result}.
 

@@ -1,0 +1,210 @@
+"""Trains cases in children forked from one process that has everything imported, each with a fault built in; or one gang's rank with a fault.
+
+python worker.py FOLDER: the cases of FOLDER/cases.json; writes FOLDER/results.json.
+python worker.py --gang N CONFIG FAULT: start a gang of N whose ranks train CONFIG (YAML) with a fault (JSON).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prism.checkpoint import saving, writers
+from megatron_prism.core import log
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.errors import PrismError
+from megatron_prism.core.load import build, load
+from megatron_prism.jobs import train
+from megatron_prism.parallel import host, launch
+from megatron_prism.train import optim
+
+TIMEOUT_S = 120.0
+
+
+def build_in(fault: dict[str, Any]) -> None:
+    """Build a fault into this process and those it forks."""
+    kind = fault["kind"]
+    if kind == "crash":
+        crash_at(fault["event"], fault["path"], fault.get("nth", 1))
+    elif kind == "writer":
+        break_writer(fault["how"])
+    elif kind == "full":
+        saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
+    elif kind == "nonfinite":
+        if int(os.environ.get("RANK", "0")) == fault.get("rank", 0):
+            inject(fault["site"], fault["step"])
+    elif kind == "hang":
+        if int(os.environ.get("RANK", "0")) == fault.get("rank", 0):
+            hang_at(fault["step"])
+
+
+def crash_at(event: str, part: str, nth: int) -> None:
+    """SIGKILL this process and all it forked when Python is about to do something (an audit event) to a path that ends so."""
+    seen = [0]
+
+    def hook(name: str, args: tuple[Any, ...]) -> None:
+        if name != event or not any(str(arg).endswith(part) for arg in args[:2] if isinstance(arg, (str, bytes, os.PathLike))):
+            return
+        if name == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        seen[0] += 1
+        if seen[0] == nth:
+            os.killpg(0, signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def break_writer(how: str) -> None:
+    """Let the processes that write files die, hang or raise."""
+    write = writers._write
+
+    def broken(transforms: Any, number: int, bucket: Any, pipe: Any) -> None:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif how == "killed half-way":
+            Path(bucket[0]).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "raises":
+            bucket = (str(Path(bucket[0]).parent / "no such folder" / "x.distcp"), *bucket[1:])
+        write(transforms, number, bucket, pipe)
+
+    writers._write = broken
+
+
+def inject(site: str, step: int) -> None:
+    """Let a number go wrong at a step: the `step`-th call of the optimizer's update of this process."""
+    calls, update = [0], optim.update
+
+    def wrong(optimizer: Any, accept: Any) -> Any:
+        calls[0] += 1
+        if calls[0] != step:
+            return update(optimizer, accept)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if site == "loss nan":
+            return update(optimizer, lambda norm, ask=accept: ask_with(ask, torch.nan, norm))
+        if site == "loss spike":
+            return update(optimizer, lambda norm, ask=accept: ask_with(ask, 1e4, norm))
+        if site in ("gradient nan", "gradient inf"):
+            buffer = CHUNKS[0][0].buffers[0].grad_data
+            buffer[3] = torch.nan if site == "gradient nan" else torch.inf
+            return update(optimizer, accept)
+        assert site == "weights nan"
+        found = update(optimizer, accept)
+        with torch.no_grad():
+            next(CHUNKS[0][0].parameters()).view(-1)[0] = torch.nan
+            parameters[0].view(-1)[0] = torch.nan
+        return found
+
+    wrap = optim.wrap
+
+    def remembered(*args: Any) -> Any:
+        CHUNKS[:] = [wrap(*args)]
+        return CHUNKS[0]
+
+    optim.wrap, optim.update = remembered, wrong  # type: ignore[assignment]
+
+
+CHUNKS: list[Any] = []
+
+
+def ask_with(ask: Any, loss: float, norm: float) -> bool:
+    """Ask the guard about a step with another loss: `ask` is train_step's closure over the right one."""
+    accept = ask.__closure__[[*ask.__code__.co_freevars].index("accept")].cell_contents
+    return accept(loss, norm)
+
+
+def hang_at(step: int) -> None:
+    """Let this rank sleep in its data at a step."""
+    from megatron_prism.data import loader
+
+    batches = loader.batches
+
+    def sleepy(*args: Any, **kwargs: Any) -> Any:
+        for number, batch in enumerate(batches(*args, **kwargs), start=1):
+            if number == step:
+                time.sleep(3600)
+            yield batch
+
+    loader.batches = sleepy  # type: ignore[assignment]
+
+
+def train_in_child(case: dict[str, Any], stderr: Path) -> None:
+    os.setsid()
+    handle = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 2)
+    log.setup()
+    if case.get("fault"):
+        build_in(case["fault"])
+    code = 0
+    try:
+        train.run(build(case["config"], TrainConfig, str), 1)
+    except PrismError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_cases(cases: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Run the cases in children of this process, as many at a time as there are processors."""
+    results: dict[str, Any] = {}
+    running: dict[int, tuple[int, float]] = {}  # (case, start) by process
+    waiting = list(range(len(cases)))
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            number = waiting.pop(0)
+            child = os.fork()
+            if child == 0:
+                train_in_child(cases[number], folder / f"{number}.txt")
+            running[child] = number, time.monotonic()
+        for child, (number, started) in list(running.items()):
+            if time.monotonic() - started > TIMEOUT_S:
+                os.killpg(child, signal.SIGKILL)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del running[child]
+                found = {"code": os.waitstatus_to_exitcode(status), "stderr": (folder / f"{number}.txt").read_text()}
+                results[cases[number]["name"]] = {**found, "run_dir": cases[number]["run_dir"], "seconds": time.monotonic() - started}
+        time.sleep(0.01)
+    return results
+
+
+def main(folder: Path) -> None:
+    host.install()
+    for name in ("megatron.core.dist_checkpointing.strategies.torch", "megatron.core.models.gpt", "torch.utils.tensorboard", "torch._dynamo"):
+        importlib.import_module(name)  # once, not in each child
+
+    cases = json.loads((folder / "cases.json").read_text())
+    (folder / "results.json").write_text(json.dumps(run_cases(cases, folder)))
+
+
+def rank(config: Path, fault: dict[str, Any]) -> None:
+    from megatron_prism import cli
+
+    build_in(fault)
+    sys.argv = ["prism", "train", str(config)]
+    cli.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--gang":
+        sys.exit(launch.start_gang(int(sys.argv[2]), [__file__, "--rank", *sys.argv[3:]]))
+    if sys.argv[1] == "--rank":
+        rank(Path(sys.argv[2]), json.loads(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]))
