@@ -67,8 +67,9 @@ DAMAGES: dict[str, Damage] = {
     "nothing but a folder": lambda newest, before: (shutil.rmtree(newest), newest.mkdir()),
     "a tokenizer of another model": rewrite("hf/tokenizer.json", lambda data: data.replace(b"<unk>", b"<UNK>")),
 }  # fmt: skip
-FULL_OFFSETS = {"before the tensors": 0, "at the tensors": 30, "in the tensors": 90, "later in them": 150, "late in them": 210, "at their end": 250,
-                "behind them": 262, "at the metadata": 270, "at the tokenizer": 300, "at the sums": 330}  # fmt: skip
+WRITTEN = ("state/common.pt", "state/__0_0.distcp", "state/__0_1.distcp", "state/.metadata", "state/metadata.json", "hf", "prism.json", "SHA256SUMS")
+FULL = [(path, part) for path in WRITTEN[1:4] for part in (0.1, 0.5)] + [(path, 0.5) for path in ("state/common.pt", "hf", "prism.json", "SHA256SUMS")]
+SLACK_KIB = 8  # for what the run writes beside the checkpoint
 NONFINITE = ("loss nan", "gradient nan", "gradient inf", "weights nan", "loss spike")
 POLICIES = ("stop", "skip", "rewind")
 
@@ -134,21 +135,27 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         subprocess.run(["umount", str(path)], check=True)
 
 
+def size_kib(*paths: Path) -> int:
+    """Return what files take on a disk, in whole pages."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return sum(-(-file.stat().st_size // 4096) * 4 for file in files)
+
+
 @pytest.fixture(scope="module")
 def starved(run_cases: Any, whole: Path, small_disk: Callable[[str, int], Path]) -> dict[str, Any]:
-    """Return what became of runs that went on from step 2 on a disk that had room for so much of step 4's checkpoint."""
-    kept = run_folder.step_folder(whole, 2)
-    used = sum(-(-path.stat().st_size // 4096) * 4 for path in whole.rglob("*") if path.is_file() and "step_" not in str(path))
-    used += sum(-(-path.stat().st_size // 4096) * 4 for path in kept.rglob("*") if path.is_file())
-    cases = []
-    for name, room in [*FULL_OFFSETS.items(), ("checked before", 100)]:
-        run_dir = small_disk(name, used + 64 + room) / "run"
+    """Return what became of runs that went on from step 2 on a disk that had room for step 4's checkpoint up to a part of a file."""
+    cases, saved = [], run_folder.step_folder(whole, 4)
+    used = size_kib(*(path for path in whole.iterdir() if path.name != "checkpoints"), run_folder.step_folder(whole, 2))
+    for number, (path, part) in enumerate([*FULL, ("checked", 0.0)]):
+        before = WRITTEN[: WRITTEN.index(path)] if path in WRITTEN else WRITTEN
+        room = size_kib(*(saved / each for each in before)) + int(part * size_kib(saved / path) if path in WRITTEN else 0)
+        run_dir = small_disk(f"{number}", used + room + SLACK_KIB) / "run"
         shutil.copytree(whole, run_dir, ignore=lambda path, names: [each for each in names if each in ("step_00000004", "step_00000006")])
-        cases.append({"name": name, "run_dir": run_dir, "fault": None if name == "checked before" else {"kind": "full"}})
+        cases.append({"name": f"{path} {part}", "run_dir": run_dir, "fault": None if path == "checked" else {"kind": "full"}})
     return run_cases(cases)
 
 
-@pytest.mark.parametrize("offset", [*FULL_OFFSETS, "checked before"])
+@pytest.mark.parametrize("offset", [*(f"{path} {part}" for path, part in FULL), "checked 0.0"])
 def test_a_full_disk_is_named_and_costs_no_older_checkpoint(starved: dict[str, Any], offset: str) -> None:
     found = starved[offset]
     run_dir = Path(found["run_dir"])
