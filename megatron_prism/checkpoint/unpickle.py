@@ -41,6 +41,7 @@ READERS = (
 # All that .metadata and a layer's FP8 state name: plain data, and what rebuilds a tensor. None of them calls what it is given.
 ALLOWED: dict[str, set[str]] = {
     "collections": {"OrderedDict"},
+    **dict.fromkeys(("pathlib", "pathlib._local"), {"PosixPath"}),  # where it was written; the second is Python 3.13's
     "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "torch._utils": {"_rebuild_tensor_v2"},
     "torch.serialization": {"_get_layout"},
