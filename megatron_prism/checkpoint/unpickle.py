@@ -41,7 +41,8 @@ READERS = (
 # All that .metadata and a layer's FP8 state name: plain data, and what rebuilds a tensor. None of them calls what it is given.
 ALLOWED: dict[str, set[str]] = {
     "collections": {"OrderedDict"},
-    **dict.fromkeys(("pathlib", "pathlib._local"), {"PosixPath"}),  # where it was written; the second is Python 3.13's
+    "pathlib": {"PosixPath"},  # where it was written
+    "pathlib._local": {"PosixPath"},  # by Python 3.13
     "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "torch._utils": {"_rebuild_tensor_v2"},
     "torch.serialization": {"_get_layout"},
@@ -71,8 +72,9 @@ def guarded(root: Path) -> Iterator[None]:
 
     Raises: CheckpointError naming the file, and what it names, where a pickle holds more than data.
     """
+    refused: list[CheckpointError] = []
     loads = partial(_loads, f"{root}: the _extra_state of a layer")
-    safe = types.SimpleNamespace(**{**vars(pickle), "load": _load_metadata, "loads": loads, "Unpickler": _Unpickler})
+    safe = types.SimpleNamespace(**{**vars(pickle), "load": partial(_load_metadata, refused), "loads": loads, "Unpickler": _Unpickler})
     with _one_at_a_time, ExitStack() as stack:
         for module in (sys.modules[name] for name in READERS if name in sys.modules):
             stack.enter_context(_replaced(module, "pickle", safe))
@@ -80,11 +82,11 @@ def guarded(root: Path) -> Iterator[None]:
         stack.enter_context(_replaced(DefaultLoadPlanner, "load_bytes", _naming_its_place(root, DefaultLoadPlanner.load_bytes)))
         try:
             yield
-        except CheckpointException as error:  # torch's, which holds what each rank raised
-            for cause, _ in error.failures.values():
-                if isinstance(cause, CheckpointError):
-                    raise cause from error
-            raise
+        except CheckpointException as error:  # torch's: it holds what each rank raised, but of .metadata only a text
+            refused += [cause for cause, _ in error.failures.values() if isinstance(cause, CheckpointError)]
+            if not refused:
+                raise
+            raise refused[0] from None
 
 
 @contextmanager
@@ -132,19 +134,27 @@ def _loads(where: str, data: bytes) -> Any:
     return _read(where, BytesIO(data))
 
 
-def _load_metadata(stream: IO[bytes]) -> Metadata:
-    """Return what .metadata holds, once it is laid out as torch writes it, and names files of its own folder."""
+def _load_metadata(refused: list[CheckpointError], stream: IO[bytes]) -> Metadata:
+    """Return what .metadata holds, once it is laid out as torch writes it, and names files of its own folder; note why not in `refused`."""
     where = str(getattr(stream, "name", "a pickle"))
-    found = _read(where, stream)
+    try:
+        found = _read(where, stream)
+        if not _is_metadata(found):
+            required = "torch.distributed.checkpoint's Metadata"
+            raise CheckpointError(Problem(where, f"a {type(found).__name__} of another layout, or tensors in files of other folders", required))
+    except CheckpointError as error:
+        refused.append(error)
+        raise
+    return found
+
+
+def _is_metadata(found: Any) -> bool:
     try:
         is_right = type(found) is Metadata and type(found.storage_meta) in (StorageMeta, type(None))
         is_right = is_right and all(type(key) is str and _is_entry(entry) for key, entry in found.state_dict_metadata.items())
-        is_right = is_right and all(type(index) is MetadataIndex and _is_place(place) for index, place in found.storage_data.items())
+        return is_right and all(type(index) is MetadataIndex and _is_place(place) for index, place in found.storage_data.items())
     except (AttributeError, TypeError):
-        is_right = False
-    if not is_right:
-        raise CheckpointError(Problem(where, f"a {type(found).__name__} of another layout, or tensors in files of other folders", "torch.distributed.checkpoint's Metadata"))
-    return found
+        return False
 
 
 def _is_entry(entry: Any) -> bool:
