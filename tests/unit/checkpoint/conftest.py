@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory, make_folder: Callable[..., Path], tiny_tokenizer: Path) -> Path:
     """Return a Hugging Face folder (hf) and its checkpoint (ckpt) side by side; tests copy them."""
