@@ -60,6 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what random.Random draws them from")
 
 
 @pytest.fixture(scope="session")

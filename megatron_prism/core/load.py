@@ -131,23 +131,24 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
 
 
 def _refuse_bomb(text: str) -> None:
-    """Raise ValueError where a YAML text stands for too many values, or nests them too deep."""
+    """Raise ValueError where a YAML text stands for too many values, or nests them too deep. Looks at events: nothing here recurs."""
     import yaml
 
-    known: dict[int, tuple[float, float]] = {}
-
-    def weigh(node: Any) -> tuple[float, float]:
-        if id(node) not in known:
-            known[id(node)] = math.inf, math.inf  # what a node is within itself
-            parts = node.value if isinstance(node, yaml.CollectionNode) else []
-            found = [weigh(part) for item in parts for part in (item if isinstance(item, tuple) else (item,))]
-            known[id(node)] = 1 + sum(values for values, _ in found), 1 + max((depth for _, depth in found), default=0)
-        return known[id(node)]
-
-    top = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml's needs no quadratic time for deep nesting
-    values, depth = weigh(top) if top else (0, 0)
-    if values > MAX_VALUES or depth > MAX_DEPTH:
-        raise ValueError(f"{values:,} values, {depth:,} deep; at most {MAX_VALUES:,} and {MAX_DEPTH}")
+    anchors: dict[str | None, tuple[float, float]] = {}  # the values that an anchor stands for, and their depth
+    opened: list[tuple[str | None, float, float]] = [(None, 0, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors[event.anchor] = math.inf, math.inf  # what it is within itself
+            opened.append((event.anchor, 1, 1))
+        elif isinstance(event, (yaml.CollectionEndEvent, yaml.ScalarEvent, yaml.AliasEvent)):
+            anchor, values, depth = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, 1, 1)
+            if isinstance(event, yaml.AliasEvent):
+                values, depth = anchors.get(anchor, (0, 0))
+            anchors[anchor] = values, depth
+            above, more, deep = opened.pop()
+            opened.append((above, more + values, max(deep, depth + 1)))
+        if opened[-1][1] > MAX_VALUES or opened[-1][2] + len(opened) > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
 
 
 def _bases(values: dict, path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:

@@ -203,7 +203,7 @@ def test_a_changed_config_is_accepted_or_refused_in_lines(
     tmp_path: Path, real: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     examples = request.config.getoption("--fuzz-examples")
-    rng = random.Random(1 if examples is None else None)
+    rng = random.Random(request.config.getoption("--fuzz-seed"))
     wrong: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()
     for top, command in TOPS.items():  # the first call of each command imports much

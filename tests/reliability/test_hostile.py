@@ -471,7 +471,7 @@ def mutated(data: bytes, hostile: list[bytes], rng: random.Random) -> bytes:
 
 def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, marker: Path, request: pytest.FixtureRequest) -> None:
     examples = request.config.getoption("--fuzz-examples")
-    rng = random.Random(0 if examples is None else None)
+    rng = random.Random(request.config.getoption("--fuzz-seed"))
     whole, hostile, watch, counts = (folder.read(run_dir).state / ".metadata").read_bytes(), list(forms(marker).values()), Watch(), Counter[str]()
     wanted = unpickle._load_metadata([], io.BytesIO(whole))
     for _ in range(examples or 300):
