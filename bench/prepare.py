@@ -25,7 +25,7 @@ LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,
 TRANSFORMERS = """
 import json, sys
 from transformers import AutoTokenizer
-tokenizer, count = AutoTokenizer.from_pretrained(sys.argv[2]), 0
+tokenizer, count = AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=False), 0
 for line in open(sys.argv[1], encoding="utf-8"):
     count += len(tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]) + 1
 print(count)

@@ -19,6 +19,7 @@ from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Problem, ResultFailure
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
 convert = typer.Typer(no_args_is_help=True, help="Convert between Hugging Face folders and Megatron checkpoints.")
 app.add_typer(convert, name="convert")
@@ -45,6 +46,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if os.environ.get(UNSAFE):
+        raise EnvironmentFault(f"{UNSAFE} is set: it lets a checkpoint run code when it is loaded; unset it")
 
 
 @app.command()

@@ -1,10 +1,12 @@
-"""What the tests share: the data beside the repository, the presets, and a tokenizer small enough to make at once."""
+"""What the tests share: the data beside the repository, the presets, and a tokenizer and a model small enough to make at once."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,19 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.load import build, merge, read_layers
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "vocab_size": 390,
+}
 PRESET_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
     "mistral-7b-v0.1": 7_241_732_096,
@@ -45,6 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what random.Random draws them from")
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +73,34 @@ def shared_data() -> Path:
             pytest.fail(absent)
         pytest.skip(absent)
     return folder
+
+
+def write_folder(root: Path, config: dict[str, Any], num_shards: int) -> Path:
+    """Write a random LLaMA of a config.json with our rules' names, without transformers, its layers dealt over the shards."""
+    import torch
+    from safetensors.torch import save_file
+
+    from megatron_prism.families import find, llama
+
+    root.mkdir()
+    (root / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    shapes = [part for rule in find.rules(llama.read_config(config, "config.json")) for part in rule.hf]
+    each = -(-len(shapes) // num_shards)
+    weight_map = {}
+    for index in range(num_shards):
+        part = shapes[index * each : (index + 1) * each]
+        file = f"model-{index + 1:05d}-of-{num_shards:05d}.safetensors"
+        save_file({name: torch.randn(shape) for name, shape in part}, root / file, metadata={"format": "pt"})
+        weight_map |= {name: file for name, _ in part}
+    (root / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Callable[..., Path]:
+    """Return a function that writes a folder: (root, changes to its config, number of shards)."""
+    return lambda root, changes, num_shards: write_folder(root, CONFIG | changes, num_shards)
 
 
 @pytest.fixture(scope="session")

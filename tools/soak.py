@@ -23,14 +23,30 @@ def headers(arguments: argparse.Namespace) -> int:
     return subprocess.run([*command, *sizes], cwd=ROOT).returncode
 
 
+def pickles(arguments: argparse.Namespace) -> int:
+    """Change the .metadata of a checkpoint at random, with hostile pickles among it, and read it (R11)."""
+    return _fuzz("tests/reliability/test_hostile.py::test_a_damaged_metadata_is_refused_or_read_and_never_runs", arguments)
+
+
+def configs(arguments: argparse.Namespace) -> int:
+    """Change the repository's configs at random, and give them to the command line (R13)."""
+    return _fuzz("tests/reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines", arguments)
+
+
+def _fuzz(test: str, arguments: argparse.Namespace) -> int:
+    sizes = [f"--fuzz-examples={arguments.examples}", f"--fuzz-seed={arguments.seed}"]
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-s", test, *sizes], cwd=ROOT).returncode
+
+
 def main() -> int:
     """Parse, run, and return the tests' exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = parser.add_subparsers(required=True)
-    job = jobs.add_parser("headers", help=headers.__doc__)
-    job.add_argument("--examples", type=int, default=5000)
-    job.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    job.set_defaults(run=headers)
+    for run in (headers, pickles, configs):
+        job = jobs.add_parser(run.__name__, help=run.__doc__)
+        job.add_argument("--examples", type=int, default=5000)
+        job.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+        job.set_defaults(run=run)
     arguments = parser.parse_args()
     start = time.monotonic()
     code = arguments.run(arguments)

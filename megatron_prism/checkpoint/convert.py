@@ -71,8 +71,7 @@ def plan_import(root: Path) -> Plan:
     config = read_config(root)
     model = find.of_hf(config, str(root / "config.json")).read_config(config, str(root / "config.json"))
     raise_problems(check_architecture(model, f"{root / 'config.json'}:"))
-    links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
-    raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
+    _refuse_links(root)
     shards = hf.open_shards(root)
     places = {place.name: place for shard in shards for place in shard.tensors}
     if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
@@ -81,6 +80,12 @@ def plan_import(root: Path) -> Plan:
     check_present(rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()})
     raise_problems([*check_dtypes(rules, places, root), *check_vocabulary(root, model.vocab_size)])
     return Plan(root, model, tuple(rules), tuple(shards))
+
+
+def _refuse_links(root: Path) -> None:
+    """Raise InputError for each link that leads out of a folder: what it names would be copied along."""
+    links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
+    raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
 
 
 def check_dtypes(rules: Sequence[Rule], places: Mapping[str, hf.TensorPlace], root: Path) -> Iterator[Problem]:
@@ -190,6 +195,7 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
     _check_state(rules, reader.shapes(), checkpoint.state)
     if not checkpoint.assets.is_dir():
         raise CheckpointError(Problem(str(checkpoint.assets), "no such folder", "the files that the checkpoint keeps for Hugging Face"))
+    _refuse_links(checkpoint.assets)
     kept = checkpoint.root / folder.SHARDS
     if kept.is_file():
         shards = _kept_shards(kept)
@@ -208,6 +214,8 @@ def _kept_shards(path: Path) -> list[hf.Shard]:
 
 
 def _kept_shard(entry: Mapping[str, str], where: Path) -> hf.Shard:
+    if not hf.is_file_name(entry["file"]):
+        raise ValueError(f"file {entry['file']!r} is no plain name of a safetensors file")
     header, entries = entry["header"], json.loads(entry["header"])
     entries.pop("__metadata__", None)
     return hf.Shard(entry["file"], header, hf.parse_entries(entries, where.with_name(entry["file"]), 8 + len(header.encode())))

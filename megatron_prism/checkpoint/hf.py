@@ -98,14 +98,15 @@ def _read_index(root: Path) -> dict[str, str]:
     listed = read_object(where, "JSON with a weight_map of tensor to file").get("weight_map")
     if not isinstance(listed, dict):
         raise CheckpointError(Problem(str(where), f"weight_map {reprlib.repr(listed)}", "a weight_map of tensor to file"))
-    wrong = [name for name, file in listed.items() if not _is_file_name(file)]
+    wrong = [name for name, file in listed.items() if not is_file_name(file)]
     if wrong:
         required = "a plain file name in the same folder, *.safetensors"
         raise CheckpointError([Problem(f"{where}: {name}", reprlib.repr(listed[name]), required) for name in wrong])
     return listed
 
 
-def _is_file_name(file: Any) -> bool:
+def is_file_name(file: Any) -> bool:
+    """Say whether a text is the plain name of a safetensors file, which leads nowhere else."""
     if not isinstance(file, str) or not file.isprintable():  # no NUL, and nothing that is no UTF-8
         return False
     return Path(file).name == file and file.endswith(".safetensors") and len(file.encode()) < 256

@@ -8,14 +8,22 @@ from typing import Any
 import torch
 
 from megatron_prism.core import log
+from megatron_prism.core.errors import CheckpointError, Problem
 
 
 def load(root: Path, dtype: torch.dtype | None = None) -> Any:
-    """Return a folder's model by plain transformers, without custom code and without the network; dtype None: as on disk."""
+    """Return a folder's model by plain transformers, without custom code, pickled weights or the network; dtype None: as on disk.
+
+    Raises: CheckpointError where transformers cannot load it so.
+    """
     from transformers import AutoModelForCausalLM
 
-    choice = {} if dtype is None else {"dtype": dtype}
-    model = AutoModelForCausalLM.from_pretrained(root, local_files_only=True, attn_implementation="eager", **choice)
+    choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
+    except (OSError, ValueError) as error:
+        raise CheckpointError(Problem(str(root), " ".join(str(error).split()), "safetensors weights of a model that transformers itself has")) from error
     if unfloor_time_steps(model):
         log.get().info("transformers holds Nemotron-H's time steps above time_step_min; set to the config's time_step_limit, as it was trained")
     return model.eval()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, integrity
+from megatron_prism.checkpoint import folder, integrity, unpickle
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import compat, host
@@ -72,7 +72,8 @@ def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Gro
         del wanted["generators"]
     loaded = _load(wanted, path)
     for index, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
+        with unpickle.guarded(path):  # Transformer Engine unpickles its FP8 state here
+            unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
     optimizer.load_state_dict(loaded["optimizer"])
     if same_ranks:
         _restore_generators(loaded["generators"])
@@ -102,9 +103,10 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
 
     checkpoint = folder.read(path)
     try:
-        return dist_checkpointing.load(wanted, str(checkpoint.state))
+        with unpickle.guarded(checkpoint.state):
+            return dist_checkpointing.load(wanted, str(checkpoint.state))
     except BaseException as error:  # torch's CheckpointException is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, CheckpointError)):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error

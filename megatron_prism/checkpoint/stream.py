@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_prism.checkpoint import pieces
+from megatron_prism.checkpoint import pieces, unpickle
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
 
@@ -179,8 +179,9 @@ class TensorReader:
         self.root = root
         self._described: dict[bytes, torch.Tensor] = {}  # by its pickle, a stored tensor without its values
         try:
-            self._metadata = dcp.FileSystemReader(root).read_metadata()
-        except Exception as error:  # torch raises five kinds here
+            with unpickle.guarded(root):
+                self._metadata = dcp.FileSystemReader(root).read_metadata()
+        except OSError as error:
             raise CheckpointError(Problem(str(root), f"{type(error).__name__}: {error}", "a torch_dist checkpoint")) from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

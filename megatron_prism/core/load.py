@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -22,6 +23,7 @@ from megatron_prism.core.errors import InputError, Problem
 T = TypeVar("T")
 Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
 OVERRIDE = "override"
+MAX_VALUES, MAX_DEPTH = 20_000, 50  # of a YAML file, its aliases written out: a few lines of them can stand for more than a memory holds
 
 
 def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
@@ -111,19 +113,42 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    if path.resolve() in above:
-        raise InputError(Problem(f"{path}:base", "a file that inherits from itself", "a chain of bases that ends"))
     try:
-        loaded = OmegaConf.load(path)
-        values = OmegaConf.to_container(loaded, resolve=False)
+        if not path.is_file():  # a device or a pipe may have no end
+            raise FileNotFoundError
+        if path.resolve() in above:
+            raise InputError(Problem(f"{path}:base", "a file that inherits from itself", "a chain of bases that ends"))
+        _refuse_bomb(path.read_text(encoding="utf-8"))
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
     layers = _bases(values, path, "base", above)
     return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above)))]
+
+
+def _refuse_bomb(text: str) -> None:
+    """Raise ValueError where a YAML text stands for too many values, or nests them too deep. Looks at events: nothing here recurs."""
+    import yaml
+
+    anchors: dict[str | None, tuple[float, float]] = {}  # the values that an anchor stands for, and their depth
+    opened: list[tuple[str | None, float, float]] = [(None, 0, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors[event.anchor] = math.inf, math.inf  # what it is within itself
+            opened.append((event.anchor, 1, 1))
+        elif isinstance(event, (yaml.CollectionEndEvent, yaml.ScalarEvent, yaml.AliasEvent)):
+            anchor, values, depth = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, 1, 1)
+            if isinstance(event, yaml.AliasEvent):
+                values, depth = anchors.get(anchor, (0, 0))
+            anchors[anchor] = values, depth
+            above, more, deep = opened.pop()
+            opened.append((above, more + values, max(deep, depth + 1)))
+        if opened[-1][1] > MAX_VALUES or opened[-1][2] + len(opened) > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
 
 
 def _bases(values: dict, path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
@@ -172,7 +197,7 @@ def parse_override(text: str) -> Layer:
         raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
     try:
         values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore[index,call-overload]
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
     for part in reversed(split_key(key)):
         values = {part: values}
@@ -181,7 +206,7 @@ def parse_override(text: str) -> Layer:
 
 def split_key(key: str) -> list[str | int]:
     """Return the parts of a dotted key, places in a list as numbers."""
-    return [int(part) if part.isdigit() else part for part in key.split(".")]
+    return [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split(".")]
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -198,7 +223,7 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
                 where = f"{OVERRIDE}:{key}"
                 OmegaConf.update(whole, key, value, merge=True, force_add=True)
         return typing.cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
-    except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, IndexError, RecursionError) as error:
         at = getattr(error, "full_key", None)
         raise InputError(Problem(f"{where}:{at}" if at else where, " ".join(str(error).split()), "values that merge and resolve")) from None
 

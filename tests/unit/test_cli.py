@@ -91,6 +91,11 @@ def test_what_needs_no_torch_does_not_load_it(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1].split() == ["loaded:"], done.stderr
 
 
+def test_what_would_let_a_checkpoint_run_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    refused(prism("train", "absent.yaml"), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set", "unset it", code=4)
+
+
 def test_version() -> None:
     assert prism("--version").stdout == f"{__version__}\n"
 

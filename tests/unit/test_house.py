@@ -1,5 +1,7 @@
 """The law of the house, read from the source by ast: layers, heavy packages, sizes, and what no file may hold.
 
+What could run a stranger's code is tests/reliability/test_static_gate.py's to find.
+
 Each rule is a function from one source file to its offences, and is fed an offender, so that it is known to be able to fail.
 """
 
@@ -31,13 +33,6 @@ HEAVY = {"megatron", "transformer_engine", "apex", "mamba_ssm", "nemo", "nemo_al
 LIGHT_ROOMS = {"core", "families", "cli", "jobs", "planning", "data"}  # no heavy package at import
 NO_TORCH_ROOMS = {"core", "families", "planning", "cli", "jobs"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
-FORBIDDEN_CALLS = {
-    *(f"{module}.{name}" for module in ("pickle", "_pickle", "cPickle", "dill", "cloudpickle") for name in ("load", "loads", "Unpickler")),
-    *(f"yaml.{name}" for name in ("load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all")),
-    *(f"{prefix}{name}" for prefix in ("", "builtins.") for name in ("eval", "exec")),
-    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
-}
-FORBIDDEN_KEYWORDS = {"shell", "allow_pickle"}  # with the value True
 FORBIDDEN_WORDS = ("TO" + "DO", "FIX" + "ME")  # in two parts: this file is read as well
 
 
@@ -81,21 +76,6 @@ def at_import(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
         yield node
         for part in ("body", "orelse", "finalbody", "handlers", "cases"):
             yield from at_import(getattr(node, part, []))
-
-
-def calls(source: Source) -> Iterator[tuple[ast.Call, str]]:
-    """Yield each call with its function's full dotted name, as the file's imports spell it; empty for a computed one."""
-    names: dict[str, str] = {}
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call):
-            dotted = ast.unparse(node.func) if isinstance(node.func, (ast.Name, ast.Attribute)) else ""
-            first, dot, rest = dotted.partition(".")
-            yield node, names.get(first, first) + dot + rest
 
 
 def layers(source: Source) -> Iterator[str]:
@@ -148,19 +128,6 @@ def sizes(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}"
 
 
-def safety(source: Source) -> Iterator[str]:
-    """Nothing loads by running code: no pickle, no unsafe YAML, no shell, no eval."""
-    for call, name in calls(source):
-        given = {keyword.arg: keyword.value for keyword in call.keywords}
-        true = {key for key, value in given.items() if isinstance(value, ast.Constant) and value.value is True}
-        if name in FORBIDDEN_CALLS:
-            yield f"{source.path}:{call.lineno}: calls {name}"
-        if name in ("torch.load", "torch.serialization.load") and "weights_only" not in true:
-            yield f"{source.path}:{call.lineno}: calls torch.load without weights_only=True"
-        for key in sorted(FORBIDDEN_KEYWORDS & true):
-            yield f"{source.path}:{call.lineno}: {key}=True"
-
-
 def plain_text(source: Source) -> Iterator[str]:
     """A file is ASCII, and finished."""
     for number, line in enumerate(source.text.splitlines(), 1):
@@ -181,14 +148,12 @@ def python_files() -> list[Source]:
 
 
 HOUSE = [source for source in python_files() if source.path.startswith(f"{PACKAGE}/")]
-SHIPPED = [source for source in python_files() if not source.path.startswith("tests/")]
 Rule = Callable[[Source], Iterator[str]]
 RULES: list[tuple[Rule, list[Source]]] = [
     (layers, HOUSE),
     (light_imports, HOUSE),
     (parallel_state, HOUSE),
     (sizes, HOUSE),
-    (safety, SHIPPED),
     (plain_text, python_files()),
 ]
 
@@ -218,15 +183,6 @@ OFFENDERS: list[tuple[Rule, str, str]] = [
     (parallel_state, "train/a.py", "import importlib\nimportlib.import_module('megatron.core.parallel_state')"),
     (sizes, "core/a.py", "a = 1\n" * 401),
     (sizes, "core/a.py", "class A:\n    def f(self):\n" + "        a = 1\n" * 60),
-    (safety, "core/a.py", "import torch\ntorch.load('a')"),
-    (safety, "core/a.py", "from torch import load as read\nread('a', weights_only=False)"),
-    (safety, "core/a.py", "import pickle as p\np.loads(b'')"),
-    (safety, "core/a.py", "from yaml import load\nload('a', Loader=None)"),
-    (safety, "core/a.py", "import subprocess\nsubprocess.run('ls', shell=True)"),
-    (safety, "core/a.py", "import numpy\nnumpy.load('a', allow_pickle=True)"),
-    (safety, "core/a.py", "eval('1')"),
-    (safety, "core/a.py", "exec('1')"),
-    (safety, "core/a.py", "import os\nos.system('ls')"),
     (plain_text, "core/a.py", "# caf\u00e9"),
     *((plain_text, "core/a.py", f"# {word}: later") for word in FORBIDDEN_WORDS),
 ]
@@ -245,9 +201,7 @@ def f(model, path):
     import yaml
     from megatron.core import tensor_parallel
 
-    model.eval()
-    yaml.safe_load(path)
-    return torch.load(path, weights_only=True)
+    return torch, yaml, tensor_parallel
 """
 
 

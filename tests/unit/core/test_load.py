@@ -81,6 +81,33 @@ def test_the_same_base_twice_is_no_cycle(write: Any, values: dict) -> None:
     assert load(write("a.yaml", {"base": ["root.yaml", "b.yaml"]}), TrainConfig).seed == 5
 
 
+BOMB = "".join(f"{at}: &{at} [{', '.join([f'*{before}'] * 9)}]\n" for before, at in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &a [x]\n" + BOMB, "a: &a [*a]", "a: &a {b: *a}", "a: " + "[" * 100_000, "a: " + "[" * 50 + "]" * 50, "a: [" + "1, " * 30_000 + "1]",
+     "a: &a {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}\nb: &b [[[[[[[[[[[[[*a]]]]]]]]]]]]]\nc: &c [[[[[[[[[[[[[*b]]]]]]]]]]]]]\nd: [[[[[[[[[[[[[*c]]]]]]]]]]]]]"],
+    ids=["aliases of aliases", "within itself", "mapping within itself", "no end", "deep", "long", "deep by aliases"],
+)  # fmt: skip
+def test_a_file_that_stands_for_too_much_is_refused(write: Any, text: str) -> None:
+    (problem,) = refusal(write("a.yaml", text))
+    assert problem.where.endswith("a.yaml") and "more than 20,000 values, or nested deeper than 50" in problem.found
+
+
+def test_an_alias_is_what_it_stands_for(write: Any) -> None:
+    text = "run_dir: r\nsteps: &n 8\ndata: {prepared: p, seq_length: *n}\nbatch: &b {global_size: *n}\n"
+    config = load(write("a.yaml", text), TrainConfig)
+    assert (config.data.seq_length, config.batch.global_size) == (8, 8)
+    (problem,) = refusal(write("a.yaml", text + "seed: *absent\n"))
+    assert "undefined alias" in problem.found
+
+
+def test_a_device_is_no_config(write: Any, values: dict) -> None:
+    (problem,) = refusal(write("a.yaml", values | {"base": "/dev/zero"}))
+    assert problem.where == "/dev/zero"
+
+
 @pytest.mark.parametrize("base", [None, 3, True])
 def test_base_that_names_no_file_is_refused(write: Any, values: dict, base: Any) -> None:
     (problem,) = refusal(write("a.yaml", values | {"base": base}))
