@@ -12,11 +12,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_prism.checkpoint import optimizer_state
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.jobs import train
-from megatron_prism.parallel import compat, groups
+from megatron_prism.parallel import groups
 
 
 def main(folder: Path) -> None:
@@ -55,13 +56,10 @@ def fault(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
     from megatron_prism.models import build as models
     from megatron_prism.models import norm
 
-    compat.distributed_optimizer_with_torch_adamw()
-    kept_load = DistributedOptimizer.load_state_dict
+    kept_restore = optimizer_state.restore
     kept = models.transformer_config, norm.LocalNorm.__init__, models.mask_padded_vocabulary
     if name == "batched_p2p":
 
@@ -82,19 +80,19 @@ def fault(name: str | None) -> Iterator[None]:
         models.mask_padded_vocabulary = lambda *args: None
     elif name == "shared_step":
 
-        def load_sharing_step(self: Any, state_dict: Any) -> None:
-            kept_load(self, state_dict)
-            states = [state for state in self.optimizer.state.values() if "step" in state]
+        def restore_sharing_step(optimizer: Any, loaded: Any) -> None:
+            kept_restore(optimizer, loaded)
+            states = [state for part in optimizer.chained_optimizers for state in part.optimizer.state.values()]
             for state in states:
                 state["step"] = states[0]["step"]
 
-        DistributedOptimizer.load_state_dict = load_sharing_step
+        optimizer_state.restore = restore_sharing_step
     try:
         yield
     finally:
         models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
         norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
-        DistributedOptimizer.load_state_dict = kept_load
+        optimizer_state.restore = kept_restore
 
 
 def start_from(run_dir: Path, other: dict[str, Any]) -> None:
