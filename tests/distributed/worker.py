@@ -6,18 +6,19 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import optimizer_state
+from megatron_prism.checkpoint import optimizer_state, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.jobs import train
-from megatron_prism.parallel import groups
+from megatron_prism.parallel import compat, groups
 
 
 def main(folder: Path) -> None:
@@ -29,7 +30,8 @@ def main(folder: Path) -> None:
         if case["start_from"] and dist.get_rank() == 0:
             start_from(config.run_dir, case["start_from"])
         dist.barrier()
-        with fault(case["control"]), groups.grid(config.parallel, config.seed) as grid:
+        again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
+        with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         dist.barrier()
@@ -59,7 +61,7 @@ def fault(name: str | None) -> Iterator[None]:
     from megatron_prism.models import build as models
     from megatron_prism.models import norm
 
-    kept_restore = optimizer_state.restore
+    kept_restore, kept_boxes, kept_load = optimizer_state.restore, optimizer_state.boxes, sharded.load_training
     kept = models.transformer_config, norm.LocalNorm.__init__, models.mask_padded_vocabulary
     if name == "batched_p2p":
 
@@ -87,12 +89,49 @@ def fault(name: str | None) -> Iterator[None]:
                 state["step"] = states[0]["step"]
 
         optimizer_state.restore = restore_sharing_step
+    elif name == "shifted_boxes":
+
+        def shifted(start: int, end: int, shape: Any) -> list[Any]:
+            found = kept_boxes(start, end, shape)
+            fits = len(shape) > 1 and all(box.offset[0] + box.size[0] < shape[0] for box in found)
+            return [replace(box, offset=(box.offset[0] + fits, *box.offset[1:])) for box in found]
+
+        def load_shifted(*args: Any) -> None:
+            optimizer_state.boxes = shifted
+            try:
+                kept_load(*args)
+            finally:
+                optimizer_state.boxes = kept_boxes
+
+        sharded.load_training = load_shifted
     try:
         yield
     finally:
         models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
         norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
-        optimizer_state.restore = kept_restore
+        optimizer_state.restore, sharded.load_training = kept_restore, kept_load
+
+
+@contextmanager
+def saved_again(run_dir: Path) -> Iterator[None]:
+    """Save what a run resumes from as soon as it is loaded, on the layout that it is loaded to."""
+    from megatron.core import dist_checkpointing
+
+    kept = sharded.load_training
+
+    def load_and_save(path: Path, chunks: Any, optimizer: Any, grid: Any) -> None:
+        kept(path, chunks, optimizer, grid)
+        if grid.rank == 0:
+            (run_dir / "again").mkdir()
+        dist.barrier()
+        state = sharded.training_state(chunks, optimizer, grid, is_loading=False)
+        dist_checkpointing.save(state, str(run_dir / "again"), **compat.save_arguments())
+
+    sharded.load_training = load_and_save
+    try:
+        yield
+    finally:
+        sharded.load_training = kept
 
 
 def start_from(run_dir: Path, other: dict[str, Any]) -> None:
