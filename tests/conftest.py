@@ -20,7 +20,7 @@ from megatron_prism.core.load import build, merge, read_layers
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
-SIZES = {"vocab_size": 520, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
+SIZES = {"vocab_size": 520, "hidden_size": 80, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1}  # fmt: skip
 PRESET_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
@@ -122,7 +122,7 @@ def granite_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer:
 def nemotron_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
     """Return a tiny Nemotron-H: two groups of Mamba heads, so that it splits over TP 2; nine layers, uneven at PP 2."""
     kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
-    mamba = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16}
+    mamba = {"mamba_num_heads": 10, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16}
     layers = {"layers_block_type": [kinds[kind] for kind in "M-M*-M-*M"]}
     return random_checkpoint(tmp_path_factory.mktemp("nemotron"), "NemotronH", tiny_tokenizer, **mamba, **layers)
 
@@ -131,7 +131,7 @@ def nemotron_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer
 def granite_h_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
     """Return a tiny Granite-4.0-H: one group, so PP and DP only; four multipliers, tied embeddings."""
     scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
-    mamba = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16}
+    mamba = {"mamba_n_heads": 10, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16}
     layers = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3, "position_embedding_type": None,
               "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}  # fmt: skip
     return random_checkpoint(

@@ -74,7 +74,7 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
         for parameter, (start, end) in _held(part):
             for name, values in part._get_main_param_and_optimizer_states(parameter).items():
                 if name != "step":
-                    found = _shards(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
+                    found = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
                     shards |= {f"{shard.key} {shard.global_offset}": shard for shard in found}
     return {"step": _steps(parts), "shards": shards}
 
@@ -151,12 +151,12 @@ def _allocate(part: Any) -> None:
     set_step(part.optimizer, 0)
 
 
-def _shards(weight: Any, prefix: str, start: int, values: torch.Tensor) -> Iterator[Any]:
+def cut(weight: Any, prefix: str, start: int, values: torch.Tensor) -> Iterator[Any]:
     """Yield the shards of `values`, which belong to the weight's values from `start` on; weight: Megatron's shard, or factory of shards.
 
     Of the weight's replicas over TP (norms) and PP (tied embeddings) one stays the writer. Over DP there are none: ranges differ.
     """
-    for piece_start, piece in _pieces(weight):
+    for piece_start, piece in pieces(weight):
         first, last = max(start, piece_start), min(start + values.numel(), piece_start + prod(piece.local_shape))
         for box in boxes(first - piece_start, last - piece_start, piece.local_shape):
             place = piece_start + box.start - start
@@ -172,7 +172,7 @@ def _shards(weight: Any, prefix: str, start: int, values: torch.Tensor) -> Itera
             )
 
 
-def _pieces(weight: Any) -> list[tuple[int, Any]]:
+def pieces(weight: Any) -> list[tuple[int, Any]]:
     """Return a weight's shards, each with the place of its values in the weight; a gated layer's gate and up are two.
 
     Megatron's factories cut along the first dimension: a template without values shows where.

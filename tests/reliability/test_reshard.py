@@ -107,23 +107,32 @@ def test_the_next_steps_are_the_same(whole: dict[str, Any], resumed: dict[str, A
     assert resumed[name]["loss"][SAVED_AT:] == pytest.approx(whole[run]["loss"][SAVED_AT:], abs=tolerance)
 
 
-def test_the_cases_are_hard(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
-    """Ranges end within rows, the moments are not zero, and the vocabulary's padding changes: else the tests above prove little."""
+def cut_rows(reader: stream.TensorReader) -> list[str]:
+    """Return the optimizer's tensors of which a shard holds a part of a row."""
+    found = []
+    for key, shape in reader.shapes().items():
+        with reader.open(key) as stored:
+            if key.startswith("optimizer.") and any(chunk.sizes[1:] != shape[1:] for chunk in stored.chunks):
+                found.append(key)
+    return found
+
+
+@pytest.mark.parametrize("run", ["dp2", "hybrid dp2"])
+def test_a_ranks_range_ends_within_a_row(whole: dict[str, Any], run: str) -> None:
+    """Else the tests above would prove nothing of it."""
+    assert cut_rows(saved(whole[run]))
+
+
+def test_the_vocabularys_padding_changes(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    key = "optimizer.state.exp_avg.embedding.word_embeddings.weight"
     before, after = saved(whole["dp2"]), stream.TensorReader(Path(resumed["dp2 to tp2"]["run_dir"]) / "again")
-    shapes = {key: shape for key, shape in before.shapes().items() if key.startswith("optimizer.") and len(shape) > 1}
-    cut = 0
-    for key, shape in shapes.items():
-        with before.open(key) as stored:
-            cut += any(chunk.sizes[1:] != shape[1:] for chunk in stored.chunks)
-        assert before.read(key, shape).any()
-    assert cut
-    embedding = "optimizer.state.exp_avg.embedding.word_embeddings.weight"
-    assert before.shapes()[embedding] != after.shapes()[embedding]
+    assert before.shapes()[key] != after.shapes()[key]
+    assert before.read(key, before.shapes()[key]).any()
 
 
 def test_control_is_seen(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     """Boxes read from one row beside their place are other values, and other steps."""
     before, after = saved(whole["tp2"]), stream.TensorReader(Path(resumed[CONTROL]["run_dir"]) / "again")
-    assert "optimizer.state.exp_avg.decoder.layers.0.mlp.linear_fc2.weight" in differing(before, after)
+    assert any(key.startswith("optimizer.state.exp_avg.") for key in differing(before, after))
     moved = zip(resumed[CONTROL]["loss"][SAVED_AT:], whole["tp2"]["loss"][SAVED_AT:], strict=True)
     assert max(abs(ours - theirs) for ours, theirs in moved) > 100 * TOLERANCE
