@@ -71,7 +71,8 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
     for part in parts:
         if not part.optimizer.state:
             _allocate(part)
-        for parameter, (start, end) in _held(part):
+        for parameter in part.model_param_gbuf_map:  # those of which this rank holds a range
+            start = part._get_model_param_range_map(parameter)["param"].start
             for name, values in part._get_main_param_and_optimizer_states(parameter).items():
                 if name != "step":
                     found = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
@@ -128,15 +129,6 @@ def _parts(optimizer: Any) -> list[Any]:
     """Return the optimizers behind a ChainedOptimizer; one of nothing but frozen parameters is an empty stub."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not part.is_stub_optimizer]
-
-
-def _held(part: Any) -> Iterator[tuple[torch.nn.Parameter, tuple[int, int]]]:
-    """Yield each parameter of which this rank holds a range, and the range."""
-    for buffer in part.gbuf_ranges:
-        for buckets in buffer.values():
-            for bucket in buckets:
-                for parameter, ranges in bucket["param_map"].items():
-                    yield parameter, (ranges["param"].start, ranges["param"].end)
 
 
 def _allocate(part: Any) -> None:
