@@ -20,7 +20,7 @@ from megatron_prism.core.load import build, merge, read_layers
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
-SIZES = {"vocab_size": 520, "hidden_size": 80, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
+SIZES = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1}  # fmt: skip
 PRESET_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
@@ -89,54 +89,63 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def random_checkpoint(folder: Path, kind: str, tokenizer: Path, **own: Any) -> Path:
-    """Return an imported checkpoint of a random 5-layer model with GQA; its vocabulary pads differently at each TP."""
+SCALARS = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
+LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the class's name in transformers, and its own sizes
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "granite": ("Granite", {"tie_word_embeddings": True, **SCALARS}),
+    "nemotron": ("NemotronH", {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16,
+                 "layers_block_type": [LETTERS[letter] for letter in "M-M*-M-*M"]}),
+    "granite_h": ("GraniteMoeHybrid", {"tie_word_embeddings": True, **SCALARS, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
+                  "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16, "num_hidden_layers": 3,
+                  "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": None,
+                  "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Callable[..., Path]:
+    """Return a function that makes an imported checkpoint of a random model: (name in MODELS, changes to its sizes)."""
     import torch
     import transformers
 
     from megatron_prism.jobs import convert
 
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own})
-    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder / "hf")
-    for file in tokenizer.iterdir():
-        (folder / "hf" / file.name).write_bytes(file.read_bytes())
-    convert.run_import(folder / "hf", folder / "ckpt", dry_run=False)
-    return folder / "ckpt"
+    def make(name: str, **changes: Any) -> Path:
+        folder, (kind, own) = tmp_path_factory.mktemp(name), MODELS[name]
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own, **changes})
+        getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder / "hf")
+        for file in tiny_tokenizer.iterdir():
+            (folder / "hf" / file.name).write_bytes(file.read_bytes())
+        convert.run_import(folder / "hf", folder / "ckpt", dry_run=False)
+        return folder / "ckpt"
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """Return a tiny LLaMA."""
-    return random_checkpoint(tmp_path_factory.mktemp("tiny"), "Llama", tiny_tokenizer, tie_word_embeddings=False)
+def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny LLaMA of 5 layers with GQA; its vocabulary is padded."""
+    return make_checkpoint("llama")
 
 
 @pytest.fixture(scope="session")
-def granite_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+def granite_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """Return a tiny Granite: four multipliers and tied embeddings."""
-    scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
-    return random_checkpoint(tmp_path_factory.mktemp("granite"), "Granite", tiny_tokenizer, tie_word_embeddings=True, **scalars)
+    return make_checkpoint("granite")
 
 
 @pytest.fixture(scope="session")
-def nemotron_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+def nemotron_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """Return a tiny Nemotron-H: two groups of Mamba heads, so that it splits over TP 2; nine layers, uneven at PP 2."""
-    kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
-    mamba = {"mamba_num_heads": 10, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16}
-    layers = {"layers_block_type": [kinds[kind] for kind in "M-M*-M-*M"]}
-    return random_checkpoint(tmp_path_factory.mktemp("nemotron"), "NemotronH", tiny_tokenizer, **mamba, **layers)
+    return make_checkpoint("nemotron")
 
 
 @pytest.fixture(scope="session")
-def granite_h_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+def granite_h_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """Return a tiny Granite-4.0-H: one group, so PP and DP only; four multipliers, tied embeddings."""
-    scalars = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
-    mamba = {"mamba_n_heads": 10, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16}
-    layers = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3, "position_embedding_type": None,
-              "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}  # fmt: skip
-    return random_checkpoint(
-        tmp_path_factory.mktemp("granite_h"), "GraniteMoeHybrid", tiny_tokenizer, tie_word_embeddings=True, **scalars, **mamba, **layers
-    )
+    return make_checkpoint("granite_h")
 
 
 @pytest.fixture(scope="session")

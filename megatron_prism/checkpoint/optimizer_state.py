@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.parallel import host
 
 
@@ -62,13 +61,15 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
     Without the distributed optimizer it is Megatron-Core's own.
     """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedBase
 
     if not chunks[0].ddp_config.use_distributed_optimizer:
         return optimizer.sharded_state_dict(dict(weights_by_chunk), is_loading=is_loading, metadata={})
-    weights = {id(weight.data): weight for weight in nested_values(dict(weights_by_chunk)) if hasattr(weight, "data")}
+    weights = {id(weight.data): weight for weight in nested_values(dict(weights_by_chunk)) if isinstance(weight, ShardedBase)}
     parts = _parts(optimizer)
     shards: dict[str, Any] = {}
     for part in parts:
+        assert not part.config.use_precision_aware_optimizer, "its state is read as copies: loading would not be in place"
         if not part.optimizer.state:
             _allocate(part)
         for parameter in part.model_param_gbuf_map:  # those of which this rank holds a range
@@ -81,22 +82,12 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
 
 
 def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
-    """Take over what was loaded into the tensors of `sharded`.
-
-    Raises: CheckpointError where it is the state of another kind of optimizer.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    parts = _parts(optimizer)
-    for part in parts:
-        if isinstance(part, DistributedOptimizer) != ("step" in loaded):
-            found = "another kind of optimizer's state"
-            raise CheckpointError(Problem("parallel.distributed_optimizer", found, "the kind that the checkpoint was saved with"))
-    if "step" not in loaded:
+    """Take over what was loaded: the tensors of `sharded` hold their values, so only the number of steps is left."""
+    if "step" not in loaded:  # Megatron-Core's own
         optimizer.load_state_dict(loaded)
-    else:
-        for part in parts:
-            set_step(part.optimizer, loaded["step"])
+        return
+    for part in _parts(optimizer):
+        set_step(part.optimizer, loaded["step"])
 
 
 def step_of(adam: torch.optim.Optimizer) -> int:
