@@ -1,9 +1,13 @@
-"""What the tests share: the data beside the repository, the presets, and a tokenizer and a model small enough to make at once."""
+"""What the tests share: the data beside the repository, the presets, a tokenizer and models small enough to make at once,
+one prepared mixture, and gangs that each train several layouts in one life.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,10 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-05,
     "vocab_size": 390,
 }
+WORKER = ROOT / "tests" / "distributed" / "worker.py"
+Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
+SIZES = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1}  # fmt: skip
 PRESET_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
     "mistral-7b-v0.1": 7_241_732_096,
@@ -123,6 +131,65 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SCALARS = {"attention_multiplier": 1 / 16, "embedding_multiplier": 6.0, "residual_multiplier": 0.22, "logits_scaling": 4.0}
+LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the class's name in transformers, and its own sizes
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "granite": ("Granite", {"tie_word_embeddings": True, **SCALARS}),
+    "nemotron": ("NemotronH", {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16,
+                 "layers_block_type": [LETTERS[letter] for letter in "M-M*-M-*M"]}),
+    "granite_h": ("GraniteMoeHybrid", {"tie_word_embeddings": True, **SCALARS, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
+                  "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16, "num_hidden_layers": 3,
+                  "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": None,
+                  "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Callable[..., Path]:
+    """Return a function that makes an imported checkpoint of a random model: (name in MODELS, changes to its sizes)."""
+    import torch
+    import transformers
+
+    from megatron_prism.jobs import convert
+
+    def make(name: str, **changes: Any) -> Path:
+        folder, (kind, own) = tmp_path_factory.mktemp(name), MODELS[name]
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own, **changes})
+        getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder / "hf")
+        for file in tiny_tokenizer.iterdir():
+            (folder / "hf" / file.name).write_bytes(file.read_bytes())
+        convert.run_import(folder / "hf", folder / "ckpt", dry_run=False)
+        return folder / "ckpt"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny LLaMA of 5 layers with GQA; its vocabulary is padded."""
+    return make_checkpoint("llama")
+
+
+@pytest.fixture(scope="session")
+def granite_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny Granite: four multipliers and tied embeddings."""
+    return make_checkpoint("granite")
+
+
+@pytest.fixture(scope="session")
+def nemotron_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny Nemotron-H: two groups of Mamba heads, so that it splits over TP 2; nine layers, uneven at PP 2."""
+    return make_checkpoint("nemotron")
+
+
+@pytest.fixture(scope="session")
+def granite_h_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny Granite-4.0-H: one group, so PP and DP only; four multipliers, tied embeddings."""
+    return make_checkpoint("granite_h")
+
+
 @pytest.fixture(scope="session")
 def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
     """Return a prepared mixture of two sources, one with a held-out part."""
@@ -140,3 +207,42 @@ def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path)
     )
     prepare.run(PrepareConfig(out=folder / "data", tokenizer=tiny_tokenizer, sources=sources, num_workers=1))
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
+    """Return a function that trains cases one after another in one torchrun gang, and returns {case: result}.
+
+    A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
+    {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
+    loaded is saved at once, to the run's folder `again`}.
+    """
+
+    def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(f"gang{num_processes}")
+        base: dict[str, Any] = {
+            "init": {"checkpoint": str(tiny_checkpoint)},
+            "data": {"prepared": str(tiny_mixture), "seq_length": 32},
+            "batch": {"global_size": 8, "micro_size": 2},
+            "steps": 10,
+            "precision": "fp32",
+            "optimizer": {"lr": 3e-3},
+            "schedule": {"warmup_steps": 2},
+            "validation": {"sequences": 6},
+        }
+        named = []
+        for case in cases:
+            config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
+            config["data"] = {**base["data"], **case["config"].get("data", {})}
+            named.append({"control": None, "start_from": None, "save_again": False, **case, "config": config})
+        (folder / "cases.json").write_text(json.dumps(named))
+        script = (
+            "import sys; from megatron_prism.parallel.launch import start_gang;"
+            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(folder)!r}]))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+        said = [line for line in done.stderr.splitlines() if "registered at" not in line]  # torch lists its whole dispatcher
+        assert done.returncode == 0, "\n".join(said)[-6000:]
+        return json.loads((folder / "results.json").read_text())
+
+    return run

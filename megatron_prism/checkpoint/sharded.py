@@ -13,14 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, integrity, unpickle
+from megatron_prism.checkpoint import folder, integrity, optimizer_state, unpickle
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import compat, host
 from megatron_prism.parallel.groups import Groups, gather
 
-# Keys name each layer, and the optimizer's state is laid out like the weights, so that every layout reads every other.
-LAYOUT = {"non_homogeneous_layers": True, "distrib_optim_sharding_type": "fully_reshardable"}
+# Keys name each layer, so that every layout reads every other.
+LAYOUT = {"non_homogeneous_layers": True}
 
 
 def weights(chunks: Sequence[Any]) -> dict[str, Any]:
@@ -55,10 +55,8 @@ def load_weights(path: Path, chunks: Sequence[Any]) -> None:
 
 def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
     """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
-    compat.distributed_optimizer_with_torch_adamw()
     state = weights(chunks)
-    sharded = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=dict(LAYOUT))
-    return {**state, "optimizer": sharded, "generators": _generators(groups)}
+    return {**state, "optimizer": optimizer_state.sharded(optimizer, chunks, state, is_loading), "generators": _generators(groups)}
 
 
 def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Groups) -> None:
@@ -74,7 +72,7 @@ def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Gro
     for index, chunk in enumerate(chunks):
         with unpickle.guarded(path):  # Transformer Engine unpickles its FP8 state here
             unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
-    optimizer.load_state_dict(loaded["optimizer"])
+    optimizer_state.restore(optimizer, loaded["optimizer"])
     if same_ranks:
         _restore_generators(loaded["generators"])
 

@@ -10,7 +10,6 @@ import torch
 
 from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
 from megatron_prism.models.build import DTYPES
-from megatron_prism.parallel import compat
 
 
 def wrap(chunks: Sequence[Any], parallel: ParallelConfig) -> list[Any]:
@@ -41,7 +40,6 @@ def build(chunks: Sequence[Any], optimizer: OptimizerConfig, parallel: ParallelC
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 
-    compat.distributed_optimizer_with_torch_adamw()
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.lr,

@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from megatron_prism.checkpoint import optimizer_state, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
@@ -28,7 +30,8 @@ def main(folder: Path) -> None:
         if case["start_from"] and dist.get_rank() == 0:
             start_from(config.run_dir, case["start_from"])
         dist.barrier()
-        with fault(case["control"]), groups.grid(config.parallel, config.seed) as grid:
+        again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
+        with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         dist.barrier()
@@ -55,13 +58,10 @@ def fault(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
     from megatron_prism.models import build as models
     from megatron_prism.models import norm
 
-    compat.distributed_optimizer_with_torch_adamw()
-    kept_load = DistributedOptimizer.load_state_dict
+    kept_restore, kept_boxes, kept_load = optimizer_state.restore, optimizer_state.boxes, sharded.load_training
     kept = models.transformer_config, norm.LocalNorm.__init__, models.mask_padded_vocabulary
     if name == "batched_p2p":
 
@@ -82,19 +82,56 @@ def fault(name: str | None) -> Iterator[None]:
         models.mask_padded_vocabulary = lambda *args: None
     elif name == "shared_step":
 
-        def load_sharing_step(self: Any, state_dict: Any) -> None:
-            kept_load(self, state_dict)
-            states = [state for state in self.optimizer.state.values() if "step" in state]
+        def restore_sharing_step(optimizer: Any, loaded: Any) -> None:
+            kept_restore(optimizer, loaded)
+            states = [state for part in optimizer.chained_optimizers for state in part.optimizer.state.values()]
             for state in states:
                 state["step"] = states[0]["step"]
 
-        DistributedOptimizer.load_state_dict = load_sharing_step
+        optimizer_state.restore = restore_sharing_step
+    elif name == "shifted_boxes":
+
+        def shifted(start: int, end: int, shape: Any) -> list[Any]:
+            found = kept_boxes(start, end, shape)
+            fits = len(shape) > 1 and all(box.offset[0] + box.size[0] < shape[0] for box in found)
+            return [replace(box, offset=(box.offset[0] + fits, *box.offset[1:])) for box in found]
+
+        def load_shifted(*args: Any) -> None:
+            optimizer_state.boxes = shifted
+            try:
+                kept_load(*args)
+            finally:
+                optimizer_state.boxes = kept_boxes
+
+        sharded.load_training = load_shifted
     try:
         yield
     finally:
         models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
         norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
-        DistributedOptimizer.load_state_dict = kept_load
+        optimizer_state.restore, sharded.load_training = kept_restore, kept_load
+
+
+@contextmanager
+def saved_again(run_dir: Path) -> Iterator[None]:
+    """Save what a run resumes from as soon as it is loaded, on the layout that it is loaded to."""
+    from megatron.core import dist_checkpointing
+
+    kept = sharded.load_training
+
+    def load_and_save(path: Path, chunks: Any, optimizer: Any, grid: Any) -> None:
+        kept(path, chunks, optimizer, grid)
+        if grid.rank == 0:
+            (run_dir / "again").mkdir()
+        dist.barrier()
+        state = sharded.training_state(chunks, optimizer, grid, is_loading=False)
+        dist_checkpointing.save(state, str(run_dir / "again"), **compat.save_arguments())
+
+    sharded.load_training = load_and_save
+    try:
+        yield
+    finally:
+        sharded.load_training = kept
 
 
 def start_from(run_dir: Path, other: dict[str, Any]) -> None:
