@@ -239,7 +239,7 @@ class LogConfig(Section):
 class TrainConfig(Section):
     """`prism train`: from-scratch base training, mid-training and long-context extension are this one job.
 
-    deterministic: the same bits again on the same ranks, slower. environment: variables for NCCL, CUDA, torch and Transformer Engine,
+    deterministic: the same bits again on the same ranks. environment: variables for NCCL, CUDA, torch and Transformer Engine,
     over those that follow from the config (parallel/environment.py).
     """
 

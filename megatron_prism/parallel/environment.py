@@ -1,7 +1,8 @@
 """The environment variables of a run: what NCCL, CUDA, torch and Transformer Engine read when they start.
 
 Source: NVIDIA's recipes for H100 (DGXC benchmarking, Megatron-Bridge's perf_recipes); megatron/training/determinism.py (0.19).
-TORCH_NCCL_AVOID_RECORD_STREAMS is not among them: torch has it by default since 2.8, and warns where it is set.
+TORCH_NCCL_AVOID_RECORD_STREAMS is not among them: torch does so by default now, and warns where it is set (read in 2.13's NCCL process
+group); under interleaved pipelines it has given wrong losses (Megatron-LM, issue 1586).
 """
 
 from __future__ import annotations
