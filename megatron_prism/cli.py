@@ -200,6 +200,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
 
     settings = load(config, TrainConfig, overrides or [])  # before the job brings torch along
     from megatron_prism.jobs import train as job
+    from megatron_prism.parallel import environment
 
     world_size = _world_size(nproc)
     with placed(config, TrainConfig, overrides or []):
@@ -207,6 +208,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     if dry_run:
         _finish(figures, json)
         return
+    environment.set_variables(settings)  # before there are ranks: a process reads some of them as it starts
     _become_gang(world_size)
     result = job.run(settings, world_size)
     if _speaks():

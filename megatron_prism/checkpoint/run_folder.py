@@ -24,6 +24,7 @@ CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", 
 MAY_CHANGE = (
     "run_dir", "init.", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
     "guard.", "limits.", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
+    "environment", "deterministic", "offload.activation_layers",
 )  # fmt: skip
 
 
@@ -55,11 +56,12 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     before = load(path, TrainConfig)
     then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
-    changed = [key for key in then if then[key] != now[key] and not key.startswith(MAY_CHANGE)]
+    keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
+    changed = [key for key in keys if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
     if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
         changed.append("data.changes")
         fix = f"a mixture may change from step {step} on; {fix}"
-    return [Problem(key, str(now[key]), f"{then[key]}, as in {path} of the run that goes on", fix) for key in changed]
+    return [Problem(key, str(now.get(key)), f"{then.get(key)}, as in {path} of the run that goes on", fix) for key in changed]
 
 
 def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_prism.checkpoint import folder, integrity, optimizer_state, unpickle
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.models.build import unwrap
-from megatron_prism.parallel import compat, host
+from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups, gather
 
 # Keys name each layer, so that every layout reads every other.

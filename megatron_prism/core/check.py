@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from megatron_prism.core import check_precision
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
@@ -29,6 +30,7 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
         *_check_numbers(config),
         *_check_grid(config, world_size),
         *_check_schedule(config),
+        *check_precision.check_keys(config),
     ]
 
 
@@ -166,7 +168,7 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
         problems.append(Problem("recompute.granularity", "full", "none or selective for a hybrid", fix))
     if config.data.seq_length > model.max_position_embeddings:
         problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))
-    return [*problems, *check_architecture(model)]
+    return [*problems, *check_precision.check_sizes(model, config), *check_architecture(model)]
 
 
 def check_split(model: ModelConfig, tp: int, num_stages: int, tp_key: str, pp_key: str) -> list[Problem]:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
+
+from megatron_prism.core.config_precision import FP8Config, OffloadConfig
+from megatron_prism.core.section import Section
 
 Precision = Literal["fp32", "bf16"]
-
-
-class Section:
-    """Base of all config dataclasses: an unknown key is an error."""
-
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +237,11 @@ class LogConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
+    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job.
+
+    deterministic: the same bits again on the same ranks. environment: variables for NCCL, CUDA, torch and Transformer Engine,
+    over those that follow from the config (parallel/environment.py).
+    """
 
     run_dir: Path
     steps: int
@@ -250,10 +251,14 @@ class TrainConfig(Section):
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig | None = None
     precision: Precision = "bf16"
+    fp8: FP8Config | None = None
+    deterministic: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -5,48 +5,101 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+
+@dataclass(frozen=True)
+class Package:
+    """A package: the module to import, its distribution, what its absence costs, and the compiled module that does its work."""
+
+    module: str
+    distribution: str
+    absence_costs: str
+    compiled: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A package as it was found: no version where it is absent; broken says why it cannot work though it is installed."""
+
+    name: str
+    version: str | None
+    broken: str | None
+    absence_costs: str
+
+
 PACKAGES = (
-    # (import name, distribution, what its absence costs)
-    ("torch", "torch", "nothing runs"),
-    ("megatron.core", "megatron-core", "no training, no generation from a checkpoint"),
-    ("psutil", "psutil", "Megatron-Core's checkpoint writer hangs"),
-    ("transformers", "transformers", "no oracle to verify conversions against"),
-    ("tokenizers", "tokenizers", "no data preparation, no generation"),
-    ("tensorboard", "tensorboard", "no TensorBoard logs"),
-    ("datasketch", "datasketch", "no dedup: minhash"),
-    ("gigatoken", "gigatoken", "no tokenizer_backend: gigatoken (tokenizers does the work, slower)"),
-    ("matplotlib", "matplotlib", "no prepare --report"),
-    ("reasoning_gym", "reasoning-gym", "no quickstart corpus"),
-    ("transformer_engine", "transformer-engine", "no FP8 and no fused layers on GPUs (Megatron-Core's local layers are used)"),
-    ("apex", "apex", "no fused gradient accumulation on GPUs"),
-    ("mamba_ssm", "mamba-ssm", "no Mamba hybrids on GPUs"),
-    ("causal_conv1d", "causal-conv1d", "no Mamba hybrids on GPUs"),
-    ("nemo_aligner", "nemo-aligner", "no NeMo-Aligner backend for RL"),
-    ("vllm", "vllm", "no vLLM rollouts"),
+    Package("torch", "torch", "nothing runs"),
+    Package("megatron.core", "megatron-core", "no training, no generation from a checkpoint"),
+    Package("psutil", "psutil", "Megatron-Core's checkpoint writer hangs"),
+    Package("transformers", "transformers", "no oracle to verify conversions against"),
+    Package("tokenizers", "tokenizers", "no data preparation, no generation"),
+    Package("tensorboard", "tensorboard", "no TensorBoard logs"),
+    Package("datasketch", "datasketch", "no dedup: minhash"),
+    Package("gigatoken", "gigatoken", "no tokenizer_backend: gigatoken (tokenizers does the work, slower)"),
+    Package("matplotlib", "matplotlib", "no prepare --report"),
+    Package("reasoning_gym", "reasoning-gym", "no quickstart corpus"),
+    Package(
+        "transformer_engine",
+        "transformer-engine",
+        "no FP8 and no fused layers on GPUs (Megatron-Core's local layers are used)",
+        "transformer_engine_torch",
+    ),
+    Package("apex", "apex", "no fused gradient accumulation on GPUs", "fused_weight_gradient_mlp_cuda"),
+    Package(
+        "flash_attn", "flash-attn", "under Transformer Engine only cuDNN's fused attention, or the slow unfused one", "flash_attn_2_cuda"
+    ),
+    Package("mamba_ssm", "mamba-ssm", "no Mamba hybrids on GPUs", "selective_scan_cuda"),
+    Package("causal_conv1d", "causal-conv1d", "no Mamba hybrids on GPUs", "causal_conv1d_cuda"),
+    Package("nemo", "nemo-toolkit", "no NeMo-Aligner backend for RL"),
+    Package("nemo_aligner", "nemo-aligner", "no NeMo-Aligner backend for RL"),
+    Package("vllm", "vllm", "no vLLM rollouts"),
 )
-PROGRAMS = (("sbatch", "no submission to Slurm from here"), ("bwrap", "no sandbox for generated code"), ("git", "no commit in the manifests"))
+PROGRAMS = (
+    ("sbatch", "no submission to Slurm from here"),
+    ("srun", "no gang started by Slurm from here"),
+    ("bwrap", "no sandbox for generated code"),
+    ("git", "no commit in the manifests"),
+)
 REQUIRED = {"torch", "megatron-core", "psutil", "tokenizers", "tensorboard", "transformers"}
 
 
 def run() -> dict[str, Any]:
-    """Return the findings: packages, programs, devices, and whether the required ones are here."""
-    packages = [
-        {"name": distribution, "version": _version(module, distribution), "absence_costs": costs} for module, distribution, costs in PACKAGES
-    ]
+    """Return the findings: packages, programs, devices, and whether the required ones are here and whole. No package is imported but torch."""
+    packages = [asdict(find(package)) for package in PACKAGES]
     programs = [{"name": name, "path": shutil.which(name), "absence_costs": costs} for name, costs in PROGRAMS]
-    missing = [entry["name"] for entry in packages if entry["name"] in REQUIRED and entry["version"] is None]
+    missing = [entry["name"] for entry in packages if entry["name"] in REQUIRED and (entry["version"] is None or entry["broken"])]
     return {"packages": packages, "programs": programs, "devices": _devices(), "missing": missing, "ok": not missing}
 
 
-def _version(module: str, distribution: str) -> str | None:
+def find(package: Package) -> Finding:
+    """Return what is there of a package, told from files alone: its metadata, its module, its compiled module."""
     try:
-        if importlib.util.find_spec(module) is None:
-            return None
-        return importlib.metadata.version(distribution)
-    except ModuleNotFoundError:  # a parent package is absent; or importable without metadata, as a source tree is
+        version = importlib.metadata.version(package.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(package.distribution, None, None, package.absence_costs)
+    broken = None
+    folder = _folder(package.module)
+    if folder is None:
+        broken = f"there is no module {package.module}: install it again"
+    elif package.compiled is not None and not _is_compiled(package.compiled, folder):
+        broken = f"its compiled part {package.compiled} is not there: build it on a machine with CUDA"
+    return Finding(package.distribution, version, broken, package.absence_costs)
+
+
+def _folder(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a parent package is absent
         return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _is_compiled(name: str, folder: Path) -> bool:
+    """Say whether a compiled module lies beside its package, or, as Transformer Engine's may, within it."""
+    return importlib.util.find_spec(name) is not None or any(folder.rglob(f"{name}*.so"))
 
 
 def _devices() -> list[str]:
@@ -66,7 +119,10 @@ def show(found: dict[str, Any]) -> None:
     table = Table("", "found", "without it", title="prism doctor", title_justify="left")
     for entry in (*found["packages"], *found["programs"]):
         value = entry.get("version") or entry.get("path")
-        table.add_row(entry["name"], value or "[yellow]absent[/yellow]", "" if value else entry["absence_costs"])
+        if entry.get("broken"):
+            table.add_row(entry["name"], f"[red]{value}, broken[/red]", f"{entry['broken']} ({entry['absence_costs']})")
+        else:
+            table.add_row(entry["name"], value or "[yellow]absent[/yellow]", "" if value else entry["absence_costs"])
     devices = ", ".join(found["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging"
     table.add_row("CUDA devices", devices, "")
     console.print(table)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
 from megatron_prism.core.check import check_model, check_train, data_parallel_size
+from megatron_prism.core.check_precision import check_machine, check_variables
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import loader, segments, tokenize
 from megatron_prism.data.mixture import Prepared
 from megatron_prism.families import find
+from megatron_prism.parallel import environment
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Check everything that can be checked before a process starts; return the run's derived figures.
 
+    The machine is not looked at: a run on GPUs can be planned where there is none.
     Raises: InputError with every problem found. Nothing is written.
     """
     raise_problems(check_train(config, world_size))
@@ -49,6 +52,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in sources],
+        "environment": environment.variables(config),
         "run_dir": str(config.run_dir),
         "resumes_at_step": run_folder.last_step(config.run_dir),
     }
@@ -90,12 +94,15 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: Prepared
 def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Train; every rank of the gang calls this and returns the run's result.
 
-    Raises: InputError before anything is written where the config does not hold.
+    Raises: InputError before anything is written where the config does not hold, or not on this rank's machine.
     """
     figures = plan(config, world_size)
+    figures["environment"] = environment.set_variables(config)
 
+    from megatron_prism.parallel import hardware
     from megatron_prism.parallel.groups import gang
 
+    raise_problems([*check_variables(config, figures["environment"]), *check_machine(config, hardware.read())])
     with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
         return train_on(config, figures, groups)
 
@@ -115,16 +122,20 @@ def train_on(config: TrainConfig, figures: Mapping[str, Any], groups: Groups) ->
         if is_first:
             stack.enter_context(run_folder.begin(config, model, figures))
             log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
+            log.get().info("environment: %s", environment.in_words(environment.variables(config), figures["environment"]))
         barrier()
         return _train(config, model, groups, asked, dog)
 
 
 def _train(config: TrainConfig, model: ModelConfig, groups: Groups, asked: StopRequest, dog: Watchdog) -> dict[str, Any]:
+    import torch
+
     from megatron_prism.checkpoint import saving, sharded
     from megatron_prism.parallel import host
     from megatron_prism.train import guard, loop
     from megatron_prism.train.metrics import Recorder
 
+    torch.use_deterministic_algorithms(config.deterministic)
     chunks, optimizer, start = _build_or_resume(config, model, groups)
     first_step = start.step if start else 0
     mixtures = segments.read(config.data, config.batch.global_size, config.seed)
@@ -157,7 +168,7 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups, asked: StopR
                 for name, part in valid.items()
             },
             flops=flops_per_token(model, config.data.seq_length),
-            peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), config.precision),
+            peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), "fp8" if config.fp8 else config.precision),
             recorder=recorder,
             samples=_sample_log(config, dataset, groups, first_step),
             saver=saver,
@@ -192,11 +203,11 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     from megatron_prism.train import optim
 
     found = saving.newest(config.run_dir)
-    bare = build.build(model, groups, config.parallel, config.precision, config.recompute)
+    bare = build.build(model, groups, config.parallel, config.precision, config.recompute, config.fp8, config.offload, config.deterministic)
     if found is None and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
-    chunks = optim.wrap(bare, config.parallel)
-    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision)
+    chunks = optim.wrap(bare, config.parallel, config.fp8)
+    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision, config.fp8, config.offload)
     if found is None:
         return chunks, optimizer, None
     sharded.load_training(found, chunks, optimizer, groups)

@@ -13,6 +13,7 @@ import torch
 
 from megatron_prism.core.check import padded_vocab_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config_precision import FP8Config, OffloadConfig
 from megatron_prism.models import scalars, spec
 from megatron_prism.models.norm import LocalFinalNorm
 from megatron_prism.parallel import compat, host
@@ -21,7 +22,15 @@ from megatron_prism.parallel.groups import Groups, chunk_ends
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: Precision, recompute: RecomputeConfig) -> Any:
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    recompute: RecomputeConfig,
+    fp8: FP8Config | None = None,
+    offload: OffloadConfig | None = None,
+    deterministic: bool = False,
+) -> Any:
     """Return Megatron-Core's TransformerConfig.
 
     Pipeline messages: batched, but with model chunks (vpp) overlapped and one by one: two batched messages between
@@ -31,7 +40,6 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     from megatron.core.transformer import TransformerConfig
 
     fused, interleaved = spec.use_transformer_engine(), parallel.vpp is not None
-    whole = recompute.granularity == "full"
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -63,15 +71,53 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=parallel.pp > 1 and host.has_cuda(),  # gloo may still be sending them: wrong losses, seen
-        recompute_granularity=None if recompute.granularity == "none" else recompute.granularity,
-        recompute_method=("uniform" if recompute.num_layers is None else "block") if whole else None,
-        recompute_num_layers=(recompute.num_layers or 1) if whole else None,
+        **_recompute_settings(recompute),
+        **_fp8_settings(fp8),
+        **_offload_settings(offload),
+        deterministic_mode=deterministic,
         bias_activation_fusion=fused and model.activation == "swiglu",
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
+        # TE's layers need no apex for it, but Megatron's output layer refuses to be built without apex's kernel (0.16 and 0.19)
         gradient_accumulation_fusion=fused and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
+
+
+def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
+    whole = recompute.granularity == "full"
+    return {
+        "recompute_granularity": None if recompute.granularity == "none" else recompute.granularity,
+        "recompute_method": ("uniform" if recompute.num_layers is None else "block") if whole else None,
+        "recompute_num_layers": (recompute.num_layers or 1) if whole else None,
+    }
+
+
+def _fp8_settings(fp8: FP8Config | None) -> dict[str, Any]:
+    if fp8 is None:
+        return {}
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_amax_history_len": fp8.amax_history_len,
+        "fp8_amax_compute_algo": fp8.amax_compute_algo,
+        "fp8_margin": fp8.margin,
+        "first_last_layers_bf16": fp8.num_layers_at_start_in_bf16 + fp8.num_layers_at_end_in_bf16 > 0,
+        "num_layers_at_start_in_bf16": fp8.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": fp8.num_layers_at_end_in_bf16,
+        "fp8_param": fp8.param,
+    }
+
+
+def _offload_settings(offload: OffloadConfig | None) -> dict[str, Any]:
+    if offload is None or not offload.activation_layers:
+        return {}
+    return {
+        "cpu_offloading": True,
+        "cpu_offloading_num_layers": offload.activation_layers,
+        "cpu_offloading_activations": True,
+        "cpu_offloading_weights": False,
+    }
 
 
 def _dense_settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
@@ -121,9 +167,12 @@ def build(
     parallel: ParallelConfig,
     precision: Precision,
     recompute: RecomputeConfig | None = None,
+    fp8: FP8Config | None = None,
+    offload: OffloadConfig | None = None,
+    deterministic: bool = False,
 ) -> list[Any]:
     """Return this rank's model chunks (one, or vpp of them) on its device, randomly initialised, not yet wrapped."""
-    config = transformer_config(model, parallel, precision, recompute or RecomputeConfig())
+    config = transformer_config(model, parallel, precision, recompute or RecomputeConfig(), fp8, offload, deterministic)
     return [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
 
 

@@ -56,8 +56,6 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
-    if parallel.tp * parallel.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     join(timeout_s)
     try:
         with grid(parallel, seed, timeout_s) as groups:

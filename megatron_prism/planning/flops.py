@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_prism.core.config import MambaConfig, ModelConfig, Precision
+from megatron_prism.core.config import MambaConfig, ModelConfig
 
-PEAK_TFLOPS_BF16 = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense, NVIDIA's data sheets (SXM)
+# dense, NVIDIA's data sheets (SXM); an A100 has no FP8
+PEAK_TFLOPS = {"bf16": {"H100": 989.0, "H200": 989.0, "A100": 312.0}, "fp8": {"H100": 1979.0, "H200": 1979.0}}
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,6 @@ def _mamba_forward(mamba: MambaConfig, hidden: int) -> int:
     return projections + 2 * mamba.conv_kernel * (inner + 2 * states) + 7 * inner * mamba.state_dim
 
 
-def peak_tflops(device_name: str, precision: Precision) -> float | None:
-    """Return a device's dense peak in TFLOP/s where it is known (bf16 on the GPUs listed), else None."""
-    if precision != "bf16":
-        return None
-    return next((peak for name, peak in PEAK_TFLOPS_BF16.items() if name in device_name), None)
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """Return a device's dense peak in TFLOP/s in fp32, bf16 or fp8 where it is known (PEAK_TFLOPS), else None."""
+    return next((peak for name, peak in PEAK_TFLOPS.get(precision, {}).items() if name in device_name), None)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
+from megatron_prism.core.config_precision import FP8Config, OffloadConfig
 from megatron_prism.models.build import DTYPES
 
 
-def wrap(chunks: Sequence[Any], parallel: ParallelConfig) -> list[Any]:
+def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None = None) -> list[Any]:
     """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
@@ -20,6 +21,7 @@ def wrap(chunks: Sequence[Any], parallel: ParallelConfig) -> list[Any]:
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
+        fp8_param_gather=fp8 is not None and fp8.param,
         grad_reduce_in_fp32=True,
         bucket_size=None if not parallel.overlap_grad_reduce else 40_000_000,
     )
@@ -32,14 +34,23 @@ def wrap(chunks: Sequence[Any], parallel: ParallelConfig) -> list[Any]:
     return wrapped
 
 
-def build(chunks: Sequence[Any], optimizer: OptimizerConfig, parallel: ParallelConfig, precision: Precision) -> Any:
+def build(
+    chunks: Sequence[Any],
+    optimizer: OptimizerConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    fp8: FP8Config | None = None,
+    offload: OffloadConfig | None = None,
+) -> Any:
     """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
 
-    Biases and norms are not decayed (Megatron-Core's standard; the paper does not say).
+    Biases and norms are not decayed (Megatron-Core's standard; the paper does not say). What is offloaded goes the way of the
+    precision-aware optimizer, as Megatron-LM's arguments.py wants it; its states stay in fp32.
     """
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 
+    fraction = 0.0 if offload is None else offload.optimizer_fraction
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.lr,
@@ -53,6 +64,11 @@ def build(chunks: Sequence[Any], optimizer: OptimizerConfig, parallel: ParallelC
         params_dtype=DTYPES[precision],
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
+        fp8_recipe=None if fp8 is None else fp8.recipe,
+        optimizer_cpu_offload=fraction > 0,
+        optimizer_offload_fraction=fraction,
+        overlap_cpu_optimizer_d2h_h2d=fraction > 0,
+        use_precision_aware_optimizer=fraction > 0,
     )
     built = get_megatron_optimizer(settings, list(chunks))
     chunks[0].config.grad_scale_func = built.scale_loss if precision == "bf16" else None

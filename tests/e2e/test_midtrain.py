@@ -49,6 +49,8 @@ def run(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "schedule": {"warmup_steps": 10},
         "validation": {"sequences": SEQUENCES},
         "log": {"interval": 50},
+        "deterministic": True,
+        "environment": {"NCCL_DEBUG": "WARN"},
     }
     for name, config in (("mixture", mixture), ("train", train)):
         (root / f"{name}.yaml").write_text(json.dumps(config, default=str))  # JSON is YAML
@@ -76,6 +78,11 @@ def test_blend_is_the_one_asked_for(run: Path) -> None:
     blend = json.loads((run / "mid" / "manifest.json").read_text())["realised_blend"]
     assert {part["name"]: round(part["share"], 3) for part in blend} == {"math": 0.7, "general": 0.3}
     assert sum(part["tokens"] for part in blend) == STEPS * 16 * SEQ_LENGTH
+
+
+def test_the_manifest_says_what_the_environment_was(run: Path) -> None:
+    (start,) = json.loads((run / "mid" / "manifest.json").read_text())["starts"]
+    assert start["plan"]["environment"].items() >= {"NCCL_DEBUG": "WARN", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "NCCL_NVLS_ENABLE": "0"}.items()
 
 
 @pytest.mark.parametrize("source", ["math", "general"])

@@ -21,7 +21,7 @@ from megatron_prism.checkpoint import saving, writers
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import PrismError
-from megatron_prism.core.load import build, load
+from megatron_prism.core.load import build
 from megatron_prism.jobs import train
 from megatron_prism.parallel import host, launch
 from megatron_prism.train import optim

@@ -132,6 +132,7 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
         (["data.prepared=absent"], ["absent/manifest.json: found"]),
         (["data.weights={b: 100}"], ["data.weights.b: found no such source; required a source of"]),
         (["init.tokenizer=absent"], ["absent"]),
+        (["fp8.recipe=mxfp8", "environment.LD_PRELOAD=a.so"], ["fp8.recipe: found mxfp8", "Blackwell", "environment.LD_PRELOAD: found a name"]),
         (["--json", "absent/plan.json"], ["absent"]),
     ],
     ids=lambda value: " ".join(value) if value[0][-1].isalnum() else None,
@@ -139,6 +140,16 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
 def test_a_training_run_that_does_not_hold_ends_before_it_begins(config: Path, arguments: list[str], named: list[str]) -> None:
     before = tree(config.parent)
     refused(prism("train", config, *arguments), *named)
+    assert tree(config.parent) == before
+
+
+def test_a_run_on_gpus_is_planned_without_one_and_not_begun(config: Path) -> None:
+    before = tree(config.parent)
+    on_gpus = ("precision=bf16", "fp8.recipe=tensorwise", "offload.activation_layers=1", "model.ffn_hidden_size=32", "model.kv_channels=16")
+    done = prism("train", config, *on_gpus, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "expandable_segments:True" in done.stdout
+    refused(prism("train", config, *on_gpus), "fp8: found a machine without a CUDA device", "offload.activation_layers: found a machine without")
     assert tree(config.parent) == before
 
 

@@ -54,7 +54,8 @@ def test_parameters_of_llama_8b() -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision", "peak"),
-    [("NVIDIA H100 80GB HBM3", "bf16", 989.0), ("NVIDIA H200", "bf16", 989.0), ("NVIDIA H100", "fp32", None), ("cpu", "bf16", None)],
+    [("NVIDIA H100 80GB HBM3", "bf16", 989.0), ("NVIDIA H200", "bf16", 989.0), ("NVIDIA H100", "fp32", None), ("cpu", "bf16", None),
+     ("NVIDIA H100 80GB HBM3", "fp8", 1979.0), ("NVIDIA A100-SXM4-80GB", "fp8", None)],
 )
 def test_peak_is_known_or_none(name: str, precision: str, peak: float | None) -> None:
-    assert peak_tflops(name, precision) == peak  # type: ignore[arg-type]
+    assert peak_tflops(name, precision) == peak

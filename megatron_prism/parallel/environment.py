@@ -1,0 +1,51 @@
+"""The environment variables of a run: what NCCL, CUDA, torch and Transformer Engine read when they start.
+
+Source: NVIDIA's recipes for H100 (DGXC benchmarking, Megatron-Bridge's perf_recipes); megatron/training/determinism.py (0.19).
+TORCH_NCCL_AVOID_RECORD_STREAMS is not among them: torch does so by default now, and warns where it is set (read in 2.13's NCCL process
+group); under interleaved pipelines it has given wrong losses (Megatron-LM, issue 1586).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from megatron_prism.core.config import TrainConfig
+
+
+def variables(config: TrainConfig) -> dict[str, str]:
+    """Return the variables that follow from a config, and over them its own `environment`."""
+    grid = config.parallel
+    derived = {"NCCL_NVLS_ENABLE": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    if grid.tp * grid.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
+        derived["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if grid.pp > 1:
+        derived["NCCL_P2P_NET_CHUNKSIZE"] = "2097152"
+    if grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None:  # leaves NCCL's kernels room beside the norms'
+        derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20"}
+    if config.deterministic:
+        derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return derived | config.environment
+
+
+def effective(wanted: Mapping[str, str], exported: Mapping[str, str]) -> dict[str, str]:
+    """Return the values that the wanted variables get: what is exported stays as it is."""
+    if old := exported.get("PYTORCH_CUDA_ALLOC_CONF"):  # the same setting under its older name; torch reads either one first
+        exported = {"PYTORCH_ALLOC_CONF": old, **exported}
+    return {name: exported.get(name, value) for name, value in wanted.items()}
+
+
+def set_variables(config: TrainConfig) -> dict[str, str]:
+    """Set a run's variables, for this process and those it starts, before CUDA and NCCL read them; return their values.
+
+    A process that was started so finds them exported: a second call changes nothing.
+    """
+    values = effective(variables(config), os.environ)
+    os.environ.update(values)
+    return values
+
+
+def in_words(wanted: Mapping[str, str], values: Mapping[str, str]) -> str:
+    """Return one line that says what was set, and what was kept as it was exported."""
+    kept = {name: f" (as exported; the run's own: {value})" for name, value in wanted.items() if values[name] != value}
+    return "  ".join(f"{name}={value}{kept.get(name, '')}" for name, value in values.items())

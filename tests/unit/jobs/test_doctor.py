@@ -1,0 +1,53 @@
+"""A package is told from files alone: whole, absent, or installed and broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.jobs import doctor
+
+PACKAGE = doctor.Package("prism_made_up", "prism-made-up", "nothing", "prism_made_up_cuda")
+METADATA, MODULE = "prism_made_up-1.2.dist-info/METADATA", "prism_made_up/__init__.py"
+BESIDE, WITHIN = "prism_made_up_cuda.py", "prism_made_up/wheel_lib/prism_made_up_cuda.cpython-311.so"
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "broken"),
+    [
+        ([], None, None),
+        ([MODULE, BESIDE], None, None),
+        ([METADATA, MODULE, BESIDE], "1.2", None),
+        ([METADATA, MODULE, WITHIN], "1.2", None),
+        ([METADATA], "1.2", "no module prism_made_up"),
+        ([METADATA, "prism_made_up/data.txt"], "1.2", "no module prism_made_up"),
+        ([METADATA, MODULE], "1.2", "prism_made_up_cuda"),
+    ],
+)
+def test_a_package_is_whole_or_absent_or_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], version: str | None, broken: str | None
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("Metadata-Version: 2.1\nName: prism-made-up\nVersion: 1.2\n" if name == METADATA else "raise AssertionError")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = doctor.find(PACKAGE)
+    assert found.version == version
+    assert (broken in found.broken) if broken and found.broken else found.broken is broken
+
+
+def test_a_required_package_that_is_broken_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", (doctor.Package("torch", "torch", "nothing runs", "no_such_module"),))
+    found = doctor.run()
+    assert (found["missing"], found["ok"]) == (["torch"], False)
+
+
+def test_every_package_and_program_says_what_its_absence_costs() -> None:
+    found = doctor.run()
+    assert {"transformer-engine", "apex", "mamba-ssm", "causal-conv1d", "nemo-toolkit", "nemo-aligner", "vllm", "flash-attn"} < {
+        entry["name"] for entry in found["packages"]
+    }
+    assert {"sbatch", "srun", "bwrap"} < {entry["name"] for entry in found["programs"]}
+    assert all(entry["absence_costs"] for entry in [*found["packages"], *found["programs"]])
+    assert found["ok"], found["missing"]
