@@ -59,6 +59,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         virtual_pipeline_model_parallel_size=parallel.vpp,
         **(_hybrid_settings(model, parallel.pp) if model.layer_pattern else _dense_settings(model, parallel)),
         context_parallel_size=parallel.cp,
+        cp_comm_type=parallel.cp_comm_type,
+        hierarchical_context_parallel_sizes=parallel.cp_sizes,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,

@@ -88,6 +88,7 @@ def grid(parallel: ParallelConfig, seed: int) -> Iterator[Groups]:
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
+        hierarchical_context_parallel_sizes=parallel.cp_sizes,
         create_gloo_process_groups=dist.get_backend() != "fake",  # torch's process group for one process that plays any rank
         distributed_timeout_minutes=TIMEOUT_S // 60,
     )

@@ -49,6 +49,12 @@ def granite_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer:
 
 
 @pytest.fixture(scope="session")
+def mistral_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """Return a tiny Mistral: each token sees 11."""
+    return random_checkpoint(tmp_path_factory.mktemp("mistral"), "Mistral", tiny_tokenizer, tie_word_embeddings=False, sliding_window=11)
+
+
+@pytest.fixture(scope="session")
 def nemotron_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
     """Return a tiny Nemotron-H: two groups of Mamba heads, so that it splits over TP 2; nine layers, uneven at PP 2."""
     kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}

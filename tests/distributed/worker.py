@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from megatron_prism.core import log
@@ -55,6 +57,10 @@ def fault(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
+    if name in ("contiguous", "unreduced"):
+        with context_fault(name):
+            yield
+        return
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     from megatron_prism.models import build as models
@@ -95,6 +101,24 @@ def fault(name: str | None) -> Iterator[None]:
         models.transformer_config, models.mask_padded_vocabulary = kept[0], kept[2]
         norm.LocalNorm.__init__ = kept[1]  # type: ignore[method-assign]
         DistributedOptimizer.load_state_dict = kept_load
+
+
+@contextmanager
+def context_fault(name: str) -> Iterator[None]:
+    """Mask as if a context-parallel rank held neighbouring tokens; or leave what other ranks' queries give out of the gradients."""
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    from megatron_prism.models import local_attention
+
+    def contiguous(size: int, rank: int, cp: int, device: Any) -> torch.Tensor:
+        return torch.arange(size, device=device) + rank * size
+
+    def unreduced(part: torch.Tensor, group: Any) -> torch.Tensor:
+        return gather_from_sequence_parallel_region(part.contiguous(), tensor_parallel_output_grad=False, group=group)
+
+    part, wrong = {"contiguous": ("zigzag", contiguous), "unreduced": ("gathered", unreduced)}[name]
+    with mock.patch.object(local_attention, part, wrong):
+        yield
 
 
 def start_from(run_dir: Path, other: dict[str, Any]) -> None:
