@@ -249,7 +249,10 @@ class LogConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
+    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job.
+
+    trainable: patterns of parameter names as a checkpoint has them; all others stay as they are, bit for bit.
+    """
 
     run_dir: Path
     steps: int
@@ -263,6 +266,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    trainable: tuple[str, ...] = ("*",)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -16,6 +16,7 @@ from megatron_prism.core.load import to_dict
 from megatron_prism.data import loader, segments, tokenize
 from megatron_prism.data.mixture import Prepared
 from megatron_prism.families import find
+from megatron_prism.models import trainable
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
-    raise_problems([*check_model(model, config), *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
+    sizes = find.parameters(model)
+    frozen = trainable.check(config.trainable, sizes)
+    raise_problems([*check_model(model, config), *frozen, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
     flops = flops_per_token(model, config.data.seq_length)
     return {
-        "parameters": find.num_parameters(model),
+        "parameters": sum(sizes.values()),
+        "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
         "microbatches": config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size)),
@@ -162,6 +166,7 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     resumes = run_folder.is_started(config.run_dir)
     if not resumes and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
+    trainable.freeze(bare, sharded.weights(bare), config.trainable)
     chunks = optim.wrap(bare, config.parallel)
     optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision)
     if not resumes:

@@ -57,8 +57,8 @@ def fault(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    if name in ("contiguous", "unreduced"):
-        with context_fault(name):
+    if name in ("contiguous", "unreduced", "lost_gradient"):
+        with patched(name):
             yield
         return
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -104,11 +104,12 @@ def fault(name: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def context_fault(name: str) -> Iterator[None]:
-    """Mask as if a context-parallel rank held neighbouring tokens; or leave what other ranks' queries give out of the gradients."""
+def patched(name: str) -> Iterator[None]:
+    """Mask as if a context-parallel rank held neighbouring tokens; leave what other ranks' queries give out of the gradients; or
+    ask for no gradient of a frozen embedding's output."""
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-    from megatron_prism.models import local_attention
+    from megatron_prism.models import local_attention, trainable
 
     def contiguous(size: int, rank: int, cp: int, device: Any) -> torch.Tensor:
         return torch.arange(size, device=device) + rank * size
@@ -116,8 +117,12 @@ def context_fault(name: str) -> Iterator[None]:
     def unreduced(part: torch.Tensor, group: Any) -> torch.Tensor:
         return gather_from_sequence_parallel_region(part.contiguous(), tensor_parallel_output_grad=False, group=group)
 
-    part, wrong = {"contiguous": ("zigzag", contiguous), "unreduced": ("gathered", unreduced)}[name]
-    with mock.patch.object(local_attention, part, wrong):
+    faults: dict[str, tuple[Any, str, Any]] = {
+        "contiguous": (local_attention, "zigzag", contiguous),
+        "unreduced": (local_attention, "gathered", unreduced),
+        "lost_gradient": (trainable, "_with_gradient", lambda module, args, output: output),
+    }
+    with mock.patch.object(*faults[name]):
         yield
 
 

@@ -1,0 +1,105 @@
+"""`trainable`: what no pattern names stays bit for bit, on every layout, and the rest trains as it does in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_prism.checkpoint import folder, stream
+
+TOLERANCE, STEPS = 1e-5, 6
+ATTENTION = ["*.self_attention.*"]  # the paper's 128k step
+REST = ["embedding.*", "*.mlp.*", "decoder.final_layernorm.weight", "output_layer.weight"]
+# name: (model, patterns, layouts)
+CASES: dict[str, tuple[str, list[str], dict[str, dict[str, Any]]]] = {
+    "attention": ("tiny", ATTENTION, {
+        "tp2_sp": {"tp": 2, "sequence_parallel": True},
+        "pp2_interleaved": {"pp": 2, "vpp": 2},
+        "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
+        "dp2_plain": {"distributed_optimizer": False},
+        "cp2": {"cp": 2},
+    }),
+    "head": ("tiny", ["output_layer.weight"], {"pp2": {"pp": 2}}),  # the first stage has nothing to train
+    "first_layer": ("tiny", ["decoder.layers.0.*"], {"pp2": {"pp": 2}, "pp2_plain": {"pp": 2, "distributed_optimizer": False}}),  # the last stage
+    "last_layer": ("tiny", ["decoder.layers.4.mlp.*"], {"pp2": {"pp": 2}}),  # layer 1 of its stage
+    "tied_frozen": ("granite", ATTENTION, {"pp2": {"pp": 2}}),
+    "tied": ("granite", ["embedding.*"], {"pp2": {"pp": 2}}),
+    "mixers": ("nemotron", ["*.mixer.*"], {"pp2": {"pp": 2}, "tp2_sp": {"tp": 2, "sequence_parallel": True}}),
+}  # fmt: skip
+LAYOUTS = [(name, layout) for name, (_, _, layouts) in CASES.items() for layout in layouts]
+
+
+def case(name: str, start: Path, patterns: list[str], **more: Any) -> dict[str, Any]:
+    config = {"steps": STEPS, "trainable": patterns, "init": {"checkpoint": str(start)}, "optimizer": {"lr": 1e-3}, "save": {"interval": 3, "keep_last": 9}}
+    fault = {"control": more.pop("control", None), "start_from": more.pop("start_from", None)}
+    return {"name": name, "config": config | more, **fault}
+
+
+@pytest.fixture(scope="module")
+def starts(request: pytest.FixtureRequest) -> dict[str, Path]:
+    return {model: request.getfixturevalue(f"{model}_checkpoint") for model in ("tiny", "granite", "nemotron")}
+
+
+@pytest.fixture(scope="module")
+def results(gang: Any, starts: dict[str, Path]) -> dict[str, Any]:
+    full, tiny = {"recompute": {"granularity": "full"}}, starts["tiny"]
+    one = [case(name, starts[model], patterns) for name, (model, patterns, _) in CASES.items()]
+    one += [case("all", tiny, ["*"]), case("rest", tiny, REST), case("recompute", tiny, ATTENTION, **full)]
+    one += [case("lost", tiny, ATTENTION, control="lost_gradient", **full)]
+    two = [case(f"{name} {layout}", starts[CASES[name][0]], CASES[name][1], parallel=CASES[name][2][layout]) for name, layout in LAYOUTS]
+    two += [case("bf16", tiny, ATTENTION, precision="bf16")]
+    found = gang(1, one) | gang(2, two)
+    again = [(name, CASES[name][1], CASES[name][2][layout]) for name, layout in (("head", "pp2"), ("attention", "dp2_overlap"))]
+    return found | gang(2, [
+        case(f"{name} resumed", tiny, patterns, parallel=parallel, start_from={"run_dir": found[f"{name} {layout}"]["run_dir"], "step": 3})
+        for (name, patterns, parallel), layout in zip(again, ("pp2", "dp2_overlap"), strict=True)
+    ])  # fmt: skip
+
+
+def tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    reader = stream.TensorReader(folder.read(Path(path)).state)
+    return {key: reader.read(key, shape) for key, shape in reader.shapes().items() if not key.startswith("optimizer")}
+
+
+def worst(found: dict[str, Any], reference: dict[str, Any], metric: str) -> float:
+    return max(abs(a - b) for a, b in zip(found[metric], reference[metric], strict=True))
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_layout_equals_a_single_process(results: dict[str, Any], name: str, layout: str) -> None:
+    found, single = results[f"{name} {layout}"], results[name]
+    assert worst(found, single, "loss") <= TOLERANCE and worst(found, single, "grad_norm") <= TOLERANCE
+
+
+@pytest.mark.parametrize("run", [*CASES, *(f"{name} {layout}" for name, layout in LAYOUTS), "bf16", "head resumed"])
+def test_what_no_pattern_names_stays_bit_for_bit(results: dict[str, Any], starts: dict[str, Path], run: str) -> None:
+    from fnmatch import fnmatchcase
+
+    model, patterns, _ = CASES.get(run.split()[0], CASES["attention"])
+    before, after = tensors(starts[model]), tensors(results[run]["run_dir"])
+    for key, value in before.items():
+        named = any(fnmatchcase(key, pattern) for pattern in patterns)
+        assert torch.equal(after[key].to(value.dtype), value if run != "bf16" else value.bfloat16().to(value.dtype)) != named, key
+
+
+def test_the_norm_is_over_what_trains(results: dict[str, Any]) -> None:
+    """Of two parts of a model, the squares add up to that of the whole, as long as the weights are the same."""
+    attention, rest, whole = (results[name]["grad_norm"][0] for name in ("attention", "rest", "all"))
+    assert attention**2 + rest**2 == pytest.approx(whole**2, rel=1e-5) and min(attention, rest) > 0.1 * whole
+
+
+def test_recompute_behind_a_frozen_embedding_is_bit_equal(results: dict[str, Any]) -> None:
+    assert results["recompute"]["loss"] == results["attention"]["loss"] and results["recompute"]["grad_norm"] == results["attention"]["grad_norm"]
+
+
+def test_control_lost_gradient_is_seen(results: dict[str, Any]) -> None:
+    """Without a gradient of the embedding's output recomputed layers have none: nothing trains, and nothing says so."""
+    assert results["lost"]["grad_norm"] == [0.0] * STEPS
+
+
+@pytest.mark.parametrize(("run", "whole"), [("head resumed", "head pp2"), ("attention resumed", "attention dp2_overlap")])
+def test_resume_is_bit_equal(results: dict[str, Any], run: str, whole: str) -> None:
+    assert results[run]["loss"] == results[whole]["loss"] and results[run]["grad_norm"] == results[whole]["grad_norm"]
