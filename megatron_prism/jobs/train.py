@@ -34,8 +34,8 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
     sizes = find.parameters(model)
-    frozen = trainable.check(config.trainable, sizes)
-    raise_problems([*check_model(model, config), *frozen, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
+    idle = trainable.check(config.trainable, sizes, model, config.parallel)
+    raise_problems([*check_model(model, config), *idle, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
     flops = flops_per_token(model, config.data.seq_length)
     return {

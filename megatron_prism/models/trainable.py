@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
+from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.errors import Problem
+from megatron_prism.models.build import stages, unwrap
 
 
 def is_trainable(name: str, patterns: Sequence[str]) -> bool:
@@ -16,18 +20,29 @@ def is_trainable(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check(patterns: Sequence[str], names: Iterable[str]) -> list[Problem]:
-    """Return a problem for each pattern that matches none of a model's parameters; and one where there is no pattern."""
+def check(patterns: Sequence[str], names: Iterable[str], model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
+    """Return a problem for each pattern that matches none of a model's parameters, and one where a pipeline stage has none that train."""
     names = list(names)
-    if not patterns:
-        return [Problem("trainable", "no pattern", "at least one", "remove the key to train every parameter")]
     kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))  # of all layers one
     problems = []
     for pattern in patterns:
         if not any(is_trainable(name, [pattern]) for name in names):
             near = difflib.get_close_matches(pattern, kinds, n=3, cutoff=0.0)
             problems.append(Problem(f"trainable: {pattern}", "no parameter of that name", "a pattern that matches one", f"near: {', '.join(near)}"))
+    trained = [stage for name in names if is_trainable(name, patterns) for stage in stages_of(name, model, parallel)]
+    if idle := sorted(set(range(parallel.pp)) - set(trained)):
+        found, fix = f"nothing to train on pipeline stages {idle} of {parallel.pp}", "more patterns, or less parallel.pp"
+        problems.append(Problem("trainable", found, "something on each: Megatron-Core's optimizer cannot be saved otherwise", fix))
     return problems
+
+
+def stages_of(name: str, model: ModelConfig, parallel: ParallelConfig) -> set[int]:
+    """Return the pipeline stages that hold a parameter: one, or both ends for a tied embedding."""
+    if layer := re.match(r"decoder\.layers\.(\d+)\.", name):
+        return {stage for stage, layers in enumerate(stages(model, parallel)) if int(layer[1]) in layers}
+    if name.startswith("embedding."):
+        return {0, parallel.pp - 1} if model.tie_word_embeddings else {0}
+    return {parallel.pp - 1}
 
 
 def freeze(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]], patterns: Sequence[str]) -> None:
@@ -35,8 +50,6 @@ def freeze(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]], patte
 
     Only it knows a layer's number in the whole model: on each pipeline stage a chunk's own names count from 0.
     """
-    from megatron_prism.models.build import unwrap
-
     for chunk, state in zip(map(unwrap, chunks), states.values(), strict=True):
         for name, parameter in chunk.named_parameters():
             parameter.requires_grad_(is_trainable(state[name].key, patterns))
@@ -46,6 +59,4 @@ def freeze(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]], patte
 
 def _with_gradient(module: Any, args: Any, output: Any) -> Any:
     """Ask for the gradient of a frozen embedding's output: a layer that is recomputed has none, silently, where its input has none."""
-    import torch
-
     return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
