@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import folder, stream
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import build
 from megatron_prism.families import find
+from megatron_prism.jobs import train
 
 TOLERANCE, STEPS = 1e-5, 6
 ATTENTION = ["*.self_attention.*"]  # the paper's 128k step
@@ -68,6 +72,15 @@ def tensors(path: str | Path, precision: str) -> dict[str, torch.Tensor]:
 
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str) -> float:
     return max(abs(a - b) for a, b in zip(found[metric], reference[metric], strict=True))
+
+
+def test_a_pattern_that_names_nothing_is_refused_before_anything_starts(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
+    values = {"run_dir": str(tmp_path / "run"), "steps": 1, "data": {"prepared": str(tiny_mixture), "seq_length": 32}, "batch": {"global_size": 8},
+              "init": {"checkpoint": str(tiny_checkpoint)}, "parallel": {"pp": 2}}  # fmt: skip
+    assert train.plan(build({**values, "trainable": ATTENTION}, TrainConfig, str), 2)["trainable_parameters"] == 5 * (128 * 64 + 64 * 64 + 64)
+    with pytest.raises(InputError, match=r"trainable: \*\.atention\.\*: found no parameter of that name.*self_attention") as caught:
+        train.plan(build({**values, "trainable": ["*.atention.*"]}, TrainConfig, str), 2)
+    assert [problem.where for problem in caught.value.problems] == ["trainable: *.atention.*"] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
