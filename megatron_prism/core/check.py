@@ -189,11 +189,11 @@ def _check_context_of(model: ModelConfig, grid: ParallelConfig) -> Iterator[Prob
         return
     if model.window_size is not None and grid.cp_comm_type not in ("all_gather", "a2a"):
         yield Problem("parallel.cp_comm_type", grid.cp_comm_type, f"all_gather or a2a, for a model with a window ({model.window_size})")
-    heads = {"a2a": grid.cp, "a2a+p2p": grid.cp_a2a_size or 1}.get(grid.cp_comm_type, 1) * grid.tp
-    for name in ("num_attention_heads", "num_query_groups"):
-        if getattr(model, name) % heads:
-            fix = "take another cp_comm_type"
-            yield Problem(f"parallel.cp_comm_type ({name} {getattr(model, name)})", grid.cp_comm_type, f"{name} a multiple of {heads}", fix)
+    split = grid.tp * (grid.cp_a2a_size or grid.cp)  # over so many ranks a2a splits heads
+    for name in ("num_attention_heads", "num_query_groups") if "a2a" in grid.cp_comm_type else ():
+        if getattr(model, name) % split:
+            where, fix = f"parallel.cp_comm_type ({name} {getattr(model, name)})", "take p2p or all_gather"
+            yield Problem(where, grid.cp_comm_type, f"{name} a multiple of {split}", fix)
     if model.mamba is not None:
         each, groups = model.mamba.num_heads // grid.tp, model.mamba.num_groups // grid.tp
         if each % grid.cp or (groups and groups % grid.cp and grid.cp % groups):

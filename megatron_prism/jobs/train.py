@@ -33,11 +33,10 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
-    sizes = find.parameters(model)
-    idle = trainable.check(config.trainable, sizes, model, config.parallel)
-    raise_problems([*check_model(model, config), *idle, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
+    wrong = check_model(model, config) or trainable.check(config.trainable, find.parameters(model), model, config.parallel)
+    raise_problems([*wrong, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
-    flops = flops_per_token(model, config.data.seq_length)
+    flops, sizes = flops_per_token(model, config.data.seq_length), find.parameters(model)
     return {
         "parameters": sum(sizes.values()),
         "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),

@@ -34,15 +34,17 @@ def core_attention() -> type:
             softmax, group = self.scale_mask_softmax, self.pg_collection.cp
             window, cp = softmax.window_size, group.size()
             if packed_seq_params is not None:
-                attention_mask = outside_document(packed_seq_params.cu_seqlens_q, window)
+                hidden = outside_document(packed_seq_params.cu_seqlens_q, window)
                 query, key, value = query[:, None], key[:, None], value[:, None]
             elif cp > 1:
                 positions = [zigzag(query.shape[0], rank, cp, query.device) for rank in range(cp)]
-                attention_mask = unseen(positions[group.rank()], torch.cat(positions), window)
+                hidden = unseen(positions[group.rank()], torch.cat(positions), window)
                 key, value = gathered(key, group), gathered(value, group)
-            softmax.window_size = None if attention_mask is not None else window  # with one it makes a mask in place of the one it is given
-            try:
+            else:
                 return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias)
+            softmax.window_size = None  # with one it puts a mask of its own in place of the one it is given
+            try:
+                return super().forward(query, key, value, hidden, attn_mask_type, attention_bias)
             finally:
                 softmax.window_size = window
 
