@@ -136,6 +136,7 @@ LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the class's name in transformers, and its own sizes
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "granite": ("Granite", {"tie_word_embeddings": True, **SCALARS}),
+    "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": 11}),
     "nemotron": ("NemotronH", {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16,
                  "layers_block_type": [LETTERS[letter] for letter in "M-M*-M-*M"]}),
     "granite_h": ("GraniteMoeHybrid", {"tie_word_embeddings": True, **SCALARS, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
@@ -176,6 +177,12 @@ def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 def granite_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     """Return a tiny Granite: four multipliers and tied embeddings."""
     return make_checkpoint("granite")
+
+
+@pytest.fixture(scope="session")
+def mistral_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a tiny Mistral: each token sees 11."""
+    return make_checkpoint("mistral")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_prism.core import check_precision
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, ParallelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
 VOCAB_MULTIPLE = 128  # rows of a vocabulary shard, as in Megatron-LM
@@ -123,12 +123,9 @@ def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
     if batch.global_size % (batch.micro_size * dp):
         yield Problem("batch.global_size", str(batch.global_size), f"a multiple of micro_size {batch.micro_size} x data parallel {dp}")
     microbatches = batch.global_size // (batch.micro_size * dp)
-    if grid.cp > 1:
-        yield Problem("parallel.cp", str(grid.cp), "1", "context parallelism is not supported yet")
     if grid.sequence_parallel and grid.tp == 1:
         yield Problem("parallel.sequence_parallel", "true with parallel.tp 1", "tp above 1", "remove it")
-    if grid.sequence_parallel and config.data.seq_length % grid.tp:
-        yield Problem("data.seq_length", str(config.data.seq_length), f"a multiple of parallel.tp {grid.tp} under sequence_parallel")
+    yield from _check_context(config)
     if grid.overlap_param_gather and not (grid.distributed_optimizer and grid.overlap_grad_reduce):
         yield Problem("parallel.overlap_param_gather", "true", "distributed_optimizer and overlap_grad_reduce true too")
     if grid.vpp is not None:
@@ -141,6 +138,22 @@ def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
     recompute = config.recompute
     if recompute.num_layers is not None and (recompute.granularity != "full" or recompute.num_layers < 1):
         yield Problem("recompute.num_layers", f"{recompute.num_layers} with granularity {recompute.granularity}", "at least 1 with granularity full, or null")
+
+
+def _check_context(config: TrainConfig) -> Iterator[Problem]:
+    """A sequence's tokens are split over cp (two chunks a rank), and under sequence_parallel each rank's over tp again."""
+    grid, length = config.parallel, config.data.seq_length
+    tp, chunks = grid.tp if grid.sequence_parallel else 1, 2 * grid.cp if grid.cp > 1 else 1
+    if length % (tp * chunks):
+        parts = [f"parallel.tp {tp} under sequence_parallel"] * (tp > 1) + [f"2 x parallel.cp {grid.cp}"] * (chunks > 1)
+        yield Problem("data.seq_length", str(length), f"a multiple of {' x '.join(parts)}")
+    if grid.cp > 1 and config.data.document_mask:
+        fix = "turn it off, or use parallel.tp, pp and recompute in place of cp"
+        yield Problem("data.document_mask", f"true with parallel.cp {grid.cp}", "false, or parallel.cp 1: documents are not split over ranks", fix)
+    if (grid.cp_comm_type == "a2a+p2p") != (grid.cp_a2a_size is not None):
+        yield Problem("parallel.cp_a2a_size", f"{grid.cp_a2a_size} with cp_comm_type {grid.cp_comm_type}", "a number with a2a+p2p, else null")
+    elif grid.cp_a2a_size is not None and (grid.cp_a2a_size < 1 or grid.cp % grid.cp_a2a_size):
+        yield Problem("parallel.cp_a2a_size", str(grid.cp_a2a_size), f"a divisor of parallel.cp {grid.cp}")
 
 
 def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
@@ -161,6 +174,7 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
     """Return what is wrong between an architecture and the training config that builds it."""
     grid = config.parallel
     problems = check_split(model, grid.tp, grid.pp * (grid.vpp or 1), "parallel.tp", "parallel.pp")
+    problems += _check_context_of(model, grid)
     if model.layer_pattern is not None and grid.vpp is not None:
         problems.append(Problem("parallel.vpp", str(grid.vpp), "null", "Megatron-Core 0.16 cannot interleave a hybrid's pipeline"))
     if model.layer_pattern is not None and config.recompute.granularity == "full":
@@ -169,6 +183,24 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
     if config.data.seq_length > model.max_position_embeddings:
         problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))
     return [*problems, *check_precision.check_sizes(model, config), *check_architecture(model)]
+
+
+def _check_context_of(model: ModelConfig, grid: ParallelConfig) -> Iterator[Problem]:
+    """What Transformer Engine's attention and Megatron-Core's Mamba mixer ask of a model under context parallelism."""
+    if min(grid.tp, grid.cp) < 1 or grid.cp == 1:
+        return
+    if model.window_size is not None and grid.cp_comm_type not in ("all_gather", "a2a"):
+        yield Problem("parallel.cp_comm_type", grid.cp_comm_type, f"all_gather or a2a, for a model with a window ({model.window_size})")
+    split = grid.tp * (grid.cp_a2a_size or grid.cp)  # over so many ranks a2a splits heads
+    for name in ("num_attention_heads", "num_query_groups") if "a2a" in grid.cp_comm_type else ():
+        if getattr(model, name) % split:
+            where, fix = f"parallel.cp_comm_type ({name} {getattr(model, name)})", "take p2p or all_gather"
+            yield Problem(where, grid.cp_comm_type, f"{name} a multiple of {split}", fix)
+    if model.mamba is not None:
+        each, groups = model.mamba.num_heads // grid.tp, model.mamba.num_groups // grid.tp
+        if each % grid.cp or (groups and groups % grid.cp and grid.cp % groups):
+            found, required = f"cp {grid.cp}", f"a divisor of the {each} Mamba heads of a tp rank, and of their {groups} groups a divisor or a multiple"
+            yield Problem("parallel.cp", found, required, "Megatron-Core splits a Mamba layer's heads over cp")
 
 
 def check_split(model: ModelConfig, tp: int, num_stages: int, tp_key: str, pp_key: str) -> list[Problem]:

@@ -125,16 +125,25 @@ class ParallelConfig(Section):
 
     vpp is the number of model chunks a pipeline rank holds (interleaved 1F1B); None means one. distributed_optimizer
     shards the optimizer over data parallelism; a run keeps it as it began.
+    cp_comm_type is how attention passes keys and values between context-parallel ranks on a GPU, in Megatron-Core's words;
+    under a2a+p2p, groups of cp_a2a_size neighbours exchange heads (a2a), and the groups keys and values (p2p).
     """
 
     tp: int = 1
     pp: int = 1
     cp: int = 1
+    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
+    cp_a2a_size: int | None = None
     vpp: int | None = None
     sequence_parallel: bool = False
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+
+    @property
+    def cp_sizes(self) -> list[int] | None:
+        """The ranks of an a2a and of a p2p group under a2a+p2p, else None."""
+        return None if self.cp_a2a_size is None else [self.cp_a2a_size, self.cp // self.cp_a2a_size]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +250,7 @@ class TrainConfig(Section):
 
     deterministic: the same bits again on the same ranks. environment: variables for NCCL, CUDA, torch and Transformer Engine,
     over those that follow from the config (parallel/environment.py).
+    trainable: patterns of parameter names as a checkpoint has them; all others stay as they are, bit for bit.
     """
 
     run_dir: Path
@@ -259,6 +269,7 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    trainable: tuple[str, ...] = ("*",)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

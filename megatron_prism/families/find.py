@@ -41,7 +41,15 @@ def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
 
 def num_parameters(model: ModelConfig) -> int:
     """Return an architecture's parameters; a tied embedding counts once."""
-    return sum(math.prod(rule.shape) for rule in rules(model))
+    return sum(parameters(model).values())
+
+
+def parameters(model: ModelConfig) -> dict[str, int]:
+    """Return the name of each Megatron-Core parameter, and its size."""
+    found: dict[str, int] = {}
+    for rule in rules(model):
+        found[rule.parameter] = found.get(rule.parameter, 0) + math.prod(rule.shape)
+    return found
 
 
 def rules(model: ModelConfig) -> list[Rule]:

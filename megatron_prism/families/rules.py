@@ -38,6 +38,11 @@ class Rule:
             return (self.rows[1] - self.rows[0], *first[1:])
         return first if self.op == "copy" else (sum(shape[0] for _, shape in self.hf), *first[1:])
 
+    @property
+    def parameter(self) -> str:
+        """The parameter of the model that the tensor is, or is a piece of."""
+        return self.mcore if self.rows is None else self.mcore.rpartition(".")[0]
+
 
 def slices(mcore: str, name: str, shape: Shape, sizes: Mapping[str, int]) -> list[Rule]:
     """Return the rules of an HF tensor that Megatron-Core stores in pieces, `mcore.KEY` of so many rows each, in order."""

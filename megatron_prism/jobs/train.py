@@ -18,6 +18,7 @@ from megatron_prism.core.load import to_dict
 from megatron_prism.data import loader, segments, tokenize
 from megatron_prism.data.mixture import Prepared
 from megatron_prism.families import find
+from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
 
@@ -39,11 +40,13 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
-    raise_problems([*check_model(model, config), *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
+    wrong = check_model(model, config) or trainable.check(config.trainable, find.parameters(model), model, config.parallel)
+    raise_problems([*wrong, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
-    flops = flops_per_token(model, config.data.seq_length)
+    flops, sizes = flops_per_token(model, config.data.seq_length), find.parameters(model)
     return {
-        "parameters": find.num_parameters(model),
+        "parameters": sum(sizes.values()),
+        "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
         "microbatches": config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size)),
@@ -206,6 +209,7 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     bare = build.build(model, groups, config.parallel, config.precision, config.recompute, config.fp8, config.offload, config.deterministic)
     if found is None and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
+    trainable.freeze(bare, sharded.weights(bare), config.trainable)
     chunks = optim.wrap(bare, config.parallel, config.fp8)
     optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision, config.fp8, config.offload)
     if found is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=parallel.vpp,
         **(_hybrid_settings(model, parallel.pp) if model.layer_pattern else _dense_settings(model, parallel)),
         context_parallel_size=parallel.cp,
+        cp_comm_type=parallel.cp_comm_type,
+        hierarchical_context_parallel_sizes=parallel.cp_sizes,
         sequence_parallel=parallel.sequence_parallel,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
@@ -159,6 +162,18 @@ def uneven_layout(num_layers: int, num_stages: int) -> list[list[str]] | None:
         return None
     stages = [["decoder"] * (each + (stage < more)) for stage in range(num_stages)]
     return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
+
+
+def stages(model: ModelConfig, parallel: ParallelConfig) -> list[set[int]]:
+    """Return the layers that each pipeline rank holds: every pp-th of the chunks."""
+    each, more = divmod(model.num_layers, num_chunks := parallel.pp * (parallel.vpp or 1))
+    sizes = [each + (chunk < more) for chunk in range(num_chunks)]
+    if model.layer_pattern is not None and more:
+        first, last = uneven_ends(model.num_layers, num_chunks)
+        assert first is not None and last is not None
+        sizes = [first, *[(model.num_layers - first - last) // max(num_chunks - 2, 1)] * (num_chunks - 2), last]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [{layer for chunk in range(rank, num_chunks, parallel.pp) for layer in range(*ends[chunk : chunk + 2])} for rank in range(parallel.pp)]
 
 
 def build(

@@ -11,7 +11,7 @@ import importlib.util
 from typing import Any
 
 from megatron_prism.core.config import MambaConfig, ModelConfig
-from megatron_prism.models import document_attention, mamba, scalars
+from megatron_prism.models import local_attention, mamba, scalars
 from megatron_prism.models.norm import LocalFinalNorm, LocalNorm
 from megatron_prism.parallel import compat, host
 
@@ -80,7 +80,7 @@ def _transformer_layer(model: ModelConfig, with_te: bool) -> Any:
         layer = specs.get_gpt_layer_local_spec(normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = LocalNorm
         layer.submodules.sharded_state_dict_keys_map = QKV_NORM | FC1_NORM
-        layer.submodules.self_attention.submodules.core_attention = document_attention.core_attention()
+        layer.submodules.self_attention.submodules.core_attention = local_attention.core_attention()
     add = scalars.residual_addition(model.residual_multiplier)
     layer.submodules = dataclasses.replace(layer.submodules, self_attn_bda=add, mlp_bda=add)
     return layer

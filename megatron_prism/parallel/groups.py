@@ -92,6 +92,7 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
+        hierarchical_context_parallel_sizes=parallel.cp_sizes,
         create_gloo_process_groups=dist.get_backend() != "fake",  # torch's process group for one process that plays any rank
         distributed_timeout_minutes=timeout_s / 60,
     )

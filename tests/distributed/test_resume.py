@@ -14,10 +14,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     "dp2_plain": {"distributed_optimizer": False},
     "dp2": {"overlap_grad_reduce": True, "overlap_param_gather": True},
     "tp2": {"tp": 2},
+    "cp2": {"cp": 2},
 }
 # (a run killed after step 5, the grid it goes on with)
 RESHARDED = {
     "tp2 to dp2": ("tp2", {}),
+    "cp2 to dp2": ("cp2", {}),
     "dp2 to pp2 interleaved": ("dp2", {"pp": 2, "vpp": 2}),
 }
 

@@ -10,7 +10,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import optimizer_state, sharded
@@ -57,6 +59,10 @@ def fault(name: str | None) -> Iterator[None]:
     """Build a known fault into the trainer: a parity test must see it."""
     if name is None:
         yield
+        return
+    if name in ("contiguous", "unreduced", "lost_gradient"):
+        with patched(name):
+            yield
         return
     from megatron_prism.models import build as models
     from megatron_prism.models import norm
@@ -132,6 +138,29 @@ def saved_again(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         sharded.load_training = kept
+
+
+@contextmanager
+def patched(name: str) -> Iterator[None]:
+    """Mask as if a context-parallel rank held neighbouring tokens; leave what other ranks' queries give out of the gradients; or
+    ask for no gradient of a frozen embedding's output."""
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    from megatron_prism.models import local_attention, trainable
+
+    def contiguous(size: int, rank: int, cp: int, device: Any) -> torch.Tensor:
+        return torch.arange(size, device=device) + rank * size
+
+    def unreduced(part: torch.Tensor, group: Any) -> torch.Tensor:
+        return gather_from_sequence_parallel_region(part.contiguous(), tensor_parallel_output_grad=False, group=group)
+
+    faults: dict[str, tuple[Any, str, Any]] = {
+        "contiguous": (local_attention, "zigzag", contiguous),
+        "unreduced": (local_attention, "gathered", unreduced),
+        "lost_gradient": (trainable, "_with_gradient", lambda module, args, output: output),
+    }
+    with mock.patch.object(*faults[name]):
+        yield
 
 
 def start_from(run_dir: Path, other: dict[str, Any]) -> None:

@@ -148,6 +148,18 @@ def test_multipliers_window_and_rotary_scaling_reach_te(sides: dict[str, dict[st
     assert (te["rope"] is None) == (model.position_embedding == "none")
 
 
+def test_the_same_parameters_are_left_to_train(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str) -> None:
+    """A norm goes with the linear layer behind it, under the name that a checkpoint has, whether that layer holds it or not."""
+    wanted = sorted(name for name in find.parameters(models[preset_name]) if ".self_attention." in name)
+    assert all(local["trained"] == te["trained"] == wanted for local, te in layouts(sides, preset_name))
+
+
+def test_context_parallelism_reaches_te(sides: dict[str, dict[str, Facts]], preset_name: str) -> None:
+    found = sides["te"][preset_name]["context"]
+    for kind in ("p2p", "all_gather", "a2a", "a2a+p2p"):
+        assert found[kind] and all(told == {"kind": kind, "ranks": [0, 1], "sizes": [2, 1] if kind == "a2a+p2p" else [2]} for told in found[kind])
+
+
 def test_documents_reach_te_as_packed_sequences(sides: dict[str, dict[str, Facts]], preset_name: str) -> None:
     """Two sequences of two documents in one row; `padding_causal` is what TE calls causal within each of them."""
     starts = [0, 3, 4, 5, 8]

@@ -24,12 +24,14 @@ from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.check import check_split
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import build, norm, spec
+from megatron_prism.models import build, norm, spec, trainable
 from megatron_prism.parallel import compat, groups, host
 from megatron_prism.train import step
 
 ATTRIBUTES = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1, "sequence_parallel": False, "allreduce": True}
 ONE, TP2 = ParallelConfig(), ParallelConfig(tp=2, sequence_parallel=True)
+CP2 = {kind: ParallelConfig(cp=2, cp_comm_type=kind) for kind in ("p2p", "all_gather", "a2a")}
+CP2["a2a+p2p"] = ParallelConfig(cp=2, cp_comm_type="a2a+p2p", cp_a2a_size=2)
 Facts = dict[str, Any]
 
 
@@ -65,6 +67,11 @@ def main(root: Path, side: str) -> None:
         for name, model, control in cases:
             if control is None and not check_split(model, TP2.tp, 1, "tp", "pp"):
                 found[name]["tp2"] = facts(built(model, grid, TP2, side, control))
+    for kind, parallel in CP2.items() if side == "te" else ():
+        with groups.grid(parallel, seed=0) as grid:
+            for name, model, control in cases:
+                if control is None:
+                    found[name].setdefault("context", {})[kind] = context(built(model, grid, parallel, side, control))
     (root / f"{side}.json").write_text(json.dumps(found))
 
 
@@ -128,6 +135,7 @@ def facts(chunks: list[Any]) -> Facts:
         "modules": classes(model),
         "attention": [attention(module) for name, module in model.named_modules() if name.endswith(".core_attention")],
         "residual": [scale for layer in model.decoder.layers for scale in residual_scales(layer)],
+        "trained": trained(chunks, ["*.self_attention.*"]),
         "rope": model.rotary_pos_emb.inv_freq.tolist() if hasattr(model, "rotary_pos_emb") else None,
     }
 
@@ -146,6 +154,25 @@ def attention(module: Any) -> Facts:
     """Return what an attention layer multiplies its scores by, in each of its backends, and how far it sees: (before, after)."""
     backends = [getattr(module, f"{name}_attention") for name in ("flash", "fused", "unfused") if hasattr(module, f"{name}_attention")]
     return {"scales": [backend.softmax_scale for backend in backends or [module]], "window": getattr(module, "window_size", None)}
+
+
+def context(chunks: list[Any]) -> list[Facts]:
+    """Return what TE's attention layers were told of context parallelism: how they communicate, over which ranks, groups of which sizes."""
+    modules = [module for name, module in build.unwrap(chunks[0]).named_modules() if name.endswith(".core_attention")]
+    groups_of = [module.cp_group if isinstance(module.cp_group, list) else [module.cp_group] for module in modules]
+    return [
+        {"kind": module.cp_comm_type, "ranks": list(module.cp_global_ranks), "sizes": [group.size() for group in found]}
+        for module, found in zip(modules, groups_of, strict=True)
+    ]
+
+
+def trained(chunks: list[Any], patterns: list[str]) -> list[str]:
+    """Return the parameters, as a checkpoint names them, that are left to train."""
+    states = sharded.weights(chunks)
+    trainable.freeze(chunks, states, patterns)
+    left = sorted(states["chunk0"][name].key for name, parameter in build.unwrap(chunks[0]).named_parameters() if parameter.requires_grad)
+    trainable.freeze(chunks, states, ["*"])
+    return left
 
 
 def packed(module: Any) -> Facts:

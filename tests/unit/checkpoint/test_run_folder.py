@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.checkpoint import run_folder
-from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, TrainConfig
+from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, ParallelConfig, TrainConfig
 from megatron_prism.core.config_precision import FP8Config
 from megatron_prism.core.load import to_yaml
 
@@ -34,10 +34,12 @@ def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, ch
 
 
 def test_where_it_runs_may_change_and_what_it_computes_may_not(config: TrainConfig) -> None:
-    assert run_folder.check_resume(replace(config, batch=BatchConfig(global_size=4, micro_size=2))) == []
+    grid = ParallelConfig(cp=4, cp_comm_type="a2a+p2p", cp_a2a_size=2)
+    assert run_folder.check_resume(replace(config, batch=BatchConfig(global_size=4, micro_size=2), parallel=grid)) == []
     assert run_folder.check_resume(replace(config, environment={"NCCL_DEBUG": "INFO"}, deterministic=True)) == []
-    changed = replace(config, batch=BatchConfig(global_size=8), data=replace(config.data, prepared=Path("data/b")), seed=config.seed + 1)
-    assert {problem.where for problem in run_folder.check_resume(changed)} == {"batch.global_size", "data.prepared", "seed"}
+    data = replace(config.data, prepared=Path("data/b"))
+    changed = replace(config, batch=BatchConfig(global_size=8), data=data, seed=config.seed + 1, trainable=("*.mlp.*",))
+    assert {problem.where for problem in run_folder.check_resume(changed)} == {"batch.global_size", "data.prepared", "seed", "trainable"}
 
 
 def test_fp8_may_neither_begin_nor_end_in_a_run(config: TrainConfig, tmp_path: Path) -> None:

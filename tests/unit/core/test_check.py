@@ -36,6 +36,8 @@ def keys(problems: list[Problem]) -> list[str]:
     [({}, 1), ({}, 4), ({"parallel": {"tp": 2, "pp": 2, "sequence_parallel": True}}, 4), ({"parallel": {"pp": 2, "vpp": 2}}, 2),
      ({"schedule": {"kind": "wsd", "wsd_decay_steps": 10}}, 1), ({"recompute": {"granularity": "full", "num_layers": 2}}, 1),
      ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": True}}, 2),
+     ({"parallel": {"cp": 2}}, 4), ({"parallel": {"tp": 2, "cp": 2, "sequence_parallel": True}}, 4),
+     ({"parallel": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2}}, 4), ({"parallel": {"cp": 2, "cp_comm_type": "a2a"}}, 2),
      ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1), ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1)],
 )  # fmt: skip
 def test_a_config_that_holds_has_no_problem(values: dict, changes: dict, world_size: int) -> None:
@@ -68,7 +70,13 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"parallel": {"tp": 2, "pp": 2}}, 2, "parallel"),
         ({"batch.global_size": 6}, 2, "batch.global_size"),
         ({"batch.global_size": 1}, 1, "batch.global_size"),
-        ({"parallel.cp": 2}, 2, "parallel.cp"),
+        ({"parallel.cp": 2, "data.seq_length": 62}, 2, "data.seq_length"),
+        ({"parallel": {"tp": 2, "cp": 4, "sequence_parallel": True}, "data.seq_length": 56}, 8, "data.seq_length"),
+        ({"parallel.cp": 2, "batch.global_size": 2}, 4, "batch.global_size"),
+        ({"parallel.cp": 2, "data.document_mask": True}, 2, "data.document_mask"),
+        ({"parallel": {"cp": 2, "cp_comm_type": "a2a+p2p"}}, 2, "parallel.cp_a2a_size"),
+        ({"parallel": {"cp": 2, "cp_a2a_size": 2}}, 2, "parallel.cp_a2a_size"),
+        ({"parallel": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 3}}, 4, "parallel.cp_a2a_size"),
         ({"parallel.sequence_parallel": True}, 2, "parallel.sequence_parallel"),
         ({"parallel": {"tp": 2, "sequence_parallel": True}, "data.seq_length": 63}, 2, "data.seq_length"),
         ({"parallel.overlap_param_gather": True}, 2, "parallel.overlap_param_gather"),
@@ -114,6 +122,9 @@ def test_problems_of_several_kinds_come_together(values: dict) -> None:
         ({"parallel.pp": 6}, "parallel.pp"),
         ({"parallel": {"pp": 2, "vpp": 3}}, "parallel.pp"),
         ({"data.seq_length": 129}, "data.seq_length"),
+        ({"parallel": {"cp": 4, "cp_comm_type": "a2a"}}, "parallel.cp_comm_type (num_query_groups 2)"),
+        ({"parallel": {"tp": 2, "cp": 2, "cp_comm_type": "a2a"}}, "parallel.cp_comm_type (num_query_groups 2)"),
+        ({"parallel": {"tp": 2, "cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2}}, "parallel.cp_comm_type (num_query_groups 2)"),
     ],
 )
 def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key: str) -> None:
@@ -143,6 +154,19 @@ ONE_GROUP = dataclasses.replace(HYBRID, mamba=MambaConfig(num_heads=8, head_dim=
 def test_what_a_hybrid_cannot_is_named(values: dict, model: ModelConfig, changes: dict, key: str) -> None:
     assert check.check_model(model, values_held := changed(values, {})) == [] and values_held.parallel.tp == 1
     assert key in keys(check.check_model(model, changed(values, changes)))
+
+
+def test_a_window_wants_all_keys_on_a_rank(values: dict) -> None:
+    model = dataclasses.replace(MODEL, window_size=16)
+    found = {kind: keys(check.check_model(model, changed(values, {"parallel": {"cp": 2, "cp_comm_type": kind}}))) for kind in ("p2p", "a2a", "all_gather")}
+    assert found == {"p2p": ["parallel.cp_comm_type"], "a2a": [], "all_gather": []}
+    assert check.check_model(model, changed(values, {"parallel": {"cp": 1}})) == []
+
+
+@pytest.mark.parametrize(("groups", "tp", "cp", "holds"), [(1, 1, 8, True), (2, 1, 4, True), (4, 1, 2, True), (4, 2, 4, True), (1, 1, 3, False), (4, 1, 16, False), (4, 2, 8, False)])
+def test_mamba_heads_are_split_over_cp(values: dict, groups: int, tp: int, cp: int, holds: bool) -> None:
+    model = dataclasses.replace(HYBRID, num_query_groups=4, mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=groups))
+    assert keys(check.check_model(model, changed(values, {"parallel": {"tp": tp, "cp": cp}}))) == ([] if holds else ["parallel.cp"])
 
 
 def test_one_group_points_to_what_works(values: dict) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check import check_split, padded_vocab_size
-from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.families import find
+from megatron_prism.models import build
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 WORLD_SIZE = 64
@@ -118,6 +119,14 @@ def test_places_are_all_of_the_grid_and_other_replicas_save_nothing(ranks: Ranks
     assert len(places) == len(set(places))
     for rank in ranks[preset_name]:
         assert not (rank["place"][2] and [key for key, *_, is_saved in rank["shards"] if is_saved])
+
+
+def test_stages_hold_the_layers_that_are_said(ranks: Ranks, presets: dict[str, ModelConfig], preset_name: str) -> None:
+    layout = {key: value for key, value in LAYOUTS[preset_name].items() if key != "tp"}
+    said = build.stages(presets[preset_name], ParallelConfig(**layout))
+    for rank in ranks[preset_name]:
+        keys = [key.split(".") for key, *_ in rank["shards"]]
+        assert {int(key[2]) for key in keys if key[:2] == ["decoder", "layers"]} == said[rank["place"][1]]
 
 
 def test_tiles_sees_a_gap_an_overlap_and_an_excess() -> None:
