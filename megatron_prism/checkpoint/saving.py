@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
 from megatron_prism.core import log
-from megatron_prism.core.config import SaveConfig
+from megatron_prism.core.config_run import SaveConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
 from megatron_prism.parallel import compat, groups
 

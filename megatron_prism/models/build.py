@@ -32,15 +32,11 @@ def transformer_config(
     offload: OffloadConfig | None = None,
     deterministic: bool = False,
 ) -> Any:
-    """Return Megatron-Core's TransformerConfig.
-
-    Pipeline messages: batched, but with model chunks (vpp) overlapped and one by one: two batched messages between
-    the same two ranks are paired wrongly at pp 2, and the gradients are silently wrong (Megatron-Core 0.16 and 0.19).
-    """
+    """Return Megatron-Core's TransformerConfig."""
     from megatron.core.activations import squared_relu
     from megatron.core.transformer import TransformerConfig
 
-    fused, interleaved = spec.use_transformer_engine(), parallel.vpp is not None
+    fused = spec.use_transformer_engine()
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -63,17 +59,8 @@ def transformer_config(
         pipeline_dtype=DTYPES[precision],
         bf16=precision == "bf16",
         calculate_per_token_loss=True,  # the mean over the tokens of the whole step, whatever the layout
-        tensor_model_parallel_size=parallel.tp,
-        pipeline_model_parallel_size=parallel.pp,
-        virtual_pipeline_model_parallel_size=parallel.vpp,
         **(_hybrid_settings(model, parallel.pp) if model.layer_pattern else _dense_settings(model, parallel)),
-        context_parallel_size=parallel.cp,
-        cp_comm_type=parallel.cp_comm_type,
-        hierarchical_context_parallel_sizes=parallel.cp_sizes,
-        sequence_parallel=parallel.sequence_parallel,
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
-        deallocate_pipeline_outputs=parallel.pp > 1 and host.has_cuda(),  # gloo may still be sending them: wrong losses, seen
+        **_parallel_settings(parallel),
         **_recompute_settings(recompute),
         **_fp8_settings(fp8),
         **_offload_settings(offload),
@@ -85,6 +72,25 @@ def transformer_config(
         # TE's layers need no apex for it, but Megatron's output layer refuses to be built without apex's kernel (0.16 and 0.19)
         gradient_accumulation_fusion=fused and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
+
+
+def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
+    """Pipeline messages are batched, but with model chunks (vpp) overlapped and one by one: two batched messages between
+    the same two ranks are paired wrongly at pp 2, and the gradients are silently wrong (Megatron-Core 0.16 and 0.19).
+    """
+    interleaved = parallel.vpp is not None
+    return {
+        "tensor_model_parallel_size": parallel.tp,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp,
+        "context_parallel_size": parallel.cp,
+        "cp_comm_type": parallel.cp_comm_type,
+        "hierarchical_context_parallel_sizes": parallel.cp_sizes,
+        "sequence_parallel": parallel.sequence_parallel,
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "deallocate_pipeline_outputs": parallel.pp > 1 and host.has_cuda(),  # gloo may still be sending them: wrong losses, seen
+    }
 
 
 def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:

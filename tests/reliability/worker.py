@@ -38,12 +38,12 @@ def build_in(fault: dict[str, Any]) -> None:
         break_writer(fault["how"])
     elif kind == "full":
         saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
+    elif int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
+        return
     elif kind == "nonfinite":
-        if int(os.environ.get("RANK", "0")) == fault.get("rank", 0):
-            inject(fault["site"], fault["step"])
+        inject(fault["site"], fault["step"])
     elif kind == "hang":
-        if int(os.environ.get("RANK", "0")) == fault.get("rank", 0):
-            hang_at(fault["step"])
+        hang_at(fault["step"])
 
 
 def crash_at(event: str, part: str, nth: int) -> None:
