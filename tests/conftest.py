@@ -69,6 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what random.Random draws them from")
+    parser.addoption("--kills", type=int, default=20, help="how often a run is killed at a random moment (tools/soak.py)")
+    parser.addoption("--signals", type=int, default=4, help="how often a run is asked to stop (tools/soak.py)")
+    parser.addoption("--moments-seed", type=int, help="what those moments are drawn from; else another one each time")
 
 
 @pytest.fixture(scope="session")

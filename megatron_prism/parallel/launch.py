@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from megatron_prism.core.errors import EnvironmentFault
 
 GANG_FAILED = 4
+# For torch's launcher, as far as its version knows them: SIGTERM is handed on here; once a rank has failed, the others have nothing left to do.
+OURS: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT", "shutdown_timeout": 10}
 
 
 def in_gang() -> bool:
@@ -64,7 +68,6 @@ def start_gang(num_processes: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
@@ -79,6 +82,7 @@ def start_gang(num_processes: int, command: Sequence[str]) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.2,
+        **{name: value for name, value in OURS.items() if name in {field.name for field in dataclasses.fields(LaunchConfig)}},
     )
     try:
         elastic_launch(config, sys.executable)(*command)

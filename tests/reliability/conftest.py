@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -152,3 +153,28 @@ def wait_for(condition: Callable[[], bool], gang: Gang, timeout_s: float = 90.0)
 def send(process: psutil.Process, name: str) -> None:
     """Send a signal by name."""
     with_suppressed(lambda: os.kill(process.pid, getattr(signal, name)))
+
+
+@pytest.fixture
+def num_kills(request: pytest.FixtureRequest) -> int:
+    """Return how often a run is killed."""
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture
+def num_signals(request: pytest.FixtureRequest) -> int:
+    """Return how often a run is asked to stop."""
+    return request.config.getoption("--signals")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of random moments; it is printed with what fails."""
+    given = request.config.getoption("--moments-seed")
+    return random.SystemRandom().randrange(2**32) if given is None else given
+
+
+@pytest.fixture
+def figures() -> Callable[..., None]:
+    """Return a function that prints what was counted and timed, for tools/soak.py (pytest -s)."""
+    return lambda **values: print("figures:", json.dumps(values))

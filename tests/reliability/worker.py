@@ -95,8 +95,7 @@ def inject(site: str, step: int) -> None:
         if site == "loss spike":
             return update(optimizer, lambda norm, ask=accept: ask_with(ask, 1e4, norm))
         if site in ("gradient nan", "gradient inf"):
-            buffer = CHUNKS[0][0].buffers[0].grad_data
-            buffer[3] = torch.nan if site == "gradient nan" else torch.inf
+            CHUNKS[0][0].buffers[0].grad_data.fill_(torch.nan if site == "gradient nan" else torch.inf)
             return update(optimizer, accept)
         assert site == "weights nan"
         found = update(optimizer, accept)

@@ -1,0 +1,188 @@
+"""R1, R4, R5, R8, R9, R17 on real torchrun gangs: `prism train --nproc 2`, killed, stopped, signalled and started again.
+
+The sizes are the continuous ones; tools/soak.py asks for more (--kills, --signals) and prints the seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from megatron_prism.checkpoint import integrity, run_folder
+
+from .conftest import Gang, losses, samples, send, wait_for
+
+LONG = {"steps": 4000, "save": {"interval": 5, "keep_last": 3}}  # never reached: the tests stop it
+Start = Callable[..., Gang]
+
+
+def last_step(run_dir: Path) -> int:
+    return max(losses(run_dir), default=0)
+
+
+def wait_for_a_step(gang: Gang, run_dir: Path, beyond: int) -> None:
+    wait_for(lambda: last_step(run_dir) > beyond, gang)
+
+
+def check_checkpoints(run_dir: Path) -> int:
+    """Every checkpoint that stands is whole; return the newest one's step."""
+    found = run_folder.checkpoints(run_dir)
+    assert {step: integrity.check(path) for step, path in found.items()} == {step: [] for step in found}
+    return max(found, default=0)
+
+
+def stop(gang: Gang) -> None:
+    send(gang.launcher, "SIGTERM")
+    assert gang.wait() == 3, gang.output()[-4000:]
+
+
+def reference(start_gang: Start, tmp_path: Path, steps: int) -> dict[int, float]:
+    """Return the losses of an unbroken run of at least so many steps."""
+    run_dir = tmp_path / "unbroken"
+    gang = start_gang(run_dir=str(run_dir), **LONG)
+    wait_for_a_step(gang, run_dir, steps)
+    stop(gang)
+    return losses(run_dir)
+
+
+def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, num_kills: int, seed: int, figures: Callable[..., None]) -> None:
+    """R1, R17: the whole gang or one rank is killed at a random moment of training and saving, and the run goes on."""
+    chance, run_dir = random.Random(seed), tmp_path / "run"
+    newest, begun, restart_s, ends_s = 0, 0, [], []
+    for kill in range(num_kills):
+        started = time.monotonic()
+        gang = start_gang(**LONG)
+        wait_for_a_step(gang, run_dir, begun)
+        restart_s.append(time.monotonic() - started)
+        time.sleep(chance.uniform(0.0, 0.5))
+        if kill % 2:
+            at = time.monotonic()
+            send(chance.choice(gang.ranks()), "SIGKILL")
+            assert gang.wait() != 0, "the launcher did not notice that a rank was killed"
+            ends_s.append(time.monotonic() - at)
+        else:
+            gang.kill_all()
+        found = check_checkpoints(run_dir)
+        assert found >= newest, f"kill {kill} (seed {seed}): step {newest} was saved, and is lost"
+        newest, begun = found, last_step(run_dir)
+    gang = start_gang(**LONG)
+    wait_for_a_step(gang, run_dir, begun)
+    stop(gang)
+    ours, theirs = losses(run_dir), reference(start_gang, tmp_path, last_step(run_dir))
+    assert sorted(ours) == list(range(1, len(ours) + 1)) and len(ours) > num_kills
+    assert ours == {step: theirs[step] for step in ours}
+    assert samples(run_dir) == list(range(4 * len(ours)))
+    figures(kills=num_kills, seed=seed, steps=len(ours), start_to_step_s=max(restart_s), rank_death_to_exit_s=max(ends_s, default=0.0))
+
+
+def test_no_sequence_is_skipped_or_repeated_on_other_ranks(start_gang: Start, tmp_path: Path) -> None:
+    """R4: three kills, on data-parallel 2, 1, 2 and 2 again."""
+    run_dir, begun = tmp_path / "run", 0
+    for nproc in (2, 1, 2):
+        gang = start_gang(nproc, **LONG)
+        wait_for_a_step(gang, run_dir, begun + 7)
+        gang.kill_all()
+        begun = last_step(run_dir)
+    gang = start_gang(2, **LONG)
+    wait_for_a_step(gang, run_dir, begun)
+    stop(gang)
+    found = samples(run_dir)
+    assert sorted(found) == list(range(4 * last_step(run_dir))) and len(found) > 4 * 21
+
+
+SIGNALS: dict[str, Callable[[Gang], None]] = {
+    "SIGTERM to the launcher": lambda gang: send(gang.launcher, "SIGTERM"),
+    "SIGUSR1 to the launcher": lambda gang: send(gang.launcher, "SIGUSR1"),
+    "SIGTERM to one rank": lambda gang: send(gang.ranks()[1], "SIGTERM"),
+    "both, to everyone, again and again": lambda gang: [
+        (send(process, name), time.sleep(0.02))
+        for name in ("SIGUSR1", "SIGTERM", "SIGTERM")
+        for process in [gang.launcher, *gang.launcher.children(recursive=True)]
+    ] and None,
+}  # fmt: skip
+
+
+def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, num_signals: int, seed: int, figures: Callable[..., None]) -> None:
+    """R5: exit code 3, the step that ran is the newest checkpoint, whichever process is told, and however often."""
+    chance, run_dir, begun, seconds = random.Random(seed), tmp_path / "run", 0, []
+    config = {**LONG, "save": {"interval": 7, "keep_last": 2}, "data": {"num_workers": 1}}
+    for number in range(num_signals):
+        how = list(SIGNALS)[number % len(SIGNALS)]
+        gang = start_gang(**config)
+        wait_for_a_step(gang, run_dir, begun)
+        time.sleep(chance.uniform(0.0, 0.3))
+        at = time.monotonic()
+        SIGNALS[how](gang)
+        assert gang.wait() == 3, f"{how}:\n{gang.output()[-4000:]}"
+        seconds.append(time.monotonic() - at)
+        begun = last_step(run_dir)
+        assert check_checkpoints(run_dir) == begun, how
+        assert gang.output().count("prism: stopped by SIG") == 1
+        assert not list((run_dir / "checkpoints").glob(".*"))
+    figures(signals=num_signals, seed=seed, signal_to_exit_s=max(seconds))
+
+
+def test_the_wall_clock_saves_and_ends(start_gang: Start, tmp_path: Path) -> None:
+    gang = start_gang(**LONG, limits={"wall_clock_s": 15.0})
+    assert gang.wait() == 3 and "stopped by limits.wall_clock_s" in gang.output()
+    assert check_checkpoints(tmp_path / "run") == last_step(tmp_path / "run")
+
+
+TIMEOUTS = {"limits": {"collective_timeout_s": 8.0, "hang_timeout_s": 12.0}}
+SILENT: dict[str, tuple[dict[str, Any] | None, Callable[[Gang], None] | None, str]] = {
+    "a rank stands still": (None, lambda gang: send(gang.ranks()[1], "SIGSTOP"), "another rank is gone or silent"),
+    "a rank's loader hangs": ({"kind": "hang", "step": 4, "rank": 1}, None, "another rank is gone or silent"),
+    "a rank's writer is killed": ({"kind": "writer", "how": "killed"}, None, "killed by SIGKILL"),
+    "one rank's gradients are no numbers": ({"kind": "nonfinite", "site": "gradient nan", "step": 4, "rank": 1}, None, "step 4: loss"),
+}
+
+
+@pytest.mark.parametrize("how", SILENT)
+def test_what_befalls_one_rank_ends_the_gang(start_gang: Start, tmp_path: Path, how: str) -> None:
+    """R8, R9: no rank waits for ever for another, and the exit code is not 0."""
+    fault, act, words = SILENT[how]
+    gang = start_gang(fault=fault, **LONG, **TIMEOUTS)
+    if act is not None:
+        wait_for_a_step(gang, tmp_path / "run", 2)
+        act(gang)
+    code = gang.wait()
+    assert code == (1 if "gradients" in how else 4), gang.output()[-4000:]
+    assert words in gang.output(), gang.output()[-4000:]
+    check_checkpoints(tmp_path / "run")
+
+
+def test_ranks_whose_launcher_is_gone_end(start_gang: Start, tmp_path: Path) -> None:
+    gang = start_gang(**LONG)
+    wait_for_a_step(gang, tmp_path / "run", 2)
+    everyone = gang.launcher.children(recursive=True)
+    send(gang.launcher, "SIGKILL")
+    _, alive = psutil.wait_procs(everyone, timeout=30)
+    assert not alive and "its launcher is gone" in gang.output()
+
+
+def test_two_gangs_do_not_train_in_one_folder(start_gang: Start, tmp_path: Path) -> None:
+    gang = start_gang(**LONG)
+    wait_for_a_step(gang, tmp_path / "run", 2)
+    other = start_gang(1, **LONG)
+    assert other.wait() == 2 and "one prism train at a time" in other.output()
+    stop(gang)
+    assert sorted(losses(tmp_path / "run")) == list(range(1, last_step(tmp_path / "run") + 1))
+
+
+def test_the_manifest_of_a_checkpoint_says_what_it_is(start_gang: Start, tmp_path: Path) -> None:
+    """Topology, tokens, data position, generators, config hash and versions stand in prism.json, the sizes' sums in SHA256SUMS."""
+    gang = start_gang(1, steps=2)
+    assert gang.wait() == 0, gang.output()
+    root = run_folder.step_folder(tmp_path / "run", 2)
+    facts = json.loads((root / "prism.json").read_text())
+    assert (facts["step"], facts["tokens"], facts["world_size"], facts["data"]["sequences"]) == (2, 256, 1, 8)
+    assert facts["parallel"]["tp"] == 1 and facts["generators"] == "of 1 ranks, in state"
+    assert {"versions", "git_commit", "inputs", "config_sha256"} <= set(facts["manifest"]) and "torch" in facts["manifest"]["versions"]
+    assert len(facts["guard"]["losses"]) == 2
