@@ -28,7 +28,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import convert as engine
+from megatron_prism.checkpoint import convert as engine, saving
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig
@@ -126,11 +126,16 @@ def gang_member(root: Path, rounds: int) -> None:
     with groups.gang(parallel, SEED) as grid:
         chunks = build.build(origin.model, grid, parallel, "bf16")
         facts = folder.describe(origin.model, 0, 0, dtype=origin.facts["dtype"], world_size=grid.world_size)
+
+        def finish_folder(path: Path) -> None:
+            folder.copy_hf(origin.root, path)
+            folder.write_meta(path, facts)
+
         for number in range(rounds + 1):
             target = root / "tp" / f"step_{number:08d}"
             jobs = {
                 "load": lambda: sharded.load_weights(origin.root, chunks),
-                "save": lambda target=target: sharded.save(target, sharded.weights(chunks), facts, origin, grid),
+                "save": lambda target=target: saving.Saving(target, sharded.weights(chunks), finish_folder, 600.0).finish(),
             }
             times = {}
             for name, job in jobs.items():

@@ -1,7 +1,8 @@
 """What our training step costs over a bare Megatron-Core loop of the same model: CPU-seconds a step, in one process.
 
 Run: python bench/trainer.py [--size tiny|default] [--rounds N] [--control]
-Ours is train.loop.fit, called for one block of steps after another: loader, learning rate, step, metrics.jsonl, TensorBoard, log line.
+Ours is train.loop.fit, called for one block of steps after another: loader, learning rate, step, guard, timers, watchdog, metrics.jsonl,
+TensorBoard, log line.
 Bare is a loop as in Megatron-LM's minimal example, over batches collated beforehand: it loads, logs and checks nothing.
 Blocks alternate, their order changes every round; both start from the same weights, read the same batches, and must find the same losses.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")  # read by torch at import: one thread, on the host
 
@@ -28,12 +30,14 @@ import torch
 
 from megatron_prism.core import config as conf
 from megatron_prism.core import log
+from megatron_prism.core.config_run import GuardConfig
 from megatron_prism.data import loader, mixture, segments
 from megatron_prism.jobs import prepare
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.train import loop, metrics, optim
+from megatron_prism.train import loop, metrics, optim, stop, watchdog
+from megatron_prism.train.guard import Guard
 
 BLOCK_STEPS, WARM_UP_STEPS, SEED, VOCAB_SIZE = 2, 10, 1234, 384
 WEIGHTS = {"math": 70.0, "code": 30.0}
@@ -92,6 +96,7 @@ def configure(folder: Path, size: Size, steps: int) -> conf.TrainConfig:
         data=conf.DataConfig(prepared=prepare_mixture(folder), seq_length=size.seq_length),
         batch=conf.BatchConfig(global_size=size.micro_size * size.num_microbatches, micro_size=size.micro_size),
         optimizer=conf.OptimizerConfig(lr=1e-3), schedule=conf.ScheduleConfig(kind="constant"),
+        guard=GuardConfig(on_nonfinite="skip", on_spike="skip"),
     )  # fmt: skip
 
 
@@ -150,14 +155,30 @@ class Bare:
         return [sum(float(part["loss"]) for part in step) / sum(float(part["tokens"]) for part in step) for step in self.losses]
 
 
+class Unused:
+    """A saver that has nothing to do."""
+
+    longest_s = 0.0
+
+    def is_saving(self) -> bool:
+        return False
+
+    is_writing = is_saving
+
+    def finish(self) -> None:
+        return None
+
+
 @contextmanager
 def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: groups.Groups) -> Iterator[Block]:
     """Yield a function that trains one block with loop.fit; between blocks only the validation and the saving are left out."""
     chunks = optim.wrap([model], config.parallel)
     assert config.model is not None
-    with metrics.Recorder(config.run_dir, 0, config.steps, enabled=True) as recorder:
+    with metrics.Recorder(config.run_dir, 0, config.steps, enabled=True) as recorder, ExitStack() as stack:
+        stack.enter_context(mock.patch.object(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
         run = loop.Run(
-            config=config, groups=grid, chunks=chunks, recorder=recorder, valid_batches={}, save=lambda step: None,
+            config=config, groups=grid, chunks=chunks, recorder=recorder, valid_batches={}, samples=None, saver=Unused(), guard=Guard(config.guard),
+            stop=stack.enter_context(stop.StopRequest(3600.0 * 24)), watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             optimizer=optim.build(chunks, config.optimizer, config.parallel, config.precision),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
             flops=flops_per_token(config.model, config.data.seq_length), peak_tflops=1.0,  # so that the MFU is recorded too

@@ -133,13 +133,16 @@ def step_folder(run_dir: Path, step: int) -> Path:
     return run_dir / CHECKPOINTS / f"step_{step:08d}"
 
 
-def prune(run_dir: Path, keep_last: int, keep_every: int) -> None:
-    """Remove all checkpoints but the newest `keep_last`, and those of multiples of `keep_every` steps (0: none)."""
+def prune(run_dir: Path, keep_last: int, keep_every: int) -> list[Path]:
+    """Move all checkpoints away but the newest `keep_last`, and those of multiples of `keep_every` steps (0: none); return where to.
+
+    Renamed first, so that a removal that is cut short leaves no checkpoint that is no longer whole.
+    """
+    leaving = []
     for step, path in list(checkpoints(run_dir).items())[:-keep_last]:
         if not (keep_every and step % keep_every == 0):
-            leaving = path.with_name(f".{path.name}.old")
-            path.rename(leaving)  # else a crash half-way leaves a checkpoint that is no longer whole
-            shutil.rmtree(leaving)
+            leaving.append(path.rename(path.with_name(f".{path.name}.old")))
+    return leaving
 
 
 def set_aside(path: Path) -> Path:
@@ -153,5 +156,5 @@ def set_aside(path: Path) -> Path:
 
 def tidy(run_dir: Path) -> None:
     """Remove what a save or a removal that was cut short has left."""
-    for path in (run_dir / CHECKPOINTS).glob(".step_*"):
+    for path in (run_dir / CHECKPOINTS).glob(".*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismE
 from megatron_prism.parallel import compat, groups
 
 RESERVE_BYTES = 64 << 20  # beside the tensors: names, tokenizer, file system
-FILES_PER_RANK = 2  # written side by side
+FILES_PER_RANK = 1  # the ranks of a node write side by side
 
 
 class Saver:
@@ -44,6 +45,7 @@ class Saver:
         self._run_dir, self._config = run_dir, config
         self._capture, self._finish_folder, self._restore = capture, finish_folder, restore
         self._saving: Saving | None = None
+        self._removals: list[threading.Thread] = []
 
     def begin(self, step: int, guard: Any) -> None:
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
@@ -73,7 +75,14 @@ class Saver:
         self.longest_s = max(self.longest_s, time.monotonic() - self._began)
         if dist.get_rank() == 0:
             log.get().info("saved %s in %.1f s", saving.target, time.monotonic() - self._began)
-            run_folder.prune(self._run_dir, self._config.keep_last, self._config.keep_every)
+            self._remove(run_folder.prune(self._run_dir, self._config.keep_last, self._config.keep_every))
+
+    def _remove(self, paths: list[Path]) -> None:
+        """Remove checkpoints that were moved away, while training goes on: a file system may take its time."""
+        self._removals = [removal for removal in self._removals if removal.is_alive()]
+        for path in paths:
+            self._removals.append(threading.Thread(target=shutil.rmtree, args=(path,), name=f"remove {path.name}"))
+            self._removals[-1].start()
 
     def rewind(self) -> int | None:
         """Bring the run back to its newest whole checkpoint; return its step, None where there is none."""
@@ -90,6 +99,8 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._saving is not None:  # the run ends by an error
             self._saving.abandon()
+        for removal in self._removals:
+            removal.join()
 
 
 def newest(run_dir: Path) -> Path | None:
@@ -135,7 +146,7 @@ class Saving:
         self.target, self._finish_folder = target, finish_folder
         self._temporary = target.with_name(f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp")  # no writer of a start that died knows it
         self._is_first = dist.get_rank() == 0
-        with _faults_named(self._temporary):
+        with _faults_named(self._temporary, self._clean):
             if self._is_first:
                 folder.refuse_existing(target)
                 (self._temporary / folder.STATE).mkdir(parents=True)
@@ -167,7 +178,7 @@ class Saving:
         if failures:
             self.abandon()
             raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole")
-        with _faults_named(self._temporary):
+        with _faults_named(self._temporary, self._clean):
             self._writers.finalize()
             sums = groups.gather({f"{folder.STATE}/{name}": value for name, value in self._writers.sums.items()})
             if self._is_first:
@@ -190,19 +201,28 @@ class Saving:
 def _plan(state: Mapping[str, Any], path: Path) -> Any:
     """Return Megatron-Core's AsyncRequest: what this rank writes where, and how the checkpoint is finished."""
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     compat.write_results_in_memory()
+    wanted = dict(state)
+    apply_factories(wanted)
+    for shard in nested_values(wanted):
+        if isinstance(shard, ShardedTensor):
+            shard.data = writers.uncopied(shard.data)
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=FILES_PER_RANK)
-    return dist_checkpointing.save(dict(state), str(path), strategy, async_sharded_save=True, **compat.save_arguments())
+    return dist_checkpointing.save(wanted, str(path), strategy, async_sharded_save=True, **compat.save_arguments())
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
+def _faults_named(path: Path, clean: Callable[[], None]) -> Iterator[None]:
     """Turn whatever Megatron, torch and the file system raise while a checkpoint is written into one error that names the folder."""
     try:
         yield
     except (PrismError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
-        raise EnvironmentFault(writers.describe(path, error)) from error
+        told = writers.describe(path, error)  # while the disk is as it was
+        clean()
+        raise EnvironmentFault(f"{told}; the checkpoint was not saved; earlier ones are whole") from error

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import multiprocessing
 import os
 import queue
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_prism.core.manifest import sha256_file
+from megatron_prism.core import disk
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PART_BYTES = 4 << 20
 FULL_BYTES = 1 << 20  # a writer that does not say why it failed, beside so little room, failed for want of it
 
 
@@ -62,13 +66,12 @@ class Writers:
 
     def _take(self, number: int, process: Any, pipe: Connection, path: Path) -> None:
         try:
-            failure, results, sha256 = pipe.recv()
+            failure, results, sha256 = pipe.recv()  # it ends of itself, and is waited for when the next one starts
         except EOFError:  # it died without a word
             process.join()
             failure = f"{path}: its writer died ({_ending(process.exitcode)})"
         if failure is not None:
             return self._fail(failure)
-        process.join()
         del self._running[number]
         self._written[number], self.sums[path.name] = results, sha256
 
@@ -106,14 +109,49 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
     results: queue.Queue = queue.Queue()
     count: queue.Queue = queue.Queue()
     count.put(number)
-    FileSystemWriterAsync.write_preloaded_data(
-        transforms, local_proc_idx=number, write_bucket=bucket, results_queue=results, count_queue=count, use_fsync=True
-    )
-    _, found = results.get()
-    if isinstance(found, Exception):
-        pipe.send((describe(path, found), None, None))
-    else:
-        pipe.send((None, found, sha256_file(path)))
+    is_written = threading.Event()
+    try:
+        path.touch()
+        with ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(_sha256_behind, path, is_written)
+            try:
+                FileSystemWriterAsync.write_preloaded_data(
+                    transforms, local_proc_idx=number, write_bucket=bucket, results_queue=results, count_queue=count, use_fsync=False
+                )
+                _, found = results.get()
+            finally:
+                is_written.set()
+            if isinstance(found, Exception):
+                raise found
+            disk.sync([path])
+            pipe.send((None, found, hashed.result()))
+    except Exception as error:
+        pipe.send((describe(path, error), None, None))
+
+
+def _sha256_behind(path: Path, is_written: threading.Event) -> str:
+    """Return the sha256 of a file that is being written, read close behind the writer: both then take little longer than the slower."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while True:
+            ended = is_written.is_set()  # before the read: what comes after it has nothing behind it
+            if part := stream.read(PART_BYTES):
+                digest.update(part)
+            elif ended:
+                return digest.hexdigest()
+            else:
+                time.sleep(0.002)
+
+
+def uncopied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a host tensor over the same memory, with a storage of its own size.
+
+    Megatron-Core copies a view of something larger (all weights are views of their buffer) before it is written; the fork is copy enough.
+    """
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor
+    return torch.from_numpy(tensor.view(-1).view(torch.uint8).numpy()).view(tensor.dtype).view(tensor.shape)
 
 
 def num_bytes(request: Any) -> int:

@@ -38,17 +38,17 @@ def take_from_before(name: str) -> Damage:
     return lambda newest, before: shutil.copyfile(before / name, newest / name)
 
 
-TENSORS, OTHERS = "state/__0_0.distcp", "state/__0_1.distcp"
+TENSORS = "state/__0_0.distcp"
 DAMAGES: dict[str, Damage] = {
     "tensors cut in half": rewrite(TENSORS, lambda data: data[: len(data) // 2]),
     "tensors short of a byte": rewrite(TENSORS, lambda data: data[:-1]),
     "tensors empty": rewrite(TENSORS, lambda data: b""),
     "tensors gone": lambda newest, before: (newest / TENSORS).unlink(),
     "a bit flipped at the start": flip(TENSORS, 0.0),
-    "a bit flipped in the middle": flip(OTHERS, 0.5),
+    "a bit flipped in the middle": flip(TENSORS, 0.5),
     "a bit flipped at the end": flip(TENSORS, 0.999),
-    "a hole of zeros": rewrite(OTHERS, lambda data: data[:4096] + bytes(4096) + data[8192:]),
-    "a byte more": rewrite(OTHERS, lambda data: data + b"\0"),
+    "a hole of zeros": rewrite(TENSORS, lambda data: data[:4096] + bytes(4096) + data[8192:]),
+    "a byte more": rewrite(TENSORS, lambda data: data + b"\0"),
     "metadata gone": lambda newest, before: (newest / "state/.metadata").unlink(),
     "metadata cut off": rewrite("state/.metadata", lambda data: data[:-10]),
     "metadata flipped": flip("state/.metadata", 0.4),
@@ -67,8 +67,8 @@ DAMAGES: dict[str, Damage] = {
     "nothing but a folder": lambda newest, before: (shutil.rmtree(newest), newest.mkdir()),
     "a tokenizer of another model": rewrite("hf/tokenizer.json", lambda data: data.replace(b"<unk>", b"<UNK>")),
 }  # fmt: skip
-WRITTEN = ("state/common.pt", "state/__0_0.distcp", "state/__0_1.distcp", "state/.metadata", "state/metadata.json", "hf", "prism.json", "SHA256SUMS")
-FULL = [(path, part) for path in WRITTEN[1:4] for part in (0.1, 0.5)] + [(path, 0.5) for path in ("state/common.pt", "hf", "prism.json", "SHA256SUMS")]
+WRITTEN = ("state/common.pt", TENSORS, "state/.metadata", "state/metadata.json", "hf", "prism.json", "SHA256SUMS")
+FULL = [*((TENSORS, part) for part in (0.01, 0.2, 0.6, 0.95)), ("state/.metadata", 0.1), ("state/.metadata", 0.6)] + [(path, 0.5) for path in ("state/common.pt", "hf", "prism.json")] + [("SHA256SUMS", -2.0)]
 SLACK_KIB = 8  # for what the run writes beside the checkpoint
 NONFINITE = ("loss nan", "gradient nan", "gradient inf", "weights nan", "loss spike")
 POLICIES = ("stop", "skip", "rewind")

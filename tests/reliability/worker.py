@@ -33,7 +33,7 @@ def build_in(fault: dict[str, Any]) -> None:
     """Build a fault into this process and those it forks."""
     kind = fault["kind"]
     if kind == "crash":
-        crash_at(fault["event"], fault["path"], fault.get("nth", 1))
+        crash_at(fault["event"], fault["path"], fault.get("within", ""), fault.get("nth", 1))
     elif kind == "writer":
         break_writer(fault["how"])
     elif kind == "full":
@@ -46,12 +46,15 @@ def build_in(fault: dict[str, Any]) -> None:
         hang_at(fault["step"])
 
 
-def crash_at(event: str, part: str, nth: int) -> None:
-    """SIGKILL this process and all it forked when Python is about to do something (an audit event) to a path that ends so."""
+def crash_at(event: str, end: str, within: str, nth: int) -> None:
+    """SIGKILL this process and all it forked when Python is about to do something (an audit event) to such a path for the nth time."""
     seen = [0]
 
     def hook(name: str, args: tuple[Any, ...]) -> None:
-        if name != event or not any(str(arg).endswith(part) for arg in args[:2] if isinstance(arg, (str, bytes, os.PathLike))):
+        if name != event:
+            return
+        paths = [str(arg) for arg in args[:2] if isinstance(arg, (str, os.PathLike))]
+        if not any(path.endswith(end) and within in path for path in paths):
             return
         if name == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
             return
