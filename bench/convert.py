@@ -28,8 +28,8 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import convert as engine, saving
-from megatron_prism.checkpoint import folder, sharded
+from megatron_prism.checkpoint import convert as engine
+from megatron_prism.checkpoint import folder, saving, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig
 from megatron_prism.core.manifest import sha256_file

@@ -96,7 +96,7 @@ def optimizer(state: Path, payload: Payload) -> None:
         replace_object(state, "common_state/shard_0_1", [{"optimizer": payload}])
         return
     held = torch.load(state / "common.pt", weights_only=True)
-    held["optimizer"]["optimizer"]["param_groups"][0]["lr"] = payload
+    held["optimizer"]["step"] = payload
     torch.save(held, state / "common.pt")
 
 
