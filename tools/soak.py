@@ -18,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def headers(arguments: argparse.Namespace) -> int:
     """Change headers, indexes and configs of a Hugging Face folder at random, and import it (R10)."""
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "tests/unit/checkpoint/test_fuzz.py"]
-    sizes = [f"--fuzz-examples={arguments.examples}", f"--hypothesis-seed={arguments.seed}"]
-    return subprocess.run([*command, *sizes], cwd=ROOT).returncode
+    return _pytest("tests/unit/checkpoint/test_fuzz.py", f"--fuzz-examples={arguments.examples}", f"--hypothesis-seed={arguments.seed}")
 
 
 def pickles(arguments: argparse.Namespace) -> int:
@@ -33,8 +31,26 @@ def configs(arguments: argparse.Namespace) -> int:
     return _fuzz("tests/reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines", arguments)
 
 
+def flips(arguments: argparse.Namespace) -> int:
+    """Flip bits of a checkpoint, one at a time, and verify it (R6)."""
+    return _pytest("tests/reliability/test_faults.py::test_every_flipped_bit_is_seen", f"--fuzz-examples={arguments.examples}", f"--moments-seed={arguments.seed}")
+
+
+def kills(arguments: argparse.Namespace) -> int:
+    """Kill a gang or one of its ranks at random moments of training and saving, and start it again (R1, R17)."""
+    return _pytest("tests/reliability/test_gang.py::test_random_kills_lose_nothing", f"--kills={arguments.examples}", f"--moments-seed={arguments.seed}")
+
+
+def signals(arguments: argparse.Namespace) -> int:
+    """Ask a gang to stop at random moments, in each of the ways, and start it again (R5)."""
+    return _pytest("tests/reliability/test_gang.py::test_a_signal_saves_and_ends", f"--signals={arguments.examples}", f"--moments-seed={arguments.seed}")
+
+
 def _fuzz(test: str, arguments: argparse.Namespace) -> int:
-    sizes = [f"--fuzz-examples={arguments.examples}", f"--fuzz-seed={arguments.seed}"]
+    return _pytest(test, f"--fuzz-examples={arguments.examples}", f"--fuzz-seed={arguments.seed}")
+
+
+def _pytest(test: str, *sizes: str) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-s", test, *sizes], cwd=ROOT).returncode
 
 
@@ -42,9 +58,9 @@ def main() -> int:
     """Parse, run, and return the tests' exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = parser.add_subparsers(required=True)
-    for run in (headers, pickles, configs):
+    for run, size in {headers: 5000, pickles: 1000, configs: 5000, flips: 1000, kills: 500, signals: 100}.items():
         job = jobs.add_parser(run.__name__, help=run.__doc__)
-        job.add_argument("--examples", type=int, default=5000)
+        job.add_argument("--examples", type=int, default=size)
         job.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
         job.set_defaults(run=run)
     arguments = parser.parse_args()

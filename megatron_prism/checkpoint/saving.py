@@ -203,6 +203,7 @@ def _plan(state: Mapping[str, Any], path: Path) -> Any:
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     compat.write_results_in_memory()
@@ -211,7 +212,9 @@ def _plan(state: Mapping[str, Any], path: Path) -> Any:
     for shard in nested_values(wanted):
         if isinstance(shard, ShardedTensor):
             shard.data = writers.uncopied(shard.data)
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=FILES_PER_RANK)
+    strategy: Any = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=FILES_PER_RANK)
+    if dist.get_world_size(replicas := groups.replica_group()) > 1:  # each writes a part of what all of them hold
+        strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
     return dist_checkpointing.save(wanted, str(path), strategy, async_sharded_save=True, **compat.save_arguments())
 
 

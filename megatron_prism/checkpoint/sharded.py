@@ -17,7 +17,7 @@ from megatron_prism.checkpoint import folder, integrity, optimizer_state, unpick
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import host
-from megatron_prism.parallel.groups import Groups, gather
+from megatron_prism.parallel.groups import Groups, gather, replica_group
 
 # Keys name each layer, so that every layout reads every other.
 LAYOUT = {"non_homogeneous_layers": True}
@@ -102,9 +102,18 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
     checkpoint = folder.read(path)
     try:
         with unpickle.guarded(checkpoint.state):
-            return dist_checkpointing.load(wanted, str(checkpoint.state))
+            return dist_checkpointing.load(wanted, str(checkpoint.state), _reading(str(checkpoint.state)))
     except BaseException as error:  # torch's CheckpointException is no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit, CheckpointError)):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error
+
+
+def _reading(state: str) -> Any:
+    """Return how to read: of the ranks that want the same weights each reads a part, and hands it to the others."""
+    from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+    from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+
+    strategy, replicas = get_default_load_sharded_strategy(state), replica_group()
+    return FullyParallelLoadStrategyWrapper(strategy, replicas) if dist.get_world_size(replicas) > 1 else strategy

@@ -147,6 +147,13 @@ def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: G
     return held if groups.rank == 0 else None
 
 
+def replica_group() -> Any:
+    """Return the group of the ranks that hold the same weights as this one: over data and context parallelism."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
 def tensor_parallel_group() -> Any:
     """Return the group of this rank's tensor-parallel split, for a module that Megatron-Core constructs without telling it."""
     from megatron.core import parallel_state

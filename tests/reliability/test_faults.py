@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -111,6 +112,25 @@ def test_without_a_whole_checkpoint_a_run_ends_and_changes_nothing(damaged: dict
     found = damaged["all"]
     assert found["code"] == 2 and "step_00000004/state/__0_0.distcp: found no such file" in found["stderr"] and "step_00000002" in found["stderr"]
     assert list(run_folder.checkpoints(Path(found["run_dir"]))) == [2, 4]
+
+
+def test_every_flipped_bit_is_seen(whole: Path, request: pytest.FixtureRequest, seed: int) -> None:
+    """Single bits of a real checkpoint, at random: --fuzz-examples many."""
+    root, chance = run_folder.step_folder(whole, 6), random.Random(seed)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    for _ in range(request.config.getoption("--fuzz-examples") or 100):
+        path = chance.choices(files, [path.stat().st_size + 100 for path in files])[0]
+        place, bit = chance.randrange(max(path.stat().st_size, 1)), 1 << chance.randrange(8)
+        with path.open("r+b") as stream:
+            stream.seek(place)
+            was = stream.read(1)
+            stream.seek(place)
+            stream.write(bytes([was[0] ^ bit]))
+            stream.flush()
+            assert integrity.check(root), f"{path}: byte {place}, bit {bit} (seed {seed})"
+            stream.seek(place)
+            stream.write(was)
+    assert integrity.check(root) == []
 
 
 @pytest.fixture(scope="module")
