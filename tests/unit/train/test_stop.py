@@ -1,0 +1,62 @@
+"""Signals and the wall clock as reasons to stop, and a process that says where it hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megatron_prism.core.errors import Stopped
+from megatron_prism.train import stop
+
+
+@pytest.mark.parametrize("name", stop.SIGNALS)
+def test_a_signal_is_remembered_and_a_second_one_changes_nothing(name: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in stop.SIGNALS}
+    with stop.StopRequest(None) as asked:
+        assert asked.reason(0.0) == 0.0
+        for each in (name, *stop.SIGNALS):
+            os.kill(os.getpid(), each)
+        assert stop.name(asked.reason(0.0)) == name.name
+    assert {each: signal.getsignal(each) for each in stop.SIGNALS} == before
+
+
+def test_after_it_was_asked_to_stop_a_process_is_deaf_until_its_end() -> None:
+    before = {each: signal.getsignal(each) for each in stop.SIGNALS}
+    try:
+        with pytest.raises(Stopped), stop.StopRequest(None):
+            raise Stopped("saved")
+        assert all(signal.getsignal(each) is signal.SIG_IGN for each in stop.SIGNALS)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_the_wall_clock_counts_from_the_start_of_the_process_and_leaves_room() -> None:
+    assert stop.name(stop.StopRequest(0.001).reason(0.0)) == "limits.wall_clock_s"
+    long = stop.StopRequest(1e6)
+    assert long.reason(0.0) == 0.0 and stop.name(long.reason(1e6)) == "limits.wall_clock_s"
+
+
+HANGS = """
+import time
+from megatron_prism.train.watchdog import Watchdog
+with Watchdog(0.5, 3) as dog:
+    dog.doing("in step 7")
+    for _ in range({steps}):
+        time.sleep(0.2)
+        {beat}
+"""
+
+
+@pytest.mark.parametrize(("beat", "code"), [("pass", 4), ("dog.doing('in step 8')", 0)])
+def test_a_process_without_progress_ends_and_says_where(beat: str, code: int) -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGS.format(steps=8, beat=beat)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("rank 3 on" in done.stderr and "in step 7 for" in done.stderr and "line 7" in done.stderr) == (code == 4)
+    assert time.monotonic() - started < 50
