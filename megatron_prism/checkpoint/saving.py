@@ -119,7 +119,8 @@ def newest(run_dir: Path) -> Path | None:
             groups.barrier()
             return path
         damaged[path] = problems
-        log.get().warning("%s", "\n".join(map(str, problems)))
+        if dist.get_rank() == 0:
+            log.get().warning("%s", "\n".join(map(str, problems)))
     if damaged:
         raise CheckpointError([problem for problems in damaged.values() for problem in problems])
     return None

@@ -108,7 +108,7 @@ def _step(run: Run, step: int, microbatches: Sequence[Batch], timers: Timers, re
     def accept(loss: float, grad_norm: float) -> bool:
         verdict, why = run.guard.judge(loss, grad_norm)
         agreed = gang.agree([verdict, run.stop.reason(reserve_s + run.saver.longest_s), run.saver.is_writing()])
-        said[:] = [Verdict(int(agreed[0])), agreed[1], agreed[2] != 0, why]
+        said[:] = [Verdict(int(agreed[0])), agreed[1], agreed[2] != 0, why or "not right on another rank"]
         return said[0] is Verdict.TAKE
 
     config = run.config
@@ -132,7 +132,7 @@ def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
     """
     run.guard.passed_over()
     if verdict is Verdict.SKIP:
-        log.get().warning("step %d: %s: not taken", step, why)
+        _say(run, f"step {step}: {why}: not taken")
         return
     run.saver.finish()  # what is being written was whole before this step
     if verdict is Verdict.STOP:
@@ -145,7 +145,12 @@ def _rewind(run: Run, step: int, why: str) -> None:
         back = run.saver.rewind()
     if back is None:
         raise ResultFailure(f"step {step}: {why}; there is no checkpoint to go back to")
-    log.get().warning("step %d: %s: back to the weights of step %d; the data up to here is passed over", step, why, back)
+    _say(run, f"step {step}: {why}: back to the weights of step {back}; the data up to here is passed over")
+
+
+def _say(run: Run, text: str) -> None:
+    if run.groups.rank == 0:
+        log.get().warning("%s", text)
 
 
 def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
