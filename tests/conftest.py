@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.load import build, merge, read_layers
+from megatron_prism.core.manifest import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = {
@@ -219,9 +221,62 @@ def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path)
     return folder / "data"
 
 
+class LivingGang:
+    """A torchrun gang of one size that trains one list of cases after another: its ranks import torch and Megatron-Core once."""
+
+    def __init__(self, num_processes: int, home: Path):
+        script = (
+            "import sys; from megatron_prism.parallel.launch import start_gang;"
+            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(home)!r}]))"
+        )
+        self._home, self._number, self._log = home, 0, (home / "log").open("w+")
+        self._launcher = subprocess.Popen([sys.executable, "-c", script], stdout=self._log, stderr=self._log)
+
+    def is_alive(self) -> bool:
+        return self._launcher.poll() is None
+
+    def train(self, folder: Path) -> dict[str, Any]:
+        """Let it train the cases of a folder; return what it wrote there."""
+        self._tell(str(folder))
+        ends = time.monotonic() + 900
+        while not (folder / "results.json").is_file():
+            if not self.is_alive() or time.monotonic() > ends:
+                self._launcher.kill()
+                said = (self._home / "log").read_text().splitlines()
+                raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-6000:])  # torch lists its whole dispatcher
+            time.sleep(0.05)
+        return json.loads((folder / "results.json").read_text())
+
+    def end(self) -> None:
+        """Let it end."""
+        if self.is_alive():
+            self._tell("")
+            assert self._launcher.wait(60) == 0
+        self._log.close()
+
+    def _tell(self, text: str) -> None:
+        self._number += 1
+        write_text(self._home / f"{self._number}", text)
+
+
 @pytest.fixture(scope="session")
-def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
-    """Return a function that trains cases one after another in one torchrun gang, and returns {case: result}.
+def living_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], LivingGang]]:
+    """Return a function that gives the session's gang of a size, a new one where there is none or it died."""
+    gangs: dict[int, LivingGang] = {}
+
+    def get(num_processes: int) -> LivingGang:
+        if num_processes not in gangs or not gangs[num_processes].is_alive():
+            gangs[num_processes] = LivingGang(num_processes, tmp_path_factory.mktemp(f"living{num_processes}"))
+        return gangs[num_processes]
+
+    yield get
+    for found in gangs.values():
+        found.end()
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory: pytest.TempPathFactory, living_gangs: Callable[[int], LivingGang], tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
+    """Return a function that trains cases one after another in a torchrun gang, and returns {case: result}.
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
     {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
@@ -246,13 +301,6 @@ def gang(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_m
             config["data"] = {**base["data"], **case["config"].get("data", {})}
             named.append({"control": None, "start_from": None, "save_again": False, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
-        script = (
-            "import sys; from megatron_prism.parallel.launch import start_gang;"
-            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(folder)!r}]))"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-        said = [line for line in done.stderr.splitlines() if "registered at" not in line]  # torch lists its whole dispatcher
-        assert done.returncode == 0, "\n".join(said)[-6000:]
-        return json.loads((folder / "results.json").read_text())
+        return living_gangs(num_processes).train(folder)
 
     return run

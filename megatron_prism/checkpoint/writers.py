@@ -104,6 +104,7 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
     """Write one file, in a process of its own; say (failure, write results, sha256) through the pipe."""
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+    torch.set_num_threads(1)  # the parent's OpenMP threads are not here, and would be waited for
     torch.serialization.set_crc32_options(False)  # nobody reads the archives' checksums; the sha256 stands for all
     path = Path(bucket[0])
     results: queue.Queue = queue.Queue()

@@ -1,10 +1,13 @@
-"""One rank of a test gang: trains the cases of FOLDER/cases.json in turn; rank 0 writes FOLDER/results.json."""
+"""One rank of a test gang: trains the cases of a folder's cases.json in turn; rank 0 writes its results.json."""
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,13 +22,32 @@ from megatron_prism.checkpoint import optimizer_state, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
+from megatron_prism.core.manifest import write_json
 from megatron_prism.jobs import train
 from megatron_prism.parallel import compat, groups
 
 
-def main(folder: Path) -> None:
+def main(home: Path) -> None:
+    """Train the cases of one folder after another, as the files 1, 2, ... of `home` name them; an empty one ends it."""
     log.setup()
-    groups.join()
+    groups.join(timeout_s=7200.0)
+    for number in itertools.count(1):
+        folder = groups.from_first(next_folder(home / str(number)) if dist.get_rank() == 0 else None)
+        if folder is None:
+            break
+        train_cases(folder)
+    dist.destroy_process_group()
+
+
+def next_folder(path: Path) -> Path | None:
+    """Wait for a file, and return the folder that it names."""
+    while not path.is_file():
+        time.sleep(0.05)
+    text = path.read_text()
+    return Path(text) if text else None
+
+
+def train_cases(folder: Path) -> None:
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
         config = build(case["config"], TrainConfig, lambda key: str(key))
@@ -35,11 +57,11 @@ def main(folder: Path) -> None:
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
         with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
+        gc.collect()  # models hold their process groups in cycles, and these hold threads
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         dist.barrier()
     if dist.get_rank() == 0:
-        (folder / "results.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+        write_json(folder / "results.json", results)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

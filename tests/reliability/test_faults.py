@@ -196,6 +196,8 @@ def broken(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     cases = [{"name": how, "run_dir": root / how, "config": config, "fault": {"kind": "writer", "how": how}} for how in WRITERS]
     hang = {"limits": {"hang_timeout_s": 15.0, "collective_timeout_s": 10.0}}
     cases += [{"name": "hang", "run_dir": root / "hang", "config": hang, "fault": {"kind": "hang", "step": 3}}]
+    wide = {"steps": 2, "model": {"hidden_size": 256, "ffn_hidden_size": 512}, "save": {"timeout_s": 20.0}}
+    cases += [{"name": "threads", "run_dir": root / "threads", "config": wide, "fault": {"kind": "threads"}}]
     return run_cases(cases)
 
 
@@ -205,6 +207,11 @@ def test_a_writer_that_dies_or_hangs_is_an_error(broken: dict[str, Any], how: st
     words = {"killed": "killed by SIGKILL", "killed half-way": "killed by SIGKILL", "stopped": "not written after 3 s", "raises": "No such file"}
     assert found["code"] == 4 and words[how] in found["stderr"] and "step_00000002 was not saved" in found["stderr"], found["stderr"][-3000:]
     assert run_folder.checkpoints(Path(found["run_dir"])) == {} and not list(Path(found["run_dir"], "checkpoints").iterdir())
+
+
+def test_a_process_with_threads_of_its_own_saves(broken: dict[str, Any]) -> None:
+    """A forked process has none of its parent's OpenMP threads, and would wait for them for ever."""
+    assert broken["threads"]["code"] == 0, broken["threads"]["stderr"][-3000:]
 
 
 def test_a_step_that_hangs_ends_the_process_and_says_where(broken: dict[str, Any]) -> None:

@@ -36,6 +36,9 @@ def build_in(fault: dict[str, Any]) -> None:
         crash_at(fault["event"], fault["path"], fault.get("within", ""), fault.get("nth", 1))
     elif kind == "writer":
         break_writer(fault["how"])
+    elif kind == "threads":
+        torch.set_num_threads(2)
+        torch.ones(1 << 20).exp()  # starts them
     elif kind == "full":
         saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
     elif int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
