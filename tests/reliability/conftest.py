@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -105,7 +104,7 @@ def with_suppressed(action: Callable[[], Any]) -> None:
     """Do something to a process that may be gone."""
     try:
         action()
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return
 
 
@@ -152,7 +151,7 @@ def wait_for(condition: Callable[[], bool], gang: Gang, timeout_s: float = 90.0)
 
 def send(process: psutil.Process, name: str) -> None:
     """Send a signal by name."""
-    with_suppressed(lambda: os.kill(process.pid, getattr(signal, name)))
+    with_suppressed(lambda: process.send_signal(getattr(signal, name)))
 
 
 @pytest.fixture
