@@ -102,10 +102,10 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         torch.manual_seed(stage_seed)
         model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
         yield groups
-        made = [group for group in parallel_state._global_process_group_list or () if group is not None]
         del groups
-        for group in made:  # Megatron-Core forgets them, but each keeps its threads and sockets
-            dist.destroy_process_group(group)
+        if not host.has_cuda():  # gloo's keep threads and sockets that Megatron-Core forgets; NCCL's end together, with the gang
+            for group in filter(None, parallel_state._global_process_group_list or ()):
+                dist.destroy_process_group(group)
     finally:
         parallel_state.destroy_model_parallel()
 
