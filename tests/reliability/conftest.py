@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 WORKER = Path(__file__).with_name("worker.py")
 MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
@@ -177,3 +180,25 @@ def seed(request: pytest.FixtureRequest) -> int:
 def figures() -> Callable[..., None]:
     """Return a function that prints what was counted and timed, for tools/soak.py (pytest -s)."""
     return lambda **values: print("figures:", json.dumps(values))
+
+
+class Payload:
+    """Becomes, when it is unpickled, the command that leaves the marker."""
+
+    def __init__(self, marker: Path):
+        self.command = f"echo ran > {marker}"
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def saved(value: Any) -> bytes:
+    """Return what torch.save makes of a value."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "marker"
