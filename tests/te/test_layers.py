@@ -47,7 +47,7 @@ def imported(path: Path, model: ModelConfig, seed: int) -> dict[str, str]:
     """Write a checkpoint as an import of Hugging Face weights does, from the family's rules; return its tensors' digests."""
     import torch
 
-    from megatron_prism.checkpoint import folder, pieces, stream
+    from megatron_prism.checkpoint import folder, integrity, pieces, stream
 
     generator = torch.Generator().manual_seed(seed)
     rules = find.rules(model)
@@ -55,6 +55,7 @@ def imported(path: Path, model: ModelConfig, seed: int) -> dict[str, str]:
     (path / folder.STATE).mkdir(parents=True)
     stream.write_tensors(path / folder.STATE, [stream.TensorSpec(rule.mcore, rule.shape, torch.bfloat16) for rule in rules], lambda key: [pieces.of_tensor(tensors[key])])
     folder.write_meta(path, folder.describe(model, 0, 0))
+    integrity.seal(path)
     return {key: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest() for key, tensor in tensors.items()}
 
 

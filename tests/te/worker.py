@@ -20,7 +20,7 @@ import standin
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, sharded
+from megatron_prism.checkpoint import folder, integrity, sharded
 from megatron_prism.core.check import check_split
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
@@ -233,6 +233,7 @@ def save(path: Path, model: ModelConfig, chunks: list[Any]) -> dict[str, str]:
         (path / folder.STATE).mkdir(parents=True)
         dist_checkpointing.save(sharded.weights(chunks), str(path / folder.STATE), **compat.save_arguments())
         folder.write_meta(path, folder.describe(model, 0, 0))
+        integrity.seal(path)
     return digests(chunks)
 
 

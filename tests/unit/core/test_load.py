@@ -92,7 +92,8 @@ BOMB = "".join(f"{at}: &{at} [{', '.join([f'*{before}'] * 9)}]\n" for before, at
 )  # fmt: skip
 def test_a_file_that_stands_for_too_much_is_refused(write: Any, text: str) -> None:
     (problem,) = refusal(write("a.yaml", text))
-    assert problem.where.endswith("a.yaml") and "more than 20,000 values, or nested deeper than 50" in problem.found
+    limits = ("more than 20,000 values, or nested deeper than 50", "maximum nesting depth")  # ours, and PyYAML's own (6.0.4)
+    assert problem.where.endswith("a.yaml") and any(limit in problem.found for limit in limits)
 
 
 def test_an_alias_is_what_it_stands_for(write: Any) -> None:
