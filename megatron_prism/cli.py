@@ -202,7 +202,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     from megatron_prism.jobs import train as job
     from megatron_prism.parallel import environment
 
-    world_size = _world_size(nproc)
+    world_size = _world_size(nproc or (settings.world_size if dry_run else None))
     with placed(config, TrainConfig, overrides or []):
         figures = job.plan(settings, world_size)
     if dry_run:

@@ -41,8 +41,6 @@ def _check_origin(config: TrainConfig) -> Iterator[Problem]:
         if config.init.tokenizer is None:
             yield Problem("init.tokenizer", "no value", "the tokenizer's folder when training from scratch")
     else:
-        if config.model is not None:
-            yield Problem("model", "both model and init.checkpoint", "one of them", "a checkpoint brings its own architecture: remove model")
         if config.init.tokenizer is not None:
             yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", "a checkpoint brings its own tokenizer: remove it")
 
@@ -112,6 +110,10 @@ def _check_times(config: TrainConfig) -> Iterator[Problem]:
 
 def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
     grid, batch = config.parallel, config.batch
+    if config.world_size is not None and config.world_size != world_size:
+        fix = f"start {config.world_size} (prism submit, torchrun, --nproc), or set world_size={world_size}"
+        yield Problem("world_size", f"{config.world_size}, and {world_size} processes", "as many processes as the run is laid out for", fix)
+        return
     ranks = grid.tp * grid.pp * grid.cp
     if min(grid.tp, grid.pp, grid.cp, batch.global_size, batch.micro_size) < 1:
         return

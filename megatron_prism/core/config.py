@@ -78,7 +78,9 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Section):
-    """Where the weights come from: a checkpoint, or `seed` (then `model` and `tokenizer` must be given)."""
+    """Where the weights come from: a checkpoint, or `seed` (then `model` and `tokenizer` must be given). Beside a checkpoint `model` is
+    what it must be.
+    """
 
     checkpoint: Path | None = None
     tokenizer: Path | None = None
@@ -184,6 +186,7 @@ class RecomputeConfig(Section):
 class TrainConfig(Section):
     """`prism train`: from-scratch base training, mid-training and long-context extension are this one job.
 
+    world_size: the ranks that the run is laid out for, a GPU each; a gang of another size is refused. None: any.
     deterministic: the same bits again on the same ranks. environment: variables for NCCL, CUDA, torch and Transformer Engine,
     over those that follow from the config (parallel/environment.py).
     trainable: patterns of parameter names as a checkpoint has them; all others stay as they are, bit for bit.
@@ -193,6 +196,7 @@ class TrainConfig(Section):
     steps: int
     data: DataConfig
     batch: BatchConfig
+    world_size: int | None = None
     seed: int = 1234
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig | None = None

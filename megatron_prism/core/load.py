@@ -1,7 +1,8 @@
 """From YAML files and `a.b=c` overrides to one frozen dataclass, with every problem named by file and key.
 
 A file, and an entry of a list, may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
-lists are replaced whole. `${a.b}` interpolates another key of the same config.
+lists are replaced whole. `${a.b}` interpolates another key of the same config. `layouts:` maps a `world_size` to the keys that are tuned
+for it: those of the size that is asked for stand over the file's own, and under the overrides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from megatron_prism.core.errors import InputError, Problem
 
 T = TypeVar("T")
 Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
-OVERRIDE = "override"
+OVERRIDE, LAYOUTS, WORLD_SIZE = "override", "layouts", "world_size"
 MAX_VALUES, MAX_DEPTH = 20_000, 50  # of a YAML file, its aliases written out: a few lines of them can stand for more than a memory holds
 
 
@@ -31,7 +32,7 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
 
     Raises: InputError listing every unknown key (with the nearest known one), missing key and wrong type.
     """
-    layers = [*read_layers(path, ()), *map(parse_override, overrides)]
+    layers = config_layers(path, cls, overrides)
     merged = merge(layers)
     problems = [*unknown_keys(merged, cls, (), layers)]
     if problems:  # unknown keys first: a misspelt key would else also be reported as missing
@@ -45,7 +46,7 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
     try:
         yield
     except InputError as error:
-        layers = [*read_layers(path, ()), *map(parse_override, overrides)]
+        layers = config_layers(path, cls, overrides)
         names = {item.name for item in dataclasses.fields(cls)}
 
         def place(problem: Problem) -> Problem:
@@ -53,6 +54,22 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
             return dataclasses.replace(problem, where=f"{origin(layers, key)}:{problem.where}") if key[0] in names else problem
 
         raise type(error)([place(problem) for problem in error.problems]) from None
+
+
+def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
+    """Return the layers of a config in the order they are merged: the file's bases, the file, the layout for its world_size, overrides."""
+    files, given = read_layers(path, ()), [parse_override(text) for text in overrides]
+    if not any(item.name == WORLD_SIZE for item in dataclasses.fields(cls)):
+        return [*files, *given]
+    tuned = [(name, values.pop(LAYOUTS)) for name, values in files if isinstance(values.get(LAYOUTS), dict)]
+    if not tuned:
+        return [*files, *given]
+    world_size = next((values[WORLD_SIZE] for _, values in reversed([*files, *given]) if WORLD_SIZE in values), None)
+    sizes = {str(size): layout for size, layout in _merged(tuned).items()}
+    if not isinstance(layout := sizes.get(str(world_size)), dict):
+        fix = f"{WORLD_SIZE}=N takes the layout for N; for another size copy the recipe and lay it out: prism plan --sweep"
+        raise InputError(Problem(f"{path}:{WORLD_SIZE}", str(world_size), f"one of the sizes that {LAYOUTS} has: {', '.join(sizes)}", fix))
+    return [*files, (f"{path}:{LAYOUTS}.{world_size}", layout), *given]
 
 
 def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple], str]) -> T:

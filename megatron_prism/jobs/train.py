@@ -14,7 +14,7 @@ from megatron_prism.core.check import check_model, check_train, data_parallel_si
 from megatron_prism.core.check_precision import check_machine, check_variables
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.core.load import to_dict
+from megatron_prism.core.load import flat, to_dict
 from megatron_prism.data import loader, segments, tokenize
 from megatron_prism.data.mixture import Prepared
 from megatron_prism.families import find
@@ -35,7 +35,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     The machine is not looked at: a run on GPUs can be planned where there is none.
     Raises: InputError with every problem found. Nothing is written.
     """
-    raise_problems(check_train(config, world_size))
+    raise_problems([*check_train(config, world_size), *_check_expected(config)])
     model, mixtures = origin_model(config), segments.read(config.data, config.batch.global_size, config.seed)
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
@@ -69,6 +69,16 @@ def origin_model(config: TrainConfig) -> ModelConfig:
         return folder.read(config.init.checkpoint).model
     assert config.model is not None  # check_train
     return config.model
+
+
+def _check_expected(config: TrainConfig) -> list[Problem]:
+    """The checkpoint must be of the architecture that stands in `model`, where one does."""
+    if config.model is None or config.init.checkpoint is None:
+        return []
+    expected, found = flat(config.model), flat(folder.read(config.init.checkpoint).model)
+    fix = "the checkpoint is the truth: correct model.* or leave it out; or is it another checkpoint?"
+    keys = [key for key in dict.fromkeys((*expected, *found)) if expected.get(key) != found.get(key)]
+    return [Problem(f"model.{key}", str(expected.get(key)), f"{found.get(key)}, as in {config.init.checkpoint}", fix) for key in keys]
 
 
 def tokenizer_folder(config: TrainConfig) -> Path:

@@ -38,7 +38,7 @@ def keys(problems: list[Problem]) -> list[str]:
      ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": True}}, 2),
      ({"parallel": {"cp": 2}}, 4), ({"parallel": {"tp": 2, "cp": 2, "sequence_parallel": True}}, 4),
      ({"parallel": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2}}, 4), ({"parallel": {"cp": 2, "cp_comm_type": "a2a"}}, 2),
-     ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1), ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1)],
+     ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1), ({"model": to_dict(MODEL)}, 1), ({"world_size": 4}, 4), ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1)],
 )  # fmt: skip
 def test_a_config_that_holds_has_no_problem(values: dict, changes: dict, world_size: int) -> None:
     config = changed(values, changes)
@@ -95,7 +95,7 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"schedule": {"kind": "wsd", "wsd_decay_steps": 0}}, 1, "schedule.wsd_decay_steps"),
         ({"schedule": {"kind": "wsd", "wsd_decay_steps": 96, "warmup_steps": 5}}, 1, "schedule.wsd_decay_steps"),
         ({"schedule.wsd_decay_steps": 10}, 1, "schedule.wsd_decay_steps"),
-        ({"model": to_dict(MODEL)}, 1, "model"),
+        ({"world_size": 8}, 4, "world_size"),
         ({"init.tokenizer": "t"}, 1, "init.tokenizer"),
         ({"init": {"tokenizer": "t"}}, 1, "model"),
         ({"init": {}, "model": to_dict(MODEL)}, 1, "init.tokenizer"),

@@ -42,6 +42,30 @@ def test_later_values_win_through_chains_and_lists_of_bases(write: Any, values: 
     assert (config.data.seq_length, config.data.num_workers, config.data.prepared) == (32, 1, Path("data/a"))
 
 
+def test_the_layout_for_the_world_size_stands_between_files_and_overrides(write: Any, values: dict) -> None:
+    tuned = {8: {"parallel": {"tp": 2, "pp": 2}, "batch": {"micro_size": 1}}, 64: {"parallel": {"tp": 4}}}
+    write("base.yaml", values | {"world_size": 64, "layouts": tuned, "parallel": {"pp": 1}})
+    top = write("top.yaml", {"base": "base.yaml", "layouts": {64: {"parallel": {"cp": 2}}}, "parallel": {"tp": 1}})
+
+    def grid(*overrides: str) -> tuple[int | None, int, int, int, int]:
+        config = load(top, TrainConfig, overrides)
+        return config.world_size, config.parallel.tp, config.parallel.pp, config.parallel.cp, config.batch.micro_size
+
+    assert grid() == (64, 4, 1, 2, 2)
+    assert grid("world_size=8") == (8, 2, 2, 1, 1)
+    assert grid("world_size=8", "parallel.tp=1") == (8, 1, 2, 1, 1)
+    (problem,) = refusal(top, "world_size=16")
+    assert (problem.where, problem.found) == (f"{top}:world_size", "16") and "8, 64" in problem.required
+
+
+def test_a_misspelt_key_of_a_layout_is_named_there(write: Any, values: dict) -> None:
+    path = write("a.yaml", values | {"world_size": 8, "layouts": {8: {"parallel": {"tq": 2}}}})
+    (problem,) = refusal(path)
+    assert problem.where == f"{path}:layouts.8:parallel.tq"
+    (problem,) = refusal(write("b.yaml", {"out": "o", "tokenizer": "t", "sources": [], "layouts": {8: {}}}), cls=PrepareConfig)
+    assert problem.where.endswith("b.yaml:layouts")
+
+
 def test_lists_are_replaced_whole_and_become_tuples(write: Any) -> None:
     sources = [{"name": "a", "path": ["a.txt", "b.txt"], "weight": 60}, {"name": "b", "path": ["c.txt"], "weight": 40}]
     write("base.yaml", {"out": "o", "tokenizer": "t", "sources": sources})
