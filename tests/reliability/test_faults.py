@@ -196,8 +196,8 @@ def broken(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     cases = [{"name": how, "run_dir": root / how, "config": config, "fault": {"kind": "writer", "how": how}} for how in WRITERS]
     hang = {"limits": {"hang_timeout_s": 15.0, "collective_timeout_s": 10.0}}
     cases += [{"name": "hang", "run_dir": root / "hang", "config": hang, "fault": {"kind": "hang", "step": 3}}]
-    wide = {"steps": 2, "model": {"hidden_size": 256, "ffn_hidden_size": 512}, "save": {"timeout_s": 20.0}}
-    cases += [{"name": "threads", "run_dir": root / "threads", "config": wide, "fault": {"kind": "threads"}}]
+    twice = {"steps": 2, "save": {"timeout_s": 20.0}}
+    cases += [{"name": "threads", "run_dir": root / "threads", "config": twice, "fault": {"kind": "threads"}}]
     return run_cases(cases)
 
 

@@ -37,8 +37,7 @@ def build_in(fault: dict[str, Any]) -> None:
     elif kind == "writer":
         break_writer(fault["how"])
     elif kind == "threads":
-        torch.set_num_threads(2)
-        torch.ones(1 << 20).exp()  # starts them
+        compute_while_writing()
     elif kind == "full":
         saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
     elif int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
@@ -85,6 +84,21 @@ def break_writer(how: str) -> None:
         write(transforms, number, bucket, pipe)
 
     writers._write = broken
+
+
+def compute_while_writing() -> None:
+    """Give this process OpenMP threads, and its writers something to compute that is shared among such threads."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    write = FileSystemWriterAsync.write_preloaded_data
+
+    def compute_and_write(*args: Any, **kwargs: Any) -> None:
+        torch.ones(1 << 20).exp()
+        write(*args, **kwargs)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(compute_and_write)  # type: ignore[method-assign,assignment]
+    torch.set_num_threads(2)
+    torch.ones(1 << 20).exp()  # starts them
 
 
 def inject(site: str, step: int) -> None:
