@@ -57,11 +57,23 @@ def train_cases(folder: Path) -> None:
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
         with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
-        gc.collect()  # models hold their process groups in cycles, and these hold threads
+        del grid
+        forget()
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         dist.barrier()
     if dist.get_rank() == 0:
         write_json(folder / "results.json", results)
+
+
+def forget() -> None:
+    """Let go of what Megatron-Core keeps of a model that is gone: its process groups hold threads, which spin once a peer has closed its own."""
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+
+    RotaryEmbedding.forward.cache_clear()  # its keys are modules and groups
+    for nodes in [found.grad_accs for found in gc.get_objects() if isinstance(found, DistributedDataParallel)]:
+        nodes.clear()  # autograd's, whose hooks hold the wrapper: a cycle that no collection sees
+    gc.collect()
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
