@@ -1,0 +1,30 @@
+"""The images, as far as they can be shown without an engine: a Dockerfile without faults, and the smoke test that they run as they are built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([Path(sys.executable).with_name("hadolint"), path], capture_output=True, text=True, check=False)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path: Path) -> None:
+    found = hadolint(ROOT / "Dockerfile")
+    assert found.returncode == 0, found.stdout
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /tmp && pip install x\n")
+    assert "DL3006" in hadolint(tmp_path / "Dockerfile").stdout
+
+
+def test_the_smoke_test_passes_here(tmp_path: Path) -> None:
+    run = [sys.executable, "tools/smoke.py", "--torch"]
+    import torch
+
+    done = subprocess.run([*run, torch.__version__], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0 and "prism generate" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([*run, "0.1"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1 and "required 0.1" in done.stderr
