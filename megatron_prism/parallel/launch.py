@@ -117,6 +117,8 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = Span()) 
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
+        if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
+            return Stopped.exit_code
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
     return 0
 
