@@ -154,28 +154,30 @@ class Scene:
         self.pipeline = Submission(self.root / "pipeline" / "slurm", self.root / "pipeline.yaml")
         self.pipeline.wait("prepare", "done")
         self.failing = Submission(self.root / "failing" / "slurm", self.root / "failing.yaml")
-        self.kill_a_rank(1)
+        wait_for(lambda: losses(self.root / "killed"), "a step", self.failing.folder)
+        self.kill_ranks("1")
         self.failing.start_again("train", 2)
-        self.kill_a_rank(2)
+        self.kill_ranks("0", "1")
         self.failing.wait("train", "stopped")
         self.pipeline.wait("export", "done")
         self.disturb(max(STEPS, round(BUSY_S / step_s(self.root / "run"))))
         self.disturbed.wait("train", "done")
 
-    def kill_a_rank(self, start: int) -> None:
-        """Kill a rank of the run that fails, in its first start and in its second."""
-        self.failing.wait("train", "start", start)
+    def kill_ranks(self, *ranks: str) -> None:
+        """Kill ranks of the run that fails, as soon as all of them are there."""
 
-        def rank() -> psutil.Process | None:
+        def alive() -> list[psutil.Process]:
+            found = []
             for process in psutil.process_iter():
                 try:
-                    if f"run_dir={self.root / 'killed'}" in process.cmdline() and process.environ().get("RANK") == "0":
-                        return process
+                    if f"run_dir={self.root / 'killed'}" in process.cmdline() and process.environ().get("RANK") in ranks:
+                        found.append(process)
                 except (psutil.Error, OSError):
                     continue
-            return None
+            return found if len(found) == len(ranks) else []
 
-        wait_for(rank, "a rank", self.failing.folder).kill()
+        for process in wait_for(alive, f"ranks {ranks}", self.failing.folder):
+            process.kill()
 
     def disturb(self, steps: int) -> None:
         """Preempt the run, let it go on; tell it that its time is nearly up, let it go on once more."""
