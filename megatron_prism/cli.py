@@ -201,14 +201,13 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
-
     from megatron_prism.parallel import environment, launch
 
     launch.heed_signals_while_starting()
     settings = load(config, TrainConfig, overrides or [])  # before the job brings torch along
     from megatron_prism.jobs import train as job
 
-    span = launch.slurm_span() if nproc else launch.Span()
+    span = launch.slurm_span() if nproc else launch.ALONE
     world_size = nproc * span.num_nodes if nproc and span.num_nodes > 1 else _world_size(nproc or (settings.world_size if dry_run else None))
     with placed(config, TrainConfig, overrides or []):
         figures = job.plan(settings, world_size)
@@ -306,7 +305,7 @@ def _become_gang(world_size: int, span: Span | None = None) -> None:
     """
     from megatron_prism.parallel import launch
 
-    span = span or launch.Span()
+    span = span or launch.ALONE
     if span.num_nodes == 1:
         launch.adopt_slurm()
     if span.num_nodes > 1 or (world_size > 1 and not launch.in_gang()):

@@ -33,15 +33,15 @@ def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
         yield Problem("gpus_per_node", found, "one of them above 0", "processes_per_node is for a cluster without GPUs")
     if not 1 <= cluster.signal_before_s <= 65535:
         yield Problem("signal_before_s", str(cluster.signal_before_s), "1 to 65535 seconds (Slurm's own range)")
-    for key, value in {"cpus_per_task": cluster.cpus_per_task, "cpu.cpus_per_task": cluster.cpu.cpus_per_task}.items():
-        if value is not None and value < 1:
-            yield Problem(key, str(value), "at least 1")
+    for key, cpus in {"cpus_per_task": cluster.cpus_per_task, "cpu.cpus_per_task": cluster.cpu.cpus_per_task}.items():
+        if cpus is not None and cpus < 1:
+            yield Problem(key, str(cpus), "at least 1")
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
     for key, value in {"time_limit": cluster.time_limit, "cpu.time_limit": cluster.cpu.time_limit}.items():
         if not TIME_LIMIT.fullmatch(value):
-            yield Problem(key, repr(value), "a time as Slurm writes it: \"24:00:00\", \"1-12:00:00\", or minutes in quotes")
+            yield Problem(key, repr(value), 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes, in quotes')
     for index, option in enumerate(cluster.sbatch):
         if not OPTION.fullmatch(option):
             yield Problem(f"sbatch.{index}", repr(option), "an option of sbatch in one word, as --constraint=h100")

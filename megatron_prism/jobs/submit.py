@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.check import check_train
-from megatron_prism.core.check_cluster import VARIABLE, check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core.check_cluster import check_cluster, check_pipeline, check_world_size, order
 from megatron_prism.core.config import PrepareConfig, TrainConfig
 from megatron_prism.core.config_cluster import ClusterConfig, PipelineConfig, StageConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -27,11 +27,10 @@ FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, the job it becomes, its script, and the configs of a gang (one an element of an array)."""
+    """A stage, the job it becomes, and the configs of a gang (one an element of an array)."""
 
     stage: StageConfig
     job: slurm.Job
-    script: str
     configs: tuple[TrainConfig, ...] = ()
 
 
@@ -49,9 +48,9 @@ def run(path: Path, overrides: Sequence[str], cluster_path: Path, dry_run: bool)
     stages = {stage.name: stage for stage in pipeline.stages}
     planned = plan([stages[name] for name in order(pipeline)], pipeline.name, folder, cluster)
     if dry_run:
-        return {"texts": [each.script for each in planned], "stages": [_summary(each) for each in planned]}
+        return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
-    return {"folder": str(folder), "stages": _submit(planned, folder, path, cluster_path)}
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"config": str(path), "cluster": str(cluster_path)})}
 
 
 def read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, Path]:
@@ -82,7 +81,7 @@ def submission_folder(run_dir: Path) -> Path:
 
 
 def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: ClusterConfig) -> list[Planned]:
-    """Return each stage with its script. Raises: InputError with the problems of all stages."""
+    """Return each stage with its job. Raises: InputError with the problems of all stages."""
     planned, problems = [], []
     for stage in stages:
         try:
@@ -96,15 +95,15 @@ def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: Clust
 def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) -> Planned:
     job = slurm.Job(stage.name, title, folder, stage.command, environment=cluster.environment, array=dict(enumerate(stage.array)))
     if stage.command[0] not in GANG_JOBS:
-        return Planned(stage, job, slurm.render(job, cluster))
+        return Planned(stage, job)
     if len(stage.command) < 2 or any(word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]):
         raise InputError(Problem("command", " ".join(stage.command), f"[{stage.command[0]}, CONFIG, a.b=c ...], without options"))
     path = Path(stage.command[1])
     configs = [_gang_config(path, [*stage.command[2:], *words], cluster) for words in stage.array or ((),)]
     first = configs[0]
-    problems = [Problem("environment", repr(name), "the name of an environment variable") for name in first.environment if not VARIABLE.fullmatch(name)]
-    for key, values in {"world_size": {config.world_size for config in configs}, "environment": {str(environment.variables(config)) for config in configs}}.items():
-        if len(values) > 1:
+    problems = []
+    for key, kinds in (("world_size", {config.world_size for config in configs}), ("environment", {str(environment.variables(config)) for config in configs})):
+        if len(kinds) > 1:
             problems.append(Problem("array", f"elements that differ in {key}", "the same for all", "make a stage for each"))
     if len({config.run_dir for config in configs}) < len(configs):
         problems.append(Problem("array", "elements that share a run_dir", "a run_dir for each"))
@@ -113,7 +112,7 @@ def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) 
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables)
-    return Planned(stage, job, slurm.render(job, cluster), tuple(configs))
+    return Planned(stage, job, tuple(configs))
 
 
 def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -> TrainConfig:
@@ -139,25 +138,28 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
             "array": [list(words) for words in each.stage.array], "run_dirs": [str(config.run_dir) for config in each.configs], **facts}  # fmt: skip
 
 
-def _submit(planned: Sequence[Planned], folder: Path, path: Path, cluster_path: Path) -> list[dict[str, Any]]:
-    """Write the scripts and submit them, but those of stages that an earlier submission of the same command has done."""
+def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Write the scripts and submit them; what an earlier submission of the same command has done is left out."""
     before = {stage["name"]: stage for stage in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
     _refuse_twice(before, folder)
     folder.mkdir(parents=True, exist_ok=True)
     stages: list[dict[str, Any]] = []
     ids: dict[str, str] = {}
     for each in planned:
-        facts = _summary(each)
-        if all(before.get(each.stage.name, {}).get(key) == facts[key] for key in ("command", "array")) and is_done(folder, facts):
-            stages.append({**facts, "job": before[each.stage.name]["job"], "done_before": True})
+        facts, earlier = _summary(each), before.get(each.stage.name, {})
+        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array"))
+        done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
+        if all(done):
+            stages.append({**facts, "job": earlier["job"], "done_before": True})
             continue
-        for index in each.job.array or [None]:
-            each.job.events(index).unlink(missing_ok=True)
-        write_text(each.job.script, each.script)
-        ids[each.stage.name] = slurm.submit(each.job.script, [ids[name] for name in each.stage.after if name in ids])
-        stages.append({**facts, "job": ids[each.stage.name], "done_before": False})
-        rest = [before[name] for name in before if name not in {stage["name"] for stage in stages}]
-        write_json(folder / SUBMITTED, describe("submission", {}, config=str(path), cluster=str(cluster_path), stages=[*stages, *rest]))
+        job = replace(each.job, array={index: words for index, words in each.job.array.items() if not done[index]})
+        for index in job.array or [None]:
+            job.events(index).unlink(missing_ok=True)
+        write_text(job.script, slurm.render(job, cluster))
+        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.stage.after if name in ids])
+        stages.append({**facts, "job": ids[job.name], "done_before": False})
+        rest = [stage for name, stage in before.items() if name not in {stage["name"] for stage in stages}]
+        write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*stages, *rest]))
     return stages
 
 
@@ -173,8 +175,3 @@ def events(folder: Path, stage: Mapping[str, Any]) -> list[list[str]]:
     """Return what the script of a stage has noted, for each element of its array: lines of "time job what"."""
     paths = [folder / f"{stage['name']}_{index}.events" for index in range(len(stage["array"]))] or [folder / f"{stage['name']}.events"]
     return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]
-
-
-def is_done(folder: Path, stage: Mapping[str, Any]) -> bool:
-    """Say whether a stage's script has noted its good end, for every element."""
-    return all(lines and lines[-1].endswith(" done") for lines in events(folder, stage))

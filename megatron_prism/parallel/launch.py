@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import psutil  # here, not where a signal is handled: a second one may come within the import
+
 from megatron_prism.core.errors import EnvironmentFault, Stopped
 
 GANG_FAILED = 4
@@ -47,13 +49,16 @@ class Span:
     port: int = 0
 
 
+ALONE = Span()
+
+
 def slurm_span() -> Span:
     """Return the span of an srun that started one task a node, each to start its node's ranks; elsewhere that of this machine alone.
 
     Raises: EnvironmentFault where srun started several tasks on a node: each of them would start all its ranks.
     """
     if "WORLD_SIZE" in os.environ or not in_gang():
-        return Span()
+        return ALONE
     nodes, tasks = int(os.environ.get("SLURM_STEP_NUM_NODES", "1")), os.environ["SLURM_STEP_NUM_TASKS"]
     if str(nodes) != tasks:
         found = f"srun started {tasks} tasks on {nodes} nodes, and --nproc asks each of them to start ranks"
@@ -91,13 +96,15 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match.group())
 
 
-def start_gang(num_processes: int, command: Sequence[str], span: Span = Span()) -> int:  # noqa: B008 (frozen)
+def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -> int:
     """Run `python COMMAND` as a torchrun gang, this machine's part of it; return its exit code. On one machine it listens on loopback only.
 
     num_processes: on this machine. Each machine of a span calls this; the first one listens where they meet, on all its networks.
+    Raises: EnvironmentFault where the machines do not meet (10 minutes).
     The exit code is that of the first process that failed, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
     the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -120,6 +127,8 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = Span()) 
         if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
             return Stopped.exit_code
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
+    except DistError as error:
+        raise EnvironmentFault(f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}") from error
     return 0
 
 
@@ -146,8 +155,6 @@ def _not_begun(number: int, frame: FrameType | None) -> None:
 
 def _hand_on(number: int, frame: FrameType | None) -> None:
     """Send a signal on to the processes of the gang; where there are none yet, there will be none."""
-    import psutil
-
     children = psutil.Process().children()
     if not children:
         _not_begun(number, frame)

@@ -107,6 +107,7 @@ class Submission:
         """Let a job start that was requeued (it would wait two minutes), and wait until it has."""
         job = self.jobs[stage]
         wait_for(lambda: "JobState=PENDING" in slurm_command("scontrol", "show", "job", job), f"{stage} is requeued", self.folder)
+        time.sleep(2)  # a node kills a job that starts in the second in which its last start was revoked
         slurm_command("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
         self.wait(stage, "start", count)
 

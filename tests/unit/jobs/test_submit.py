@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
         (["parallel.tp=3"], "found tp 3 x pp 1 x cp 1 = 3; required a divisor of the world size 16"),
         (["cluster.gpus_per_node=0"], "gpus_per_node: found gpus_per_node 0"),
         (["cluster.partitoin=a"], "did you mean 'partition'?"),
-        (['environment={"NCCL_A B": c}'], "environment: found 'NCCL_A B'"),
+        (['environment={"NCCL_A B": c}'], "environment.NCCL_A B: found a name of another kind"),
     ],
 )
 def test_a_config_without_a_place_on_the_cluster_is_refused(home: Path, overrides: list[str], said: str) -> None:
@@ -144,6 +145,17 @@ def test_an_array_of_runs(home: Path) -> None:
     for wrong, said in ((["seed=2"], "share a run_dir"), (["run_dir=b", "world_size=8"], "differ in world_size"), (["run_dir=b", "--x"], "without options")):
         write("chain.yaml", chain(array=[["run_dir=a", "seed=1"], wrong] if wrong[0] != "seed=2" else [["seed=1"], wrong]))
         assert said in refused("chain.yaml")
+
+
+def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> None:
+    path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]]))
+    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    Path("pipeline/slurm/train_0.events").write_text("2026-01-01T00:00:01Z 110 done\n")
+    Path("pipeline/slurm/train_1.events").write_text("2026-01-01T00:00:01Z 111 stopped: exit code 1, the result is a failure\n")
+    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    assert "#SBATCH --array=1\n" in Path("pipeline/slurm/train.sbatch").read_text()
+    assert Path("pipeline/slurm/train_0.events").exists() and not Path("pipeline/slurm/train_1.events").exists()
+    assert [row["stage"] for row in status.run(Path("pipeline"))["rows"]] == ["prepare", "train[0]", "train[1]", "export"]
 
 
 def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
@@ -199,5 +211,6 @@ def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.Mon
 
 
 def test_the_examples_are_what_submit_makes_today() -> None:
-    done = subprocess.run([sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
