@@ -21,7 +21,15 @@ check_machine() {
     fi
 }
 
-is_up() { [ "$(timeout 10 sinfo --noheader --Node --responding --states=idle,alloc,mix,comp --format=%N 2>/dev/null | sort -u | wc -l)" = 2 ]; }
+is_alive() { [[ $(cat "/proc/$1/comm" 2>/dev/null) == slurm* ]]; } # a number may have gone to another process
+
+is_up() {
+    local name
+    for name in slurmctld slurmd.node1 slurmd.node2; do
+        is_alive "$(cat /run/prism-$name.pid 2>/dev/null)" || return 1
+    done
+    [ "$(timeout 10 sinfo --noheader --Node --responding --states=idle,alloc,mix,comp --format=%N 2>/dev/null | sort -u | wc -l)" = 2 ]
+}
 
 install_packages() {
     command -v slurmctld slurmd munged sbatch >/dev/null && return
@@ -31,6 +39,20 @@ install_packages() {
     { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge; } >"$log" 2>&1 </dev/null ||
         fail "apt-get cannot install slurm-wlm and munge: $(grep -v '^$' "$log" | tail -n 1) (all of it: $log)"
     rm -f "$log"
+}
+
+end_daemons() {
+    local pid
+    for pid in $(cat /run/prism-slurm*.pid 2>/dev/null); do
+        if is_alive "$pid"; then
+            kill "$pid" 2>/dev/null || true
+            for _ in $(seq 60); do
+                is_alive "$pid" || break
+                sleep 0.5
+            done
+        fi
+    done
+    rm -f /run/prism-slurm*.pid
 }
 
 start_munge() {
@@ -84,6 +106,7 @@ start() {
         return
     fi
     install_packages
+    end_daemons # of a cluster that is half there
     start_munge
     write_conf
     mkdir -p $state/slurmctld
@@ -105,16 +128,12 @@ stop() {
         say "not running"
         return
     fi
-    scancel --state=pending,running,suspended --user=root # what runs would survive the daemons
+    scancel --user=root # what runs would survive the daemons
     for _ in $(seq 60); do
         [ -z "$(squeue --noheader)" ] && break
         sleep 0.5
     done
-    scontrol shutdown
-    for _ in $(seq 60); do
-        timeout 10 scontrol ping >/dev/null 2>&1 || break
-        sleep 0.5
-    done
+    end_daemons
     rm -rf $state $conf
     say "stopped"
 }

@@ -124,12 +124,11 @@ def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, what would start at once: a stage that waits for others cannot be checked yet."""
-    from megatron_prism.jobs import train
+    for config in [config for each in planned if not each.stage.after for config in each.configs]:
+        from megatron_prism.jobs import train  # brings torch along
 
-    for each in planned:
-        for config in each.configs if not each.stage.after else ():
-            assert config.world_size is not None
-            train.plan(config, config.world_size)
+        assert config.world_size is not None  # check_world_size
+        train.plan(config, config.world_size)
 
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_prism.core.config_cluster import ClusterConfig
+from megatron_prism.launch.slurm import Job, render, submit
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "configs" / "clusters" / "test.yaml"
 TOOL = ROOT / "tools" / "slurm_cluster.sh"
@@ -269,3 +272,19 @@ def test_status_tells_all_that(scene: Scene, tmp_path: Path) -> None:
     first, second = json.loads((tmp_path / "failing.json").read_text())["rows"]
     assert (first["stage"], first["state"], first["faults"]) == ("train", "FAILED", 2)
     assert (second["stage"], second["state"], second["last_event"]) == ("next", "CANCELLED", None)
+
+
+TEXTS = ["it's", 'a "b" c', "a\\b", "a\\", "\\", "#a", "a # b", "$(x) `y` ${z}", "a;b|c&d>e<f", "caf\u00e9 \u4e2d\u6587 \U0001f600", "%j %%", "--x=y", "'", '"', '\\"', "a  b", "*?[a]{b,c}~!"]
+
+
+def test_sbatch_reads_an_option_as_it_was_written(slurm: None, tmp_path: Path) -> None:
+    def comment(text: str) -> str:
+        cluster = ClusterConfig(gpus_per_node=0, processes_per_node=1, sbatch=("--hold", f"--comment={text}"))
+        script = tmp_path / "a.sbatch"
+        script.write_text(render(Job("a", "a", tmp_path, ("doctor",)), cluster))
+        job = submit(script)
+        found = slurm_command("squeue", "--noheader", f"--jobs={job}", "--format=%k").removesuffix("\n")
+        slurm_command("scancel", job)
+        return found
+
+    assert [comment(text) for text in TEXTS] == TEXTS

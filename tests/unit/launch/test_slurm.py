@@ -213,6 +213,8 @@ def test_signals_of_the_script(run: Callable[..., subprocess.Popen[str]], tmp_pa
         (tmp_path / "go").touch()
     code, output = ended(process)
     assert (code, (tmp_path / "scontrol.argv").exists()) == ((4, True) if name == "SIGUSR1" else (3, False)), output
+    last = (tmp_path / "run/slurm/train.events").read_text().splitlines()[-1]
+    assert last.split(" ", 2)[2].startswith("saved" if name == "SIGUSR1" else "ended by TERM with exit code 3")
     assert ("USR1: the tasks are told to save" in output) == (name == "SIGUSR1")
 
 
