@@ -259,8 +259,8 @@ def locate(
 @app.command()
 def submit(
     config: Config,
+    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
     overrides: Overrides = None,
-    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)] = ...,  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")] = False,
     json: Json = None,
 ) -> None:

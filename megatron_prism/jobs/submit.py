@@ -138,7 +138,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
 
 
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Write the scripts and submit them; what an earlier submission of the same command has done is left out."""
+    """Write the scripts and submit them; what an earlier submission of the same command has done is left out, but not behind what is not."""
     before = {stage["name"]: stage for stage in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
     _refuse_twice(before, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     ids: dict[str, str] = {}
     for each in planned:
         facts, earlier = _summary(each), before.get(each.stage.name, {})
-        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array"))
+        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.stage.after) & set(ids)
         done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
         if all(done):
             stages.append({**facts, "job": earlier["job"], "done_before": True})
@@ -165,9 +165,9 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
 def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """A stage whose job still waits or runs is not submitted again: two gangs would share a run folder."""
     states = slurm.states([stage["job"] for stage in before.values()])
-    active = [stage for stage in before.values() if states.get(stage["job"], "").startswith(("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"))]
-    fix = "wait for it (prism status), or scancel it first"
-    raise_problems([Problem(str(folder / SUBMITTED), f"job {stage['job']} ({stage['name']}), which is still in the queue", "no job of this run", fix) for stage in active])
+    active = [stage for stage in before.values() if slurm.is_active(states.get(stage["job"], ""))]
+    required, fix = "no job of this run in the queue", "wait for it (prism status), or scancel it first"
+    raise_problems([Problem(str(folder / SUBMITTED), f"job {stage['job']} ({stage['name']})", required, fix) for stage in active])
 
 
 def events(folder: Path, stage: Mapping[str, Any]) -> list[list[str]]:

@@ -160,6 +160,11 @@ def states(ids: Sequence[str]) -> dict[str, str]:
     return {number: ", ".join(dict.fromkeys(each)) for number, each in found.items()}
 
 
+def is_active(state: str) -> bool:
+    """Say whether a job of this state, or an element of an array, waits or runs."""
+    return any(word in state for word in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE"))
+
+
 def is_here() -> bool:
     """Say whether this machine can ask a Slurm."""
     return shutil.which("squeue") is not None

@@ -123,7 +123,7 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
         f"--parsable --dependency=afterok:102 {wait} pipeline/slurm/export.sbatch",
     ]
     Path("squeue.says").write_text("103|PENDING|Dependency\n")
-    with pytest.raises(InputError, match="job 103 \\(export\\), which is still in the queue"):
+    with pytest.raises(InputError, match="job 103 \\(export\\); required no job of this run"):
         submit.run(path, [], Path("cluster.yaml"), dry_run=False)
     Path("squeue.says").unlink()
     Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:00Z 101 start 0 on a\n2026-01-01T00:00:01Z 101 done\n")
@@ -134,8 +134,11 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
         "--parsable -- pipeline/slurm/train.sbatch",
         f"--parsable --dependency=afterok:104 {wait} pipeline/slurm/export.sbatch",
     ]
-    write("chain.yaml", {**chain(), "stages": [{"name": "prepare", "command": ["prepare", "mixture.yaml", "seed=3"]}]})
-    assert [stage["done_before"] for stage in submit.run(path, [], Path("cluster.yaml"), dry_run=False)["stages"]] == [False]
+    Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 104 done\n")
+    values = chain()
+    values["stages"][1]["command"].append("seed=3")
+    told = submit.run(write("chain.yaml", values), [], Path("cluster.yaml"), dry_run=False)
+    assert [stage["done_before"] for stage in told["stages"]] == [False] * 3, "training is behind data that is prepared anew"
 
 
 def test_an_array_of_runs(home: Path) -> None:
@@ -150,6 +153,7 @@ def test_an_array_of_runs(home: Path) -> None:
 def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> None:
     path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]]))
     submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:01Z 101 done\n")
     Path("pipeline/slurm/train_0.events").write_text("2026-01-01T00:00:01Z 110 done\n")
     Path("pipeline/slurm/train_1.events").write_text("2026-01-01T00:00:01Z 111 stopped: exit code 1, the result is a failure\n")
     submit.run(path, [], Path("cluster.yaml"), dry_run=False)
