@@ -41,12 +41,12 @@ def _not_submitted() -> dict[str, Any]:
 def _rows(folder: Path, stage: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:
     rows = []
     for index, lines in enumerate(submit.events(folder, stage)):
-        told = [line.split(" ", 2) for line in lines]
+        told = [parts for line in lines if len(parts := line.split(" ", 2)) == 3]
         is_array = bool(stage["array"])
         row = {
             "stage": f"{stage['name']}[{index}]" if is_array else stage["name"],
             "job": f"{stage['job']}_{index}" if is_array else stage["job"],
-            "state": state or ("gone from the queue" if slurm.is_here() else "no scheduler"),
+            "state": state or ("not in the queue" if slurm.is_here() else "no scheduler"),
             "last_event": " ".join((told[-1][0], told[-1][2])) if told else None,
             "faults": sum(what.startswith("fault") for _, _, what in told),
         }
@@ -92,19 +92,24 @@ def _last(path: Path, tail_bytes: int = 1 << 16) -> dict[str, Any]:
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the rows as a table."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    columns = ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event")
-    table = Table(*columns, title=f"prism status {Text(found['run']).plain}", title_justify="left")
+    console = Console()
+    if not console.is_terminal:  # a file has no edge
+        console.width = 200
+    table = Table(title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
+        table.add_column(name, no_wrap=name not in ("state", "last event"), overflow="fold")
     for row in found["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
         left = "" if row.get("left_s") is None else _clock(row["left_s"])
         numbers = (_short(row.get("loss"), ".4f"), _short(row.get("tokens_per_s"), ",.0f"), left, _short(row.get("restarts"), "d"))
         cells = (row["stage"], row["job"] or "", row["state"], step, *numbers, _short(row.get("checkpoint_step"), "d"), row["last_event"] or "")
         table.add_row(*map(Text, cells))  # Text: no markup in what a file says
-    Console().print(table)
+    console.print(table)
 
 
 def _short(value: float | None, form: str) -> str:

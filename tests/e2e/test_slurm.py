@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "configs" / "clusters" / "test.yaml"
 TOOL = ROOT / "tools" / "slurm_cluster.sh"
 STEPS = 200
-BUSY_S = 45  # how long the run that is disturbed has work for: Slurm looks at time limits each 30 s
+BUSY_S = 55  # how long the run that is disturbed has work for: Slurm looks at time limits each 30 s
 
 pytestmark = pytest.mark.slow
 
@@ -85,9 +85,9 @@ def starts(run_dir: Path) -> list[int]:
 
 
 def step_s(run_dir: Path) -> float:
-    """Return the seconds of a step of the run where it is quick: three of four steps are slower."""
+    """Return the seconds of a step of the run where nothing is in its way: nine of ten steps are slower."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return statistics.quantiles([line["step_s"] for line in lines if "step_s" in line], n=4)[0]
+    return statistics.quantiles([line["step_s"] for line in lines if "step_s" in line], n=10)[0]
 
 
 class Submission:

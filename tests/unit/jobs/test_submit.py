@@ -202,7 +202,7 @@ def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
     }]  # fmt: skip
     status.show(found)
     Path("squeue.says").unlink()
-    assert status.run(Path("run"))["rows"][0]["state"] == "gone from the queue"
+    assert status.run(Path("run"))["rows"][0]["state"] == "not in the queue"
 
 
 def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
