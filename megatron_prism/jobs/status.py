@@ -100,9 +100,9 @@ def show(found: Mapping[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:  # a file has no edge
         console.width = 200
-    table = Table(title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
-        table.add_column(name, no_wrap=name not in ("state", "last event"), overflow="fold")
+        table.add_column(name, no_wrap=name != "last event", overflow="fold")
     for row in found["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
         left = "" if row.get("left_s") is None else _clock(row["left_s"])
