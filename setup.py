@@ -9,11 +9,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_prism", "megatron_prism.*"]),
+    package_data={"megatron_prism.launch": ["job.sbatch.j2"]},
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",
         "einops>=0.7",  # megatron-core's Mamba mixer needs it and does not declare it
         "datasketch>=2,<3",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "omegaconf>=2.3,<3",
         "psutil>=5.9",  # megatron-core's checkpoint writer needs it and does not declare it

@@ -10,13 +10,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megatron_prism import __version__
 from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Problem, ResultFailure
+
+if TYPE_CHECKING:
+    from megatron_prism.parallel.launch import Span
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -193,23 +196,26 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
 
     Example: prism train configs/tiny/mid.yaml steps=100 parallel.tp=2 --nproc 2
 
-    Under torchrun or srun it joins their gang instead of starting one.
+    Under torchrun or srun it joins their gang instead of starting one; with --nproc, under an srun of one task a node, it starts each
+    node's part of one gang.
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
+    from megatron_prism.parallel import environment, launch
 
+    launch.heed_signals_while_starting()
     settings = load(config, TrainConfig, overrides or [])  # before the job brings torch along
     from megatron_prism.jobs import train as job
-    from megatron_prism.parallel import environment
 
-    world_size = _world_size(nproc or (settings.world_size if dry_run else None))
+    span = launch.slurm_span() if nproc else launch.ALONE
+    world_size = nproc * span.num_nodes if nproc and span.num_nodes > 1 else _world_size(nproc or (settings.world_size if dry_run else None))
     with placed(config, TrainConfig, overrides or []):
         figures = job.plan(settings, world_size)
     if dry_run:
         _finish(figures, json)
         return
     environment.set_variables(settings)  # before there are ranks: a process reads some of them as it starts
-    _become_gang(world_size)
+    _become_gang(world_size, span)
     result = job.run(settings, world_size)
     if _speaks():
         _finish(result, json)
@@ -250,6 +256,41 @@ def locate(
             _finish(job.reader_of(settings, nproc, source, epoch, document, token), json)
 
 
+@app.command()
+def submit(
+    config: Config,
+    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")] = False,
+    json: Json = None,
+) -> None:
+    """Submit a training run, a mixture to prepare, or a pipeline of stages to Slurm.
+
+    Example: prism submit configs/tiny/mid.yaml world_size=2 --cluster configs/clusters/test.yaml --dry-run
+
+    Overrides that begin with `cluster.` are the cluster's: cluster.partition=long.
+    """
+    from megatron_prism.jobs import submit as job
+
+    result = job.run(config, overrides or [], cluster, dry_run)
+    for text in result.pop("texts", []):
+        typer.echo(text, nl=False)
+    _finish(result, json, quiet=dry_run)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline's.", show_default=False)], json: Json = None) -> None:
+    """Show how far a run or a pipeline is: its jobs, steps, loss, speed, time left, newest checkpoint.
+
+    Example: prism status runs/quickstart/mid
+    """
+    from megatron_prism.jobs import status as job
+
+    found = job.run(run)
+    job.show(found)
+    _finish(found, json, quiet=True)
+
+
 def _world_size(nproc: int | None) -> int:
     """Return the gang's size: that of the gang this process is in, or the one asked for."""
     from megatron_prism.parallel import launch
@@ -257,13 +298,18 @@ def _world_size(nproc: int | None) -> int:
     return launch.world_size() if launch.in_gang() else nproc or 1
 
 
-def _become_gang(world_size: int) -> None:
-    """Join the gang this process was started in; outside one, start it where several processes are asked for, and exit as it does."""
+def _become_gang(world_size: int, span: Span | None = None) -> None:
+    """Join the gang this process was started in; outside one, start it where several processes are asked for, and exit as it does.
+
+    span: the machines of the gang to start, where they are several.
+    """
     from megatron_prism.parallel import launch
 
-    launch.adopt_slurm()
-    if world_size > 1 and not launch.in_gang():
-        code = launch.start_gang(world_size, ["-m", "megatron_prism.cli", *sys.argv[1:]])
+    span = span or launch.ALONE
+    if span.num_nodes == 1:
+        launch.adopt_slurm()
+    if span.num_nodes > 1 or (world_size > 1 and not launch.in_gang()):
+        code = launch.start_gang(world_size // span.num_nodes, ["-m", "megatron_prism.cli", *sys.argv[1:]], span)
         sys.stdout.flush()
         os._exit(code)  # the gang has said everything
 

@@ -1,4 +1,4 @@
-"""From one command to a gang of processes: torchrun started here, or the gang of a torchrun or srun joined."""
+"""From one command to a gang of processes: torchrun started here, on one machine or on the nodes of an srun; or a gang joined."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from megatron_prism.core.errors import EnvironmentFault
+import psutil  # here, not where a signal is handled: a second one may come within the import
+
+from megatron_prism.core.errors import EnvironmentFault, Stopped
 
 GANG_FAILED = 4
 # For torch's launcher, as far as its version knows them: SIGTERM is handed on here; once a rank has failed, the others have nothing left to do.
@@ -36,19 +39,53 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_STEP_NUM_TASKS"])
 
 
+@dataclass(frozen=True)
+class Span:
+    """The machines of a gang that is started: how many, which of them this is, and where they meet."""
+
+    num_nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+ALONE = Span()
+
+
+def slurm_span() -> Span:
+    """Return the span of an srun that started one task a node, each to start its node's ranks; elsewhere that of this machine alone.
+
+    Raises: EnvironmentFault where srun started several tasks on a node: each of them would start all its ranks.
+    """
+    if "WORLD_SIZE" in os.environ or not in_gang():
+        return ALONE
+    nodes, tasks = int(os.environ.get("SLURM_STEP_NUM_NODES", "1")), os.environ["SLURM_STEP_NUM_TASKS"]
+    if str(nodes) != tasks:
+        found = f"srun started {tasks} tasks on {nodes} nodes, and --nproc asks each of them to start ranks"
+        raise EnvironmentFault(f"{found}: either one task a node (--ntasks-per-node=1), or a task a rank and no --nproc")
+    address, port = _meeting_point()
+    return Span(nodes, int(os.environ["SLURM_PROCID"]), address, port)
+
+
 def adopt_slurm() -> None:
     """Give a bare srun task torchrun's variables; does nothing under torchrun or without Slurm."""
     if "WORLD_SIZE" in os.environ or not in_gang():
         return
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
-    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    address, port = _meeting_point()
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
         WORLD_SIZE=os.environ["SLURM_STEP_NUM_TASKS"],
         LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
-        MASTER_ADDR=os.environ.get("MASTER_ADDR", first_host(nodes)),
-        MASTER_PORT=os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
     )
+
+
+def _meeting_point() -> tuple[str, int]:
+    """Return where the processes of a Slurm step meet: what is exported, else its first host and a port that follows from the job."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    return os.environ.get("MASTER_ADDR") or first_host(nodes), int(os.environ.get("MASTER_PORT") or 20000 + job % 20000)
 
 
 def first_host(nodelist: str) -> str:
@@ -59,28 +96,27 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match.group())
 
 
-def start_gang(num_processes: int, command: Sequence[str]) -> int:
-    """Run `python COMMAND` as a torchrun gang on this machine, listening on loopback only; return its exit code.
+def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -> int:
+    """Run `python COMMAND` as a torchrun gang, this machine's part of it; return its exit code. On one machine it listens on loopback only.
 
+    num_processes: on this machine. Each machine of a span calls this; the first one listens where they meet, on all its networks.
+    Raises: EnvironmentFault where the machines do not meet (10 minutes).
     The exit code is that of the first process that failed, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
     the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=span.num_nodes,
+        max_nodes=span.num_nodes,
         nproc_per_node=num_processes,
-        run_id=f"prism{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
         max_restarts=0,
+        **_rendezvous(span),
         monitor_interval=0.2,
         **{name: value for name, value in OURS.items() if name in {field.name for field in dataclasses.fields(LaunchConfig)}},
     )
@@ -88,14 +124,40 @@ def start_gang(num_processes: int, command: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
+        if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
+            return Stopped.exit_code
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
+    except DistError as error:
+        raise EnvironmentFault(f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}") from error
     return 0
 
 
-def _hand_on(number: int, frame: FrameType | None) -> None:
-    """Send a signal on to the processes of the gang."""
-    import psutil
+def _rendezvous(span: Span) -> dict[str, Any]:
+    """Return torchrun's rendezvous: c10d's own on one machine; on several, the store that the first one holds until it ends.
 
-    for child in psutil.Process().children():
+    There torchrun's elastic one would end a machine's ranks as soon as another machine's have ended, and number machines by their addresses.
+    """
+    endpoint = f"{span.address}:{span.port}"
+    if span.num_nodes > 1:
+        return {"run_id": "prism", "rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": {"rank": span.node}}
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return {"run_id": f"prism{os.getpid()}", "rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "local_addr": span.address}
+
+
+def heed_signals_while_starting() -> None:
+    """Let SIGUSR1 (Slurm's notice that the time is up) end a process that only starts as one that was asked to stop: exit code 3."""
+    signal.signal(signal.SIGUSR1, _not_begun)
+
+
+def _not_begun(number: int, frame: FrameType | None) -> None:
+    raise Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    """Send a signal on to the processes of the gang; where there are none yet, there will be none."""
+    children = psutil.Process().children()
+    if not children:
+        _not_begun(number, frame)
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, Stopped
 from megatron_prism.parallel import launch
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -80,3 +81,34 @@ def test_what_is_set_already_stays(environment: pytest.MonkeyPatch) -> None:
 def test_without_slurm_nothing_is_set(environment: pytest.MonkeyPatch) -> None:
     launch.adopt_slurm()
     assert not [name for name in TORCHRUN if name in os.environ]
+
+
+def test_an_srun_of_one_task_a_node_spans_its_nodes(environment: pytest.MonkeyPatch) -> None:
+    assert launch.slurm_span() == launch.ALONE
+    srun(environment, SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="2", SLURM_PROCID="1")
+    assert launch.slurm_span() == launch.Span(2, 1, "gpu007", 20017)
+    environment.setenv("MASTER_ADDR", "10.0.0.7")
+    environment.setenv("MASTER_PORT", "4000")
+    assert launch.slurm_span() == launch.Span(2, 1, "10.0.0.7", 4000)
+    environment.setenv("WORLD_SIZE", "16")  # a rank that a launcher has started
+    assert launch.slurm_span() == launch.ALONE
+
+
+def test_never_both_a_task_a_rank_and_ranks_of_each_task(environment: pytest.MonkeyPatch) -> None:
+    srun(environment, SLURM_STEP_NUM_NODES="2")
+    with pytest.raises(EnvironmentFault, match="16 tasks on 2 nodes"):
+        launch.slurm_span()
+
+
+def test_a_span_is_a_static_rendezvous_and_one_machine_stays_on_loopback(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    several = launch._rendezvous(launch.Span(2, 1, "gpu007", 20017))
+    assert (several["rdzv_backend"], several["rdzv_endpoint"], several["rdzv_configs"]) == ("static", "gpu007:20017", {"rank": 1})
+    environment.delenv("GLOO_SOCKET_IFNAME")
+    alone = launch._rendezvous(launch.ALONE)
+    assert (alone["rdzv_backend"], alone["rdzv_endpoint"], os.environ["GLOO_SOCKET_IFNAME"]) == ("c10d", "127.0.0.1:0", "lo")
+
+
+def test_a_notice_before_there_are_ranks_is_a_stop() -> None:
+    with pytest.raises(Stopped, match="SIGUSR1 before the first step"):
+        launch._hand_on(signal.SIGUSR1, None)

@@ -1,0 +1,120 @@
+"""`prism status`: how far a run is, or the stages of a pipeline, from their files and from Slurm where there is one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.checkpoint import run_folder
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.load import load
+from megatron_prism.core.manifest import read_json
+from megatron_prism.jobs import submit
+from megatron_prism.launch import slurm
+
+METRICS = "metrics.jsonl"
+
+
+def run(path: Path) -> dict[str, Any]:
+    """Return {"run", "rows"}: a row a stage (or an element of its array), or one for a run that was not submitted.
+
+    Raises: InputError where there is neither a run nor a submission.
+    """
+    folder = submit.submission_folder(path)
+    if not (folder / submit.SUBMITTED).is_file():
+        if not (path / run_folder.CONFIG).is_file():
+            raise InputError(Problem(str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"))
+        return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(), **progress(path)}]}
+    stages = read_json(folder / submit.SUBMITTED)["stages"]
+    states = slurm.states([stage["job"] for stage in stages])
+    return {"run": str(path), "rows": [row for stage in stages for row in _rows(folder, stage, states.get(stage["job"]))]}
+
+
+def _not_submitted() -> dict[str, Any]:
+    return {"job": None, "state": "no job", "last_event": None, "faults": 0}
+
+
+def _rows(folder: Path, stage: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:
+    rows = []
+    for index, lines in enumerate(submit.events(folder, stage)):
+        told = [parts for line in lines if len(parts := line.split(" ", 2)) == 3]
+        is_array = bool(stage["array"])
+        row = {
+            "stage": f"{stage['name']}[{index}]" if is_array else stage["name"],
+            "job": f"{stage['job']}_{index}" if is_array else stage["job"],
+            "state": state or ("not in the queue" if slurm.is_here() else "no scheduler"),
+            "last_event": " ".join((told[-1][0], told[-1][2])) if told else None,
+            "faults": sum(what.startswith("fault") for _, _, what in told),
+        }
+        rows.append(row | (progress(Path(stage["run_dirs"][index])) if stage["run_dirs"] else {}))
+    return rows
+
+
+def progress(run_dir: Path) -> dict[str, Any]:
+    """Return how far a run folder is: step of steps, the last loss, tokens/s, seconds left, restarts, the newest checkpoint's step."""
+    if not (run_dir / run_folder.CONFIG).is_file():
+        return {"run_dir": str(run_dir), "step": 0}
+    steps, last = load(run_dir / run_folder.CONFIG, TrainConfig).steps, _last(run_dir / METRICS)
+    step, step_s = last.get("step", 0), last.get("step_s")
+    starts = read_json(run_dir / run_folder.MANIFEST)["starts"] if (run_dir / run_folder.MANIFEST).is_file() else []
+    return {
+        "run_dir": str(run_dir),
+        "step": step,
+        "steps": steps,
+        "loss": last.get("loss"),
+        "tokens_per_s": last.get("tokens_per_s"),
+        "left_s": None if step_s is None else step_s * (steps - step),
+        "restarts": max(len(starts) - 1, 0),
+        "checkpoint_step": run_folder.last_step(run_dir) or None,
+    }
+
+
+def _last(path: Path, tail_bytes: int = 1 << 16) -> dict[str, Any]:
+    """Return the last whole line of a training step's metrics; a validation's line has no loss."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - tail_bytes))
+        lines = stream.read().decode("utf-8", "replace").splitlines()
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue  # being written, or cut off at the front
+        if isinstance(found, dict) and "loss" in found:
+            return found
+    return {}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the rows as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:  # a file has no edge
+        console.width = 200
+    table = Table(title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
+        table.add_column(name, no_wrap=name != "last event", overflow="fold")
+    for row in found["rows"]:
+        step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
+        left = "" if row.get("left_s") is None else _clock(row["left_s"])
+        numbers = (_short(row.get("loss"), ".4f"), _short(row.get("tokens_per_s"), ",.0f"), left, _short(row.get("restarts"), "d"))
+        cells = (row["stage"], row["job"] or "", row["state"], step, *numbers, _short(row.get("checkpoint_step"), "d"), row["last_event"] or "")
+        table.add_row(*map(Text, cells))  # Text: no markup in what a file says
+    console.print(table)
+
+
+def _short(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600)}:{time.strftime('%M:%S', time.gmtime(seconds))}"

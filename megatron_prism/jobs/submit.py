@@ -1,0 +1,176 @@
+"""`prism submit`: a config or a pipeline to sbatch scripts, and to Slurm.
+
+What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each stage's script, its logs, its events (a line for each start,
+save, fault and end, written by the script) and submitted.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core.check import check_train
+from megatron_prism.core.check_cluster import check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core.config import PrepareConfig, TrainConfig
+from megatron_prism.core.config_cluster import ClusterConfig, PipelineConfig, StageConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import config_layers, load, merge, placed
+from megatron_prism.core.manifest import describe, read_json, write_json, write_text
+from megatron_prism.launch import slurm
+from megatron_prism.parallel import environment
+
+GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
+FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, the job it becomes, and the configs of a gang (one an element of an array)."""
+
+    stage: StageConfig
+    job: slurm.Job
+    configs: tuple[TrainConfig, ...] = ()
+
+
+def run(path: Path, overrides: Sequence[str], cluster_path: Path, dry_run: bool) -> dict[str, Any]:
+    """Plan every stage, and unless dry_run submit those that are not done; return what became of each.
+
+    Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
+    where there is no Slurm.
+    """
+    cluster_overrides = [text.removeprefix(CLUSTER) for text in overrides if text.startswith(CLUSTER)]
+    cluster = load(cluster_path, ClusterConfig, cluster_overrides)
+    with placed(cluster_path, ClusterConfig, cluster_overrides):
+        raise_problems(check_cluster(cluster))
+    pipeline, folder = read_pipeline(path, [text for text in overrides if not text.startswith(CLUSTER)])
+    stages = {stage.name: stage for stage in pipeline.stages}
+    planned = plan([stages[name] for name in order(pipeline)], pipeline.name, folder, cluster)
+    if dry_run:
+        return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
+    _check_first(planned)
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"config": str(path), "cluster": str(cluster_path)})}
+
+
+def read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, Path]:
+    """Return what a YAML asks for, told by its keys (`stages`: a pipeline; `sources`: prepare; else train), and the folder it is kept in."""
+    keys = merge(config_layers(path, PipelineConfig, overrides))
+    if "stages" in keys:
+        pipeline = load(path, PipelineConfig, overrides)
+        folder = pipeline.run_dir / FOLDER
+    else:
+        job = "prepare" if "sources" in keys else "train"
+        if job == "prepare":
+            run_dir = load(path, PrepareConfig, overrides).out
+            folder = submission_folder(run_dir)
+        else:
+            run_dir = load(path, TrainConfig, overrides).run_dir
+            folder = run_dir / FOLDER
+        stage = StageConfig(name=job, command=(job, str(path), *overrides))
+        pipeline = PipelineConfig(name=path.stem, run_dir=run_dir, stages=(stage,))
+    with placed(path, PipelineConfig, overrides):
+        raise_problems(check_pipeline(pipeline))
+    return pipeline, folder
+
+
+def submission_folder(run_dir: Path) -> Path:
+    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
+    beside = run_dir.with_name(f"{run_dir.name}.{FOLDER}")
+    return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
+
+
+def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: ClusterConfig) -> list[Planned]:
+    """Return each stage with its job. Raises: InputError with the problems of all stages."""
+    planned, problems = [], []
+    for stage in stages:
+        try:
+            planned.append(_plan(stage, title if len(stages) == 1 else f"{title}-{stage.name}", folder, cluster))
+        except InputError as error:
+            problems += [replace(problem, where=f"stage {stage.name}: {problem.where}" if len(stages) > 1 else problem.where) for problem in error.problems]
+    raise_problems(problems)
+    return planned
+
+
+def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) -> Planned:
+    job = slurm.Job(stage.name, title, folder, stage.command, environment=cluster.environment, array=dict(enumerate(stage.array)))
+    if stage.command[0] not in GANG_JOBS:
+        return Planned(stage, job)
+    if len(stage.command) < 2 or any(word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]):
+        raise InputError(Problem("command", " ".join(stage.command), f"[{stage.command[0]}, CONFIG, a.b=c ...], without options"))
+    path = Path(stage.command[1])
+    configs = [_gang_config(path, [*stage.command[2:], *words], cluster) for words in stage.array or ((),)]
+    first = configs[0]
+    problems = []
+    for key, kinds in (("world_size", {config.world_size for config in configs}), ("environment", {str(environment.variables(config)) for config in configs})):
+        if len(kinds) > 1:
+            problems.append(Problem("array", f"elements that differ in {key}", "the same for all", "make a stage for each"))
+    if len({config.run_dir for config in configs}) < len(configs):
+        problems.append(Problem("array", "elements that share a run_dir", "a run_dir for each"))
+    raise_problems(problems)
+    assert first.world_size is not None  # check_world_size
+    each = min(first.world_size, cluster.ranks_per_node)
+    variables = {**environment.variables(first), **cluster.environment, **first.environment}
+    job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables)
+    return Planned(stage, job, tuple(configs))
+
+
+def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -> TrainConfig:
+    config = load(path, TrainConfig, overrides)
+    with placed(path, TrainConfig, overrides):
+        raise_problems(check_world_size(config, cluster) or check_train(config, config.world_size or 1))
+    return config
+
+
+def _check_first(planned: Sequence[Planned]) -> None:
+    """Check in full, with data and checkpoint, what would start at once: a stage that waits for others cannot be checked yet."""
+    for config in [config for each in planned if not each.stage.after for config in each.configs]:
+        from megatron_prism.jobs import train  # brings torch along
+
+        assert config.world_size is not None  # check_world_size
+        train.plan(config, config.world_size)
+
+
+def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
+    resources = {"nodes": each.job.nodes, "ranks": each.job.nodes * each.job.ranks_per_node or 1}
+    return {"name": each.stage.name, "command": list(each.stage.command), "after": list(each.stage.after), **resources,
+            "array": [list(words) for words in each.stage.array], "run_dirs": [str(config.run_dir) for config in each.configs], **facts}  # fmt: skip
+
+
+def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Write the scripts and submit them; what an earlier submission of the same command has done is left out, but not behind what is not."""
+    before = {stage["name"]: stage for stage in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
+    _refuse_twice(before, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages: list[dict[str, Any]] = []
+    ids: dict[str, str] = {}
+    for each in planned:
+        facts, earlier = _summary(each), before.get(each.stage.name, {})
+        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.stage.after) & set(ids)
+        done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
+        if all(done):
+            stages.append({**facts, "job": earlier["job"], "done_before": True})
+            continue
+        job = replace(each.job, array={index: words for index, words in each.job.array.items() if not done[index]})
+        for index in job.array or [None]:
+            job.events(index).unlink(missing_ok=True)
+        write_text(job.script, slurm.render(job, cluster))
+        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.stage.after if name in ids])
+        stages.append({**facts, "job": ids[job.name], "done_before": False})
+        rest = [stage for name, stage in before.items() if name not in {stage["name"] for stage in stages}]
+        write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*stages, *rest]))
+    return stages
+
+
+def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """A stage whose job still waits or runs is not submitted again: two gangs would share a run folder."""
+    states = slurm.states([stage["job"] for stage in before.values()])
+    active = [stage for stage in before.values() if slurm.is_active(states.get(stage["job"], ""))]
+    required, fix = "no job of this run in the queue", "wait for it (prism status), or scancel it first"
+    raise_problems([Problem(str(folder / SUBMITTED), f"job {stage['job']} ({stage['name']})", required, fix) for stage in active])
+
+
+def events(folder: Path, stage: Mapping[str, Any]) -> list[list[str]]:
+    """Return what the script of a stage has noted, for each element of its array: lines of "time job what"."""
+    paths = [folder / f"{stage['name']}_{index}.events" for index in range(len(stage["array"]))] or [folder / f"{stage['name']}.events"]
+    return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]

@@ -1,0 +1,290 @@
+"""Training under a real Slurm of two virtual nodes (tools/slurm_cluster.sh), all through `prism submit`: a gang over two nodes, gloo.
+
+Four submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
+a run whose ranks are killed, with a stage that waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from megatron_prism.core.config_cluster import ClusterConfig
+from megatron_prism.launch.slurm import Job, render, submit
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "configs" / "clusters" / "test.yaml"
+TOOL = ROOT / "tools" / "slurm_cluster.sh"
+STEPS = 200
+BUSY_S = 55  # how long the run that is disturbed has work for: Slurm looks at time limits each 30 s
+
+pytestmark = pytest.mark.slow
+
+
+def environment() -> dict[str, str]:
+    """Return what jobs inherit: this interpreter's prism, and this working tree."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    """Use the cluster that runs, or start one for these tests; without root skip, or fail where CI requires everything."""
+    done = subprocess.run(["bash", str(TOOL), "start"], capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        absent = f"no Slurm: {(done.stderr or done.stdout).strip()}"
+        if os.environ.get("CI") == "true" and os.environ.get("PRISM_REQUIRE_SHARED"):
+            pytest.fail(absent)
+        pytest.skip(absent)
+    yield
+    if "already running" not in done.stdout:
+        subprocess.run(["bash", str(TOOL), "stop"], check=True, capture_output=True, timeout=120)
+
+
+def prism(*arguments: object, code: int = 0) -> str:
+    command = [sys.executable, "-m", "megatron_prism.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == code, done.stderr[-4000:]
+    return done.stdout if code == 0 else done.stderr
+
+
+def slurm_command(*arguments: object) -> str:
+    return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=60).stdout
+
+
+def wait_for(condition: Callable[[], Any], what: str, folder: Path, timeout_s: float = 240.0) -> Any:
+    """Wait for something that is true at last; return it."""
+    ends = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > ends:
+            logs = "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in sorted(folder.glob("*.out")))
+            raise AssertionError(f"not in {timeout_s} s: {what}\n{slurm_command('squeue', '--all')}{logs}")
+        time.sleep(0.1)
+    return found
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def starts(run_dir: Path) -> list[int]:
+    """Return after which step each start of a run went on."""
+    return [start["plan"]["resumes_at_step"] for start in json.loads((run_dir / "manifest.json").read_text())["starts"]]
+
+
+def step_s(run_dir: Path) -> float:
+    """Return the seconds of a step of the run where nothing is in its way: nine of ten steps are slower."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return statistics.quantiles([line["step_s"] for line in lines if "step_s" in line], n=10)[0]
+
+
+class Submission:
+    """Something that was submitted, and what its scripts note."""
+
+    def __init__(self, folder: Path, *arguments: object):
+        self.folder = folder
+        result = folder.parents[1] / f"{folder.parent.name}-submitted.json"
+        prism("submit", *arguments, "--cluster", CLUSTER, "--json", result)
+        self.jobs = {stage["name"]: stage["job"] for stage in json.loads(result.read_text())["stages"]}
+
+    def events(self, stage: str) -> list[str]:
+        path = self.folder / f"{stage}.events"
+        return [line.split(" ", 2)[2] for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def wait(self, stage: str, event: str, count: int = 1) -> None:
+        wait_for(lambda: sum(what.startswith(event) for what in self.events(stage)) >= count, f"{stage}: {count} x {event}", self.folder)
+
+    def start_again(self, stage: str, count: int, *changes: str) -> None:
+        """Let a job start that was requeued (it would wait two minutes), and wait until it has."""
+        job = self.jobs[stage]
+        wait_for(lambda: "JobState=PENDING" in slurm_command("scontrol", "show", "job", job), f"{stage} is requeued", self.folder)
+        time.sleep(2)  # a node kills a job that starts in the second in which its last start was revoked
+        slurm_command("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
+        self.wait(stage, "start", count)
+
+
+class Scene:
+    """All of it: what was submitted where, and what befell it."""
+
+    def __init__(self, root: Path, checkpoint: Path, tokenizer: Path):
+        self.root = root
+        (root / "text.txt").write_text("\n\n".join(f"The sum of {a} and {b} is {a + b}." for a in range(60) for b in range(30)))
+        source = {"name": "math", "weight": 100, "path": [str(root / "text.txt")], "split": "paragraph", "valid_percent": 10}
+        train = {
+            "run_dir": str(root / "run"),
+            "world_size": 2,
+            "init": {"checkpoint": str(checkpoint)},
+            "data": {"prepared": str(root / "data"), "seq_length": 64},
+            "batch": {"global_size": 16, "micro_size": 4},
+            "steps": STEPS,
+            "precision": "fp32",
+            "schedule": {"kind": "constant"},  # so that the first steps of a longer run are those of a shorter one
+            "validation": {"sequences": 4},
+        }
+        pipeline = {
+            "name": "three",
+            "run_dir": str(root / "pipeline"),
+            "stages": [
+                {"name": "export", "after": ["train"], "command": ["convert", "export", "--ckpt", str(root / "run"), "--out", str(root / "hf")]},
+                {"name": "prepare", "command": ["prepare", str(root / "mixture.yaml")]},
+                {"name": "train", "after": ["prepare"], "command": ["train", str(root / "train.yaml")]},
+            ],
+        }
+        failing = {
+            "name": "failing",
+            "run_dir": str(root / "failing"),
+            "stages": [
+                {"name": "train", "command": ["train", str(root / "train.yaml"), f"run_dir={root / 'killed'}"]},
+                {"name": "next", "after": ["train"], "command": ["convert", "export", "--ckpt", str(root / "killed"), "--out", str(root / "never")]},
+            ],
+        }
+        mixture = {"out": str(root / "data"), "tokenizer": str(tokenizer), "sources": [source], "num_workers": 1}
+        for name, config in (("mixture", mixture), ("train", train), ("pipeline", pipeline), ("failing", failing)):
+            (root / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
+
+    def play(self) -> None:
+        self.pipeline = Submission(self.root / "pipeline" / "slurm", self.root / "pipeline.yaml")
+        self.pipeline.wait("prepare", "done")
+        self.failing = Submission(self.root / "failing" / "slurm", self.root / "failing.yaml")
+        wait_for(lambda: losses(self.root / "killed"), "a step", self.failing.folder)
+        self.kill_ranks("1")
+        self.failing.start_again("train", 2)
+        self.kill_ranks("0", "1")
+        self.failing.wait("train", "stopped")
+        self.pipeline.wait("export", "done")
+        self.disturb(max(STEPS, round(BUSY_S / step_s(self.root / "run"))))
+        self.disturbed.wait("train", "done")
+
+    def kill_ranks(self, *ranks: str) -> None:
+        """Kill ranks of the run that fails, as soon as all of them are there."""
+
+        def alive() -> list[psutil.Process]:
+            found = []
+            for process in psutil.process_iter():
+                try:
+                    if f"run_dir={self.root / 'killed'}" in process.cmdline() and process.environ().get("RANK") in ranks:
+                        found.append(process)
+                except (psutil.Error, OSError):
+                    continue
+            return found if len(found) == len(ranks) else []
+
+        for process in wait_for(alive, f"ranks {ranks}", self.failing.folder):
+            process.kill()
+
+    def disturb(self, steps: int) -> None:
+        """Preempt the run, let it go on; tell it that its time is nearly up, let it go on once more."""
+        run_dir = self.root / "disturbed"
+        overrides = [f"run_dir={run_dir}", f"steps={steps}", "cluster.signal_before_s=110"]
+        self.disturbed = Submission(run_dir / "slurm", self.root / "train.yaml", *overrides)
+        wait_for(lambda: len(losses(run_dir)) > 2, "3 steps", self.disturbed.folder)
+        slurm_command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        self.disturbed.wait("train", "ended by TERM")
+        saved = max(losses(run_dir))
+        self.disturbed.start_again("train", 2)
+        wait_for(lambda: max(losses(run_dir)) > saved + 2, "steps of the second start", self.disturbed.folder)
+        # a time limit of 2 minutes with a notice 110 s before it: Slurm gives it the next time it looks
+        slurm_command("scontrol", "update", f"JobId={self.disturbed.jobs['train']}", "TimeLimit=2")
+        self.disturbed.wait("train", "saved")
+        self.disturbed.start_again("train", 3, "TimeLimit=10")
+
+
+@pytest.fixture(scope="module")
+def scene(slurm: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_tokenizer: Path) -> Iterator[Scene]:
+    """Return the scene when all of it has been played; what is left of it in the queue is cancelled."""
+    root = tmp_path_factory.mktemp("slurm")
+    scene = Scene(root, tiny_checkpoint, tiny_tokenizer)
+    try:
+        scene.play()
+        yield scene
+    finally:
+        jobs = [job for path in root.glob("*/slurm/submitted.json") for job in (stage["job"] for stage in json.loads(path.read_text())["stages"])]
+        slurm_command("scancel", *jobs)
+
+
+def test_a_run_over_two_nodes_finishes(scene: Scene) -> None:
+    assert list(losses(scene.root / "run")) == list(range(1, STEPS + 1))
+    assert [what.split(" on ")[0] for what in scene.pipeline.events("train")] == ["start 0", "done"]
+    assert json.loads((scene.root / "run" / "manifest.json").read_text())["starts"][0]["plan"]["world_size"] == 2
+
+
+def test_a_preempted_run_is_requeued_and_computes_the_same(scene: Scene) -> None:
+    events, (_, resumed_at, _) = scene.disturbed.events("train"), starts(scene.root / "disturbed")
+    assert events[1] == "TERM: the tasks save if they can"
+    assert events[2].startswith("ended by TERM with exit code 3")
+    assert 2 < resumed_at < STEPS, "the preemption came too late to compare what follows it"
+    ours, theirs = losses(scene.root / "disturbed"), losses(scene.root / "run")
+    assert {step: ours[step] for step in theirs} == theirs
+
+
+def test_a_run_near_its_time_limit_saves_and_goes_on(scene: Scene) -> None:
+    events, (_, preempted_at, saved_at) = scene.disturbed.events("train"), starts(scene.root / "disturbed")
+    assert events[3].startswith("start 1")
+    assert events[4:6] == ["USR1: the tasks are told to save", "saved: to be started again"]
+    assert events[6].startswith("start 2") and events[7:] == ["done"]
+    assert saved_at > preempted_at
+    ours = losses(scene.root / "disturbed")
+    assert list(ours) == list(range(1, len(ours) + 1)) and len(ours) > saved_at
+
+
+def test_a_failing_rank_stops_the_job_after_its_restarts(scene: Scene) -> None:
+    events = scene.failing.events("train")
+    assert [what.split(" on ")[0] for what in events[:4]] == ["start 0", "fault: exit code 4", "start 1", "fault: exit code 4"], events
+    assert events[4].startswith("stopped: all 1 restarts after faults are used up (max_restarts)") and len(events) == 5
+
+
+def test_what_waits_for_a_job_that_failed_never_starts(scene: Scene) -> None:
+    state = wait_for(lambda: slurm_command("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={scene.failing.jobs['next']}").strip(), "a state", scene.root)
+    assert state == "CANCELLED"
+    assert scene.failing.events("next") == []
+
+
+def test_a_pipeline_of_three_stages_runs_through(scene: Scene) -> None:
+    for stage in ("prepare", "train", "export"):
+        assert scene.pipeline.events(stage)[-1] == "done"
+    assert (scene.root / "hf" / "config.json").is_file() and list((scene.root / "hf").glob("*.safetensors"))
+
+
+def test_submitted_again_nothing_is_done_twice(scene: Scene) -> None:
+    again = prism("submit", scene.root / "pipeline.yaml", "--cluster", CLUSTER)
+    assert again.count("done_before True") == 3
+    assert "done" in scene.pipeline.events("train")
+
+
+def test_status_tells_all_that(scene: Scene, tmp_path: Path) -> None:
+    shown = prism("status", scene.root / "disturbed", "--json", tmp_path / "one.json")
+    (row,) = json.loads((tmp_path / "one.json").read_text())["rows"]
+    assert row["step"] == row["steps"] == row["checkpoint_step"] == len(losses(scene.root / "disturbed"))
+    assert (row["restarts"], row["faults"], row["left_s"]) == (2, 0, 0)
+    assert row["last_event"].endswith(" done") and row["job"] in shown
+    prism("status", scene.root / "failing", "--json", tmp_path / "failing.json")
+    first, second = json.loads((tmp_path / "failing.json").read_text())["rows"]
+    assert (first["stage"], first["state"], first["faults"]) == ("train", "FAILED", 2)
+    assert (second["stage"], second["state"], second["last_event"]) == ("next", "CANCELLED", None)
+
+
+TEXTS = ["it's", 'a "b" c', "a\\b", "a\\", "\\", "#a", "a # b", "$(x) `y` ${z}", "a;b|c&d>e<f", "caf\u00e9 \u4e2d\u6587 \U0001f600", "%j %%", "--x=y", "'", '"', '\\"', "a  b", "*?[a]{b,c}~!"]
+
+
+def test_sbatch_reads_an_option_as_it_was_written(slurm: None, tmp_path: Path) -> None:
+    def comment(text: str) -> str:
+        cluster = ClusterConfig(gpus_per_node=0, processes_per_node=1, sbatch=("--hold", f"--comment={text}"))
+        script = tmp_path / "a.sbatch"
+        script.write_text(render(Job("a", "a", tmp_path, ("doctor",)), cluster))
+        job = submit(script)
+        found = slurm_command("squeue", "--noheader", f"--jobs={job}", "--format=%k").removesuffix("\n")
+        slurm_command("scancel", job)
+        return found
+
+    assert [comment(text) for text in TEXTS] == TEXTS

@@ -1,0 +1,90 @@
+"""What a cluster and a pipeline may not say: every problem at once, each with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.check_cluster import check_cluster, check_pipeline, order
+from megatron_prism.core.config_cluster import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import load
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_clusters_hold(path: Path) -> None:
+    assert check_cluster(load(path, ClusterConfig)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"gpus_per_node": 0}, "gpus_per_node"),
+        ({"processes_per_node": 2}, "gpus_per_node"),
+        ({"gpus_per_node": -1, "processes_per_node": 1}, "gpus_per_node"),
+        ({"max_restarts": -1}, "max_restarts"),
+        ({"signal_before_s": 0}, "signal_before_s"),
+        ({"signal_before_s": 70000}, "signal_before_s"),
+        ({"cpus_per_task": 0}, "cpus_per_task"),
+        ({"cpu": CpuConfig(cpus_per_task=0)}, "cpu.cpus_per_task"),
+        ({"time_limit": "1 day"}, "time_limit"),
+        ({"cpu": CpuConfig(time_limit="")}, "cpu.time_limit"),
+        ({"sbatch": ("-C h100",)}, "sbatch.0"),
+        ({"sbatch": ("--constraint=h100", "--nodes=4")}, "sbatch.1"),
+        ({"sbatch": ("--no-requeue",)}, "sbatch.0"),
+        ({"setup": ((),)}, "setup.0"),
+        ({"venv": Path("a"), "container": ContainerConfig(image="b")}, "venv"),
+        ({"container": ContainerConfig(image="b", mounts=("/a",))}, "container.mounts.0"),
+        ({"container": ContainerConfig(image="b", mounts=("/a:/a,/b:/b",))}, "container.mounts.0"),
+        ({"environment": {"A B": "1"}}, "environment"),
+        ({"environment": {"A=$(b)": "1"}}, "environment"),
+    ],
+)
+def test_a_wrong_cluster_is_named(changes: dict[str, Any], where: str) -> None:
+    assert [problem.where for problem in check_cluster(ClusterConfig(**({"gpus_per_node": 8} | changes)))] == [where]
+
+
+def stage(name: str, *after: str, **more: Any) -> StageConfig:
+    return StageConfig(**({"name": name, "command": ("prepare", "a.yaml"), "after": after} | more))
+
+
+def pipeline(*stages: StageConfig, **more: Any) -> PipelineConfig:
+    return PipelineConfig(**({"name": "p", "run_dir": Path("runs/p"), "stages": stages} | more))
+
+
+def test_stages_come_behind_what_they_wait_for() -> None:
+    made = pipeline(stage("export", "train"), stage("train", "prepare", "import"), stage("prepare"), stage("import"))
+    assert check_pipeline(made) == []
+    names = order(made)
+    assert sorted(names) == ["export", "import", "prepare", "train"] and names[2:] == ["train", "export"]
+
+
+def test_all_that_is_wrong_with_a_pipeline_is_said_at_once() -> None:
+    made = pipeline(stage("a", "b"), stage("b", "a"), stage("a"), stage("c", "none"), stage("d e", command=()), stage("f", command=("x", "\0")), run_dir=Path("a\nb"))
+    assert [(problem.where, problem.found) for problem in check_pipeline(made)] == [
+        ("run_dir", "'a\\nb'"),
+        ("stages.2.name", "'a'"),
+        ("stages.3.after", "'none'"),
+        ("stages.4.name", "'d e'"),
+        ("stages.4.command", "no words"),
+        ("stages.5.command", "a text with a NUL or half a character"),
+    ]
+
+
+def test_a_cycle_is_named() -> None:
+    (problem,) = check_pipeline(pipeline(stage("a", "c"), stage("b", "a"), stage("c", "b")))
+    assert problem.where == "stages" and {"a", "b", "c"} <= set(problem.found.replace("<-", " ").split())
+
+
+def test_no_stages_is_a_problem() -> None:
+    assert [problem.where for problem in check_pipeline(pipeline(name="a b"))] == ["name", "stages"]
+
+
+def test_a_time_that_yaml_reads_as_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("gpus_per_node: 8\ntime_limit: 24:00:00\n")
+    with pytest.raises(InputError, match="time_limit.*86400.*string"):
+        load(tmp_path / "a.yaml", ClusterConfig)

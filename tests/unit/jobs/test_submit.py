@@ -1,0 +1,220 @@
+"""What is submitted: told by its keys, with resources from its own config, once; and what `prism status` says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.errors import EnvironmentFault, InputError
+from megatron_prism.jobs import status, submit
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAIN: dict[str, Any] = {"run_dir": "run", "steps": 10, "world_size": 16, "data": {"prepared": "data", "seq_length": 64}, "batch": {"global_size": 16},
+                         "init": {"checkpoint": "ckpt"}, "parallel": {"tp": 2}, "environment": {"NCCL_DEBUG": "INFO"}}  # fmt: skip
+PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with a training config, a mixture, a cluster of eight GPUs a node, and an sbatch that numbers its jobs."""
+    monkeypatch.chdir(tmp_path)
+    write("train.yaml", TRAIN)
+    write("mixture.yaml", PREPARE)
+    write("cluster.yaml", {"gpus_per_node": 8, "environment": {"NCCL_DEBUG": "WARN", "NCCL_NVLS_ENABLE": "1"}})
+    (tmp_path / "bin").mkdir()
+    stub(tmp_path, "sbatch", 'echo "$*" >>sbatch.calls; echo "$((100 + $(wc -l <sbatch.calls)))"')
+    stub(tmp_path, "squeue", "[ ! -e squeue.says ] || cat squeue.says")
+    stub(tmp_path, "sacct", "exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setattr(submit, "_check_first", lambda planned: None)  # there is neither data nor a checkpoint
+    return tmp_path
+
+
+def stub(home: Path, name: str, text: str) -> None:
+    (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+    (home / "bin" / name).chmod(0o755)
+
+
+def write(name: str, values: Any) -> Path:
+    Path(name).write_text(json.dumps(values))  # JSON is YAML
+    return Path(name)
+
+
+def scripts(path: str, *overrides: str) -> list[str]:
+    return submit.run(Path(path), overrides, Path("cluster.yaml"), dry_run=True)["texts"]
+
+
+def refused(path: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        submit.run(Path(path), overrides, Path("cluster.yaml"), dry_run=True)
+    return str(caught.value)
+
+
+def chain(**train: Any) -> dict[str, Any]:
+    stages = [
+        {"name": "train", "after": ["prepare"], "command": ["train", "train.yaml"], **train},
+        {"name": "prepare", "command": ["prepare", "mixture.yaml"]},
+        {"name": "export", "after": ["train"], "command": ["convert", "export", "--ckpt", "run", "--out", "hf"]},
+    ]
+    return {"name": "all", "run_dir": "pipeline", "stages": stages}
+
+
+def test_resources_follow_from_the_config(home: Path) -> None:
+    (script,) = scripts("train.yaml")
+    assert "#SBATCH --nodes=2\n" in script and "#SBATCH --gres=gpu:8\n" in script
+    assert "    prism train train.yaml --nproc 8 &\n" in script
+    (script,) = scripts("train.yaml", "world_size=4", "steps=20")
+    assert "#SBATCH --nodes=1\n" in script and "#SBATCH --gres=gpu:4\n" in script
+    assert "    prism train train.yaml world_size=4 steps=20 --nproc 4 &\n" in script
+    assert not (home / "run").exists()
+
+
+def test_the_config_says_more_than_the_cluster_and_the_cluster_more_than_what_follows(home: Path) -> None:
+    (script,) = scripts("train.yaml")
+    assert "export NCCL_DEBUG=INFO\n" in script and "export NCCL_NVLS_ENABLE=1\n" in script and "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in script
+
+
+def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
+    write("train.yaml", {**TRAIN, "layouts": {8: {"parallel": {"tp": 1}}, 16: {"parallel": {"tp": 4, "pp": 2}}}})
+    assert "NCCL_P2P_NET_CHUNKSIZE" in scripts("train.yaml")[0]
+    assert "NCCL_P2P_NET_CHUNKSIZE" not in scripts("train.yaml", "world_size=8")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["world_size=null"], "world_size: found no value; required how many GPUs"),
+        (["world_size=12"], "world_size: found 12; required a multiple of the 8 ranks of a node"),
+        (["world_size=0"], "world_size: found 0"),
+        (["parallel.tp=3"], "found tp 3 x pp 1 x cp 1 = 3; required a divisor of the world size 16"),
+        (["cluster.gpus_per_node=0"], "gpus_per_node: found gpus_per_node 0"),
+        (["cluster.partitoin=a"], "did you mean 'partition'?"),
+        (['environment={"NCCL_A B": c}'], "environment.NCCL_A B: found a name of another kind"),
+    ],
+)
+def test_a_config_without_a_place_on_the_cluster_is_refused(home: Path, overrides: list[str], said: str) -> None:
+    assert said in refused("train.yaml", *overrides)
+
+
+def test_a_cluster_of_cpus_has_a_rank_a_process(home: Path) -> None:
+    (script,) = scripts("train.yaml", "cluster.gpus_per_node=0", "cluster.processes_per_node=4")
+    assert "#SBATCH --nodes=4\n" in script and "--nproc 4 &\n" in script and "gres" not in script
+
+
+def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
+    (script,) = scripts("mixture.yaml", "seed=2")
+    assert "    prism prepare mixture.yaml seed=2 &\n" in script and "gres" not in script and "--output=data.slurm/prepare.%j.out\n" in script
+
+
+def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
+    path = write("chain.yaml", chain())
+    told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    assert [(stage["name"], stage["job"], stage["nodes"]) for stage in told["stages"]] == [("prepare", "101", 1), ("train", "102", 2), ("export", "103", 1)]
+    wait = "--kill-on-invalid-dep=yes --"
+    assert Path("sbatch.calls").read_text().splitlines() == [
+        "--parsable -- pipeline/slurm/prepare.sbatch",
+        f"--parsable --dependency=afterok:101 {wait} pipeline/slurm/train.sbatch",
+        f"--parsable --dependency=afterok:102 {wait} pipeline/slurm/export.sbatch",
+    ]
+    Path("squeue.says").write_text("103|PENDING|Dependency\n")
+    with pytest.raises(InputError, match="job 103 \\(export\\); required no job of this run"):
+        submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    Path("squeue.says").unlink()
+    Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:00Z 101 start 0 on a\n2026-01-01T00:00:01Z 101 done\n")
+    Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 102 stopped: exit code 2, the input is wrong\n")
+    told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    assert [(stage["name"], stage["job"], stage["done_before"]) for stage in told["stages"]] == [("prepare", "101", True), ("train", "104", False), ("export", "105", False)]
+    assert Path("sbatch.calls").read_text().splitlines()[3:] == [
+        "--parsable -- pipeline/slurm/train.sbatch",
+        f"--parsable --dependency=afterok:104 {wait} pipeline/slurm/export.sbatch",
+    ]
+    Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 104 done\n")
+    values = chain()
+    values["stages"][1]["command"].append("seed=3")
+    told = submit.run(write("chain.yaml", values), [], Path("cluster.yaml"), dry_run=False)
+    assert [stage["done_before"] for stage in told["stages"]] == [False] * 3, "training is behind data that is prepared anew"
+
+
+def test_an_array_of_runs(home: Path) -> None:
+    path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b c"]]))
+    script = scripts(str(path))[1]
+    assert "#SBATCH --array=0,1\n" in script and "1) words=(seed=2 'run_dir=b c') ;;\n" in script and 'train train.yaml "${words[@]}" --nproc 8' in script
+    for wrong, said in ((["seed=2"], "share a run_dir"), (["run_dir=b", "world_size=8"], "differ in world_size"), (["run_dir=b", "--x"], "without options")):
+        write("chain.yaml", chain(array=[["run_dir=a", "seed=1"], wrong] if wrong[0] != "seed=2" else [["seed=1"], wrong]))
+        assert said in refused("chain.yaml")
+
+
+def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> None:
+    path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]]))
+    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:01Z 101 done\n")
+    Path("pipeline/slurm/train_0.events").write_text("2026-01-01T00:00:01Z 110 done\n")
+    Path("pipeline/slurm/train_1.events").write_text("2026-01-01T00:00:01Z 111 stopped: exit code 1, the result is a failure\n")
+    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    assert "#SBATCH --array=1\n" in Path("pipeline/slurm/train.sbatch").read_text()
+    assert Path("pipeline/slurm/train_0.events").exists() and not Path("pipeline/slurm/train_1.events").exists()
+    assert [row["stage"] for row in status.run(Path("pipeline"))["rows"]] == ["prepare", "train[0]", "train[1]", "export"]
+
+
+def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
+    values = chain()
+    values["stages"] += [{"name": "more", "command": ["train", "train.yaml", "world_size=12"]}, {"name": "again", "command": ["train", "none.yaml"]}]
+    values["stages"][0]["command"] = ["train", "train.yaml", "stepz=2", "parallel.tp=x"]
+    said = refused(str(write("chain.yaml", values)))
+    assert "stage train: override:stepz" in said and "stage more: override:world_size" in said and "stage again: none.yaml" in said
+
+
+def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(home / "nothing"))
+    with pytest.raises(EnvironmentFault, match="sbatch is not here"):
+        submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+
+
+def test_what_sbatch_refuses_is_said(home: Path) -> None:
+    stub(home, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
+    with pytest.raises(EnvironmentFault, match="sbatch refuses run/slurm/train.sbatch: sbatch: error: invalid account"):
+        submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+
+
+def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
+    with pytest.raises(InputError, match="neither a run nor a submission"):
+        status.run(Path("run"))
+    submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+    Path("squeue.says").write_text("101|PENDING|BeginTime\n")
+    (row,) = status.run(Path("run"))["rows"]
+    assert (row["stage"], row["job"], row["state"], row["step"], row["last_event"]) == ("train", "101", "PENDING (BeginTime)", 0, None)
+    write("run/config.yaml", TRAIN)
+    write("run/manifest.json", {"starts": [{}, {}]})
+    line = {"step": 4, "loss": 2.5, "step_s": 3.0, "tokens_per_s": 1000.0}
+    Path("run/metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 4, "valid_loss/a": 2.0}\n{"step": 5, "los')
+    Path("run/slurm/train.events").write_text("T1 101 fault: exit code 4 on a\nT2 101 start 1 on [a]\n")
+    Path("run/checkpoints/step_00000003").mkdir(parents=True)
+    found = status.run(Path("run"))
+    assert found["rows"] == [{
+        "stage": "train", "job": "101", "state": "PENDING (BeginTime)", "last_event": "T2 start 1 on [a]", "faults": 1, "run_dir": "run", "step": 4, "steps": 10,
+        "loss": 2.5, "tokens_per_s": 1000.0, "left_s": 18.0, "restarts": 1, "checkpoint_step": 3,
+    }]  # fmt: skip
+    status.show(found)
+    Path("squeue.says").unlink()
+    assert status.run(Path("run"))["rows"][0]["state"] == "not in the queue"
+
+
+def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("run").mkdir()
+    write("run/config.yaml", TRAIN)
+    monkeypatch.setenv("PATH", str(home / "nothing"))
+    (row,) = status.run(Path("run"))["rows"]
+    assert (row["state"], row["job"], row["step"], row["loss"]) == ("no job", None, 0, None)
+    status.show(status.run(Path("run")))
+
+
+def test_the_examples_are_what_submit_makes_today() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

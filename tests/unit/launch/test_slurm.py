@@ -1,0 +1,243 @@
+"""The script of a job: run with an srun and a scontrol that only note what they are given. Nothing a user writes means anything to bash or sbatch."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.check_cluster import check_cluster
+from megatron_prism.core.config_cluster import ClusterConfig, ContainerConfig, CpuConfig
+from megatron_prism.launch import slurm
+
+CPU = ClusterConfig(gpus_per_node=0, processes_per_node=1)
+STUBS = {
+    "srun": 'printf "%s\\0" "$@" >srun.argv; env -0 >srun.env; [ -z "$STUB_WAIT" ] || { trap "exit 3" USR1; touch ready; while :; do sleep 0.02; [ ! -e go ] || exit 3; done; }; exit "${STUB_CODE:-0}"',
+    "scontrol": 'echo "$*" >>scontrol.argv',
+    "record": 'printf "%s\\0" "$@" >record.argv',
+}
+PARTS = ["'", '"', "`touch pwned`", "$(touch pwned)", "${HOME}", "\\", "\n", ";", "&", "|", ">", "<", "*", "?", "~", "#", " ", "\t", "!", "%j", "%%", "=", "--", "(", ")",
+         "{a,b}", "$", "\r", "\x1b[31m", "\u00e9", "\u4e2d\u6587", "\U0001f600", "\u202e", "EOF", "a", "-n", "$'\\n'", "#SBATCH --x", "\n#SBATCH --x", "{{ 1 }}", "{% x %}"]  # fmt: skip
+
+
+def hostile(count: int) -> list[str]:
+    """Return texts that would do harm where they are not quoted: each part alone, then mixtures."""
+    draw = random.Random(0)
+    mixed = ["".join(draw.choices(PARTS, k=draw.randint(2, 6))) for _ in range(count - len(PARTS))]
+    return [*PARTS, *mixed]
+
+
+def one_line(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable()) or "a"
+
+
+def in_a_path(text: str) -> str:
+    return one_line(text).replace("/", "_").replace("\\", "_").strip(".")[:40] or "a"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Return a function that starts a script as Slurm would, in tmp_path, with stubs on its PATH."""
+    (tmp_path / "bin").mkdir()
+    for name, text in STUBS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def start(job: slurm.Job, cluster: ClusterConfig, **variables: str) -> subprocess.Popen[str]:
+        (tmp_path / job.folder).mkdir(parents=True, exist_ok=True)
+        script = tmp_path / "script.sbatch"
+        script.write_text(slurm.render(job, cluster))
+        assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+        slurms = {"SLURM_JOB_ID": "40017", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_ARRAY_TASK_ID": "0"}
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "STUB_WAIT": "", **slurms, **variables}
+        return subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+def job(folder: Path = Path("run/slurm"), **changes: Any) -> slurm.Job:
+    values: dict[str, Any] = {"name": "train", "title": "tiny-train", "folder": folder, "command": ("train", "mid.yaml"), "nodes": 2, "ranks_per_node": 8}
+    return slurm.Job(**(values | changes))
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=30)
+    return process.returncode, output
+
+
+def given(path: Path) -> list[str]:
+    return path.read_bytes().decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_every_text_arrives_as_it_was_written(number: int, run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    texts = hostile(200)
+    text, other, third = texts[number], texts[(number + 67) % 200], texts[(number + 131) % 200]
+    mount, venv = f"/a{one_line(text).replace(',', '').replace(':', '')}:/b", tmp_path / in_a_path(other)
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text("export ACTIVATED=yes\n")
+    common: dict[str, Any] = {"gpus_per_node": 8, "setup": (("record", text, other),), "account": one_line(text), "partition": one_line(other),
+                              "qos": one_line(third), "gres": one_line(text), "mem": one_line(other), "sbatch": (f"--comment={one_line(text)}",)}  # fmt: skip
+    stage = job(Path(in_a_path(third)) / "slurm", command=("prepare", text, other), array={0: (third, text)}, environment={"A": text, "B": other})
+    for cluster in (ClusterConfig(venv=venv, **common), ClusterConfig(container=ContainerConfig(image=text, mounts=(mount,), workdir=third), **common)):
+        assert check_cluster(cluster) == []
+        code, output = ended(run(stage, cluster))
+        assert code == 0, output
+        arguments, variables = given(tmp_path / "srun.argv"), given(tmp_path / "srun.env")
+        assert arguments[arguments.index("prism") + 1 :] == ["prepare", text, other, third, text, "--nproc", "8"]
+        assert given(tmp_path / "record.argv") == [text, other]
+        assert {f"A={text}", f"B={other}"} <= set(variables)
+        if cluster.container:
+            assert {f"--container-image={text}", f"--container-mounts={mount}", f"--container-workdir={third}"} <= set(arguments)
+        else:
+            assert "ACTIVATED=yes" in variables
+        options = as_sbatch_reads((tmp_path / "script.sbatch").read_text())
+        wanted = [f"--account={one_line(text)}", f"--partition={one_line(other)}", f"--qos={one_line(third)}", f"--gres={one_line(text)}:8",
+                  f"--mem={one_line(other)}", f"--comment={one_line(text)}", f"--output={in_a_path(third).replace('%', '%%')}/slurm/train.%A_%a.out"]  # fmt: skip
+        assert [option for option in wanted if option not in options] == []
+        assert len(options) == 16
+    assert not [path for path in tmp_path.rglob("pwned")]
+    assert (tmp_path / stage.folder / "train_0.events").read_text().endswith(" done\n")
+
+
+def as_sbatch_reads(script: str) -> list[str]:
+    """Return the options of a script as sbatch parses its #SBATCH lines: up to the first command; quotes of both kinds, backslashes, comments.
+
+    Compared with the real one in tests/e2e/test_slurm.py.
+    """
+    options = []
+    for line in script.split("\n"):
+        if line and not line.startswith("#"):
+            break
+        if not line.startswith("#SBATCH"):
+            continue
+        found, quote_mark, escaped = "", "", False
+        for letter in line.removeprefix("#SBATCH").strip(" "):
+            if escaped:
+                found, escaped = found + letter, False
+            elif letter == "\\":
+                escaped = True
+            elif quote_mark:
+                found, quote_mark = (found, "") if letter == quote_mark else (found + letter, quote_mark)
+            elif letter in "'\"":
+                quote_mark = letter
+            elif letter in " #":
+                break
+            else:
+                found += letter
+        options.append(found)
+    return options
+
+
+FIELDS = ["account", "partition", "qos", "gres", "mem", "cpu.partition", "cpu.mem", "sbatch.0"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("text", ["a\nb", "a\n#SBATCH --x", "a\rb", "\n", "a\x00b", "a\x1b[0m", "a\u2028b", ""])
+def test_a_line_break_in_an_option_is_refused(field: str, text: str) -> None:
+    changes: dict[str, Any] = {field: text}
+    if field.startswith("cpu."):
+        changes = {"cpu": CpuConfig(**{field[4:]: text})}
+    elif field == "sbatch.0":
+        changes = {"sbatch": (f"--comment={text}" if text else "",)}
+    problems = check_cluster(ClusterConfig(gpus_per_node=8, **changes))
+    assert field in {problem.where for problem in problems}
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "\ud800"])
+@pytest.mark.parametrize("field", ["venv", "setup", "environment", "image", "mounts"])
+def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
+    changes: dict[str, Any] = {
+        "venv": {"venv": Path(text)}, "setup": {"setup": (("a", text),)}, "environment": {"environment": {"A": text}},
+        "image": {"container": ContainerConfig(image=text)}, "mounts": {"container": ContainerConfig(image="a", mounts=(f"{text}:a",))},
+    }[field]  # fmt: skip
+    assert [problem for problem in check_cluster(ClusterConfig(gpus_per_node=8, **changes)) if field in problem.where]
+
+
+@pytest.mark.parametrize(
+    ("code", "exits", "requeued", "event"),
+    [
+        (0, 0, False, "done"),
+        (1, 1, False, "stopped: exit code 1, the result is a failure"),
+        (2, 2, False, "stopped: exit code 2, the input is wrong"),
+        (3, 4, True, "saved: to be started again"),
+        (4, 4, True, "fault: exit code 4 on node[1-2]"),
+        (137, 4, True, "fault: exit code 137 on node[1-2]"),
+    ],
+)
+def test_what_becomes_of_an_exit_code(run: Callable[..., subprocess.Popen[str]], tmp_path: Path, code: int, exits: int, requeued: bool, event: str) -> None:
+    assert ended(run(job(), CPU, STUB_CODE=str(code)))[0] == exits
+    assert (tmp_path / "scontrol.argv").exists() == requeued
+    assert not requeued or (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
+    start, last = (line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train.events").read_text().splitlines())
+    assert (start, last) == ("start 0 on node[1-2]", event)
+
+
+def test_faults_are_counted_and_saves_are_not(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    (tmp_path / "run/slurm").mkdir(parents=True)
+    (tmp_path / "run/slurm/train.events").write_text("2026-01-01T00:00:00Z 39 fault: of another job\n")
+    for code in (4, 3, 3, 3, 3, 137, 3, 9):
+        assert ended(run(job(), CPU, STUB_CODE=str(code)))[0] == 4
+    assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 8
+    code, output = ended(run(job(), CPU, STUB_CODE="4"))
+    assert code == 4 and "stopped: all 3 restarts after faults are used up (max_restarts)" in output
+    assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 8
+
+
+def test_a_setup_that_fails_is_a_fault(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    _, output = ended(run(job(), ClusterConfig(gpus_per_node=8, setup=(("false",),))))
+    assert "fault: setup of" in output
+    assert not (tmp_path / "srun.argv").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_signals_of_the_script(run: Callable[..., subprocess.Popen[str]], tmp_path: Path, name: str) -> None:
+    process = run(job(), CPU, STUB_WAIT="yes")
+    ends = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    if name == "SIGTERM":  # srun gets none: its tasks have been told by Slurm, and save
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=0.5)
+        (tmp_path / "go").touch()
+    code, output = ended(process)
+    assert (code, (tmp_path / "scontrol.argv").exists()) == ((4, True) if name == "SIGUSR1" else (3, False)), output
+    last = (tmp_path / "run/slurm/train.events").read_text().splitlines()[-1]
+    assert last.split(" ", 2)[2].startswith("saved" if name == "SIGUSR1" else "ended by TERM with exit code 3")
+    assert ("USR1: the tasks are told to save" in output) == (name == "SIGUSR1")
+
+
+def options(job: slurm.Job, cluster: ClusterConfig) -> set[str]:
+    return set(re.findall("^#SBATCH (.*)", slurm.render(job, cluster), re.MULTILINE))
+
+
+def test_resources_of_a_gang_and_of_a_stage_without_one() -> None:
+    cluster = ClusterConfig(gpus_per_node=8, partition="gpu", cpus_per_task=96, mem="0", cpu=CpuConfig(partition="cpu", cpus_per_task=32, mem="64G", time_limit="60"))
+    gang, alone = options(job(), cluster), options(job(nodes=1, ranks_per_node=0), cluster)
+    assert {"--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8", "--partition=gpu", "--cpus-per-task=96", "--mem=0", "--exclusive", "--time=24:00:00",
+            "--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= gang  # fmt: skip
+    assert {"--nodes=1", "--partition=cpu", "--cpus-per-task=32", "--mem=64G", "--time=60"} <= alone
+    assert not [option for option in alone if "gpu" in option or "exclusive" in option]
+    assert "--gres=gpu:2" in options(job(nodes=1, ranks_per_node=2), cluster)
+    assert "--gpus-per-node=8" in options(job(), ClusterConfig(gpus_per_node=8, gres=None))
+    assert not [option for option in options(job(ranks_per_node=1), CPU) if "gpu" in option or "gres" in option]
+    assert "MASTER_ADDR" in slurm.render(job(), cluster) and "MASTER_ADDR" not in slurm.render(job(ranks_per_node=0), cluster)
+
+
+def test_an_array_takes_its_elements_words(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    stage = job(array={0: ("seed=1",), 2: ("seed=2", "run_dir=b c")})
+    assert "--array=0,2" in options(stage, CPU)
+    assert ended(run(stage, CPU, SLURM_ARRAY_TASK_ID="2"))[0] == 0
+    assert given(tmp_path / "srun.argv")[-6:] == ["train", "mid.yaml", "seed=2", "run_dir=b c", "--nproc", "8"]
+    assert (tmp_path / "run/slurm/train_2.events").is_file()
