@@ -1,0 +1,161 @@
+"""`prism plan`: what a training run will need, before a GPU is asked for. It reads a config, and writes nothing.
+
+Parameters are counted on Megatron-Core's own model, built on the meta device as every distinct rank; the rest is arithmetic (planning/).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core.check import check_model, check_train, data_parallel_size
+from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.families import find
+from megatron_prism.planning import layouts, memory
+from megatron_prism.planning.predict import Prediction, figures, predict
+from megatron_prism.planning.stage import Stage, letters_of, of_sizes
+
+USD_PER_GPU_HOUR = 2.5  # an assumption, for a cost in round figures
+
+
+def run(config: TrainConfig, world_size: int, usd_per_gpu_hour: float = USD_PER_GPU_HOUR) -> dict[str, Any]:
+    """Return the plan of a run on so many GPUs.
+
+    Raises: InputError where the config does not hold. A plan that does not fit is returned: see `too_large`.
+    """
+    model = check(config, world_size)
+    found = predict(built(model, config), model, config, world_size)
+    sizes = find.parameters(model)
+    names = {name: size for name, size in sizes.items() if of_sizes({name: size}, "", False, False, config).trainable}
+    dp = data_parallel_size(config, world_size)
+    return {
+        "parameters": sum(sizes.values()),
+        "trainable_parameters": sum(names.values()),
+        "world_size": world_size,
+        "layout": layout(config, world_size),
+        "microbatches": config.batch.global_size // (config.batch.micro_size * dp),
+        "parameters_per_rank_max": max(stage.parameters for stage in found.stages),
+        **figures(found, config, world_size, usd_per_gpu_hour),
+    }
+
+
+def check(config: TrainConfig, world_size: int) -> ModelConfig:
+    """Return the architecture of a config that holds on so many GPUs.
+
+    Raises: InputError with every problem found.
+    """
+    raise_problems(check_train(config, world_size))
+    model = architecture(config)
+    if problems := check_model(model, config):
+        raise_problems(problems)
+    without_gpu()
+    from megatron_prism.models import trainable
+
+    raise_problems(trainable.check(config.trainable, find.parameters(model), model, config.parallel))
+    return model
+
+
+def architecture(config: TrainConfig) -> ModelConfig:
+    """Return what `model` says, else what the checkpoint is: a plan needs no checkpoint where the config names the model."""
+    if config.model is not None:
+        return config.model
+    assert config.init.checkpoint is not None  # check_train
+    return folder.read(config.init.checkpoint).model
+
+
+def without_gpu() -> None:
+    """Keep this process off the machine's GPUs: a plan builds the host's layers, which have the names and sizes of the others."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+    """Return the pipeline's stages, counted on the models that every distinct rank of it would build; of tensor-parallel ranks the largest."""
+    parallel = _split(config.parallel)
+    letters, found = stage_letters(model, parallel), []
+    for stage in range(parallel.pp):
+        ranks = [_sizes_of_rank(model, parallel, config.precision, rank, stage) for rank in range(parallel.tp)]
+        held = [of_sizes(sizes, letters[stage], stage == 0, stage == parallel.pp - 1, config) for sizes in ranks]
+        found.append(max(held, key=lambda one: one.parameters))
+    return found
+
+
+def derived(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+    """Return the same stages from one model that is built without a pipeline: a sweep then builds one for each tp."""
+    from megatron_prism.models import meta
+
+    parallel = _split(config.parallel)
+    whole = _sizes_of_rank(model, replace(parallel, pp=1, vpp=None), config.precision, 0, 0)
+    letters, last = stage_letters(model, parallel), parallel.pp - 1
+    parts = meta.split(whole, model, parallel)
+    return [of_sizes(sizes, letters[stage], stage == 0, stage == last, config) for stage, sizes in enumerate(parts)]
+
+
+def stage_letters(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
+    """Return the letters of each pipeline rank's layers."""
+    from megatron_prism.models.build import stages
+
+    return [letters_of(model, sorted(layers)) for layers in stages(model, parallel)]
+
+
+def _split(parallel: ParallelConfig) -> ParallelConfig:
+    """Return what decides which parameters a rank holds, and nothing else."""
+    return ParallelConfig(tp=parallel.tp, pp=parallel.pp, vpp=parallel.vpp, sequence_parallel=parallel.tp > 1)
+
+
+@cache
+def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Precision, tp_rank: int, pp_rank: int) -> Mapping[str, int]:
+    from megatron_prism.checkpoint import sharded
+    from megatron_prism.models import meta
+
+    return meta.sizes(model, parallel, precision, tp_rank, pp_rank, sharded.weights)
+
+
+def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Return a layout's keys, for a reader."""
+    grid, recompute = config.parallel, config.recompute
+    found = {"tp": grid.tp, "pp": grid.pp, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
+    found |= {"vpp": grid.vpp} if grid.vpp else {}
+    recomputed = {"none": "none", "selective": "selective", "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
+    return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
+
+
+def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Return every valid layout on so many GPUs that fits, the fastest first.
+
+    Raises: InputError where the config does not hold on any layout, or none fits.
+    """
+    model = architecture(config)
+    without_gpu()
+    ranked = fitting(config, model, world_size)
+    if not ranked:
+        raise InputError(Problem("parallel", f"no layout of {world_size} GPUs that fits in {memory.GPU_GIB} GiB", "one that does", "take more GPUs (--gpus)"))
+    entries = [
+        {**layout(laid, world_size), "tokens_per_s_per_gpu": found.tokens_per_s_per_gpu, "memory_gib_per_gpu_max": max(found.memory_gib), "overrides": layouts.changes(config, laid)}
+        for laid, found in ranked
+    ]
+    return {"world_size": world_size, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
+
+
+def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tuple[TrainConfig, Prediction]]:
+    """Return the valid layouts that fit with their predictions, the fastest first."""
+    found = []
+    for laid in layouts.valid(config, model, world_size):
+        stages = derived(model, laid)
+        if all(stage.trainable for stage in stages):
+            prediction = predict(stages, model, laid, world_size)
+            found += [(laid, prediction)] if prediction.fits else []
+    return sorted(found, key=lambda pair: -pair[1].tokens_per_s_per_gpu)
+
+
+def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
+    """Return what is wrong with a plan that does not fit, and the nearest layout that does: the fewest keys changed, then the fastest."""
+    world_size = plan["world_size"]
+    worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
+    near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
+    fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}" if near else f"no layout of {world_size} GPUs fits: take more (--gpus)"
+    return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
