@@ -34,7 +34,7 @@ class Row:
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.facts.get("fit"))
+        return "fit" in self.facts
 
     @property
     def flops_error(self) -> float | None:
@@ -50,10 +50,10 @@ class Row:
 def rows() -> list[Row]:
     """Return every published row with the planner's prediction of it."""
     published = yaml.safe_load((ROOT / "bench" / "published.yaml").read_text(encoding="utf-8"))
-    return [_row(facts, published["models"][facts["model"]]) for facts in published["rows"]]
+    return [_row(facts, published["models"][facts["model"]], published["attention"][facts["release"][:2]]) for facts in published["rows"]]
 
 
-def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any]) -> Row:
+def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any], attention: float) -> Row:
     model = build({"family": "llama", "max_position_embeddings": facts["seq"], **sizes}, ModelConfig, str)
     recompute = RecomputeConfig(granularity="full", num_layers=facts["recompute"]) if "recompute" in facts else RecomputeConfig()
     config = TrainConfig(
@@ -65,7 +65,7 @@ def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any]) -> Row:
     stages = plan.derived(model, config)
     if layers := facts.get("stages"):
         stages = [resized(stage, count) for stage, count in zip(stages, layers, strict=True)]
-    found = predict(stages, model, config, facts["gpus"])
+    found = predict(stages, model, config, facts["gpus"], attention)
     rate = facts.get("tokens_s") or facts["tflops"] * 1e12 / getattr(found.flops, facts["convention"])
     return Row(facts, rate, found)
 
@@ -79,8 +79,9 @@ def table() -> Iterator[str]:
         facts = row.facts
         flops = "-" if row.flops_error is None else f"{row.flops_error:+.1%}"
         grid = "/".join(str(facts.get(name, 1)) for name in ("tp", "pp", "cp", "vpp"))
+        kind = f"fitted: {facts['fit']}" if row.is_fitted else "held out"
         rates = f"{row.published_tokens_s:,.0f} | {row.found.tokens_per_s_per_gpu:,.0f} | {row.rate_error:+.1%}"
-        yield f"| {facts['model']} | {facts['release']} | {facts['gpus']} | {facts['seq']:,} | {grid} | {flops} | {rates} | {'fitted' if row.is_fitted else 'held out'} |"
+        yield f"| {facts['model']} | {facts['release']} | {facts['gpus']} | {facts['seq']:,} | {grid} | {flops} | {rates} | {kind} |"
     held = [abs(row.rate_error) for row in found if not row.is_fitted]
     flops = [abs(row.flops_error) for row in found if row.flops_error is not None]
     yield ""

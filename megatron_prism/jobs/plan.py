@@ -20,14 +20,13 @@ from megatron_prism.planning import layouts, memory
 from megatron_prism.planning.predict import Prediction, figures, predict
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
-USD_PER_GPU_HOUR = 2.5  # an assumption, for a cost in round figures
 
-
-def run(config: TrainConfig, world_size: int, usd_per_gpu_hour: float = USD_PER_GPU_HOUR) -> dict[str, Any]:
-    """Return the plan of a run on so many GPUs.
+def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
+    """Return the plan of a run on the GPUs it is laid out for, or as few as its layout needs.
 
     Raises: InputError where the config does not hold. A plan that does not fit is returned: see `too_large`.
     """
+    world_size = num_gpus(config)
     model = check(config, world_size)
     found = predict(built(model, config), model, config, world_size)
     sizes = find.parameters(model)
@@ -42,6 +41,12 @@ def run(config: TrainConfig, world_size: int, usd_per_gpu_hour: float = USD_PER_
         "parameters_per_rank_max": max(stage.parameters for stage in found.stages),
         **figures(found, config, world_size, usd_per_gpu_hour),
     }
+
+
+def num_gpus(config: TrainConfig) -> int:
+    """Return the GPUs of a plan."""
+    grid = config.parallel
+    return config.world_size or max(grid.tp * grid.pp * grid.cp, 1)
 
 
 def check(config: TrainConfig, world_size: int) -> ModelConfig:
@@ -124,11 +129,14 @@ def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 
-def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
+def sweep(config: TrainConfig) -> dict[str, Any]:
     """Return every valid layout on so many GPUs that fits, the fastest first.
 
     Raises: InputError where the config does not hold on any layout, or none fits.
     """
+    world_size = num_gpus(config)
+    if config.model is None and config.init.checkpoint is None:
+        raise_problems(check_train(config, world_size))
     model = architecture(config)
     without_gpu()
     ranked = fitting(config, model, world_size)
@@ -159,3 +167,34 @@ def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
     near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
     fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}" if near else f"no layout of {world_size} GPUs fits: take more (--gpus)"
     return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a plan or a sweep: tables on a terminal, else plain lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, rows = Console(soft_wrap=True), "layouts" if "layouts" in found else "stages"
+    for key, value in found.items():
+        if key != rows:
+            console.print(f"{key}: {_plain(value)}", highlight=False, markup=False)
+    entries = [{name: _plain(value) for name, value in entry.items()} for entry in found[rows]]
+    if console.is_terminal:
+        table = Table(*entries[0], title=rows, title_justify="left")
+        for entry in entries:
+            table.add_row(*entry.values())
+        console.print(table)
+        return
+    console.print(f"{rows}:", highlight=False)
+    for entry in entries:
+        console.print("  " + "  ".join(f"{name} {value}" for name, value in entry.items()), highlight=False, markup=False)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -33,10 +33,10 @@ class Prediction:
         return max(self.memory_gib) <= memory.GPU_GIB
 
 
-def predict(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int) -> Prediction:
+def predict(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION) -> Prediction:
     """Return the prediction for a layout whose pipeline ranks hold `stages`; the config has been checked."""
     dp = world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
-    time = throughput.of_step(stages, model, config, world_size)
+    time = throughput.of_step(stages, model, config, world_size, attention)
     return Prediction(
         stages=tuple(stages),
         memories=tuple(memory.of_stage(stage, index, model, config, dp) for index, stage in enumerate(stages)),
@@ -70,7 +70,7 @@ def figures(found: Prediction, config: TrainConfig, world_size: int, usd_per_gpu
         "memory_gib_per_gpu_max": max(found.memory_gib),
         "memory_gib_available": memory.GPU_GIB,
         "fits": found.fits,
-        "stages": [_stage(*pair, total) for pair, total in zip(enumerate(zip(found.stages, found.memories, strict=True)), found.memory_gib, strict=True)],
+        "stages": [_stage(index, *pair) for index, pair in enumerate(zip(found.stages, found.memories, strict=True))],
         "hours": hours / world_size,
         "gpu_hours": hours,
         "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
@@ -86,7 +86,8 @@ def checkpoint_bytes(stages: Sequence[Stage], config: TrainConfig) -> float:
     return config.parallel.tp * sum(element * stage.parameters + state * stage.trainable for stage in stages)
 
 
-def _stage(index: int, held: tuple[Stage, memory.Memory], total_gib: float) -> dict[str, Any]:
-    stage, found = held
-    parts = {name: size / memory.GIB for name, size in vars(found).items()}
-    return {"stage": index, "layers": stage.letters, "parameters": stage.parameters, "trainable": stage.trainable, **{f"{name}_gib": size for name, size in parts.items()}, "total_gib": total_gib}
+def _stage(index: int, stage: Stage, found: memory.Memory) -> dict[str, Any]:
+    kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
+    layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
+    parts = {f"{name}_gib": size / memory.GIB for name, size in vars(found).items()}
+    return {"stage": index, "layers": layers, "parameters": stage.parameters, "trainable": stage.trainable, **parts, "total_gib": found.total / memory.GIB}

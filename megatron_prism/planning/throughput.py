@@ -16,8 +16,8 @@ from megatron_prism.planning.flops import PEAK_TFLOPS
 from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
 from megatron_prism.planning.stage import Stage
 
-MATMUL = {"fp8": 0.45, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
-ATTENTION = 0.30  # of the bf16 peak, causal FLOPs: fitted
+MATMUL = {"fp8": 0.50, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
+ATTENTION = 0.60  # of the bf16 peak, causal FLOPs, with the kernels of 2025 and later: fitted
 TENSOR_EXPOSED = 0.5  # of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
 SCAN = 0.05  # of the bf16 peak, a Mamba scan's 7 FLOPs a state element: an assumption, nothing is published
 PASSES = 4.0  # how often a byte that is kept for the backward pass is written or read, all in all: an assumption
@@ -48,21 +48,21 @@ class StepTime:
         return sum(vars(self).values())
 
 
-def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int) -> StepTime:
-    """Return the time of a step; its slowest stage sets it."""
+def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION) -> StepTime:
+    """Return the time of a step; its slowest stage sets it. attention: what the kernels reach, as ATTENTION."""
     grid = config.parallel
     dp = world_size // (grid.tp * grid.pp * grid.cp)
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
-    times = [microbatch(stage, model, config, world_size) for stage in stages]
+    times = [microbatch(stage, model, config, attention) for stage in stages]
     slowest = max(range(len(times)), key=lambda index: sum(times[index].values()))
     pace = sum(times[slowest].values())
     bubble = (grid.pp - 1) / (grid.vpp or 1) * sum(sum(part.values()) for part in times) / len(times)
-    data, update = _once_a_step(stages[slowest], config, dp, world_size, pace)
+    data, update = _once_a_step(stages[slowest], config, dp, pace)
     parts = {name: microbatches * value for name, value in times[slowest].items()}
     return StepTime(**parts, pipeline_s=bubble, data_s=data, optimizer_s=update)
 
 
-def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, world_size: int) -> dict[str, float]:
+def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float) -> dict[str, float]:
     """Return the seconds of a stage's forward and backward pass over one microbatch, by what they go into."""
     tokens, tp = tokens_of_rank(config), config.parallel.tp
     precision = "fp8" if config.fp8 is not None else config.precision
@@ -73,7 +73,7 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, world_size
     if stage.is_last:
         matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL["bf16"])
     attended = stage.letters.count("*") * 2 * config.data.seq_length * model.num_attention_heads * model.kv_channels / tp
-    attention = attended / (peak * ATTENTION)  # forward
+    attend = attended / (peak * attention)  # forward
     scan = _scan_flops(stage, model) / tp / (peak * SCAN)
     kept = sum(kept_by_layer(letter, model, config) for letter in stage.letters)
     if stage.is_last:
@@ -81,12 +81,12 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, world_size
     elementwise = PASSES * kept / HBM_BYTES_S
     per_token = {
         "matmul_s": matmul,
-        "attention_s": 3 * attention,
+        "attention_s": 3 * attend,
         "scan_s": 3 * scan,
         "elementwise_s": elementwise,
-        "recompute_s": _recomputed(stage, config) * (forward + attention + scan + elementwise / 3),
+        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3),
         "tensor_s": _tensor(stage, model, config),
-        "context_s": max(0.0, _context(stage, model, config) - 3 * attention),
+        "context_s": max(0.0, _context(stage, model, config) - 3 * attend),
     }
     return {name: tokens * value for name, value in per_token.items()}
 
@@ -128,7 +128,7 @@ def _link(span: int) -> float:
     return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
 
 
-def _once_a_step(stage: Stage, config: TrainConfig, dp: int, world_size: int, pace: float) -> tuple[float, float]:
+def _once_a_step(stage: Stage, config: TrainConfig, dp: int, pace: float) -> tuple[float, float]:
     """Return the seconds of gradients and weights that no computation hides, and of the optimizer.
 
     A ring over nodes uses the port of every GPU of a node that belongs to it. What overlaps hides behind one microbatch's pass.
