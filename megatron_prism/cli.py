@@ -231,12 +231,12 @@ def plan(
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
 
-    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus else [])]
+    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout of that size
     settings = load(config, TrainConfig, given)
     from megatron_prism.jobs import plan as job
 
     with placed(config, TrainConfig, given):
-        found = job.sweep(settings) if sweep else job.run(settings, usd_per_gpu_hour)
+        found = job.sweep(settings, gpus or job.num_gpus(settings)) if sweep else job.run(settings, usd_per_gpu_hour)
         _finish(found, json, quiet=True)
         job.show(found)
         if not found["fits"]:

@@ -1,17 +1,14 @@
-"""Compare the planner with published rows (bench/published.yaml): `python tools/planner_table.py` writes the table into docs/PLANNER.md.
-
-`--check` writes nothing and fails where the document is out of step; `--print` shows the table alone.
-"""
+"""Hold the planner against published rows (bench/published.yaml): `python tools/planner_table.py` writes the table in docs/PLANNER.md."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from generated import ROOT, write
 
 from megatron_prism.core.config import BatchConfig, DataConfig, ModelConfig, ParallelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.core.config_precision import FP8Config
@@ -20,8 +17,7 @@ from megatron_prism.jobs import plan
 from megatron_prism.planning.predict import Prediction, predict
 from megatron_prism.planning.stage import resized
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT, BEGIN, END = ROOT / "docs" / "PLANNER.md", "<!-- table: tools/planner_table.py -->", "<!-- end of table -->"
+DOCUMENT = ROOT / "docs" / "PLANNER.md"
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,12 @@ def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any], attention: float) -
     return Row(facts, rate, found)
 
 
-def table() -> Iterator[str]:
-    """Yield the lines of the table, and of what it comes to."""
-    found = rows()
+def table() -> str:
+    """Return the table, and what it comes to."""
+    return "\n".join(_lines(rows()))
+
+
+def _lines(found: list[Row]) -> Iterator[str]:
     yield "| model | release | GPUs | tokens | TP/PP/CP/VP | FLOPs a token | published tokens/s/GPU | predicted | error | |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in found:
@@ -91,19 +90,5 @@ def table() -> Iterator[str]:
     )
 
 
-def main(arguments: list[str]) -> int:
-    text = "\n".join(table())
-    if "--print" in arguments:
-        print(text)
-        return 0
-    document = DOCUMENT.read_text(encoding="utf-8")
-    before, after = document.split(BEGIN)[0], document.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{text}\n{END}{after}"
-    if "--check" in arguments:
-        return int(wanted != document)
-    DOCUMENT.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    write(DOCUMENT, Path(__file__).name, table())

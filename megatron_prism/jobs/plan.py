@@ -129,21 +129,28 @@ def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 
-def sweep(config: TrainConfig) -> dict[str, Any]:
+def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Return every valid layout on so many GPUs that fits, the fastest first.
 
     Raises: InputError where the config does not hold on any layout, or none fits.
     """
-    world_size = num_gpus(config)
+    config = replace(config, world_size=world_size)
     if config.model is None and config.init.checkpoint is None:
         raise_problems(check_train(config, world_size))
     model = architecture(config)
     without_gpu()
     ranked = fitting(config, model, world_size)
     if not ranked:
-        raise InputError(Problem("parallel", f"no layout of {world_size} GPUs that fits in {memory.GPU_GIB} GiB", "one that does", "take more GPUs (--gpus)"))
+        fix = "take more GPUs (--gpus)"
+        raise_problems([*check_train(config, world_size), *check_model(model, config)])
+        raise InputError(Problem("parallel", f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB", "one that does", fix))
     entries = [
-        {**layout(laid, world_size), "tokens_per_s_per_gpu": found.tokens_per_s_per_gpu, "memory_gib_per_gpu_max": max(found.memory_gib), "overrides": layouts.changes(config, laid)}
+        {
+            **layout(laid, world_size),
+            "tokens_per_s_per_gpu": found.tokens_per_s_per_gpu,
+            "memory_gib_per_gpu_max": max(found.memory_gib),
+            "overrides": layouts.changes(config, laid),
+        }
         for laid, found in ranked
     ]
     return {"world_size": world_size, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
@@ -157,7 +164,7 @@ def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tu
         if all(stage.trainable for stage in stages):
             prediction = predict(stages, model, laid, world_size)
             found += [(laid, prediction)] if prediction.fits else []
-    return sorted(found, key=lambda pair: -pair[1].tokens_per_s_per_gpu)
+    return sorted(found, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
 
 
 def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:

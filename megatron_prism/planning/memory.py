@@ -40,7 +40,7 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
     """Return the memory of a rank of pipeline stage `index`, with `dp` ranks of data parallelism."""
     grid = config.parallel
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
-    activations = _kept_by_stage(stage, model, config) * in_flight(config, index, microbatches)
+    activations = kept_by_stage(stage, model, config) * in_flight(config, index, microbatches)
     working = max(_logits(model, config) if stage.is_last else 0.0, _layer_working(stage, model, config))
     groups = sum(size > 1 for size in (dp * grid.cp, grid.tp, grid.pp, grid.cp))
     allowance = (CONTEXT_GIB + GROUP_GIB * groups) * GIB + FRAGMENTATION * (activations + working)
@@ -79,7 +79,7 @@ def tokens_of_rank(config: TrainConfig) -> float:
     return config.batch.micro_size * config.data.seq_length / config.parallel.cp
 
 
-def _kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
     """Return the bytes that the backward pass of one microbatch needs of a stage's layers."""
     tokens = tokens_of_rank(config)
     whole = sum(kept_by_layer(letter, model, config) for letter in stage.letters) * tokens
