@@ -66,9 +66,9 @@ def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any], attention: float) -
     return Row(facts, rate, found)
 
 
-def table() -> str:
-    """Return the table, and what it comes to."""
-    return "\n".join(_lines(rows()))
+def table(found: list[Row]) -> str:
+    """Return the table of rows, and what it comes to."""
+    return "\n".join(_lines(found))
 
 
 def _lines(found: list[Row]) -> Iterator[str]:
@@ -91,4 +91,4 @@ def _lines(found: list[Row]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    write(DOCUMENT, Path(__file__).name, table())
+    write(DOCUMENT, Path(__file__).name, table(rows()))

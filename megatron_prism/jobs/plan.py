@@ -138,12 +138,13 @@ def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
     if config.model is None and config.init.checkpoint is None:
         raise_problems(check_train(config, world_size))
     model = architecture(config)
+    if next(layouts.valid(config, model, world_size), None) is None:  # what is wrong is not the layout
+        raise_problems([*check_train(config, world_size), *check_model(model, config)])
     without_gpu()
     ranked = fitting(config, model, world_size)
     if not ranked:
-        fix = "take more GPUs (--gpus)"
-        raise_problems([*check_train(config, world_size), *check_model(model, config)])
-        raise InputError(Problem("parallel", f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB", "one that does", fix))
+        found = f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB"
+        raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
     entries = [
         {
             **layout(laid, world_size),

@@ -1,5 +1,5 @@
 """Measures what a tiny model holds, as one rank of a world of which no other rank is there: memory_worker.py FOLDER reads cases.json,
-writes held.json. A case: {"name", "model", "config": keys of TrainConfig, "world_size", "rank"}.
+writes held.json. A case: {"name", "model", "config": keys of TrainConfig, "world_size", "rank"}. With it the planner's own stages.
 
 The layers are Megatron-Core's and ours for a host. Four kernels that a GPU has are stood in for by functions that keep for the backward pass
 what those keep: Transformer Engine's RMSNorm and SwiGLU, flash attention, mamba_ssm's scan. They compute no values worth reading.
@@ -19,9 +19,12 @@ import torch
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.load import build as read
+from megatron_prism.jobs import plan
 from megatron_prism.models import build, meta
 from megatron_prism.parallel import host
 from megatron_prism.train import optim
+
+STAGES = {"built": plan.built, "derived": plan.derived}
 
 
 def main(root: Path) -> None:
@@ -32,7 +35,9 @@ def main(root: Path) -> None:
         with meta.world(config.parallel, case["world_size"], case["rank"]) as groups, kernels():
             chunks = build.build(model, groups, config.parallel, config.precision, config.recompute)
             chunks[0].config.bias_activation_fusion = model.activation == "swiglu"
-            found[case["name"]] = {"kept": [kept(chunk, model, config) for chunk in chunks], **states(chunks, config)}
+            measured = {"kept": [kept(chunk, model, config) for chunk in chunks], **states(chunks, config)}
+        counted = {name: [dataclasses.asdict(stage) for stage in stages(model, config)] for name, stages in STAGES.items()}
+        found[case["name"]] = {**measured, **counted}
     (root / "held.json").write_text(json.dumps(found))
 
 
