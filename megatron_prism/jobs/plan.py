@@ -30,11 +30,10 @@ def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
     model = check(config, world_size)
     found = predict(built(model, config), model, config, world_size)
     sizes = find.parameters(model)
-    names = {name: size for name, size in sizes.items() if of_sizes({name: size}, "", False, False, config).trainable}
     dp = data_parallel_size(config, world_size)
     return {
         "parameters": sum(sizes.values()),
-        "trainable_parameters": sum(names.values()),
+        "trainable_parameters": of_sizes(sizes, "", False, False, config).trainable,
         "world_size": world_size,
         "layout": layout(config, world_size),
         "microbatches": config.batch.global_size // (config.batch.micro_size * dp),
@@ -56,8 +55,7 @@ def check(config: TrainConfig, world_size: int) -> ModelConfig:
     """
     raise_problems(check_train(config, world_size))
     model = architecture(config)
-    if problems := check_model(model, config):
-        raise_problems(problems)
+    raise_problems(check_model(model, config))
     without_gpu()
     from megatron_prism.models import trainable
 
@@ -173,7 +171,9 @@ def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
     world_size = plan["world_size"]
     worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
     near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
-    fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}" if near else f"no layout of {world_size} GPUs fits: take more (--gpus)"
+    fix = f"no layout of {world_size} GPUs fits: take more (--gpus)"
+    if near:
+        fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}"
     return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_prism.core.check import check_model, check_train
 from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.core.load import flat
 from megatron_prism.planning.throughput import GPUS_PER_NODE
 
 MAX_PP, MAX_VPP, MICRO_SIZES = 16, 10, (1, 2, 4)
@@ -20,15 +22,15 @@ def valid(config: TrainConfig, model: ModelConfig, world_size: int) -> Iterator[
     powers = [2**power for power in range(world_size.bit_length())]
     cps = [cp for cp in powers if cp == 1 or config.data.seq_length // cp >= MIN_TOKENS]
     for tp, pp, cp in itertools.product([tp for tp in powers if tp <= GPUS_PER_NODE], [pp for pp in powers if pp <= MAX_PP], cps):
-        if world_size % (tp * pp * cp) == 0 and model.num_layers >= pp:
-            for micro, vpp in itertools.product(MICRO_SIZES, _chunks(model, pp)):
-                parallel = replace(config.parallel, tp=tp, pp=pp, cp=cp, vpp=vpp, sequence_parallel=tp > 1)
-                laid = replace(config, world_size=world_size, parallel=parallel, batch=replace(config.batch, micro_size=micro))
-                yield from (
-                    found
-                    for recompute in _recomputes(model, pp * (vpp or 1))
-                    if not check_train(found := replace(laid, recompute=recompute), world_size) and not check_model(model, found)
-                )
+        if world_size % (tp * pp * cp) or model.num_layers < pp:
+            continue
+        for micro, vpp in itertools.product(MICRO_SIZES, _chunks(model, pp)):
+            parallel = replace(config.parallel, tp=tp, pp=pp, cp=cp, vpp=vpp, sequence_parallel=tp > 1)
+            laid = replace(config, world_size=world_size, parallel=parallel, batch=replace(config.batch, micro_size=micro))
+            for recompute in _recomputes(model, pp * (vpp or 1)):
+                found = replace(laid, recompute=recompute)
+                if not check_train(found, world_size) and not check_model(model, found):
+                    yield found
 
 
 def _chunks(model: ModelConfig, pp: int) -> list[int | None]:
@@ -43,7 +45,7 @@ def _recomputes(model: ModelConfig, chunks: int) -> list[RecomputeConfig]:
         return [RecomputeConfig()]
     layers = model.num_layers // chunks
     parts = sorted({count for count in (layers // 4, layers // 2) if count})
-    return [RecomputeConfig(), *(RecomputeConfig(granularity="full", num_layers=count) for count in parts), RecomputeConfig(granularity="full")]
+    return [RecomputeConfig(), *(RecomputeConfig(granularity="full", num_layers=count) for count in [*parts, None])]
 
 
 def distance(one: TrainConfig, other: TrainConfig) -> float:
@@ -56,10 +58,7 @@ def distance(one: TrainConfig, other: TrainConfig) -> float:
 
 def changes(one: TrainConfig, other: TrainConfig) -> list[str]:
     """Return the overrides that turn one layout into the other."""
-    keys = {"parallel": ("tp", "pp", "cp", "vpp", "sequence_parallel"), "batch": ("micro_size",), "recompute": ("granularity", "num_layers")}
-    pairs = [(f"{section}.{name}", getattr(getattr(one, section), name), getattr(getattr(other, section), name)) for section, names in keys.items() for name in names]
-    return [f"{key}={_yaml(new)}" for key, old, new in pairs if old != new]
-
-
-def _yaml(value: object) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)  # type: ignore[call-overload]
+    keys = ["world_size", *(f"parallel.{name}" for name in ("tp", "pp", "cp", "vpp", "sequence_parallel"))]
+    keys += ["batch.micro_size", "recompute.granularity", "recompute.num_layers"]
+    old, new = flat(one), flat(other)
+    return [f"{key}={new[key] if isinstance(new[key], str) else json.dumps(new[key])}" for key in keys if old[key] != new[key]]

@@ -86,7 +86,7 @@ def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> floa
     recompute, layers = config.recompute, len(stage.letters) / 2  # dense: recompute of whole layers is for them alone
     if recompute.granularity == "full":
         count = layers if recompute.num_layers is None else min(recompute.num_layers * (config.parallel.vpp or 1), layers)
-        inputs = 2.0 * model.hidden_size / _sequence_split(config) * tokens
+        inputs = _element(config) * model.hidden_size / _sequence_split(config) * tokens
         return whole * (1 - count / layers) + inputs * count
     if config.offload.activation_layers:
         return whole * (1 - min(config.offload.activation_layers, layers) / layers)

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
-from megatron_prism.planning.flops import PEAK_TFLOPS, Flops, flops_per_token
+from megatron_prism.planning.flops import Flops, flops_per_token
 from megatron_prism.planning.stage import Stage
 
 WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
@@ -33,7 +33,9 @@ class Prediction:
         return max(self.memory_gib) <= memory.GPU_GIB
 
 
-def predict(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION) -> Prediction:
+def predict(
+    stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION
+) -> Prediction:
     """Return the prediction for a layout whose pipeline ranks hold `stages`; the config has been checked."""
     dp = world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
     time = throughput.of_step(stages, model, config, world_size, attention)
@@ -48,8 +50,7 @@ def predict(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, wo
 
 def figures(found: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
     """Return a prediction as the plan's plain values. MFU is named by its convention; the price is the caller's assumption."""
-    precision = "fp8" if config.fp8 is not None else config.precision
-    peak = PEAK_TFLOPS.get(precision, PEAK_TFLOPS["bf16"])["H100"] * 1e12
+    peak = throughput.peak_flops(throughput.precision_of(config))
     rate, tokens_per_step = found.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
     hours = tokens_per_step * config.steps / rate / 3600
     saved = checkpoint_bytes(found.stages, config)
@@ -90,4 +91,11 @@ def _stage(index: int, stage: Stage, found: memory.Memory) -> dict[str, Any]:
     kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
     layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
     parts = {f"{name}_gib": size / memory.GIB for name, size in vars(found).items()}
-    return {"stage": index, "layers": layers, "parameters": stage.parameters, "trainable": stage.trainable, **parts, "total_gib": found.total / memory.GIB}
+    return {
+        "stage": index,
+        "layers": layers,
+        "parameters": stage.parameters,
+        "trainable": stage.trainable,
+        **parts,
+        "total_gib": found.total / memory.GIB,
+    }

@@ -9,7 +9,14 @@ from fnmatch import fnmatchcase
 from megatron_prism.core.config import ModelConfig, TrainConfig
 
 # the matrix products that Transformer Engine can do in FP8, by their parameter's name in a checkpoint
-FP8_WEIGHTS = ("*.linear_qkv.weight", "*.linear_proj.weight", "*.linear_fc1.weight", "*.linear_fc2.weight", "*.in_proj.weight", "*.out_proj.weight")
+FP8_WEIGHTS = (
+    "*.linear_qkv.weight",
+    "*.linear_proj.weight",
+    "*.linear_fc1.weight",
+    "*.linear_fc2.weight",
+    "*.in_proj.weight",
+    "*.out_proj.weight",
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ ATTENTION = 0.60  # of the bf16 peak, causal FLOPs, with the kernels of 2025 and
 TENSOR_EXPOSED = 0.5  # of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
 SCAN = 0.05  # of the bf16 peak, a Mamba scan's 7 FLOPs a state element: an assumption, nothing is published
 PASSES = 4.0  # how often a byte that is kept for the backward pass is written or read, all in all: an assumption
+FP32_TFLOPS = 67.0  # NVIDIA's data sheet, outside its tensor cores
 HBM_BYTES_S = 3.35e12 * 0.75
 NVLINK_BYTES_S = 450e9 * 0.75  # one way
 INFINIBAND_BYTES_S = 50e9 * 0.85  # one 400 Gbit/s port a GPU
@@ -62,16 +63,26 @@ def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, wo
     return StepTime(**parts, pipeline_s=bubble, data_s=data, optimizer_s=update)
 
 
+def precision_of(config: TrainConfig) -> str:
+    """Return what a run's layers multiply in."""
+    return "fp8" if config.fp8 is not None else config.precision
+
+
+def peak_flops(precision: str) -> float:
+    """Return an H100's dense peak, in FLOP/s."""
+    return 1e12 * (FP32_TFLOPS if precision == "fp32" else PEAK_TFLOPS[precision]["H100"])
+
+
 def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float) -> dict[str, float]:
     """Return the seconds of a stage's forward and backward pass over one microbatch, by what they go into."""
     tokens, tp = tokens_of_rank(config), config.parallel.tp
-    precision = "fp8" if config.fp8 is not None else config.precision
-    peak = 1e12 * PEAK_TFLOPS["bf16"]["H100"]
-    forward = 2 * stage.matrices / (1e12 * PEAK_TFLOPS.get(precision, PEAK_TFLOPS["bf16"])["H100"] * MATMUL[precision])
+    layers, others = precision_of(config), config.precision
+    peak = peak_flops(others)
+    forward = 2 * stage.matrices / (peak_flops(layers) * MATMUL[layers])
     trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix has a gradient of its input alone
     matmul = forward * (2 + trained)
     if stage.is_last:
-        matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL["bf16"])
+        matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL[others])
     attended = stage.letters.count("*") * 2 * config.data.seq_length * model.num_attention_heads * model.kv_channels / tp
     attend = attended / (peak * attention)  # forward
     scan = _scan_flops(stage, model) / tp / (peak * SCAN)
@@ -92,7 +103,9 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
 
 
 def _scan_flops(stage: Stage, model: ModelConfig) -> float:
-    return 0.0 if model.mamba is None else stage.letters.count("M") * 7.0 * model.mamba.num_heads * model.mamba.head_dim * model.mamba.state_dim
+    if model.mamba is None:
+        return 0.0
+    return stage.letters.count("M") * 7.0 * model.mamba.num_heads * model.mamba.head_dim * model.mamba.state_dim
 
 
 def _recomputed(stage: Stage, config: TrainConfig) -> float:

@@ -30,7 +30,11 @@ def test_a_plan_needs_no_checkpoint_and_writes_nothing_but_its_json(tmp_path: Pa
     assert found["usd"] == pytest.approx(3 * found["gpu_hours"])
     assert found["parameters"] == 8_030_261_248 and found["layout"]["tp"] == 2
     lines = done.stdout.splitlines()
-    assert "parameters: 8,030,261,248" in lines and "fits: True" in lines and any(line.startswith("  stage 0  layers attention 32") for line in lines)
+    assert (
+        "parameters: 8,030,261,248" in lines
+        and "fits: True" in lines
+        and any(line.startswith("  stage 0  layers attention 32") for line in lines)
+    )
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tmp_path: Path) -> None:

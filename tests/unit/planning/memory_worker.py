@@ -77,7 +77,9 @@ def norm(self: Any, hidden: torch.Tensor, *gate: Any) -> torch.Tensor:
     return Keep.apply(hidden.shape, hidden)
 
 
-def scan(zxbcdt: torch.Tensor, weight: torch.Tensor, bias: Any, dt_bias: Any, A: torch.Tensor, D: Any, ngroups: int, **kwargs: Any) -> torch.Tensor:
+def scan(
+    zxbcdt: torch.Tensor, weight: torch.Tensor, bias: Any, dt_bias: Any, A: torch.Tensor, D: Any, ngroups: int, **kwargs: Any
+) -> torch.Tensor:
     """Keeps its input and its output before the gate, as mamba_ssm's MambaSplitConv1dScanCombinedFn."""
     states = weight.shape[0]  # x, B and C
     inner = zxbcdt.shape[-1] - states - A.shape[0]

@@ -52,5 +52,15 @@ def test_a_near_layout_changes_few_keys_and_says_which() -> None:
     assert layouts.distance(here, here) == 0 < layouts.distance(here, one) < layouts.distance(here, two)
     assert layouts.distance(here, config_of(batch={"global_size": 128, "micro_size": 2})) < layouts.distance(here, one)
     assert layouts.changes(here, here) == []
-    assert layouts.changes(here, two) == ["parallel.tp=2", "parallel.sequence_parallel=true", "recompute.granularity=full", "recompute.num_layers=4"]
-    assert layouts.changes(two, here) == ["parallel.tp=1", "parallel.sequence_parallel=false", "recompute.granularity=none", "recompute.num_layers=null"]
+    assert layouts.changes(here, two) == [
+        "parallel.tp=2",
+        "parallel.sequence_parallel=true",
+        "recompute.granularity=full",
+        "recompute.num_layers=4",
+    ]
+    assert layouts.changes(two, here) == [
+        "parallel.tp=1",
+        "parallel.sequence_parallel=false",
+        "recompute.granularity=none",
+        "recompute.num_layers=null",
+    ]

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any], int, int]] = {
     "dp 4 without a distributed optimizer": (DENSE, {"parallel": {"distributed_optimizer": False}}, 4, 0),
     "every layer recomputed": (DENSE, {"recompute": {"granularity": "full"}}, 1, 0),
     "two layers recomputed": (DENSE, {"recompute": {"granularity": "full", "num_layers": 2}}, 1, 0),
+    "every layer of fp32 recomputed": (DENSE, {"precision": "fp32", "recompute": {"granularity": "full"}}, 1, 0),
     "hybrid": (HYBRID, {}, 1, 0),
     "hybrid, tp 2": (HYBRID, {"parallel": {"tp": 2, "sequence_parallel": True}}, 2, 0),
 }
