@@ -20,6 +20,8 @@ from megatron_prism.planning import layouts, memory
 from megatron_prism.planning.predict import Prediction, figures, predict
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
+ON_TERMINAL = 20  # layouts of a sweep
+
 
 def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
     """Return the plan of a run on the GPUs it is laid out for, or as few as its layout needs.
@@ -121,8 +123,7 @@ def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Prec
 def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Return a layout's keys, for a reader."""
     grid, recompute = config.parallel, config.recompute
-    found = {"tp": grid.tp, "pp": grid.pp, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
-    found |= {"vpp": grid.vpp} if grid.vpp else {}
+    found = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
     recomputed = {"none": "none", "selective": "selective", "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
@@ -143,16 +144,14 @@ def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
     if not ranked:
         found = f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB"
         raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
-    entries = [
-        {
-            **layout(laid, world_size),
-            "tokens_per_s_per_gpu": found.tokens_per_s_per_gpu,
-            "memory_gib_per_gpu_max": max(found.memory_gib),
-            "overrides": layouts.changes(config, laid),
-        }
-        for laid, found in ranked
-    ]
-    return {"world_size": world_size, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
+    said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "gpu_hours")
+    entries = []
+    for laid, prediction in ranked:
+        values = figures(prediction, laid, world_size, usd_per_gpu_hour=0.0)
+        entries.append({**layout(laid, world_size), **{name: values[name] for name in said}, "overrides": layouts.changes(config, laid)})
+    flops = ranked[0][1].flops
+    facts = {"world_size": world_size, "flops_per_token_causal": flops.causal, "flops_per_token_full": flops.full}
+    return {**facts, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
 
 
 def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tuple[TrainConfig, Prediction]]:
@@ -180,22 +179,31 @@ def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
 def show(found: Mapping[str, Any]) -> None:
     """Print a plan or a sweep: tables on a terminal, else plain lines."""
     from rich.console import Console
+
+    console, key = Console(soft_wrap=True, highlight=False, markup=False), "layouts" if "layouts" in found else "stages"
+    for name, value in found.items():
+        if name != key:
+            console.print(f"{name}: {_plain(value)}")
+    entries = [{name: _plain(value) for name, value in entry.items()} for entry in found[key]]
+    if not console.is_terminal:
+        console.print(f"{key}:")
+        for entry in entries:
+            console.print("  " + "  ".join(f"{name} {value}" for name, value in entry.items()))
+    elif key == "stages":  # a column each
+        console.print(_table([[name, *(entry[name] for entry in entries)] for name in entries[0]]))
+    else:
+        names = [name for name in entries[0] if name != "overrides"]  # the columns say as much
+        console.print(_table([names, *([entry[name] for name in names] for entry in entries[:ON_TERMINAL])]))
+        console.print(f"{max(len(entries) - ON_TERMINAL, 0)} more: --json FILE has all, with the overrides of each")
+
+
+def _table(rows: list[list[str]]) -> Any:
     from rich.table import Table
 
-    console, rows = Console(soft_wrap=True), "layouts" if "layouts" in found else "stages"
-    for key, value in found.items():
-        if key != rows:
-            console.print(f"{key}: {_plain(value)}", highlight=False, markup=False)
-    entries = [{name: _plain(value) for name, value in entry.items()} for entry in found[rows]]
-    if console.is_terminal:
-        table = Table(*entries[0], title=rows, title_justify="left")
-        for entry in entries:
-            table.add_row(*entry.values())
-        console.print(table)
-        return
-    console.print(f"{rows}:", highlight=False)
-    for entry in entries:
-        console.print("  " + "  ".join(f"{name} {value}" for name, value in entry.items()), highlight=False, markup=False)
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _plain(value: Any) -> str:
