@@ -79,7 +79,7 @@ def without_gpu() -> None:
 
 
 def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
-    """Return the pipeline's stages, counted on the models that every distinct rank of it would build; of tensor-parallel ranks the largest."""
+    """Return the pipeline's stages, counted on the models that its distinct ranks would build; of tensor-parallel ranks the largest."""
     parallel = _split(config.parallel)
     letters, found = stage_letters(model, parallel), []
     for stage in range(parallel.pp):

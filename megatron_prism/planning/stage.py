@@ -21,9 +21,9 @@ FP8_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline rank, of one tensor-parallel rank: its layers' letters (M, *, -), and parameters it holds, trains, multiplies, has in FP8.
+    """One pipeline rank, of one tensor-parallel rank: its layers' letters (M, *, -), and how many parameters it holds and trains.
 
-    A tied embedding is counted once where one rank holds it twice; `matrices` are those multiplied in its layers.
+    matrices are those that its layers multiply with, fp8 those of them in FP8; embedding and output layer are in neither.
     """
 
     letters: str
