@@ -222,6 +222,34 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
 
 
 @app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="On so many GPUs: the same as world_size=N.", min=1)] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Rank every layout that is valid and fits.")] = False,
+    usd_per_gpu_hour: Annotated[float, typer.Option(help="The price that the cost assumes.", min=0.0)] = 2.5,
+    json: Json = None,
+) -> None:
+    """Tell what a training run needs on H100s: memory, time, cost. It reads the config alone, and writes nothing.
+
+    Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
+    """
+    from megatron_prism.core.config import TrainConfig
+    from megatron_prism.core.load import load, placed
+
+    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout of that size
+    settings = load(config, TrainConfig, given)
+    from megatron_prism.jobs import plan as job
+
+    with placed(config, TrainConfig, given):
+        found = job.sweep(settings, gpus or job.num_gpus(settings)) if sweep else job.run(settings, usd_per_gpu_hour)
+        _finish(found, json, quiet=True)
+        job.show(found)
+        if not found["fits"]:
+            raise InputError(job.too_large(settings, found))
+
+
+@app.command()
 def locate(
     config: Config,
     overrides: Overrides = None,

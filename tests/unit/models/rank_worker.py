@@ -1,6 +1,6 @@
 """Builds full-size models as one rank of a large world, without its memory: rank_worker.py FOLDER reads cases.json, writes ranks.json.
 
-torch's "fake" process group lets one process be any rank of any world; its FakeTensorMode gives tensors shapes and no storage. A case:
+A case (models/meta.py does the building):
 {"name", "model", "parallel", "world_size", "ranks": those to be}. A result: what each of these ranks holds.
 """
 
@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
-
-import torch
-import torch.distributed as dist
 
 from megatron_prism.checkpoint import sharded
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import build
+from megatron_prism.models import build, meta
 from megatron_prism.parallel import host
-from megatron_prism.parallel.groups import Groups, grid
 
 
 def main(root: Path) -> None:
@@ -40,7 +33,7 @@ def held(model: ModelConfig, parallel: ParallelConfig, world_size: int, rank: in
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import apply_factories, is_main_replica
 
-    with world(parallel, world_size, rank) as groups, shapes_only():
+    with meta.world(parallel, world_size, rank) as groups, meta.shapes_only():
         chunks = build.build(model, groups, parallel, "bf16")
         state = sharded.weights(chunks)
         apply_factories(state)
@@ -48,32 +41,6 @@ def held(model: ModelConfig, parallel: ParallelConfig, world_size: int, rank: in
     tensors = [part for part in nested_values(state) if isinstance(part, ShardedTensor)]
     shards = [(part.key, part.global_shape, part.global_offset, part.local_shape, is_main_replica(part.replica_id)) for part in tensors]
     return {"place": place, "parameters": build.num_parameters(chunks), "shards": shards}
-
-
-@contextmanager
-def world(parallel: ParallelConfig, world_size: int, rank: int) -> Iterator[Groups]:
-    """Lay the grid of a world of which this process is one rank, and no other is there."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
-    try:
-        with grid(parallel, seed=0) as groups:
-            yield groups
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Let tensors be made without storage, and leave out what needs it: random states, and moving a module to its device and dtype."""
-    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(CudaRNGStatesTracker, "fork", lambda self, *name: nullcontext()))
-        stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", lambda self, *function: self))
-        stack.enter_context(FakeTensorMode())
-        yield
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""`prism plan`: what a training run will need, before a GPU is asked for. It reads a config, and writes nothing.
+
+Parameters are counted on Megatron-Core's own model, built on the meta device as every distinct rank; the rest is arithmetic (planning/).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core.check import check_model, check_train, data_parallel_size
+from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.families import find
+from megatron_prism.planning import layouts, memory
+from megatron_prism.planning.predict import Prediction, figures, predict
+from megatron_prism.planning.stage import Stage, letters_of, of_sizes
+
+ON_TERMINAL = 20  # layouts of a sweep
+
+
+def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
+    """Return the plan of a run on the GPUs it is laid out for, or as few as its layout needs.
+
+    Raises: InputError where the config does not hold. A plan that does not fit is returned: see `too_large`.
+    """
+    world_size = num_gpus(config)
+    model = check(config, world_size)
+    found = predict(built(model, config), model, config, world_size)
+    sizes = find.parameters(model)
+    dp = data_parallel_size(config, world_size)
+    return {
+        "parameters": sum(sizes.values()),
+        "trainable_parameters": of_sizes(sizes, "", False, False, config).trainable,
+        "world_size": world_size,
+        "layout": layout(config, world_size),
+        "microbatches": config.batch.global_size // (config.batch.micro_size * dp),
+        "parameters_per_rank_max": max(stage.parameters for stage in found.stages),
+        **figures(found, config, world_size, usd_per_gpu_hour),
+    }
+
+
+def num_gpus(config: TrainConfig) -> int:
+    """Return the GPUs of a plan."""
+    grid = config.parallel
+    return config.world_size or max(grid.tp * grid.pp * grid.cp, 1)
+
+
+def check(config: TrainConfig, world_size: int) -> ModelConfig:
+    """Return the architecture of a config that holds on so many GPUs.
+
+    Raises: InputError with every problem found.
+    """
+    raise_problems(check_train(config, world_size))
+    model = architecture(config)
+    raise_problems(check_model(model, config))
+    without_gpu()
+    from megatron_prism.models import trainable
+
+    raise_problems(trainable.check(config.trainable, find.parameters(model), model, config.parallel))
+    return model
+
+
+def architecture(config: TrainConfig) -> ModelConfig:
+    """Return what `model` says, else what the checkpoint is: a plan needs no checkpoint where the config names the model."""
+    if config.model is not None:
+        return config.model
+    assert config.init.checkpoint is not None  # check_train
+    return folder.read(config.init.checkpoint).model
+
+
+def without_gpu() -> None:
+    """Keep this process off the machine's GPUs: a plan builds the host's layers, which have the names and sizes of the others."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+    """Return the pipeline's stages, counted on the models that its distinct ranks would build; of tensor-parallel ranks the largest."""
+    parallel = _split(config.parallel)
+    letters, found = stage_letters(model, parallel), []
+    for stage in range(parallel.pp):
+        ranks = [_sizes_of_rank(model, parallel, config.precision, rank, stage) for rank in range(parallel.tp)]
+        held = [of_sizes(sizes, letters[stage], stage == 0, stage == parallel.pp - 1, config) for sizes in ranks]
+        found.append(max(held, key=lambda one: one.parameters))
+    return found
+
+
+def derived(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+    """Return the same stages from one model that is built without a pipeline: a sweep then builds one for each tp."""
+    from megatron_prism.models import meta
+
+    parallel = _split(config.parallel)
+    whole = _sizes_of_rank(model, replace(parallel, pp=1, vpp=None), config.precision, 0, 0)
+    letters, last = stage_letters(model, parallel), parallel.pp - 1
+    parts = meta.split(whole, model, parallel)
+    return [of_sizes(sizes, letters[stage], stage == 0, stage == last, config) for stage, sizes in enumerate(parts)]
+
+
+def stage_letters(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
+    """Return the letters of each pipeline rank's layers."""
+    from megatron_prism.models.build import stages
+
+    return [letters_of(model, sorted(layers)) for layers in stages(model, parallel)]
+
+
+def _split(parallel: ParallelConfig) -> ParallelConfig:
+    """Return what decides which parameters a rank holds, and nothing else."""
+    return ParallelConfig(tp=parallel.tp, pp=parallel.pp, vpp=parallel.vpp, sequence_parallel=parallel.tp > 1)
+
+
+@cache
+def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Precision, tp_rank: int, pp_rank: int) -> Mapping[str, int]:
+    from megatron_prism.checkpoint import sharded
+    from megatron_prism.models import meta
+
+    return meta.sizes(model, parallel, precision, tp_rank, pp_rank, sharded.weights)
+
+
+def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Return a layout's keys, for a reader."""
+    grid, recompute = config.parallel, config.recompute
+    found = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
+    recomputed = {"none": "none", "selective": "selective", "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
+    return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
+
+
+def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Return every valid layout on so many GPUs that fits, the fastest first.
+
+    Raises: InputError where the config does not hold on any layout, or none fits.
+    """
+    config = replace(config, world_size=world_size)
+    if config.model is None and config.init.checkpoint is None:
+        raise_problems(check_train(config, world_size))
+    model = architecture(config)
+    if next(layouts.valid(config, model, world_size), None) is None:  # what is wrong is not the layout
+        raise_problems([*check_train(config, world_size), *check_model(model, config)])
+    without_gpu()
+    ranked = fitting(config, model, world_size)
+    if not ranked:
+        found = f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB"
+        raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
+    said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "gpu_hours")
+    entries = []
+    for laid, prediction in ranked:
+        values = figures(prediction, laid, world_size, usd_per_gpu_hour=0.0)
+        entries.append({**layout(laid, world_size), **{name: values[name] for name in said}, "overrides": layouts.changes(config, laid)})
+    flops = ranked[0][1].flops
+    facts = {"world_size": world_size, "flops_per_token_causal": flops.causal, "flops_per_token_full": flops.full}
+    return {**facts, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
+
+
+def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tuple[TrainConfig, Prediction]]:
+    """Return the valid layouts that fit with their predictions, the fastest first."""
+    found = []
+    for laid in layouts.valid(config, model, world_size):
+        stages = derived(model, laid)
+        if all(stage.trainable for stage in stages):
+            prediction = predict(stages, model, laid, world_size)
+            found += [(laid, prediction)] if prediction.fits else []
+    return sorted(found, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
+
+
+def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
+    """Return what is wrong with a plan that does not fit, and the nearest layout that does: the fewest keys changed, then the fastest."""
+    world_size = plan["world_size"]
+    worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
+    near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
+    fix = f"no layout of {world_size} GPUs fits: take more (--gpus)"
+    if near:
+        fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}"
+    return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a plan or a sweep: tables on a terminal, else plain lines."""
+    from rich.console import Console
+
+    console, key = Console(soft_wrap=True, highlight=False, markup=False), "layouts" if "layouts" in found else "stages"
+    for name, value in found.items():
+        if name != key:
+            console.print(f"{name}: {_plain(value)}")
+    entries = [{name: _plain(value) for name, value in entry.items()} for entry in found[key]]
+    if not console.is_terminal:
+        console.print(f"{key}:")
+        for entry in entries:
+            console.print("  " + "  ".join(f"{name} {value}" for name, value in entry.items()))
+    elif key == "stages":  # a column each
+        console.print(_table([[name, *(entry[name] for entry in entries)] for name in entries[0]]))
+    else:
+        names = [name for name in entries[0] if name != "overrides"]  # the columns say as much
+        console.print(_table([names, *([entry[name] for name in names] for entry in entries[:ON_TERMINAL])]))
+        console.print(f"{max(len(entries) - ON_TERMINAL, 0)} more: --json FILE has all, with the overrides of each")
+
+
+def _table(rows: list[list[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,146 @@
+"""Memory of a rank, by what fills it: arithmetic on its stage's parameters, layers and microbatches in flight.
+
+Weights, gradients and optimizer follow Megatron-Core's buffers exactly, but for their padding. Activations are what each layer keeps for
+its backward pass under Transformer Engine, flash attention and mamba_ssm's memory-efficient scan: read from their sources, not measured.
+Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, here for grouped queries, RMSNorm, SwiGLU or squared ReLU, and Mamba-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_prism.core.check import padded_vocab_size
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.planning.stage import Stage
+
+GIB = 2**30
+GPU_GIB = 79.1  # an H100 with 80 GB as torch reports its capacity, CUDA's own context within it
+CONTEXT_GIB = 2.0  # CUDA context, kernels, cuBLAS and Transformer Engine workspaces: an allowance, not measured
+GROUP_GIB = 0.4  # NCCL's buffers for each kind of communication that a rank takes part in: an allowance
+FRAGMENTATION = 0.05  # of what comes and goes, under expandable_segments: an allowance
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at their peak. working: logits, or what one layer needs beside what it keeps."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    working: float
+    allowance: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, item.name) for item in fields(self))
+
+
+def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, dp: int) -> Memory:
+    """Return the memory of a rank of pipeline stage `index`, with `dp` ranks of data parallelism."""
+    grid = config.parallel
+    microbatches = config.batch.global_size // (config.batch.micro_size * dp)
+    activations = kept_by_stage(stage, model, config) * in_flight(config, index, microbatches)
+    working = max(_logits(model, config) if stage.is_last else 0.0, _layer_working(stage, model, config))
+    groups = sum(size > 1 for size in (dp * grid.cp, grid.tp, grid.pp, grid.cp))
+    allowance = (CONTEXT_GIB + GROUP_GIB * groups) * GIB + FRAGMENTATION * (activations + working)
+    return Memory(*_states(stage, config, dp * grid.cp), activations, working, allowance)
+
+
+def _states(stage: Stage, config: TrainConfig, replicas: int) -> tuple[float, float, float]:
+    """Return the bytes of weights, gradients and optimizer.
+
+    bf16: 2 a weight, with FP8 copies of 1 each way (fp8.param: these alone); fp32 gradients; fp32 weights and AdamW's two moments, which
+    the distributed optimizer divides over data and context parallelism. Frozen parameters have weights alone.
+    """
+    shards = replicas if config.parallel.distributed_optimizer else 1
+    on_gpu = 1 - config.offload.optimizer_fraction
+    if config.precision == "fp32":
+        return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
+    weights = 2.0 * stage.parameters + 2.0 * stage.fp8
+    if config.fp8 is not None and config.fp8.param:
+        weights -= 2.0 * stage.fp8
+    return weights, 4.0 * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
+
+
+def in_flight(config: TrainConfig, index: int, microbatches: int) -> float:
+    """Return the microbatches whose activations a stage holds at its peak: a chunk's share of one counts as that share.
+
+    1F1B: pp - index. Interleaved: 2 (pp - index - 1) + (vpp - 1) pp + 1 chunks of vpp (megatron/core/pipeline_parallel/schedules.py).
+    """
+    pp, vpp = config.parallel.pp, config.parallel.vpp
+    if vpp is None:
+        return float(min(pp - index, microbatches))
+    return min(2 * (pp - index - 1) + (vpp - 1) * pp + 1, microbatches * vpp) / vpp
+
+
+def tokens_of_rank(config: TrainConfig) -> float:
+    """Return the tokens of a microbatch that a rank computes on."""
+    return config.batch.micro_size * config.data.seq_length / config.parallel.cp
+
+
+def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+    """Return the bytes that the backward pass of one microbatch needs of a stage's layers."""
+    tokens = tokens_of_rank(config)
+    whole = sum(kept_by_layer(letter, model, config) for letter in stage.letters) * tokens
+    recompute, layers = config.recompute, len(stage.letters) / 2  # dense: recompute of whole layers is for them alone
+    if recompute.granularity == "full":
+        count = layers if recompute.num_layers is None else min(recompute.num_layers * (config.parallel.vpp or 1), layers)
+        inputs = _element(config) * model.hidden_size / _sequence_split(config) * tokens
+        return whole * (1 - count / layers) + inputs * count
+    if config.offload.activation_layers:
+        return whole * (1 - min(config.offload.activation_layers, layers) / layers)
+    return whole
+
+
+def kept_by_layer(letter: str, model: ModelConfig, config: TrainConfig) -> float:
+    """Return the bytes a token that a layer keeps on a rank: input and norm, then what tensor parallelism splits.
+
+    Of a linear layer its input is kept, in 1 byte under FP8; selective recompute gives up flash attention's sums alone.
+    """
+    tp, element, linear = config.parallel.tp, _element(config), 1.0 if config.fp8 is not None else _element(config)
+    ends = (element + linear) * model.hidden_size / _sequence_split(config)
+    if letter == "M":
+        return ends + _kept_by_mixer(model, element, linear) / tp
+    if letter == "-":
+        outputs = 2 if model.activation == "swiglu" else 1  # of the first matrix
+        return ends + (element * outputs + linear) * model.ffn_hidden_size / tp
+    queries, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    output = element + (linear if linear < element else 0)  # attention keeps its output; in FP8 the layer behind it keeps its own
+    sums = 0 if config.recompute.granularity == "selective" else 4 * model.num_attention_heads
+    return ends + (element * (queries + 2 * keys) + output * queries + sums) / tp
+
+
+def _kept_by_mixer(model: ModelConfig, element: float, linear: float) -> float:
+    """in_proj's output, the scan's output before and behind its gate, and out_proj's input; convolution and states are made again."""
+    assert model.mamba is not None
+    inner, states = model.mamba.num_heads * model.mamba.head_dim, model.mamba.num_groups * model.mamba.state_dim
+    projected = 2 * inner + 2 * states + model.mamba.num_heads
+    return element * (projected + 2 * inner) + linear * inner
+
+
+def _logits(model: ModelConfig, config: TrainConfig) -> float:
+    """Return the bytes of the loss: logits, their fp32 softmax in place, one more copy where padding or Granite's scale makes it."""
+    rows = padded_vocab_size(model.vocab_size, config.parallel.tp)
+    copies = (model.logits_scaling != 1.0) + (rows > model.vocab_size)
+    return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens_of_rank(config)
+
+
+def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+    """Return the bytes beside what is kept: the largest layer's gradients, or under full recompute the layer itself with them."""
+    kept = [kept_by_layer(letter, model, config) for letter in sorted(set(stage.letters))]
+    layer = sum(kept) if config.recompute.granularity == "full" else 0.0
+    gathered = 2 * _element(config) * model.hidden_size * (config.parallel.tp > 1)  # the whole sequence, forward and its gradient
+    states = 0.0
+    if "M" in stage.letters and model.mamba is not None:  # of each chunk of tokens, made again in fp32, and their gradients
+        inner = model.mamba.num_heads * model.mamba.head_dim / config.parallel.tp
+        states = 8.0 * inner * model.mamba.state_dim / model.mamba.chunk_size + 2 * _element(config) * inner
+    return (layer + max(kept) + gathered + states) * tokens_of_rank(config)
+
+
+def _sequence_split(config: TrainConfig) -> int:
+    return config.parallel.tp if config.parallel.sequence_parallel else 1
+
+
+def _element(config: TrainConfig) -> float:
+    return 4.0 if config.precision == "fp32" else 2.0

@@ -1,0 +1,101 @@
+"""What a run is predicted to need: memory and time of every stage, rates, hours and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.planning import memory, throughput
+from megatron_prism.planning.flops import Flops, flops_per_token
+from megatron_prism.planning.stage import Stage
+
+WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A layout's memory, by pipeline stage, and the time of a step."""
+
+    stages: tuple[Stage, ...]
+    memories: tuple[memory.Memory, ...]
+    time: throughput.StepTime
+    flops: Flops
+    tokens_per_s_per_gpu: float
+
+    @property
+    def memory_gib(self) -> list[float]:
+        return [found.total / memory.GIB for found in self.memories]
+
+    @property
+    def fits(self) -> bool:
+        return max(self.memory_gib) <= memory.GPU_GIB
+
+
+def predict(
+    stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION
+) -> Prediction:
+    """Return the prediction for a layout whose pipeline ranks hold `stages`; the config has been checked."""
+    dp = world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
+    time = throughput.of_step(stages, model, config, world_size, attention)
+    return Prediction(
+        stages=tuple(stages),
+        memories=tuple(memory.of_stage(stage, index, model, config, dp) for index, stage in enumerate(stages)),
+        time=time,
+        flops=flops_per_token(model, config.data.seq_length),
+        tokens_per_s_per_gpu=config.batch.global_size * config.data.seq_length / world_size / time.step_s,
+    )
+
+
+def figures(found: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
+    """Return a prediction as the plan's plain values. MFU is named by its convention; the price is the caller's assumption."""
+    peak = throughput.peak_flops(throughput.precision_of(config))
+    rate, tokens_per_step = found.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
+    hours = tokens_per_step * config.steps / rate / 3600
+    saved = checkpoint_bytes(found.stages, config)
+    return {
+        "tokens": tokens_per_step * config.steps,
+        "tokens_per_step": tokens_per_step,
+        "flops_per_token_causal": found.flops.causal,
+        "flops_per_token_full": found.flops.full,
+        "step_s": found.time.step_s,
+        "step_parts_s": vars(found.time),
+        "tokens_per_s_per_gpu": rate,
+        "tokens_per_s": rate * world_size,
+        "tflops_per_gpu_causal": rate * found.flops.causal / 1e12,
+        "tflops_per_gpu_full": rate * found.flops.full / 1e12,
+        "mfu_causal": rate * found.flops.causal / peak,
+        "mfu_full": rate * found.flops.full / peak,
+        "peak_tflops": peak / 1e12,
+        "memory_gib_per_gpu_max": max(found.memory_gib),
+        "memory_gib_available": memory.GPU_GIB,
+        "fits": found.fits,
+        "stages": [_stage(index, *pair) for index, pair in enumerate(zip(found.stages, found.memories, strict=True))],
+        "hours": hours / world_size,
+        "gpu_hours": hours,
+        "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
+        "usd": hours * usd_per_gpu_hour,
+        "checkpoint_gib": saved / memory.GIB,
+        "checkpoint_save_s": saved / (WRITE_BYTES_S_PER_NODE * max(1, world_size // throughput.GPUS_PER_NODE)),
+    }
+
+
+def checkpoint_bytes(stages: Sequence[Stage], config: TrainConfig) -> float:
+    """Return a training checkpoint's size: the weights, and for what trains fp32 weights and two moments (in fp32 the moments alone)."""
+    element, state = (4.0, 12.0) if config.precision == "fp32" else (2.0, 12.0)
+    return config.parallel.tp * sum(element * stage.parameters + state * stage.trainable for stage in stages)
+
+
+def _stage(index: int, stage: Stage, found: memory.Memory) -> dict[str, Any]:
+    kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
+    layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
+    parts = {f"{name}_gib": size / memory.GIB for name, size in vars(found).items()}
+    return {
+        "stage": index,
+        "layers": layers,
+        "parameters": stage.parameters,
+        "trainable": stage.trainable,
+        **parts,
+        "total_gib": found.total / memory.GIB,
+    }

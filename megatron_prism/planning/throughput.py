@@ -1,0 +1,161 @@
+"""Seconds of a training step on H100s, from what each stage multiplies, moves and waits for. A model with few constants, not a simulation.
+
+A microbatch takes a stage the time of its matrix products, attention, elementwise work and the communication that is not hidden behind
+them. The slowest stage sets the pace of the pipeline; gradients, optimizer and weights follow once a step. Fitted constants are marked;
+docs/PLANNER.md shows them against published rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_prism.core.check import padded_vocab_size
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.planning.flops import PEAK_TFLOPS
+from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
+from megatron_prism.planning.stage import Stage
+
+MATMUL = {"fp8": 0.50, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
+ATTENTION = 0.60  # of the bf16 peak, causal FLOPs, with the kernels of 2025 and later: fitted
+TENSOR_EXPOSED = 0.5  # of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
+SCAN = 0.05  # of the bf16 peak, a Mamba scan's 7 FLOPs a state element: an assumption, nothing is published
+PASSES = 4.0  # how often a byte that is kept for the backward pass is written or read, all in all: an assumption
+FP32_TFLOPS = 67.0  # NVIDIA's data sheet, outside its tensor cores
+HBM_BYTES_S = 3.35e12 * 0.75
+NVLINK_BYTES_S = 450e9 * 0.75  # one way
+INFINIBAND_BYTES_S = 50e9 * 0.85  # one 400 Gbit/s port a GPU
+GPUS_PER_NODE = 8
+HOST_LINK_BYTES_S = 50e9  # PCIe 5, one way: what is offloaded
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on the slowest stage, by what they go into; they add up to the step."""
+
+    matmul_s: float
+    attention_s: float
+    scan_s: float
+    elementwise_s: float
+    recompute_s: float
+    tensor_s: float
+    context_s: float
+    pipeline_s: float
+    data_s: float
+    optimizer_s: float
+
+    @property
+    def step_s(self) -> float:
+        return sum(vars(self).values())
+
+
+def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION) -> StepTime:
+    """Return the time of a step; its slowest stage sets it. attention: what the kernels reach, as ATTENTION."""
+    grid = config.parallel
+    dp = world_size // (grid.tp * grid.pp * grid.cp)
+    microbatches = config.batch.global_size // (config.batch.micro_size * dp)
+    times = [microbatch(stage, model, config, attention) for stage in stages]
+    slowest = max(range(len(times)), key=lambda index: sum(times[index].values()))
+    pace = sum(times[slowest].values())
+    bubble = (grid.pp - 1) / (grid.vpp or 1) * sum(sum(part.values()) for part in times) / len(times)
+    data, update = _once_a_step(stages[slowest], config, dp, pace)
+    parts = {name: microbatches * value for name, value in times[slowest].items()}
+    return StepTime(**parts, pipeline_s=bubble, data_s=data, optimizer_s=update)
+
+
+def precision_of(config: TrainConfig) -> str:
+    """Return what a run's layers multiply in."""
+    return "fp8" if config.fp8 is not None else config.precision
+
+
+def peak_flops(precision: str) -> float:
+    """Return an H100's dense peak, in FLOP/s."""
+    return 1e12 * (FP32_TFLOPS if precision == "fp32" else PEAK_TFLOPS[precision]["H100"])
+
+
+def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float) -> dict[str, float]:
+    """Return the seconds of a stage's forward and backward pass over one microbatch, by what they go into."""
+    tokens, tp = tokens_of_rank(config), config.parallel.tp
+    layers, others = precision_of(config), config.precision
+    peak = peak_flops(others)
+    forward = 2 * stage.matrices / (peak_flops(layers) * MATMUL[layers])
+    trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix has a gradient of its input alone
+    matmul = forward * (2 + trained)
+    if stage.is_last:
+        matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL[others])
+    attended = stage.letters.count("*") * 2 * config.data.seq_length * model.num_attention_heads * model.kv_channels / tp
+    attend = attended / (peak * attention)  # forward
+    scan = _scan_flops(stage, model) / tp / (peak * SCAN)
+    kept = sum(kept_by_layer(letter, model, config) for letter in stage.letters)
+    if stage.is_last:
+        kept += 6.0 * padded_vocab_size(model.vocab_size, tp) / tp
+    elementwise = PASSES * kept / HBM_BYTES_S
+    per_token = {
+        "matmul_s": matmul,
+        "attention_s": 3 * attend,
+        "scan_s": 3 * scan,
+        "elementwise_s": elementwise,
+        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3),
+        "tensor_s": _tensor(stage, model, config),
+        "context_s": max(0.0, _context(stage, model, config) - 3 * attend),
+    }
+    return {name: tokens * value for name, value in per_token.items()}
+
+
+def _scan_flops(stage: Stage, model: ModelConfig) -> float:
+    if model.mamba is None:
+        return 0.0
+    return stage.letters.count("M") * 7.0 * model.mamba.num_heads * model.mamba.head_dim * model.mamba.state_dim
+
+
+def _recomputed(stage: Stage, config: TrainConfig) -> float:
+    """Return the share of a stage's layers whose forward pass runs again."""
+    if config.recompute.granularity != "full":
+        return 0.0
+    layers, count = len(stage.letters) / 2, config.recompute.num_layers
+    return 1.0 if count is None else min(count * (config.parallel.vpp or 1) / layers, 1.0)
+
+
+def _tensor(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+    """Gather and scatter before and behind each layer, forward and backward: 4 times the hidden state, over NVLink."""
+    tp = config.parallel.tp
+    moved = 4 * 2 * model.hidden_size * (tp - 1) / tp * len(stage.letters)
+    return TENSOR_EXPOSED * moved / _link(tp)
+
+
+def _context(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+    """Pass keys and values around forward, and with their gradients backward; a Mamba layer exchanges its tokens for heads."""
+    grid = config.parallel
+    if grid.cp == 1:
+        return 0.0
+    keys = 2 * model.num_query_groups * model.kv_channels * 2 / grid.tp
+    moved = 3 * (grid.cp - 1) * keys * stage.letters.count("*")
+    if model.mamba is not None:
+        inner = model.mamba.num_heads * model.mamba.head_dim
+        moved += 3 * 2 * 3 * inner / grid.tp * (grid.cp - 1) / grid.cp * stage.letters.count("M")
+    return moved / _link(grid.tp * grid.cp)
+
+
+def _link(span: int) -> float:
+    """Return the bandwidth of one GPU to neighbours `span` ranks wide: within a node, or between nodes."""
+    return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
+
+
+def _once_a_step(stage: Stage, config: TrainConfig, dp: int, pace: float) -> tuple[float, float]:
+    """Return the seconds of gradients and weights that no computation hides, and of the optimizer.
+
+    A ring over nodes uses the port of every GPU of a node that belongs to it. What overlaps hides behind one microbatch's pass.
+    """
+    grid, replicas = config.parallel, dp * config.parallel.cp
+    local = max(1, GPUS_PER_NODE // grid.tp)  # ranks of one ring within a node
+    speed = NVLINK_BYTES_S if replicas <= local else min(NVLINK_BYTES_S, INFINIBAND_BYTES_S * local)
+    share = (replicas - 1) / replicas
+    gradients, weights = 4.0 * stage.trainable * share / speed, 2.0 * stage.trainable * share / speed
+    if grid.overlap_grad_reduce:
+        gradients = max(0.0, gradients - pace * 2 / 3)
+    if grid.overlap_param_gather:
+        weights = max(0.0, weights - pace / 3)
+    shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
+    update = 34.0 * shard / HBM_BYTES_S  # fp32 weights and moments read and written, gradients read, bf16 weights written
+    offloaded = config.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
+    return gradients + weights, update + offloaded

@@ -1,0 +1,75 @@
+"""`prism plan` as a shell sees it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = ROOT / "configs" / "recipes" / "llama-3.1-8b" / "midtrain.yaml"
+KEYS = {"flops_per_token_causal", "flops_per_token_full", "tokens_per_s_per_gpu", "memory_gib_per_gpu_max", "fits", "gpu_hours", "mfu_causal", "mfu_full",
+        "step_s", "usd", "usd_per_gpu_hour_assumed", "checkpoint_gib", "checkpoint_save_s", "parameters_per_rank_max", "stages"}  # fmt: skip
+
+
+def plan(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_prism.cli", "plan", *map(str, arguments), "--json", "plan.json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def test_a_plan_needs_no_checkpoint_and_writes_nothing_but_its_json(tmp_path: Path) -> None:
+    done = plan(tmp_path, RECIPE, "--gpus", 8, "--usd-per-gpu-hour", 3)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found.keys() >= KEYS and found["fits"] is True and found["world_size"] == 8
+    assert found["usd"] == pytest.approx(3 * found["gpu_hours"])
+    assert found["parameters"] == 8_030_261_248 and found["layout"]["tp"] == 2
+    lines = done.stdout.splitlines()
+    assert (
+        "parameters: 8,030,261,248" in lines
+        and "fits: True" in lines
+        and any(line.startswith("  stage 0  layers attention 32") for line in lines)
+    )
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tmp_path: Path) -> None:
+    changes = ["parallel.tp=1", "parallel.sequence_parallel=false", "parallel.cp=2"]
+    done = plan(tmp_path, RECIPE, "--gpus", 8, *changes)
+    assert done.returncode == 2
+    assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
+    (problem,) = done.stderr.splitlines()
+    nearest = problem.partition("the nearest that fits: ")[2].split()
+    assert "GiB on pipeline stage 0" in problem and nearest
+    assert plan(tmp_path, RECIPE, "--gpus", 8, *changes, *nearest).returncode == 0
+
+
+def test_a_sweep_ranks_what_fits_on_any_number_of_gpus(tmp_path: Path) -> None:
+    done = plan(tmp_path, RECIPE, "--gpus", 16, "--sweep")  # no layout of the recipe is for 16
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    rates = [entry["tokens_per_s_per_gpu"] for entry in found["layouts"]]
+    assert len(rates) > 20 and rates == sorted(rates, key=lambda rate: -round(rate))
+    assert max(entry["memory_gib_per_gpu_max"] for entry in found["layouts"]) <= found["memory_gib_available"]
+    assert all(entry["tp"] * entry["pp"] * entry["cp"] * entry["dp"] == 16 for entry in found["layouts"])
+
+
+def test_a_model_too_large_for_the_gpus_is_said_to_be(tmp_path: Path) -> None:
+    large = ROOT / "configs" / "recipes" / "mistral-small-24b" / "midtrain.yaml"
+    one = plan(tmp_path, large, "--gpus", 1, "--sweep")
+    assert one.returncode == 2 and "no valid layout of 1 GPUs fits" in one.stderr, one.stderr
+    other = plan(tmp_path, large, "--gpus", 32)
+    assert other.returncode == 2 and "one of the sizes that layouts has: 8, 64, 128" in other.stderr
+
+
+def test_a_config_that_cannot_train_cannot_be_planned(tmp_path: Path) -> None:
+    values = {"run_dir": "r", "steps": 1, "data": {"prepared": "d", "seq_length": 64}, "batch": {"global_size": 3}, "parallel": {"tp": 3}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    done = plan(tmp_path, tmp_path / "c.yaml")
+    assert done.returncode == 2 and "neither model nor init.checkpoint" in done.stderr
+    swept = plan(tmp_path, tmp_path / "c.yaml", "--sweep")
+    assert swept.returncode == 2 and "neither model nor init.checkpoint" in swept.stderr

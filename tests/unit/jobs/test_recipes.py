@@ -1,0 +1,113 @@
+"""Every recipe, on every size it is laid out for: it loads, holds, builds as every distinct rank, fits; and the documents say so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.load import LAYOUTS, load, merge, read_layers
+from megatron_prism.planning import memory
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs" / "recipes").glob("*/*.yaml"))}
+SIZES = {name: sorted(merge(read_layers(path, ()))[LAYOUTS]) for name, path in RECIPES.items()}
+EVERY = [(name, size) for name, sizes in SIZES.items() for size in sizes]
+LEFT_FREE = 0.15  # of the memory, by our rule for layouts
+MIDTRAIN_TOKENS, LONGCTX_TOKENS = 26_214_400_000, 4_718_592_000  # the paper's: 25,000 x 128 x 8,192; 1,000 x 36 x 131,072
+NO_LONGCTX = "nemotron-h-8b"  # its checkpoint says 8,192 positions
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what planner_worker.py writes, from a process of its own: the host's stand-in for CUDA stays there."""
+    file = tmp_path_factory.mktemp("plans") / "found.json"
+    command = [sys.executable, str(Path(__file__).with_name("planner_worker.py")), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def plans(found: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(entry["recipe"], entry["world_size"]): entry["plan"] for entry in found["plans"]}
+
+
+def test_each_of_the_papers_models_has_its_recipes(presets: dict[str, ModelConfig]) -> None:
+    kinds: dict[str, set[str]] = {}
+    for name in RECIPES:
+        model, _, kind = name.partition("/")
+        kinds.setdefault(model, set()).add(kind)
+    assert kinds.keys() == presets.keys() - {"qwen2.5-7b"}  # not one of the paper's
+    for model, found in kinds.items():
+        longctx = set() if model == NO_LONGCTX else {"longctx", "longctx_attention"}
+        assert found == {"midtrain", "midtrain_fp8", *longctx}
+    fewer = {name: sizes for name, sizes in SIZES.items() if sizes != [8, 64, 128]}  # nothing fits on 8 there
+    assert fewer == {name: [64, 128] for name in ("granite-4.0-h-micro/longctx", "granite-4.0-h-micro/longctx_attention")}
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_a_recipe_fits_and_leaves_room(
+    plans: dict[tuple[str, int], dict[str, Any]], preset_parameters: dict[str, int], name: str, size: int
+) -> None:
+    plan, model = plans[name, size], name.partition("/")[0]
+    assert plan["fits"] and plan["memory_gib_per_gpu_max"] <= (1 - LEFT_FREE) * memory.GPU_GIB
+    assert plan["world_size"] == size and plan["parameters"] == preset_parameters[model]
+    grid = plan["layout"]
+    held = sum(stage["parameters"] for stage in plan["stages"]) * grid["tp"]
+    assert plan["parameters"] <= held < 1.01 * plan["parameters"]  # norms are on every tp rank, the vocabulary is padded
+    assert grid["tp"] * grid["pp"] * grid["cp"] * grid["dp"] == size
+    assert (plan["trainable_parameters"] == plan["parameters"]) == (not name.endswith("_attention"))
+    assert plan["tokens"] == (MIDTRAIN_TOKENS if "midtrain" in name else LONGCTX_TOKENS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_the_paper_says_and_runs_on_its_own_size(name: str) -> None:
+    config = load(RECIPES[name], TrainConfig)
+    optimizer, schedule = config.optimizer, config.schedule
+    assert config.world_size == 64
+    assert (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (5e-5, 0.9, 0.95, 1e-10, 0.1)
+    if "midtrain" in name:
+        assert (schedule.kind, schedule.warmup_steps, schedule.final_factor, config.steps) == ("cosine", 500, 0.1, 25_000)
+        assert (config.batch.global_size, config.batch.micro_size, config.data.seq_length) == (128, 1, 8192)
+    else:
+        assert (schedule.kind, schedule.warmup_steps, schedule.final_factor, config.steps) == ("exponential", 100, 0.0, 1000)
+        assert config.validation.interval == 0
+    assert (config.fp8 is not None) == name.endswith("_fp8") and config.precision == "bf16"
+    assert config.trainable == (("*.self_attention.*",) if name.endswith("_attention") else ("*",))
+
+
+def test_no_two_recipes_write_to_one_folder() -> None:
+    folders = [str(load(path, TrainConfig).run_dir) for path in RECIPES.values()]
+    assert len(set(folders)) == len(folders) and sorted(folders) == sorted(f"runs/{name}" for name in RECIPES)
+
+
+@pytest.mark.parametrize("document", ["RECIPES.md", "PLANNER.md"])
+def test_the_documents_tables_are_of_today(found: dict[str, Any], document: str) -> None:
+    text = (ROOT / "docs" / document).read_text()
+    assert f"\n{found['tables'][document]}\n<!-- end -->" in text, f"docs/{document}: run its tool (named in its mark) again"
+
+
+def test_flops_are_the_published_ones(found: dict[str, Any]) -> None:
+    errors = [row["flops_error"] for row in found["published"] if row["flops_error"] is not None]
+    assert len(errors) == 12 and max(map(abs, errors)) < 0.01
+
+
+def test_the_rates_of_rows_that_nothing_was_fitted_to(found: dict[str, Any]) -> None:
+    held = [row for row in found["published"] if "fit" not in row["facts"]]
+    assert len(held) == 15 and max(abs(row["rate_error"]) for row in held) < 0.1
+    fitted = [row for row in found["published"] if "fit" in row["facts"]]
+    assert len(fitted) == 3 and max(abs(row["rate_error"]) for row in fitted) < 0.01
+
+
+def test_layouts_that_have_run_fit(found: dict[str, Any]) -> None:
+    """Those without FSDP, if their gradients were in bf16, as NVIDIA's recipes allow: the one thing known of memory on a GPU."""
+    for row in found["published"]:
+        if row["facts"]["source"] != "bridge" or row["facts"]["model"] != "llama3-8b":
+            halved = [total - gradients / 2 for total, gradients in zip(row["memory_gib"], row["gradients_gib"], strict=True)]
+            assert max(halved) < memory.GPU_GIB, row["facts"]
