@@ -106,6 +106,9 @@ def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None
     if config.init.checkpoint is not None:
         start = folder.read(config.init.checkpoint)
         folder.copy_hf(start.root, target)
+        if model.max_position_embeddings != start.model.max_position_embeddings:  # init.max_position_embeddings
+            path = target / folder.ASSETS / "config.json"
+            write_json(path, {**read_json(path), "max_position_embeddings": model.max_position_embeddings})
         folder.write_meta(target, folder.describe(model, 0, start.tokens, dtype=start.facts.get("dtype", "float32")))
         return
     assert config.init.tokenizer is not None

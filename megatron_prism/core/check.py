@@ -40,6 +40,8 @@ def _check_origin(config: TrainConfig) -> Iterator[Problem]:
             yield Problem("model", "neither model nor init.checkpoint", "one of them", "set init.checkpoint, or model to train from scratch")
         if config.init.tokenizer is None:
             yield Problem("init.tokenizer", "no value", "the tokenizer's folder when training from scratch")
+        if config.init.max_position_embeddings is not None:
+            yield Problem("init.max_position_embeddings", "a value without init.checkpoint", "null", "set model.max_position_embeddings")
     else:
         if config.init.tokenizer is not None:
             yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", "a checkpoint brings its own tokenizer: remove it")

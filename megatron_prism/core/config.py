@@ -5,7 +5,7 @@ No default stands anywhere else. Defaults that the paper states carry its table;
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,10 +80,18 @@ class ModelConfig(Section):
 class InitConfig(Section):
     """Where the weights come from: a checkpoint, or `seed` (then `model` and `tokenizer` must be given). Beside a checkpoint `model` is
     what it must be.
+
+    max_position_embeddings: the positions that a checkpoint's model is extended to, in its config.json too when it is written back. Nothing
+    else of it changes: the paper's step to 128k mentions no change of the rotary positions.
     """
 
     checkpoint: Path | None = None
     tokenizer: Path | None = None
+    max_position_embeddings: int | None = None
+
+    def extend(self, model: ModelConfig) -> ModelConfig:
+        """Return a checkpoint's architecture as the run begins with it."""
+        return model if self.max_position_embeddings is None else replace(model, max_position_embeddings=self.max_position_embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,9 +68,9 @@ def check(config: TrainConfig, world_size: int) -> ModelConfig:
 def architecture(config: TrainConfig) -> ModelConfig:
     """Return what `model` says, else what the checkpoint is: a plan needs no checkpoint where the config names the model."""
     if config.model is not None:
-        return config.model
+        return config.init.extend(config.model)
     assert config.init.checkpoint is not None  # check_train
-    return folder.read(config.init.checkpoint).model
+    return config.init.extend(folder.read(config.init.checkpoint).model)
 
 
 def without_gpu() -> None:

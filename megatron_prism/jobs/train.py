@@ -66,16 +66,22 @@ def origin_model(config: TrainConfig) -> ModelConfig:
     if run_folder.is_started(config.run_dir):
         return run_folder.origin(config.run_dir).model
     if config.init.checkpoint is not None:
-        return folder.read(config.init.checkpoint).model
+        return config.init.extend(folder.read(config.init.checkpoint).model)
     assert config.model is not None  # check_train
     return config.model
 
 
 def _check_expected(config: TrainConfig) -> list[Problem]:
-    """The checkpoint must be of the architecture that stands in `model`, where one does."""
-    if config.model is None or config.init.checkpoint is None:
+    """The checkpoint must be of the architecture that stands in `model`, where one does, and can be extended but not cut."""
+    if config.init.checkpoint is None:
         return []
-    expected, found = flat(config.model), flat(folder.read(config.init.checkpoint).model)
+    start = folder.read(config.init.checkpoint).model
+    wanted, had = config.init.max_position_embeddings, start.max_position_embeddings
+    if wanted is not None and wanted < had:
+        return [Problem("init.max_position_embeddings", str(wanted), f"at least the {had} of {config.init.checkpoint}", "a shorter data.seq_length needs no other model")]
+    if config.model is None:
+        return []
+    expected, found = flat(config.model), flat(start)
     fix = "the checkpoint is the truth: correct model.* or leave it out; or is it another checkpoint?"
     keys = [key for key in dict.fromkeys((*expected, *found)) if expected.get(key) != found.get(key)]
     return [Problem(f"model.{key}", str(expected.get(key)), f"{found.get(key)}, as in {config.init.checkpoint}", fix) for key in keys]

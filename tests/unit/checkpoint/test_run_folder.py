@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_prism.checkpoint import run_folder
+from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, ParallelConfig, TrainConfig
 from megatron_prism.core.config_precision import FP8Config
+from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import to_yaml
+from megatron_prism.jobs import train
 
 EARLY, LATE, OTHER = MixtureChange(step=3, weights={"a": 100.0}), MixtureChange(step=6, weights={"b": 100.0}), MixtureChange(step=3, weights={"b": 100.0})
 
@@ -48,3 +51,31 @@ def test_fp8_may_neither_begin_nor_end_in_a_run(config: TrainConfig, tmp_path: P
     (tmp_path / run_folder.CONFIG).write_text(to_yaml(eighth))
     assert run_folder.check_resume(eighth) == []
     assert "fp8.recipe" in {problem.where for problem in run_folder.check_resume(config)}
+
+
+def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
+    had = folder.read(tiny_checkpoint)
+    data, batch = DataConfig(prepared=tiny_mixture, seq_length=2 * had.model.max_position_embeddings), BatchConfig(global_size=2)
+    init = InitConfig(checkpoint=tiny_checkpoint)
+    plain = TrainConfig(run_dir=tmp_path / "run", steps=1, precision="fp32", data=data, batch=batch, init=init, model=had.model)
+    with pytest.raises(InputError, match=r"data\.seq_length"):
+        train.plan(plain, 1)
+    longer = replace(plain, init=replace(init, max_position_embeddings=data.seq_length))
+    figures = train.plan(longer, 1)
+    with run_folder.begin(longer, train.origin_model(longer), figures):
+        pass
+    began = run_folder.origin(longer.run_dir)
+    assert began.model == replace(had.model, max_position_embeddings=data.seq_length)
+    config_json = json.loads((had.assets / "config.json").read_text())
+    assert json.loads((began.assets / "config.json").read_text()) == config_json | {"max_position_embeddings": data.seq_length}
+    with pytest.raises(InputError, match=r"init\.max_position_embeddings: found 1; required at least"):
+        train.plan(replace(plain, init=replace(init, max_position_embeddings=1)), 1)
+
+
+def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
+    expected = replace(folder.read(tiny_checkpoint).model, num_layers=7, rotary_base=5e5)
+    config = TrainConfig(run_dir=tmp_path / "run", steps=1, precision="fp32", data=DataConfig(prepared=tiny_mixture, seq_length=8),
+                         batch=BatchConfig(global_size=2), init=InitConfig(checkpoint=tiny_checkpoint), model=expected)  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        train.plan(config, 1)
+    assert [problem.where for problem in caught.value.problems] == ["model.num_layers", "model.rotary_base"]

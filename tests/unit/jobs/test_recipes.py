@@ -20,7 +20,7 @@ SIZES = {name: sorted(merge(read_layers(path, ()))[LAYOUTS]) for name, path in R
 EVERY = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 LEFT_FREE = 0.15  # of the memory, by our rule for layouts
 MIDTRAIN_TOKENS, LONGCTX_TOKENS = 26_214_400_000, 4_718_592_000  # the paper's: 25,000 x 128 x 8,192; 1,000 x 36 x 131,072
-NO_LONGCTX = "nemotron-h-8b"  # its checkpoint says 8,192 positions
+NOTHING_FITS_ON_8 = {f"{model}/{kind}" for model in ("granite-4.0-h-micro", "mistral-small-24b", "nemotron-h-8b") for kind in ("longctx", "longctx_attention")}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,9 @@ def test_each_of_the_papers_models_has_its_recipes(presets: dict[str, ModelConfi
         model, _, kind = name.partition("/")
         kinds.setdefault(model, set()).add(kind)
     assert kinds.keys() == presets.keys() - {"qwen2.5-7b"}  # not one of the paper's
-    for model, found in kinds.items():
-        longctx = set() if model == NO_LONGCTX else {"longctx", "longctx_attention"}
-        assert found == {"midtrain", "midtrain_fp8", *longctx}
-    fewer = {name: sizes for name, sizes in SIZES.items() if sizes != [8, 64, 128]}  # nothing fits on 8 there
-    assert fewer == {name: [64, 128] for name in ("granite-4.0-h-micro/longctx", "granite-4.0-h-micro/longctx_attention")}
+    assert all(found == {"midtrain", "midtrain_fp8", "longctx", "longctx_attention"} for found in kinds.values())
+    fewer = {name: sizes for name, sizes in SIZES.items() if sizes != [8, 64, 128]}
+    assert fewer == {name: [64, 128] for name in NOTHING_FITS_ON_8}
 
 
 @pytest.mark.parametrize(("name", "size"), EVERY)
