@@ -218,3 +218,11 @@ def test_the_examples_are_what_submit_makes_today() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pipeline_of_configs_is_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path = Path("configs/pipelines/llama-3.1-8b.yaml")
+    found = submit.run(path, [], Path("configs/clusters/h100_pyxis.yaml"), dry_run=True)["stages"]
+    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [("import", 1, 1), ("prepare", 1, 1), ("midtrain", 8, 64), ("export", 1, 1)]
+    assert "\n".join(path.read_text().splitlines()[5:]) in Path("docs/CLUSTER.md").read_text()
