@@ -25,12 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--torch", help="the version of torch that must be here: a base image's own, not one that pip put over it")
     wanted = parser.parse_args().torch
-    prism("doctor")
-    prism("plan", str(RECIPE))
     import torch
 
     if wanted is not None and torch.__version__ != wanted:
         sys.exit(f"smoke: found torch {torch.__version__}, required {wanted}: something that was installed has replaced it")
+    prism("doctor")
+    prism("plan", str(RECIPE))
     if torch.version.cuda is not None and not torch.cuda.is_available():
         print(f"smoke: not trained: torch {torch.__version__} is built for CUDA and there is no GPU here; run this again where there is one")
         return

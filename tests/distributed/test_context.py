@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-TOLERANCE, STEPS = 1e-5, 6
+TOLERANCE, STEPS = 1e-5, 4
 CP: dict[str, Any] = {"cp": 2}
 TWO: dict[str, dict[str, Any]] = {
     "cp2": {"parallel": CP},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-TOLERANCE, STEPS = 1e-5, 6
+TOLERANCE, STEPS = 1e-5, 4
 MASKED = {"data": {"document_mask": True}, "steps": STEPS}
 TWO: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},

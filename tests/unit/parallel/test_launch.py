@@ -109,6 +109,7 @@ def test_a_span_is_a_static_rendezvous_and_one_machine_stays_on_loopback(environ
     assert (alone["rdzv_backend"], alone["rdzv_endpoint"], os.environ["GLOO_SOCKET_IFNAME"]) == ("c10d", "127.0.0.1:0", "lo")
 
 
-def test_a_notice_before_there_are_ranks_is_a_stop() -> None:
+def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])  # this process may have some, of other tests
     with pytest.raises(Stopped, match="SIGUSR1 before the first step"):
         launch._hand_on(signal.SIGUSR1, None)
