@@ -5,6 +5,7 @@ Every payload is `os.system`, and would leave a file: the marker. Controls: the 
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import pickle
@@ -306,6 +307,7 @@ def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, mar
     rng = random.Random(request.config.getoption("--fuzz-seed"))
     whole, hostile, watch, counts = (folder.read(run_dir).state / ".metadata").read_bytes(), list(forms(marker).values()), Watch(), Counter[str]()
     wanted = unpickle._load_metadata([], io.BytesIO(whole))
+    codecs.lookup("raw_unicode_escape")  # Python's own, which one kind of text in a pickle makes it import: no choice of the pickle's
     for _ in range(examples or 300):
         data = mutated(whole, hostile, rng)
         watch.on = True
