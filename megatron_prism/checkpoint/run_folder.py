@@ -22,7 +22,7 @@ from megatron_prism.families import find
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
-    "run_dir", "world_size", "init.", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
+    "run_dir", "world_size", "init.checkpoint", "init.tokenizer", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
     "guard.", "limits.", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
     "environment", "deterministic", "offload.activation_layers",
 )  # fmt: skip

@@ -73,7 +73,7 @@ def origin_model(config: TrainConfig) -> ModelConfig:
 
 def _check_expected(config: TrainConfig) -> list[Problem]:
     """The checkpoint must be of the architecture that stands in `model`, where one does, and can be extended but not cut."""
-    if config.init.checkpoint is None:
+    if config.init.checkpoint is None or run_folder.is_started(config.run_dir):  # a run that goes on has its own, and no need of the other
         return []
     start = folder.read(config.init.checkpoint).model
     wanted, had = config.init.max_position_embeddings, start.max_position_embeddings

@@ -69,7 +69,12 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
     config_json = json.loads((had.assets / "config.json").read_text())
     assert json.loads((began.assets / "config.json").read_text()) == config_json | {"max_position_embeddings": data.seq_length}
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found 1; required at least"):
-        train.plan(replace(plain, init=replace(init, max_position_embeddings=1)), 1)
+        train.plan(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
+    run_folder.step_folder(longer.run_dir, 1).mkdir(parents=True)  # it goes on: without the checkpoint it began with, and with no other number
+    gone = replace(longer, init=replace(longer.init, checkpoint=tmp_path / "gone"))
+    assert train.plan(gone, 1)["resumes_at_step"] == 1
+    with pytest.raises(InputError, match=r"init\.max_position_embeddings: found None"):
+        train.plan(replace(gone, init=replace(gone.init, max_position_embeddings=None)), 1)
 
 
 def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
