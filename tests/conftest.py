@@ -68,6 +68,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("preset_name", PRESET_PARAMETERS)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let one worker run a file whole, and one all files that share the living gangs (--dist loadgroup)."""
+    if config.pluginmanager.hasplugin("xdist"):
+        sharing = {item.path for item in items if "living_gangs" in getattr(item, "fixturenames", ())}
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group("gangs" if item.path in sharing else str(item.path.relative_to(ROOT))))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what random.Random draws them from")
@@ -222,15 +230,12 @@ def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path)
 
 
 class LivingGang:
-    """A torchrun gang of one size that trains one list of cases after another: its ranks import torch and Megatron-Core once."""
+    """A torchrun gang of one size that trains one list of cases after another: torch and Megatron-Core are imported once."""
 
     def __init__(self, num_processes: int, home: Path):
-        script = (
-            "import sys; from megatron_prism.parallel.launch import start_gang;"
-            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(home)!r}]))"
-        )
         self._home, self._number, self._log = home, 0, (home / "log").open("w+")
-        self._launcher = subprocess.Popen([sys.executable, "-c", script], stdout=self._log, stderr=self._log)
+        command = [sys.executable, str(ROOT / "tests" / "gang.py"), str(num_processes), str(WORKER), str(home)]
+        self._launcher = subprocess.Popen(command, stdout=self._log, stderr=self._log)
 
     def is_alive(self) -> bool:
         return self._launcher.poll() is None

@@ -31,6 +31,7 @@ def main(home: Path) -> None:
     """Train the cases of one folder after another, as the files 1, 2, ... of `home` name them; an empty one ends it."""
     log.setup()
     groups.join(timeout_s=7200.0)
+    gc.freeze()  # what was imported so far: forget() need not look through that again and again
     for number in itertools.count(1):
         folder = groups.from_first(next_folder(home / str(number)) if dist.get_rank() == 0 else None)
         if folder is None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
+GANG = Path(__file__).parents[1] / "gang.py"
 Compare = Callable[..., dict[str, dict[str, Any]]]
 
 
@@ -21,12 +22,8 @@ def compare() -> Compare:
 
     def run(root: Path, cases: list[dict[str, Any]], num_processes: int = 1) -> dict[str, dict[str, Any]]:
         (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, "documents": None, "parallel": {}, **case} for case in cases]))
-        script = (
-            "import sys; from megatron_prism.parallel.launch import start_gang;"
-            f"sys.exit(start_gang({num_processes}, [{str(WORKER)!r}, {str(root)!r}]))"
-        )
-        alone = [sys.executable, str(WORKER), str(root)]
-        done = subprocess.run(alone if num_processes == 1 else [sys.executable, "-c", script], capture_output=True, text=True, timeout=400)
+        command = [sys.executable, str(GANG), str(num_processes), str(WORKER), str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads((root / "results.json").read_text())
 

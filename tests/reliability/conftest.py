@@ -149,7 +149,7 @@ def wait_for(condition: Callable[[], bool], gang: Gang, timeout_s: float = 90.0)
     while not condition():
         assert gang.launcher.is_running() and gang.launcher.status() != psutil.STATUS_ZOMBIE, f"the gang ended:\n{gang.output()[-4000:]}"
         assert time.monotonic() < ends, f"not in {timeout_s} s:\n{gang.output()[-4000:]}"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def send(process: psutil.Process, name: str) -> None:
