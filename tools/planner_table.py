@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from megatron_prism.core.config_precision import FP8Config
 from megatron_prism.core.load import build
 from megatron_prism.jobs import plan
 from megatron_prism.planning.predict import Prediction, predict
-from megatron_prism.planning.stage import resized
+from megatron_prism.planning.stage import Stage
 
 DOCUMENT = ROOT / "docs" / "PLANNER.md"
 
@@ -60,10 +60,19 @@ def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any], attention: float) -
     )  # fmt: skip
     stages = plan.derived(model, config)
     if layers := facts.get("stages"):
-        stages = [resized(stage, count) for stage, count in zip(stages, layers, strict=True)]
+        stages = [_resized(stage, count) for stage, count in zip(stages, layers, strict=True)]
     found = predict(stages, model, config, facts["gpus"], attention)
     rate = facts.get("tokens_s") or facts["tflops"] * 1e12 / getattr(found.flops, facts["convention"])
     return Row(facts, rate, found)
+
+
+def _resized(stage: Stage, num_layers: int) -> Stage:
+    """Return a dense stage with another number of layers."""
+    layers = len(stage.letters) // 2
+    share = num_layers / layers
+    moved = {name: round(getattr(stage, name) * share) for name in ("matrices", "trainable_matrices", "fp8")}
+    more = moved["matrices"] - stage.matrices
+    return replace(stage, letters="*-" * num_layers, parameters=stage.parameters + more, trainable=stage.trainable + more, **moved)
 
 
 def table(found: list[Row]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -73,8 +72,17 @@ def shapes_only() -> Iterator[None]:
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(CudaRNGStatesTracker, "fork", lambda self, *name: nullcontext()))
-        stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", lambda self, *function: self))
-        stack.enter_context(FakeTensorMode())
+    no_fork, no_move = lambda self, *name: nullcontext(), lambda self, *function: self
+    with _replaced(CudaRNGStatesTracker, "fork", no_fork), _replaced(torch.nn.Module, "_apply", no_move), FakeTensorMode():
         yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    """Give a class another method for a while."""
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
@@ -59,12 +59,3 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def letters_of(model: ModelConfig, layers: Sequence[int]) -> str:
     """Return the letters of some of a model's layers: a dense layer is two, attention and MLP."""
     return "".join("*-" if model.layer_pattern is None else model.layer_pattern[layer] for layer in sorted(layers))
-
-
-def resized(stage: Stage, num_layers: int) -> Stage:
-    """Return a dense stage with another number of layers."""
-    layers = len(stage.letters) // 2
-    share = num_layers / layers
-    moved = {name: round(getattr(stage, name) * share) for name in ("matrices", "trainable_matrices", "fp8")}
-    more = moved["matrices"] - stage.matrices
-    return replace(stage, letters="*-" * num_layers, parameters=stage.parameters + more, trainable=stage.trainable + more, **moved)

@@ -11,7 +11,7 @@ from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.planning import throughput
 from megatron_prism.planning.predict import checkpoint_bytes, figures, predict
-from megatron_prism.planning.stage import Stage, letters_of, of_sizes, resized
+from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
 MODEL = ModelConfig(family="llama", num_layers=8, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8, kv_channels=128,
                     vocab_size=128256, max_position_embeddings=131072)  # fmt: skip
@@ -120,6 +120,5 @@ def test_what_a_stage_is() -> None:
     found = of_sizes(sizes, "*-", True, False, config_of(trainable=["*.self_attention.*"], fp8={}))
     assert found == Stage("*-", True, False, parameters=184, trainable=34, matrices=80, trainable_matrices=30, fp8=80)
     assert of_sizes(sizes, "*-", True, False, config_of()).fp8 == 0
-    assert resized(found, 2) == Stage("*-*-", True, False, parameters=264, trainable=114, matrices=160, trainable_matrices=60, fp8=160)
     assert letters_of(MODEL, [0, 1]) == "*-*-"
     assert letters_of(dataclasses.replace(MODEL, layer_pattern="M-*-M-M-"), [2, 3, 4]) == "*-M"
