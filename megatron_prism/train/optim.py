@@ -23,7 +23,6 @@ def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None 
         overlap_param_gather=parallel.overlap_param_gather,
         fp8_param_gather=fp8 is not None and fp8.param,
         grad_reduce_in_fp32=True,
-        bucket_size=None if not parallel.overlap_grad_reduce else 40_000_000,
     )
     config = chunks[0].config
     wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
