@@ -68,12 +68,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("preset_name", PRESET_PARAMETERS)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let one worker run a file whole, and one all files that share the living gangs (--dist loadgroup)."""
-    if config.pluginmanager.hasplugin("xdist"):
-        sharing = {item.path for item in items if "living_gangs" in getattr(item, "fixturenames", ())}
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("gangs" if item.path in sharing else str(item.path.relative_to(ROOT))))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one worker run a file whole, and one all files that share the living gangs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return "gangs" if path.startswith("tests/distributed/") or path == "tests/reliability/test_reshard.py" else path
+
+    return Files(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
