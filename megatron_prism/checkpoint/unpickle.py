@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.core.patch import replaced
 
 # Modules that unpickle what a checkpoint holds, through their global name `pickle`.
 READERS = (
@@ -77,9 +78,9 @@ def guarded(root: Path) -> Iterator[None]:
     safe = types.SimpleNamespace(**{**vars(pickle), "load": partial(_load_metadata, refused), "loads": loads, "Unpickler": _Unpickler})
     with _one_at_a_time, ExitStack() as stack:
         for module in (sys.modules[name] for name in READERS if name in sys.modules):
-            stack.enter_context(_replaced(module, "pickle", safe))
-        stack.enter_context(_replaced(torch, "load", partial(_load, torch.load, root)))
-        stack.enter_context(_replaced(DefaultLoadPlanner, "load_bytes", _naming_its_place(root, DefaultLoadPlanner.load_bytes)))
+            stack.enter_context(replaced(module, "pickle", safe))
+        stack.enter_context(replaced(torch, "load", partial(_load, torch.load, root)))
+        stack.enter_context(replaced(DefaultLoadPlanner, "load_bytes", _naming_its_place(root, DefaultLoadPlanner.load_bytes)))
         try:
             yield
         except CheckpointException as error:  # torch's: it holds what each rank raised, but of .metadata only a text
@@ -87,16 +88,6 @@ def guarded(root: Path) -> Iterator[None]:
             if not refused:
                 raise
             raise refused[0] from None
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)
 
 
 class _Unpickler(pickle._Unpickler):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision
+from megatron_prism.core.patch import replaced
 from megatron_prism.models import build
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups, grid
@@ -73,16 +74,5 @@ def shapes_only() -> Iterator[None]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     no_fork, no_move = lambda self, *name: nullcontext(), lambda self, *function: self
-    with _replaced(CudaRNGStatesTracker, "fork", no_fork), _replaced(torch.nn.Module, "_apply", no_move), FakeTensorMode():
+    with replaced(CudaRNGStatesTracker, "fork", no_fork), replaced(torch.nn.Module, "_apply", no_move), FakeTensorMode():
         yield
-
-
-@contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    """Give a class another method for a while."""
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from megatron_prism.core.patch import replaced
+
 
 def core_version() -> tuple[int, int]:
     """Return Megatron-Core's (major, minor)."""
@@ -45,12 +47,8 @@ class HybridClasses:
     @contextmanager
     def final_norm(self, norm: Any) -> Iterator[None]:
         """Let the stack build `norm` as its final norm, where it names Transformer Engine's itself."""
-        module = sys.modules[self.stack.__module__]
-        kept, module.TENorm = module.TENorm, norm  # type: ignore[attr-defined]
-        try:
+        with replaced(sys.modules[self.stack.__module__], "TENorm", norm):
             yield
-        finally:
-            module.TENorm = kept  # type: ignore[attr-defined]
 
 
 def hybrid_classes() -> HybridClasses:
