@@ -82,11 +82,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-examples", type=int, help="examples of a fuzz test, drawn anew each time (tools/soak.py)")
-    parser.addoption("--fuzz-seed", type=int, default=0, help="what random.Random draws them from")
-    parser.addoption("--kills", type=int, default=20, help="how often a run is killed at a random moment (tools/soak.py)")
-    parser.addoption("--signals", type=int, default=4, help="how often a run is asked to stop (tools/soak.py)")
-    parser.addoption("--moments-seed", type=int, help="what those moments are drawn from; else another one each time")
+    parser.addoption("--soak", type=int, help="how many examples a test takes, in place of its own number (tools/soak.py)")
+    parser.addoption("--soak-seed", type=int, help="what random.Random draws them from")
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> int | None:
+    """Return how many examples are asked for, or None: the test's own number."""
+    return request.config.getoption("--soak")
 
 
 @pytest.fixture(scope="session")

@@ -14,59 +14,40 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def headers(arguments: argparse.Namespace) -> int:
-    """Change headers, indexes and configs of a Hugging Face folder at random, and import it (R10)."""
-    return _pytest("tests/unit/checkpoint/test_fuzz.py", f"--fuzz-examples={arguments.examples}", f"--hypothesis-seed={arguments.seed}")
-
-
-def pickles(arguments: argparse.Namespace) -> int:
-    """Change the .metadata of a checkpoint at random, with hostile pickles among it, and read it (R11)."""
-    return _fuzz("tests/reliability/test_hostile.py::test_a_damaged_metadata_is_refused_or_read_and_never_runs", arguments)
-
-
-def configs(arguments: argparse.Namespace) -> int:
-    """Change the repository's configs at random, and give them to the command line (R13)."""
-    return _fuzz("tests/reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines", arguments)
-
-
-def flips(arguments: argparse.Namespace) -> int:
-    """Flip bits of a checkpoint, one at a time, and verify it (R6)."""
-    return _pytest("tests/reliability/test_faults.py::test_every_flipped_bit_is_seen", f"--fuzz-examples={arguments.examples}", f"--moments-seed={arguments.seed}")
-
-
-def kills(arguments: argparse.Namespace) -> int:
-    """Kill a gang or one of its ranks at random moments of training and saving, and start it again (R1, R17)."""
-    return _pytest("tests/reliability/test_gang.py::test_random_kills_lose_nothing", f"--kills={arguments.examples}", f"--moments-seed={arguments.seed}")
-
-
-def signals(arguments: argparse.Namespace) -> int:
-    """Ask a gang to stop at random moments, in each of the ways, and start it again (R5)."""
-    return _pytest("tests/reliability/test_gang.py::test_a_signal_saves_and_ends", f"--signals={arguments.examples}", f"--moments-seed={arguments.seed}")
-
-
-def _fuzz(test: str, arguments: argparse.Namespace) -> int:
-    return _pytest(test, f"--fuzz-examples={arguments.examples}", f"--fuzz-seed={arguments.seed}")
-
-
-def _pytest(test: str, *sizes: str) -> int:
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-s", test, *sizes], cwd=ROOT).returncode
+# job: (the test, how many examples, what it does)
+SOAKS: dict[str, tuple[str, int, str]] = {
+    "kills": ("reliability/test_gang.py::test_random_kills_lose_nothing", 500,
+              "kill a gang, one of its ranks or its launcher at random moments of training and saving, and start it again (R1, R17)"),
+    "splits": ("distributed/test_resume.py::test_resume_is_bit_equal", 10,
+               "kill runs on tp 2, pp 2, dp 2 and tp 2 x pp 2 after each of so many steps, and compare what they become bit for bit (R2)"),
+    "reshards": ("reliability/test_reshard.py", 20, "go on from each of 5 layouts on each other one: always all 20 pairs (R3)"),
+    "signals": ("reliability/test_gang.py::test_a_signal_saves_and_ends", 100, "ask a gang to stop at random moments, in each of the ways (R5)"),
+    "flips": ("reliability/test_faults.py::test_every_flipped_bit_is_seen", 1000, "flip bits of a checkpoint, one at a time, and verify it (R6)"),
+    "deaths": ("reliability/test_gang.py::test_what_befalls_one_rank_ends_the_gang", 50,
+               "let a rank, its loader, its writer or its numbers fail at a random step (R8)"),
+    "headers": ("unit/checkpoint/test_fuzz.py", 5000, "change headers, indexes and configs of a Hugging Face folder, and import it (R10)"),
+    "pickles": ("reliability/test_hostile.py::test_a_damaged_metadata_is_refused_or_read_and_never_runs", 1000,
+                "change the .metadata of a checkpoint, with hostile pickles among it, and read it (R11)"),
+    "configs": ("reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines", 5000,
+                "change the repository's configs, and give them to the command line (R13)"),
+    "texts": ("unit/launch/test_slurm.py::test_every_text_arrives_as_it_was_written", 10000,
+              "write hostile texts into every field of a cluster and a command, and run the job's script (R14)"),
+}  # fmt: skip
 
 
 def main() -> int:
     """Parse, run, and return the tests' exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = parser.add_subparsers(required=True)
-    for run, size in {headers: 5000, pickles: 1000, configs: 5000, flips: 1000, kills: 500, signals: 100}.items():
-        job = jobs.add_parser(run.__name__, help=run.__doc__)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    for name, (_, size, text) in SOAKS.items():
+        job = jobs.add_parser(name, help=f"{text}; {size} examples")
         job.add_argument("--examples", type=int, default=size)
         job.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-        job.set_defaults(run=run)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    sizes = [f"--soak={given.examples}", f"--soak-seed={given.seed}", f"--hypothesis-seed={given.seed}"]
     start = time.monotonic()
-    code = arguments.run(arguments)
-    print(f"soak: {arguments.examples} examples, seed {arguments.seed}: exit code {code} after {time.monotonic() - start:.0f} s")
+    code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-s", f"tests/{SOAKS[given.job][0]}", *sizes], cwd=ROOT).returncode
+    print(f"soak: {given.job}: {given.examples} examples, seed {given.seed}: exit code {code} after {time.monotonic() - start:.0f} s")
     return code
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import psutil  # here, not where a signal is handled: a second one may come within the import
 
 from megatron_prism.core.errors import EnvironmentFault, Stopped
+from megatron_prism.core.patch import replaced
 
 GANG_FAILED = 4
-# For torch's launcher, as far as its version knows them: SIGTERM is handed on here; once a rank has failed, the others have nothing left to do.
-OURS: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT", "shutdown_timeout": 10}
+HANDLED: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"}  # by torch's launcher, where its version has the key: SIGTERM is handed on here
+SHUTDOWN_S = 5  # once a rank has failed, the others have nothing left to do
 
 
 def in_gang() -> bool:
@@ -105,6 +106,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
     from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -118,10 +120,11 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
         max_restarts=0,
         **_rendezvous(span),
         monitor_interval=0.2,
-        **{name: value for name, value in OURS.items() if name in {field.name for field in dataclasses.fields(LaunchConfig)}},
+        **{name: value for name, value in HANDLED.items() if name in {field.name for field in dataclasses.fields(LaunchConfig)}},
     )
     try:
-        elastic_launch(config, sys.executable)(*command)
+        with replaced(PContext, "close", _close_soon(PContext.close)):
+            elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
@@ -130,6 +133,16 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     except DistError as error:
         raise EnvironmentFault(f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}") from error
     return 0
+
+
+def _close_soon(close: Callable[..., None]) -> Callable[..., None]:
+    """Return torch's end of a gang, a rank of which failed: SIGTERM to the others and, where they do not end (one stands still), SIGKILL after
+    5 seconds, not 30, which no option of its launcher reaches."""
+
+    def close_soon(context: Any, death_sig: Any = None, timeout: int = SHUTDOWN_S) -> None:
+        close(context, death_sig, min(timeout, SHUTDOWN_S))
+
+    return close_soon
 
 
 def _rendezvous(span: Span) -> dict[str, Any]:

@@ -18,7 +18,9 @@ WHOLE: dict[str, dict[str, Any]] = {
 }
 HYBRID = {"nemotron": {"tp": 2, "sequence_parallel": True}, "granite_h": {"overlap_grad_reduce": True, "overlap_param_gather": True}}
 RUNS = [*WHOLE, "bf16", *HYBRID]
-LATER = ["dp2", "bf16", "nemotron"]  # killed after step 8 too
+SPLITS = [*((run, 4) for run in RUNS), *((run, 8) for run in ("dp2", "bf16", "nemotron"))]
+# a soak splits these after each of its first so many steps
+SOAKED: dict[str, dict[str, Any]] = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {}, "tp2 pp2": {"tp": 2, "pp": 2}}
 # (a run killed after step 4, the grid it goes on with)
 RESHARDED = {
     "tp2 to dp2": ("tp2", {}),
@@ -37,6 +39,28 @@ def configs(nemotron_checkpoint: Path, granite_h_checkpoint: Path) -> dict[str, 
     return found | {"bf16": {"parallel": {}, "precision": "bf16", **SAVE}}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "step" in metafunc.fixturenames:
+        steps = range(1, (metafunc.config.getoption("--soak") or 0) + 1)
+        metafunc.parametrize(("run", "step"), [(run, step) for run in SOAKED for step in steps] or SPLITS)
+
+
+@pytest.fixture(scope="module")
+def split(gang: Any, soak: int | None, request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the unbroken runs, and those that were killed, by (run, step)."""
+    if not soak:
+        return request.getfixturevalue("whole"), request.getfixturevalue("resumed")
+    whole: dict[str, Any] = {}
+    resumed: dict[str, Any] = {}
+    for run, parallel in SOAKED.items():
+        processes = parallel.get("tp", 1) * parallel.get("pp", 1) if parallel else 2
+        config = {"parallel": parallel, "steps": soak + 2, "save": {"interval": 1, "keep_last": soak + 2}}
+        whole |= gang(processes, [{"name": run, "config": config}])
+        starts = {step: {"run_dir": whole[run]["run_dir"], "step": step} for step in range(1, soak + 1)}
+        resumed |= gang(processes, [{"name": f"{run} at {step}", "config": config, "start_from": start} for step, start in starts.items()])
+    return whole, resumed
+
+
 @pytest.fixture(scope="module")
 def whole(gang: Any, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return gang(2, [{"name": name, "config": configs[name]} for name in RUNS])
@@ -48,7 +72,7 @@ def resumed(gang: Any, configs: dict[str, dict[str, Any]], whole: dict[str, Any]
         start = {"run_dir": whole[run]["run_dir"], "step": step}
         return {"name": name, "config": {**configs[run], **config}, "start_from": start, "control": control}
 
-    cases = [again(f"{run} at 4", run) for run in RUNS] + [again(f"{run} at 8", run, 8) for run in LATER]
+    cases = [again(f"{run} at {step}", run, step) for run, step in SPLITS]
     cases += [again(name, run, parallel=parallel) for name, (run, parallel) in RESHARDED.items()]
     return gang(2, [*cases, again("control", "dp2", control="shared_step")])
 
@@ -61,10 +85,9 @@ def weights(run_dir: str) -> dict[str, torch.Tensor]:
     return {key: reader.read(key, shape) for key, shape in reader.shapes().items()}
 
 
-@pytest.mark.parametrize(("run", "step"), [*((run, 4) for run in RUNS), *((run, 8) for run in LATER)])
-def test_resume_is_bit_equal(whole: dict[str, Any], resumed: dict[str, Any], run: str, step: int) -> None:
-    found = resumed[f"{run} at {step}"]
-    assert len(found["loss"]) == 10
+def test_resume_is_bit_equal(split: tuple[dict[str, Any], dict[str, Any]], soak: int | None, run: str, step: int) -> None:
+    whole, found = split[0], split[1][f"{run} at {step}"]
+    assert len(found["loss"]) == (soak + 2 if soak else 10)
     assert found["loss"] == whole[run]["loss"]
     assert found["grad_norm"] == whole[run]["grad_norm"]
     ours, theirs = weights(found["run_dir"]), weights(whole[run]["run_dir"])

@@ -158,21 +158,9 @@ def send(process: psutil.Process, name: str) -> None:
 
 
 @pytest.fixture
-def num_kills(request: pytest.FixtureRequest) -> int:
-    """Return how often a run is killed."""
-    return request.config.getoption("--kills")
-
-
-@pytest.fixture
-def num_signals(request: pytest.FixtureRequest) -> int:
-    """Return how often a run is asked to stop."""
-    return request.config.getoption("--signals")
-
-
-@pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """Return the seed of random moments; it is printed with what fails."""
-    given = request.config.getoption("--moments-seed")
+    given = request.config.getoption("--soak-seed")
     return random.SystemRandom().randrange(2**32) if given is None else given
 
 

@@ -200,15 +200,14 @@ def faults(code: int, said: str, seconds: float) -> list[str]:
 
 
 def test_a_changed_config_is_accepted_or_refused_in_lines(
-    tmp_path: Path, real: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    tmp_path: Path, real: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], soak: int | None, request: pytest.FixtureRequest
 ) -> None:
-    examples = request.config.getoption("--fuzz-examples")
-    rng = random.Random(request.config.getoption("--fuzz-seed"))
+    rng = random.Random(request.config.getoption("--soak-seed") or 0)
     wrong: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()
     for top, command in TOPS.items():  # the first call of each command imports much
         run(Case(command, CONFIGS / top, [], "unchanged"), monkeypatch, capsys)
-    for _ in range(examples or EXAMPLES):
+    for _ in range(soak or EXAMPLES):
         case = make(tmp_path / "configs", real, rng)
         try:
             code, said, seconds = run(case, monkeypatch, capsys)
@@ -220,10 +219,10 @@ def test_a_changed_config_is_accepted_or_refused_in_lines(
         counts["accepted" if code == 0 else "refused"] += 1
         if found := faults(code, said, seconds):
             wrong[f"{case.command} {case.config.name}: {case.done}"] = found
-    if examples:
+    if soak:
         with capsys.disabled():
             print(dict(counts))
-    assert not wrong, f"{len(wrong)} of {examples or EXAMPLES}\n" + "\n".join(f"{done}\n    {found}" for done, found in wrong.items())
+    assert not wrong, f"{len(wrong)} of {soak or EXAMPLES}\n" + "\n".join(f"{done}\n    {found}" for done, found in wrong.items())
     assert min(counts["accepted"], counts["refused"]) >= counts.total() // 20, counts
 
 

@@ -114,11 +114,11 @@ def test_without_a_whole_checkpoint_a_run_ends_and_changes_nothing(damaged: dict
     assert list(run_folder.checkpoints(Path(found["run_dir"]))) == [2, 4]
 
 
-def test_every_flipped_bit_is_seen(whole: Path, request: pytest.FixtureRequest, seed: int) -> None:
-    """Single bits of a real checkpoint, at random: --fuzz-examples many."""
+def test_every_flipped_bit_is_seen(whole: Path, soak: int | None, seed: int) -> None:
+    """Single bits of a real checkpoint, at random: --soak many."""
     root, chance = run_folder.step_folder(whole, 6), random.Random(seed)
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    for _ in range(request.config.getoption("--fuzz-examples") or 100):
+    for _ in range(soak or 100):
         path = chance.choices(files, [path.stat().st_size + 100 for path in files])[0]
         place, bit = chance.randrange(max(path.stat().st_size, 1)), 1 << chance.randrange(8)
         with path.open("r+b") as stream:

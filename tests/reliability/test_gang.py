@@ -1,6 +1,6 @@
 """R1, R4, R5, R8, R9, R17 on real torchrun gangs: `prism train --nproc 2`, killed, stopped, signalled and started again.
 
-The sizes are the continuous ones; tools/soak.py asks for more (--kills, --signals) and prints the seconds.
+The sizes are the continuous ones; tools/soak.py asks for more and prints the seconds.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def kill_the_launcher(gang: Gang, chance: random.Random) -> None:
 KILLS: list[Callable[[Gang, random.Random], None]] = [lambda gang, chance: gang.kill_all(), kill_a_rank, kill_the_launcher]
 
 
-def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, num_kills: int, seed: int, figures: Callable[..., None]) -> None:
+def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
     """R1, R17: the whole gang, one rank, or the launcher alone is killed at a random moment of training and saving, and the run goes on."""
-    chance, run_dir = random.Random(seed), tmp_path / "run"
+    chance, run_dir, num_kills = random.Random(seed), tmp_path / "run", soak or 20
     newest, begun, restart_s, ends_s = 0, 0, [], []
     for kill in range(num_kills):
         started = time.monotonic()
@@ -126,10 +126,11 @@ SIGNALS: dict[str, Callable[[Gang], None]] = {
 }  # fmt: skip
 
 
-def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, num_signals: int, seed: int, figures: Callable[..., None]) -> None:
+def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
     """R5: exit code 3, the step that ran is the newest checkpoint, whichever process is told, and however often."""
     chance, run_dir, begun, seconds = random.Random(seed), tmp_path / "run", 0, []
     config = {**LONG, "save": {"interval": 7, "keep_last": 2}, "data": {"num_workers": 1}}
+    num_signals = soak or len(SIGNALS)
     for number in range(num_signals):
         how = list(SIGNALS)[number % len(SIGNALS)]
         gang = start_gang(**config)
@@ -159,24 +160,34 @@ def test_the_wall_clock_saves_and_ends(start_gang: Start, tmp_path: Path) -> Non
     assert facts["guard"]["losses"] == list(losses(tmp_path / "run").values())[-len(facts["guard"]["losses"]) :]
 
 
-TIMEOUTS = {"limits": {"collective_timeout_s": 8.0, "hang_timeout_s": 12.0}}
-SILENT: dict[str, tuple[dict[str, Any] | None, Callable[[Gang], None] | None, str]] = {
-    "a rank stands still": (None, lambda gang: send(gang.ranks()[1], "SIGSTOP"), "another rank is gone or silent"),
-    "a rank's loader hangs": ({"kind": "hang", "step": 4, "rank": 1}, None, "another rank is gone or silent"),
-    "a rank's writer is killed": ({"kind": "writer", "how": "killed"}, None, "killed by SIGKILL"),
-    "one rank's gradients are no numbers": ({"kind": "nonfinite", "site": "gradient nan", "step": 4, "rank": 1}, None, "step 4: loss"),
+SILENT_S = 8.0
+LIMITS = {"limits": {"collective_timeout_s": SILENT_S, "hang_timeout_s": SILENT_S + 4.0}, "save": {"interval": 5, "keep_last": 3, "timeout_s": SILENT_S}}
+GONE = "another rank is gone or silent"
+# what befalls rank 1: (the fault that is built into it, at which exit code the gang ends, and what it says)
+SILENT: dict[str, tuple[dict[str, Any] | str, int, str]] = {
+    "it stands still": ("SIGSTOP", 4, GONE),
+    "its loader hangs": ({"kind": "hang"}, 4, GONE),
+    "its writer is killed": ({"kind": "writer", "how": "killed"}, 4, "killed by SIGKILL"),
+    "its writer stands still": ({"kind": "writer", "how": "stopped"}, 4, "not written after"),
+    "its gradients are no numbers": ({"kind": "nonfinite", "site": "gradient nan"}, 1, "not a number; the weights did not take it"),
 }
 
 
-@pytest.mark.parametrize("how", SILENT)
-def test_what_befalls_one_rank_ends_the_gang(start_gang: Start, tmp_path: Path, how: str) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "how" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--soak") or len(SILENT)
+        metafunc.parametrize("how", [list(SILENT)[number % len(SILENT)] for number in range(count)])
+
+
+def test_what_befalls_one_rank_ends_the_gang(start_gang: Start, tmp_path: Path, how: str, seed: int, figures: Callable[..., None], request: pytest.FixtureRequest) -> None:
     """R8, R9: no rank waits for ever for another, and the exit code is not 0."""
-    fault, act, words = SILENT[how]
-    gang = start_gang(fault=fault, **LONG, **TIMEOUTS)
-    if act is not None:
-        wait_for_a_step(gang, tmp_path / "run", 2)
-        act(gang)
-    code = gang.wait()
-    assert code == (1 if "gradients" in how else 4), gang.output()[-4000:]
-    assert words in gang.output(), gang.output()[-4000:]
-    check_checkpoints(tmp_path / "run")
+    (fault, wanted, words), run_dir = SILENT[how], tmp_path / "run"
+    step = random.Random(f"{seed} {request.node.name}").randint(2, 12)
+    gang = start_gang(fault=None if fault == "SIGSTOP" else {**fault, "rank": 1, "step": step}, **{**LONG, **LIMITS})
+    if fault == "SIGSTOP":
+        wait_for_a_step(gang, run_dir, step)
+        send(gang.ranks()[1], fault)
+    code, ended = gang.wait(), time.time()
+    assert code == wanted and words in gang.output(), f"{how}, step {step}:\n{gang.output()[-4000:]}"
+    check_checkpoints(run_dir)
+    figures(how=how, step=step, last_step_to_exit_s=round(ended - (run_dir / "metrics.jsonl").stat().st_mtime, 1))

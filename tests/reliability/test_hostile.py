@@ -302,13 +302,12 @@ def mutated(data: bytes, hostile: list[bytes], rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, marker: Path, request: pytest.FixtureRequest) -> None:
-    examples = request.config.getoption("--fuzz-examples")
-    rng = random.Random(request.config.getoption("--fuzz-seed"))
+def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, marker: Path, soak: int | None, request: pytest.FixtureRequest) -> None:
+    rng = random.Random(request.config.getoption("--soak-seed") or 0)
     whole, hostile, watch, counts = (folder.read(run_dir).state / ".metadata").read_bytes(), list(forms(marker).values()), Watch(), Counter[str]()
     wanted = unpickle._load_metadata([], io.BytesIO(whole))
     codecs.lookup("raw_unicode_escape")  # Python's own, which one kind of text in a pickle makes it import: no choice of the pickle's
-    for _ in range(examples or 300):
+    for _ in range(soak or 300):
         data = mutated(whole, hostile, rng)
         watch.on = True
         try:
@@ -320,7 +319,7 @@ def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, mar
             watch.on = False
         counts[outcome] += 1
         assert not marker.exists(), data
-    if examples:
+    if soak:
         print(*sorted(counts.items()), sep="\n")
     allowed = {("pickle.find_class", module, name) for module, names in unpickle.ALLOWED.items() for name in names}
     assert watch.seen <= allowed, watch.seen - allowed

@@ -40,6 +40,9 @@ PAIRS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "granite_h dp2 to pp2": ("hybrid dp2", 2, {"pp": 2}),
     "tp2 pp2 to dp2": ("tp2 pp2", 2, {}),
 }
+# a soak goes from each of these to each other
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"single": (1, {}), "dp2": (2, {}), "tp2": (2, {"tp": 2}), "pp2": (2, {"pp": 2}), "tp2 pp2": (4, {"tp": 2, "pp": 2})}
+EVERY_PAIR = {f"{one} to {other}": (one, *LAYOUTS[other]) for one in LAYOUTS for other in LAYOUTS if one != other}
 CONTROL = "control"  # tp2 to dp2, every box read one row beside its place
 
 
@@ -47,9 +50,14 @@ def config(run: str, parallel: dict[str, Any], starts: dict[str, Path]) -> dict[
     """Return the config of a run, on its own grid or on another."""
     own: dict[str, Any] = {"optimizer": {"lr": 1e-3}} if run.startswith("hybrid") else {}
     precision = "bf16" if "bf16" in run else "fp32"
-    start = {"checkpoint": str(starts[RUNS[run][1]])}
+    start = {"checkpoint": str(starts[RUNS[run][1] if run in RUNS else "llama"])}
     save = {"interval": SAVED_AT, "keep_last": 9}
     return {"init": start, "parallel": parallel, "precision": precision, "steps": STEPS, "save": save, **own}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", EVERY_PAIR if metafunc.config.getoption("--soak") else PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +69,27 @@ def starts(make_checkpoint: Callable[..., Path]) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(gang: Any, starts: dict[str, Path]) -> dict[str, Any]:
+def whole(gang: Any, starts: dict[str, Path], soak: int | None) -> dict[str, Any]:
     cases: dict[int, list[dict[str, Any]]] = {}
-    for run, (processes, _, parallel) in RUNS.items():
+    runs = LAYOUTS if soak else {run: (processes, parallel) for run, (processes, _, parallel) in RUNS.items()}
+    for run, (processes, parallel) in runs.items():
         cases.setdefault(processes, []).append({"name": run, "config": config(run, parallel, starts)})
     return {name: result for processes, part in cases.items() for name, result in gang(processes, part).items()}
 
 
 @pytest.fixture(scope="module")
-def resumed(gang: Any, whole: dict[str, Any], starts: dict[str, Path]) -> dict[str, Any]:
+def resumed(gang: Any, whole: dict[str, Any], starts: dict[str, Path], soak: int | None) -> dict[str, Any]:
     cases: dict[int, list[dict[str, Any]]] = {}
-    pairs = [(name, *pair, None) for name, pair in PAIRS.items()] + [(CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")]
+    pairs = [(name, *pair, None) for name, pair in (EVERY_PAIR if soak else PAIRS).items()] + [(CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")]
     for name, run, processes, parallel, control in pairs:
         start = {"run_dir": whole[run]["run_dir"], "step": SAVED_AT}
         case = {"name": name, "config": config(run, parallel, starts), "start_from": start, "save_again": True, "control": control}
         cases.setdefault(processes, []).append(case)
     return {name: result for processes, part in cases.items() for name, result in gang(processes, part).items()}
+
+
+def run_of(name: str) -> str:
+    return {**PAIRS, **EVERY_PAIR}[name][0]
 
 
 def saved(result: dict[str, Any]) -> stream.TensorReader:
@@ -94,18 +107,16 @@ def differing(before: stream.TensorReader, after: stream.TensorReader) -> list[s
     return found
 
 
-@pytest.mark.parametrize("name", PAIRS)
 def test_every_tensor_is_bit_equal_after_a_reshard(whole: dict[str, Any], resumed: dict[str, Any], name: str) -> None:
-    before, after = saved(whole[PAIRS[name][0]]), stream.TensorReader(Path(resumed[name]["run_dir"]) / "again")
+    before, after = saved(whole[run_of(name)]), stream.TensorReader(Path(resumed[name]["run_dir"]) / "again")
     assert before.shapes().keys() == after.shapes().keys()
     for state in ("param", "exp_avg", "exp_avg_sq"):
         assert any(key.startswith(f"optimizer.state.{state}.") for key in before.shapes())
     assert differing(before, after) == []
 
 
-@pytest.mark.parametrize("name", PAIRS)
 def test_the_next_steps_are_the_same(whole: dict[str, Any], resumed: dict[str, Any], name: str) -> None:
-    run = PAIRS[name][0]
+    run = run_of(name)
     tolerance = BF16_TOLERANCE if "bf16" in run else TOLERANCE
     assert len(resumed[name]["loss"]) == STEPS
     assert resumed[name]["loss"][SAVED_AT:] == pytest.approx(whole[run]["loss"][SAVED_AT:], abs=tolerance)

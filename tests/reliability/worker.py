@@ -32,6 +32,8 @@ TIMEOUT_S = 120.0
 def build_in(fault: dict[str, Any]) -> None:
     """Build a fault into this process and those it forks."""
     kind = fault["kind"]
+    if int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
+        return
     if kind == "crash":
         crash_at(fault["event"], fault["path"], fault.get("within", ""), fault.get("nth", 1))
     elif kind == "writer":
@@ -40,8 +42,6 @@ def build_in(fault: dict[str, Any]) -> None:
         compute_while_writing()
     elif kind == "full":
         saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
-    elif int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
-        return
     elif kind == "nonfinite":
         inject(fault["site"], fault["step"])
     elif kind == "hang":

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -158,15 +157,14 @@ def refused_or_right(root: Path, limit: Callable[[int], AbstractContextManager[N
 
 
 def test_a_changed_folder_is_refused_or_read_as_the_library_reads_it(
-    make_folder: Callable[..., Path], tmp_path: Path, limit: Callable[[int], AbstractContextManager[None]], request: pytest.FixtureRequest
+    make_folder: Callable[..., Path], tmp_path: Path, limit: Callable[[int], AbstractContextManager[None]], soak: int | None
 ) -> None:
     root = make_folder(tmp_path / "hf", SMALL, 2)
     whole = {path.name: path.read_bytes() for path in root.iterdir()}
     assert refused_or_right(root, limit) == "accepted"
-    examples = request.config.getoption("--fuzz-examples")
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=examples or EXAMPLES, derandomize=examples is None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=soak or EXAMPLES, derandomize=soak is None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(files=damaged(whole))
     def run(files: Files) -> None:
         for name, data in files.items():
@@ -175,6 +173,6 @@ def test_a_changed_folder_is_refused_or_read_as_the_library_reads_it(
         counts.update(["all", outcome, *(f"{name} {outcome}" for name in files if files[name] != whole[name])])
 
     run()
-    if examples:
+    if soak:
         print(*sorted(counts.items()), sep="\n")
     assert min(counts["accepted"], counts["refused"]) >= counts["all"] // 10, counts  # both halves of the property were tried

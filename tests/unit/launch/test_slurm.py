@@ -28,9 +28,19 @@ PARTS = ["'", '"', "`touch pwned`", "$(touch pwned)", "${HOME}", "\\", "\n", ";"
          "{a,b}", "$", "\r", "\x1b[31m", "\u00e9", "\u4e2d\u6587", "\U0001f600", "\u202e", "EOF", "a", "-n", "$'\\n'", "#SBATCH --x", "\n#SBATCH --x", "{{ 1 }}", "{% x %}"]  # fmt: skip
 
 
-def hostile(count: int) -> list[str]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "number" in metafunc.fixturenames:
+        metafunc.parametrize("number", range(metafunc.config.getoption("--soak") or 200))
+
+
+@pytest.fixture(scope="module")
+def texts(soak: int | None, request: pytest.FixtureRequest) -> list[str]:
+    return hostile(soak or 200, request.config.getoption("--soak-seed") or 0)
+
+
+def hostile(count: int, seed: int) -> list[str]:
     """Return texts that would do harm where they are not quoted: each part alone, then mixtures."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     mixed = ["".join(draw.choices(PARTS, k=draw.randint(2, 6))) for _ in range(count - len(PARTS))]
     return [*PARTS, *mixed]
 
@@ -78,10 +88,8 @@ def given(path: Path) -> list[str]:
     return path.read_bytes().decode().split("\0")[:-1]
 
 
-@pytest.mark.parametrize("number", range(200))
-def test_every_text_arrives_as_it_was_written(number: int, run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    texts = hostile(200)
-    text, other, third = texts[number], texts[(number + 67) % 200], texts[(number + 131) % 200]
+def test_every_text_arrives_as_it_was_written(number: int, texts: list[str], run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    text, other, third = (texts[(number + step) % len(texts)] for step in (0, 67, 131))
     mount, venv = f"/a{one_line(text).replace(',', '').replace(':', '')}:/b", tmp_path / in_a_path(other)
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "activate").write_text("export ACTIVATED=yes\n")
