@@ -40,7 +40,7 @@ PAIRS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "granite_h dp2 to pp2": ("hybrid dp2", 2, {"pp": 2}),
     "tp2 pp2 to dp2": ("tp2 pp2", 2, {}),
 }
-# a soak goes from each of these to each other
+# a soak also goes from each of these to each other
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"single": (1, {}), "dp2": (2, {}), "tp2": (2, {"tp": 2}), "pp2": (2, {"pp": 2}), "tp2 pp2": (4, {"tp": 2, "pp": 2})}
 EVERY_PAIR = {f"{one} to {other}": (one, *LAYOUTS[other]) for one in LAYOUTS for other in LAYOUTS if one != other}
 CONTROL = "control"  # tp2 to dp2, every box read one row beside its place
@@ -57,7 +57,7 @@ def config(run: str, parallel: dict[str, Any], starts: dict[str, Path]) -> dict[
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", EVERY_PAIR if metafunc.config.getoption("--soak") else PAIRS)
+        metafunc.parametrize("name", {**PAIRS, **EVERY_PAIR} if metafunc.config.getoption("--soak") else PAIRS)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def starts(make_checkpoint: Callable[..., Path]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def whole(gang: Any, starts: dict[str, Path], soak: int | None) -> dict[str, Any]:
     cases: dict[int, list[dict[str, Any]]] = {}
-    runs = LAYOUTS if soak else {run: (processes, parallel) for run, (processes, _, parallel) in RUNS.items()}
+    runs = {run: (processes, parallel) for run, (processes, _, parallel) in RUNS.items()} | (LAYOUTS if soak else {})
     for run, (processes, parallel) in runs.items():
         cases.setdefault(processes, []).append({"name": run, "config": config(run, parallel, starts)})
     return {name: result for processes, part in cases.items() for name, result in gang(processes, part).items()}
@@ -80,7 +80,7 @@ def whole(gang: Any, starts: dict[str, Path], soak: int | None) -> dict[str, Any
 @pytest.fixture(scope="module")
 def resumed(gang: Any, whole: dict[str, Any], starts: dict[str, Path], soak: int | None) -> dict[str, Any]:
     cases: dict[int, list[dict[str, Any]]] = {}
-    pairs = [(name, *pair, None) for name, pair in (EVERY_PAIR if soak else PAIRS).items()] + [(CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")]
+    pairs = [(name, *pair, None) for name, pair in {**PAIRS, **(EVERY_PAIR if soak else {})}.items()] + [(CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")]
     for name, run, processes, parallel, control in pairs:
         start = {"run_dir": whole[run]["run_dir"], "step": SAVED_AT}
         case = {"name": name, "config": config(run, parallel, starts), "start_from": start, "save_again": True, "control": control}
