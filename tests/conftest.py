@@ -68,6 +68,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("preset_name", PRESET_PARAMETERS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest file run before the others of its folder: the last one runs alone."""
+    longest = [item for item in items if item.path.name == "test_gang.py"]
+    others = [item for item in items if item.path.name != "test_gang.py"]
+    first = next((at for at, item in enumerate(others) if item.path.parent.name == "reliability"), len(others))
+    items[:] = others[:first] + longest + others[first:]
+
+
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one worker run a file whole, and one all files that share the living gangs."""
