@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
-convert = typer.Typer(no_args_is_help=True, help="Convert between Hugging Face folders and Megatron checkpoints.")
+convert = typer.Typer(no_args_is_help=True, help="Convert between Hugging Face folders and Megatron checkpoints.",
+                      epilog="Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama")
 app.add_typer(convert, name="convert")
 
 Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
@@ -35,6 +37,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show 
 def _in_a_folder(path: Path | None) -> Path | None:
     if path is not None and not path.parent.is_dir():
         raise InputError(Problem("--json", str(path), f"a file in a folder that is there: {path.parent} is not"))
+    if path is not None and path.is_dir():
+        raise InputError(Problem("--json", f"{path}, a folder", "a file"))
     return path
 
 
@@ -194,7 +198,7 @@ def prepare(
 def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
     """Train from a checkpoint or from scratch; started again, it goes on from its last checkpoint.
 
-    Example: prism train configs/tiny/mid.yaml steps=100 parallel.tp=2 --nproc 2
+    Example, after examples/quickstart.sh: prism train configs/tiny/mid.yaml run_dir=runs/other optimizer.lr=1e-3 --nproc 2
 
     Under torchrun or srun it joins their gang instead of starting one; with --nproc, under an srun of one task a node, it starts each
     node's part of one gang.
@@ -242,7 +246,7 @@ def plan(
     from megatron_prism.jobs import plan as job
 
     with placed(config, TrainConfig, given):
-        found = job.sweep(settings, gpus or job.num_gpus(settings)) if sweep else job.run(settings, usd_per_gpu_hour)
+        found = job.sweep(settings, gpus or job.num_gpus(settings), usd_per_gpu_hour) if sweep else job.run(settings, usd_per_gpu_hour)
         _finish(found, json, quiet=True)
         job.show(found)
         if not found["fits"]:
@@ -260,28 +264,29 @@ def locate(
     document: Annotated[int, typer.Option(help="The document, from 0.")] = 0,
     token: Annotated[int, typer.Option(help="Its token, from 0.")] = 0,
     epoch: Annotated[int, typer.Option(help="In which pass over the source, from 0.", min=0)] = 0,
-    nproc: Annotated[int, typer.Option(help="The run's world size.", min=1)] = 1,
+    nproc: Annotated[int | None, typer.Option(help="The run's world size, where its config does not say.", min=1)] = None,
     json: Json = None,
 ) -> None:
     """Name the documents that a step of a run reads, or the step that reads a document.
 
-    Example: prism locate configs/tiny/mid.yaml --step 40 --sample 3
+    Example, after examples/quickstart.sh: prism locate configs/tiny/mid.yaml --step 40 --sample 3 --nproc 2
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
 
     if (step is None) == (source is None):
-        raise InputError(Problem("--step, --source", "both or neither", "one of them"))
+        raise InputError(Problem("--step, --source", "neither" if step is None else "both", "one of them"))
     settings = load(config, TrainConfig, overrides or [])
+    world_size = nproc or settings.world_size or 1
     from megatron_prism.data.locate import Sample
     from megatron_prism.jobs import locate as job
 
     with placed(config, TrainConfig, overrides or []):
         if step is not None:
-            _finish(job.contents(settings, nproc, Sample(step, rank, sample)), json)
+            _finish(job.contents(settings, world_size, Sample(step, rank, sample)), json)
         else:
             assert source is not None
-            _finish(job.reader_of(settings, nproc, source, epoch, document, token), json)
+            _finish(job.reader_of(settings, world_size, source, epoch, document, token), json)
 
 
 @app.command()
@@ -351,7 +356,10 @@ def _finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> N
     from megatron_prism.core.manifest import write_json
 
     if path is not None:
-        write_json(path, result)
+        try:
+            write_json(path, result)
+        except OSError as error:
+            raise EnvironmentFault(f"--json {path}: {error.strerror or error}; the job itself is done") from error
     for line in [] if quiet else _lines(result):
         typer.echo(line)
 
@@ -388,6 +396,9 @@ def main() -> None:
             for line in str(error).splitlines():
                 print(f"prism: {rank}{line}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:  # the device, a library, a defect: no result, and no word about the input
+        traceback.print_exc()
+        sys.exit(EnvironmentFault.exit_code)
 
 
 if __name__ == "__main__":

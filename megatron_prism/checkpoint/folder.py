@@ -55,7 +55,7 @@ def read(path: Path) -> Checkpoint:
     """
     root = next((found for found in _candidates(path) if (found / META).is_file()), None)
     if root is None:
-        raise CheckpointError(Problem(str(path), f"no {META}", "a checkpoint of `prism convert import` or `prism train`"))
+        raise CheckpointError(Problem(str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"))
     where = root / META
     try:
         facts = read_json(where)

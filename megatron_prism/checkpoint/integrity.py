@@ -6,6 +6,7 @@ before anything in it is read; that reads bytes, and unpickles nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,20 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from megatron_prism.core import disk
-from megatron_prism.core.errors import Problem
+from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.manifest import sha256_file
 
 SUMS = "SHA256SUMS"
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # anything else is no word about the checkpoint
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
 def seal(root: Path, known: Mapping[str, str] | None = None) -> None:
     """Write SHA256SUMS over all files of a folder, and bring all of it to the disk (fsync of files and folders).
 
-    known: sums of files, by path within the folder, that their writers have counted and synced already.
+    known: sums of files, by path within the folder, that their writers, perhaps on other nodes, have counted and synced already.
     """
     known = known or {}
-    paths = _files(root)
+    for path in known:
+        disk.await_path(root / path)
+    paths = sorted({*_files(root), *known})  # a network's file system may list late what it has
     ours = [path for path in paths if path not in known]
     with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
         found = dict(zip(ours, pool.map(lambda path: sha256_file(root / path), ours), strict=True))
@@ -37,12 +41,15 @@ def seal(root: Path, known: Mapping[str, str] | None = None) -> None:
 
 
 def check(root: Path, rank: int = 0, world_size: int = 1) -> list[Problem]:
-    """Return what is wrong with a sealed folder. Several ranks share the work: each reads its part of the bytes, all look at the names."""
+    """Return what is wrong with a sealed folder. Several ranks share the work: each reads its part of the bytes, all look at the names.
+
+    Raises: EnvironmentFault where it cannot be read now: nothing is then known of it.
+    """
     try:
         sums = _read(root / SUMS)
         found = _files(root)
     except OSError as error:
-        return [Problem(str(root / SUMS), error.strerror or str(error), "the sums of a whole checkpoint")]
+        return [_absent(error, root / SUMS, "the sums of a whole checkpoint")]
     except ValueError as error:
         return [Problem(str(root / SUMS), str(error), "a sha256 and a path a line")]
     problems = [Problem(str(root / path), "no such file", f"the file that {SUMS} lists") for path in sums if path not in found]
@@ -59,8 +66,15 @@ def _check_file(path: Path, sha256: str) -> Problem | None:
     try:
         found = sha256_file(path)
     except OSError as error:
-        return Problem(str(path), error.strerror or str(error), "a file that can be read")
+        return _absent(error, path, "a file that can be read")
     return None if found == sha256 else Problem(str(path), f"sha256 {found}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
+
+
+def _absent(error: OSError, path: Path, required: str) -> Problem:
+    if error.errno not in NOT_THERE:
+        found = f"{error.filename or path}: {error.strerror or error}: it cannot be told whether the checkpoint is whole"
+        raise EnvironmentFault(f"{found}; if it stays so, move that folder away by hand, and the run goes on from the one before") from error
+    return Problem(str(path), error.strerror or str(error), required)
 
 
 def _share(root: Path, paths: Sequence[str], rank: int, world_size: int) -> list[str]:
@@ -91,8 +105,12 @@ def _read(path: Path) -> dict[str, str]:
 def _files(root: Path) -> list[str]:
     """Return the paths of all files below a folder but SHA256SUMS. A link or another kind of file stands for itself, and fails to be read."""
     found: list[str] = []
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=_raise):
         here = Path(folder)
         links = [name for name in names if (here / name).is_symlink()]
         found += [str((here / name).relative_to(root)) for name in (*files, *links)]
     return sorted(path for path in found if path != SUMS)
+
+
+def _raise(error: OSError) -> None:
+    raise error

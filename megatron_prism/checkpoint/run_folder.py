@@ -7,11 +7,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import folder, integrity
-from megatron_prism.core import disk
+from megatron_prism.core import disk, log
 from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
@@ -20,6 +21,7 @@ from megatron_prism.data import tokenize
 from megatron_prism.families import find
 
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
+LOCK, SUBMISSION = ".lock", "slurm"  # the second is that of `prism submit`
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
     "run_dir", "world_size", "init.checkpoint", "init.tokenizer", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
@@ -69,15 +71,37 @@ def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
     return [change for change in config.data.changes if change.step < step]
 
 
+def check_place(config: TrainConfig) -> list[Problem]:
+    """A run folder is new, empty, or a run's: what else stands there would be overwritten."""
+    path, required = config.run_dir, "a new folder, an empty one, or a run's"
+    if not path.exists():
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        return [] if above.is_dir() else [Problem("run_dir", f"{path}, below a file", required)]
+    if not path.is_dir():
+        return [Problem("run_dir", f"{path}, a file", required)]
+    others = sorted(child.name for child in path.iterdir() if child.name != SUBMISSION)
+    is_run = (path / LOCK).is_file() and not (path / folder.META).is_file() and _kind(path) in ("run", None)
+    if others and not is_run:
+        return [Problem("run_dir", f"{path}, which holds {', '.join(others[:3])}", required)]
+    return []
+
+
+def _kind(path: Path) -> Any:
+    try:
+        return read_json(path / MANIFEST).get("kind") if (path / MANIFEST).is_file() else None
+    except ValueError:
+        return "no JSON"
+
+
 @contextmanager
 def begin(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> Iterator[None]:
     """Hold the run folder for one gang, and lay it out: rank 0's, until the run ends.
 
-    Raises: InputError where another gang trains there. EnvironmentFault where it cannot be written.
+    Raises: EnvironmentFault where another gang trains there, or it cannot be written.
     """
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        with disk.held(config.run_dir / ".lock", "prism train"):
+        with disk.held(config.run_dir / LOCK, "prism train"):
             tidy(config.run_dir)
             _lay_out(config, model, figures)
             yield
@@ -95,6 +119,9 @@ def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]
             integrity.seal(temporary)
         if config.init.checkpoint is not None:
             inputs.append(folder.read(config.init.checkpoint).root / folder.META)
+    elif config.init != (began := load(config.run_dir / CONFIG, TrainConfig).init):
+        log.get().warning("init.checkpoint %s is not read: the run goes on, and began from %s", config.init.checkpoint, began.checkpoint)
+        config = replace(config, init=began)
     write_text(config.run_dir / CONFIG, to_yaml(config))
     path = config.run_dir / MANIFEST
     before = read_json(path)["starts"] if path.is_file() else []

@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
-from megatron_prism.core import log
+from megatron_prism.core import disk, log
 from megatron_prism.core.config_run import SaveConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
 from megatron_prism.parallel import compat, groups
@@ -114,15 +114,14 @@ def newest(run_dir: Path) -> Path | None:
         problems = sharded.check(path) or groups.from_first(_misplaced(path))
         if not problems:
             if dist.get_rank() == 0:
-                for bad in damaged:
+                for bad, found in damaged.items():
+                    log.get().warning("%s", "\n".join(map(str, found)))
                     log.get().warning("%s is damaged, and now %s; going on from %s", bad, run_folder.set_aside(bad).name, path.name)
             groups.barrier()
             return path
         damaged[path] = problems
-        if dist.get_rank() == 0:
-            log.get().warning("%s", "\n".join(map(str, problems)))
     if damaged:
-        raise CheckpointError([problem for problems in damaged.values() for problem in problems])
+        raise CheckpointError([problem for problems in damaged.values() for problem in problems]).agreed()
     return None
 
 
@@ -152,6 +151,7 @@ class Saving:
                 folder.refuse_existing(target)
                 (self._temporary / folder.STATE).mkdir(parents=True)
             groups.barrier()
+            disk.await_path(self._temporary / folder.STATE)
             request = _plan(state, self._temporary / folder.STATE)
             self._check_space(writers.num_bytes(request))
             self._writers = writers.Writers(request, timeout_s)

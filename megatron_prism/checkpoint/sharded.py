@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, optimizer_state, unpickle
-from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import host
-from megatron_prism.parallel.groups import Groups, gather, replica_group
+from megatron_prism.parallel.groups import Groups, gather, is_silence, replica_group
 
 # Keys name each layer, so that every layout reads every other.
 LAYOUT = {"non_homogeneous_layers": True}
@@ -29,19 +29,33 @@ def weights(chunks: Sequence[Any]) -> dict[str, Any]:
 
 
 def check(root: Path) -> list[Problem]:
-    """Return what is wrong with a checkpoint folder; every rank of the gang calls this, reads its part, and is told everything."""
-    parts = gather(integrity.check(root, dist.get_rank(), dist.get_world_size()))
-    return list(dict.fromkeys(problem for part in parts for problem in part))
+    """Return what is wrong with a checkpoint folder; every rank of the gang calls this, reads its part, and is told everything.
+
+    Raises: EnvironmentFault on every rank where one of them cannot read it now.
+    """
+    try:
+        mine: list[Problem] | EnvironmentFault = integrity.check(root, dist.get_rank(), dist.get_world_size())
+    except EnvironmentFault as fault:
+        mine = fault
+    found = gather(mine)
+    for part in found:
+        if isinstance(part, EnvironmentFault):
+            raise part.agreed()
+    return list(dict.fromkeys(problem for part in found for problem in part))
+
+
+def require_whole(path: Path) -> None:
+    """Every rank of the gang calls this before a checkpoint is read. Raises: CheckpointError where it is damaged."""
+    if problems := check(folder.read(path).root):
+        raise CheckpointError(problems).agreed()
 
 
 def load_weights(path: Path, chunks: Sequence[Any]) -> None:
-    """Load the weights of any checkpoint into the model chunks, in place.
+    """Load the weights of any whole checkpoint into the model chunks, in place.
 
     Quantisation state (`_extra_state`) is left out: weights that come from elsewhere bring none.
-    Raises: CheckpointError where it is damaged, or a tensor is missing or has another shape.
+    Raises: CheckpointError where a tensor is missing or has another shape.
     """
-    if problems := check(folder.read(path).root):
-        raise CheckpointError(problems)
     wanted = {
         name: {key: value for key, value in state.items() if not key.endswith("_extra_state")} for name, state in weights(chunks).items()
     }
@@ -104,9 +118,12 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
         with unpickle.guarded(checkpoint.state):
             return dist_checkpointing.load(wanted, str(checkpoint.state), _reading(str(checkpoint.state)))
     except BaseException as error:  # torch's CheckpointException is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, CheckpointError)):
+        causes = [error, *(cause for cause, _ in getattr(error, "failures", {}).values())]  # torch's CheckpointException: by rank
+        if isinstance(error, (KeyboardInterrupt, SystemExit, PrismError)) or any(map(is_silence, causes)):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
+        if any(isinstance(cause, (OSError, MemoryError, torch.OutOfMemoryError)) or "CUDA" in str(cause) for cause in causes):
+            raise EnvironmentFault(f"{checkpoint.state}: not read: {cause}") from error  # its bytes are those that were written
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error
 
 

@@ -63,6 +63,7 @@ def checkpoint_logits(path: Path, tokens: list[int], parallel: ParallelConfig, p
 
     checkpoint = folder.read(path)
     chunks = build.build(checkpoint.model, groups, parallel, precision)
+    sharded.require_whole(checkpoint.root)
     sharded.load_weights(checkpoint.root, chunks)
     for chunk in chunks:
         chunk.eval()
@@ -82,10 +83,11 @@ def hf_logits(root: Path, tokens: list[int], precision: Precision) -> torch.Tens
 
 
 def tokens_of(root: Path, text: str | None, count: int, vocab_size: int, seed: int) -> tuple[list[int], str]:
-    """Return up to `count` token ids to compare on, and what they are: a text where the folder has a tokenizer, else random ids."""
+    """Return `count` token ids to compare on, and what they are: a text, again and again, where the folder has a tokenizer, else random ids."""
     if text is not None and (root / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(root / "tokenizer.json")).encode(text).ids[:count], "text"
+        ids = Tokenizer.from_file(str(root / "tokenizer.json")).encode(text).ids
+        return (ids * -(-count // len(ids)))[:count], "text"
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (count,), generator=generator).tolist(), "random ids"

@@ -2,11 +2,13 @@
 
 Megatron-Core plans a save and says what goes where (its AsyncRequest); its own writers, though, wait for ever for a process that was
 killed. These are watched: one that dies, fails or takes too long is an error, and the others end with it.
-On a host the fork is the snapshot (pages are copied as training changes them); from a GPU the tensors are copied before it.
+On a host the fork is the snapshot (pages are copied as training changes them); from a GPU the tensors are copied to the host before it,
+into pinned memory, which a forked process shares: those copies are held until they are written.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import hashlib
@@ -15,6 +17,7 @@ import os
 import queue
 import shutil
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,11 +43,11 @@ class Writers:
         self._request, self._timeout_s, self._started = request, timeout_s, time.monotonic()
         self._written: dict[int, list[Any]] = {}
         self._running: dict[int, tuple[Any, Connection, Path]] = {}
-        buckets = request.preload_fn() if request.preload_fn is not None else []  # from the device to the host
+        self._staged = request.preload_fn() if request.preload_fn is not None else []  # from the device to the host
         context, collects = multiprocessing.get_context("fork"), gc.isenabled()
         gc.disable()  # a collection in the child would free CUDA tensors of the parent
         try:
-            for number, bucket in enumerate(buckets):
+            for number, bucket in enumerate(self._staged):
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_write, args=(request.async_fn.args[0], number, bucket, theirs), daemon=True)
                 process.start()
@@ -62,6 +65,8 @@ class Writers:
                     self._take(number, process, pipe, path)
         if self._running and time.monotonic() - self._started > self._timeout_s:
             self._fail(f"{next(iter(self._running.values()))[2]}: not written after {self._timeout_s:g} s (save.timeout_s)")
+        if not self._running:
+            self._staged = []
         return bool(self._running)
 
     def _take(self, number: int, process: Any, pipe: Connection, path: Path) -> None:
@@ -86,6 +91,7 @@ class Writers:
             process.join()
             pipe.close()
         self._running.clear()
+        self._staged = []
 
     def finalize(self) -> None:
         """Let Megatron-Core finish the checkpoint with what was written; every rank calls this, when all are done on all ranks."""
@@ -104,6 +110,7 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
     """Write one file, in a process of its own; say (failure, write results, sha256) through the pipe."""
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+    _end_with(os.getppid())
     torch.set_num_threads(1)  # the parent's OpenMP threads are not here, and would be waited for
     torch.serialization.set_crc32_options(False)  # nobody reads the archives' checksums; the sha256 stands for all
     path = Path(bucket[0])
@@ -130,6 +137,14 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
         pipe.send((describe(path, error), None, None))
 
 
+def _end_with(parent: int) -> None:
+    """Let this process end when its rank does, however that ends: nobody would seal what it writes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
+
+
 def _sha256_behind(path: Path, is_written: threading.Event) -> str:
     """Return the sha256 of a file that is being written, read close behind the writer: both then take little longer than the slower."""
     digest = hashlib.sha256()
@@ -147,9 +162,12 @@ def _sha256_behind(path: Path, is_written: threading.Event) -> str:
 def uncopied(tensor: torch.Tensor) -> torch.Tensor:
     """Return a host tensor over the same memory, with a storage of its own size.
 
-    Megatron-Core copies a view of something larger (all weights are views of their buffer) before it is written; the fork is copy enough.
+    Megatron-Core copies a view of something larger (all weights are views of their buffer) before it is written; the fork is copy enough,
+    but for memory that a forked process shares.
     """
     tensor = tensor.detach()
+    if tensor.device.type == "cpu" and (tensor.is_pinned() or tensor.is_shared()):
+        return tensor.clone()
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() == 0:
         return tensor
     return torch.from_numpy(tensor.view(-1).view(torch.uint8).numpy()).view(tensor.dtype).view(tensor.shape)

@@ -36,7 +36,7 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
     if config.max_epochs is not None and not config.max_epochs > 0:
         problems.append(Problem("max_epochs", str(config.max_epochs), "more than 0, or null"))
     problems += [*_check_decontaminate(config), *_check_packing(config)]
-    if not problems:
+    if len(set(names)) == len(names):
         problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
     return problems
 

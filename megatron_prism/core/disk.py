@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import EnvironmentFault
 
 
 @contextmanager
 def held(path: Path, job: str) -> Iterator[None]:
     """Hold the lock file `path`, which says who does; the kernel lets go of it when its holder ends, however it ends.
 
-    Raises: InputError where another process holds it. OSError where it cannot be written.
+    It is the process's own (lockf): one forked from it, which may outlive it, does not hold it (with flock it would).
+    Raises: EnvironmentFault where another process holds it. OSError where it cannot be written.
     """
     with path.open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them is the file system's choice
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise InputError(Problem(str(path.parent), f"a folder that {holder} writes", f"one {job} at a time", "wait for it, or choose another")) from None
+            raise EnvironmentFault(f"{path.parent}: {holder} writes there: one {job} at a time; wait for it, or choose another folder") from None
         except OSError as error:
             log.get().warning("%s: this file system has no locks (%s): make sure that no other %s writes there", path, error.strerror, job)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def await_path(path: Path, timeout_s: float = 90.0) -> None:
+    """Wait for what another node has made: a network's file system may go on for a minute saying that it is not there.
+
+    Raises: FileNotFoundError where it does not appear.
+    """
+    end = time.monotonic() + timeout_s
+    while not os.path.lexists(path):
+        if time.monotonic() > end:
+            raise FileNotFoundError(errno.ENOENT, "what another process has written does not appear here", str(path))
+        time.sleep(0.2)
 
 
 def sync(paths: Iterable[Path]) -> None:

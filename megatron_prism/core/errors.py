@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class PrismError(Exception):
 
     exit_code = 1
     is_agreed = False
+
+    def agreed(self) -> Self:
+        """Return it as one that every rank raises."""
+        self.is_agreed = True
+        return self
 
 
 class InputError(PrismError):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 NAME = "prism"
 
@@ -23,3 +27,24 @@ def setup() -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@contextmanager
+def told(progress: Any, interval_s: float = 60.0) -> Iterator[Any]:
+    """Show rich's progress bars; where standard error is no terminal, log a line from time to time instead."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(interval_s):
+            running = [f"{task.description} {task.percentage:.0f} %" for task in progress.tasks if not task.finished]
+            if running:
+                get().info("%s", ", ".join(running))
+
+    teller = threading.Thread(target=tell, daemon=True)
+    with progress:
+        if progress.disable:
+            teller.start()
+        try:
+            yield progress
+        finally:
+            done.set()

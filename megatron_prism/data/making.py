@@ -110,7 +110,7 @@ def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConf
     is_first = True
     for part in made:
         if part.bad and config.on_bad_record == "error":
-            raise InputError(part.bad[:SHOWN])
+            raise InputError(list(dict.fromkeys(part.bad))[:SHOWN])
         if part.bad and is_first:
             log.get().warning("source %s: first record skipped: %s", source.name, part.bad[0])
             is_first = False

@@ -79,11 +79,11 @@ def _apply(plan: convert.Plan, out: Path, dry_run: bool, apply: Callable[[conver
 
 @contextmanager
 def _ticking(total: int) -> Iterator[convert.Tick]:
-    """Show a progress bar where standard error is a terminal."""
+    """Show how far it is."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
         task = bar.add_task("tensors", total=total)
         yield lambda: bar.advance(task)

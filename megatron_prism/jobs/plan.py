@@ -128,7 +128,7 @@ def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 
-def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
+def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
     """Return every valid layout on so many GPUs that fits, the fastest first.
 
     Raises: InputError where the config does not hold on any layout, or none fits.
@@ -144,10 +144,10 @@ def sweep(config: TrainConfig, world_size: int) -> dict[str, Any]:
     if not ranked:
         found = f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB"
         raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
-    said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "gpu_hours")
+    said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "hours", "gpu_hours", "usd")
     entries = []
     for laid, prediction in ranked:
-        values = figures(prediction, laid, world_size, usd_per_gpu_hour=0.0)
+        values = figures(prediction, laid, world_size, usd_per_gpu_hour)
         entries.append({**layout(laid, world_size), **{name: values[name] for name in said}, "overrides": layouts.changes(config, laid)})
     flops = ranked[0][1].flops
     facts = {"world_size": world_size, "flops_per_token_causal": flops.causal, "flops_per_token_full": flops.full}

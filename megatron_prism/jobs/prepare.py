@@ -61,7 +61,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         if config.out.exists() and (found := _already_prepared(config, sha256)):
             log.get().info("%s: already prepared from the same config and files", config.out)
             return _shown(_result(found))
-        with partial.folder(config.out) as folder, _progress() as progress:
+        with partial.folder(config.out) as folder, log.told(_progress()) as progress:
             work = making.Work(config, folder, run_in_order, progress, sha256)
             made = [making.make(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
             facts = [_facts(source, found, making.pack(source, found, work)) for source, found in zip(config.sources, made, strict=True)]
@@ -217,7 +217,7 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['config']['out']}: {result['blend']['tokens'] or 'as many'} training tokens")
+    table = Table(title=f"{result['config']['out']}{': ' + format(tokens, ',') + ' training tokens' if (tokens := result['blend']['tokens']) else ''}")
     is_packed = any(row.get("packing") for row in result["sources"])
     headers = ("source", "documents", "tokens", "weight %", "share %", "budget", "epochs", *(["packed %"] if is_packed else []))
     for header in headers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from megatron_prism.core import log
 from megatron_prism.core.check import check_model, check_train, data_parallel_size
 from megatron_prism.core.check_precision import check_machine, check_variables
 from megatron_prism.core.config import ModelConfig, TrainConfig
-from megatron_prism.core.errors import Problem, raise_problems
+from megatron_prism.core.errors import InputError, PrismError, Problem, raise_problems
 from megatron_prism.core.load import flat, to_dict
 from megatron_prism.data import loader, segments, tokenize
 from megatron_prism.data.mixture import Prepared
@@ -35,7 +36,7 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     The machine is not looked at: a run on GPUs can be planned where there is none.
     Raises: InputError with every problem found. Nothing is written.
     """
-    raise_problems([*check_train(config, world_size), *_check_expected(config)])
+    raise_problems([*check_train(config, world_size), *run_folder.check_place(config), *_check_inputs(config)])
     model, mixtures = origin_model(config), segments.read(config.data, config.batch.global_size, config.seed)
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
@@ -69,6 +70,20 @@ def origin_model(config: TrainConfig) -> ModelConfig:
         return config.init.extend(folder.read(config.init.checkpoint).model)
     assert config.model is not None  # check_train
     return config.model
+
+
+def _check_inputs(config: TrainConfig) -> list[Problem]:
+    """Return what is wrong with the checkpoint, the data and the run that goes on: all of it, though each alone ends the reading."""
+    problems: list[Problem] = []
+    readers: list[tuple[str, Callable[[], Any]]] = [("data.prepared", partial(segments.read, config.data, config.batch.global_size, config.seed))]
+    if config.init.checkpoint is not None and not run_folder.is_started(config.run_dir):
+        readers.insert(0, ("init.checkpoint", partial(folder.read, config.init.checkpoint)))
+    for key, read in readers:
+        try:
+            read()
+        except InputError as error:
+            problems += [problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems]
+    return problems or _check_expected(config)
 
 
 def _check_expected(config: TrainConfig) -> list[Problem]:
@@ -131,18 +146,27 @@ def train_on(config: TrainConfig, figures: Mapping[str, Any], groups: Groups) ->
 
     Raises: Stopped where the run was asked to stop, and is saved. ResultFailure, EnvironmentFault, CheckpointError.
     """
-    from megatron_prism.parallel.groups import barrier
+    from megatron_prism.checkpoint import sharded
+    from megatron_prism.parallel.groups import from_first
     from megatron_prism.train import stop, watchdog
 
     model, is_first = origin_model(config), groups.rank == 0
     with ExitStack() as stack:
         asked = stack.enter_context(stop.StopRequest(config.limits.wall_clock_s))
         dog = stack.enter_context(watchdog.Watchdog(config.limits.hang_timeout_s, groups.rank))
+        if config.init.checkpoint is not None and from_first(not run_folder.is_started(config.run_dir)):
+            sharded.require_whole(config.init.checkpoint)
+        failed: PrismError | None = None
         if is_first:
-            stack.enter_context(run_folder.begin(config, model, figures))
+            try:
+                stack.enter_context(run_folder.begin(config, model, figures))
+            except PrismError as error:
+                failed = error
+        if failed := from_first(failed):
+            raise failed.agreed()
+        if is_first:
             log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
             log.get().info("environment: %s", environment.in_words(environment.variables(config), figures["environment"]))
-        barrier()
         return _train(config, model, groups, asked, dog)
 
 
@@ -170,7 +194,7 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups, asked: StopR
         config.run_dir,
         config.save,
         capture=lambda: sharded.training_state(chunks, optimizer, groups, is_loading=False),
-        finish_folder=partial(_finish_folder, config, model, groups, run_folder.origin(config.run_dir)),
+        finish_folder=partial(_finish_folder, config, model, groups),
         restore=lambda path: sharded.load_training(path, chunks, optimizer, groups),
     )
     with Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder, saver:
@@ -198,7 +222,7 @@ def _train(config: TrainConfig, model: ModelConfig, groups: Groups, asked: StopR
         losses = loop.fit(run, first_step)
     return {
         "run_dir": str(config.run_dir),
-        "checkpoint": str(folder.read(config.run_dir).root),
+        "checkpoint": str(run_folder.step_folder(config.run_dir, config.steps)),
         "tensorboard": str(config.run_dir / "tensorboard"),
         "steps": config.steps,
         "blend": [vars(part) for part in blend],
@@ -232,14 +256,15 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
         return chunks, optimizer, None
     sharded.load_training(found, chunks, optimizer, groups)
     start = folder.read(found)
-    log.get().info("continuing after step %d", start.step)
+    log.get().info("continuing after step %d%s", start.step, ": the run is finished" if start.step == config.steps else "")
     return chunks, optimizer, start
 
 
 def _finish_folder(
-    config: TrainConfig, model: ModelConfig, groups: Groups, origin: folder.Checkpoint, path: Path, step: int, guard: Mapping[str, Any]
+    config: TrainConfig, model: ModelConfig, groups: Groups, path: Path, step: int, guard: Mapping[str, Any]
 ) -> None:
-    """Add to a checkpoint what it is, what it was made from, and the Hugging Face files."""
+    """Add to a checkpoint what it is, what it was made from, and the Hugging Face files: rank 0's."""
+    origin = run_folder.origin(config.run_dir)
     sequences = step * config.batch.global_size
     facts = folder.describe(
         model,

@@ -56,16 +56,22 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
-    join(timeout_s)
     try:
+        join(timeout_s)
         with grid(parallel, seed, timeout_s) as groups:
             yield groups
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_silence(error):
             raise EnvironmentFault(f"another rank is gone or silent: {' '.join(str(error).split())[:300]}") from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def is_silence(error: BaseException) -> bool:
+    """Say whether an error is that of a process group of which another rank is gone or silent."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def join(timeout_s: float = TIMEOUT_S) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -15,6 +17,7 @@ from typing import Any
 
 import psutil  # here, not where a signal is handled: a second one may come within the import
 
+from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault, Stopped
 from megatron_prism.core.patch import replaced
 
@@ -106,14 +109,17 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
     from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import PContext
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it says "failed" of each exit code; the ranks have said more
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # of torch's launcher, which leaves them behind
     config = LaunchConfig(
+        logs_specs=DefaultLogsSpecs(log_dir=notes.name),
         min_nodes=span.num_nodes,
         max_nodes=span.num_nodes,
         nproc_per_node=num_processes,
@@ -123,12 +129,14 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
         **{name: value for name, value in HANDLED.items() if name in {field.name for field in dataclasses.fields(LaunchConfig)}},
     )
     try:
-        with replaced(PContext, "close", _close_soon(PContext.close)):
+        with notes, replaced(PContext, "close", _close_soon(PContext.close)):
             elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
+        rank, first = error.get_first_failure()
         if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
             return Stopped.exit_code
+        if first.exitcode < 0:
+            log.get().error("rank %d (process %d) was killed by %s", rank, first.pid, signal.Signals(-first.exitcode).name)
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
     except DistError as error:
         raise EnvironmentFault(f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}") from error

@@ -137,12 +137,12 @@ def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
     run.saver.finish()  # what is being written was whole before this step
     if verdict is Verdict.STOP:
         raise ResultFailure(f"step {step}: {why}; the weights did not take it; the last checkpoint is good")
-    _rewind(run, step, why)
+    with optim.settled(run.chunks, run.config.parallel):
+        _rewind(run, step, why)
 
 
 def _rewind(run: Run, step: int, why: str) -> None:
-    with optim.settled(run.chunks, run.config.parallel):
-        back = run.saver.rewind()
+    back = run.saver.rewind()
     if back is None:
         raise ResultFailure(f"step {step}: {why}; there is no checkpoint to go back to")
     _say(run, f"step {step}: {why}: back to the weights of step {back}; the data up to here is passed over")
@@ -159,14 +159,14 @@ def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
         run.saver.finish()  # the one before
         with optim.settled(run.chunks, run.config.parallel):
             if gang.agree([not optim.are_finite(run.chunks)])[0]:
-                return _never_save(run, step)
+                _never_save(run, step)
             run.saver.begin(step, run.guard.state())
         if wait:
             run.saver.finish()
 
 
 def _never_save(run: Run, step: int) -> None:
-    """Deal with weights that are no numbers after a step whose loss and gradients were."""
+    """Deal with weights that are no numbers after a step whose loss and gradients were: from here on they are a checkpoint's, or the run ends."""
     why = "weights that are not finite"
     if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
         raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")

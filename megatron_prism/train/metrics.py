@@ -90,7 +90,7 @@ class SampleLog:
     def __init__(self, run_dir: Path, first_step: int, dp_rank: int, dp: int, describe: Callable[[Sequence[int]], Any]):
         self._describe = describe
         folder = run_dir / SAMPLES
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("rank_*.jsonl"):
             if int(path.stem.removeprefix("rank_")) % dp == dp_rank:
                 forget_after(path, first_step)
