@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -354,35 +353,15 @@ def _speaks() -> bool:
 def _finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:
     """Print a result on standard output, a line a value; write it to a file as JSON where asked."""
     from megatron_prism.core.manifest import write_json
+    from megatron_prism.report import plain
 
     if path is not None:
         try:
             write_json(path, result)
         except OSError as error:
             raise EnvironmentFault(f"--json {path}: {error.strerror or error}; the job itself is done") from error
-    for line in [] if quiet else _lines(result):
+    for line in [] if quiet else plain.lines(result):
         typer.echo(line)
-
-
-def _lines(result: dict[str, Any]) -> Iterator[str]:
-    for key, value in result.items():
-        if isinstance(value, dict):
-            yield f"{key}: {'  '.join(f'{name} {_plain(part)}' for name, part in value.items())}"
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            yield f"{key}:"
-            yield from (f"  {'  '.join(f'{name} {_plain(part)}' for name, part in entry.items())}" for entry in value)
-        else:
-            yield f"{key}: {_plain(value)}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items())
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main() -> None:
@@ -395,10 +374,20 @@ def main() -> None:
             rank = "" if _speaks() else f"rank {os.environ['RANK']}: "
             for line in str(error).splitlines():
                 print(f"prism: {rank}{line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except Exception:  # the device, a library, a defect: no result, and no word about the input
         traceback.print_exc()
-        sys.exit(EnvironmentFault.exit_code)
+        _leave(EnvironmentFault.exit_code)
+
+
+def _leave(code: int) -> None:
+    """End the process. One whose process group stands ends at once: its libraries' farewells would wait for peers that wait for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
     if not chunks[0].ddp_config.use_distributed_optimizer:
         return optimizer.sharded_state_dict(dict(weights_by_chunk), is_loading=is_loading, metadata={})
     weights = {id(weight.data): weight for weight in nested_values(dict(weights_by_chunk)) if isinstance(weight, ShardedBase)}
-    parts = _parts(optimizer)
     shards: dict[str, Any] = {}
-    for part in parts:
-        assert not part.config.use_precision_aware_optimizer, "its state is read as copies: loading would not be in place"
+    for part in _parts(optimizer):
+        if part.config.use_precision_aware_optimizer:  # its state is read as copies, but for what is offloaded
+            assert hasattr(part.optimizer, "sub_optimizers"), "loading would not be in place"
         if not part.optimizer.state:
             _allocate(part)
         for parameter in part.model_param_gbuf_map:  # those of which this rank holds a range
@@ -78,7 +78,7 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
                 if name != "step":
                     found = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
                     shards |= {f"{shard.key} {shard.global_offset}": shard for shard in found}
-    return {"step": _steps(parts), "shards": shards}
+    return {"step": _steps(optimizer), "shards": shards}
 
 
 def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
@@ -86,8 +86,8 @@ def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
     if "step" not in loaded:  # Megatron-Core's own
         optimizer.load_state_dict(loaded)
         return
-    for part in _parts(optimizer):
-        set_step(part.optimizer, loaded["step"])
+    for adam in _adams(optimizer):
+        set_step(adam, loaded["step"])
 
 
 def step_of(adam: torch.optim.Optimizer) -> int:
@@ -109,9 +109,9 @@ def set_step(adam: torch.optim.Optimizer, step: int) -> None:
             group["step"] = step
 
 
-def _steps(parts: Sequence[Any]) -> int:
+def _steps(optimizer: Any) -> int:
     """Return the gang's number of steps. A rank that holds no trained parameter learns it from the others."""
-    step = torch.tensor(max((step_of(part.optimizer) for part in parts), default=-1), device=host.device())
+    step = torch.tensor(max((step_of(adam) for adam in _adams(optimizer)), default=-1), device=host.device())
     dist.all_reduce(step, dist.ReduceOp.MAX)
     return int(step)
 
@@ -120,6 +120,12 @@ def _parts(optimizer: Any) -> list[Any]:
     """Return the optimizers behind a ChainedOptimizer; one of nothing but frozen parameters is an empty stub."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not part.is_stub_optimizer]
+
+
+def _adams(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
+    """Yield torch's optimizers: of one that is offloaded in part, those on the host and the device (Megatron-Core's HybridDeviceOptimizer)."""
+    for part in _parts(optimizer):
+        yield from getattr(part.optimizer, "sub_optimizers", [part.optimizer])
 
 
 def _allocate(part: Any) -> None:

@@ -119,12 +119,16 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
             return dist_checkpointing.load(wanted, str(checkpoint.state), _reading(str(checkpoint.state)))
     except BaseException as error:  # torch's CheckpointException is no Exception
         causes = [error, *(cause for cause, _ in getattr(error, "failures", {}).values())]  # torch's CheckpointException: by rank
-        if isinstance(error, (KeyboardInterrupt, SystemExit, PrismError)) or any(map(is_silence, causes)):
+        if isinstance(error, (KeyboardInterrupt, SystemExit, PrismError)):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
-        if any(isinstance(cause, (OSError, MemoryError, torch.OutOfMemoryError)) or "CUDA" in str(cause) for cause in causes):
-            raise EnvironmentFault(f"{checkpoint.state}: not read: {cause}") from error  # its bytes are those that were written
+        if fault := next(filter(_is_of_machine, causes), None):  # the bytes are those that were written
+            raise EnvironmentFault(f"{checkpoint.state}: not read: {' '.join(f'{type(fault).__name__}: {fault}'.split())[:500]}") from error
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    return is_silence(error) or isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)) or "CUDA" in str(error)
 
 
 def _reading(state: str) -> Any:

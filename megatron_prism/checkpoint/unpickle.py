@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         *("Format", "MMParams", "QParams", "_FormatHelper"),
     },
 }
+TE_ALLOWS = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"  # Transformer Engine 2.20 refuses FP8 state that is a pickle; here it is read safely
 SHARED = (type, types.FunctionType, types.BuiltinFunctionType, Enum)  # BUILD would change these for the whole process
 REQUIRED = "plain data and tensors: nothing that runs when it is read"
 
@@ -79,6 +80,7 @@ def guarded(root: Path) -> Iterator[None]:
     with _one_at_a_time, ExitStack() as stack:
         for module in (sys.modules[name] for name in READERS if name in sys.modules):
             stack.enter_context(replaced(module, "pickle", safe))
+        stack.enter_context(_variable(TE_ALLOWS))
         stack.enter_context(replaced(torch, "load", partial(_load, torch.load, root)))
         stack.enter_context(replaced(DefaultLoadPlanner, "load_bytes", _naming_its_place(root, DefaultLoadPlanner.load_bytes)))
         try:
@@ -88,6 +90,18 @@ def guarded(root: Path) -> Iterator[None]:
             if not refused:
                 raise
             raise refused[0] from None
+
+
+@contextmanager
+def _variable(name: str) -> Iterator[None]:
+    kept = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if kept is not None:
+            os.environ[name] = kept
 
 
 class _Unpickler(pickle._Unpickler):

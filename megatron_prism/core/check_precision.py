@@ -16,6 +16,7 @@ LEAST_TE: dict[str, Version] = {"delayed": (1, 0), "tensorwise": (2, 2), "blockw
 LEAST_CAPABILITY: dict[str, Version] = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)}  # TE's check_recipe_support
 BLOCKWISE_CUDA: Version = (12, 9)  # the same
 VARIABLE = re.compile(r"(NCCL|NVTE|CUDA|TORCH|PYTORCH|CUBLAS|GLOO|OMP|UCX|TRITON)_[A-Z0-9_]+")
+ATTENTION = r"NVTE_(FLASH|FUSED|UNFUSED)_ATTN"  # language_module.py: AttnBackend.auto asserts all three
 # Values that Megatron-Core vouches for (megatron/training/determinism.py of 0.19); NCCL_ALGO may list several.
 DETERMINISTIC = {
     "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
@@ -107,6 +108,7 @@ def _check_offload(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
+    yield from _check_attention(environment)
     for name, value in environment.items():
         if not VARIABLE.fullmatch(name):
             yield Problem(
@@ -121,9 +123,15 @@ def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"environment.{name}", repr(value), "printable characters")
 
 
+def _check_attention(values: Mapping[str, str]) -> Iterator[Problem]:
+    for name, value in values.items():
+        if re.fullmatch(ATTENTION, name) and value != "1":
+            yield Problem(f"environment.{name}", value, "1, or no value", "Megatron-Core lets Transformer Engine choose among all")
+
+
 def check_variables(config: TrainConfig, values: Mapping[str, str]) -> list[Problem]:
-    """Return the variables among `values` that would undo `deterministic`."""
-    return [
+    """Return the variables among `values` that would undo `deterministic`, or that Megatron-Core does not take."""
+    return [*_check_attention(values)] + [
         Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
         for name, accepted in DETERMINISTIC.items()
         if config.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
@@ -206,12 +214,10 @@ def check_machine(config: TrainConfig, machine: Machine) -> list[Problem]:
             for key, is_asked in asked.items()
             if is_asked
         ]
-    problems: list[Problem] = []
-    if config.fp8 is not None:
-        problems += _check_fp8_machine(config.fp8.recipe, machine)
-    if asked["offload.activation_layers"] and machine.transformer_engine is None:
-        problems.append(Problem("offload.activation_layers", "no Transformer Engine", "transformer-engine"))
-    return problems
+    if machine.transformer_engine is None:
+        fix = "pip install -e '.[gpu]'; the attention that Megatron-Core has without it holds all scores of a sequence"
+        return [Problem("a CUDA device", "no Transformer Engine", "transformer-engine", fix)]
+    return [] if config.fp8 is None else list(_check_fp8_machine(config.fp8.recipe, machine))
 
 
 def _check_fp8_machine(recipe: str, machine: Machine) -> Iterator[Problem]:

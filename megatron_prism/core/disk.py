@@ -37,6 +37,18 @@ def held(path: Path, job: str) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Say whether another process holds the lock file `path`."""
+    try:
+        with path.open("r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # no such file, or no locks
+        return False
+    return False
+
+
 def await_path(path: Path, timeout_s: float = 90.0) -> None:
     """Wait for what another node has made: a network's file system may go on for a minute saying that it is not there.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import run_folder
+from megatron_prism.core import disk
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.load import load
@@ -28,14 +29,15 @@ def run(path: Path) -> dict[str, Any]:
     if not (folder / submit.SUBMITTED).is_file():
         if not (path / run_folder.CONFIG).is_file():
             raise InputError(Problem(str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"))
-        return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(), **progress(path)}]}
+        return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}
     stages = read_json(folder / submit.SUBMITTED)["stages"]
     states = slurm.states([stage["job"] for stage in stages])
     return {"run": str(path), "rows": [row for stage in stages for row in _rows(folder, stage, states.get(stage["job"]))]}
 
 
-def _not_submitted() -> dict[str, Any]:
-    return {"job": None, "state": "no job", "last_event": None, "faults": 0}
+def _not_submitted(path: Path) -> dict[str, Any]:
+    state = "training" if disk.is_held(path / run_folder.LOCK) else "not training"
+    return {"job": None, "state": state, "last_event": None, "faults": 0}
 
 
 def _rows(folder: Path, stage: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:

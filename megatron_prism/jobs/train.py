@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -136,7 +137,7 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
     from megatron_prism.parallel import hardware
     from megatron_prism.parallel.groups import gang
 
-    raise_problems([*check_variables(config, figures["environment"]), *check_machine(config, hardware.read())])
+    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
     with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
         return train_on(config, figures, groups)
 

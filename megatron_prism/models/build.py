@@ -79,6 +79,8 @@ def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
     the same two ranks are paired wrongly at pp 2, and the gradients are silently wrong (Megatron-Core 0.16 and 0.19).
     """
     interleaved = parallel.vpp is not None
+    # gloo may still be sending them: wrong losses, seen; so may NCCL with model chunks before 0.19 (Megatron-LM's pull request 4047)
+    deallocates = parallel.pp > 1 and host.has_cuda() and (not interleaved or compat.core_version() >= (0, 19))
     return {
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,
@@ -89,7 +91,7 @@ def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
         "sequence_parallel": parallel.sequence_parallel,
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        "deallocate_pipeline_outputs": parallel.pp > 1 and host.has_cuda(),  # gloo may still be sending them: wrong losses, seen
+        "deallocate_pipeline_outputs": deallocates,
     }
 
 

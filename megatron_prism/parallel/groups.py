@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.core.config import ParallelConfig
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.parallel import compat, host
 
 T = TypeVar("T")
@@ -54,8 +55,10 @@ class Groups:
 def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
 
+    On GPUs an error of this rank alone leaves the process group: it ends with the process (cli.main), whose peers learn of it at once.
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
+    agreed = False
     try:
         join(timeout_s)
         with grid(parallel, seed, timeout_s) as groups:
@@ -64,8 +67,13 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         if is_silence(error):
             raise EnvironmentFault(f"another rank is gone or silent: {' '.join(str(error).split())[:300]}") from error
         raise
+    except PrismError as error:
+        agreed = error.is_agreed
+        raise
+    else:
+        agreed = True
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and (agreed or not host.has_cuda()):  # NCCL's would wait for peers that may be in a collective
             dist.destroy_process_group()
 
 
@@ -83,6 +91,8 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
         os.environ.update(alone)
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group of ranks has gloo's sockets too: some 1,400 files on 128 ranks
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 

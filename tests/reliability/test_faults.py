@@ -95,7 +95,17 @@ def damaged(run_cases: Any, whole: Path, tmp_path_factory: pytest.TempPathFactor
         damage(newest, before)
         if name == "all":
             damage(before, newest)
-    return run_cases([{"name": name, "run_dir": root / name, "config": {"save": {"keep_last": 9}}} for name in [*DAMAGES, "all"]])
+    cases: list[dict[str, Any]] = [{"name": name, "run_dir": root / name, "config": {"save": {"keep_last": 9}}} for name in [*DAMAGES, "all"]]
+    shutil.copytree(whole, root / "unreadable")
+    shutil.rmtree(run_folder.step_folder(root / "unreadable", 6))
+    cases.append({"name": "unreadable", "run_dir": root / "unreadable", "fault": {"kind": "unreadable", "within": "step_00000004/state"}})
+    return run_cases(cases)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one(damaged: dict[str, Any]) -> None:
+    found, run_dir = damaged["unreadable"], Path(damaged["unreadable"]["run_dir"])
+    assert found["code"] == 4 and "Input/output error" in found["stderr"], found["stderr"][-3000:]
+    assert sorted(run_folder.checkpoints(run_dir)) == [2, 4] and not list((run_dir / "checkpoints").glob("damaged*"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -233,6 +243,8 @@ def nonfinite(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     cases.append({"name": "too many", "run_dir": root / "many", "config": once, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 5}})
     early = {"steps": 8, "guard": {"on_nonfinite": "rewind"}}
     cases.append({"name": "too early", "run_dir": root / "early", "config": early, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 1}})
+    last = {"steps": 8, "guard": {"on_nonfinite": "skip"}, "save": {"keep_last": 9}, "parallel": {"overlap_grad_reduce": True, "overlap_param_gather": True}}
+    cases.append({"name": "the last", "run_dir": root / "last", "config": last, "fault": {"kind": "nonfinite", "site": "weights nan", "step": 8}})
     cases.append({"name": "without", "run_dir": root / "without", "config": {"steps": 8, "save": {"keep_last": 9}}})
     return run_cases(cases)
 
@@ -253,7 +265,7 @@ def test_a_step_that_cannot_be_right_is_never_taken(nonfinite: dict[str, Any], s
         assert saved == {2: [], 4: []}
         return
     assert found["code"] == 0, found["stderr"][-3000:]
-    assert saved == ({2: [], 4: [], 8: []} if site == "weights nan" else {2: [], 4: [], 6: [], 8: []})
+    assert saved == {2: [], 4: [], 6: [], 8: []}, "step 6, whose weights were not numbers, is that of the weights gone back to"
     assert all(loss is not None and loss < 20 for step, loss in ours.items() if step > at)
     assert ours[8] != theirs[8], "a step was passed over, and nothing changed"
     went_back = policy == "rewind" or site == "weights nan"
@@ -263,6 +275,13 @@ def test_a_step_that_cannot_be_right_is_never_taken(nonfinite: dict[str, Any], s
 def test_a_run_passes_over_so_many_steps_and_no_more(nonfinite: dict[str, Any]) -> None:
     assert nonfinite["too many"]["code"] == 1 and "guard.max_events" in nonfinite["too many"]["stderr"]
     assert nonfinite["too early"]["code"] == 1 and "no checkpoint to go back to" in nonfinite["too early"]["stderr"]
+
+
+def test_the_last_step_is_saved_whatever_befell_it(nonfinite: dict[str, Any]) -> None:
+    """Also where weights arrive with the next forward pass (overlap_param_gather): what is saved is what was gone back to."""
+    found, run_dir = nonfinite["the last"], Path(nonfinite["the last"]["run_dir"])
+    assert found["code"] == 0 and "back to the weights of step 6" in found["stderr"], found["stderr"][-3000:]
+    assert list(run_folder.checkpoints(run_dir)) == [2, 4, 6, 8] and integrity.check(run_folder.step_folder(run_dir, 8)) == []
 
 
 def test_a_step_passed_over_is_noted(nonfinite: dict[str, Any]) -> None:

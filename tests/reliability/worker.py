@@ -6,6 +6,7 @@ python worker.py --gang N CONFIG FAULT: start a gang of N whose ranks train CONF
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint import saving, writers
+from megatron_prism.checkpoint import integrity, saving, writers
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import PrismError
@@ -42,10 +43,18 @@ def build_in(fault: dict[str, Any]) -> None:
         compute_while_writing()
     elif kind == "full":
         saving.Saving._check_space = lambda self, num_bytes: None  # type: ignore[method-assign]
+    elif kind == "device":
+        inject("device", fault["step"])
+    elif kind == "draws":
+        draw_after_each_step()
+    elif kind == "unreadable":
+        fail_to_read(fault["within"])
     elif kind == "nonfinite":
         inject(fault["site"], fault["step"])
     elif kind == "hang":
         hang_at(fault["step"])
+    elif kind == "offloaded":
+        play_a_device()
 
 
 def crash_at(event: str, end: str, within: str, nth: int) -> None:
@@ -101,6 +110,37 @@ def compute_while_writing() -> None:
     torch.ones(1 << 20).exp()  # starts them
 
 
+def draw_after_each_step() -> None:
+    """Draw from the host's generator and from Megatron-Core's after every step; write to the file `draws` of the run what came."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    from megatron_prism.train import metrics
+
+    record = metrics.Recorder.record
+
+    def drawn(self: Any, step: int, values: Any) -> None:
+        record(self, step, values)
+        with get_cuda_rng_tracker().fork(), open(Path(self._file.name).with_name("draws"), "a") as file:
+            file.write(f"{torch.rand(1).item()}\n")
+        with open(Path(self._file.name).with_name("draws"), "a") as file:
+            file.write(f"{torch.rand(1).item()}\n")
+
+    metrics.Recorder.record = drawn  # type: ignore[method-assign]
+
+
+def fail_to_read(within: str) -> None:
+    """Let the file system fail once, when a file is hashed."""
+    plain, seen = integrity.sha256_file, []
+
+    def failing(path: Path) -> str:
+        if within in str(path) and not seen:
+            seen.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain(path)
+
+    integrity.sha256_file = failing
+
+
 def inject(site: str, step: int) -> None:
     """Let a number go wrong at a step: the `step`-th call of the optimizer's update of this process."""
     calls, update = [0], optim.update
@@ -109,6 +149,8 @@ def inject(site: str, step: int) -> None:
         calls[0] += 1
         if calls[0] != step:
             return update(optimizer, accept)
+        if site == "device":
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if site == "loss nan":
             return update(optimizer, lambda norm, ask=accept: ask_with(ask, torch.nan, norm))
@@ -155,6 +197,35 @@ def hang_at(step: int) -> None:
             yield batch
 
     loader.batches = sleepy  # type: ignore[assignment]
+
+
+def play_a_device() -> None:
+    """Let Megatron-Core's optimizer that is offloaded in part run where there is no device: what it would leave there stays in bf16, here."""
+    from megatron.core.optimizer import optimizer_config
+    from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDeviceOptimizer
+
+    def split(self: Any, fraction: float) -> tuple[Any, ...]:
+        """Do what HybridDeviceOptimizer._get_sub_optimizer_param_groups does with CUDA tensors."""
+        on_host, on_device, copies, originals, masters = [], [], {}, {}, {}
+        left = fraction * sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
+        for group in self.param_groups:
+            halves: dict[bool, list[Any]] = {True: [], False: []}
+            for parameter in group["params"]:
+                master, is_offloaded = parameter.detach().clone().float(), left > 0
+                masters[parameter] = master
+                if is_offloaded:
+                    left -= parameter.numel()
+                    copies[parameter], originals[master] = master, parameter
+                halves[is_offloaded].append(master)
+            on_host += [{**group, "params": halves[True]}] if halves[True] else []
+            on_device += [{**group, "params": halves[False]}] if halves[False] else []
+        return on_host, on_device, copies, originals, masters
+
+    begin = HybridDeviceOptimizer.__init__
+    HybridDeviceOptimizer._get_sub_optimizer_param_groups = split
+    HybridDeviceOptimizer.__init__ = lambda self, *args, **more: begin(self, *args, **{**more, "pin_cpu_grads": False, "pin_cpu_params": False})
+    optimizer_config.is_te_min_version = lambda *args, **more: True  # type: ignore[assignment]
+    train.check_machine = lambda *args: []  # type: ignore[assignment]
 
 
 def train_in_child(case: dict[str, Any], stderr: Path) -> None:

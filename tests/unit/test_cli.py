@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def refused(done: subprocess.CompletedProcess[str], *named: str, code: int = 2) 
 def test_help_shows_an_example_of_every_command(command: tuple[str, ...]) -> None:
     done = prism(*command, "--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert not command or f"Example: prism {' '.join(command)}" in " ".join(done.stdout.split())
+    assert not command or re.search(rf"Example[a-z/., ]*: prism {' '.join(command)}", " ".join(done.stdout.split()))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["train", "absent.yaml"]], ids=" ".join)
@@ -163,7 +164,7 @@ def test_what_a_step_reads_and_the_step_that_reads_it_name_each_other(config: Pa
     assert done.returncode == 0 and "source: a\n" in done.stdout and "text The sum of" in done.stdout
     back = prism("locate", config, "--source", "a", "--document", 49)
     assert back.returncode == 0 and "is_read: " in back.stdout
-    refused(prism("locate", config), "--step, --source: found both or neither")
+    refused(prism("locate", config), "--step, --source: found neither")
     refused(prism("locate", config, "--step", 6, "--rank", 1, "--sample", 4), "--step: found 6", "--rank: found 1", "--sample: found 4")
     refused(prism("locate", config, "--source", "b"), "--source: found b; required a source of the run: a")
 

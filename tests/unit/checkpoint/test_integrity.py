@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from megatron_prism.checkpoint import integrity
+from megatron_prism.core import disk
+from megatron_prism.core.errors import EnvironmentFault
 
 CONTENTS = {"prism.json": b'{"step": 5}', "state/__0_0.distcp": bytes(range(256)) * 8, "state/.metadata": b"\x80\x04N.", "hf/tokenizer.json": b"{}", "empty": b""}
 
@@ -33,8 +38,27 @@ def test_a_sealed_folder_holds_and_sha256sum_says_so_too(root: Path) -> None:
 
 
 def test_known_sums_are_taken_as_they_are(root: Path) -> None:
-    integrity.seal(root, {"prism.json": "0" * 64, "not there": "1" * 64})
+    integrity.seal(root, {"prism.json": "0" * 64})
     assert [Path(problem.where).name for problem in integrity.check(root)] == ["prism.json"]
+
+
+def test_a_written_file_that_is_not_there_is_waited_for_and_then_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's file system may list late; to seal the folder without the file would be to lose it."""
+    late = threading.Timer(0.5, lambda: (root / "late").write_text("x"))
+    late.start()
+    integrity.seal(root, {"late": "1" * 64})
+    assert "late" in integrity._read(root / integrity.SUMS)
+    monkeypatch.setattr(disk, "await_path", partial(disk.await_path, timeout_s=0.1))
+    with pytest.raises(FileNotFoundError, match="never"):
+        integrity.seal(root, {"never": "1" * 64})
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    integrity.seal(root)
+    for name in (errno.EIO, errno.ESTALE, errno.EMFILE):
+        monkeypatch.setattr(integrity, "sha256_file", lambda path, name=name: (_ for _ in ()).throw(OSError(name, os.strerror(name), str(path))))
+        with pytest.raises(EnvironmentFault, match="cannot be told"):
+            integrity.check(root)
 
 
 def test_every_single_flipped_bit_is_seen(root: Path) -> None:

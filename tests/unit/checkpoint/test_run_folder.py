@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.checkpoint import folder, run_folder
+from megatron_prism.core import log
 from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, ParallelConfig, TrainConfig
 from megatron_prism.core.config_precision import FP8Config
 from megatron_prism.core.errors import InputError
-from megatron_prism.core.load import to_yaml
+from megatron_prism.core.load import load, to_yaml
 from megatron_prism.jobs import train
 
 EARLY, LATE, OTHER = MixtureChange(step=3, weights={"a": 100.0}), MixtureChange(step=6, weights={"b": 100.0}), MixtureChange(step=3, weights={"b": 100.0})
@@ -84,3 +85,34 @@ def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_chec
     with pytest.raises(InputError) as caught:
         train.plan(config, 1)
     assert [problem.where for problem in caught.value.problems] == ["model.num_layers", "model.rotary_base"]
+
+
+@pytest.mark.parametrize(("made", "is_held"), [
+    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/"], True),
+    (["notes.txt"], False), (["config.yaml"], False), ([".lock", "prism.json"], False), (["manifest.json:prepared"], False), ([".lock", "manifest.json:prepared"], False),
+])  # fmt: skip
+def test_a_run_folder_is_new_or_empty_or_a_runs(config: TrainConfig, tmp_path: Path, made: list[str], is_held: bool) -> None:
+    """What else stands there would be overwritten, and a checkpoint or a mixture be no longer whole."""
+    run_dir = tmp_path / "run"
+    for name in made:
+        path = run_dir / name.split(":")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir()
+        else:
+            path.write_text(json.dumps({"kind": name.split(":")[1]}) if ":" in name else "")
+    problems = run_folder.check_place(replace(config, run_dir=run_dir))
+    assert [problem.where for problem in problems] == ([] if is_held else ["run_dir"])
+
+
+@pytest.mark.parametrize("below", ["", "sub/run"])
+def test_a_file_is_no_run_folder(config: TrainConfig, tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert [problem.where for problem in run_folder.check_place(replace(config, run_dir=tmp_path / "file" / below))] == ["run_dir"]
+
+
+def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "sha256_files", lambda paths: {})
+    monkeypatch.setattr(log.get(), "propagate", True)
+    run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), None, {})  # type: ignore[arg-type]
+    assert load(tmp_path / run_folder.CONFIG, TrainConfig).init.checkpoint == Path("ckpt") and "other is not read" in caplog.text

@@ -125,7 +125,7 @@ def test_sizes_that_fp8_or_offloading_cannot_are_named(values: dict, model: Mode
         ({"offload.optimizer_fraction": 0.5}, HOST, "without a CUDA device"),
         ({"offload.activation_layers": 1}, HOST, "without a CUDA device"),
         ({"offload.activation_layers": 1}, dataclasses.replace(H100, transformer_engine=None), "no Transformer Engine"),
-        ({"fp8": {}}, dataclasses.replace(H100, transformer_engine=None), "Transformer Engine none"),
+        ({"precision": "bf16"}, dataclasses.replace(H100, transformer_engine=None), "no Transformer Engine"),
         ({"fp8": {}}, dataclasses.replace(H100, transformer_engine=(2, 1)), "Transformer Engine 2.1"),
         ({"fp8.recipe": "blockwise"}, dataclasses.replace(H100, transformer_engine=(2, 2)), "Transformer Engine 2.2"),
         ({"fp8.recipe": "delayed"}, dataclasses.replace(H100, capability=(8, 0)), "compute capability 8.0"),

@@ -176,7 +176,7 @@ def test_a_killed_run_is_gone_on_from(config: PrepareConfig, whole: dict[str, by
     (tmp_path / "slow.py").write_text(SLOW)
     with subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "config.yaml")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout.readline() == "here\n"
-        with pytest.raises(InputError, match=rf"out.partial: found a folder that process {process.pid} on .* writes"):
+        with pytest.raises(EnvironmentFault, match=rf"out.partial: process {process.pid} on .* writes there"):
             prepare.run(config)
         process.send_signal(signal.SIGKILL)
     assert sorted(path.name for path in partial.glob("*/*.json")) == ["00000.json", "00001.json"]

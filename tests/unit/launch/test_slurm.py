@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
@@ -188,6 +189,13 @@ def test_what_becomes_of_an_exit_code(run: Callable[..., subprocess.Popen[str]],
     assert not requeued or (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
     start, last = (line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train.events").read_text().splitlines())
     assert (start, last) == ("start 0 on node[1-2]", event)
+
+
+def test_an_element_of_an_array_requeues_itself_alone(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Slurm takes the job id of one element, which is the array's own too, for all of it."""
+    array = dataclasses.replace(job(), array={0: ("seed=1",), 1: ("seed=2",)})
+    found = run(array, CPU, STUB_CODE="3", SLURM_ARRAY_JOB_ID="40017", SLURM_ARRAY_TASK_ID="1")
+    assert ended(found)[0] == 4 and (tmp_path / "scontrol.argv").read_text() == "requeue 40017_1\n"
 
 
 def test_faults_are_counted_and_saves_are_not(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Runs cut off after step 4 of 6 and resumed, with what the distributed tests cannot have: an offloaded optimizer, generators that are drawn from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.checkpoint import run_folder
+
+from .conftest import losses
+
+
+@pytest.fixture
+def cut_off(run_cases: Any, tmp_path: Path) -> Any:
+    """Return a function that trains a run, then a copy of it from step 4 on, both with a fault built in; it returns the two folders."""
+
+    def both(fault: dict[str, Any], **config: Any) -> tuple[Path, Path]:
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        for run_dir in (whole, resumed):
+            if run_dir is resumed:
+                shutil.copytree(whole, resumed)
+                shutil.rmtree(run_folder.step_folder(resumed, 6))
+            case = {"name": "run", "run_dir": run_dir, "config": {"save": {"keep_last": 9}, **config}, "fault": fault}
+            found = run_cases([case])["run"]
+            assert found["code"] == 0, found["stderr"][-4000:]
+        assert "continuing after step 4" in found["stderr"]
+        return whole, resumed
+
+    return both
+
+
+def test_a_run_with_an_offloaded_optimizer_goes_on_as_if_unbroken(cut_off: Any) -> None:
+    """Megatron-Core's own, half of it on the host, on a host that plays the device too (worker.play_a_device): the same losses, weights, optimizer."""
+    whole, resumed = cut_off({"kind": "offloaded"}, precision="bf16", offload={"optimizer_fraction": 0.5})
+    assert losses(resumed) == losses(whole) and len(set(losses(whole).values())) == 6
+    tensors = [run_folder.step_folder(run_dir, 6) / "state" / "__0_0.distcp" for run_dir in (whole, resumed)]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()
+
+
+def test_random_generators_go_on_where_they_were(cut_off: Any) -> None:
+    """The host's and Megatron-Core's, drawn from after every step: all draws differ, and those of steps 5 and 6 come again."""
+    whole, resumed = cut_off({"kind": "draws"})
+    first, again = [(run_dir / "draws").read_text().split() for run_dir in (whole, resumed)]
+    assert len(set(first)) == 12 and again == [*first, *first[8:]]

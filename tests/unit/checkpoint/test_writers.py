@@ -1,0 +1,87 @@
+"""What a checkpoint's writers may rely on: memory that stays as it was, and a rank that is still there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+import weakref
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from megatron_prism.checkpoint import writers
+from megatron_prism.core import disk
+
+
+def request(preload: Any) -> Any:
+    """Return what Megatron-Core asks to be written, as far as Writers reads it: one file, whose tensors `preload` brings to the host."""
+    return types.SimpleNamespace(preload_fn=preload, async_fn=types.SimpleNamespace(args=([],)), async_fn_args=None, finalize_fns=[])
+
+
+def test_staged_memory_is_held_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory is shared with a forked process: let go of, it would be the next batch's while it is being written."""
+    staged: list[Any] = []
+
+    def preload() -> Any:
+        tensor = torch.arange(1000.0).share_memory_()
+        staged.append(weakref.ref(tensor))
+        return [(str(tmp_path / "file"), "file", ([], [(None, tensor)]))]
+
+    monkeypatch.setattr(writers, "_write", lambda transforms, number, bucket, pipe: (time.sleep(0.5), pipe.send((None, [], "0" * 64))))
+    writing = writers.Writers(request(preload), 60.0)
+    assert writing.poll() and staged[0]() is not None
+    while writing.poll(0.1):
+        pass
+    assert writing.failure is None and staged[0]() is None
+
+
+def test_memory_that_a_forked_process_shares_is_copied() -> None:
+    own, shared = torch.arange(8.0), torch.arange(8.0).share_memory_()
+    views = [writers.uncopied(tensor) for tensor in (own, shared)]
+    own.zero_(), shared.zero_()
+    assert views[0].sum() == 0, "a host's own memory is not copied: the fork does it"
+    assert views[1].sum() == 28
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from megatron_prism.checkpoint import writers
+from megatron_prism.core import disk
+with disk.held(Path(sys.argv[1]), "prism train"):
+    if os.fork() == 0:
+        if sys.argv[2] == "writer":
+            writers._end_with(os.getppid())
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["writer", "any other child"])
+def test_a_process_that_outlives_its_rank_holds_no_lock_and_a_writer_does_not_outlive_it(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path / ".lock"
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(lock), kind], stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        child = psutil.Process(int(rank.stdout.readline()))
+        with pytest.raises(disk.EnvironmentFault, match=f"process {rank.pid} on .* writes there"), disk.held(lock, "prism train"):
+            pass
+        rank.send_signal(signal.SIGKILL)
+        rank.wait()
+        try:
+            with disk.held(lock, "prism train"):
+                assert lock.read_text().startswith(f"process {os.getpid()} ")
+            if kind == "writer":
+                child.wait(10)
+            else:
+                assert child.is_running()
+        finally:
+            if child.is_running():
+                child.kill()
