@@ -21,7 +21,8 @@ from megatron_prism.data import tokenize
 from megatron_prism.families import find
 
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
-LOCK, SUBMISSION = ".lock", "slurm"  # the second is that of `prism submit`
+LOCK = ".lock"
+WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
     "run_dir", "world_size", "init.checkpoint", "init.tokenizer", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
@@ -72,18 +73,16 @@ def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
 
 
 def check_place(config: TrainConfig) -> list[Problem]:
-    """A run folder is new, empty, or a run's: what else stands there would be overwritten."""
-    path, required = config.run_dir, "a new folder, an empty one, or a run's"
+    """A run folder is new, or a run's; else nothing in it may have a name that a run writes: a checkpoint, a mixture, a config of the user's."""
+    path, required = config.run_dir, "a new folder, or a run's"
     if not path.exists():
         above = next(parent for parent in path.absolute().parents if parent.exists())
         return [] if above.is_dir() else [Problem("run_dir", f"{path}, below a file", required)]
     if not path.is_dir():
         return [Problem("run_dir", f"{path}, a file", required)]
-    others = sorted(child.name for child in path.iterdir() if child.name != SUBMISSION)
     is_run = (path / LOCK).is_file() and not (path / folder.META).is_file() and _kind(path) in ("run", None)
-    if others and not is_run:
-        return [Problem("run_dir", f"{path}, which holds {', '.join(others[:3])}", required)]
-    return []
+    others = [] if is_run else [name for name in WRITTEN if (path / name).exists()]
+    return [Problem("run_dir", f"{path}, which holds {', '.join(others)} of another kind", required)] if others else []
 
 
 def _kind(path: Path) -> Any:

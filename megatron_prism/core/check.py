@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_prism.core import check_precision
-from megatron_prism.core.config import ModelConfig, ParallelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, ParallelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
 VOCAB_MULTIPLE = 128  # rows of a vocabulary shard, as in Megatron-LM
@@ -142,6 +142,8 @@ def _check_grid(config: TrainConfig, world_size: int) -> Iterator[Problem]:
     recompute = config.recompute
     if recompute.num_layers is not None and (recompute.granularity != "full" or recompute.num_layers < 1):
         yield Problem("recompute.num_layers", f"{recompute.num_layers} with granularity {recompute.granularity}", "at least 1 with granularity full, or null")
+    if not recompute.modules or (recompute.modules != RecomputeConfig().modules and recompute.granularity != "selective"):
+        yield Problem("recompute.modules", f"{list(recompute.modules)} with granularity {recompute.granularity}", "at least one, with granularity selective")
 
 
 def _check_context(config: TrainConfig) -> Iterator[Problem]:
@@ -182,7 +184,7 @@ def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
     if model.layer_pattern is not None and grid.vpp is not None:
         problems.append(Problem("parallel.vpp", str(grid.vpp), "null", "Megatron-Core 0.16 cannot interleave a hybrid's pipeline"))
     if model.layer_pattern is not None and config.recompute.granularity == "full":
-        fix = "Megatron-Core 0.16 does not recompute a hybrid's layers, and says nothing; use selective, or more parallel.pp"
+        fix = "Megatron-Core 0.16 does not recompute a hybrid's layers, and says nothing; use selective with recompute.modules=[mlp], or more parallel.pp"
         problems.append(Problem("recompute.granularity", "full", "none or selective for a hybrid", fix))
     if config.data.seq_length > model.max_position_embeddings:
         problems.append(Problem("data.seq_length", str(config.data.seq_length), f"at most the model's max_position_embeddings {model.max_position_embeddings}"))

@@ -184,10 +184,14 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig(Section):
-    """Activation recompute: `full` recomputes whole layers (the first num_layers of a stage; None: all of them)."""
+    """Activation recompute: `full` recomputes whole layers (the first num_layers of a stage; None: all of them), `selective` their modules.
+
+    modules: Megatron-Core's names. core_attn, its default, saves much with unfused attention and next to nothing with Transformer Engine's.
+    """
 
     granularity: Literal["none", "selective", "full"] = "none"
     num_layers: int | None = None
+    modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Return a layout's keys, for a reader."""
     grid, recompute = config.parallel, config.recompute
     found = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
-    recomputed = {"none": "none", "selective": "selective", "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
+    recomputed = {"none": "none", "selective": ", ".join(recompute.modules), "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 

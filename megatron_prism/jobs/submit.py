@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.checkpoint import run_folder
 from megatron_prism.core.check import check_train
 from megatron_prism.core.check_cluster import check_cluster, check_pipeline, check_world_size, order
 from megatron_prism.core.config import PrepareConfig, TrainConfig
@@ -23,7 +22,7 @@ from megatron_prism.launch import slurm
 from megatron_prism.parallel import environment
 
 GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
-FOLDER, SUBMITTED, CLUSTER = run_folder.SUBMISSION, "submitted.json", "cluster."
+FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
 
 
 @dataclass(frozen=True)

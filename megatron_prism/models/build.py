@@ -101,6 +101,7 @@ def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
         "recompute_granularity": None if recompute.granularity == "none" else recompute.granularity,
         "recompute_method": ("uniform" if recompute.num_layers is None else "block") if whole else None,
         "recompute_num_layers": (recompute.num_layers or 1) if whole else None,
+        "recompute_modules": list(recompute.modules),
     }
 
 

@@ -40,9 +40,9 @@ def _chunks(model: ModelConfig, pp: int) -> list[int | None]:
 
 
 def _recomputes(model: ModelConfig, chunks: int) -> list[RecomputeConfig]:
-    """None; whole layers: a quarter of a chunk's, a half, all. A hybrid's are never recomputed."""
+    """None; whole layers: a quarter of a chunk's, a half, all. Of a hybrid, which Megatron-Core cannot recompute so, the mlp layers."""
     if model.layer_pattern is not None:
-        return [RecomputeConfig()]
+        return [RecomputeConfig(), RecomputeConfig(granularity="selective", modules=("mlp",))]
     layers = model.num_layers // chunks
     parts = sorted({count for count in (layers // 4, layers // 2) if count})
     return [RecomputeConfig(), *(RecomputeConfig(granularity="full", num_layers=count) for count in [*parts, None])]
@@ -59,6 +59,6 @@ def distance(one: TrainConfig, other: TrainConfig) -> float:
 def changes(one: TrainConfig, other: TrainConfig) -> list[str]:
     """Return the overrides that turn one layout into the other."""
     keys = ["world_size", *(f"parallel.{name}" for name in ("tp", "pp", "cp", "vpp", "sequence_parallel"))]
-    keys += ["batch.micro_size", "recompute.granularity", "recompute.num_layers"]
+    keys += ["batch.micro_size", "recompute.granularity", "recompute.num_layers", "recompute.modules"]
     old, new = flat(one), flat(other)
-    return [f"{key}={new[key] if isinstance(new[key], str) else json.dumps(new[key])}" for key in keys if old[key] != new[key]]
+    return [f"{key}={new[key] if isinstance(new[key], str) else json.dumps(new[key], separators=(',', ':'))}" for key in keys if old[key] != new[key]]

@@ -7,10 +7,10 @@ Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, here for grouped 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from megatron_prism.core.check import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.stage import Stage
 
 GIB = 2**30
@@ -96,18 +96,22 @@ def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> floa
 def kept_by_layer(letter: str, model: ModelConfig, config: TrainConfig) -> float:
     """Return the bytes a token that a layer keeps on a rank: input and norm, then what tensor parallelism splits.
 
-    Of a linear layer its input is kept, in 1 byte under FP8; selective recompute gives up flash attention's sums alone.
+    Of a linear layer its input is kept, in 1 byte under FP8. Selective recompute of core_attn gives up flash attention's sums alone, of mlp
+    all but its input.
     """
     tp, element, linear = config.parallel.tp, _element(config), 1.0 if config.fp8 is not None else _element(config)
     ends = (element + linear) * model.hidden_size / _sequence_split(config)
     if letter == "M":
         return ends + _kept_by_mixer(model, element, linear) / tp
+    modules = config.recompute.modules if config.recompute.granularity == "selective" else ()
+    if letter == "-" and "mlp" in modules:
+        return ends
     if letter == "-":
         outputs = 2 if model.activation == "swiglu" else 1  # of the first matrix
         return ends + (element * outputs + linear) * model.ffn_hidden_size / tp
     queries, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
     output = element + (linear if linear < element else 0)  # attention keeps its output; in FP8 the layer behind it keeps its own
-    sums = 0 if config.recompute.granularity == "selective" else 4 * model.num_attention_heads
+    sums = 0 if "core_attn" in modules else 4 * model.num_attention_heads
     return ends + (element * (queries + 2 * keys) + output * queries + sums) / tp
 
 
@@ -127,15 +131,17 @@ def _logits(model: ModelConfig, config: TrainConfig) -> float:
 
 
 def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
-    """Return the bytes beside what is kept: the largest layer's gradients, or under full recompute the layer itself with them."""
-    kept = [kept_by_layer(letter, model, config) for letter in sorted(set(stage.letters))]
-    layer = sum(kept) if config.recompute.granularity == "full" else 0.0
+    """Return the bytes beside what is kept: the largest layer's gradients, and what is made again of a layer at a time."""
+    plain = replace(config, recompute=RecomputeConfig())
+    kinds = sorted(set(stage.letters))
+    kept = [kept_by_layer(letter, model, plain) for letter in kinds]
+    again = sum(kept) - (0.0 if config.recompute.granularity == "full" else sum(kept_by_layer(letter, model, config) for letter in kinds))
     gathered = 2 * _element(config) * model.hidden_size * (config.parallel.tp > 1)  # the whole sequence, forward and its gradient
     states = 0.0
     if "M" in stage.letters and model.mamba is not None:  # of each chunk of tokens, made again in fp32, and their gradients
         inner = model.mamba.num_heads * model.mamba.head_dim / config.parallel.tp
         states = 8.0 * inner * model.mamba.state_dim / model.mamba.chunk_size + 2 * _element(config) * inner
-    return (layer + max(kept) + gathered + states) * tokens_of_rank(config)
+    return (again + max(kept) + gathered + states) * tokens_of_rank(config)
 
 
 def _sequence_split(config: TrainConfig) -> int:

@@ -8,10 +8,10 @@ docs/PLANNER.md shows them against published rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_prism.core.check import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.flops import PEAK_TFLOPS
 from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
 from megatron_prism.planning.stage import Stage
@@ -86,7 +86,7 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
     attended = stage.letters.count("*") * 2 * config.data.seq_length * model.num_attention_heads * model.kv_channels / tp
     attend = attended / (peak * attention)  # forward
     scan = _scan_flops(stage, model) / tp / (peak * SCAN)
-    kept = sum(kept_by_layer(letter, model, config) for letter in stage.letters)
+    kept = sum(kept_by_layer(letter, model, replace(config, recompute=RecomputeConfig())) for letter in stage.letters)
     if stage.is_last:
         kept += 6.0 * padded_vocab_size(model.vocab_size, tp) / tp
     elementwise = PASSES * kept / HBM_BYTES_S
@@ -95,7 +95,7 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
         "attention_s": 3 * attend,
         "scan_s": 3 * scan,
         "elementwise_s": elementwise,
-        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3),
+        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3) + _recomputed_mlp(stage, model, config) * forward,
         "tensor_s": _tensor(stage, model, config),
         "context_s": max(0.0, _context(stage, model, config) - 3 * attend),
     }
@@ -114,6 +114,14 @@ def _recomputed(stage: Stage, config: TrainConfig) -> float:
         return 0.0
     layers, count = len(stage.letters) / 2, config.recompute.num_layers
     return 1.0 if count is None else min(count * (config.parallel.vpp or 1) / layers, 1.0)
+
+
+def _recomputed_mlp(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+    """Return the share of a stage's matrices that selective recompute of mlp multiplies with again."""
+    if config.recompute.granularity != "selective" or "mlp" not in config.recompute.modules:
+        return 0.0
+    matrices = 3 if model.activation == "swiglu" else 2
+    return stage.letters.count("-") * matrices * model.hidden_size * model.ffn_hidden_size / config.parallel.tp / max(stage.matrices, 1)
 
 
 def _tensor(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:

@@ -38,6 +38,9 @@ CONTROLS = {
 }
 
 
+MLP = {"recompute": {"granularity": "selective", "modules": ["mlp"]}}
+
+
 def case(name: str, parallel: dict[str, Any], control: str | None = None, **config: Any) -> dict[str, Any]:
     return {"name": name, "config": {"parallel": parallel, "steps": STEPS, **config}, "control": control}
 
@@ -45,7 +48,7 @@ def case(name: str, parallel: dict[str, Any], control: str | None = None, **conf
 @pytest.fixture(scope="module")
 def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[str, Any]:
     recompute = {"recompute": {"granularity": "full"}}
-    one = [case("single", {}), case("recompute", {}, **recompute), case("workers", {}, data={"num_workers": 1})]
+    one = [case("single", {}), case("recompute", {}, **recompute), case("recompute_mlp", {}, **MLP), case("workers", {}, data={"num_workers": 1})]
     two = [case(name, parallel) for name, parallel in TWO.items()]
     two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
     scratch = {"init": {"checkpoint": None, "tokenizer": str(tiny_tokenizer)}, "model": MODEL, "steps": 2}
@@ -61,12 +64,13 @@ def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[s
 def hybrids(gang: Any, nemotron_checkpoint: Path, granite_h_checkpoint: Path) -> dict[str, Any]:
     starts = {"nemotron": nemotron_checkpoint, "granite_h": granite_h_checkpoint}
 
-    def hybrid(name: str, model: str, parallel: dict[str, Any], control: str | None = None) -> dict[str, Any]:
-        return case(name, parallel, control, init={"checkpoint": str(starts[model])}, steps=HYBRID_STEPS, optimizer={"lr": 1e-3})
+    def hybrid(name: str, model: str, parallel: dict[str, Any], control: str | None = None, **more: Any) -> dict[str, Any]:
+        return case(name, parallel, control, init={"checkpoint": str(starts[model])}, steps=HYBRID_STEPS, optimizer={"lr": 1e-3}, **more)
 
     two = [hybrid(f"{model}_{name}", model, parallel) for model, layouts in HYBRID.items() for name, parallel in layouts.items()]
     two.append(hybrid("control", "nemotron", TWO["tp2_sp"], "unmarked_norm"))
-    return gang(1, [hybrid(model, model, {}) for model in HYBRID]) | gang(2, two)
+    one = [*(hybrid(model, model, {}) for model in HYBRID), hybrid("recompute_mlp", "nemotron", {}, **MLP)]
+    return gang(1, one) | gang(2, two)
 
 
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str, steps: int = STEPS) -> float:
@@ -100,6 +104,11 @@ def test_hybrid_layout_equals_a_single_process(hybrids: dict[str, Any], model: s
     assert worst(found, single, "grad_norm") <= HYBRID_TOLERANCE * max(single["grad_norm"])
 
 
+def test_a_hybrids_recomputed_mlps_are_bit_equal(hybrids: dict[str, Any]) -> None:
+    found, single = hybrids["recompute_mlp"], hybrids["nemotron"]
+    assert (found["loss"], found["grad_norm"]) == (single["loss"], single["grad_norm"])
+
+
 def test_a_hybrids_unmarked_norm_is_seen(hybrids: dict[str, Any]) -> None:
     assert worst(hybrids["control"], hybrids["nemotron"], "grad_norm") > 100 * HYBRID_TOLERANCE
 
@@ -109,7 +118,7 @@ def test_the_single_process_learns(results: dict[str, Any]) -> None:
     assert loss[-1] < loss[0] - 1.0
 
 
-@pytest.mark.parametrize("variant", ["recompute", "workers"])
+@pytest.mark.parametrize("variant", ["recompute", "recompute_mlp", "workers"])
 def test_variant_is_bit_equal(results: dict[str, Any], variant: str) -> None:
     """Recomputed activations and a loader of its own processes change nothing."""
     assert results[variant]["loss"] == results["single"]["loss"]

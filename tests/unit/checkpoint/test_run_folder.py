@@ -88,10 +88,10 @@ def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_chec
 
 
 @pytest.mark.parametrize(("made", "is_held"), [
-    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/"], True),
-    (["notes.txt"], False), (["config.yaml"], False), ([".lock", "prism.json"], False), (["manifest.json:prepared"], False), ([".lock", "manifest.json:prepared"], False),
+    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/", "log.txt"], True),
+    (["config.yaml"], False), (["origin/", "notes.txt"], False), ([".lock", "prism.json"], False), (["manifest.json:prepared"], False), ([".lock", "manifest.json:prepared"], False),
 ])  # fmt: skip
-def test_a_run_folder_is_new_or_empty_or_a_runs(config: TrainConfig, tmp_path: Path, made: list[str], is_held: bool) -> None:
+def test_a_run_folder_is_new_or_a_runs(config: TrainConfig, tmp_path: Path, made: list[str], is_held: bool) -> None:
     """What else stands there would be overwritten, and a checkpoint or a mixture be no longer whole."""
     run_dir = tmp_path / "run"
     for name in made:

@@ -90,6 +90,8 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"parallel": {"pp": 2, "vpp": 2}, "batch.global_size": 6}, 2, "batch.global_size"),
         ({"recompute.num_layers": 1}, 1, "recompute.num_layers"),
         ({"recompute": {"granularity": "full", "num_layers": 0}}, 1, "recompute.num_layers"),
+        ({"recompute": {"granularity": "full", "modules": ["mlp"]}}, 1, "recompute.modules"),
+        ({"recompute": {"granularity": "selective", "modules": []}}, 1, "recompute.modules"),
         ({"schedule.warmup_steps": 101}, 1, "schedule.warmup_steps"),
         ({"schedule.kind": "wsd"}, 1, "schedule.wsd_decay_steps"),
         ({"schedule": {"kind": "wsd", "wsd_decay_steps": 0}}, 1, "schedule.wsd_decay_steps"),

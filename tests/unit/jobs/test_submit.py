@@ -210,7 +210,7 @@ def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.Mon
     write("run/config.yaml", TRAIN)
     monkeypatch.setenv("PATH", str(home / "nothing"))
     (row,) = status.run(Path("run"))["rows"]
-    assert (row["state"], row["job"], row["step"], row["loss"]) == ("no job", None, 0, None)
+    assert (row["state"], row["job"], row["step"], row["loss"]) == ("not training", None, 0, None)
     status.show(status.run(Path("run")))
 
 

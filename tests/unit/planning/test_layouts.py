@@ -34,10 +34,10 @@ def test_every_layout_is_valid_and_none_stands_twice() -> None:
     assert {laid.recompute.num_layers for laid in found if laid.parallel.pp == 1 and laid.recompute.granularity == "full"} == {8, 16, None}
 
 
-def test_a_hybrid_of_one_group_has_no_tp_no_chunks_and_no_recompute() -> None:
+def test_a_hybrid_of_one_group_has_no_tp_no_chunks_and_recomputes_mlps_alone() -> None:
     found = list(layouts.valid(config_of(), HYBRID, 8))
     assert found
-    assert {(laid.parallel.tp, laid.parallel.vpp, laid.recompute.granularity) for laid in found} == {(1, None, "none")}
+    assert {(laid.parallel.tp, laid.parallel.vpp, laid.recompute.granularity) for laid in found} == {(1, None, "none"), (1, None, "selective")}
 
 
 def test_a_batch_that_does_not_divide_leaves_fewer() -> None:

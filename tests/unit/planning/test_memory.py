@@ -38,7 +38,9 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any], int, int]] = {
     "every layer recomputed": (DENSE, {"recompute": {"granularity": "full"}}, 1, 0),
     "two layers recomputed": (DENSE, {"recompute": {"granularity": "full", "num_layers": 2}}, 1, 0),
     "every layer of fp32 recomputed": (DENSE, {"precision": "fp32", "recompute": {"granularity": "full"}}, 1, 0),
+    "every MLP recomputed": (DENSE, {"recompute": {"granularity": "selective", "modules": ["mlp"]}}, 1, 0),
     "hybrid": (HYBRID, {}, 1, 0),
+    "hybrid, every MLP recomputed": (HYBRID, {"recompute": {"granularity": "selective", "modules": ["mlp"]}}, 1, 0),
     "hybrid, tp 2": (HYBRID, {"parallel": {"tp": 2, "sequence_parallel": True}}, 2, 0),
 }
 
