@@ -373,7 +373,7 @@ def main() -> None:
         if _speaks() or not error.is_agreed:
             rank = "" if _speaks() else f"rank {os.environ['RANK']}: "
             for line in str(error).splitlines():
-                print(f"prism: {rank}{line}", file=sys.stderr)
+                sys.stderr.write(f"prism: {rank}{line}\n")  # at once: other ranks speak too
         _leave(error.exit_code)
     except Exception:  # the device, a library, a defect: no result, and no word about the input
         traceback.print_exc()

@@ -53,7 +53,10 @@ def read(path: Path) -> Checkpoint:
 
     Raises: CheckpointError where there is none, or its prism.json is not ours.
     """
-    root = next((found for found in _candidates(path) if (found / META).is_file()), None)
+    try:
+        root = next((found for found in _candidates(path) if (found / META).is_file()), None)
+    except OSError as error:
+        raise CheckpointError(Problem(str(path), error.strerror or str(error), "a folder that can be read")) from None
     if root is None:
         raise CheckpointError(Problem(str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"))
     where = root / META

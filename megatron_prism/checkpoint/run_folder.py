@@ -75,11 +75,12 @@ def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
 def check_place(config: TrainConfig) -> list[Problem]:
     """A run folder is new, or a run's; else nothing in it may have a name that a run writes: a checkpoint, a mixture, a config of the user's."""
     path, required = config.run_dir, "a new folder, or a run's"
-    if not path.exists():
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        return [] if above.is_dir() else [Problem("run_dir", f"{path}, below a file", required)]
-    if not path.is_dir():
-        return [Problem("run_dir", f"{path}, a file", required)]
+    try:
+        stands = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        return [Problem("run_dir", f"{path}: {error.strerror}", required)]
+    if not stands.is_dir():
+        return [Problem("run_dir", f"{stands}, a file", required)]
     is_run = (path / LOCK).is_file() and not (path / folder.META).is_file() and _kind(path) in ("run", None)
     others = [] if is_run else [name for name in WRITTEN if (path / name).exists()]
     return [Problem("run_dir", f"{path}, which holds {', '.join(others)} of another kind", required)] if others else []

@@ -227,6 +227,6 @@ def _faults_named(path: Path, clean: Callable[[], None]) -> Iterator[None]:
     except (PrismError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
-        told = writers.describe(path, error)  # while the disk is as it was
+        told = groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)  # while the disk is as it was
         clean()
         raise EnvironmentFault(f"{told}; the checkpoint was not saved; earlier ones are whole") from error

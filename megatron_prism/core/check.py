@@ -105,6 +105,9 @@ def _check_times(config: TrainConfig) -> Iterator[Problem]:
     for key, value in above_zero.items():
         if value is not None and not 0 < value < math.inf:
             yield Problem(key, str(value), "a number above 0")
+    if config.save.timeout_s >= limits.collective_timeout_s:
+        fix = "else the other ranks give up first, and do not say that it was a save"
+        yield Problem("save.timeout_s", str(config.save.timeout_s), f"below limits.collective_timeout_s {limits.collective_timeout_s}", fix)
     if limits.hang_timeout_s is not None and limits.hang_timeout_s < limits.collective_timeout_s:
         fix = "the process group's error says more: let it come first"
         yield Problem("limits.hang_timeout_s", str(limits.hang_timeout_s), f"at least limits.collective_timeout_s {limits.collective_timeout_s}, or null", fix)

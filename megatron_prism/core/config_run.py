@@ -27,7 +27,7 @@ class SaveConfig(Section):
     keep_last: int = 2
     keep_every: int = 0
     background: bool = True
-    timeout_s: float = 1800.0
+    timeout_s: float = 1200.0
 
 
 @dataclass(frozen=True, kw_only=True)

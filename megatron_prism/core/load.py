@@ -137,8 +137,6 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     Raises: InputError where a file is missing, is no YAML mapping, or inherits from itself.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     try:
         if not path.is_file():  # a device or a pipe may have no end
@@ -149,7 +147,9 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever yaml and OmegaConf make of it: `!!timestamp x` is an AttributeError
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
@@ -216,15 +216,13 @@ def parse_override(text: str) -> Layer:
     Raises: InputError where there is no `=`.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
     try:
         values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]  # type: ignore[index,call-overload]
-    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+    except Exception as error:  # whatever yaml and OmegaConf make of it
         raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
     for part in reversed(split_key(key)):
         values = {part: values}

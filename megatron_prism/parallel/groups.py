@@ -65,7 +65,7 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
             yield groups
     except RuntimeError as error:
         if is_silence(error):
-            raise EnvironmentFault(f"another rank is gone or silent: {' '.join(str(error).split())[:300]}") from error
+            raise EnvironmentFault(silence(error)) from error
         raise
     except PrismError as error:
         agreed = error.is_agreed
@@ -80,6 +80,11 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
 def is_silence(error: BaseException) -> bool:
     """Say whether an error is that of a process group of which another rank is gone or silent."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def silence(error: BaseException) -> str:
+    """Say what such an error means."""
+    return f"another rank is gone or silent: {' '.join(str(error).encode('ascii', 'ignore').decode().split())[:300]}"
 
 
 def join(timeout_s: float = TIMEOUT_S) -> None:

@@ -205,7 +205,7 @@ def broken(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     config = {"save": {"timeout_s": 3.0}}
     cases = [{"name": how, "run_dir": root / how, "config": config, "fault": {"kind": "writer", "how": how}} for how in WRITERS]
     hang = {"limits": {"hang_timeout_s": 15.0, "collective_timeout_s": 10.0}}
-    cases += [{"name": "hang", "run_dir": root / "hang", "config": hang, "fault": {"kind": "hang", "step": 3}}]
+    cases += [{"name": "hang", "run_dir": root / "hang", "config": {**hang, "save": {"timeout_s": 5.0}}, "fault": {"kind": "hang", "step": 3}}]
     twice = {"steps": 2, "save": {"timeout_s": 20.0}}
     cases += [{"name": "threads", "run_dir": root / "threads", "config": twice, "fault": {"kind": "threads"}}]
     return run_cases(cases)

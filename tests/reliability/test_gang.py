@@ -161,7 +161,7 @@ def test_the_wall_clock_saves_and_ends(start_gang: Start, tmp_path: Path) -> Non
 
 
 SILENT_S = 8.0
-LIMITS = {"limits": {"collective_timeout_s": SILENT_S, "hang_timeout_s": SILENT_S + 4.0}, "save": {"interval": 5, "keep_last": 3, "timeout_s": SILENT_S}}
+LIMITS = {"limits": {"collective_timeout_s": SILENT_S, "hang_timeout_s": SILENT_S + 4.0}, "save": {"interval": 5, "keep_last": 3, "timeout_s": SILENT_S / 2}}
 GONE = "another rank is gone or silent"
 # what befalls rank 1: (the fault that is built into it, at which exit code the gang ends, and what it says)
 SILENT: dict[str, tuple[dict[str, Any] | str, int, str]] = {

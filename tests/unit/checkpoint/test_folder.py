@@ -62,7 +62,7 @@ def test_an_unknown_family_is_refused(ckpt_root: Path) -> None:
 
 
 def test_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    for path, found in ((tmp_path, "no prism.json"), (tmp_path / "absent", "no such folder")):
+    for path, found in ((tmp_path, "no prism.json"), (tmp_path / "absent", "no such folder"), (Path("x" * 5000), "File name too long")):
         with pytest.raises(CheckpointError, match=f"found {found}"):
             folder.read(path)
 

@@ -89,6 +89,7 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"parallel": {"pp": 2, "vpp": 1}}, 2, "parallel.vpp"),
         ({"parallel": {"pp": 2, "vpp": 2}, "batch.global_size": 6}, 2, "batch.global_size"),
         ({"recompute.num_layers": 1}, 1, "recompute.num_layers"),
+        ({"save.timeout_s": 1800.0}, 1, "save.timeout_s"),
         ({"recompute": {"granularity": "full", "num_layers": 0}}, 1, "recompute.num_layers"),
         ({"recompute": {"granularity": "full", "modules": ["mlp"]}}, 1, "recompute.modules"),
         ({"recompute": {"granularity": "selective", "modules": []}}, 1, "recompute.modules"),

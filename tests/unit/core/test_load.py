@@ -91,6 +91,14 @@ def test_an_entry_of_a_list_has_what_its_base_gives_it(write: Any) -> None:
         assert problem.where.endswith(where)
 
 
+@pytest.mark.parametrize("text", ["a: !!timestamp x", "a: !!int x", "a: [", "a: !!python/name:os.system"])
+def test_what_yaml_cannot_read_is_one_problem(tmp_path: Path, text: str) -> None:
+    """PyYAML itself fails on some, with errors that are not its own."""
+    (tmp_path / "a.yaml").write_text(text)
+    (problem,) = refusal(tmp_path / "a.yaml")
+    assert problem.where.endswith("a.yaml") and problem.required == "a readable YAML file"
+
+
 @pytest.mark.parametrize(("bases", "end"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml"), (["c.yaml", "b.yaml"], "a.yaml")])
 def test_base_that_leads_back_is_refused(write: Any, bases: Any, end: str) -> None:
     write("c.yaml", {"seed": 1})
