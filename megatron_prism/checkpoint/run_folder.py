@@ -81,7 +81,8 @@ def check_place(config: TrainConfig) -> list[Problem]:
         return [Problem("run_dir", f"{path}: {error.strerror}", required)]
     if not stands.is_dir():
         return [Problem("run_dir", f"{stands}, a file", required)]
-    is_run = (path / LOCK).is_file() and not (path / folder.META).is_file() and _kind(path) in ("run", None)
+    kind = _kind(path)
+    is_run = not (path / folder.META).is_file() and (kind == "run" or (kind is None and (path / LOCK).is_file()))
     others = [] if is_run else [name for name in WRITTEN if (path / name).exists()]
     return [Problem("run_dir", f"{path}, which holds {', '.join(others)} of another kind", required)] if others else []
 

@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_chec
 
 
 @pytest.mark.parametrize(("made", "is_held"), [
-    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/", "log.txt"], True),
+    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/", "log.txt"], True), (["config.yaml", "manifest.json:run"], True),
     (["config.yaml"], False), (["origin/", "notes.txt"], False), ([".lock", "prism.json"], False), (["manifest.json:prepared"], False), ([".lock", "manifest.json:prepared"], False),
 ])  # fmt: skip
 def test_a_run_folder_is_new_or_a_runs(config: TrainConfig, tmp_path: Path, made: list[str], is_held: bool) -> None:
