@@ -7,6 +7,7 @@ checkpoint is asked for, the folder of one, of a run, or of its checkpoints will
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -56,7 +57,9 @@ def read(path: Path) -> Checkpoint:
     try:
         root = next((found for found in _candidates(path) if (found / META).is_file()), None)
     except OSError as error:
-        raise CheckpointError(Problem(str(path), error.strerror or str(error), "a folder that can be read")) from None
+        if error.errno != errno.ENAMETOOLONG:  # no word about the checkpoint: it is not to be called damaged
+            raise EnvironmentFault(f"{path}: {error.strerror or error}") from error
+        raise CheckpointError(Problem(str(path), error.strerror or str(error), "a folder's name")) from None
     if root is None:
         raise CheckpointError(Problem(str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"))
     where = root / META

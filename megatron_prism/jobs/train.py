@@ -37,8 +37,9 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     The machine is not looked at: a run on GPUs can be planned where there is none.
     Raises: InputError with every problem found. Nothing is written.
     """
-    raise_problems([*check_train(config, world_size), *run_folder.check_place(config), *_check_inputs(config)])
-    model, mixtures = origin_model(config), segments.read(config.data, config.batch.global_size, config.seed)
+    mixtures, no_data = _read("data.prepared", partial(segments.read, config.data, config.batch.global_size, config.seed))
+    raise_problems([*check_train(config, world_size), *run_folder.check_place(config), *_check_start(config), *no_data])
+    model = origin_model(config)
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
@@ -73,24 +74,24 @@ def origin_model(config: TrainConfig) -> ModelConfig:
     return config.model
 
 
-def _check_inputs(config: TrainConfig) -> list[Problem]:
-    """Return what is wrong with the checkpoint, the data and the run that goes on: all of it, though each alone ends the reading."""
-    problems: list[Problem] = []
-    readers: list[tuple[str, Callable[[], Any]]] = [("data.prepared", partial(segments.read, config.data, config.batch.global_size, config.seed))]
-    if config.init.checkpoint is not None and not run_folder.is_started(config.run_dir):
-        readers.insert(0, ("init.checkpoint", partial(folder.read, config.init.checkpoint)))
-    for key, read in readers:
-        try:
-            read()
-        except InputError as error:
-            problems += [problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems]
-    return problems or _check_expected(config)
+def _read(key: str, read: Callable[[], Any]) -> tuple[Any, list[Problem]]:
+    """Return what a key of the config names, and what is wrong with it: an error that ends its reading alone."""
+    try:
+        return read(), []
+    except InputError as error:
+        return None, [problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems]
+
+
+def _check_start(config: TrainConfig) -> list[Problem]:
+    """The checkpoint that a run starts from must be one, and what is expected."""
+    if config.init.checkpoint is None or run_folder.is_started(config.run_dir):  # a run that goes on has its own, and no need of the other
+        return []
+    return _read("init.checkpoint", partial(folder.read, config.init.checkpoint))[1] or _check_expected(config)
 
 
 def _check_expected(config: TrainConfig) -> list[Problem]:
     """The checkpoint must be of the architecture that stands in `model`, where one does, and can be extended but not cut."""
-    if config.init.checkpoint is None or run_folder.is_started(config.run_dir):  # a run that goes on has its own, and no need of the other
-        return []
+    assert config.init.checkpoint is not None  # _check_start
     start = folder.read(config.init.checkpoint).model
     wanted, had = config.init.max_position_embeddings, start.max_position_embeddings
     if wanted is not None and wanted < had:

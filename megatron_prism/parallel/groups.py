@@ -96,8 +96,8 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
         os.environ.update(alone)
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group of ranks has gloo's sockets too: some 1,400 files on 128 ranks
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group of ranks has gloo's sockets too: some 1,400 files on 128 ranks
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 

@@ -118,6 +118,13 @@ def test_sizes_that_fp8_or_offloading_cannot_are_named(values: dict, model: Mode
     assert keys(check_precision.check_sizes(dataclasses.replace(model, **sizes), changed(values, changes))) == found
 
 
+@pytest.mark.parametrize(("value", "is_held"), [("1", True), ("0", False)])
+def test_megatron_core_lets_transformer_engine_choose_its_attention(values: dict, value: str, is_held: bool) -> None:
+    config = changed(values, {"environment": {"NVTE_FUSED_ATTN": value}})
+    found = [*check_precision.check_keys(config), *check_precision.check_variables(changed(values, {}), {"NVTE_FUSED_ATTN": value, "HOME": "/"})]
+    assert {problem.where for problem in found} == (set() if is_held else {"environment.NVTE_FUSED_ATTN"})
+
+
 @pytest.mark.parametrize(
     ("changes", "machine", "named"),
     [

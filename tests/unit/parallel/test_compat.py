@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_prism.core.errors import EnvironmentFault
-from megatron_prism.parallel import compat
+from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.errors import EnvironmentFault, Stopped
+from megatron_prism.models import build
+from megatron_prism.parallel import compat, groups, host
 
 
 def test_the_context_parallel_group_is_always_passed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +85,28 @@ def test_a_megatron_core_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_psutil_is_a_requirement() -> None:
     """Without it Megatron-Core's forked checkpoint writer dies and the save hangs; it does not declare it."""
     assert any(line.startswith("psutil") for line in importlib.metadata.requires("megatron_prism") or [])
+
+
+@pytest.mark.parametrize(("version", "grid", "frees"), [((0, 16), {"pp": 2, "vpp": 2}, False), ((0, 19), {"pp": 2, "vpp": 2}, True), ((0, 16), {"pp": 2}, True), ((0, 19), {}, False)])
+def test_a_stages_output_is_not_freed_while_it_may_be_sent(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], grid: dict[str, int], frees: bool) -> None:
+    monkeypatch.setattr(compat, "core_version", lambda: version)
+    monkeypatch.setattr(host, "has_cuda", lambda: True)
+    assert build._parallel_settings(ParallelConfig(**grid))["deallocate_pipeline_outputs"] is frees
+
+
+@pytest.mark.parametrize(("has_cuda", "error", "leaves"), [
+    (True, ValueError("of this rank alone"), False), (True, EnvironmentFault("of this rank alone"), False), (True, Stopped("of all ranks"), True),
+    (True, None, True), (False, ValueError("of this rank alone"), True),
+])  # fmt: skip
+def test_on_gpus_a_ranks_own_error_does_not_wait_for_its_peers(monkeypatch: pytest.MonkeyPatch, has_cuda: bool, error: Exception | None, leaves: bool) -> None:
+    """NCCL's end of a process group waits for peers, which may be in a collective: it is left to the end of the process."""
+    left: list[None] = []
+    monkeypatch.setattr(groups, "join", lambda timeout_s: None)
+    monkeypatch.setattr(groups, "grid", lambda *args: nullcontext())
+    monkeypatch.setattr(groups.host, "has_cuda", lambda: has_cuda)
+    monkeypatch.setattr(groups.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(groups.dist, "destroy_process_group", lambda: left.append(None))
+    with nullcontext() if error is None else pytest.raises(type(error)), groups.gang(ParallelConfig(), 0):
+        if error is not None:
+            raise error
+    assert bool(left) is leaves

@@ -122,3 +122,13 @@ def test_what_a_stage_is() -> None:
     assert of_sizes(sizes, "*-", True, False, config_of()).fp8 == 0
     assert letters_of(MODEL, [0, 1]) == "*-*-"
     assert letters_of(dataclasses.replace(MODEL, layer_pattern="M-*-M-M-"), [2, 3, 4]) == "*-M"
+
+
+def test_recomputed_mlps_cost_their_share_of_the_forward_pass() -> None:
+    def of(**recompute: Any) -> throughput.StepTime:
+        return throughput.of_step(pipeline(1), MODEL, config_of(recompute=recompute), 8)
+
+    none, mlp, full = of(), of(granularity="selective", modules=["mlp"]), of(granularity="full")
+    share = 3 * 4096 * 14336 / LAYER
+    assert none.recompute_s == 0 and 0.5 * share < mlp.recompute_s / full.recompute_s < share
+    assert mlp.elementwise_s == none.elementwise_s, "what is made again is passed through memory all the same"
