@@ -38,7 +38,7 @@ def held(path: Path, job: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether another process holds the lock file `path`."""
+    """Say whether another process holds the lock file `path`. Not to be asked by its holder: it would let go of it (as closing any lockf file does)."""
     try:
         with path.open("r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
