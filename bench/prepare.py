@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VOCAB_SIZE, SMALL_MB, SEED = 32_000, 1.0, 0
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TRANSFORMERS = """
 import json, sys
 from transformers import AutoTokenizer
@@ -120,7 +120,13 @@ def ways(tokenizer: Path, peer_python: str | None, megatron_lm: Path | None) -> 
     def ours(num_workers: int, backend: str = "tokenizers") -> Callable[[Path, Path], Sequence[str]]:
         def command(text: Path, out: Path) -> Sequence[str]:
             source = {"name": "text", "path": [str(text)], "weight": 100}
-            config = {"out": str(out / "data"), "tokenizer": str(tokenizer), "num_workers": num_workers, "tokenizer_backend": backend, "sources": [source]}
+            config = {
+                "out": str(out / "data"),
+                "tokenizer": str(tokenizer),
+                "num_workers": num_workers,
+                "tokenizer_backend": backend,
+                "sources": [source],
+            }
             (out / "prepare.yaml").write_text(json.dumps(config))
             return [sys.executable, "-m", "megatron_prism.cli", "prepare", str(out / "prepare.yaml")]
 
@@ -132,7 +138,11 @@ def ways(tokenizer: Path, peer_python: str | None, megatron_lm: Path | None) -> 
     found = [
         Way("prism prepare, 1 process", ours(1), "data/text/00000.train"),
         Way("prism prepare, 2 processes", ours(2), "data/text/00000.train"),
-        *([Way("prism prepare, gigatoken, 1 process", ours(1, "gigatoken"), "data/text/00000.train")] if has(sys.executable, "gigatoken") else []),
+        *(
+            [Way("prism prepare, gigatoken, 1 process", ours(1, "gigatoken"), "data/text/00000.train")]
+            if has(sys.executable, "gigatoken")
+            else []
+        ),
         Way("tokenizers, batches, nothing written", script(sys.executable, RAW)),
         Way("transformers, a text at a time, nothing written", script(sys.executable, TRANSFORMERS)),
     ]
@@ -145,8 +155,22 @@ def ways(tokenizer: Path, peer_python: str | None, megatron_lm: Path | None) -> 
         def megatron(text: Path, out: Path) -> Sequence[str]:
             script_file = out / "preprocess_data.py"  # a file: its worker processes import it
             script_file.write_text(MEGATRON)
-            return [peer_python, str(script_file), str(megatron_lm), "--input", str(text), "--output-prefix", str(out / "text"), "--workers", "1",
-                    "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tokenizer), "--append-eod"]  # fmt: skip
+            return [
+                peer_python,
+                str(script_file),
+                str(megatron_lm),
+                "--input",
+                str(text),
+                "--output-prefix",
+                str(out / "text"),
+                "--workers",
+                "1",
+                "--tokenizer-type",
+                "HuggingFaceTokenizer",
+                "--tokenizer-model",
+                str(tokenizer),
+                "--append-eod",
+            ]
 
         found.append(Way("Megatron-LM preprocess_data.py, 1 worker", megatron, "text_text_document"))
     return found
@@ -210,9 +234,14 @@ def show(megabytes: float, totals: dict[str, list[float]], slopes: dict[str, lis
     print(f"{'':<50}CPU-s for {megabytes:.1f} MB   CPU-s a MB without the start (low to high)   MB a CPU-s")
     for name, values in totals.items():
         per_mb = statistics.median(slopes[name])
-        print(f"{name:<50}{statistics.median(values):8.2f}{per_mb:20.4f} ({min(slopes[name]):.4f} to {max(slopes[name]):.4f}){1 / per_mb:20.2f}")
-    same = {name: [filecmp.cmp(f"{prefix}{suffix}", f"{written[ours]}{suffix}", shallow=False) for suffix in (".bin", ".idx")]
-            for name, prefix in written.items() if name != ours}  # fmt: skip
+        print(
+            f"{name:<50}{statistics.median(values):8.2f}{per_mb:20.4f} ({min(slopes[name]):.4f} to {max(slopes[name]):.4f}){1 / per_mb:20.2f}"
+        )
+    same = {
+        name: [filecmp.cmp(f"{prefix}{suffix}", f"{written[ours]}{suffix}", shallow=False) for suffix in (".bin", ".idx")]
+        for name, prefix in written.items()
+        if name != ours
+    }
     for name, (bin_is, idx_is) in same.items():
         print(f"{name}: .bin {'equal' if bin_is else 'DIFFERS'}, .idx {'equal' if idx_is else 'DIFFERS'}")
     print(json.dumps({"bench": "prepare", "mb": megabytes, "cpu_s": totals, "cpu_s_per_mb": slopes, "equal_bin_idx": same}))

@@ -27,9 +27,9 @@ import torch
 
 from megatron_prism.checkpoint import folder, saving, sharded, writers
 from megatron_prism.core import config as conf
-from megatron_prism.core.config_run import SaveConfig
+from megatron_prism.core.config import SaveConfig
 from megatron_prism.models import build
-from megatron_prism.parallel import compat, groups
+from megatron_prism.parallel import groups, megatron_versions
 from megatron_prism.train import optim
 
 BYTES_A_WEIGHT = 16  # fp32: the weight, its copy in the optimizer, and two moments
@@ -39,19 +39,30 @@ def model_of(gib: float, hidden: int) -> conf.ModelConfig:
     """Return a LLaMA whose checkpoint takes about so much."""
     layers = max(1, round(gib * 2**30 / BYTES_A_WEIGHT / (12 * hidden**2)))
     return conf.ModelConfig(
-        family="llama", num_layers=layers, hidden_size=hidden, ffn_hidden_size=8 * hidden // 3 // 32 * 32, num_attention_heads=hidden // 64,
-        num_query_groups=hidden // 64, kv_channels=64, vocab_size=512, max_position_embeddings=128,
-    )  # fmt: skip
+        family="llama",
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=8 * hidden // 3 // 32 * 32,
+        num_attention_heads=hidden // 64,
+        num_query_groups=hidden // 64,
+        kv_channels=64,
+        vocab_size=512,
+        max_position_embeddings=128,
+    )
 
 
 def cpu_s() -> float:
     """Return the CPU-seconds of this process and of those that it has waited for."""
-    return sum(used.ru_utime + used.ru_stime for used in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime for used in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
 
 
 def save(run_dir: Path, capture: Callable[[], Any], step: int, background: bool) -> dict[str, float]:
     """Write one checkpoint; return seconds blocked and in all, and CPU-seconds, of the writers too."""
-    saver = saving.Saver(run_dir, SaveConfig(keep_last=1), capture, lambda path, step, guard: folder.write_meta(path, {}), lambda path: None)
+    saver = saving.Saver(
+        run_dir, SaveConfig(keep_last=1), capture, lambda path, step, guard: folder.write_meta(path, {}), lambda path: None
+    )
     with saver:  # which waits for removals, off the clock
         started, used = time.perf_counter(), cpu_s()
         saver.begin(step, {})
@@ -98,13 +109,17 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         return float(np.median([a[key] / b[key] for a, b in zip(rounds[name], rounds[other], strict=True)]))
 
     return {
-        "bench": "save", "hidden": args.hidden, "gib": size / 2**30, "rounds": args.rounds, "seconds": medians,
+        "bench": "save",
+        "hidden": args.hidden,
+        "gib": size / 2**30,
+        "rounds": args.rounds,
+        "seconds": medians,
         "blocked_percent": 100 * ratio("in the background", "blocked_s", "waited for"),
         "blocked_percent_of_megatron": 100 * ratio("in the background", "blocked_s", "Megatron-Core's own"),
         "hashing_cpu_percent": 100 * (1 - ratio("waited for, not hashed", "cpu_s", "waited for")),
         "hashing_wall_percent": 100 * (1 - ratio("waited for, not hashed", "total_s", "waited for")),
         "torch": torch.__version__,
-    }  # fmt: skip
+    }
 
 
 def unhashed(root: Path, capture: Callable[[], Any], step: int) -> dict[str, float]:
@@ -120,7 +135,7 @@ def by_megatron(root: Path, capture: Callable[[], Any]) -> dict[str, float]:
     folder = root / "megatron"
     folder.mkdir(parents=True)
     started, used = time.perf_counter(), cpu_s()
-    dist_checkpointing.save(capture(), str(folder), **compat.save_arguments())
+    dist_checkpointing.save(capture(), str(folder), **megatron_versions.save_arguments())
     total = time.perf_counter() - started
     shutil.rmtree(folder)
     return {"blocked_s": total, "total_s": total, "cpu_s": cpu_s() - used}

@@ -30,7 +30,7 @@ import torch
 
 from megatron_prism.core import config as conf
 from megatron_prism.core import log
-from megatron_prism.core.config_run import GuardConfig
+from megatron_prism.core.config import GuardConfig
 from megatron_prism.data import loader, mixture, segments
 from megatron_prism.jobs import prepare
 from megatron_prism.models import build
@@ -87,17 +87,28 @@ def prepare_mixture(folder: Path) -> Path:
 def configure(folder: Path, size: Size, steps: int) -> conf.TrainConfig:
     """Return the run of both loops: one rank, fp32, a constant learning rate, every step logged."""
     model = conf.ModelConfig(
-        family="llama", num_layers=size.num_layers, hidden_size=size.hidden_size, ffn_hidden_size=size.hidden_size * 8 // 3 // 32 * 32,
-        num_attention_heads=size.hidden_size // 32, num_query_groups=size.hidden_size // 64, kv_channels=32,
-        vocab_size=VOCAB_SIZE, max_position_embeddings=size.seq_length,
-    )  # fmt: skip
+        family="llama",
+        num_layers=size.num_layers,
+        hidden_size=size.hidden_size,
+        ffn_hidden_size=size.hidden_size * 8 // 3 // 32 * 32,
+        num_attention_heads=size.hidden_size // 32,
+        num_query_groups=size.hidden_size // 64,
+        kv_channels=32,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=size.seq_length,
+    )
     return conf.TrainConfig(
-        run_dir=folder, steps=steps, seed=SEED, model=model, precision="fp32",
+        run_dir=folder,
+        steps=steps,
+        seed=SEED,
+        model=model,
+        precision="fp32",
         data=conf.DataConfig(prepared=prepare_mixture(folder), seq_length=size.seq_length),
         batch=conf.BatchConfig(global_size=size.micro_size * size.num_microbatches, micro_size=size.micro_size),
-        optimizer=conf.OptimizerConfig(lr=1e-3), schedule=conf.ScheduleConfig(kind="constant"),
+        optimizer=conf.OptimizerConfig(lr=1e-3),
+        schedule=conf.ScheduleConfig(kind="constant"),
         guard=GuardConfig(on_nonfinite="skip", on_spike="skip"),
-    )  # fmt: skip
+    )
 
 
 class Bare:
@@ -114,14 +125,23 @@ class Bare:
         self.model.config.finalize_model_grads_func = finalize_model_grads
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
-                optimizer="adam", lr=wanted.lr, weight_decay=wanted.weight_decay, adam_beta1=wanted.beta1, adam_beta2=wanted.beta2,
-                adam_eps=wanted.eps, clip_grad=wanted.clip_grad, params_dtype=torch.float32, use_distributed_optimizer=True,
+                optimizer="adam",
+                lr=wanted.lr,
+                weight_decay=wanted.weight_decay,
+                adam_beta1=wanted.beta1,
+                adam_beta2=wanted.beta2,
+                adam_eps=wanted.eps,
+                clip_grad=wanted.clip_grad,
+                params_dtype=torch.float32,
+                use_distributed_optimizer=True,
             ),
             [self.model],
-        )  # fmt: skip
+        )
         for group in self.optimizer.param_groups:  # a scheduler would do this every step; at a constant rate once is enough
             group["weight_decay"] = wanted.weight_decay * group["wd_mult"]
-        self.batches = list(DataLoader(dataset, batch_size=self.batch.micro_size, sampler=range(config.steps * self.batch.global_size), drop_last=True))
+        self.batches = list(
+            DataLoader(dataset, batch_size=self.batch.micro_size, sampler=range(config.steps * self.batch.global_size), drop_last=True)
+        )
         self.losses: list[Any] = []  # of each step, what the schedule returned
 
     def __call__(self, first: int, steps: int) -> None:
@@ -134,9 +154,14 @@ class Bare:
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
             found = get_forward_backward_func()(
-                forward_step_func=self.forward_step, data_iterator=batches, model=self.model, num_microbatches=num_microbatches,
-                seq_length=self.seq_length, micro_batch_size=self.batch.micro_size, forward_only=False,
-            )  # fmt: skip
+                forward_step_func=self.forward_step,
+                data_iterator=batches,
+                model=self.model,
+                num_microbatches=num_microbatches,
+                seq_length=self.seq_length,
+                micro_batch_size=self.batch.micro_size,
+                forward_only=False,
+            )
             self.losses.append(found)
             self.optimizer.step()
 
@@ -177,12 +202,21 @@ def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: g
     with metrics.Recorder(config.run_dir, 0, config.steps, enabled=True) as recorder, ExitStack() as stack:
         stack.enter_context(mock.patch.object(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
         run = loop.Run(
-            config=config, groups=grid, chunks=chunks, recorder=recorder, valid_batches={}, samples=None, saver=Unused(), guard=Guard(config.guard),
-            stop=stack.enter_context(stop.StopRequest(3600.0 * 24)), watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
+            config=config,
+            groups=grid,
+            chunks=chunks,
+            recorder=recorder,
+            valid_batches={},
+            samples=None,
+            saver=Unused(),
+            guard=Guard(config.guard),
+            stop=stack.enter_context(stop.StopRequest(3600.0 * 24)),
+            watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             optimizer=optim.build(chunks, config.optimizer, config.parallel, config.precision),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
-            flops=flops_per_token(config.model, config.data.seq_length), peak_tflops=1.0,  # so that the MFU is recorded too
-        )  # fmt: skip
+            flops=flops_per_token(config.model, config.data.seq_length),
+            peak_tflops=1.0,  # so that the MFU is recorded too
+        )
 
         def block(first: int, steps: int) -> None:
             loop.fit(replace(run, config=replace(config, steps=first + steps)), first)
@@ -229,13 +263,22 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     path, (overhead, low, high) = config.run_dir / metrics.METRICS, overhead_percent(found)
     losses = other.mean_losses() if isinstance(other, Bare) else [json.loads(line)["loss"] for line in path.read_text().splitlines()]
     return {
-        "bench": "trainer", "size": args.size, "control": args.control, **vars(SIZES[args.size]),
-        "parameters": build.num_parameters(models[:1]), "rounds": args.rounds, "block_steps": BLOCK_STEPS,
-        "ours_cpu_s": float(np.median(found["ours"])), "bare_cpu_s": float(np.median(found["bare"])),
-        "overhead_percent": overhead, "overhead_low_percent": low, "overhead_high_percent": high,
+        "bench": "trainer",
+        "size": args.size,
+        "control": args.control,
+        **vars(SIZES[args.size]),
+        "parameters": build.num_parameters(models[:1]),
+        "rounds": args.rounds,
+        "block_steps": BLOCK_STEPS,
+        "ours_cpu_s": float(np.median(found["ours"])),
+        "bare_cpu_s": float(np.median(found["bare"])),
+        "overhead_percent": overhead,
+        "overhead_low_percent": low,
+        "overhead_high_percent": high,
         "max_loss_difference": max(abs(a - b) for a, b in zip(losses, bare.mean_losses(), strict=True)),
-        "torch": torch.__version__, "megatron_core": version("megatron-core"),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "megatron_core": version("megatron-core"),
+    }
 
 
 def show(result: dict[str, Any]) -> None:

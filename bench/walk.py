@@ -21,9 +21,19 @@ from megatron_prism.data.walk import Stream, Walk
 
 SEQ_LENGTH, GLOBAL_SIZE = 8192, 128
 # name: (weight in percent, billions of tokens), the paper's Table 1
-SOURCES = {"megamath-web-pro": (20, 14.73), "starcoder2": (13.75, 432.73), "refinecode": (13.75, 186.44), "nemotron-pt-v1-math": (10, 35.93),
-           "opencodereasoning-2": (10, 1.12), "openthoughts3-science": (7.75, 0.73), "mot-math": (7, 0.60), "chat": (5, 0.91), "dclm-edu": (5, 111.46),
-           "mot-science": (4.75, 0.42), "mot-code": (3, 1.18)}  # fmt: skip
+SOURCES = {
+    "megamath-web-pro": (20, 14.73),
+    "starcoder2": (13.75, 432.73),
+    "refinecode": (13.75, 186.44),
+    "nemotron-pt-v1-math": (10, 35.93),
+    "opencodereasoning-2": (10, 1.12),
+    "openthoughts3-science": (7.75, 0.73),
+    "mot-math": (7, 0.60),
+    "chat": (5, 0.91),
+    "dclm-edu": (5, 111.46),
+    "mot-science": (4.75, 0.42),
+    "mot-code": (3, 1.18),
+}
 
 
 def a_walk(seed: int, scale: int = 1) -> Walk:
@@ -45,7 +55,10 @@ def measure(steps: int, resumes: int, seed: int) -> dict[str, Any]:
     draw, batch, walk = random.Random(seed), BatchConfig(global_size=GLOBAL_SIZE), a_walk(seed)
     counts = walk.counts(steps * GLOBAL_SIZE)
     # room for the epoch that each source ends in: its chunks come in an order of their own
-    chunks = [-(-((count * SEQ_LENGTH // stream.num_tokens) + 1) * stream.num_tokens // SEQ_LENGTH) for count, stream in zip(counts, walk.streams, strict=True)]
+    chunks = [
+        -(-((count * SEQ_LENGTH // stream.num_tokens) + 1) * stream.num_tokens // SEQ_LENGTH)
+        for count, stream in zip(counts, walk.streams, strict=True)
+    ]
     found = [np.zeros(size, np.uint8) for size in chunks]
     ends = [*sorted(draw.sample(range(1, steps), resumes)), steps]
     start = time.process_time()
@@ -56,14 +69,24 @@ def measure(steps: int, resumes: int, seed: int) -> dict[str, Any]:
             read(walk, step, dp, batch, found)
         first = end
     cpu_s = time.process_time() - start
-    whole = [-(-(count * SEQ_LENGTH // stream.num_tokens) * stream.num_tokens // SEQ_LENGTH) for count, stream in zip(counts, walk.streams, strict=True)]
+    whole = [
+        -(-(count * SEQ_LENGTH // stream.num_tokens) * stream.num_tokens // SEQ_LENGTH)
+        for count, stream in zip(counts, walk.streams, strict=True)
+    ]
     return {
-        "bench": "walk", "steps": steps, "tokens": steps * GLOBAL_SIZE * SEQ_LENGTH, "resumes": resumes, "seed": seed,
-        "read": int(sum(part.sum() for part in found)), "planned": sum(counts), "repeated": int(sum((part > 1).sum() for part in found)),
+        "bench": "walk",
+        "steps": steps,
+        "tokens": steps * GLOBAL_SIZE * SEQ_LENGTH,
+        "resumes": resumes,
+        "seed": seed,
+        "read": int(sum(part.sum() for part in found)),
+        "planned": sum(counts),
+        "repeated": int(sum((part > 1).sum() for part in found)),
         "skipped_in_whole_epochs": int(sum((part[:size] == 0).sum() for part, size in zip(found, whole, strict=True))),
-        "cpu_s": cpu_s, "cpu_us_a_sequence": cpu_s / (steps * GLOBAL_SIZE) * 1e6,
+        "cpu_s": cpu_s,
+        "cpu_us_a_sequence": cpu_s / (steps * GLOBAL_SIZE) * 1e6,
         "peak_kib": {str(scale): peak_kib(scale, steps) for scale in (1, 1000)},
-    }  # fmt: skip
+    }
 
 
 def peak_kib(scale: int, steps: int) -> float:
@@ -85,7 +108,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     result = measure(**vars(parser.parse_args()))
     for key, value in result.items():
-        print(f"{key:<26}{value:,.1f}" if isinstance(value, float) else f"{key:<26}{value:,}" if isinstance(value, int) else f"{key:<26}{value}")
+        print(
+            f"{key:<26}{value:,.1f}"
+            if isinstance(value, float)
+            else f"{key:<26}{value:,}"
+            if isinstance(value, int)
+            else f"{key:<26}{value}"
+        )
     print(json.dumps(result))
 
 

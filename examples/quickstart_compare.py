@@ -134,7 +134,9 @@ def continuation(model: Any, tokenizer: Any, question: str) -> str:
     """Return what a model writes after a question, greedily."""
     prompt = torch.tensor([tokenizer(f"{question}\n", add_special_tokens=False)["input_ids"]])
     stop = tokenizer.eos_token_id
-    written = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=SAMPLE_TOKENS, eos_token_id=stop, pad_token_id=stop)
+    written = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=SAMPLE_TOKENS, eos_token_id=stop, pad_token_id=stop
+    )
     return tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True)
 
 

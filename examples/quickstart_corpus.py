@@ -36,7 +36,19 @@ PROBLEMS = {  # reasoning-gym's task: how many
     "products": 1000,
     "leg_counting": 700,
 }
-NOT_CODE = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+NOT_CODE = {
+    "test",
+    "tests",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "lib2to3",
+    "ensurepip",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
 Documents = dict[str, list[dict[str, str]]]  # what is kept together (a module, a topic, a problem) -> its records
 
 
@@ -201,7 +213,9 @@ def write_tokenizer(folder: Path, files: list[Path]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
-convert = typer.Typer(no_args_is_help=True, help="Convert between Hugging Face folders and Megatron checkpoints.",
-                      epilog="Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama")
+convert = typer.Typer(
+    no_args_is_help=True,
+    help="Convert between Hugging Face folders and Megatron checkpoints.",
+    epilog="Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama",
+)
 app.add_typer(convert, name="convert")
 
 Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
@@ -72,7 +75,9 @@ def doctor(json: Json = None) -> None:
 
 
 @convert.command("import")
-def convert_import(hf: Annotated[Path, typer.Option(help="A Hugging Face model folder.")], out: Out, dry_run: DryRun = False, json: Json = None) -> None:
+def convert_import(
+    hf: Annotated[Path, typer.Option(help="A Hugging Face model folder.")], out: Out, dry_run: DryRun = False, json: Json = None
+) -> None:
     """Write a Hugging Face folder as a Megatron checkpoint, readable at any TP and PP.
 
     Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama
@@ -83,8 +88,12 @@ def convert_import(hf: Annotated[Path, typer.Option(help="A Hugging Face model f
 
 
 @convert.command("export")
-def convert_export(ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")], out: Out,
-                   dry_run: DryRun = False, json: Json = None) -> None:  # fmt: skip
+def convert_export(
+    ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")],
+    out: Out,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
     """Write a Megatron checkpoint as a Hugging Face folder: same files, shard layout and dtypes as it came from.
 
     Example: prism convert export --ckpt runs/mid --out Llama-3.1-8B-mid
@@ -100,7 +109,9 @@ def convert_verify(
     ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")],
     tokens: Annotated[int, typer.Option(help="Compare on this many tokens.", min=2)] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16: what both models compute in.")] = "fp32",
-    tolerance: Annotated[float | None, typer.Option(help="Largest difference allowed, as a share of the largest logit (fp32: 1e-4, bf16: 5e-2).", min=0.0)] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest difference allowed, as a share of the largest logit (fp32: 1e-4, bf16: 5e-2).", min=0.0)
+    ] = None,
     tp: Annotated[int, typer.Option(help="Tensor parallel size.", min=1)] = 1,
     pp: Annotated[int, typer.Option(help="Pipeline parallel size.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random ids, where the folder has no tokenizer.")] = 0,
@@ -169,7 +180,9 @@ def prepare(
     config: Config,
     overrides: Overrides = None,
     dry_run: DryRun = False,
-    report: Annotated[bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Tokenize a weighted mixture of sources into Megatron data files.
@@ -211,7 +224,9 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     from megatron_prism.jobs import train as job
 
     span = launch.slurm_span() if nproc else launch.ALONE
-    world_size = nproc * span.num_nodes if nproc and span.num_nodes > 1 else _world_size(nproc or (settings.world_size if dry_run else None))
+    world_size = (
+        nproc * span.num_nodes if nproc and span.num_nodes > 1 else _world_size(nproc or (settings.world_size if dry_run else None))
+    )
     with placed(config, TrainConfig, overrides or []):
         figures = job.plan(settings, world_size)
     if dry_run:
@@ -293,7 +308,9 @@ def submit(
     config: Config,
     cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Submit a training run, a mixture to prepare, or a pipeline of stages to Slurm.
@@ -353,14 +370,14 @@ def _speaks() -> bool:
 def _finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:
     """Print a result on standard output, a line a value; write it to a file as JSON where asked."""
     from megatron_prism.core.manifest import write_json
-    from megatron_prism.report import plain
+    from megatron_prism.report import lines
 
     if path is not None:
         try:
             write_json(path, result)
         except OSError as error:
             raise EnvironmentFault(f"--json {path}: {error.strerror or error}; the job itself is done") from error
-    for line in [] if quiet else plain.lines(result):
+    for line in [] if quiet else lines.lines(result):
         typer.echo(line)
 
 

@@ -35,8 +35,16 @@ CONFIG: dict[str, Any] = {
 }
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 Gang = Callable[[int, list[dict[str, Any]]], dict[str, Any]]
-SIZES = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 5, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1}  # fmt: skip
+SIZES = {
+    "vocab_size": 390,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
 PRESET_PARAMETERS = {
     "llama-3.1-8b": 8_030_261_248,
     "mistral-7b-v0.1": 7_241_732_096,
@@ -117,12 +125,12 @@ def write_folder(root: Path, config: dict[str, Any], num_shards: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from megatron_prism.families import find, llama
+    from megatron_prism.families import llama, registry
 
     root.mkdir()
     (root / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    shapes = [part for rule in find.rules(llama.read_config(config, "config.json")) for part in rule.hf]
+    shapes = [part for rule in registry.rules(llama.read_config(config, "config.json")) for part in rule.hf]
     each = -(-len(shapes) // num_shards)
     weight_map = {}
     for index in range(num_shards):
@@ -166,13 +174,39 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # the class's name in transfo
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "granite": ("Granite", {"tie_word_embeddings": True, **SCALARS}),
     "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": 11}),
-    "nemotron": ("NemotronH", {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16, "head_dim": 16,
-                 "layers_block_type": [LETTERS[letter] for letter in "M-M*-M-*M"]}),
-    "granite_h": ("GraniteMoeHybrid", {"tie_word_embeddings": True, **SCALARS, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
-                  "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 16, "num_hidden_layers": 3,
-                  "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": None,
-                  "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 176, "rms_norm_eps": 1e-5}),
-}  # fmt: skip
+    "nemotron": (
+        "NemotronH",
+        {
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 16,
+            "head_dim": 16,
+            "layers_block_type": [LETTERS[letter] for letter in "M-M*-M-*M"],
+        },
+    ),
+    "granite_h": (
+        "GraniteMoeHybrid",
+        {
+            "tie_word_embeddings": True,
+            **SCALARS,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "mamba_d_state": 16,
+            "mamba_n_groups": 1,
+            "mamba_expand": 2,
+            "mamba_chunk_size": 16,
+            "num_hidden_layers": 3,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "position_embedding_type": None,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 176,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -264,7 +298,9 @@ class LivingGang:
             if not self.is_alive() or time.monotonic() > ends:
                 self._launcher.kill()
                 said = (self._home / "log").read_text().splitlines()
-                raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-6000:])  # torch lists its whole dispatcher
+                raise AssertionError(
+                    "\n".join(line for line in said if "registered at" not in line)[-6000:]
+                )  # torch lists its whole dispatcher
             time.sleep(0.05)
         return json.loads((folder / "results.json").read_text())
 
@@ -296,7 +332,9 @@ def living_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def gang(tmp_path_factory: pytest.TempPathFactory, living_gangs: Callable[[int], LivingGang], tiny_checkpoint: Path, tiny_mixture: Path) -> Gang:
+def gang(
+    tmp_path_factory: pytest.TempPathFactory, living_gangs: Callable[[int], LivingGang], tiny_checkpoint: Path, tiny_mixture: Path
+) -> Gang:
     """Return a function that trains cases one after another in a torchrun gang, and returns {case: result}.
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":

@@ -1,7 +1,7 @@
 """Write examples/slurm/: what `prism submit --dry-run` makes of every recipe, and of the tiny config, on a cluster of configs/clusters.
 
-    python tools/make_examples.py            # write them
-    python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
+python tools/make_examples.py            # write them
+python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def main() -> int:
             path.write_text(text)
     found = {path: path.read_text() for path in FOLDER.glob("*.sbatch")}
     wrong = sorted(str(path) for path in {*found, *wanted} if found.get(path) != wanted.get(path))
-    print("\n".join(f"{path}: not what prism submit makes; run python tools/make_examples.py, or remove it" for path in wrong) or f"{len(found)} examples")
+    print(
+        "\n".join(f"{path}: not what prism submit makes; run python tools/make_examples.py, or remove it" for path in wrong)
+        or f"{len(found)} examples"
+    )
     return 1 if wrong else 0
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 from generated import ROOT, write
 
-from megatron_prism.core.config import BatchConfig, DataConfig, ModelConfig, ParallelConfig, RecomputeConfig, TrainConfig
-from megatron_prism.core.config_precision import FP8Config
+from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, ModelConfig, ParallelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.jobs import plan
 from megatron_prism.planning.predict import Prediction, predict
@@ -53,11 +52,22 @@ def _row(facts: Mapping[str, Any], sizes: Mapping[str, Any], attention: float) -
     model = build({"family": "llama", "max_position_embeddings": facts["seq"], **sizes}, ModelConfig, str)
     recompute = RecomputeConfig(granularity="full", num_layers=facts["recompute"]) if "recompute" in facts else RecomputeConfig()
     config = TrainConfig(
-        run_dir=Path("."), steps=1, data=DataConfig(prepared=Path("."), seq_length=facts["seq"]), fp8=FP8Config(), recompute=recompute,
+        run_dir=Path("."),
+        steps=1,
+        data=DataConfig(prepared=Path("."), seq_length=facts["seq"]),
+        fp8=FP8Config(),
+        recompute=recompute,
         batch=BatchConfig(global_size=facts["global"], micro_size=facts["micro"]),
-        parallel=ParallelConfig(tp=facts["tp"], pp=facts["pp"], cp=facts["cp"], vpp=facts.get("vpp"), sequence_parallel=facts["tp"] > 1,
-                                overlap_grad_reduce=True, overlap_param_gather=True),
-    )  # fmt: skip
+        parallel=ParallelConfig(
+            tp=facts["tp"],
+            pp=facts["pp"],
+            cp=facts["cp"],
+            vpp=facts.get("vpp"),
+            sequence_parallel=facts["tp"] > 1,
+            overlap_grad_reduce=True,
+            overlap_param_gather=True,
+        ),
+    )
     stages = plan.derived(model, config)
     if layers := facts.get("stages"):
         stages = [_resized(stage, count) for stage, count in zip(stages, layers, strict=True)]

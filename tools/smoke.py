@@ -16,8 +16,17 @@ import time
 from pathlib import Path
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "recipes" / "llama-3.1-8b" / "midtrain.yaml"
-MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2,
-         "kv_channels": 16, "vocab_size": 300, "max_position_embeddings": 64}  # fmt: skip
+MODEL = {
+    "family": "llama",
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 16,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
 
 
 def main() -> None:
@@ -32,7 +41,9 @@ def main() -> None:
     prism("doctor")
     prism("plan", str(RECIPE))
     if torch.version.cuda is not None and not torch.cuda.is_available():
-        print(f"smoke: not trained: torch {torch.__version__} is built for CUDA and there is no GPU here; run this again where there is one")
+        print(
+            f"smoke: not trained: torch {torch.__version__} is built for CUDA and there is no GPU here; run this again where there is one"
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         walk(Path(folder))
@@ -45,8 +56,15 @@ def walk(home: Path) -> None:
     write_tokenizer(home / "tokenizer", texts)
     source = {"name": "sums", "path": [str(home / "texts.jsonl")], "weight": 100}
     mixture = {"out": str(home / "data"), "tokenizer": str(home / "tokenizer"), "sources": [source], "num_workers": 1}
-    run = {"run_dir": str(home / "run"), "steps": 4, "model": MODEL, "init": {"tokenizer": str(home / "tokenizer")}, "data": {"prepared": str(home / "data"), "seq_length": 64},
-           "batch": {"global_size": 2}, "save": {"interval": 2}}  # fmt: skip
+    run = {
+        "run_dir": str(home / "run"),
+        "steps": 4,
+        "model": MODEL,
+        "init": {"tokenizer": str(home / "tokenizer")},
+        "data": {"prepared": str(home / "data"), "seq_length": 64},
+        "batch": {"global_size": 2},
+        "save": {"interval": 2},
+    }
     (home / "mixture.yaml").write_text(json.dumps(mixture))  # JSON is YAML
     (home / "run.yaml").write_text(json.dumps(run))
     prism("prepare", str(home / "mixture.yaml"))
@@ -65,13 +83,17 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
     made.train_from_iterator(texts, vocab_size=MODEL["vocab_size"], special_tokens=["<eos>"], show_progress=False)
     folder.mkdir()
     made.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": "<eos>"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "bos_token": "<eos>"})
+    )
 
 
 def prism(*arguments: str, code: int = 0) -> None:
     """Run one prism command; end with its output where it does not exit with `code`."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "megatron_prism.cli", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_prism.cli", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     said = " ".join(part for part in arguments[:2] if not part.startswith(("-", "/")))
     if done.returncode != code:
         sys.exit(f"{done.stdout}\n{done.stderr}\nsmoke: prism {said}: exit code {done.returncode}, required {code}")

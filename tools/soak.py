@@ -16,23 +16,49 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # job: (the test, how many examples, what it does)
 SOAKS: dict[str, tuple[str, int, str]] = {
-    "kills": ("reliability/test_gang.py::test_random_kills_lose_nothing", 500,
-              "kill a gang, one of its ranks or its launcher at random moments of training and saving, and start it again (R1, R17)"),
-    "splits": ("distributed/test_resume.py::test_resume_is_bit_equal", 10,
-               "kill runs on tp 2, pp 2, dp 2 and tp 2 x pp 2 after each of so many steps, and compare what they become bit for bit (R2)"),
+    "kills": (
+        "reliability/test_gang.py::test_random_kills_lose_nothing",
+        500,
+        "kill a gang, one of its ranks or its launcher at random moments of training and saving, and start it again (R1, R17)",
+    ),
+    "splits": (
+        "distributed/test_resume.py::test_resume_is_bit_equal",
+        10,
+        "kill runs on tp 2, pp 2, dp 2 and tp 2 x pp 2 after each of so many steps, and compare what they become bit for bit (R2)",
+    ),
     "reshards": ("reliability/test_reshard.py", 20, "go on from each of 5 layouts on each other one: always all 20 pairs (R3)"),
-    "signals": ("reliability/test_gang.py::test_a_signal_saves_and_ends", 100, "ask a gang to stop at random moments, in each of the ways (R5)"),
-    "flips": ("reliability/test_faults.py::test_every_flipped_bit_is_seen", 1000, "flip bits of a checkpoint, one at a time, and verify it (R6)"),
-    "deaths": ("reliability/test_gang.py::test_what_befalls_one_rank_ends_the_gang", 50,
-               "let a rank, its loader, its writer or its numbers fail at a random step (R8)"),
+    "signals": (
+        "reliability/test_gang.py::test_a_signal_saves_and_ends",
+        100,
+        "ask a gang to stop at random moments, in each of the ways (R5)",
+    ),
+    "flips": (
+        "reliability/test_faults.py::test_every_flipped_bit_is_seen",
+        1000,
+        "flip bits of a checkpoint, one at a time, and verify it (R6)",
+    ),
+    "deaths": (
+        "reliability/test_gang.py::test_what_befalls_one_rank_ends_the_gang",
+        50,
+        "let a rank, its loader, its writer or its numbers fail at a random step (R8)",
+    ),
     "headers": ("unit/checkpoint/test_fuzz.py", 5000, "change headers, indexes and configs of a Hugging Face folder, and import it (R10)"),
-    "pickles": ("reliability/test_hostile.py::test_a_damaged_metadata_is_refused_or_read_and_never_runs", 1000,
-                "change the .metadata of a checkpoint, with hostile pickles among it, and read it (R11)"),
-    "configs": ("reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines", 5000,
-                "change the repository's configs, and give them to the command line (R13)"),
-    "texts": ("unit/launch/test_slurm.py::test_every_text_arrives_as_it_was_written", 10000,
-              "write hostile texts into every field of a cluster and a command, and run the job's script (R14)"),
-}  # fmt: skip
+    "pickles": (
+        "reliability/test_hostile.py::test_a_damaged_metadata_is_refused_or_read_and_never_runs",
+        1000,
+        "change the .metadata of a checkpoint, with hostile pickles among it, and read it (R11)",
+    ),
+    "configs": (
+        "reliability/test_config_fuzz.py::test_a_changed_config_is_accepted_or_refused_in_lines",
+        5000,
+        "change the repository's configs, and give them to the command line (R13)",
+    ),
+    "texts": (
+        "unit/launch/test_slurm.py::test_every_text_arrives_as_it_was_written",
+        10000,
+        "write hostile texts into every field of a cluster and a command, and run the job's script (R14)",
+    ),
+}
 
 
 def main() -> int:

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_prism.checkpoint import folder, hf, integrity, layout, pieces, stream
-from megatron_prism.checkpoint.finite import first_nonfinite
-from megatron_prism.core.check import check_architecture
+from megatron_prism.checkpoint import folder, integrity, torch_dist
+from megatron_prism.core.check.train import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
-from megatron_prism.families import find
+from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule, check_present
+from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf.finite import first_nonfinite
 
 Tick = Callable[[], None]  # called after each tensor, for a progress bar
 
@@ -40,10 +41,10 @@ class Plan:
     root: Path
     model: ModelConfig
     rules: tuple[Rule, ...]
-    shards: tuple[hf.Shard, ...]
+    shards: tuple[safetensors.Shard, ...]
 
     @cached_property
-    def places(self) -> dict[str, hf.TensorPlace]:
+    def places(self) -> dict[str, safetensors.TensorPlace]:
         return {place.name: place for shard in self.shards for place in shard.tensors}
 
     def summary(self) -> dict[str, Any]:
@@ -69,26 +70,32 @@ def plan_import(root: Path) -> Plan:
     Raises: CheckpointError listing every missing, extra or misshapen tensor, and every config key not understood.
     """
     config = read_config(root)
-    model = find.of_hf(config, str(root / "config.json")).read_config(config, str(root / "config.json"))
+    model = registry.of_hf(config, str(root / "config.json")).read_config(config, str(root / "config.json"))
     raise_problems(check_architecture(model, f"{root / 'config.json'}:"))
     _refuse_links(root)
-    shards = hf.open_shards(root)
+    shards = safetensors.open_shards(root)
     places = {place.name: place for shard in shards for place in shard.tensors}
     if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
-        raise CheckpointError(Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors"))
-    rules = find.rules(model)
-    check_present(rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()})
+        raise CheckpointError(
+            Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors")
+        )
+    rules = registry.rules(model)
+    check_present(
+        rules, {name: place.shape for name, place in places.items()}, str(root), {name: place.file for name, place in places.items()}
+    )
     raise_problems([*check_dtypes(rules, places, root), *check_vocabulary(root, model.vocab_size)])
     return Plan(root, model, tuple(rules), tuple(shards))
 
 
 def _refuse_links(root: Path) -> None:
     """Raise InputError for each link that leads out of a folder: what it names would be copied along."""
-    links = [path for path in sorted(root.iterdir()) if path.is_file() and not hf.is_inside(path)]
-    raise_problems([Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links])
+    links = [path for path in sorted(root.iterdir()) if path.is_file() and not safetensors.is_inside(path)]
+    raise_problems(
+        [Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links]
+    )
 
 
-def check_dtypes(rules: Sequence[Rule], places: Mapping[str, hf.TensorPlace], root: Path) -> Iterator[Problem]:
+def check_dtypes(rules: Sequence[Rule], places: Mapping[str, safetensors.TensorPlace], root: Path) -> Iterator[Problem]:
     """Yield a problem for each Megatron-Core tensor whose Hugging Face parts differ in dtype."""
     for rule in rules:
         parts = [places[name] for name, _ in rule.hf]
@@ -102,7 +109,7 @@ def read_config(root: Path) -> Mapping[str, Any]:
 
     Raises: CheckpointError where it is missing or no JSON object.
     """
-    return hf.read_object(root / "config.json", "a Hugging Face model's config, a JSON object")
+    return safetensors.read_object(root / "config.json", "a Hugging Face model's config, a JSON object")
 
 
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
@@ -111,7 +118,7 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     if path not in root.iterdir():
         return []
     required = "a tokenizer of the `tokenizers` library"
-    if found := hf.fault(path):
+    if found := safetensors.fault(path):
         return [Problem(str(path), found, required)]
     from tokenizers import Tokenizer
 
@@ -124,7 +131,14 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     largest = max(tokens.values(), default=-1)
     if largest < vocab_size:
         return []
-    return [Problem(str(path), f"token id {largest}", f"ids below the model's vocab_size {vocab_size}", "the tokenizer and the model do not belong together")]
+    return [
+        Problem(
+            str(path),
+            f"token id {largest}",
+            f"ids below the model's vocab_size {vocab_size}",
+            "the tokenizer and the model do not belong together",
+        )
+    ]
 
 
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
@@ -134,23 +148,23 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     Nothing stays behind on an error.
     """
     rules = {rule.mcore: rule for rule in plan.rules}
-    specs = {key: stream.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
+    specs = {key: torch_dist.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
     with ExitStack() as stack:
         temporary = stack.enter_context(folder.create(out))
         pool = ThreadPoolExecutor(1)
         stack.callback(pool.shutdown, cancel_futures=True)
         digests = {plan.root / shard.file: pool.submit(sha256_file, plan.root / shard.file) for shard in plan.shards}
-        files = stack.enter_context(hf.open_files(plan.root, plan.shards))
+        files = stack.enter_context(safetensors.open_files(plan.root, plan.shards))
 
-        def values(key: str) -> Iterator[pieces.Bits]:
+        def values(key: str) -> Iterator[bits.Bits]:
             tick()
-            for part, start, rows in layout.blocks(rules[key], plan.model):
+            for part, start, rows in blocks.blocks(rules[key], plan.model):
                 place = plan.places[rules[key].hf[part][0]]
-                for bits in _finite_rows(plan, files, place, start, rows):
-                    yield pieces.convert(bits, place.dtype, specs[key].dtype)
+                for piece in _finite_rows(plan, files, place, start, rows):
+                    yield bits.convert(piece, place.dtype, specs[key].dtype)
 
         (temporary / folder.STATE).mkdir()
-        stream.write_tensors(temporary / folder.STATE, list(specs.values()), values)
+        torch_dist.write_tensors(temporary / folder.STATE, list(specs.values()), values)
         assets = folder.copy_assets(plan.root, temporary / folder.ASSETS)
         write_json(temporary / folder.SHARDS, [{"file": shard.file, "header": shard.header} for shard in plan.shards])
         manifest = describe("import", sha256_files(assets), source=str(plan.root), **plan.summary())
@@ -159,31 +173,33 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
         integrity.seal(temporary)
 
 
-def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: hf.TensorPlace, start: int, rows: int) -> Iterator[pieces.Bits]:
+def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: safetensors.TensorPlace, start: int, rows: int) -> Iterator[bits.Bits]:
     """Yield the values of rows [start, start + rows) of a Hugging Face tensor, in pieces."""
     width = prod(place.shape[1:])
-    for first, number in pieces.spans(start * width, rows * width, place.dtype.itemsize):
-        bits = hf.read_values(files[place.file], place, first, number)
-        if first_nonfinite(bits, place.dtype) is not None:
+    for first, number in bits.spans(start * width, rows * width, place.dtype.itemsize):
+        piece = safetensors.read_values(files[place.file], place, first, number)
+        if first_nonfinite(piece, place.dtype) is not None:
             raise CheckpointError(_nonfinite(plan, files))
-        yield bits
+        yield piece
 
 
 def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
     """Return a problem for each tensor of a folder that holds a NaN or an infinity."""
     problems = []
     for place in plan.places.values():
-        for first, number in pieces.spans(0, prod(place.shape), place.dtype.itemsize):
-            bits = hf.read_values(files[place.file], place, first, number)
-            if (index := first_nonfinite(bits, place.dtype)) is not None:
+        for first, number in bits.spans(0, prod(place.shape), place.dtype.itemsize):
+            piece = safetensors.read_values(files[place.file], place, first, number)
+            if (index := first_nonfinite(piece, place.dtype)) is not None:
                 position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
-                found = f"{float(pieces.to_tensor(bits, place.dtype)[index])} at {position}"
-                problems.append(Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model"))
+                found = f"{float(bits.to_tensor(piece, place.dtype)[index])} at {position}"
+                problems.append(
+                    Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model")
+                )
                 break
     return problems
 
 
-def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
+def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
     """Read a Megatron checkpoint's metadata and lay out the Hugging Face folder it came from, or a new one.
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
@@ -191,7 +207,7 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
     checkpoint = folder.read(path)
     if problems := integrity.check(checkpoint.root):
         raise CheckpointError(problems)
-    rules, reader = find.rules(checkpoint.model), stream.TensorReader(checkpoint.state)
+    rules, reader = registry.rules(checkpoint.model), torch_dist.TensorReader(checkpoint.state)
     _check_state(rules, reader.shapes(), checkpoint.state)
     if not checkpoint.assets.is_dir():
         raise CheckpointError(Problem(str(checkpoint.assets), "no such folder", "the files that the checkpoint keeps for Hugging Face"))
@@ -201,24 +217,28 @@ def plan_export(path: Path) -> tuple[Plan, stream.TensorReader]:
         shards = _kept_shards(kept)
     else:
         dtype = getattr(torch, str(checkpoint.facts.get("dtype", "float32")))
-        shards = hf.new_shards({name: shape for rule in rules for name, shape in rule.hf}, dtype)
+        shards = safetensors.new_shards({name: shape for rule in rules for name, shape in rule.hf}, dtype)
     check_present(rules, {place.name: place.shape for shard in shards for place in shard.tensors}, str(kept))
     return Plan(checkpoint.root, checkpoint.model, tuple(rules), tuple(shards)), reader
 
 
-def _kept_shards(path: Path) -> list[hf.Shard]:
+def _kept_shards(path: Path) -> list[safetensors.Shard]:
     try:
         return [_kept_shard(entry, path) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(Problem(str(path), f"{type(error).__name__}: {error}", "the file names and headers of `prism convert import`")) from None
+        raise CheckpointError(
+            Problem(str(path), f"{type(error).__name__}: {error}", "the file names and headers of `prism convert import`")
+        ) from None
 
 
-def _kept_shard(entry: Mapping[str, str], where: Path) -> hf.Shard:
-    if not hf.is_file_name(entry["file"]):
+def _kept_shard(entry: Mapping[str, str], where: Path) -> safetensors.Shard:
+    if not safetensors.is_file_name(entry["file"]):
         raise ValueError(f"file {entry['file']!r} is no plain name of a safetensors file")
     header, entries = entry["header"], json.loads(entry["header"])
     entries.pop("__metadata__", None)
-    return hf.Shard(entry["file"], header, hf.parse_entries(entries, where.with_name(entry["file"]), 8 + len(header.encode())))
+    return safetensors.Shard(
+        entry["file"], header, safetensors.parse_entries(entries, where.with_name(entry["file"]), 8 + len(header.encode()))
+    )
 
 
 def _check_state(rules: Sequence[Rule], found: Mapping[str, tuple[int, ...]], where: Path) -> None:
@@ -239,7 +259,7 @@ def _is_vocabulary(key: str) -> bool:
     return key.startswith(("embedding.word_embeddings.", "output_layer."))
 
 
-def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
+def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
     """Write a plan's checkpoint as a Hugging Face folder. Memory holds a piece of a tensor at a time.
 
     Raises: InputError where `out` is there already; nothing stays behind on an error.
@@ -247,21 +267,21 @@ def export_hf(plan: Plan, reader: stream.TensorReader, out: Path, tick: Tick = l
     with folder.create(out) as temporary:
         for path in sorted((plan.root / folder.ASSETS).iterdir()):
             shutil.copyfile(path, temporary / path.name)
-        with hf.create_shards(temporary, plan.shards) as files:
+        with safetensors.create_shards(temporary, plan.shards) as files:
             for rule in plan.rules:
                 _export_rule(plan, reader, files, rule)
                 tick()
-        if len(plan.shards) > 1 and not (temporary / hf.INDEX).is_file():
-            write_json(temporary / hf.INDEX, hf.index_of(plan.shards))
+        if len(plan.shards) > 1 and not (temporary / safetensors.INDEX).is_file():
+            write_json(temporary / safetensors.INDEX, safetensors.index_of(plan.shards))
 
 
-def _export_rule(plan: Plan, reader: stream.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
+def _export_rule(plan: Plan, reader: torch_dist.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
     with reader.open(rule.mcore) as stored:
-        for part, start, rows in layout.blocks(rule, plan.model):
+        for part, start, rows in blocks.blocks(rule, plan.model):
             place = plan.places[rule.hf[part][0]]
             width = prod(place.shape[1:])
-            for first, number in pieces.spans(0, rows, width * stored.dtype.itemsize):
-                bits = pieces.convert(stored.rows(top + first, number), stored.dtype, place.dtype)
-                hf.write_values(files[place.file], place, (start + first) * width, bits)
+            for first, number in bits.spans(0, rows, width * stored.dtype.itemsize):
+                piece = bits.convert(stored.rows(top + first, number), stored.dtype, place.dtype)
+                safetensors.write_values(files[place.file], place, (start + first) * width, piece)
             top += rows

@@ -22,7 +22,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, InputError, Problem
 from megatron_prism.core.load import build, to_dict
 from megatron_prism.core.manifest import read_json, write_json, write_text
-from megatron_prism.families import find
+from megatron_prism.families import registry
 
 FORMAT = 1
 META, ASSETS, STATE, LATEST, SHARDS = "prism.json", "hf", "state", "latest", "shards.json"
@@ -61,7 +61,11 @@ def read(path: Path) -> Checkpoint:
             raise EnvironmentFault(f"{path}: {error.strerror or error}") from error
         raise CheckpointError(Problem(str(path), error.strerror or str(error), "a folder's name")) from None
     if root is None:
-        raise CheckpointError(Problem(str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"))
+        raise CheckpointError(
+            Problem(
+                str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"
+            )
+        )
     where = root / META
     try:
         facts = read_json(where)
@@ -72,7 +76,7 @@ def read(path: Path) -> Checkpoint:
     if version != FORMAT:
         raise CheckpointError(Problem(f"{where}:format", repr(version), str(FORMAT), "it was written by another version of megatron_prism"))
     architecture = build(model, ModelConfig, lambda key: f"{where}:model.{'.'.join(map(str, key))}")
-    find.of_model(architecture, f"{where}:model.family")
+    registry.of_model(architecture, f"{where}:model.family")
     return Checkpoint(root, architecture, step, tokens, facts)
 
 

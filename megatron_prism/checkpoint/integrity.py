@@ -67,13 +67,17 @@ def _check_file(path: Path, sha256: str) -> Problem | None:
         found = sha256_file(path)
     except OSError as error:
         return _absent(error, path, "a file that can be read")
-    return None if found == sha256 else Problem(str(path), f"sha256 {found}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
+    return (
+        None if found == sha256 else Problem(str(path), f"sha256 {found}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
+    )
 
 
 def _absent(error: OSError, path: Path, required: str) -> Problem:
     if error.errno not in NOT_THERE:
         found = f"{error.filename or path}: {error.strerror or error}: it cannot be told whether the checkpoint is whole"
-        raise EnvironmentFault(f"{found}; if it stays so, move that folder away by hand, and the run goes on from the one before") from error
+        raise EnvironmentFault(
+            f"{found}; if it stays so, move that folder away by hand, and the run goes on from the one before"
+        ) from error
     return Problem(str(path), error.strerror or str(error), required)
 
 

@@ -23,9 +23,13 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
     except (OSError, ValueError) as error:
-        raise CheckpointError(Problem(str(root), " ".join(str(error).split()), "safetensors weights of a model that transformers itself has")) from error
+        raise CheckpointError(
+            Problem(str(root), " ".join(str(error).split()), "safetensors weights of a model that transformers itself has")
+        ) from error
     if unfloor_time_steps(model):
-        log.get().info("transformers holds Nemotron-H's time steps above time_step_min; set to the config's time_step_limit, as it was trained")
+        log.get().info(
+            "transformers holds Nemotron-H's time steps above time_step_min; set to the config's time_step_limit, as it was trained"
+        )
     return model.eval()
 
 

@@ -17,18 +17,38 @@ from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
-from megatron_prism.data import tokenize
-from megatron_prism.families import find
+from megatron_prism.data import tokenizer
+from megatron_prism.families import registry
 
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
 WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
 # What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
 MAY_CHANGE = (
-    "run_dir", "world_size", "init.checkpoint", "init.tokenizer", "data.num_workers", "data.changes", "data.max_epochs", "batch.micro_size", "recompute.", "validation.", "save.", "log.",
-    "guard.", "limits.", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp", "parallel.sequence_parallel", "parallel.overlap",
-    "environment", "deterministic", "offload.activation_layers",
-)  # fmt: skip
+    "run_dir",
+    "world_size",
+    "init.checkpoint",
+    "init.tokenizer",
+    "data.num_workers",
+    "data.changes",
+    "data.max_epochs",
+    "batch.micro_size",
+    "recompute.",
+    "validation.",
+    "save.",
+    "log.",
+    "guard.",
+    "limits.",
+    "parallel.tp",
+    "parallel.pp",
+    "parallel.cp",
+    "parallel.vpp",
+    "parallel.sequence_parallel",
+    "parallel.overlap",
+    "environment",
+    "deterministic",
+    "offload.activation_layers",
+)
 
 
 def is_started(run_dir: Path) -> bool:
@@ -112,7 +132,9 @@ def begin(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -
 
 def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
     """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
-    inputs = [path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path]
+    inputs = [
+        path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path
+    ]
     if not is_started(config.run_dir):
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
@@ -142,8 +164,8 @@ def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None
     assert config.init.tokenizer is not None
     folder.copy_assets(config.init.tokenizer, target / folder.ASSETS)
     dtype = "bfloat16" if config.precision == "bf16" else "float32"
-    spec = tokenize.load(config.init.tokenizer, need_eos=False)
-    config_json = find.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
+    spec = tokenizer.load(config.init.tokenizer, need_eos=False)
+    config_json = registry.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
     write_json(target / folder.ASSETS / "config.json", config_json)
     folder.write_meta(target, folder.describe(model, 0, 0, dtype=dtype))
 

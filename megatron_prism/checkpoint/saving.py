@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
 from megatron_prism.core import disk, log
-from megatron_prism.core.config_run import SaveConfig
+from megatron_prism.core.config import SaveConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
-from megatron_prism.parallel import compat, groups
+from megatron_prism.parallel import groups, megatron_versions
 
 RESERVE_BYTES = 64 << 20  # beside the tensors: names, tokenizer, file system
 FILES_PER_RANK = 1  # the ranks of a node write side by side
@@ -144,7 +144,9 @@ class Saving:
 
     def __init__(self, target: Path, state: Mapping[str, Any], finish_folder: Callable[[Path], None], timeout_s: float):
         self.target, self._finish_folder = target, finish_folder
-        self._temporary = target.with_name(f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp")  # no writer of a start that died knows it
+        self._temporary = target.with_name(
+            f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp"
+        )  # no writer of a start that died knows it
         self._is_first = dist.get_rank() == 0
         with _faults_named(self._temporary, self._clean):
             if self._is_first:
@@ -207,7 +209,7 @@ def _plan(state: Mapping[str, Any], path: Path) -> Any:
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-    compat.write_results_in_memory()
+    megatron_versions.write_results_in_memory()
     wanted = dict(state)
     apply_factories(wanted)
     for shard in nested_values(wanted):
@@ -216,7 +218,7 @@ def _plan(state: Mapping[str, Any], path: Path) -> Any:
     strategy: Any = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=FILES_PER_RANK)
     if dist.get_world_size(replicas := groups.replica_group()) > 1:  # each writes a part of what all of them hold
         strategy = FullyParallelSaveStrategyWrapper(strategy, replicas)
-    return dist_checkpointing.save(wanted, str(path), strategy, async_sharded_save=True, **compat.save_arguments())
+    return dist_checkpointing.save(wanted, str(path), strategy, async_sharded_save=True, **megatron_versions.save_arguments())
 
 
 @contextmanager

@@ -64,7 +64,9 @@ def load_weights(path: Path, chunks: Sequence[Any]) -> None:
         missing, unexpected = unwrap(chunk).load_state_dict(loaded[f"chunk{index}"], strict=False)
         lost = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
         if lost:
-            raise CheckpointError([Problem(f"{path}: {key}", "no such tensor in the checkpoint or the model", "the same tensors in both") for key in lost])
+            raise CheckpointError(
+                [Problem(f"{path}: {key}", "no such tensor in the checkpoint or the model", "the same tensors in both") for key in lost]
+            )
 
 
 def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:

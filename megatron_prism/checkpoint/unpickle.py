@@ -146,7 +146,9 @@ def _load_metadata(refused: list[CheckpointError], stream: IO[bytes]) -> Metadat
         found = _read(where, stream)
         if not _is_metadata(found):
             required = "torch.distributed.checkpoint's Metadata"
-            raise CheckpointError(Problem(where, f"a {type(found).__name__} of another layout, or tensors in files of other folders", required))
+            raise CheckpointError(
+                Problem(where, f"a {type(found).__name__} of another layout, or tensors in files of other folders", required)
+            )
     except CheckpointError as error:
         refused.append(error)
         raise
@@ -199,5 +201,9 @@ def _refused(where: str, error: Exception) -> CheckpointError:
     """Return the error for a pickle that is not read, with the name it holds where that is the reason."""
     name = re.search(r"GLOBAL (\S+)", str(error))
     if name:
-        return CheckpointError(Problem(where, f"a pickle that names {name[1]}", REQUIRED, "loading it could run code: do not trust where it comes from"))
-    return CheckpointError(Problem(where, f"a pickle that cannot be read ({type(error).__name__}: {str(error).rsplit('error:', 1)[-1]})", REQUIRED))
+        return CheckpointError(
+            Problem(where, f"a pickle that names {name[1]}", REQUIRED, "loading it could run code: do not trust where it comes from")
+        )
+    return CheckpointError(
+        Problem(where, f"a pickle that cannot be read ({type(error).__name__}: {str(error).rsplit('error:', 1)[-1]})", REQUIRED)
+    )

@@ -28,7 +28,9 @@ def held(path: Path, job: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError):  # which of them is the file system's choice
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise EnvironmentFault(f"{path.parent}: {holder} writes there: one {job} at a time; wait for it, or choose another folder") from None
+            raise EnvironmentFault(
+                f"{path.parent}: {holder} writes there: one {job} at a time; wait for it, or choose another folder"
+            ) from None
         except OSError as error:
             log.get().warning("%s: this file system has no locks (%s): make sure that no other %s writes there", path, error.strerror, job)
         lock.truncate(0)

@@ -207,7 +207,9 @@ def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return whole layers merged in order, interpolations as they stand."""
     from omegaconf import OmegaConf
 
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers]), resolve=False))
+    return typing.cast(
+        dict[str, Any], OmegaConf.to_container(OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers]), resolve=False)
+    )
 
 
 def parse_override(text: str) -> Layer:

@@ -33,12 +33,16 @@ def load(path: Path) -> Any:
     try:
         import gigatoken
     except ImportError:
-        raise BackendMissing("gigatoken", "tokenizer_backend: gigatoken", "pip install 'megatron_prism[fast]', or set it to tokenizers") from None
+        raise BackendMissing(
+            "gigatoken", "tokenizer_backend: gigatoken", "pip install 'megatron_prism[fast]', or set it to tokenizers"
+        ) from None
     try:
         return gigatoken.Tokenizer(str(path))
     except Exception as error:  # what its Rust half raises is nothing narrower
         found = f"gigatoken, which does not read {path} ({str(error).splitlines()[0]})"
-        raise InputError(Problem("tokenizer_backend", found, "a kind of tokenizer that it reads", "set tokenizer_backend: tokenizers")) from None
+        raise InputError(
+            Problem("tokenizer_backend", found, "a kind of tokenizer that it reads", "set tokenizer_backend: tokenizers")
+        ) from None
 
 
 def encode(fast: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

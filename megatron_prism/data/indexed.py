@@ -196,7 +196,9 @@ class Reader:
     def lengths(self) -> np.ndarray:
         """Return the number of tokens of each document (int64)."""
         ends = [np.append(starts[1:] // tokens.itemsize, tokens.size) for starts, tokens in zip(self._starts, self._tokens, strict=True)]
-        return np.concatenate([end - starts // tokens.itemsize for end, starts, tokens in zip(ends, self._starts, self._tokens, strict=True)])
+        return np.concatenate(
+            [end - starts // tokens.itemsize for end, starts, tokens in zip(ends, self._starts, self._tokens, strict=True)]
+        )
 
     def document_ids(self, offset: int, count: int) -> np.ndarray:
         """Return the document of each of `count` tokens from one on, numbered from 0 (int32); the end of the last pair ends a document."""

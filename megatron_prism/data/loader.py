@@ -123,7 +123,9 @@ def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool
             continue
         if source.valid.num_tokens <= seq_length:
             where = f"{prepared.root}: source {source.name}"
-            raise InputError(Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more"))
+            raise InputError(
+                Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more")
+            )
         found[source.name] = HeldOut(source, seq_length, seed, document_mask)
     return found
 

@@ -11,14 +11,15 @@ from typing import Literal
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json
-from megatron_prism.data import packed, shards
+from megatron_prism.data import formats, packed
+from megatron_prism.data.formats import File, Shard, Split
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.packed import PackedReader
-from megatron_prism.data.shards import File, Shard, Split
 from megatron_prism.data.walk import Stream, Walk
 
 MANIFEST = "the manifest of a prepared mixture"
 AGAIN = "run prism prepare again"
+
 
 @dataclass(frozen=True)
 class SourcePlan:
@@ -105,9 +106,7 @@ def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budg
     for name in sorted(ideal, key=lambda name: tokens[name] - ideal[name])[: budget_tokens - sum(tokens.values())]:
         tokens[name] += 1
     epochs = {name: tokens[name] / available_tokens[name] for name in weights if name in available_tokens}
-    return tuple(
-        SourcePlan(name, weight, tokens[name], tokens[name] / budget_tokens, epochs.get(name)) for name, weight in weights.items()
-    )
+    return tuple(SourcePlan(name, weight, tokens[name], tokens[name] / budget_tokens, epochs.get(name)) for name, weight in weights.items())
 
 
 def walk(prepared: Prepared, weights: Mapping[str, float], seq_length: int, seed: int) -> Walk:
@@ -167,7 +166,7 @@ def _check_files(root: Path, source: _Source) -> list[Problem]:
     files = {folder / name: file for name, file in source.packing_files.items()}
     for shard in source.shards:
         for split, pair in shard.pairs().items():
-            files |= zip(shards.files(folder, shard.number, split), (pair.bin, pair.idx), strict=True)
+            files |= zip(formats.files(folder, shard.number, split), (pair.bin, pair.idx), strict=True)
     problems = []
     for file, recorded in files.items():
         if not file.is_file():
@@ -179,7 +178,9 @@ def _check_files(root: Path, source: _Source) -> list[Problem]:
 
 def _prepared(root: Path, source: _Source) -> PreparedSource:
     def tokens(split: Split) -> Tokens:
-        pairs = {shards.prefix(root / source.name, shard.number, split): pair for shard in source.shards if (pair := shard.pairs().get(split))}
+        pairs = {
+            formats.prefix(root / source.name, shard.number, split): pair for shard in source.shards if (pair := shard.pairs().get(split))
+        }
         return Tokens(tuple(pairs), sum(pair.num_tokens for pair in pairs.values()), sum(pair.num_documents for pair in pairs.values()))
 
     valid = tokens("valid")

@@ -6,16 +6,42 @@ Two files of numbers, mapped, not read: PREFIX.pieces.npy holds each bin's piece
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data.indexed import Reader
-from megatron_prism.data.packing import Packed
 
 PIECE = np.dtype([("document", "<i8"), ("start", "<i8"), ("length", "<i4")])
 FIRST_PIECE = np.dtype("<i8")
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Pieces in bin order: document, first token within it, tokens; bin b holds pieces bin_starts[b] to bin_starts[b + 1]."""
+
+    document: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    bin_starts: np.ndarray
+    seq_length: int
+
+    @property
+    def num_bins(self) -> int:
+        """Return the number of bins."""
+        return self.bin_starts.size - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens in pieces: what chunks share is counted in each."""
+        return int(self.length.sum(dtype=np.int64))
+
+    @property
+    def efficiency(self) -> float:
+        """Return the share of the bins' room that holds tokens."""
+        return self.num_tokens / max(self.num_bins * self.seq_length, 1)
 
 
 def prefix(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_prism.core.check_data import check_weights
+from megatron_prism.core.check.data import check_weights
 from megatron_prism.core.config import DataConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import mixture
@@ -48,14 +48,20 @@ def _weights(chosen: Mapping[str, float] | None, prepared: Prepared, key: str) -
     own = {source.name: source.weight for source in prepared.sources}
     if chosen is None:
         return own
-    unknown = [Problem(f"{key}.{name}", "no such source", f"a source of {prepared.root}: {', '.join(own)}") for name in chosen if name not in own]
+    unknown = [
+        Problem(f"{key}.{name}", "no such source", f"a source of {prepared.root}: {', '.join(own)}") for name in chosen if name not in own
+    ]
     raise_problems([*unknown, *check_weights(chosen, key)])
     return {name: chosen[name] for name in own if name in chosen}
 
 
 def _other_length(prepared: Prepared, seq_length: int) -> list[Problem]:
     return [
-        Problem(f"data.seq_length ({prepared.root}: source {source.name})", str(seq_length), f"{source.packing.seq_length}, which it is packed into")
+        Problem(
+            f"data.seq_length ({prepared.root}: source {source.name})",
+            str(seq_length),
+            f"{source.packing.seq_length}, which it is packed into",
+        )
         for source in prepared.sources
         if source.packing and source.packing.seq_length != seq_length
     ]
@@ -65,7 +71,12 @@ def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: s
     """A source is known by its name: where its tokens are others, what was read of it has no place in them."""
     known = {source.name: source.stream_tokens for segment in segments for source in segment.prepared.sources}
     return [
-        Problem(where, f"source {name} of {count} tokens", f"{known[name]} tokens, as the run has read it so far", "give other data another name")
+        Problem(
+            where,
+            f"source {name} of {count} tokens",
+            f"{known[name]} tokens, as the run has read it so far",
+            "give other data another name",
+        )
         for name, count in tokens.items()
         if known.get(name, count) != count
     ]
@@ -100,4 +111,3 @@ def check_epochs(parts: Sequence[SourcePlan], max_epochs: float | None, key: str
 def at(segments: Sequence[Segment], sequence: int) -> int:
     """Return the index of the segment that a sequence of the run belongs to."""
     return sum(segment.walk.first_sequence <= sequence for segment in segments) - 1
-

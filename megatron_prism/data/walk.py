@@ -107,7 +107,11 @@ class Walk:
         if number < 0:
             return -1, position
         time = self._time(source, number)
-        before = [self._count(other, time) - (other > source and self._is_at(other, time)) for other in range(len(self.streams)) if other != source]
+        before = [
+            self._count(other, time) - (other > source and self._is_at(other, time))
+            for other in range(len(self.streams))
+            if other != source
+        ]
         return self.first_sequence + number + sum(before), position
 
     def _is_at(self, source: int, time: int) -> bool:

@@ -16,10 +16,22 @@ from megatron_prism.families.rules import Rule, require
 
 NAME = "granite_moe_hybrid"
 ARCHITECTURES = ("GraniteMoeHybridForCausalLM",)
-MAMBA_KEYS = {"num_heads": "mamba_n_heads", "head_dim": "mamba_d_head", "state_dim": "mamba_d_state", "num_groups": "mamba_n_groups",
-              "conv_kernel": "mamba_d_conv", "chunk_size": "mamba_chunk_size"}  # fmt: skip
-MAMBA_DEFAULTS = {"mamba_n_heads": 128, "mamba_d_head": 64, "mamba_d_state": 256, "mamba_n_groups": 1, "mamba_d_conv": 4,
-                  "mamba_chunk_size": 256}  # fmt: skip
+MAMBA_KEYS = {
+    "num_heads": "mamba_n_heads",
+    "head_dim": "mamba_d_head",
+    "state_dim": "mamba_d_state",
+    "num_groups": "mamba_n_groups",
+    "conv_kernel": "mamba_d_conv",
+    "chunk_size": "mamba_chunk_size",
+}
+MAMBA_DEFAULTS = {
+    "mamba_n_heads": 128,
+    "mamba_d_head": 64,
+    "mamba_d_state": 256,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 256,
+}
 MIXERS = {"M": "linear_attention", "*": "full_attention"}  # as transformers 5 spells them
 
 

@@ -31,9 +31,15 @@ def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tu
     wrong = [key for key in keys.values() if type(hf.get(key)) is not int or hf[key] < 1]
     problems = [Problem(f"{where}:{key}", repr(hf.get(key)), "a whole number above 0") for key in wrong]
     limit = hf.get("time_step_limit", (0.0, math.inf))
-    ends = [float(end["__float__"]) if isinstance(end, dict) and "__float__" in end else end for end in limit] if isinstance(limit, (list, tuple)) else []
+    ends = (
+        [float(end["__float__"]) if isinstance(end, dict) and "__float__" in end else end for end in limit]
+        if isinstance(limit, (list, tuple))
+        else []
+    )
     if ends != [0.0, math.inf]:
-        problems.append(Problem(f"{where}:time_step_limit", repr(limit), "[0.0, Infinity]", "Megatron-Core's mixer does not clamp the time step"))
+        problems.append(
+            Problem(f"{where}:time_step_limit", repr(limit), "[0.0, Infinity]", "Megatron-Core's mixer does not clamp the time step")
+        )
     return {field: hf.get(key) for field, key in keys.items()}, problems
 
 

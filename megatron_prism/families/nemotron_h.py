@@ -16,8 +16,14 @@ from megatron_prism.families.rules import Rule, require
 
 NAME = "nemotron_h"
 ARCHITECTURES = ("NemotronHForCausalLM",)
-MAMBA_KEYS = {"num_heads": "mamba_num_heads", "head_dim": "mamba_head_dim", "state_dim": "ssm_state_size", "num_groups": "n_groups",
-              "conv_kernel": "conv_kernel", "chunk_size": "chunk_size"}  # fmt: skip
+MAMBA_KEYS = {
+    "num_heads": "mamba_num_heads",
+    "head_dim": "mamba_head_dim",
+    "state_dim": "ssm_state_size",
+    "num_groups": "n_groups",
+    "conv_kernel": "conv_kernel",
+    "chunk_size": "chunk_size",
+}
 MAMBA_DEFAULTS = {"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "chunk_size": 128}
 KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}  # as transformers 5 spells them
 EPSILON = "layer_norm_epsilon"

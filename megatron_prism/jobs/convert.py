@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_prism.checkpoint import convert, folder
 from megatron_prism.core import log
-from megatron_prism.core.check import check_split
+from megatron_prism.core.check.train import check_split
 from megatron_prism.core.config import ParallelConfig, Precision
 from megatron_prism.core.errors import Problem, raise_problems
 
@@ -44,33 +44,47 @@ def check_verify(hf: Path, ckpt: Path, tp: int, pp: int, world_size: int) -> Non
     if tp * pp != world_size:
         problems.append(Problem("--tp, --pp", f"tp {tp} x pp {pp} on {world_size} processes", "as many processes as tp x pp"))
     differing = [field for field, value in vars(theirs).items() if getattr(ours, field) != value]
-    problems += [Problem(f"{ckpt}: model.{field}", str(getattr(ours, field)), f"{getattr(theirs, field)}, as in {hf}") for field in differing]
+    problems += [
+        Problem(f"{ckpt}: model.{field}", str(getattr(ours, field)), f"{getattr(theirs, field)}, as in {hf}") for field in differing
+    ]
     raise_problems(problems)
 
 
-def run_verify(hf: Path, ckpt: Path, tokens: int, precision: Precision, tolerance: float | None, tp: int, pp: int, seed: int) -> dict[str, Any]:
+def run_verify(
+    hf: Path, ckpt: Path, tokens: int, precision: Precision, tolerance: float | None, tp: int, pp: int, seed: int
+) -> dict[str, Any]:
     """Return how far a checkpoint's logits are from transformers' on the same tokens; every rank of the gang calls this.
 
     `passed` says whether the largest difference, as a share of the largest logit, is within the tolerance.
     """
-    from megatron_prism.checkpoint import verify
+    from megatron_prism.checkpoint import parity
     from megatron_prism.parallel.groups import gang, hand_to_first
 
-    limit = verify.TOLERANCE[precision] if tolerance is None else tolerance
+    limit = parity.TOLERANCE[precision] if tolerance is None else tolerance
     vocab_size = folder.read(ckpt).model.vocab_size
-    ids, kind = verify.tokens_of(hf, TEXT, tokens, vocab_size, seed)
+    ids, kind = parity.tokens_of(hf, TEXT, tokens, vocab_size, seed)
     parallel = ParallelConfig(tp=tp, pp=pp)
     with gang(parallel, seed) as groups:
-        ours_SV = hand_to_first(verify.checkpoint_logits(ckpt, ids, parallel, precision, groups), (len(ids), vocab_size), groups)
+        ours_SV = hand_to_first(parity.checkpoint_logits(ckpt, ids, parallel, precision, groups), (len(ids), vocab_size), groups)
         if ours_SV is None:
             return {}
-        found = verify.compare(ours_SV, verify.hf_logits(hf, ids, precision))
-    return {"hf": str(hf), "ckpt": str(ckpt), "tokens": kind, "precision": precision, **vars(found), "tolerance": limit, "passed": found.relative_difference <= limit}
+        found = parity.compare(ours_SV, parity.hf_logits(hf, ids, precision))
+    return {
+        "hf": str(hf),
+        "ckpt": str(ckpt),
+        "tokens": kind,
+        "precision": precision,
+        **vars(found),
+        "tolerance": limit,
+        "passed": found.relative_difference <= limit,
+    }
 
 
 def _apply(plan: convert.Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick], None]) -> dict[str, Any]:
     summary = {**plan.summary(), "out": str(out), "written": not dry_run}
-    log.get().info("%s: %s parameters in %d tensors, %.2f GB", plan.root, f"{summary['parameters']:,}", summary["tensors"], summary["bytes"] / 1e9)
+    log.get().info(
+        "%s: %s parameters in %d tensors, %.2f GB", plan.root, f"{summary['parameters']:,}", summary["tensors"], summary["bytes"] / 1e9
+    )
     if not dry_run:
         with _ticking(len(plan.rules)) as tick:
             apply(tick)

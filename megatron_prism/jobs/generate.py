@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_prism.checkpoint import convert, folder
 from megatron_prism.core import log
-from megatron_prism.core.check import check_split
+from megatron_prism.core.check.train import check_split
 from megatron_prism.core.config import ParallelConfig, Precision
 from megatron_prism.core.errors import CheckpointError, InputError, Problem, raise_problems
 from megatron_prism.models.generate import Sampling
@@ -58,7 +58,9 @@ def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str
     ids = tokenizer.encode(prompt)
     torch.manual_seed(sampling.seed)
     model = reference.load(root)
-    choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {"do_sample": False}
+    choice = (
+        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {"do_sample": False}
+    )
     eos = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
     output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)
     return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in tokenizer.eos_ids])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_prism.core.check import check_train, data_parallel_size
+from megatron_prism.core.check.train import check_train, data_parallel_size
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.data import indexed, loader, locate, segments, tokenize
+from megatron_prism.data import indexed, loader, locate, segments, tokenizer
 from megatron_prism.data.locate import Sample
 from megatron_prism.jobs import train
 
@@ -27,12 +27,12 @@ def contents(config: TrainConfig, world_size: int, sample: Sample) -> dict[str, 
     source, spans = locate.contents(run, sequence)
     segment = segments.at(run.segments, sequence)
     prepared = run.segments[segment].prepared.source(source)
-    reader, spec = indexed.Reader(prepared.train.prefixes), tokenize.load(train.tokenizer_folder(config), need_eos=False)
+    reader, spec = indexed.Reader(prepared.train.prefixes), tokenizer.load(train.tokenizer_folder(config), need_eos=False)
     documents = []
     for span in spans:
         pair, within = reader.pair(span.document)
         offset = reader.start(span.document) + span.token
-        text = tokenize.decode(reader.tokens(offset, min(span.num_tokens, SHOWN_TOKENS)), spec)
+        text = tokenizer.decode(reader.tokens(offset, min(span.num_tokens, SHOWN_TOKENS)), spec)
         documents.append({**span._asdict(), "pair": str(prepared.train.prefixes[pair]), "document_in_pair": within, "text": text})
     return {**sample._asdict(), "dp": dp, "sequence": sequence, "source": source, "documents": documents}
 
@@ -57,7 +57,14 @@ def reader_of(config: TrainConfig, world_size: int, source: str, epoch: int, doc
     if found is None or found[0] >= config.steps * config.batch.global_size:
         return {**asked, "is_read": False}
     sequence, position = found
-    return {**asked, "is_read": True, **locate.sample_of(sequence, config.batch, dp)._asdict(), "dp": dp, "sequence": sequence, "position": position}
+    return {
+        **asked,
+        "is_read": True,
+        **locate.sample_of(sequence, config.batch, dp)._asdict(),
+        "dp": dp,
+        "sequence": sequence,
+        "position": position,
+    }
 
 
 def _open(config: TrainConfig, world_size: int) -> tuple[loader.Sequences, int]:

@@ -12,10 +12,10 @@ from functools import cache
 from typing import Any
 
 from megatron_prism.checkpoint import folder
-from megatron_prism.core.check import check_model, check_train, data_parallel_size
+from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.families import find
+from megatron_prism.families import registry
 from megatron_prism.planning import layouts, memory
 from megatron_prism.planning.predict import Prediction, figures, predict
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
@@ -31,7 +31,7 @@ def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
     world_size = num_gpus(config)
     model = check(config, world_size)
     found = predict(built(model, config), model, config, world_size)
-    sizes = find.parameters(model)
+    sizes = registry.parameters(model)
     dp = data_parallel_size(config, world_size)
     return {
         "parameters": sum(sizes.values()),
@@ -61,7 +61,7 @@ def check(config: TrainConfig, world_size: int) -> ModelConfig:
     without_gpu()
     from megatron_prism.models import trainable
 
-    raise_problems(trainable.check(config.trainable, find.parameters(model), model, config.parallel))
+    raise_problems(trainable.check(config.trainable, registry.parameters(model), model, config.parallel))
     return model
 
 
@@ -91,12 +91,12 @@ def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
 
 def derived(model: ModelConfig, config: TrainConfig) -> list[Stage]:
     """Return the same stages from one model that is built without a pipeline: a sweep then builds one for each tp."""
-    from megatron_prism.models import meta
+    from megatron_prism.models import shapes
 
     parallel = _split(config.parallel)
     whole = _sizes_of_rank(model, replace(parallel, pp=1, vpp=None), config.precision, 0, 0)
     letters, last = stage_letters(model, parallel), parallel.pp - 1
-    parts = meta.split(whole, model, parallel)
+    parts = shapes.split(whole, model, parallel)
     return [of_sizes(sizes, letters[stage], stage == 0, stage == last, config) for stage, sizes in enumerate(parts)]
 
 
@@ -115,16 +115,18 @@ def _split(parallel: ParallelConfig) -> ParallelConfig:
 @cache
 def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Precision, tp_rank: int, pp_rank: int) -> Mapping[str, int]:
     from megatron_prism.checkpoint import sharded
-    from megatron_prism.models import meta
+    from megatron_prism.models import shapes
 
-    return meta.sizes(model, parallel, precision, tp_rank, pp_rank, sharded.weights)
+    return shapes.sizes(model, parallel, precision, tp_rank, pp_rank, sharded.weights)
 
 
 def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Return a layout's keys, for a reader."""
     grid, recompute = config.parallel, config.recompute
     found = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
-    recomputed = {"none": "none", "selective": ", ".join(recompute.modules), "full": f"{recompute.num_layers or 'all'} layers"}[recompute.granularity]
+    recomputed = {"none": "none", "selective": ", ".join(recompute.modules), "full": f"{recompute.num_layers or 'all'} layers"}[
+        recompute.granularity
+    ]
     return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 

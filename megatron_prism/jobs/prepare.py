@@ -14,24 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import log, manifest
-from megatron_prism.core.check_data import check_prepare
+from megatron_prism.core.check.data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import (
-    documents,
-    indexed,
-    making,
-    mixture,
-    partial,
-    pool,
-    segments,
-    shards,
-    sources,
-    texts,
-    tokenize,
-)
-from megatron_prism.data.shards import Shard
+from megatron_prism.data import formats, indexed, mixture, segments, tokenizer
+from megatron_prism.data.formats import Shard
+from megatron_prism.prepare import documents, pool, records, sources, workspace
+from megatron_prism.prepare.source import Work, make_shards, pack_shards
 from megatron_prism.report import blend
 
 if TYPE_CHECKING:
@@ -51,7 +41,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return _shown(_dry_run(config))
     files = sources.find(config.sources)
-    spec = tokenize.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
+    spec = tokenizer.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
     evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
     if config.decontaminate:
         documents.evaluation_overlap(config.decontaminate)  # what is wrong with these files is told now
@@ -61,13 +51,13 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         if config.out.exists() and (found := _already_prepared(config, sha256)):
             log.get().info("%s: already prepared from the same config and files", config.out)
             return _shown(_result(found))
-        with partial.folder(config.out) as folder, log.told(_progress()) as progress:
-            work = making.Work(config, folder, run_in_order, progress, sha256)
-            made = [making.make(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
-            facts = [_facts(source, found, making.pack(source, found, work)) for source, found in zip(config.sources, made, strict=True)]
+        with workspace.folder(config.out) as folder, log.told(_progress()) as progress:
+            work = Work(config, folder, run_in_order, progress, sha256)
+            made = [make_shards(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
+            facts = [_facts(source, found, pack_shards(source, found, work)) for source, found in zip(config.sources, made, strict=True)]
             described = _describe(config, spec, facts, sha256)
             manifest.write_json(folder / "manifest.json", described)
-            partial.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
+            workspace.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
     return _shown(_result(described))
 
 
@@ -79,7 +69,10 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
     is_plan = result["kind"] == "plan"
     folder = config.out.with_name(f"{config.out.name}.plan") if is_plan else config.out / "report"
     domains = {source.name: source.domain for source in config.sources}
-    drawn = [blend.BlendPart(part["name"], domains[part["name"]], part["share"], part["tokens"], part["epochs"]) for part in result["blend"]["sources"]]
+    drawn = [
+        blend.BlendPart(part["name"], domains[part["name"]], part["share"], part["tokens"], part["epochs"])
+        for part in result["blend"]["sources"]
+    ]
     samples = {} if is_plan else _samples(config)
     try:
         paths = blend.draw(drawn, config.out.name, folder)
@@ -93,12 +86,12 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _samples(config: PrepareConfig) -> dict[str, list[str]]:
     """Return a few documents of each source as the model will read them: from their tokens, evenly over the source."""
-    spec, found = tokenize.load(config.tokenizer, need_eos=False), {}
+    spec, found = tokenizer.load(config.tokenizer, need_eos=False), {}
     for source in mixture.read_prepared(config.out).sources:
         reader = indexed.Reader(source.train.prefixes)
         chosen = {reader.num_documents * number // NUM_SAMPLES for number in range(NUM_SAMPLES)}
         starts = [(reader.start(document), reader.start(document + 1)) for document in sorted(chosen)]
-        found[source.name] = [tokenize.decode(reader.tokens(start, min(end - start, SAMPLE_TOKENS)), spec) for start, end in starts]
+        found[source.name] = [tokenizer.decode(reader.tokens(start, min(end - start, SAMPLE_TOKENS)), spec) for start, end in starts]
     return found
 
 
@@ -115,11 +108,14 @@ def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
 
 
 def _check_parts(config: PrepareConfig) -> list[Problem]:
-    of_sources = [(part, f"sources.{index}" + (f".parts.{number}" if source.parts else ""))
-                  for index, source in enumerate(config.sources) for number, part in enumerate(sources.parts(source))]
+    of_sources = [
+        (part, f"sources.{index}" + (f".parts.{number}" if source.parts else ""))
+        for index, source in enumerate(config.sources)
+        for number, part in enumerate(sources.parts(source))
+    ]
     against = config.decontaminate.against if config.decontaminate else ()
     of_evaluation = [(part, f"decontaminate.against.{index}") for index, part in enumerate(against)]
-    return [problem for part, where in (*of_sources, *of_evaluation) for problem in texts.check_part(part, where)]
+    return [problem for part, where in (*of_sources, *of_evaluation) for problem in records.check_part(part, where)]
 
 
 def _dry_run(config: PrepareConfig) -> dict[str, Any]:
@@ -136,33 +132,48 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
     return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": planned}, "sources": planned, "config": to_dict(config)}
 
 
-def _describe(config: PrepareConfig, spec: tokenize.TokenizerSpec, facts: Sequence[dict[str, Any]], sha256: Mapping[str, str]) -> dict[str, Any]:
+def _describe(
+    config: PrepareConfig, spec: tokenizer.TokenizerSpec, facts: Sequence[dict[str, Any]], sha256: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the manifest.
 
     Raises: InputError where the budget reads a source more often than it may.
     """
-    available = {fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts}
+    available = {
+        fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts
+    }
     planned = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
     raise_problems(segments.check_epochs(planned, config.max_epochs, "max_epochs"))
     overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     return manifest.describe(
-        "prepared", sha256,
+        "prepared",
+        sha256,
         tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
         sources=facts,
         blend={"tokens": sum(part.tokens for part in planned), "sources": [dataclasses.asdict(part) for part in planned]},
         config=to_dict(config),
         decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
         config_sha256=_config_sha256(config),
-    )  # fmt: skip
+    )
 
 
 def _facts(source: SourceConfig, found: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
     """Return a source's part of the manifest."""
-    totals = {f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in found if (pair := shard.pairs().get(split)))
-              for split in shards.SPLITS for unit in ("tokens", "documents")}
+    totals = {
+        f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in found if (pair := shard.pairs().get(split)))
+        for split in formats.SPLITS
+        for unit in ("tokens", "documents")
+    }
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in found), Counter())
-    return {"name": source.name, "weight": source.weight, **totals, "left_out": dict(left_out),
-            "bad_records": sum(shard.bad_records for shard in found), "shards": [to_dict(shard) for shard in found], **packing}  # fmt: skip
+    return {
+        "name": source.name,
+        "weight": source.weight,
+        **totals,
+        "left_out": dict(left_out),
+        "bad_records": sum(shard.bad_records for shard in found),
+        "shards": [to_dict(shard) for shard in found],
+        **packing,
+    }
 
 
 def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mapping[str, Any] | None:
@@ -193,8 +204,8 @@ def _config_sha256(config: PrepareConfig) -> str:
     return manifest.sha256_json(values)
 
 
-def _tokenizer_files(spec: tokenize.TokenizerSpec) -> list[Path]:
-    return [path for name in ("tokenizer.json", *tokenize.SPECIAL_FILES) if (path := spec.folder / name).is_file()]
+def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:
+    return [path for name in ("tokenizer.json", *tokenizer.SPECIAL_FILES) if (path := spec.folder / name).is_file()]
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +228,9 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['config']['out']}{': ' + format(tokens, ',') + ' training tokens' if (tokens := result['blend']['tokens']) else ''}")
+    table = Table(
+        title=f"{result['config']['out']}{': ' + format(tokens, ',') + ' training tokens' if (tokens := result['blend']['tokens']) else ''}"
+    )
     is_packed = any(row.get("packing") for row in result["sources"])
     headers = ("source", "documents", "tokens", "weight %", "share %", "budget", "epochs", *(["packed %"] if is_packed else []))
     for header in headers:

@@ -28,7 +28,11 @@ def run(path: Path) -> dict[str, Any]:
     folder = submit.submission_folder(path)
     if not (folder / submit.SUBMITTED).is_file():
         if not (path / run_folder.CONFIG).is_file():
-            raise InputError(Problem(str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"))
+            raise InputError(
+                Problem(
+                    str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"
+                )
+            )
         return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}
     stages = read_json(folder / submit.SUBMITTED)["stages"]
     states = slurm.states([stage["job"] for stage in stages])
@@ -102,14 +106,24 @@ def show(found: Mapping[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:  # a file has no edge
         console.width = 200
-    table = Table(title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
         table.add_column(name, no_wrap=name != "last event", overflow="fold")
     for row in found["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
         left = "" if row.get("left_s") is None else _clock(row["left_s"])
         numbers = (_short(row.get("loss"), ".4f"), _short(row.get("tokens_per_s"), ",.0f"), left, _short(row.get("restarts"), "d"))
-        cells = (row["stage"], row["job"] or "", row["state"], step, *numbers, _short(row.get("checkpoint_step"), "d"), row["last_event"] or "")
+        cells = (
+            row["stage"],
+            row["job"] or "",
+            row["state"],
+            step,
+            *numbers,
+            _short(row.get("checkpoint_step"), "d"),
+            row["last_event"] or "",
+        )
         table.add_row(*map(Text, cells))  # Text: no markup in what a file says
     console.print(table)
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.core.check import check_train
-from megatron_prism.core.check_cluster import check_cluster, check_pipeline, check_world_size, order
-from megatron_prism.core.config import PrepareConfig, TrainConfig
-from megatron_prism.core.config_cluster import ClusterConfig, PipelineConfig, StageConfig
+from megatron_prism.core.check.cluster import check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core.check.train import check_train
+from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, StageConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import config_layers, load, merge, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
@@ -87,7 +86,10 @@ def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: Clust
         try:
             planned.append(_plan(stage, title if len(stages) == 1 else f"{title}-{stage.name}", folder, cluster))
         except InputError as error:
-            problems += [replace(problem, where=f"stage {stage.name}: {problem.where}" if len(stages) > 1 else problem.where) for problem in error.problems]
+            problems += [
+                replace(problem, where=f"stage {stage.name}: {problem.where}" if len(stages) > 1 else problem.where)
+                for problem in error.problems
+            ]
     raise_problems(problems)
     return planned
 
@@ -96,13 +98,18 @@ def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) 
     job = slurm.Job(stage.name, title, folder, stage.command, environment=cluster.environment, array=dict(enumerate(stage.array)))
     if stage.command[0] not in GANG_JOBS:
         return Planned(stage, job)
-    if len(stage.command) < 2 or any(word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]):
+    if len(stage.command) < 2 or any(
+        word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]
+    ):
         raise InputError(Problem("command", " ".join(stage.command), f"[{stage.command[0]}, CONFIG, a.b=c ...], without options"))
     path = Path(stage.command[1])
     configs = [_gang_config(path, [*stage.command[2:], *words], cluster) for words in stage.array or ((),)]
     first = configs[0]
     problems = []
-    for key, kinds in (("world_size", {config.world_size for config in configs}), ("environment", {str(environment.variables(config)) for config in configs})):
+    for key, kinds in (
+        ("world_size", {config.world_size for config in configs}),
+        ("environment", {str(environment.variables(config)) for config in configs}),
+    ):
         if len(kinds) > 1:
             problems.append(Problem("array", f"elements that differ in {key}", "the same for all", "make a stage for each"))
     if len({config.run_dir for config in configs}) < len(configs):
@@ -133,8 +140,15 @@ def _check_first(planned: Sequence[Planned]) -> None:
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
     resources = {"nodes": each.job.nodes, "ranks": each.job.nodes * each.job.ranks_per_node or 1}
-    return {"name": each.stage.name, "command": list(each.stage.command), "after": list(each.stage.after), **resources,
-            "array": [list(words) for words in each.stage.array], "run_dirs": [str(config.run_dir) for config in each.configs], **facts}  # fmt: skip
+    return {
+        "name": each.stage.name,
+        "command": list(each.stage.command),
+        "after": list(each.stage.after),
+        **resources,
+        "array": [list(words) for words in each.stage.array],
+        "run_dirs": [str(config.run_dir) for config in each.configs],
+        **facts,
+    }
 
 
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:

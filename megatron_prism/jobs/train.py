@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
-from megatron_prism.core.check import check_model, check_train, data_parallel_size
-from megatron_prism.core.check_precision import check_machine, check_variables
+from megatron_prism.core.check.precision import check_machine, check_variables
+from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem, raise_problems
 from megatron_prism.core.load import flat, to_dict
-from megatron_prism.data import loader, segments, tokenize
+from megatron_prism.data import loader, segments, tokenizer
 from megatron_prism.data.mixture import Prepared
-from megatron_prism.families import find
+from megatron_prism.families import registry
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
@@ -43,10 +43,10 @@ def plan(config: TrainConfig, world_size: int) -> dict[str, Any]:
     tokenizers = [problem for segment in mixtures for problem in _check_tokenizer(config, model, segment.prepared)]
     sources = segments.realised(mixtures, config.steps * config.batch.global_size)
     epochs = segments.check_epochs(sources, config.data.max_epochs, "data.max_epochs")
-    wrong = check_model(model, config) or trainable.check(config.trainable, find.parameters(model), model, config.parallel)
+    wrong = check_model(model, config) or trainable.check(config.trainable, registry.parameters(model), model, config.parallel)
     raise_problems([*wrong, *dict.fromkeys(tokenizers), *epochs, *run_folder.check_resume(config)])
     tokens_per_step = config.batch.global_size * config.data.seq_length
-    flops, sizes = flops_per_token(model, config.data.seq_length), find.parameters(model)
+    flops, sizes = flops_per_token(model, config.data.seq_length), registry.parameters(model)
     return {
         "parameters": sum(sizes.values()),
         "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
@@ -79,7 +79,9 @@ def _read(key: str, read: Callable[[], Any]) -> tuple[Any, list[Problem]]:
     try:
         return read(), []
     except InputError as error:
-        return None, [problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems]
+        return None, [
+            problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems
+        ]
 
 
 def _check_start(config: TrainConfig) -> list[Problem]:
@@ -95,7 +97,14 @@ def _check_expected(config: TrainConfig) -> list[Problem]:
     start = folder.read(config.init.checkpoint).model
     wanted, had = config.init.max_position_embeddings, start.max_position_embeddings
     if wanted is not None and wanted < had:
-        return [Problem("init.max_position_embeddings", str(wanted), f"at least the {had} of {config.init.checkpoint}", "a shorter data.seq_length needs no other model")]
+        return [
+            Problem(
+                "init.max_position_embeddings",
+                str(wanted),
+                f"at least the {had} of {config.init.checkpoint}",
+                "a shorter data.seq_length needs no other model",
+            )
+        ]
     if config.model is None:
         return []
     expected, found = flat(config.model), flat(start)
@@ -122,7 +131,7 @@ def _check_tokenizer(config: TrainConfig, model: ModelConfig, prepared: Prepared
         return [Problem(where, found, required, "prepare it with the model's tokenizer")]
     assets = tokenizer_folder(config)
     absent_as_imported = config.init.checkpoint is not None and not (assets / "tokenizer.json").is_file()
-    if absent_as_imported or tokenize.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
+    if absent_as_imported or tokenizer.load(assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
         return []
     return [Problem(where, "data tokenized by another tokenizer", f"the one in {assets}", "prepare it again with that tokenizer")]
 
@@ -262,9 +271,7 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     return chunks, optimizer, start
 
 
-def _finish_folder(
-    config: TrainConfig, model: ModelConfig, groups: Groups, path: Path, step: int, guard: Mapping[str, Any]
-) -> None:
+def _finish_folder(config: TrainConfig, model: ModelConfig, groups: Groups, path: Path, step: int, guard: Mapping[str, Any]) -> None:
     """Add to a checkpoint what it is, what it was made from, and the Hugging Face files: rank 0's."""
     origin = run_folder.origin(config.run_dir)
     sequences = step * config.batch.global_size

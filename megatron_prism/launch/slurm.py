@@ -1,7 +1,7 @@
 """A job as an sbatch script that a person can read, its submission, and what Slurm says of it later.
 
 Every text of a user stands in the script quoted, so that a process gets it byte for byte: by shlex.quote in bash, and in an #SBATCH
-line, which Slurm reads itself, in double quotes. core/check_cluster.py has refused what cannot be written so.
+line, which Slurm reads itself, in double quotes. core/check/cluster.py has refused what cannot be written so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from megatron_prism.core.config_cluster import ClusterConfig
+from megatron_prism.core.config import ClusterConfig
 from megatron_prism.core.errors import EnvironmentFault
 
 TASK_WAIT_S = 60  # srun: how long the other tasks may take once one has ended

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from megatron_prism.core.check import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, RecomputeConfig
-from megatron_prism.core.config_precision import FP8Config, OffloadConfig
-from megatron_prism.models import scalars, spec
+from megatron_prism.core.check.train import padded_vocab_size
+from megatron_prism.core.config import FP8Config, ModelConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.models import multipliers, spec
 from megatron_prism.models.norm import LocalFinalNorm
-from megatron_prism.parallel import compat, host
+from megatron_prism.parallel import host, megatron_versions
 from megatron_prism.parallel.groups import Groups, chunk_ends
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -80,7 +79,7 @@ def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
     """
     interleaved = parallel.vpp is not None
     # gloo may still be sending them: wrong losses, seen; so may NCCL with model chunks before 0.19 (Megatron-LM's pull request 4047)
-    deallocates = parallel.pp > 1 and host.has_cuda() and (not interleaved or compat.core_version() >= (0, 19))
+    deallocates = parallel.pp > 1 and host.has_cuda() and (not interleaved or megatron_versions.core_version() >= (0, 19))
     return {
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,
@@ -182,7 +181,10 @@ def stages(model: ModelConfig, parallel: ParallelConfig) -> list[set[int]]:
         assert first is not None and last is not None
         sizes = [first, *[(model.num_layers - first - last) // max(num_chunks - 2, 1)] * (num_chunks - 2), last]
     ends = list(itertools.accumulate(sizes, initial=0))
-    return [{layer for chunk in range(rank, num_chunks, parallel.pp) for layer in range(*ends[chunk : chunk + 2])} for rank in range(parallel.pp)]
+    return [
+        {layer for chunk in range(rank, num_chunks, parallel.pp) for layer in range(*ends[chunk : chunk + 2])}
+        for rank in range(parallel.pp)
+    ]
 
 
 def build(
@@ -215,7 +217,7 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
         "rotary_base": model.rotary_base,
     }
     chunk = _dense(model, ends, vp_stage) if model.layer_pattern is None else _hybrid(model, ends)
-    scalars.scale_ends(chunk, model, first, last)
+    multipliers.scale_ends(chunk, model, first, last)
     if last and padded > model.vocab_size:
         mask_padded_vocabulary(chunk, model.vocab_size, padded, groups)
     chunk.to(host.device())
@@ -236,7 +238,7 @@ def _dense(model: ModelConfig, ends: dict[str, Any], vp_stage: int | None) -> An
 
 
 def _hybrid(model: ModelConfig, ends: dict[str, Any]) -> Any:
-    with_te, classes = spec.use_transformer_engine(), compat.hybrid_classes()
+    with_te, classes = spec.use_transformer_engine(), megatron_versions.hybrid_classes()
     stack = spec.hybrid(model, with_te)
     with contextlib.nullcontext() if with_te else classes.final_norm(LocalFinalNorm):
         return classes.model(**ends, **{classes.spec_key: stack, classes.pattern_key: model.layer_pattern})

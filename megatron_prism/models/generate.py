@@ -54,4 +54,3 @@ def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generato
     probability_V, token_V = torch.softmax(logits_V.float() / sampling.temperature, dim=-1).sort(descending=True)
     probability_V[1:][(probability_V.cumsum(0) - probability_V)[1:] >= sampling.top_p] = 0  # the likeliest always stays
     return token_V[torch.multinomial(probability_V, 1, generator=generator)[0]]
-

@@ -28,9 +28,15 @@ def core_attention() -> type:
             self.config = config
 
         def forward(
-            self, query: Any, key: Any, value: Any, attention_mask: Any, attn_mask_type: Any = None, attention_bias: Any = None,
+            self,
+            query: Any,
+            key: Any,
+            value: Any,
+            attention_mask: Any,
+            attn_mask_type: Any = None,
+            attention_bias: Any = None,
             packed_seq_params: Any = None,
-        ) -> torch.Tensor:  # fmt: skip
+        ) -> torch.Tensor:
             softmax, group = self.scale_mask_softmax, self.pg_collection.cp
             window, cp = softmax.window_size, group.size()
             if packed_seq_params is not None:

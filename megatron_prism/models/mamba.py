@@ -25,7 +25,13 @@ def mixer_module() -> Any:
             raise BackendMissing("mamba-ssm", "Mamba layers on a GPU", "pip install mamba-ssm causal-conv1d beside this CUDA and torch")
         return mamba_mixer
     if getattr(mamba_mixer, "ExtendedRMSNorm", None) is not _ShardedNorm:
-        for name in ("causal_conv1d_fn", "causal_conv1d_update", "selective_state_update", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"):
+        for name in (
+            "causal_conv1d_fn",
+            "causal_conv1d_update",
+            "selective_state_update",
+            "mamba_chunk_scan_combined",
+            "mamba_split_conv1d_scan_combined",
+        ):
             setattr(mamba_mixer, name, getattr(ssd, name))
         mamba_mixer.ExtendedRMSNorm, mamba_mixer.HAVE_MAMBA_SSM = _ShardedNorm, True
         mamba_mixer._check_mamba_sequence_packing_support = lambda **kwargs: (True, None)  # it asks for the packages' versions
@@ -39,6 +45,10 @@ class _ShardedNorm(ssd.GatedRMSNorm):
         from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
         return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets,
-            tp_group=groups.tensor_parallel_group(), dp_cp_group=metadata["dp_cp_group"],
-        )  # fmt: skip
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=groups.tensor_parallel_group(),
+            dp_cp_group=metadata["dp_cp_group"],
+        )

@@ -11,9 +11,9 @@ import importlib.util
 from typing import Any
 
 from megatron_prism.core.config import MambaConfig, ModelConfig
-from megatron_prism.models import local_attention, mamba, scalars
+from megatron_prism.models import local_attention, mamba, multipliers
 from megatron_prism.models.norm import LocalFinalNorm, LocalNorm
-from megatron_prism.parallel import compat, host
+from megatron_prism.parallel import host, megatron_versions
 
 QKV_NORM = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 FC1_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
@@ -45,7 +45,7 @@ def hybrid(model: ModelConfig, with_te: bool) -> Any:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-    classes, whole = compat.hybrid_classes(), _transformer_layer(model, with_te).submodules
+    classes, whole = megatron_versions.hybrid_classes(), _transformer_layer(model, with_te).submodules
     norm = IdentityOp if with_te else LocalNorm
     attention = TransformerLayerSubmodules(
         input_layernorm=norm,
@@ -81,7 +81,7 @@ def _transformer_layer(model: ModelConfig, with_te: bool) -> Any:
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = LocalNorm
         layer.submodules.sharded_state_dict_keys_map = QKV_NORM | FC1_NORM
         layer.submodules.self_attention.submodules.core_attention = local_attention.core_attention()
-    add = scalars.residual_addition(model.residual_multiplier)
+    add = multipliers.residual_addition(model.residual_multiplier)
     layer.submodules = dataclasses.replace(layer.submodules, self_attn_bda=add, mlp_bda=add)
     return layer
 
@@ -101,7 +101,7 @@ def _mamba_layer(sizes: MambaConfig, residual_multiplier: float, with_te: bool, 
                 params={"chunk_size": sizes.chunk_size, "d_conv": sizes.conv_kernel},
                 submodules=mixer.MambaMixerSubmodules(in_proj=in_proj, out_proj=out_proj),
             ),
-            mamba_bda=scalars.residual_addition(residual_multiplier),
+            mamba_bda=multipliers.residual_addition(residual_multiplier),
             sharded_state_dict_keys_map={} if with_te else dict(IN_PROJ_NORM),
         ),
     )

@@ -23,9 +23,13 @@ LIMIT = (0.0, math.inf)  # of the time step, after softplus
 
 
 def causal_conv1d_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None, initial_states: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
     activation: str | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Convolve each channel with the taps before and at a token. Shapes: x (B, D, L), weight (D, W), initial_states (B, D, W - 1)."""
     taps = weight.shape[1]
     past = x.new_zeros(*x.shape[:2], taps - 1) if initial_states is None else initial_states.to(x.dtype)
@@ -41,9 +45,13 @@ def causal_conv1d_fn(
 
 
 def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
     conv_state_indices: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Convolve one new token, and shift it into `conv_state` in place. Shapes: x (B, D), conv_state (B, D, W), weight (D, W).
 
     conv_state_indices: which rows of conv_state are those of x; -1 for a token of padding, whose output is 0.
@@ -58,11 +66,23 @@ def causal_conv1d_update(
 
 
 def mamba_chunk_scan_combined(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int, D: Tensor | None = None, z: Tensor | None = None,
-    dt_bias: Tensor | None = None, initial_states: Tensor | None = None, seq_idx: Tensor | None = None,
-    cu_seqlens: Tensor | None = None, dt_softplus: bool = False, dt_limit: tuple[float, float] = LIMIT,
-    return_final_states: bool = False, return_varlen_states: bool = False,
-) -> Any:  # fmt: skip
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = LIMIT,
+    return_final_states: bool = False,
+    return_varlen_states: bool = False,
+) -> Any:
     """Run the state-space recurrence over a row, a chunk at a time; within a chunk as a masked matrix product.
 
     s_t = exp(dt_t A) s_(t-1) + dt_t x_t B_t, y_t = C_t s_t + D x_t, times silu(z_t) where z is given.
@@ -116,9 +136,18 @@ def _scan_chunk(
 
 
 def selective_state_update(
-    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
-    dt_bias: Tensor | None = None, dt_softplus: bool = False, state_batch_indices: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    state_batch_indices: Tensor | None = None,
+) -> Tensor:
     """Run the recurrence over one new token, and update `state` in place.
 
     Shapes: state (B, H, P, N), x, dt and z (B, H, P), A (H, P, N), B and C (B, G, N), D and dt_bias (H, P).
@@ -139,11 +168,23 @@ def selective_state_update(
 
 
 def mamba_split_conv1d_scan_combined(
-    zxbcdt: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, chunk_size: int,
-    initial_states: Tensor | None = None, seq_idx: Tensor | None = None, dt_limit: tuple[float, float] = LIMIT,
-    return_final_states: bool = False, activation: str = "silu", *, headdim: int | None = None, ngroups: int = 1,
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    chunk_size: int,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    dt_limit: tuple[float, float] = LIMIT,
+    return_final_states: bool = False,
+    activation: str = "silu",
+    *,
+    headdim: int | None = None,
+    ngroups: int = 1,
     norm_before_gate: bool = True,
-) -> Any:  # fmt: skip
+) -> Any:
     """Split a mixer's input projection into z, x, B, C and dt, convolve, scan, and gate with z: what MambaMixer trains through.
 
     Shapes: zxbcdt (B, L, 2 H P + 2 G N + H), conv1d_weight (H P + 2 G N, W), D (H) or (H, P). Returns (B, L, H P).
@@ -155,10 +196,21 @@ def mamba_split_conv1d_scan_combined(
     xBC = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation).transpose(1, 2)
     x, B, C = xBC.split([inner, *[(conv1d_weight.shape[0] - inner) // 2] * 2], dim=-1)
     found = mamba_chunk_scan_combined(
-        x.unflatten(-1, (size_H, -1)), dt, A, B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1)), chunk_size, D=D,
-        z=z.unflatten(-1, (size_H, -1)), dt_bias=dt_bias, initial_states=initial_states, seq_idx=seq_idx, dt_softplus=True,
-        dt_limit=dt_limit, return_final_states=return_final_states,
-    )  # fmt: skip
+        x.unflatten(-1, (size_H, -1)),
+        dt,
+        A,
+        B.unflatten(-1, (ngroups, -1)),
+        C.unflatten(-1, (ngroups, -1)),
+        chunk_size,
+        D=D,
+        z=z.unflatten(-1, (size_H, -1)),
+        dt_bias=dt_bias,
+        initial_states=initial_states,
+        seq_idx=seq_idx,
+        dt_softplus=True,
+        dt_limit=dt_limit,
+        return_final_states=return_final_states,
+    )
     return (found[0].flatten(2), found[1]) if return_final_states else found.flatten(2)
 
 
@@ -166,9 +218,14 @@ class GatedRMSNorm(torch.nn.Module):
     """RMSNorm over each group of channels, gated by silu(z) after the norm, or before it as MambaMixer asks."""
 
     def __init__(
-        self, hidden_size: int, eps: float = 1e-5, group_size: int | None = None, norm_before_gate: bool = True, device: Any = None,
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        device: Any = None,
         dtype: Any = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.eps, self.group_size, self.norm_before_gate = eps, group_size or hidden_size, norm_before_gate
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))

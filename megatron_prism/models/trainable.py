@@ -28,7 +28,9 @@ def check(patterns: Sequence[str], names: Iterable[str], model: ModelConfig, par
     for pattern in patterns:
         if not any(is_trainable(name, [pattern]) for name in names):
             near = difflib.get_close_matches(pattern, kinds, n=3, cutoff=0.0)
-            problems.append(Problem(f"trainable: {pattern}", "no parameter of that name", "a pattern that matches one", f"near: {', '.join(near)}"))
+            problems.append(
+                Problem(f"trainable: {pattern}", "no parameter of that name", "a pattern that matches one", f"near: {', '.join(near)}")
+            )
     trained = {stage for name in names if is_trainable(name, patterns) for stage in stages_of(name, model, parallel)}
     if not problems and (idle := sorted(set(range(parallel.pp)) - trained)):
         found, fix = f"nothing to train on pipeline stages {idle} of {parallel.pp}", "more patterns, or less parallel.pp"

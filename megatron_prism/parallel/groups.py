@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_prism.core.config import ParallelConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError
-from megatron_prism.parallel import compat, host
+from megatron_prism.parallel import host, megatron_versions
 
 T = TypeVar("T")
 TIMEOUT_S = 1800.0
@@ -90,7 +90,7 @@ def silence(error: BaseException) -> str:
 def join(timeout_s: float = TIMEOUT_S) -> None:
     """Join the process group of this gang: NCCL for CUDA tensors, gloo for the host's. A rank waits timeout_s for another, then fails."""
     host.install()
-    compat.check_supported()
+    megatron_versions.check_supported()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(alone)

@@ -1,4 +1,4 @@
-"""What the machine of this rank is, as facts that core/check_precision.py judges."""
+"""What the machine of this rank is, as facts that core/check/precision.py judges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 
 import torch
 
-from megatron_prism.core.check_precision import Machine, Version
+from megatron_prism.core.check.precision import Machine, Version
 from megatron_prism.parallel import host
 
 

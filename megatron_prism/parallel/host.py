@@ -23,7 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault
-from megatron_prism.parallel import compat
+from megatron_prism.parallel import megatron_versions
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def install() -> None:
         import megatron.core.optimizer  # noqa: F401
     _refuse_triton_kernels()
     _quiet_megatron()
-    compat.write_results_in_memory()
+    megatron_versions.write_results_in_memory()
     torch.cuda._prism_host = True  # type: ignore[attr-defined]
 
 

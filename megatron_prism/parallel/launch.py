@@ -22,7 +22,9 @@ from megatron_prism.core.errors import EnvironmentFault, Stopped
 from megatron_prism.core.patch import replaced
 
 GANG_FAILED = 4
-HANDLED: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"}  # by torch's launcher, where its version has the key: SIGTERM is handed on here
+HANDLED: dict[str, Any] = {
+    "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"
+}  # by torch's launcher, where its version has the key: SIGTERM is handed on here
 SHUTDOWN_S = 5  # once a rank has failed, the others have nothing left to do
 
 
@@ -139,7 +141,9 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
             log.get().error("rank %d (process %d) was killed by %s", rank, first.pid, signal.Signals(-first.exitcode).name)
         return first.exitcode if first.exitcode > 0 else GANG_FAILED
     except DistError as error:
-        raise EnvironmentFault(f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}") from error
+        raise EnvironmentFault(
+            f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}"
+        ) from error
     return 0
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from megatron_prism.core.check import check_model, check_train
+from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.core.load import flat
 from megatron_prism.planning.throughput import GPUS_PER_NODE
@@ -18,7 +18,7 @@ MIN_TOKENS = 2048  # of a sequence on a rank: less leaves a GPU little to do
 
 
 def valid(config: TrainConfig, model: ModelConfig, world_size: int) -> Iterator[TrainConfig]:
-    """Yield every layout that core/check.py lets train: tp within a node, pp, vpp, cp in powers of two, micro_size, recompute."""
+    """Yield every layout that core/check/train.py lets train: tp within a node, pp, vpp, cp in powers of two, micro_size, recompute."""
     powers = [2**power for power in range(world_size.bit_length())]
     cps = [cp for cp in powers if cp == 1 or config.data.seq_length // cp >= MIN_TOKENS]
     for tp, pp, cp in itertools.product([tp for tp in powers if tp <= GPUS_PER_NODE], [pp for pp in powers if pp <= MAX_PP], cps):
@@ -61,4 +61,8 @@ def changes(one: TrainConfig, other: TrainConfig) -> list[str]:
     keys = ["world_size", *(f"parallel.{name}" for name in ("tp", "pp", "cp", "vpp", "sequence_parallel"))]
     keys += ["batch.micro_size", "recompute.granularity", "recompute.num_layers", "recompute.modules"]
     old, new = flat(one), flat(other)
-    return [f"{key}={new[key] if isinstance(new[key], str) else json.dumps(new[key], separators=(',', ':'))}" for key in keys if old[key] != new[key]]
+    return [
+        f"{key}={new[key] if isinstance(new[key], str) else json.dumps(new[key], separators=(',', ':'))}"
+        for key in keys
+        if old[key] != new[key]
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from megatron_prism.core.check import padded_vocab_size
+from megatron_prism.core.check.train import padded_vocab_size
 from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.stage import Stage
 

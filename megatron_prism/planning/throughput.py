@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from megatron_prism.core.check import padded_vocab_size
+from megatron_prism.core.check.train import padded_vocab_size
 from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.flops import PEAK_TFLOPS
 from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
@@ -95,7 +95,8 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
         "attention_s": 3 * attend,
         "scan_s": 3 * scan,
         "elementwise_s": elementwise,
-        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3) + _recomputed_mlp(stage, model, config) * forward,
+        "recompute_s": _recomputed(stage, config) * (forward + attend + scan + elementwise / 3)
+        + _recomputed_mlp(stage, model, config) * forward,
         "tensor_s": _tensor(stage, model, config),
         "context_s": max(0.0, _context(stage, model, config) - 3 * attend),
     }

@@ -118,8 +118,15 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[Any, Any]) -> 
         note = axes.annotate(f"{_percent(part.share)}{tokens}", (bar.get_width(), place), (4, 0), textcoords="offset points", va="center")
         if part.epochs is not None:
             again = part.epochs > 1
-            axes.annotate(f"{part.epochs:.3g} epochs", (1, 0.5), (6, 0), xycoords=note, textcoords="offset points", va="center",
-                          weight="bold" if again else "normal")  # fmt: skip
+            axes.annotate(
+                f"{part.epochs:.3g} epochs",
+                (1, 0.5),
+                (6, 0),
+                xycoords=note,
+                textcoords="offset points",
+                va="center",
+                weight="bold" if again else "normal",
+            )
             bar.set(hatch="////" if again else None, edgecolor="white")
     axes.set_yticks(places, [_shown(part.name, NAMES - 0.15) for part in rows], parse_math=False)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, widest * (BARS + NUMBERS) / BARS))
@@ -136,18 +143,36 @@ def _ring(axes: Axes, rows: Sequence[BlendPart], domains: Mapping[str, float], c
     around = sorted(rows, key=lambda part: order.index(part.domain or "other"))  # stable: by share within a domain
     kind: dict[str, Any] = {"startangle": 90, "counterclock": False}
     edge = {"edgecolor": "white", "linewidth": 0.8}
-    outer = axes.pie([part.share for part in around], colors=[colours[part.name] for part in around],
-                     wedgeprops=edge | {"width": 1 - RING_MIDDLE}, **kind)[0]  # fmt: skip
-    inner = axes.pie(list(domains.values()), radius=RING_MIDDLE, colors=[colours[_domain(name)] for name in order],
-                     wedgeprops=edge | {"width": RING_MIDDLE - RING_INNER}, **kind)[0]  # fmt: skip
+    outer = axes.pie(
+        [part.share for part in around],
+        colors=[colours[part.name] for part in around],
+        wedgeprops=edge | {"width": 1 - RING_MIDDLE},
+        **kind,
+    )[0]
+    inner = axes.pie(
+        list(domains.values()),
+        radius=RING_MIDDLE,
+        colors=[colours[_domain(name)] for name in order],
+        wedgeprops=edge | {"width": RING_MIDDLE - RING_INNER},
+        **kind,
+    )[0]
     for wedge, share in zip(inner, domains.values(), strict=True):
         if share >= MIN_INSIDE:
             dark = sum(weight * value for weight, value in zip((0.3, 0.6, 0.1), wedge.get_facecolor(), strict=False)) < 0.45
-            axes.text(*_point(wedge, (RING_MIDDLE + RING_INNER) / 2), _percent(share), ha="center", va="center", weight="bold",
-                      fontsize=SMALL_POINTS, color="white" if dark else "black")  # fmt: skip
+            axes.text(
+                *_point(wedge, (RING_MIDDLE + RING_INNER) / 2),
+                _percent(share),
+                ha="center",
+                va="center",
+                weight="bold",
+                fontsize=SMALL_POINTS,
+                color="white" if dark else "black",
+            )
     _name_wedges(axes, [(wedge, part) for wedge, part in zip(outer, around, strict=True) if part.share >= MIN_NAMED])
     labels = [f"{_shown(name, LEGEND_NAMES)}  {_percent(share)}" for name, share in domains.items()]
-    legend = axes.legend(inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(LEGEND_COLUMNS, len(labels)), frameon=False)
+    legend = axes.legend(
+        inner, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(LEGEND_COLUMNS, len(labels)), frameon=False
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -156,13 +181,22 @@ def _name_wedges(axes: Axes, named: Sequence[tuple[Any, BlendPart]]) -> None:
     """Name each wedge at its side of the ring, the names of a side a line apart, each tied to its wedge."""
     line = SMALL_POINTS * 1.35 / 72 / RADIUS
     for side in (-1, 1):
-        beside = sorted(((*_point(wedge, 1.0)[::-1], part) for wedge, part in named if (_point(wedge, 1.0)[0] >= 0) == (side > 0)),
-                        key=lambda found: -found[0])  # fmt: skip
+        beside = sorted(
+            ((*_point(wedge, 1.0)[::-1], part) for wedge, part in named if (_point(wedge, 1.0)[0] >= 0) == (side > 0)),
+            key=lambda found: -found[0],
+        )
         places = spread([y for y, _, _ in beside], line, 1.2)
         for (y, x, part), place in zip(beside, places, strict=True):
             axes.plot([x, 1.1 * x, side * 1.25], [y, 1.1 * y, place], color="0.6", linewidth=0.6)
-            axes.text(side * 1.28, place, f"{_shown(part.name, RING_NAMES, SMALL_POINTS)}  {_percent(part.share)}", fontsize=SMALL_POINTS,
-                      va="center", ha="left" if side > 0 else "right", parse_math=False)  # fmt: skip
+            axes.text(
+                side * 1.28,
+                place,
+                f"{_shown(part.name, RING_NAMES, SMALL_POINTS)}  {_percent(part.share)}",
+                fontsize=SMALL_POINTS,
+                va="center",
+                ha="left" if side > 0 else "right",
+                parse_math=False,
+            )
 
 
 def spread(heights: Sequence[float], gap: float, limit: float) -> list[float]:
@@ -212,8 +246,9 @@ def _style() -> Iterator[None]:
         raise BackendMissing("matplotlib", "the figure of a mixture", "pip install matplotlib") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.hashsalt": "blend", "font.family": "DejaVu Sans", "font.size": FONT_POINTS, "figure.dpi": DPI,
-                                    "hatch.linewidth": 0.8})  # fmt: skip
+        matplotlib.rcParams.update(
+            {"svg.hashsalt": "blend", "font.family": "DejaVu Sans", "font.size": FONT_POINTS, "figure.dpi": DPI, "hatch.linewidth": 0.8}
+        )
         yield
 
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from statistics import median
 from typing import Any
 
-from megatron_prism.core.config_run import GuardConfig
+from megatron_prism.core.config import GuardConfig
 
 FLOOR = 0.01  # of the median: the least deviation that is looked for, where losses hardly move
 

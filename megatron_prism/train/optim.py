@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.core.config import OptimizerConfig, ParallelConfig, Precision
-from megatron_prism.core.config_precision import FP8Config, OffloadConfig
+from megatron_prism.core.config import FP8Config, OffloadConfig, OptimizerConfig, ParallelConfig, Precision
 from megatron_prism.models.build import DTYPES
 
 

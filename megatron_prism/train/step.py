@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.parallel import compat, host
+from megatron_prism.parallel import host, megatron_versions
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.train import optim
 from megatron_prism.train.timers import Timers
@@ -117,12 +117,12 @@ def _packed(batch: Batch) -> Any:
     longest = int(cu_seqlens.diff().max())
     # A bound, of few values: Megatron keeps 32 rotary tables by length. And never size_T: thd then counts positions through the row.
     bound = min(1 << (longest - 1).bit_length(), size_S) + 1
-    return compat.packed_sequences(cu_seqlens.to(host.device(), non_blocking=True), bound, size_T)
+    return megatron_versions.packed_sequences(cu_seqlens.to(host.device(), non_blocking=True), bound, size_T)
 
 
 def _on_device(batch: Batch, groups: Groups) -> Batch:
     moved = {key: batch[key].to(host.device(), non_blocking=True) for key in KEYS}
-    return compat.batch_of_context_rank(moved, groups.cp_group) if groups.cp > 1 else moved
+    return megatron_versions.batch_of_context_rank(moved, groups.cp_group) if groups.cp > 1 else moved
 
 
 def _reduce(sums: torch.Tensor, groups: Groups) -> tuple[float, int]:

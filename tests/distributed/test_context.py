@@ -46,7 +46,10 @@ def results(gang: Any, starts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     two += [case(f"{name}_cp2", parallel=WINDOWED if name == "mistral" else CP, **starts[name]) for name in MODELS]
     two += [case("cp2_bf16", parallel=CP, precision="bf16"), *(case(name, name, parallel=CP) for name in CONTROLS)]
     four = [case(name, parallel=parallel) for name, parallel in FOUR.items()]
-    four += [case("nemotron_four", parallel=FOUR["tp2_cp2_sp"], **starts["nemotron"]), case("granite_h_four", parallel=FOUR["pp2_cp2"], **starts["granite_h"])]
+    four += [
+        case("nemotron_four", parallel=FOUR["tp2_cp2_sp"], **starts["nemotron"]),
+        case("granite_h_four", parallel=FOUR["pp2_cp2"], **starts["granite_h"]),
+    ]
     return gang(1, one) | gang(2, two) | gang(4, four)
 
 
@@ -63,7 +66,9 @@ def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) ->
         assert ours == pytest.approx(theirs, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize(("model", "layout"), [*((name, f"{name}_cp2") for name in MODELS), ("nemotron", "nemotron_four"), ("granite_h", "granite_h_four")])
+@pytest.mark.parametrize(
+    ("model", "layout"), [*((name, f"{name}_cp2") for name in MODELS), ("nemotron", "nemotron_four"), ("granite_h", "granite_h_four")]
+)
 def test_model_equals_a_single_process(results: dict[str, Any], model: str, layout: str) -> None:
     """A window, Granite's multipliers and tied embeddings, and Mamba layers, whose heads Megatron-Core splits over cp."""
     found, single = results[layout], results[model]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.checkpoint import folder, stream
+from megatron_prism.checkpoint import folder, torch_dist
 
 TOLERANCE = 1e-5
 TWO: dict[str, dict[str, Any]] = {
@@ -29,8 +29,17 @@ HYBRID = {
 }
 STEPS, HYBRID_STEPS, HYBRID_TOLERANCE = 6, 5, 1e-6  # of the loss; of the gradient norm, relative
 FOUR = {"tp2_pp2": {"tp": 2, "pp": 2}, "tp2_pp2_sp_interleaved": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True}}
-MODEL = {"family": "llama", "num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
-         "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
+MODEL = {
+    "family": "llama",
+    "num_layers": 4,
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 8,
+    "vocab_size": 384,
+    "max_position_embeddings": 64,
+}
 CONTROLS = {
     "batched_p2p": {"pp": 2, "vpp": 2},
     "unmarked_norm": {"tp": 2, "sequence_parallel": True},
@@ -48,7 +57,12 @@ def case(name: str, parallel: dict[str, Any], control: str | None = None, **conf
 @pytest.fixture(scope="module")
 def results(gang: Any, tiny_tokenizer: Path, granite_checkpoint: Path) -> dict[str, Any]:
     recompute = {"recompute": {"granularity": "full"}}
-    one = [case("single", {}), case("recompute", {}, **recompute), case("recompute_mlp", {}, **MLP), case("workers", {}, data={"num_workers": 1})]
+    one = [
+        case("single", {}),
+        case("recompute", {}, **recompute),
+        case("recompute_mlp", {}, **MLP),
+        case("workers", {}, data={"num_workers": 1}),
+    ]
     two = [case(name, parallel) for name, parallel in TWO.items()]
     two += [case(name, parallel, control=name, steps=3) for name, parallel in CONTROLS.items()]
     scratch = {"init": {"checkpoint": None, "tokenizer": str(tiny_tokenizer)}, "model": MODEL, "steps": 2}
@@ -127,7 +141,7 @@ def test_variant_is_bit_equal(results: dict[str, Any], variant: str) -> None:
 
 def test_pipeline_stages_begin_with_different_weights(results: dict[str, Any]) -> None:
     """From scratch, each stage draws from a generator of its own."""
-    reader = stream.TensorReader(folder.read(Path(results["scratch_pp2"]["run_dir"])).state)
+    reader = torch_dist.TensorReader(folder.read(Path(results["scratch_pp2"]["run_dir"])).state)
     shape = reader.shapes()["decoder.layers.0.self_attention.linear_proj.weight"]
     first, second = (reader.read(f"decoder.layers.{layer}.self_attention.linear_proj.weight", shape) for layer in (0, 2))
     assert (first - second).abs().mean() > 0.5 * first.abs().mean()

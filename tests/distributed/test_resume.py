@@ -79,9 +79,9 @@ def resumed(gang: Any, configs: dict[str, dict[str, Any]], whole: dict[str, Any]
 
 def weights(run_dir: str) -> dict[str, torch.Tensor]:
     """Return every tensor of a run's last checkpoint, the optimizer's too."""
-    from megatron_prism.checkpoint import folder, stream
+    from megatron_prism.checkpoint import folder, torch_dist
 
-    reader = stream.TensorReader(folder.read(Path(run_dir)).state)
+    reader = torch_dist.TensorReader(folder.read(Path(run_dir)).state)
     return {key: reader.read(key, shape) for key, shape in reader.shapes().items()}
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_prism.checkpoint import folder, stream
+from megatron_prism.checkpoint import folder, torch_dist
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
-from megatron_prism.families import find
+from megatron_prism.families import registry
 from megatron_prism.jobs import train
 
 TOLERANCE, STEPS = 1e-5, 6
@@ -21,23 +21,33 @@ ATTENTION = ["*.self_attention.*"]  # the paper's 128k step
 REST = ["embedding.*", "*.mlp.*", "decoder.final_layernorm.weight", "output_layer.weight"]
 # name: (model, patterns, layouts)
 CASES: dict[str, tuple[str, list[str], dict[str, dict[str, Any]]]] = {
-    "attention": ("tiny", ATTENTION, {
-        "tp2_sp": {"tp": 2, "sequence_parallel": True},
-        "pp2_interleaved": {"pp": 2, "vpp": 2},
-        "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
-        "dp2_plain": {"distributed_optimizer": False},
-        "cp2": {"cp": 2},
-    }),
+    "attention": (
+        "tiny",
+        ATTENTION,
+        {
+            "tp2_sp": {"tp": 2, "sequence_parallel": True},
+            "pp2_interleaved": {"pp": 2, "vpp": 2},
+            "dp2_overlap": {"overlap_grad_reduce": True, "overlap_param_gather": True},
+            "dp2_plain": {"distributed_optimizer": False},
+            "cp2": {"cp": 2},
+        },
+    ),
     "two_layers": ("tiny", ["decoder.layers.2.mlp.*", "decoder.layers.4.*"], {"pp2": {"pp": 2}}),  # the second is number 1 of its stage
     "tied_frozen": ("granite", ATTENTION, {"pp2": {"pp": 2}}),
     "tied": ("granite", ["embedding.*"], {"pp2": {"pp": 2}}),
     "mixers": ("nemotron", ["*.mixer.*"], {"pp2": {"pp": 2}, "tp2_sp": {"tp": 2, "sequence_parallel": True}}),
-}  # fmt: skip
+}
 LAYOUTS = [(name, layout) for name, (_, _, layouts) in CASES.items() for layout in layouts]
 
 
 def case(name: str, start: Path, patterns: list[str], **more: Any) -> dict[str, Any]:
-    config = {"steps": STEPS, "trainable": patterns, "init": {"checkpoint": str(start)}, "optimizer": {"lr": 1e-3}, "save": {"interval": 3, "keep_last": 9}}
+    config = {
+        "steps": STEPS,
+        "trainable": patterns,
+        "init": {"checkpoint": str(start)},
+        "optimizer": {"lr": 1e-3},
+        "save": {"interval": 3, "keep_last": 9},
+    }
     fault = {"control": more.pop("control", None), "start_from": more.pop("start_from", None)}
     return {"name": name, "config": config | more, **fault}
 
@@ -57,17 +67,29 @@ def results(gang: Any, starts: dict[str, Path]) -> dict[str, Any]:
     two += [case("bf16", tiny, ATTENTION, precision="bf16")]
     found = gang(1, one) | gang(2, two)
     again = [("attention", "dp2_overlap"), ("tied", "pp2")]
-    return found | gang(2, [
-        case(f"{name} resumed", starts[CASES[name][0]], CASES[name][1], parallel=CASES[name][2][layout],
-             start_from={"run_dir": found[f"{name} {layout}"]["run_dir"], "step": 3}) for name, layout in again
-    ])  # fmt: skip
+    return found | gang(
+        2,
+        [
+            case(
+                f"{name} resumed",
+                starts[CASES[name][0]],
+                CASES[name][1],
+                parallel=CASES[name][2][layout],
+                start_from={"run_dir": found[f"{name} {layout}"]["run_dir"], "step": 3},
+            )
+            for name, layout in again
+        ],
+    )
 
 
 def tensors(path: str | Path, precision: str) -> dict[str, torch.Tensor]:
     """Return a checkpoint's weights in a run's precision, without the rows that pad the vocabulary."""
     checkpoint, dtype = folder.read(Path(path)), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    reader = stream.TensorReader(checkpoint.state)
-    return {rule.mcore: reader.read(rule.mcore, reader.shapes()[rule.mcore])[: rule.shape[0]].to(dtype) for rule in find.rules(checkpoint.model)}
+    reader = torch_dist.TensorReader(checkpoint.state)
+    return {
+        rule.mcore: reader.read(rule.mcore, reader.shapes()[rule.mcore])[: rule.shape[0]].to(dtype)
+        for rule in registry.rules(checkpoint.model)
+    }
 
 
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str) -> float:
@@ -75,9 +97,17 @@ def worst(found: dict[str, Any], reference: dict[str, Any], metric: str) -> floa
 
 
 def test_a_pattern_that_names_nothing_is_refused_before_anything_starts(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
-    values = {"run_dir": str(tmp_path / "run"), "steps": 1, "data": {"prepared": str(tiny_mixture), "seq_length": 32}, "batch": {"global_size": 8},
-              "init": {"checkpoint": str(tiny_checkpoint)}, "parallel": {"pp": 2}}  # fmt: skip
-    assert train.plan(build({**values, "trainable": ATTENTION}, TrainConfig, str), 2)["trainable_parameters"] == 5 * (128 * 64 + 64 * 64 + 64)
+    values = {
+        "run_dir": str(tmp_path / "run"),
+        "steps": 1,
+        "data": {"prepared": str(tiny_mixture), "seq_length": 32},
+        "batch": {"global_size": 8},
+        "init": {"checkpoint": str(tiny_checkpoint)},
+        "parallel": {"pp": 2},
+    }
+    assert train.plan(build({**values, "trainable": ATTENTION}, TrainConfig, str), 2)["trainable_parameters"] == 5 * (
+        128 * 64 + 64 * 64 + 64
+    )
     with pytest.raises(InputError, match=r"trainable: \*\.atention\.\*: found no parameter of that name.*self_attention") as caught:
         train.plan(build({**values, "trainable": ["*.atention.*"]}, TrainConfig, str), 2)
     assert [problem.where for problem in caught.value.problems] == ["trainable: *.atention.*"] and list(tmp_path.iterdir()) == []
@@ -104,7 +134,10 @@ def test_the_norm_is_over_what_trains(results: dict[str, Any]) -> None:
 
 
 def test_recompute_behind_a_frozen_embedding_is_bit_equal(results: dict[str, Any]) -> None:
-    assert results["recompute"]["loss"] == results["attention"]["loss"] and results["recompute"]["grad_norm"] == results["attention"]["grad_norm"]
+    assert (
+        results["recompute"]["loss"] == results["attention"]["loss"]
+        and results["recompute"]["grad_norm"] == results["attention"]["grad_norm"]
+    )
 
 
 def test_control_lost_gradient_is_seen(results: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import write_json
 from megatron_prism.jobs import train
-from megatron_prism.parallel import compat, groups
+from megatron_prism.parallel import groups, megatron_versions
 
 
 def main(home: Path) -> None:
@@ -166,7 +166,7 @@ def saved_again(run_dir: Path) -> Iterator[None]:
             (run_dir / "again").mkdir()
         dist.barrier()
         state = sharded.training_state(chunks, optimizer, grid, is_loading=False)
-        dist_checkpointing.save(state, str(run_dir / "again"), **compat.save_arguments())
+        dist_checkpointing.save(state, str(run_dir / "again"), **megatron_versions.save_arguments())
 
     sharded.load_training = load_and_save
     try:

@@ -31,12 +31,22 @@ def run(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "out": root / "data",
         "tokenizer": shared_data / "stories260k",
         "sources": [
-            {"name": "math", "weight": 70, "path": [shared_data / "gsm8k_train.jsonl"], "text": "{question}\n{answer}",
-             "valid_path": [shared_data / "gsm8k_test.jsonl"]},
-            {"name": "general", "weight": 30, "path": [shared_data / "wikitext2_valid.txt"], "split": "paragraph",
-             "valid_path": [shared_data / "wikitext2_test.txt"]},
+            {
+                "name": "math",
+                "weight": 70,
+                "path": [shared_data / "gsm8k_train.jsonl"],
+                "text": "{question}\n{answer}",
+                "valid_path": [shared_data / "gsm8k_test.jsonl"],
+            },
+            {
+                "name": "general",
+                "weight": 30,
+                "path": [shared_data / "wikitext2_valid.txt"],
+                "split": "paragraph",
+                "valid_path": [shared_data / "wikitext2_test.txt"],
+            },
         ],
-    }  # fmt: skip
+    }
     train = {
         "run_dir": root / "mid",
         "init": {"checkpoint": root / "ckpt"},
@@ -82,7 +92,10 @@ def test_blend_is_the_one_asked_for(run: Path) -> None:
 
 def test_the_manifest_says_what_the_environment_was(run: Path) -> None:
     (start,) = json.loads((run / "mid" / "manifest.json").read_text())["starts"]
-    assert start["plan"]["environment"].items() >= {"NCCL_DEBUG": "WARN", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "NCCL_NVLS_ENABLE": "0"}.items()
+    assert (
+        start["plan"]["environment"].items()
+        >= {"NCCL_DEBUG": "WARN", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "NCCL_NVLS_ENABLE": "0"}.items()
+    )
 
 
 @pytest.mark.parametrize("source", ["math", "general"])

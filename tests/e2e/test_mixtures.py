@@ -36,12 +36,21 @@ def prism(*arguments: object) -> str:
 def source_configs(data: Path) -> dict[str, dict[str, Any]]:
     return {
         "math": {"path": [data / "gsm8k_train.jsonl"], "text": "{question}\n{answer}", "dedup": "minhash", "min_tokens": 60},
-        "code": {"path": [data / "humaneval.jsonl.gz"], "text": "{prompt}{canonical_solution}", "keep": [{"field": "prompt", "starts_with": "\n"}],
-                 "decontaminate": False},
-        "science": {"path": [data / "math500.jsonl"], "text": "{problem}\n{solution}", "dedup": "exact",
-                    "keep": [{"field": "level", "at_least": 2}], "sample": {"field": "subject", "counts": {"Algebra": 90, "Geometry": 30}}},
+        "code": {
+            "path": [data / "humaneval.jsonl.gz"],
+            "text": "{prompt}{canonical_solution}",
+            "keep": [{"field": "prompt", "starts_with": "\n"}],
+            "decontaminate": False,
+        },
+        "science": {
+            "path": [data / "math500.jsonl"],
+            "text": "{problem}\n{solution}",
+            "dedup": "exact",
+            "keep": [{"field": "level", "at_least": 2}],
+            "sample": {"field": "subject", "counts": {"Algebra": 90, "Geometry": 30}},
+        },
         "general": {"path": [data / "wikitext2_valid.txt"], "split": "paragraph"},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,10 @@ def folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prism("convert", "import", "--hf", shared_data / "stories260k", "--out", root / "ckpt")
     for name, weights in WEIGHTS.items():
         known = source_configs(shared_data)
-        against = [{"path": [shared_data / "gsm8k_test.jsonl"], "text": "{question}"}, {"path": [shared_data / "aime24.jsonl"], "text": "{problem}"}]
+        against = [
+            {"path": [shared_data / "gsm8k_test.jsonl"], "text": "{question}"},
+            {"path": [shared_data / "aime24.jsonl"], "text": "{problem}"},
+        ]
         mixture = {
             "out": root / name / "data",
             "tokenizer": shared_data / "stories260k",

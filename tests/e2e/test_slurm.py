@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_prism.core.config_cluster import ClusterConfig
+from megatron_prism.core.config import ClusterConfig
 from megatron_prism.launch.slurm import Job, render, submit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +137,11 @@ class Scene:
             "name": "three",
             "run_dir": str(root / "pipeline"),
             "stages": [
-                {"name": "export", "after": ["train"], "command": ["convert", "export", "--ckpt", str(root / "run"), "--out", str(root / "hf")]},
+                {
+                    "name": "export",
+                    "after": ["train"],
+                    "command": ["convert", "export", "--ckpt", str(root / "run"), "--out", str(root / "hf")],
+                },
                 {"name": "prepare", "command": ["prepare", str(root / "mixture.yaml")]},
                 {"name": "train", "after": ["prepare"], "command": ["train", str(root / "train.yaml")]},
             ],
@@ -147,7 +151,11 @@ class Scene:
             "run_dir": str(root / "failing"),
             "stages": [
                 {"name": "train", "command": ["train", str(root / "train.yaml"), f"run_dir={root / 'killed'}"]},
-                {"name": "next", "after": ["train"], "command": ["convert", "export", "--ckpt", str(root / "killed"), "--out", str(root / "never")]},
+                {
+                    "name": "next",
+                    "after": ["train"],
+                    "command": ["convert", "export", "--ckpt", str(root / "killed"), "--out", str(root / "never")],
+                },
             ],
         }
         mixture = {"out": str(root / "data"), "tokenizer": str(tokenizer), "sources": [source], "num_workers": 1}
@@ -209,7 +217,11 @@ def scene(slurm: None, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint
         scene.play()
         yield scene
     finally:
-        jobs = [job for path in root.glob("*/slurm/submitted.json") for job in (stage["job"] for stage in json.loads(path.read_text())["stages"])]
+        jobs = [
+            job
+            for path in root.glob("*/slurm/submitted.json")
+            for job in (stage["job"] for stage in json.loads(path.read_text())["stages"])
+        ]
         slurm_command("scancel", *jobs)
 
 
@@ -245,7 +257,11 @@ def test_a_failing_rank_stops_the_job_after_its_restarts(scene: Scene) -> None:
 
 
 def test_what_waits_for_a_job_that_failed_never_starts(scene: Scene) -> None:
-    state = wait_for(lambda: slurm_command("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={scene.failing.jobs['next']}").strip(), "a state", scene.root)
+    state = wait_for(
+        lambda: slurm_command("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={scene.failing.jobs['next']}").strip(),
+        "a state",
+        scene.root,
+    )
     assert state == "CANCELLED"
     assert scene.failing.events("next") == []
 
@@ -274,7 +290,25 @@ def test_status_tells_all_that(scene: Scene, tmp_path: Path) -> None:
     assert (second["stage"], second["state"], second["last_event"]) == ("next", "CANCELLED", None)
 
 
-TEXTS = ["it's", 'a "b" c', "a\\b", "a\\", "\\", "#a", "a # b", "$(x) `y` ${z}", "a;b|c&d>e<f", "caf\u00e9 \u4e2d\u6587 \U0001f600", "%j %%", "--x=y", "'", '"', '\\"', "a  b", "*?[a]{b,c}~!"]
+TEXTS = [
+    "it's",
+    'a "b" c',
+    "a\\b",
+    "a\\",
+    "\\",
+    "#a",
+    "a # b",
+    "$(x) `y` ${z}",
+    "a;b|c&d>e<f",
+    "caf\u00e9 \u4e2d\u6587 \U0001f600",
+    "%j %%",
+    "--x=y",
+    "'",
+    '"',
+    '\\"',
+    "a  b",
+    "*?[a]{b,c}~!",
+]
 
 
 def test_sbatch_reads_an_option_as_it_was_written(slurm: None, tmp_path: Path) -> None:

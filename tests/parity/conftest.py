@@ -21,7 +21,9 @@ def compare() -> Compare:
     """Return a function that runs the worker's cases in a folder, on a gang of so many, and returns the differences by case."""
 
     def run(root: Path, cases: list[dict[str, Any]], num_processes: int = 1) -> dict[str, dict[str, Any]]:
-        (root / "cases.json").write_text(json.dumps([{"control": None, "replace": {}, "documents": None, "parallel": {}, **case} for case in cases]))
+        (root / "cases.json").write_text(
+            json.dumps([{"control": None, "replace": {}, "documents": None, "parallel": {}, **case} for case in cases])
+        )
         command = [sys.executable, str(GANG), str(num_processes), str(WORKER), str(root)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-4000:]

@@ -37,10 +37,32 @@ from megatron_prism.models import ssd
 SIZE_B, HEADS, HEAD_DIM, STATE, TAPS, CHUNK = 2, 4, 16, 16, 4, 32
 INNER = HEADS * HEAD_DIM
 CUTS = ((7, 33, 64, 65), (1, 50, 69))  # where a next document begins, by row: also at a chunk's edge, and documents of one token
-DEFAULTS: dict[str, Any] = {"groups": 2, "length": 70, "first": None, "D": "head", "z": False, "initial": False, "dt_limit": None, "dt_bias": -1.0,
-                            "softplus": True, "dtype": "float32", "tied": True, "rows": None, "before_gate": False, "by_group": True}  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    "groups": 2,
+    "length": 70,
+    "first": None,
+    "D": "head",
+    "z": False,
+    "initial": False,
+    "dt_limit": None,
+    "dt_bias": -1.0,
+    "softplus": True,
+    "dtype": "float32",
+    "tied": True,
+    "rows": None,
+    "before_gate": False,
+    "by_group": True,
+}
 CONTROLLED = {"seq_idx", "dt_limit", "group_size"}
-KERNEL_MODULES = ("ssd_combined", "ssd_bmm", "ssd_chunk_state", "ssd_chunk_scan", "ssd_state_passing", "layernorm_gated", "selective_state_update")
+KERNEL_MODULES = (
+    "ssd_combined",
+    "ssd_bmm",
+    "ssd_chunk_state",
+    "ssd_chunk_scan",
+    "ssd_state_passing",
+    "layernorm_gated",
+    "selective_state_update",
+)
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -96,7 +118,9 @@ def fix_tile_sizes(module: Any) -> None:
     """Leave each kernel one tile size, the largest: choosing between several needs a GPU to time them on."""
     for kernel in vars(module).values():
         if isinstance(kernel, Autotuner):
-            kernel.configs = [max(kernel.configs, key=lambda config: math.prod(size for name, size in config.kwargs.items() if name.startswith("BLOCK")))]
+            kernel.configs = [
+                max(kernel.configs, key=lambda config: math.prod(size for name, size in config.kwargs.items() if name.startswith("BLOCK")))
+            ]
 
 
 def widen_bf16_dots() -> None:
@@ -122,14 +146,24 @@ def convolution(x_BDL: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_BL: Tensor
     return functional.silu(out) if activate else out
 
 
-def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None, _initial: None, _final: None, activate: bool) -> Tensor:
+def convolution_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor | None, _initial: None, _final: None, activate: bool
+) -> Tensor:
     return convolution(x, weight, bias, seq_idx, activate)
 
 
 def convolution_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor, seq_idx: Tensor | None, _initial: None, _dfinal: None, dx: Tensor,
-    _dinitial: bool, activate: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    _initial: None,
+    _dfinal: None,
+    dx: Tensor,
+    _dinitial: bool,
+    activate: bool,
+) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in (x, weight, bias)]
         dx_found, *rest = torch.autograd.grad(convolution(*leaves, seq_idx, activate), leaves, dout)
@@ -150,7 +184,10 @@ def compare(pair: Pair) -> dict[str, dict[str, float]]:
 
 def outputs_and_gradients(pair: Pair, function: Function, options: dict[str, Any]) -> dict[str, Tensor]:
     """Return y, where there is one the state, and the gradients of all tensors under a fixed random loss."""
-    leaves = {name: value.detach().clone(memory_format=torch.preserve_format).requires_grad_(pair.differentiable) for name, value in pair.tensors.items()}
+    leaves = {
+        name: value.detach().clone(memory_format=torch.preserve_format).requires_grad_(pair.differentiable)
+        for name, value in pair.tensors.items()
+    }
     outputs = function(**leaves, **options)
     found = {name: value.detach() for name, value in zip(("y", "state"), outputs, strict=False)}
     if pair.differentiable:
@@ -208,8 +245,14 @@ def scan(official: SimpleNamespace, case: SimpleNamespace) -> Pair:
 
 def split(official: SimpleNamespace, case: SimpleNamespace) -> Pair:
     draw, width = drawer(), INNER + 2 * case.groups * STATE
-    tensors = {"zxbcdt": draw(SIZE_B, case.length, INNER + width + HEADS), "conv1d_weight": draw(width, TAPS) / 2, "conv1d_bias": draw(width),
-               "dt_bias": draw(HEADS) + case.dt_bias, "A": -0.5 - draw(HEADS).abs(), "D": draw(HEADS) if case.D == "head" else draw(HEADS, HEAD_DIM)}  # fmt: skip
+    tensors = {
+        "zxbcdt": draw(SIZE_B, case.length, INNER + width + HEADS),
+        "conv1d_weight": draw(width, TAPS) / 2,
+        "conv1d_bias": draw(width),
+        "dt_bias": draw(HEADS) + case.dt_bias,
+        "A": -0.5 - draw(HEADS).abs(),
+        "D": draw(HEADS) if case.D == "head" else draw(HEADS, HEAD_DIM),
+    }
     if case.initial:
         tensors["initial_states"] = draw(SIZE_B, HEADS, HEAD_DIM, STATE)
     options = {**scan_options(case), "ngroups": case.groups, "norm_before_gate": False, "headdim": HEAD_DIM if case.D == "head" else None}
@@ -234,9 +277,17 @@ def step(official: SimpleNamespace, case: SimpleNamespace) -> Pair:
     """Three tokens into a cache of states; `rows` are those of the tokens in it, -1 for a token of padding."""
     draw = drawer()
     count = SIZE_B if case.rows is None else len(case.rows)
-    tensors = {"state": draw(5 if case.rows else count, HEADS, HEAD_DIM, STATE), "x": draw(3, count, HEADS, HEAD_DIM), "dt": draw(3, count, HEADS, HEAD_DIM),
-               "A": -0.5 - draw(HEADS, HEAD_DIM, STATE).abs(), "B": draw(3, count, case.groups, STATE), "C": draw(3, count, case.groups, STATE),
-               "D": draw(HEADS, HEAD_DIM), "dt_bias": draw(HEADS, HEAD_DIM) + case.dt_bias, **({"z": draw(3, count, HEADS, HEAD_DIM)} if case.z else {})}  # fmt: skip
+    tensors = {
+        "state": draw(5 if case.rows else count, HEADS, HEAD_DIM, STATE),
+        "x": draw(3, count, HEADS, HEAD_DIM),
+        "dt": draw(3, count, HEADS, HEAD_DIM),
+        "A": -0.5 - draw(HEADS, HEAD_DIM, STATE).abs(),
+        "B": draw(3, count, case.groups, STATE),
+        "C": draw(3, count, case.groups, STATE),
+        "D": draw(HEADS, HEAD_DIM),
+        "dt_bias": draw(HEADS, HEAD_DIM) + case.dt_bias,
+        **({"z": draw(3, count, HEADS, HEAD_DIM)} if case.z else {}),
+    }
     options = {} if case.rows is None else {"state_batch_indices": torch.tensor(case.rows)}
 
     def function(update: Any) -> Function:
@@ -246,7 +297,9 @@ def step(official: SimpleNamespace, case: SimpleNamespace) -> Pair:
                 of_token["dt"] = of_token["dt"][..., :1].expand_as(of_token["dt"])
                 A, D, dt_bias = A[:, :1, :1].expand_as(A), D[:, :1].expand_as(D), dt_bias[:, :1].expand_as(dt_bias)
             outputs = [
-                update(state, A=A, D=D, dt_bias=dt_bias, dt_softplus=True, **{name: value[token] for name, value in of_token.items()}, **more)
+                update(
+                    state, A=A, D=D, dt_bias=dt_bias, dt_softplus=True, **{name: value[token] for name, value in of_token.items()}, **more
+                )
                 for token in range(3)
             ]
             return torch.stack(outputs), state
@@ -279,15 +332,21 @@ def convolve_step(official: SimpleNamespace, case: SimpleNamespace) -> Pair:
 
     def function(update: Any) -> Function:
         return lambda x, conv_state, weight, bias, conv_state_indices: (
-            torch.stack([update(token, conv_state, weight, bias, "silu", conv_state_indices) for token in x]), conv_state
-        )  # fmt: skip
+            torch.stack([update(token, conv_state, weight, bias, "silu", conv_state_indices) for token in x]),
+            conv_state,
+        )
 
     return Pair(function(official.causal_conv1d_update), function(ssd.causal_conv1d_update), tensors, options, differentiable=False)
 
 
 KINDS: dict[str, Callable[[SimpleNamespace, SimpleNamespace], Pair]] = {
-    "scan": scan, "split": split, "norm": norm, "step": step, "convolution": convolve, "convolution step": convolve_step,
-}  # fmt: skip
+    "scan": scan,
+    "split": split,
+    "norm": norm,
+    "step": step,
+    "convolution": convolve,
+    "convolution step": convolve_step,
+}
 
 
 def signatures(official: SimpleNamespace) -> dict[str, list[str]]:
@@ -297,10 +356,12 @@ def signatures(official: SimpleNamespace) -> dict[str, list[str]]:
         ours, theirs = (inspect.signature(getattr(owner, name)).parameters for owner in (ssd, official))
         places = list(theirs)
         found[name] = [
-            parameter.name for place, parameter in enumerate(ours.values())
-            if parameter.name not in theirs or parameter.default != theirs[parameter.name].default
+            parameter.name
+            for place, parameter in enumerate(ours.values())
+            if parameter.name not in theirs
+            or parameter.default != theirs[parameter.name].default
             or (parameter.kind is parameter.POSITIONAL_OR_KEYWORD and places[place] != parameter.name)
-        ]  # fmt: skip
+        ]
     return found
 
 

@@ -21,14 +21,34 @@ LOSS = 2e-6
 DOCUMENTS = [[29, 1, 18], [7, 41]]  # by row of the microbatch: shorter and longer than a window and a Mamba chunk, and a single token
 SEQ_LENGTH = 96
 SIZES: dict[str, Any] = {
-    "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 65536, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 65536,
+    "initializer_range": 0.1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 DENSE = {"rms_norm_eps": 1e-5}
 MULTIPLIERS = {"attention_multiplier": 1 / 16, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 16.0}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}  # fmt: skip
-MICRO = {"shared_intermediate_size": 160, "tie_word_embeddings": True, "num_local_experts": 0, "num_experts_per_tok": 0, **DENSE, **MULTIPLIERS}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+MICRO = {
+    "shared_intermediate_size": 160,
+    "tie_word_embeddings": True,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    **DENSE,
+    **MULTIPLIERS,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"intermediate_size": 160, "rope_parameters": LLAMA3, **DENSE}),
     "mistral": ("Mistral", {"intermediate_size": 160, "sliding_window": 16, "head_dim": 16, **DENSE}),
@@ -37,26 +57,52 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_micro": ("GraniteMoeHybrid", {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope", **MICRO}),
     "granite_h_micro": (
         "GraniteMoeHybrid",
-        {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": None, "mamba_n_heads": 8,
-         "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2, "mamba_chunk_size": 32, **MICRO},
+        {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "position_embedding_type": None,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "mamba_d_state": 16,
+            "mamba_n_groups": 1,
+            "mamba_expand": 2,
+            "mamba_chunk_size": 32,
+            **MICRO,
+        },
     ),
     "nemotron_h": (
         "NemotronH",
-        {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"], "head_dim": 16, "intermediate_size": 160,
-         "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 32},
+        {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+            "head_dim": 16,
+            "intermediate_size": 160,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 32,
+        },
     ),
     "qwen2": ("Qwen2", {"intermediate_size": 160, **DENSE}),
-}  # fmt: skip
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
     "tp2_sp": {"tp": 2, "sequence_parallel": True},
     "pp2": {"pp": 2},
     "tp2_pp2": {"tp": 2, "pp": 2},
 }
-SPLITS = [(family, layout) for family in FAMILIES for layout in LAYOUTS if family != "granite_h_micro" or layout == "pp2"]  # one group: tp 1
+SPLITS = [
+    (family, layout) for family in FAMILIES for layout in LAYOUTS if family != "granite_h_micro" or layout == "pp2"
+]  # one group: tp 1
 PACKED = ("llama", "mistral", "granite", "granite_h_micro", "nemotron_h")
-PACKED_SPLITS = [("mistral", "tp2_sp"), ("mistral", "pp2"), ("nemotron_h", "tp2_sp"), ("nemotron_h", "pp2"), ("granite_h_micro", "pp2"), ("llama", "tp2_pp2"),
-                 ("nemotron_h", "tp2_pp2")]  # fmt: skip
+PACKED_SPLITS = [
+    ("mistral", "tp2_sp"),
+    ("mistral", "pp2"),
+    ("nemotron_h", "tp2_sp"),
+    ("nemotron_h", "pp2"),
+    ("granite_h_micro", "pp2"),
+    ("llama", "tp2_pp2"),
+    ("nemotron_h", "tp2_pp2"),
+]
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "unscaled rope": ("llama", {"rope_scaling": None}),
     "window off by one": ("mistral", {"window_size": 17}),
@@ -79,8 +125,14 @@ def random_model(name: str) -> Any:
     torch.manual_seed(0)
     kind, own = FAMILIES[name]
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own}))
-    ranges = {"norm": (0.5, 1.5), "dt_bias": (-9.0, -2.0), "A_log": (0.0, 2.77), "mixer.D": (-0.1, 0.1), "mamba.D": (-1.0, 1.0),
-              "_proj.bias": (-0.5, 0.5)}  # fmt: skip
+    ranges = {
+        "norm": (0.5, 1.5),
+        "dt_bias": (-9.0, -2.0),
+        "A_log": (0.0, 2.77),
+        "mixer.D": (-0.1, 0.1),
+        "mamba.D": (-1.0, 1.0),
+        "_proj.bias": (-0.5, 0.5),
+    }
     for parameter_name, parameter in model.named_parameters():
         for part, (low, high) in ranges.items():
             if part in parameter_name:
@@ -114,13 +166,24 @@ def results(compare: Callable, folders: dict[str, Path], tmp_path_factory: pytes
         return {"name": name, "hf": str(root / "hf"), "ckpt": str(root / "ckpt"), "tokens": tokens, **more}
 
     controls = [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
-    split = {count: [case(f"{family} {layout}", family, parallel=LAYOUTS[layout]) for family, layout in SPLITS if (layout == "tp2_pp2") == (count == 4)] for count in (2, 4)}
+    split = {
+        count: [
+            case(f"{family} {layout}", family, parallel=LAYOUTS[layout])
+            for family, layout in SPLITS
+            if (layout == "tp2_pp2") == (count == 4)
+        ]
+        for count in (2, 4)
+    }
     controls += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
     alone = [case(name, name) for name in FAMILIES] + [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
     for family, layout in PACKED_SPLITS:
-        split[4 if layout == "tp2_pp2" else 2].append(case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS))
+        split[4 if layout == "tp2_pp2" else 2].append(
+            case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS)
+        )
     found = compare(tmp_path_factory.mktemp("families"), alone + controls)
-    return found | {name: result for count, cases in split.items() for name, result in compare(tmp_path_factory.mktemp("gang"), cases, count).items()}
+    return found | {
+        name: result for count, cases in split.items() for name, result in compare(tmp_path_factory.mktemp("gang"), cases, count).items()
+    }
 
 
 @pytest.mark.parametrize(("family", "layout"), SPLITS)
@@ -184,11 +247,11 @@ def test_a_config_written_from_scratch_reads_back(folders: dict[str, Path], fami
     from transformers import AutoConfig
 
     from megatron_prism.checkpoint import folder
-    from megatron_prism.families import find
+    from megatron_prism.families import registry
 
     model = folder.read(folders[family] / "ckpt").model
-    written = find.of_model(model).write_config(model)
-    assert find.of_hf(written, "config").read_config(written, "config") == model
+    written = registry.of_model(model).write_config(model)
+    assert registry.of_hf(written, "config").read_config(written, "config") == model
     kind = AutoConfig.for_model(**written)
     assert type(kind).__name__ == f"{FAMILIES[family][0]}Config"
 

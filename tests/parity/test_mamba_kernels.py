@@ -50,9 +50,19 @@ CASES = [
         bf16={"dtype": "bfloat16", "first": FROM_0, "z": True, "initial": True, "tolerance": BF16},
     ),
     *cases("split", **packed_or_not("as the mixer calls it", {})),
-    *cases("split", one_row_without_document_0={"first": FROM_1, "initial": True}, limited_time_step={"D": "channel", "dt_limit": [0.05, 0.5]}),
-    *cases("norm", gate_first={"z": True}, gate_last={"z": True, "before_gate": True}, no_gate={}, one_group={"z": True, "by_group": False}),
-    *cases("step", a_value_a_head={"z": True}, a_value_a_channel={"tied": False}, rows_of_a_cache={"rows": [3, 1]}, padding={"rows": [3, -1, 1]}),
+    *cases(
+        "split", one_row_without_document_0={"first": FROM_1, "initial": True}, limited_time_step={"D": "channel", "dt_limit": [0.05, 0.5]}
+    ),
+    *cases(
+        "norm", gate_first={"z": True}, gate_last={"z": True, "before_gate": True}, no_gate={}, one_group={"z": True, "by_group": False}
+    ),
+    *cases(
+        "step",
+        a_value_a_head={"z": True},
+        a_value_a_channel={"tied": False},
+        rows_of_a_cache={"rows": [3, 1]},
+        padding={"rows": [3, -1, 1]},
+    ),
     *cases("convolution", one_document={}, packed={"first": FROM_0}),
     *cases("convolution step", rows_of_a_cache={"rows": [3, 1]}, padding={"rows": [3, -1, 1]}),
 ]

@@ -97,7 +97,9 @@ def test_bf16_shards_come_back_byte_for_byte(sharded: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="session")
-def results(compare: Compare, stories: Path, stories_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(
+    compare: Compare, stories: Path, stories_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """Return the differences from transformers by case, all from one process."""
     from tokenizers import Tokenizer
 

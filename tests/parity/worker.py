@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, layout, reference, sharded, stream
+from megatron_prism.checkpoint import folder, reference, sharded, torch_dist
 from megatron_prism.core.config import ModelConfig, ParallelConfig
-from megatron_prism.families import find
+from megatron_prism.families import blocks, registry
 from megatron_prism.models import build
 from megatron_prism.models.forward import logits
-from megatron_prism.parallel import compat
+from megatron_prism.parallel import megatron_versions
 from megatron_prism.parallel.groups import Groups, grid, join
 from megatron_prism.train import optim, step
 
@@ -84,14 +84,14 @@ def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, grou
         whole.copy_(logits_SV[:, : model.vocab_size])
     if groups.pp > 1:
         dist.broadcast(whole, groups.last_stage_rank, group=groups.pp_group)
-    return whole, loss, hf_gradients(model, stream.TensorReader(scratch)) if groups.rank == 0 else {}
+    return whole, loss, hf_gradients(model, torch_dist.TensorReader(scratch)) if groups.rank == 0 else {}
 
 
 def save(chunks: list[Any], scratch: Path) -> None:
     from megatron.core import dist_checkpointing
 
     dist.barrier()
-    dist_checkpointing.save(sharded.weights(chunks), str(scratch), **compat.save_arguments())
+    dist_checkpointing.save(sharded.weights(chunks), str(scratch), **megatron_versions.save_arguments())
     dist.barrier()
 
 
@@ -128,11 +128,11 @@ def break_weights(chunk: Any, control: str | None) -> None:
         parameters["decoder.layers.0.input_layernorm.weight"].data.fill_(1)
 
 
-def hf_gradients(model: ModelConfig, reader: stream.TensorReader) -> Gradients:
+def hf_gradients(model: ModelConfig, reader: torch_dist.TensorReader) -> Gradients:
     found: Gradients = {}
-    for rule in find.rules(model):
-        tensor, blocks = reader.read(rule.mcore, rule.shape), layout.blocks(rule, model)
-        for block, rows in zip(blocks, tensor.split([block.rows for block in blocks]), strict=True):
+    for rule in registry.rules(model):
+        tensor, of_rule = reader.read(rule.mcore, rule.shape), blocks.blocks(rule, model)
+        for block, rows in zip(of_rule, tensor.split([block.rows for block in of_rule]), strict=True):
             name, shape = rule.hf[block.part]
             found.setdefault(name, torch.full(shape, torch.nan))[block.start : block.start + block.rows] = rows
     return found
@@ -147,7 +147,9 @@ def transformers_oracle(hf: Path, tokens: tuple[int, ...], documents: tuple[int,
                 module.time_step_limit = (model.config.time_step_min, float("inf"))
     alone = torch.tensor(tokens).split(documents)
     logits = [model(document[None]).logits[0] for document in alone]
-    losses = [torch.nn.functional.cross_entropy(mine[:-1], document[1:], reduction="sum") for mine, document in zip(logits, alone, strict=True)]
+    losses = [
+        torch.nn.functional.cross_entropy(mine[:-1], document[1:], reduction="sum") for mine, document in zip(logits, alone, strict=True)
+    ]
     loss = torch.stack(losses).sum() / (len(tokens) - len(documents))
     loss.backward()
     prefix = "backbone." if model.config.model_type == "nemotron_h" else "model."  # on disk; in memory it is model. for all

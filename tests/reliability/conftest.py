@@ -19,8 +19,17 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("worker.py")
-MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2,
-         "kv_channels": 8, "vocab_size": 384, "max_position_embeddings": 64}  # fmt: skip
+MODEL = {
+    "family": "llama",
+    "num_layers": 2,
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 8,
+    "vocab_size": 384,
+    "max_position_embeddings": 64,
+}
 Cases = Callable[[list[dict[str, Any]]], dict[str, dict[str, Any]]]
 
 
@@ -79,7 +88,11 @@ class Gang:
         """Return the trainers: the launcher's children that are no resource trackers; itself where it is alone."""
         if self.nproc == 1:
             return [self.launcher]
-        return [child for child in self.launcher.children() if "megatron_prism.cli" in " ".join(child.cmdline()) or "worker" in " ".join(child.cmdline())]
+        return [
+            child
+            for child in self.launcher.children()
+            if "megatron_prism.cli" in " ".join(child.cmdline()) or "worker" in " ".join(child.cmdline())
+        ]
 
     def kill_all(self) -> None:
         """SIGKILL the launcher, all ranks and their children."""

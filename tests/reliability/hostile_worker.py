@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint import folder, sharded, stream, unpickle
+from megatron_prism.checkpoint import folder, sharded, torch_dist, unpickle
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import load
 from megatron_prism.models import build, norm
@@ -59,7 +59,7 @@ def load_runs(root: Path) -> dict[str, dict[str, Outcome]]:
 
         ways: dict[str, Callable[[Path], Any]] = {
             "training": lambda state: sharded.load_training(state.parent, chunks, optimizer, grid),
-            "export": stream.TensorReader,
+            "export": torch_dist.TensorReader,
             "guarded": by_guarded_megatron,
             "unguarded": by_megatron,
         }
@@ -67,7 +67,9 @@ def load_runs(root: Path) -> dict[str, dict[str, Outcome]]:
             state = folder.read(run).state
             found[run.name] = {way: attempt(root / f"{run.name}.marker", lambda: load_it(state)) for way, load_it in ways.items()}  # noqa: B023
         found["guard"] = {"restored": attempt(root / "none", restored)}
-        found["guard"]["while layers take their state"] = attempt(root / "none", lambda: load_while_looking(lambda: ways["training"](folder.read(root / "runs" / "legitimate").state)))
+        found["guard"]["while layers take their state"] = attempt(
+            root / "none", lambda: load_while_looking(lambda: ways["training"](folder.read(root / "runs" / "legitimate").state))
+        )
     return found
 
 

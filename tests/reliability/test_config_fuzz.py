@@ -28,26 +28,177 @@ from megatron_prism.core.config import PrepareConfig, SourceConfig
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXAMPLES, LIMIT_S = 300, 2.0
 LINE = re.compile(r"prism: .+: found .*; required .+")
-TOPS = {"tiny/base.yaml": "train", "tiny/mid.yaml": "train", "tiny/base_mixture.yaml": "prepare", "tiny/mid_mixture.yaml": "prepare",
-        "mixtures/math.yaml": "prepare", "mixtures/math_code.yaml": "prepare", "mixtures/math_code_science.yaml": "prepare",
-        "mixtures/longctx.yaml": "prepare"}  # fmt: skip
+TOPS = {
+    "tiny/base.yaml": "train",
+    "tiny/mid.yaml": "train",
+    "tiny/base_mixture.yaml": "prepare",
+    "tiny/mid_mixture.yaml": "prepare",
+    "mixtures/math.yaml": "prepare",
+    "mixtures/math_code.yaml": "prepare",
+    "mixtures/math_code_science.yaml": "prepare",
+    "mixtures/longctx.yaml": "prepare",
+}
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e308, math.nan, math.inf, -math.inf),
-    *("", " ", "x", "none", "true", "1", "1e3", "-", "~", "/", "..", "\n", "a\nb: c", "\t", "\u00e9\u4e2d\U0001f600", "\u202e", "a\u0000b", "x" * 5000, "*", "[a-", "{", "}", "{a"),
-    *("${steps}", "${absent}", "${", "${a.b", "\\${steps}", "${oc.env:HOME}", "${oc.env:PRISM_ABSENT}", "${oc.decode:1}", "${.}", "${..a}", "???"),
-    *([], [None], [[]], [1, "a"], {}, {"a": None}, {"": 1}, {1: 2}, {None: 1}, {True: 1}, {"a": {"a": {"a": [{"a": [1]}]}}}, {"base": "x.yaml"}, {"_target_": "os.system"}),
+    *(
+        "",
+        " ",
+        "x",
+        "none",
+        "true",
+        "1",
+        "1e3",
+        "-",
+        "~",
+        "/",
+        "..",
+        "\n",
+        "a\nb: c",
+        "\t",
+        "\u00e9\u4e2d\U0001f600",
+        "\u202e",
+        "a\u0000b",
+        "x" * 5000,
+        "*",
+        "[a-",
+        "{",
+        "}",
+        "{a",
+    ),
+    *(
+        "${steps}",
+        "${absent}",
+        "${",
+        "${a.b",
+        "\\${steps}",
+        "${oc.env:HOME}",
+        "${oc.env:PRISM_ABSENT}",
+        "${oc.decode:1}",
+        "${.}",
+        "${..a}",
+        "???",
+    ),
+    *(
+        [],
+        [None],
+        [[]],
+        [1, "a"],
+        {},
+        {"a": None},
+        {"": 1},
+        {1: 2},
+        {None: 1},
+        {True: 1},
+        {"a": {"a": {"a": [{"a": [1]}]}}},
+        {"base": "x.yaml"},
+        {"_target_": "os.system"},
+    ),
 ]
 TEXTS = [
     *("2020-13-45", "2020-01-01", "2020-01-01T99:00:00Z", "1:30", "0x1F", "0o17", "0b1", "1_000", "9" * 5000, "1e999", "-.inf", ".nan"),
-    *("!!binary aGk=", "!!binary \u00e9", "!!set {a, b}", "!!int x", "!!float x", "!!timestamp x", "!!null x", "!!python/name:os.system", "!unknown x", "!!omap [a: 1]", "!!pairs [a]"),
-    *("&a [*a]", "&a {b: *a}", "*absent", "<<", "{<<: 1}", "{<<: [1]}", "{a: 1, a: 2}", "[1, 2", "{a: 1", "'x", '"x', '"\\q"', "|", ">", "- a", "@", "%", "`", "a: b: c", "? [a]", "{? [a] : b}", "{[a, b]: c}"),
+    *(
+        "!!binary aGk=",
+        "!!binary \u00e9",
+        "!!set {a, b}",
+        "!!int x",
+        "!!float x",
+        "!!timestamp x",
+        "!!null x",
+        "!!python/name:os.system",
+        "!unknown x",
+        "!!omap [a: 1]",
+        "!!pairs [a]",
+    ),
+    *(
+        "&a [*a]",
+        "&a {b: *a}",
+        "*absent",
+        "<<",
+        "{<<: 1}",
+        "{<<: [1]}",
+        "{a: 1, a: 2}",
+        "[1, 2",
+        "{a: 1",
+        "'x",
+        '"x',
+        '"\\q"',
+        "|",
+        ">",
+        "- a",
+        "@",
+        "%",
+        "`",
+        "a: b: c",
+        "? [a]",
+        "{? [a] : b}",
+        "{[a, b]: c}",
+    ),
     *("[" * 60 + "]" * 60, "[" * 3000 + "]" * 3000, "{a: " * 3000 + "1" + "}" * 3000),
 ]
 OVERRIDES = [
-    *("a", "=", "a=", ".=1", "a.=1", ".a=1", "a..b=1", "steps=1=2", "steps=[1", "steps={a: b", "steps='", "steps=${", "steps=${steps}", "steps=${absent}", "steps=\t1", "steps=- a"),
-    *("ste ps=1", "\u00e9=1", "\u4e2d.\u00e9=1", "steps.x=1", "steps[0]=1", "[0]=1", "0=1", "data.0=1", "sources.0.weight=x", "sources.99.weight=1", "sources.a=1", "sources.0=1", "sources=1", "sources.01.weight=1"),
-    *("sources={}", "sources=[]", "sources.0={}", "data=", "data=1", "data.weights={a: 1, b: [1]}", "data.weights.a=x", "base=x.yaml", "steps=!!python/name:os.system", "steps=*a", "steps=" + "9" * 5000, "x" * 5000 + "=1"),
-    *("steps=" + "[" * 3000, "model=null", "model.family=x", "optimizer={lr: nan}", "optimizer.lr=.inf", "batch.global_size=-1", "seed=1.5", "seed=true", "steps=\u0663", "\u0663=1", "sources.\u0663=1", "sources.\u00b2=1", "a.b.c.d.e=1"),
+    *(
+        "a",
+        "=",
+        "a=",
+        ".=1",
+        "a.=1",
+        ".a=1",
+        "a..b=1",
+        "steps=1=2",
+        "steps=[1",
+        "steps={a: b",
+        "steps='",
+        "steps=${",
+        "steps=${steps}",
+        "steps=${absent}",
+        "steps=\t1",
+        "steps=- a",
+    ),
+    *(
+        "ste ps=1",
+        "\u00e9=1",
+        "\u4e2d.\u00e9=1",
+        "steps.x=1",
+        "steps[0]=1",
+        "[0]=1",
+        "0=1",
+        "data.0=1",
+        "sources.0.weight=x",
+        "sources.99.weight=1",
+        "sources.a=1",
+        "sources.0=1",
+        "sources=1",
+        "sources.01.weight=1",
+    ),
+    *(
+        "sources={}",
+        "sources=[]",
+        "sources.0={}",
+        "data=",
+        "data=1",
+        "data.weights={a: 1, b: [1]}",
+        "data.weights.a=x",
+        "base=x.yaml",
+        "steps=!!python/name:os.system",
+        "steps=*a",
+        "steps=" + "9" * 5000,
+        "x" * 5000 + "=1",
+    ),
+    *(
+        "steps=" + "[" * 3000,
+        "model=null",
+        "model.family=x",
+        "optimizer={lr: nan}",
+        "optimizer.lr=.inf",
+        "batch.global_size=-1",
+        "seed=1.5",
+        "seed=true",
+        "steps=\u0663",
+        "\u0663=1",
+        "sources.\u0663=1",
+        "sources.\u00b2=1",
+        "a.b.c.d.e=1",
+    ),
 ]
 
 
@@ -76,7 +227,18 @@ def at(values: Any, path: tuple) -> Any:
 
 def misspelt(key: str, rng: random.Random) -> str:
     index = rng.randrange(len(key) + 1)
-    return rng.choice([key[:index] + key[index + 1 :], key[:index] + "x" + key[index:], key.upper(), key + "s", key.replace("_", "-"), key[::-1], f" {key}", ""])
+    return rng.choice(
+        [
+            key[:index] + key[index + 1 :],
+            key[:index] + "x" + key[index:],
+            key.upper(),
+            key + "s",
+            key.replace("_", "-"),
+            key[::-1],
+            f" {key}",
+            "",
+        ]
+    )
 
 
 def changed_values(values: Any, rng: random.Random) -> str:
@@ -123,7 +285,9 @@ def changed_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         "line away": lambda: before + after,
         "tab": lambda: before + b"\t" + line + after,
         "indent": lambda: before + b" " + line + after,
-        "invalid utf-8": lambda: data[:position] + rng.choice([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b"\x85", b"\x1b"]) + data[position:],
+        "invalid utf-8": lambda: (
+            data[:position] + rng.choice([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x00", b"\x85", b"\x1b"]) + data[position:]
+        ),
         "another encoding": lambda: data.decode().encode(rng.choice(["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])),
         "CRLF": lambda: data.replace(b"\n", b"\r\n"),
         "empty": lambda: rng.choice([b"", b"\n", b"# nothing\n", b"---\n", b"null\n"]),
@@ -133,9 +297,26 @@ def changed_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         "text as the whole": lambda: text + b"\n",
         "cut": lambda: data[:position],
         "bytes": lambda: data[:position] + rng.randbytes(rng.randrange(1, 5)) + data[position + 1 :],
-        "base": lambda: rng.choice([b"base: absent.yaml\n", b"base: .\n", b"base: [x, 1]\n", b"base: /dev/null\n", b"base: ''\n", b"base: a\\0b\n", b"base: ${oc.env:HOME}\n", b'base: "a\\0b"\n',
-                                    b"base: " + b"x" * 5000 + b"\n", b"base: base.yaml\n", b"base: math.yaml\n", b"base: [mid.yaml, longctx.yaml]\n"]) + data,
-    }  # fmt: skip
+        "base": lambda: (
+            rng.choice(
+                [
+                    b"base: absent.yaml\n",
+                    b"base: .\n",
+                    b"base: [x, 1]\n",
+                    b"base: /dev/null\n",
+                    b"base: ''\n",
+                    b"base: a\\0b\n",
+                    b"base: ${oc.env:HOME}\n",
+                    b'base: "a\\0b"\n',
+                    b"base: " + b"x" * 5000 + b"\n",
+                    b"base: base.yaml\n",
+                    b"base: math.yaml\n",
+                    b"base: [mid.yaml, longctx.yaml]\n",
+                ]
+            )
+            + data
+        ),
+    }
     name = rng.choice(list(options))
     return options[name](), f"{name} at line {index + 1}" + (f": {text[:40]!r}" if "text" in name else "")
 
@@ -193,14 +374,23 @@ def faults(code: int, said: str, seconds: float) -> list[str]:
     found += [f"{seconds:.1f} s"] if seconds > LIMIT_S else []
     if code == 2:
         lines = said.splitlines()
-        found += [f"a line that names no place: {line!r:.300}" for line in lines if not LINE.fullmatch(line) or not re.search(r"[./]|override", line.split(": found ")[0])]
+        found += [
+            f"a line that names no place: {line!r:.300}"
+            for line in lines
+            if not LINE.fullmatch(line) or not re.search(r"[./]|override", line.split(": found ")[0])
+        ]
         found += [] if lines else ["nothing is said"]
         found += ["not printable"] if not said.replace("\n", "").isprintable() else []
     return found
 
 
 def test_a_changed_config_is_accepted_or_refused_in_lines(
-    tmp_path: Path, real: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], soak: int | None, request: pytest.FixtureRequest
+    tmp_path: Path,
+    real: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    soak: int | None,
+    request: pytest.FixtureRequest,
 ) -> None:
     rng = random.Random(request.config.getoption("--soak-seed") or 0)
     wrong: dict[str, list[str]] = {}
@@ -229,8 +419,12 @@ def test_a_changed_config_is_accepted_or_refused_in_lines(
 @pytest.mark.parametrize("seed", range(20))
 def test_so_does_the_command_line_as_a_process(tmp_path: Path, real: dict[str, str], seed: int) -> None:
     case = make(tmp_path / "configs", real, random.Random(100 + seed))
-    done = subprocess.run([sys.executable, "-m", "megatron_prism.cli", case.command, str(case.config), *case.overrides, "--dry-run"],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_prism.cli", case.command, str(case.config), *case.overrides, "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode in (0, 2) and "Traceback" not in done.stderr, (case, done.stderr)
     assert not faults(done.returncode, done.stderr, 0.0), case
 
@@ -238,5 +432,12 @@ def test_so_does_the_command_line_as_a_process(tmp_path: Path, real: dict[str, s
 def test_the_faults_are_seen() -> None:
     assert not faults(2, "prism: a.yaml:steps: found -1; required at least 1\n", 0.1)
     assert not faults(0, "anything", 0.1)
-    for code, said, seconds in [(1, "", 0.1), (2, "", 0.1), (2, "Traceback\n", 0.1), (2, "prism: a.yaml: found \x1b; required b\n", 0.1), (0, "", 3.0), (2, "prism: x: found a; required b\n", 0.1)]:
+    for code, said, seconds in [
+        (1, "", 0.1),
+        (2, "", 0.1),
+        (2, "Traceback\n", 0.1),
+        (2, "prism: a.yaml: found \x1b; required b\n", 0.1),
+        (0, "", 3.0),
+        (2, "prism: x: found a; required b\n", 0.1),
+    ]:
         assert faults(code, said, seconds)

@@ -47,7 +47,10 @@ def results(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     root = tmp_path_factory.mktemp("crash")
     whole = run_cases([{"name": "whole", "run_dir": root / "whole", "config": {"steps": 8}}])["whole"]
     assert whole["code"] == 0, whole["stderr"]
-    cases = [{"name": f"{point}/{when}", "run_dir": root / f"{number}", "config": {"steps": 8}, "fault": fault(point, when)} for number, (point, when) in enumerate(CASES)]
+    cases = [
+        {"name": f"{point}/{when}", "run_dir": root / f"{number}", "config": {"steps": 8}, "fault": fault(point, when)}
+        for number, (point, when) in enumerate(CASES)
+    ]
     crashed = run_cases(cases)
     left = {name: look(Path(found["run_dir"])) for name, found in crashed.items()}
     again = run_cases([{"name": case["name"], "run_dir": case["run_dir"], "config": {"steps": 8}} for case in cases])

@@ -67,9 +67,13 @@ DAMAGES: dict[str, Damage] = {
     "a stale file too many": lambda newest, before: shutil.copyfile(before / TENSORS, newest / "state/__7_0.distcp"),
     "nothing but a folder": lambda newest, before: (shutil.rmtree(newest), newest.mkdir()),
     "a tokenizer of another model": rewrite("hf/tokenizer.json", lambda data: data.replace(b"<unk>", b"<UNK>")),
-}  # fmt: skip
+}
 WRITTEN = ("state/common.pt", TENSORS, "state/.metadata", "state/metadata.json", "hf", "prism.json", "SHA256SUMS")
-FULL = [*((TENSORS, part) for part in (0.01, 0.2, 0.6, 0.95)), ("state/.metadata", 0.1), ("state/.metadata", 0.6)] + [(path, 0.5) for path in ("state/common.pt", "hf", "prism.json")] + [("SHA256SUMS", -2.0)]
+FULL = (
+    [*((TENSORS, part) for part in (0.01, 0.2, 0.6, 0.95)), ("state/.metadata", 0.1), ("state/.metadata", 0.6)]
+    + [(path, 0.5) for path in ("state/common.pt", "hf", "prism.json")]
+    + [("SHA256SUMS", -2.0)]
+)
 SLACK_KIB = 8  # for what the run writes beside the checkpoint
 NONFINITE = ("loss nan", "gradient nan", "gradient inf", "weights nan", "loss spike")
 POLICIES = ("stop", "skip", "rewind")
@@ -95,7 +99,9 @@ def damaged(run_cases: Any, whole: Path, tmp_path_factory: pytest.TempPathFactor
         damage(newest, before)
         if name == "all":
             damage(before, newest)
-    cases: list[dict[str, Any]] = [{"name": name, "run_dir": root / name, "config": {"save": {"keep_last": 9}}} for name in [*DAMAGES, "all"]]
+    cases: list[dict[str, Any]] = [
+        {"name": name, "run_dir": root / name, "config": {"save": {"keep_last": 9}}} for name in [*DAMAGES, "all"]
+    ]
     shutil.copytree(whole, root / "unreadable")
     shutil.rmtree(run_folder.step_folder(root / "unreadable", 6))
     cases.append({"name": "unreadable", "run_dir": root / "unreadable", "fault": {"kind": "unreadable", "within": "step_00000004/state"}})
@@ -120,7 +126,11 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_taken(damaged: dict[str
 
 def test_without_a_whole_checkpoint_a_run_ends_and_changes_nothing(damaged: dict[str, Any]) -> None:
     found = damaged["all"]
-    assert found["code"] == 2 and "step_00000004/state/__0_0.distcp: found no such file" in found["stderr"] and "step_00000002" in found["stderr"]
+    assert (
+        found["code"] == 2
+        and "step_00000004/state/__0_0.distcp: found no such file" in found["stderr"]
+        and "step_00000002" in found["stderr"]
+    )
     assert list(run_folder.checkpoints(Path(found["run_dir"]))) == [2, 4]
 
 
@@ -205,7 +215,9 @@ def broken(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     config = {"save": {"timeout_s": 3.0}}
     cases = [{"name": how, "run_dir": root / how, "config": config, "fault": {"kind": "writer", "how": how}} for how in WRITERS]
     hang = {"limits": {"hang_timeout_s": 15.0, "collective_timeout_s": 10.0}}
-    cases += [{"name": "hang", "run_dir": root / "hang", "config": {**hang, "save": {"timeout_s": 5.0}}, "fault": {"kind": "hang", "step": 3}}]
+    cases += [
+        {"name": "hang", "run_dir": root / "hang", "config": {**hang, "save": {"timeout_s": 5.0}}, "fault": {"kind": "hang", "step": 3}}
+    ]
     twice = {"steps": 2, "save": {"timeout_s": 20.0}}
     cases += [{"name": "threads", "run_dir": root / "threads", "config": twice, "fault": {"kind": "threads"}}]
     return run_cases(cases)
@@ -214,8 +226,15 @@ def broken(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.mark.parametrize("how", WRITERS)
 def test_a_writer_that_dies_or_hangs_is_an_error(broken: dict[str, Any], how: str) -> None:
     found = broken[how]
-    words = {"killed": "killed by SIGKILL", "killed half-way": "killed by SIGKILL", "stopped": "not written after 3 s", "raises": "No such file"}
-    assert found["code"] == 4 and words[how] in found["stderr"] and "step_00000002 was not saved" in found["stderr"], found["stderr"][-3000:]
+    words = {
+        "killed": "killed by SIGKILL",
+        "killed half-way": "killed by SIGKILL",
+        "stopped": "not written after 3 s",
+        "raises": "No such file",
+    }
+    assert found["code"] == 4 and words[how] in found["stderr"] and "step_00000002 was not saved" in found["stderr"], found["stderr"][
+        -3000:
+    ]
     assert run_folder.checkpoints(Path(found["run_dir"])) == {} and not list(Path(found["run_dir"], "checkpoints").iterdir())
 
 
@@ -238,13 +257,26 @@ def nonfinite(run_cases: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
             guard = {"on_nonfinite": policy, "on_spike": policy, "spike_window": 3}
             fault = {"kind": "nonfinite", "site": site, "step": 6 if site == "weights nan" else 5}
             config = {"steps": 8, "guard": guard, "save": {"keep_last": 9}}
-            cases.append({"name": f"{site}/{policy}", "run_dir": root / f"{site}_{policy}".replace(" ", "_"), "config": config, "fault": fault})
+            cases.append(
+                {"name": f"{site}/{policy}", "run_dir": root / f"{site}_{policy}".replace(" ", "_"), "config": config, "fault": fault}
+            )
     once = {"steps": 8, "guard": {"on_nonfinite": "skip", "max_events": 0}}
-    cases.append({"name": "too many", "run_dir": root / "many", "config": once, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 5}})
+    cases.append(
+        {"name": "too many", "run_dir": root / "many", "config": once, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 5}}
+    )
     early = {"steps": 8, "guard": {"on_nonfinite": "rewind"}}
-    cases.append({"name": "too early", "run_dir": root / "early", "config": early, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 1}})
-    last = {"steps": 8, "guard": {"on_nonfinite": "skip"}, "save": {"keep_last": 9}, "parallel": {"overlap_grad_reduce": True, "overlap_param_gather": True}}
-    cases.append({"name": "the last", "run_dir": root / "last", "config": last, "fault": {"kind": "nonfinite", "site": "weights nan", "step": 8}})
+    cases.append(
+        {"name": "too early", "run_dir": root / "early", "config": early, "fault": {"kind": "nonfinite", "site": "loss nan", "step": 1}}
+    )
+    last = {
+        "steps": 8,
+        "guard": {"on_nonfinite": "skip"},
+        "save": {"keep_last": 9},
+        "parallel": {"overlap_grad_reduce": True, "overlap_param_gather": True},
+    }
+    cases.append(
+        {"name": "the last", "run_dir": root / "last", "config": last, "fault": {"kind": "nonfinite", "site": "weights nan", "step": 8}}
+    )
     cases.append({"name": "without", "run_dir": root / "without", "config": {"steps": 8, "save": {"keep_last": 9}}})
     return run_cases(cases)
 

@@ -118,12 +118,15 @@ SIGNALS: dict[str, Callable[[Gang], None]] = {
     "SIGTERM to the launcher": lambda gang: send(gang.launcher, "SIGTERM"),
     "SIGUSR1 to the launcher": lambda gang: send(gang.launcher, "SIGUSR1"),
     "SIGTERM to one rank": lambda gang: send(gang.ranks()[1], "SIGTERM"),
-    "both, to everyone, again and again": lambda gang: [
-        (send(process, name), time.sleep(0.02))
-        for name in ("SIGUSR1", "SIGTERM", "SIGTERM")
-        for process in [gang.launcher, *gang.launcher.children(recursive=True)]
-    ] and None,
-}  # fmt: skip
+    "both, to everyone, again and again": lambda gang: (
+        [
+            (send(process, name), time.sleep(0.02))
+            for name in ("SIGUSR1", "SIGTERM", "SIGTERM")
+            for process in [gang.launcher, *gang.launcher.children(recursive=True)]
+        ]
+        and None
+    ),
+}
 
 
 def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
@@ -161,7 +164,10 @@ def test_the_wall_clock_saves_and_ends(start_gang: Start, tmp_path: Path) -> Non
 
 
 SILENT_S = 8.0
-LIMITS = {"limits": {"collective_timeout_s": SILENT_S, "hang_timeout_s": SILENT_S + 4.0}, "save": {"interval": 5, "keep_last": 3, "timeout_s": SILENT_S / 2}}
+LIMITS = {
+    "limits": {"collective_timeout_s": SILENT_S, "hang_timeout_s": SILENT_S + 4.0},
+    "save": {"interval": 5, "keep_last": 3, "timeout_s": SILENT_S / 2},
+}
 GONE = "another rank is gone or silent"
 # what befalls rank 1: (the fault that is built into it, at which exit code the gang ends, and what it says)
 SILENT: dict[str, tuple[dict[str, Any] | str, int, str]] = {
@@ -180,7 +186,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("how", [list(SILENT)[number % len(SILENT)] for number in range(count)])
 
 
-def test_what_befalls_one_rank_ends_the_gang(start_gang: Start, tmp_path: Path, how: str, seed: int, figures: Callable[..., None], request: pytest.FixtureRequest) -> None:
+def test_what_befalls_one_rank_ends_the_gang(
+    start_gang: Start, tmp_path: Path, how: str, seed: int, figures: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
     """R8, R9: no rank waits for ever for another, and the exit code is not 0."""
     (fault, wanted, words), run_dir = SILENT[how], tmp_path / "run"
     step = random.Random(f"{seed} {request.node.name}").randint(2, 12)

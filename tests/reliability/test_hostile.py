@@ -24,7 +24,7 @@ import yaml
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from megatron_prism.checkpoint import folder, stream, unpickle
+from megatron_prism.checkpoint import folder, torch_dist, unpickle
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import CheckpointError
 from megatron_prism.jobs import prepare
@@ -32,8 +32,17 @@ from megatron_prism.jobs import prepare
 from .conftest import Payload, saved
 
 WORKER = Path(__file__).with_name("hostile_worker.py")
-MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2,
-         "kv_channels": 4, "vocab_size": 390, "max_position_embeddings": 64}  # fmt: skip
+MODEL = {
+    "family": "llama",
+    "num_layers": 2,
+    "hidden_size": 16,
+    "ffn_hidden_size": 24,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 4,
+    "vocab_size": 390,
+    "max_position_embeddings": 64,
+}
 RUNS = "a pickle that names posix.system"
 
 
@@ -124,8 +133,15 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> P
     (root / "a.txt").write_text("\n\n".join(f"The sum of {n} and {n} is {n + n}." for n in range(50)))
     source = SourceConfig(name="a", path=(str(root / "a.txt"),), weight=100.0, split="paragraph")
     prepare.run(PrepareConfig(out=root / "data", tokenizer=tiny_tokenizer, sources=(source,), num_workers=1))
-    values = {"run_dir": str(root / "run"), "steps": 1, "precision": "fp32", "model": MODEL, "init": {"tokenizer": str(tiny_tokenizer)},
-              "data": {"prepared": str(root / "data"), "seq_length": 32}, "batch": {"global_size": 2}}  # fmt: skip
+    values = {
+        "run_dir": str(root / "run"),
+        "steps": 1,
+        "precision": "fp32",
+        "model": MODEL,
+        "init": {"tokenizer": str(tiny_tokenizer)},
+        "data": {"prepared": str(root / "data"), "seq_length": 32},
+        "batch": {"global_size": 2},
+    }
     (root / "train.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run([sys.executable, "-m", "megatron_prism.cli", "train", str(root / "train.yaml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -161,7 +177,9 @@ def test_a_changed_checkpoint_is_refused_and_does_not_run(loaded: dict[str, Any]
 
 
 def test_what_a_run_saved_still_loads(loaded: dict[str, Any]) -> None:
-    assert {way: found["error"] for way, found in loaded["legitimate"].items()} == dict.fromkeys(("training", "export", "guarded", "unguarded"))
+    assert {way: found["error"] for way, found in loaded["legitimate"].items()} == dict.fromkeys(
+        ("training", "export", "guarded", "unguarded")
+    )
 
 
 def test_the_guard_is_there_while_layers_take_their_state_and_leaves_no_trace(loaded: dict[str, Any]) -> None:
@@ -184,7 +202,9 @@ def test_transformer_engines_extra_state_does_not_run(extra: dict[str, Any], rea
     assert RUNS in found["guarded"]["text"] and "_extra_state" in found["guarded"]["text"]
 
 
-@pytest.mark.parametrize("recipe", ["DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"])
+@pytest.mark.parametrize(
+    "recipe", ["DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling"]
+)
 def test_transformer_engines_recipes_are_read(extra: dict[str, Any], recipe: str) -> None:
     assert extra[recipe]["guarded"]["text"] == ""
 
@@ -212,7 +232,12 @@ def forms(marker: Path) -> dict[str, bytes]:
         "newobj_ex": b"\x80\x04cbuiltins\nbytes\n(cbuiltins\nmap\n(" + system + b"]" + said + b"at}\x92t}\x92.",
         "build": b"\x80\x02" + instance + b"}S'__setstate__'\n" + system + b"sb" + said + b"b.",
         "a dotted name": b"\x80\x04" + text("torch.serialization") + text("os.system") + b"\x93(" + said + b"tR.",
-        "a dotted name of an allowed module": b"\x80\x04" + text("torch.distributed.checkpoint.metadata") + text("os.system") + b"\x93(" + said + b"tR.",
+        "a dotted name of an allowed module": b"\x80\x04"
+        + text("torch.distributed.checkpoint.metadata")
+        + text("os.system")
+        + b"\x93("
+        + said
+        + b"tR.",
         "names from the memo": b"\x80\x04" + text("os") + b"\x940" + text("system") + b"\x940h\x00h\x01\x93\x940h\x02(" + said + b"tR.",
         "a duplicate": b"\x80\x02" + system + b"2(" + said + b"tR0.",
         "a name of Python 2": b"c__builtin__\neval\n(" + code + b"tR.",
@@ -226,9 +251,9 @@ def forms(marker: Path) -> dict[str, bytes]:
 FORMS = list(forms(Path("marker")))
 
 
-def metadata_of(tmp_path: Path, data: bytes) -> stream.TensorReader:
+def metadata_of(tmp_path: Path, data: bytes) -> torch_dist.TensorReader:
     (tmp_path / ".metadata").write_bytes(data)
-    return stream.TensorReader(tmp_path)
+    return torch_dist.TensorReader(tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -245,7 +270,12 @@ def test_no_form_of_pickle_runs(tmp_path: Path, marker: Path, monkeypatch: pytes
 
 
 def test_tensors_within_a_pickle_are_read_by_weights_only(tmp_path: Path, marker: Path) -> None:
-    data = b"\x80\x04" + text("torch.storage") + text("_load_from_bytes") + b"\x93(B%st\x52." % (lambda inner: len(inner).to_bytes(4, "little") + inner)(saved(Payload(marker)))
+    data = (
+        b"\x80\x04"
+        + text("torch.storage")
+        + text("_load_from_bytes")
+        + b"\x93(B%st\x52." % (lambda inner: len(inner).to_bytes(4, "little") + inner)(saved(Payload(marker)))
+    )
     with pytest.raises(CheckpointError, match=RUNS):
         metadata_of(tmp_path, data)
     assert not marker.exists()
@@ -262,12 +292,29 @@ def test_a_pickle_changes_no_class(tmp_path: Path, name: str) -> None:
 
 
 def test_another_allowed_object_is_not_metadata(tmp_path: Path) -> None:
-    for other in (torch.Size([1]), dcp.StorageMeta(), {"state_dict_metadata": {}}, dcp.Metadata({"a": 1}), dcp.Metadata({}, storage_data={1: 2})):  # type: ignore[dict-item]
+    for other in (
+        torch.Size([1]),
+        dcp.StorageMeta(),
+        {"state_dict_metadata": {}},
+        dcp.Metadata({"a": 1}),
+        dcp.Metadata({}, storage_data={1: 2}),
+    ):  # type: ignore[dict-item]
         with pytest.raises(CheckpointError, match="another layout"):
             metadata_of(tmp_path, pickle.dumps(other))
 
 
-WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "exec", "compile", "import", "open", "pickle.find_class")
+WATCHED = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "exec",
+    "compile",
+    "import",
+    "open",
+    "pickle.find_class",
+)
 
 
 class Watch:
@@ -302,9 +349,16 @@ def mutated(data: bytes, hostile: list[bytes], rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_a_damaged_metadata_is_refused_or_read_and_never_runs(run_dir: Path, marker: Path, soak: int | None, request: pytest.FixtureRequest) -> None:
+def test_a_damaged_metadata_is_refused_or_read_and_never_runs(
+    run_dir: Path, marker: Path, soak: int | None, request: pytest.FixtureRequest
+) -> None:
     rng = random.Random(request.config.getoption("--soak-seed") or 0)
-    whole, hostile, watch, counts = (folder.read(run_dir).state / ".metadata").read_bytes(), list(forms(marker).values()), Watch(), Counter[str]()
+    whole, hostile, watch, counts = (
+        (folder.read(run_dir).state / ".metadata").read_bytes(),
+        list(forms(marker).values()),
+        Watch(),
+        Counter[str](),
+    )
     wanted = unpickle._load_metadata([], io.BytesIO(whole))
     codecs.lookup("raw_unicode_escape")  # Python's own, which one kind of text in a pickle makes it import: no choice of the pickle's
     for _ in range(soak or 300):

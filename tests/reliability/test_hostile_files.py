@@ -17,8 +17,9 @@ from megatron_prism.checkpoint import convert, folder, integrity, reference
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.core.load import load
-from megatron_prism.data import columns, indexed, shards
+from megatron_prism.data import indexed
 from megatron_prism.jobs import prepare
+from megatron_prism.prepare import arrow, shards
 
 from .conftest import Payload, saved
 
@@ -60,7 +61,14 @@ def pickle_as_safetensors(root: Path, payload: Payload) -> str:
 
 
 def own_model(root: Path, payload: Payload) -> str:
-    custom_code(root, payload, "config.json", {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}, model_type="evil", architectures=["Evil"])
+    custom_code(
+        root,
+        payload,
+        "config.json",
+        {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"},
+        model_type="evil",
+        architectures=["Evil"],
+    )
     return "config.json"
 
 
@@ -140,11 +148,14 @@ def test_a_parquet_column_of_a_pickled_type_does_not_run(tmp_path: Path, marker:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pickled_type = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Payload(marker), 0).decode()}
+    pickled_type = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Payload(marker), 0).decode(),
+    }
     table = pa.table([pa.array(["a", "b"])], schema=pa.schema([pa.field("text", pa.string(), metadata=pickled_type)]))
     pq.write_table(table, tmp_path / "a.parquet")
     with (tmp_path / "a.parquet").open("rb") as raw:
-        assert [row for _, row in columns.records(tmp_path / "a.parquet", raw, ["text"])] == [{"text": b"a"}, {"text": b"b"}]
+        assert [row for _, row in arrow.records(tmp_path / "a.parquet", raw, ["text"])] == [{"text": b"a"}, {"text": b"b"}]
     assert not marker.exists()
 
 

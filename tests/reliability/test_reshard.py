@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_prism.checkpoint import folder, stream
+from megatron_prism.checkpoint import folder, torch_dist
 
 TOLERANCE = 1e-5  # of five steps' loss and gradient norm
 BF16_TOLERANCE = 5e-3
@@ -41,7 +41,13 @@ PAIRS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "tp2 pp2 to dp2": ("tp2 pp2", 2, {}),
 }
 # a soak also goes from each of these to each other
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"single": (1, {}), "dp2": (2, {}), "tp2": (2, {"tp": 2}), "pp2": (2, {"pp": 2}), "tp2 pp2": (4, {"tp": 2, "pp": 2})}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "single": (1, {}),
+    "dp2": (2, {}),
+    "tp2": (2, {"tp": 2}),
+    "pp2": (2, {"pp": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+}
 EVERY_PAIR = {f"{one} to {other}": (one, *LAYOUTS[other]) for one in LAYOUTS for other in LAYOUTS if one != other}
 CONTROL = "control"  # tp2 to dp2, every box read one row beside its place
 
@@ -80,7 +86,9 @@ def whole(gang: Any, starts: dict[str, Path], soak: int | None) -> dict[str, Any
 @pytest.fixture(scope="module")
 def resumed(gang: Any, whole: dict[str, Any], starts: dict[str, Path], soak: int | None) -> dict[str, Any]:
     cases: dict[int, list[dict[str, Any]]] = {}
-    pairs = [(name, *pair, None) for name, pair in {**PAIRS, **(EVERY_PAIR if soak else {})}.items()] + [(CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")]
+    pairs = [(name, *pair, None) for name, pair in {**PAIRS, **(EVERY_PAIR if soak else {})}.items()] + [
+        (CONTROL, *PAIRS["tp2 to dp2"], "shifted_boxes")
+    ]
     for name, run, processes, parallel, control in pairs:
         start = {"run_dir": whole[run]["run_dir"], "step": SAVED_AT}
         case = {"name": name, "config": config(run, parallel, starts), "start_from": start, "save_again": True, "control": control}
@@ -92,11 +100,11 @@ def run_of(name: str) -> str:
     return {**PAIRS, **EVERY_PAIR}[name][0]
 
 
-def saved(result: dict[str, Any]) -> stream.TensorReader:
-    return stream.TensorReader(folder.read(Path(result["run_dir"]) / "checkpoints" / f"step_{SAVED_AT:08d}").state)
+def saved(result: dict[str, Any]) -> torch_dist.TensorReader:
+    return torch_dist.TensorReader(folder.read(Path(result["run_dir"]) / "checkpoints" / f"step_{SAVED_AT:08d}").state)
 
 
-def differing(before: stream.TensorReader, after: stream.TensorReader) -> list[str]:
+def differing(before: torch_dist.TensorReader, after: torch_dist.TensorReader) -> list[str]:
     """Return the tensors that differ between two checkpoints, or hold more than zeros where one alone has a padded row."""
     found = []
     for key, shape in before.shapes().items():
@@ -108,7 +116,7 @@ def differing(before: stream.TensorReader, after: stream.TensorReader) -> list[s
 
 
 def test_every_tensor_is_bit_equal_after_a_reshard(whole: dict[str, Any], resumed: dict[str, Any], name: str) -> None:
-    before, after = saved(whole[run_of(name)]), stream.TensorReader(Path(resumed[name]["run_dir"]) / "again")
+    before, after = saved(whole[run_of(name)]), torch_dist.TensorReader(Path(resumed[name]["run_dir"]) / "again")
     assert before.shapes().keys() == after.shapes().keys()
     for state in ("param", "exp_avg", "exp_avg_sq"):
         assert any(key.startswith(f"optimizer.state.{state}.") for key in before.shapes())
@@ -122,7 +130,7 @@ def test_the_next_steps_are_the_same(whole: dict[str, Any], resumed: dict[str, A
     assert resumed[name]["loss"][SAVED_AT:] == pytest.approx(whole[run]["loss"][SAVED_AT:], abs=tolerance)
 
 
-def cut_rows(reader: stream.TensorReader) -> list[str]:
+def cut_rows(reader: torch_dist.TensorReader) -> list[str]:
     """Return the optimizer's tensors of which a shard holds a part of a row."""
     found = []
     for key, shape in reader.shapes().items():
@@ -140,14 +148,14 @@ def test_a_ranks_range_ends_within_a_row(whole: dict[str, Any], run: str) -> Non
 
 def test_the_vocabularys_padding_changes(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     key = "optimizer.state.exp_avg.embedding.word_embeddings.weight"
-    before, after = saved(whole["dp2"]), stream.TensorReader(Path(resumed["dp2 to tp2"]["run_dir"]) / "again")
+    before, after = saved(whole["dp2"]), torch_dist.TensorReader(Path(resumed["dp2 to tp2"]["run_dir"]) / "again")
     assert before.shapes()[key] != after.shapes()[key]
     assert before.read(key, before.shapes()[key]).any()
 
 
 def test_control_is_seen(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
     """Boxes read from one row beside their place are other values, and other steps."""
-    before, after = saved(whole["tp2"]), stream.TensorReader(Path(resumed[CONTROL]["run_dir"]) / "again")
+    before, after = saved(whole["tp2"]), torch_dist.TensorReader(Path(resumed[CONTROL]["run_dir"]) / "again")
     assert any(key.startswith("optimizer.state.exp_avg.") for key in differing(before, after))
     moved = zip(resumed[CONTROL]["loss"][SAVED_AT:], whole["tp2"]["loss"][SAVED_AT:], strict=True)
     assert max(abs(ours - theirs) for ours, theirs in moved) > 100 * TOLERANCE

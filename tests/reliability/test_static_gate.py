@@ -25,7 +25,10 @@ FORBIDDEN = {
     *_names("shelve", "open Shelf DbfilenameShelf *"),
     *_names("joblib jsonpickle", "load decode *"),
     *_names("pandas", "read_pickle"),
-    *_names("yaml", "load load_all full_load full_load_all unsafe_load unsafe_load_all Loader FullLoader UnsafeLoader CLoader CFullLoader CUnsafeLoader *"),
+    *_names(
+        "yaml",
+        "load load_all full_load full_load_all unsafe_load unsafe_load_all Loader FullLoader UnsafeLoader CLoader CFullLoader CUnsafeLoader *",
+    ),
     *_names("os", "system popen *"),
     *_names("subprocess", "getoutput getstatusoutput *"),
     *_names("pty", "spawn"),
@@ -35,9 +38,32 @@ FORBIDDEN = {
     *_names("torch", "jit.load hub.load package.PackageImporter serialization.add_safe_globals serialization.safe_globals"),
     *_names("numpy", "lib.format.read_array lib.npyio.NpzFile"),
 }
-HANDED_ON = {"pickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "builtins"}  # modules that are only named to take a part of them
+HANDED_ON = {
+    "pickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "builtins",
+}  # modules that are only named to take a part of them
 TORCH_LOAD = {"torch.load", "torch.serialization.load"}
-NETWORK = {"requests", "httpx", "aiohttp", "urllib", "urllib3", "http", "ftplib", "smtplib", "socketserver", "xmlrpc", "websockets", "uvicorn", "fastapi", "flask"}
+NETWORK = {
+    "requests",
+    "httpx",
+    "aiohttp",
+    "urllib",
+    "urllib3",
+    "http",
+    "ftplib",
+    "smtplib",
+    "socketserver",
+    "xmlrpc",
+    "websockets",
+    "uvicorn",
+    "fastapi",
+    "flask",
+}
 HARMLESS = {"urllib.parse", "http.HTTPStatus"}
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 EVERYWHERE = {"0.0.0.0", "::", "[::]", "*:0"}
@@ -56,7 +82,9 @@ def aliases(tree: ast.Module) -> dict[str, str]:
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}
+            names |= {
+                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -107,7 +135,9 @@ def _call(call: ast.Call, name: str) -> Iterator[str]:
         host = _constant(address.elts[0]) if isinstance(address, ast.Tuple) and address.elts else None
         if host not in LOOPBACK:
             yield f"bind({ast.unparse(address)})"
-    if name == "importlib.import_module" and (not call.args or not isinstance(_constant(call.args[0]), str) or _is_forbidden_import(f"{_constant(call.args[0])}.*")):
+    if name == "importlib.import_module" and (
+        not call.args or not isinstance(_constant(call.args[0]), str) or _is_forbidden_import(f"{_constant(call.args[0])}.*")
+    ):
         yield f"{name}({', '.join(map(ast.unparse, call.args))})"
 
 
@@ -122,7 +152,9 @@ def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def _is_forbidden_import(name: str) -> bool:
-    return name in FORBIDDEN or (name.split(".")[0] in NETWORK and not any(name == part or name.startswith(f"{part}.") for part in HARMLESS))
+    return name in FORBIDDEN or (
+        name.split(".")[0] in NETWORK and not any(name == part or name.startswith(f"{part}.") for part in HARMLESS)
+    )
 
 
 def _of_program(text: str) -> list[tuple[int, str]]:
@@ -136,8 +168,16 @@ def shipped() -> dict[str, str]:
     """Return every Python file that git tracks or would track, but the tests, by path."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    names = listed.stdout.split("\0") if listed.returncode == 0 else [str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if ".venv" not in str(path)]
-    return {name: (ROOT / name).read_text(encoding="utf-8") for name in sorted(set(names)) if name and not name.startswith("tests/") and (ROOT / name).is_file()}
+    names = (
+        listed.stdout.split("\0")
+        if listed.returncode == 0
+        else [str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if ".venv" not in str(path)]
+    )
+    return {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in sorted(set(names))
+        if name and not name.startswith("tests/") and (ROOT / name).is_file()
+    }
 
 
 def test_nothing_shipped_can_run_what_a_file_says() -> None:

@@ -223,7 +223,9 @@ def play_a_device() -> None:
 
     begin = HybridDeviceOptimizer.__init__
     HybridDeviceOptimizer._get_sub_optimizer_param_groups = split
-    HybridDeviceOptimizer.__init__ = lambda self, *args, **more: begin(self, *args, **{**more, "pin_cpu_grads": False, "pin_cpu_params": False})
+    HybridDeviceOptimizer.__init__ = lambda self, *args, **more: begin(
+        self, *args, **{**more, "pin_cpu_grads": False, "pin_cpu_params": False}
+    )
     optimizer_config.is_te_min_version = lambda *args, **more: True  # type: ignore[assignment]
     train.check_machine = lambda *args: []  # type: ignore[assignment]
 
@@ -276,7 +278,12 @@ def run_cases(cases: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     host.install()
-    for name in ("megatron.core.dist_checkpointing.strategies.torch", "megatron.core.models.gpt", "torch.utils.tensorboard", "torch._dynamo"):
+    for name in (
+        "megatron.core.dist_checkpointing.strategies.torch",
+        "megatron.core.models.gpt",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+    ):
         importlib.import_module(name)  # once, not in each child
 
     cases = json.loads((folder / "cases.json").read_text())

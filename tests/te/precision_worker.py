@@ -17,14 +17,22 @@ import torch
 import torch.distributed as dist
 import worker
 
-from megatron_prism.core.config import MambaConfig, ModelConfig, OptimizerConfig, ParallelConfig, RecomputeConfig
-from megatron_prism.core.config_precision import FP8Config, OffloadConfig
+from megatron_prism.core.config import FP8Config, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.models import build
 from megatron_prism.parallel import groups
 from megatron_prism.train import optim
 
-DENSE = ModelConfig(family="llama", num_layers=4, hidden_size=64, ffn_hidden_size=160, num_attention_heads=4, num_query_groups=2, kv_channels=16,
-                    vocab_size=384, max_position_embeddings=256)  # fmt: skip
+DENSE = ModelConfig(
+    family="llama",
+    num_layers=4,
+    hidden_size=64,
+    ffn_hidden_size=160,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    vocab_size=384,
+    max_position_embeddings=256,
+)
 HYBRID = ModelConfig(**vars(DENSE) | {"layer_pattern": "M-*-", "mamba": MambaConfig(num_heads=16, head_dim=16, state_dim=16, num_groups=2)})
 RAGGED = dataclasses.replace(HYBRID, mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2))  # 328 rows of in_proj
 RECIPES = {
@@ -74,7 +82,11 @@ def recipe(config: Any) -> dict[str, Any]:
 def family(made: Any) -> str:
     from transformer_engine.common import recipe as te
 
-    return next(name for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling") if isinstance(made, getattr(te, name)))
+    return next(
+        name
+        for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling")
+        if isinstance(made, getattr(te, name))
+    )
 
 
 def layers(model: ModelConfig, grid: groups.Groups, **more: Any) -> dict[str, Any]:
@@ -105,9 +117,19 @@ def optimizer(fp8: FP8Config | None, offload: OffloadConfig) -> dict[str, Any]:
         return chunk
 
     chunk = types.SimpleNamespace(config=types.SimpleNamespace())
-    with mock.patch("megatron.core.optimizer.get_megatron_optimizer", remember), mock.patch("megatron.core.distributed.DistributedDataParallel", remember_wrapper):
+    with (
+        mock.patch("megatron.core.optimizer.get_megatron_optimizer", remember),
+        mock.patch("megatron.core.distributed.DistributedDataParallel", remember_wrapper),
+    ):
         optim.build(optim.wrap([chunk], ParallelConfig(), fp8), OptimizerConfig(), ParallelConfig(), "bf16", fp8, offload)
-    names = ("fp8_recipe", "fp8_param_gather", "optimizer_cpu_offload", "optimizer_offload_fraction", "overlap_cpu_optimizer_d2h_h2d", "use_precision_aware_optimizer")
+    names = (
+        "fp8_recipe",
+        "fp8_param_gather",
+        "optimizer_cpu_offload",
+        "optimizer_offload_fraction",
+        "overlap_cpu_optimizer_d2h_h2d",
+        "use_precision_aware_optimizer",
+    )
     return {name: told[name] for name in names}
 
 
@@ -128,8 +150,13 @@ def machines() -> list[dict[str, Any]]:
         for cuda in ("12.8", "12.9", "13.0"):
             for check in (quantization.check_fp8_support, quantization.check_fp8_block_scaling_support):
                 check.cache_clear()
-            with mock.patch.object(quantization, "get_device_compute_capability", lambda answer=capability: answer), mock.patch("torch.version.cuda", cuda):
-                verdicts = {name: attempt(lambda asked=asked: quantization.check_recipe_support(asked)) is None for name, asked in made.items()}
+            with (
+                mock.patch.object(quantization, "get_device_compute_capability", lambda answer=capability: answer),
+                mock.patch("torch.version.cuda", cuda),
+            ):
+                verdicts = {
+                    name: attempt(lambda asked=asked: quantization.check_recipe_support(asked)) is None for name, asked in made.items()
+                }
             found.append({"capability": capability, "cuda": cuda, "verdicts": verdicts})
     return found
 

@@ -19,8 +19,12 @@ from unittest import mock
 
 import torch
 
-ABSENT = ("transformer_engine_torch", "transformer_engine.pytorch.onnx_extensions", "transformer_engine.pytorch.triton",
-          *(f"transformer_engine.pytorch.triton.{name}" for name in ("cross_entropy", "pad", "permutation")))  # fmt: skip
+ABSENT = (
+    "transformer_engine_torch",
+    "transformer_engine.pytorch.onnx_extensions",
+    "transformer_engine.pytorch.triton",
+    *(f"transformer_engine.pytorch.triton.{name}" for name in ("cross_entropy", "pad", "permutation")),
+)
 H100 = types.SimpleNamespace(name="pretended H100", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
 
 

@@ -17,15 +17,31 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import MambaConfig, ModelConfig
-from megatron_prism.families import find
+from megatron_prism.families import registry
 
 WORKER = Path(__file__).with_name("worker.py")
-SIZES = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 160, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 16,
-         "vocab_size": 384, "max_position_embeddings": 256}  # fmt: skip
+SIZES = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 160,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 16,
+    "vocab_size": 384,
+    "max_position_embeddings": 256,
+}
 HYBRIDS = {"granite-4.0-h-micro": ("M-*-", 1), "nemotron-h-8b": ("M*-M", 2)}
-CONTROLS = {"no key maps": "nemotron-h-8b", "no extra state": "llama-3.1-8b", "no extra state (hybrid)": "nemotron-h-8b", "fp32 norms": "llama-3.1-8b"}
-FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight", "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-               "mixer.in_proj.layer_norm_weight": "norm.weight"}  # fmt: skip
+CONTROLS = {
+    "no key maps": "nemotron-h-8b",
+    "no extra state": "llama-3.1-8b",
+    "no extra state (hybrid)": "nemotron-h-8b",
+    "fp32 norms": "llama-3.1-8b",
+}
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+    "mixer.in_proj.layer_norm_weight": "norm.weight",
+}
 Facts = dict[str, Any]
 
 
@@ -47,13 +63,18 @@ def imported(path: Path, model: ModelConfig, seed: int) -> dict[str, str]:
     """Write a checkpoint as an import of Hugging Face weights does, from the family's rules; return its tensors' digests."""
     import torch
 
-    from megatron_prism.checkpoint import folder, integrity, pieces, stream
+    from megatron_prism.checkpoint import folder, integrity, torch_dist
+    from megatron_prism.hf import bits
 
     generator = torch.Generator().manual_seed(seed)
-    rules = find.rules(model)
+    rules = registry.rules(model)
     tensors = {rule.mcore: torch.randn(rule.shape, generator=generator).bfloat16() for rule in rules}
     (path / folder.STATE).mkdir(parents=True)
-    stream.write_tensors(path / folder.STATE, [stream.TensorSpec(rule.mcore, rule.shape, torch.bfloat16) for rule in rules], lambda key: [pieces.of_tensor(tensors[key])])
+    torch_dist.write_tensors(
+        path / folder.STATE,
+        [torch_dist.TensorSpec(rule.mcore, rule.shape, torch.bfloat16) for rule in rules],
+        lambda key: [bits.of_tensor(tensors[key])],
+    )
     folder.write_meta(path, folder.describe(model, 0, 0))
     integrity.seal(path)
     return {key: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest() for key, tensor in tensors.items()}
@@ -64,10 +85,14 @@ def sides(models: dict[str, ModelConfig], tmp_path_factory: pytest.TempPathFacto
     """Return, by side and case, what the workers found; under "imported" the digests of the checkpoints made of rules."""
     root = tmp_path_factory.mktemp("te")
     faulty = {control: models[name] for control, name in CONTROLS.items()}
-    cases = [{"name": name, "model": dataclasses.asdict(model), "control": name.split(" (")[0] if name in CONTROLS else None}
-             for name, model in {**models, **faulty}.items()]  # fmt: skip
+    cases = [
+        {"name": name, "model": dataclasses.asdict(model), "control": name.split(" (")[0] if name in CONTROLS else None}
+        for name, model in {**models, **faulty}.items()
+    ]
     (root / "cases.json").write_text(json.dumps(cases))
-    found: dict[str, Any] = {"imported": {name: imported(root / name / "imported", model, seed) for seed, (name, model) in enumerate(models.items())}}
+    found: dict[str, Any] = {
+        "imported": {name: imported(root / name / "imported", model, seed) for seed, (name, model) in enumerate(models.items())}
+    }
     for side in ("local", "te", "local"):
         done = subprocess.run([sys.executable, str(WORKER), str(root), side], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -110,7 +135,7 @@ def test_only_a_single_group_of_mamba_heads_was_not_split(sides: dict[str, dict[
 
 
 def test_checkpoint_keys_are_the_rules(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str) -> None:
-    rules = {rule.mcore: list(rule.shape) for rule in find.rules(models[preset_name])}
+    rules = {rule.mcore: list(rule.shape) for rule in registry.rules(models[preset_name])}
     for side in ("local", "te"):
         found = sides[side][preset_name]
         assert found["tensors"] == rules
@@ -119,7 +144,9 @@ def test_checkpoint_keys_are_the_rules(sides: dict[str, dict[str, Facts]], model
 
 
 @pytest.mark.parametrize(("reader", "writer"), [("te", "local"), ("local", "te")])
-def test_either_side_loads_the_other_with_nothing_missing_or_left_over(sides: dict[str, dict[str, Facts]], preset_name: str, reader: str, writer: str) -> None:
+def test_either_side_loads_the_other_with_nothing_missing_or_left_over(
+    sides: dict[str, dict[str, Facts]], preset_name: str, reader: str, writer: str
+) -> None:
     written = sides[writer][preset_name]["saved"]
     assert sides[reader][preset_name]["strict"][writer] == written
     assert sides[reader][preset_name]["weights"][writer] == written
@@ -138,7 +165,9 @@ def test_modules_are_those_of_the_stock_te_spec(sides: dict[str, dict[str, Facts
     assert not kinds & {"LocalNorm", "LocalFinalNorm", "RowParallelLinear", "DotProductAttention"}
 
 
-def test_multipliers_window_and_rotary_scaling_reach_te(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str) -> None:
+def test_multipliers_window_and_rotary_scaling_reach_te(
+    sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str
+) -> None:
     model, te, local = models[preset_name], sides["te"][preset_name], sides["local"][preset_name]
     scale = model.kv_channels**-0.5 if model.attention_multiplier is None else model.attention_multiplier
     window = [-1 if model.window_size is None else model.window_size - 1, 0]
@@ -149,37 +178,54 @@ def test_multipliers_window_and_rotary_scaling_reach_te(sides: dict[str, dict[st
     assert (te["rope"] is None) == (model.position_embedding == "none")
 
 
-def test_the_same_parameters_are_left_to_train(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str) -> None:
+def test_the_same_parameters_are_left_to_train(
+    sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig], preset_name: str
+) -> None:
     """A norm goes with the linear layer behind it, under the name that a checkpoint has, whether that layer holds it or not."""
-    wanted = sorted(name for name in find.parameters(models[preset_name]) if ".self_attention." in name)
+    wanted = sorted(name for name in registry.parameters(models[preset_name]) if ".self_attention." in name)
     assert all(local["trained"] == te["trained"] == wanted for local, te in layouts(sides, preset_name))
 
 
 def test_context_parallelism_reaches_te(sides: dict[str, dict[str, Facts]], preset_name: str) -> None:
     found = sides["te"][preset_name]["context"]
     for kind in ("p2p", "all_gather", "a2a", "a2a+p2p"):
-        assert found[kind] and all(told == {"kind": kind, "ranks": [0, 1], "sizes": [2, 1] if kind == "a2a+p2p" else [2]} for told in found[kind])
+        assert found[kind] and all(
+            told == {"kind": kind, "ranks": [0, 1], "sizes": [2, 1] if kind == "a2a+p2p" else [2]} for told in found[kind]
+        )
 
 
 def test_documents_reach_te_as_packed_sequences(sides: dict[str, dict[str, Facts]], preset_name: str) -> None:
     """Two sequences of two documents in one row; `padding_causal` is what TE calls causal within each of them."""
     starts = [0, 3, 4, 5, 8]
-    wanted = {"qkv_format": "thd", "attn_mask_type": "padding_causal", "cu_seqlens_q": starts, "cu_seqlens_kv": starts, "max_seqlen_q": 5,
-              "max_seqlen_kv": 5}  # fmt: skip
+    wanted = {
+        "qkv_format": "thd",
+        "attn_mask_type": "padding_causal",
+        "cu_seqlens_q": starts,
+        "cu_seqlens_kv": starts,
+        "max_seqlen_q": 5,
+        "max_seqlen_kv": 5,
+    }
     found = sides["te"][preset_name]["packed"]
     assert found and all(given == wanted for given in found)
 
 
-def test_control_without_key_maps_a_hybrids_norms_have_other_keys(sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig]) -> None:
+def test_control_without_key_maps_a_hybrids_norms_have_other_keys(
+    sides: dict[str, dict[str, Facts]], models: dict[str, ModelConfig]
+) -> None:
     local, te = sides["local"]["no key maps"], sides["te"]["no key maps"]
-    rules = {rule.mcore for rule in find.rules(models[CONTROLS["no key maps"]])}
+    rules = {rule.mcore for rule in registry.rules(models[CONTROLS["no key maps"]])}
     assert "decoder.layers.0.norm.weight" in local["tensors"].keys() - rules
-    assert "decoder.layers.0.mixer.in_proj.layer_norm_weight" in local["strict"]["te"] and "decoder.layers.0.norm.weight" in te["strict"]["local"]
+    assert (
+        "decoder.layers.0.mixer.in_proj.layer_norm_weight" in local["strict"]["te"]
+        and "decoder.layers.0.norm.weight" in te["strict"]["local"]
+    )
     assert isinstance(local["weights"]["te"], str) and isinstance(te["weights"]["local"], str)
 
 
 @pytest.mark.parametrize(("control", "key"), [("no extra state", "final_layernorm"), ("no extra state (hybrid)", "final_norm")])
-def test_control_a_final_norm_without_extra_state_does_not_load_strictly(sides: dict[str, dict[str, Facts]], control: str, key: str) -> None:
+def test_control_a_final_norm_without_extra_state_does_not_load_strictly(
+    sides: dict[str, dict[str, Facts]], control: str, key: str
+) -> None:
     local, te = sides["local"][control], sides["te"][control]
     assert set(te["objects"]) - set(local["objects"]) == {f"decoder.{key}._extra_state"}
     assert f"decoder.{key}._extra_state" in local["strict"]["te"] and f"decoder.{key}._extra_state" in te["strict"]["local"]
@@ -188,5 +234,6 @@ def test_control_a_final_norm_without_extra_state_does_not_load_strictly(sides: 
 
 def test_control_norms_in_fp32_are_seen(sides: dict[str, dict[str, Facts]]) -> None:
     local, te = sides["local"]["fp32 norms"]["parameters"], unfused(sides["te"]["fp32 norms"]["parameters"])
-    assert {name for name in local if local[name] != te[name]} == {f"decoder.layers.{layer}.{norm}.weight" for layer in (0, 1)
-                                                                  for norm in ("input_layernorm", "pre_mlp_layernorm")}  # fmt: skip
+    assert {name for name in local if local[name] != te[name]} == {
+        f"decoder.layers.{layer}.{norm}.weight" for layer in (0, 1) for norm in ("input_layernorm", "pre_mlp_layernorm")
+    }

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check_precision import Machine, check_machine
-from megatron_prism.core.config import BatchConfig, DataConfig, TrainConfig
-from megatron_prism.core.config_precision import FP8Config
+from megatron_prism.core.check.precision import Machine, check_machine
+from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, TrainConfig
 
 WORKER = Path(__file__).with_name("precision_worker.py")
 Facts = dict[str, Any]

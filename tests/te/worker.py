@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, sharded
-from megatron_prism.core.check import check_split
+from megatron_prism.core.check.train import check_split
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
 from megatron_prism.models import build, norm, spec, trainable
-from megatron_prism.parallel import compat, groups, host
+from megatron_prism.parallel import groups, host, megatron_versions
 from megatron_prism.train import step
 
 ATTRIBUTES = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1, "sequence_parallel": False, "allreduce": True}
@@ -58,7 +58,9 @@ def main(root: Path, side: str) -> None:
     if side == "te":
         standin.install(Path(sys.prefix) / "transformer_engine_python")
     groups.join()
-    cases = [(case["name"], read(case["model"], ModelConfig, str), case["control"]) for case in json.loads((root / "cases.json").read_text())]
+    cases = [
+        (case["name"], read(case["model"], ModelConfig, str), case["control"]) for case in json.loads((root / "cases.json").read_text())
+    ]
     with groups.grid(ONE, seed=0) as grid:
         found = {name: examine(root / name, model, grid, side, control) for name, model, control in cases}
     dist.destroy_process_group()
@@ -231,7 +233,7 @@ def save(path: Path, model: ModelConfig, chunks: list[Any]) -> dict[str, str]:
     fill(chunks, seed=len(path.name))
     if not path.is_dir():
         (path / folder.STATE).mkdir(parents=True)
-        dist_checkpointing.save(sharded.weights(chunks), str(path / folder.STATE), **compat.save_arguments())
+        dist_checkpointing.save(sharded.weights(chunks), str(path / folder.STATE), **megatron_versions.save_arguments())
         folder.write_meta(path, folder.describe(model, 0, 0))
         integrity.seal(path)
     return digests(chunks)

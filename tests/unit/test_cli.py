@@ -16,8 +16,17 @@ import yaml
 
 from megatron_prism import __version__, cli
 
-MODEL = {"family": "llama", "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2,
-         "kv_channels": 4, "vocab_size": 390, "max_position_embeddings": 64}  # fmt: skip
+MODEL = {
+    "family": "llama",
+    "num_layers": 2,
+    "hidden_size": 16,
+    "ffn_hidden_size": 24,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 4,
+    "vocab_size": 390,
+    "max_position_embeddings": 64,
+}
 
 
 def prism(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -133,7 +142,10 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
         (["data.prepared=absent"], ["absent/manifest.json: found"]),
         (["data.weights={b: 100}"], ["data.weights.b: found no such source; required a source of"]),
         (["init.tokenizer=absent"], ["absent"]),
-        (["fp8.recipe=mxfp8", "environment.LD_PRELOAD=a.so"], ["fp8.recipe: found mxfp8", "Blackwell", "environment.LD_PRELOAD: found a name"]),
+        (
+            ["fp8.recipe=mxfp8", "environment.LD_PRELOAD=a.so"],
+            ["fp8.recipe: found mxfp8", "Blackwell", "environment.LD_PRELOAD: found a name"],
+        ),
         (["--json", "absent/plan.json"], ["absent"]),
     ],
     ids=lambda value: " ".join(value) if value[0][-1].isalnum() else None,
@@ -150,7 +162,9 @@ def test_a_run_on_gpus_is_planned_without_one_and_not_begun(config: Path) -> Non
     done = prism("train", config, *on_gpus, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "expandable_segments:True" in done.stdout
-    refused(prism("train", config, *on_gpus), "fp8: found a machine without a CUDA device", "offload.activation_layers: found a machine without")
+    refused(
+        prism("train", config, *on_gpus), "fp8: found a machine without a CUDA device", "offload.activation_layers: found a machine without"
+    )
     assert tree(config.parent) == before
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.checkpoint import hf
 from megatron_prism.core import log
+from megatron_prism.hf import safetensors
 from megatron_prism.jobs import convert
 
 
@@ -27,9 +27,9 @@ def run(job: str, source: Path, target: Path) -> object:
         return convert.run_import(source, target, dry_run=False)
     if job == "export":
         return convert.run_export(source, target, dry_run=False)
-    shards = hf.open_shards(source)
-    with hf.open_files(source, shards) as files:  # the control: all at once
-        return [hf.read_values(files[shard.file], place, 0, math.prod(place.shape)) for shard in shards for place in shard.tensors]
+    shards = safetensors.open_shards(source)
+    with safetensors.open_files(source, shards) as files:  # the control: all at once
+        return [safetensors.read_values(files[shard.file], place, 0, math.prod(place.shape)) for shard in shards for place in shard.tensors]
 
 
 def main(job: str, source: Path, target: Path, tiny: Path) -> None:

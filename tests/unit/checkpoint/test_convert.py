@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.checkpoint import hf, integrity, layout, pieces, stream
+from megatron_prism.checkpoint import integrity, torch_dist
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
-from megatron_prism.families import find
+from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import slices
+from megatron_prism.hf import bits, safetensors
 from megatron_prism.jobs import convert
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -34,15 +35,22 @@ PEAK = Path(__file__).with_name("peak.py")
 def models(draw: st.DrawFn) -> ModelConfig:
     groups, queries, head = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.sampled_from([2, 6]))
     sizes = {name: draw(st.integers(1, 9)) for name in ("hidden_size", "ffn_hidden_size", "vocab_size", "num_layers")}
-    return ModelConfig(family="llama", num_attention_heads=groups * queries, num_query_groups=groups, kv_channels=head,
-                       max_position_embeddings=8, tie_word_embeddings=draw(st.booleans()), **sizes)  # fmt: skip
+    return ModelConfig(
+        family="llama",
+        num_attention_heads=groups * queries,
+        num_query_groups=groups,
+        kv_channels=head,
+        max_position_embeddings=8,
+        tie_word_embeddings=draw(st.booleans()),
+        **sizes,
+    )
 
 
 @settings(deadline=None, max_examples=60)
 @given(model=models())
 def test_blocks_hold_every_row_of_a_rules_parts_once(model: ModelConfig) -> None:
-    for rule in find.rules(model):
-        found = sorted((part, row) for part, start, rows in layout.blocks(rule, model) for row in range(start, start + rows))
+    for rule in registry.rules(model):
+        found = sorted((part, row) for part, start, rows in blocks.blocks(rule, model) for row in range(start, start + rows))
         assert found == [(part, row) for part, (_, shape) in enumerate(rule.hf) for row in range(shape[0])]
         assert len(found) == rule.shape[0]
 
@@ -50,17 +58,20 @@ def test_blocks_hold_every_row_of_a_rules_parts_once(model: ModelConfig) -> None
 @given(model=models())
 def test_rows_of_a_group_lie_together(model: ModelConfig) -> None:
     """Group g holds its queries, then its key, then its value."""
-    rule = next(rule for rule in find.rules(model) if rule.op == "qkv")
+    rule = next(rule for rule in registry.rules(model) if rule.op == "qkv")
     head, each = model.kv_channels, model.num_attention_heads // model.num_query_groups
-    wanted = [block for group in range(model.num_query_groups)
-              for block in ((0, group * each * head, each * head), (1, group * head, head), (2, group * head, head))]  # fmt: skip
-    assert layout.blocks(rule, model) == wanted
+    wanted = [
+        block
+        for group in range(model.num_query_groups)
+        for block in ((0, group * each * head, each * head), (1, group * head, head), (2, group * head, head))
+    ]
+    assert blocks.blocks(rule, model) == wanted
 
 
 @given(model=models())
 def test_a_slices_block_is_its_rows(model: ModelConfig) -> None:
     rules = slices("mixer", "conv1d", (9, 4), {"x": 5, "B": 2, "C": 2})
-    assert [layout.blocks(rule, model) for rule in rules] == [[(0, 0, 5)], [(0, 5, 2)], [(0, 7, 2)]]
+    assert [blocks.blocks(rule, model) for rule in rules] == [[(0, 0, 5)], [(0, 5, 2)], [(0, 7, 2)]]
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -76,7 +87,7 @@ def test_export_is_the_folder_that_was_imported(pristine: Path, tmp_path: Path) 
 @pytest.mark.parametrize("piece_bytes", [1, 24, 100])
 def test_pieces_of_a_tensor_come_to_their_places(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
     """A tensor larger than a piece, in either direction: pieces that are a value, a part of a row, some rows."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(bits, "PIECE_BYTES", piece_bytes)
     convert.run_import(pristine / "hf", tmp_path / "ckpt", dry_run=False)
     assert (tmp_path / "ckpt/state/__0_0.distcp").read_bytes() == (pristine / "ckpt/state/__0_0.distcp").read_bytes()
     convert.run_export(tmp_path / "ckpt", tmp_path / "out", dry_run=False)
@@ -93,7 +104,7 @@ def test_without_the_kept_headers_export_lays_out_a_folder_of_its_own(pristine: 
     integrity.seal(ckpt_root)
     convert.run_export(ckpt_root, tmp_path / "out", dry_run=False)
     found, wanted = tensors(tmp_path / "out"), tensors(pristine / "hf")
-    assert (tmp_path / "out" / hf.SINGLE).is_file() and found.keys() == wanted.keys()
+    assert (tmp_path / "out" / safetensors.SINGLE).is_file() and found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
@@ -118,11 +129,11 @@ def edit_shard(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Pa
     """Return a change to the first shard's tensors, with the index kept in step."""
 
     def edit(root: Path) -> None:
-        found, index = load_file(root / SHARD), json.loads((root / hf.INDEX).read_text())
+        found, index = load_file(root / SHARD), json.loads((root / safetensors.INDEX).read_text())
         change(found)
         save_file(found, root / SHARD)
         others = {name: file for name, file in index["weight_map"].items() if file != SHARD}
-        (root / hf.INDEX).write_text(json.dumps({"weight_map": others | dict.fromkeys(found, SHARD)}))
+        (root / safetensors.INDEX).write_text(json.dumps({"weight_map": others | dict.fromkeys(found, SHARD)}))
 
     return edit
 
@@ -162,7 +173,11 @@ REFUSED: list[tuple[str, Edit, list[str]]] = [
     ("config cut off", rewrite("config.json", lambda data: data[:20]), ["config.json: found damaged JSON"]),
     ("config of bytes", rewrite("config.json", lambda _: b"\xff"), ["config.json: found damaged JSON"]),
     ("missing tensor", edit_shard(lambda found: found.pop(QUERY)), [f"hf: {QUERY}: found no such tensor"]),
-    ("extra tensor", edit_shard(lambda found: found.update({"lm_head.bias": torch.ones(2)})), [f"{SHARD}: lm_head.bias: found an extra tensor"]),
+    (
+        "extra tensor",
+        edit_shard(lambda found: found.update({"lm_head.bias": torch.ones(2)})),
+        [f"{SHARD}: lm_head.bias: found an extra tensor"],
+    ),
     (
         "wrong shape",
         edit_shard(lambda found: found.update({QUERY: torch.ones(8, 16)})),
@@ -218,13 +233,13 @@ def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
     """Return a change to the tensors of a checkpoint's state."""
 
     def edit(root: Path) -> None:
-        reader = stream.TensorReader(root / "state")
+        reader = torch_dist.TensorReader(root / "state")
         found = {key: reader.read(key, shape) for key, shape in reader.shapes().items()}
         change(found)
         for path in (root / "state").iterdir():
             path.unlink()
-        specs = [stream.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
-        stream.write_tensors(root / "state", specs, lambda key: [pieces.of_tensor(found[key])])
+        specs = [torch_dist.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
+        torch_dist.write_tensors(root / "state", specs, lambda key: [bits.of_tensor(found[key])])
         integrity.seal(root)
 
     return edit
@@ -299,8 +314,8 @@ def test_a_conversion_that_dies_halfway_leaves_nothing(pristine: Path, tmp_path:
         return whole(*args)
 
     name = "read_values" if job == "import" else "write_values"
-    whole = getattr(hf, name)
-    monkeypatch.setattr(hf, name, dies)
+    whole = getattr(safetensors, name)
+    monkeypatch.setattr(safetensors, name, dies)
     with pytest.raises(KeyboardInterrupt):
         convert_one(job, pristine, tmp_path / "out")
     assert next(calls) == 6

@@ -43,9 +43,17 @@ def test_the_newest_whole_checkpoint_is_the_latest_whatever_the_pointer_says(run
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"format": 2}, "prism.json:format"), ({"model": {"family": "llama"}}, "prism.json:model.num_layers"), ({"step": "x"}, "prism.json"),
-     ({"model": None}, "prism.json"), ({"tokens": None}, "prism.json"), (None, "prism.json"), ("{", "prism.json"), ("[]", "prism.json")],
-)  # fmt: skip
+    [
+        ({"format": 2}, "prism.json:format"),
+        ({"model": {"family": "llama"}}, "prism.json:model.num_layers"),
+        ({"step": "x"}, "prism.json"),
+        ({"model": None}, "prism.json"),
+        ({"tokens": None}, "prism.json"),
+        (None, "prism.json"),
+        ("{", "prism.json"),
+        ("[]", "prism.json"),
+    ],
+)
 def test_a_prism_json_that_does_not_hold_is_refused(ckpt_root: Path, change: Any, key: str) -> None:
     facts = json.loads((ckpt_root / folder.META).read_text())
     content = change if isinstance(change, str) else json.dumps({} if change is None else facts | change)
@@ -112,5 +120,12 @@ def test_assets_are_all_files_but_weights(hf_root: Path, tmp_path: Path) -> None
     (hf_root / "original").mkdir()
     copied = {path.name for path in folder.copy_assets(hf_root, tmp_path / "assets")}
     assert copied == {path.name for path in (tmp_path / "assets").iterdir()}
-    assert copied == {"chat_template.jinja", "tokenizer.model", "LICENSE", "config.json", "model.safetensors.index.json", "tokenizer.json",
-                      "tokenizer_config.json"}  # fmt: skip
+    assert copied == {
+        "chat_template.jinja",
+        "tokenizer.model",
+        "LICENSE",
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }

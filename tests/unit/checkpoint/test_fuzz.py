@@ -18,20 +18,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from megatron_prism.checkpoint import convert, layout, stream
+from megatron_prism.checkpoint import convert, torch_dist
 from megatron_prism.core.errors import InputError
+from megatron_prism.families import blocks
 from megatron_prism.jobs.convert import run_import
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX, CONFIG = "model.safetensors.index.json", "config.json"
-SMALL = {"hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2, "num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 8}
+SMALL = {
+    "hidden_size": 4,
+    "intermediate_size": 6,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 8,
+}
 EXAMPLES = 120
 Files = dict[str, bytes]
 STRANGE = st.one_of(
     st.none() | st.booleans() | st.integers(-2, 40) | st.sampled_from([2**31, 2**32, 2**63, 2**64, 10**30, 10**9, 10**3000]),
     st.sampled_from([0.0, 1.0, 2.0, -0.5, 1e30, math.inf, math.nan]),
-    st.sampled_from(["", "4", "F32", "BF16", "F64", "F8_E4M3", "I8", "true", "default", "llama3", "a\0b", "\ud800", "\x1b[2J\n", "x" * 300]),
-    st.sampled_from([FIRST, SECOND, CONFIG, "model.safetensors", "..", "../../evil", f"../hf/{FIRST}", "/dev/zero", "weight_map", "__metadata__"]),
+    st.sampled_from(
+        ["", "4", "F32", "BF16", "F64", "F8_E4M3", "I8", "true", "default", "llama3", "a\0b", "\ud800", "\x1b[2J\n", "x" * 300]
+    ),
+    st.sampled_from(
+        [FIRST, SECOND, CONFIG, "model.safetensors", "..", "../../evil", f"../hf/{FIRST}", "/dev/zero", "weight_map", "__metadata__"]
+    ),
     st.sampled_from(["LlamaForCausalLM", "MistralForCausalLM", "GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "lm_head.weight"]),
     st.lists(st.integers(-1, 8), max_size=4),
     st.sampled_from([{}, {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, {"rope_type": "llama3", "factor": 8.0}, ["attention"]]),
@@ -85,7 +97,11 @@ def change_bytes(draw: st.DrawFn, data: bytes) -> bytes:
         return data[:start] + bytes(byte ^ draw(st.integers(1, 255)) for byte in data[start:end]) + data[end:]
     if kind == "cut":
         return data[:start]
-    middle = {"drop": b"", "twice": data[start:end] * 2, "add": draw(st.sampled_from([b"\0", b" ", b"9", b"[" * 5000, b"\xff", b'"', b"\\"]))}
+    middle = {
+        "drop": b"",
+        "twice": data[start:end] * 2,
+        "add": draw(st.sampled_from([b"\0", b" ", b"9", b"[" * 5000, b"\xff", b'"', b"\\"])),
+    }
     return data[:start] + middle[kind] + data[end:]
 
 
@@ -147,10 +163,10 @@ def refused_or_right(root: Path, limit: Callable[[int], AbstractContextManager[N
         assert str(error).replace("\n", "").isprintable()
         assert [path.name for path in root.parent.iterdir()] == ["hf"]
         return "refused"
-    wanted, plan, reader = read_by_library(root), convert.plan_import(root), stream.TensorReader(out / "state")
+    wanted, plan, reader = read_by_library(root), convert.plan_import(root), torch_dist.TensorReader(out / "state")
     assert wanted.keys() == {name for rule in plan.rules for name, _ in rule.hf}
     for rule in plan.rules:
-        packed = torch.cat([wanted[rule.hf[part][0]][start : start + rows] for part, start, rows in layout.blocks(rule, plan.model)])
+        packed = torch.cat([wanted[rule.hf[part][0]][start : start + rows] for part, start, rows in blocks.blocks(rule, plan.model)])
         assert as_bytes(reader.read(rule.mcore, rule.shape)) == as_bytes(packed), rule
     shutil.rmtree(out)
     return "accepted"

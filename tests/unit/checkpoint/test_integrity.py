@@ -18,7 +18,13 @@ from megatron_prism.checkpoint import integrity
 from megatron_prism.core import disk
 from megatron_prism.core.errors import EnvironmentFault
 
-CONTENTS = {"prism.json": b'{"step": 5}', "state/__0_0.distcp": bytes(range(256)) * 8, "state/.metadata": b"\x80\x04N.", "hf/tokenizer.json": b"{}", "empty": b""}
+CONTENTS = {
+    "prism.json": b'{"step": 5}',
+    "state/__0_0.distcp": bytes(range(256)) * 8,
+    "state/.metadata": b"\x80\x04N.",
+    "hf/tokenizer.json": b"{}",
+    "empty": b"",
+}
 
 
 @pytest.fixture
@@ -56,7 +62,9 @@ def test_a_written_file_that_is_not_there_is_waited_for_and_then_an_error(root: 
 def test_what_cannot_be_read_now_is_not_called_damaged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     integrity.seal(root)
     for name in (errno.EIO, errno.ESTALE, errno.EMFILE):
-        monkeypatch.setattr(integrity, "sha256_file", lambda path, name=name: (_ for _ in ()).throw(OSError(name, os.strerror(name), str(path))))
+        monkeypatch.setattr(
+            integrity, "sha256_file", lambda path, name=name: (_ for _ in ()).throw(OSError(name, os.strerror(name), str(path)))
+        )
         with pytest.raises(EnvironmentFault, match="cannot be told"):
             integrity.check(root)
 
@@ -79,14 +87,22 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "a file is gone": lambda root: (root / "empty").unlink(),
     "a file too many": lambda root: (root / "state" / "x.distcp").write_bytes(b""),
     "a file cut off": lambda root: os.truncate(root / "state/__0_0.distcp", 100),
-    "two files swapped": lambda root: [(root / "a").write_bytes(b""), os.replace(root / "prism.json", root / "a"), os.replace(root / "hf/tokenizer.json", root / "prism.json"), os.replace(root / "a", root / "hf/tokenizer.json")],
-    "a link in a file's place": lambda root: [os.replace(root / "prism.json", root.parent / "p"), os.symlink(root.parent / "p", root / "prism.json")],
+    "two files swapped": lambda root: [
+        (root / "a").write_bytes(b""),
+        os.replace(root / "prism.json", root / "a"),
+        os.replace(root / "hf/tokenizer.json", root / "prism.json"),
+        os.replace(root / "a", root / "hf/tokenizer.json"),
+    ],
+    "a link in a file's place": lambda root: [
+        os.replace(root / "prism.json", root.parent / "p"),
+        os.symlink(root.parent / "p", root / "prism.json"),
+    ],
     "a link to a folder": lambda root: os.symlink(root / "hf", root / "other"),
     "no sums": lambda root: (root / integrity.SUMS).unlink(),
     "empty sums": lambda root: (root / integrity.SUMS).write_bytes(b""),
     "the sums twice": lambda root: (root / integrity.SUMS).write_text((root / integrity.SUMS).read_text() * 2),
     "no last line break": lambda root: (root / integrity.SUMS).write_bytes((root / integrity.SUMS).read_bytes()[:-1]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

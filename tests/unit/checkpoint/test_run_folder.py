@@ -10,13 +10,16 @@ import pytest
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
-from megatron_prism.core.config import BatchConfig, DataConfig, InitConfig, MixtureChange, ParallelConfig, TrainConfig
-from megatron_prism.core.config_precision import FP8Config
+from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, TrainConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load, to_yaml
 from megatron_prism.jobs import train
 
-EARLY, LATE, OTHER = MixtureChange(step=3, weights={"a": 100.0}), MixtureChange(step=6, weights={"b": 100.0}), MixtureChange(step=3, weights={"b": 100.0})
+EARLY, LATE, OTHER = (
+    MixtureChange(step=3, weights={"a": 100.0}),
+    MixtureChange(step=6, weights={"b": 100.0}),
+    MixtureChange(step=3, weights={"b": 100.0}),
+)
 
 
 @pytest.fixture
@@ -30,8 +33,17 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     return found
 
 
-@pytest.mark.parametrize(("changes", "is_held"), [((EARLY,), True), ((EARLY, LATE), True), ((EARLY, replace(LATE, step=5)), True), ((), False),
-                                                  ((OTHER,), False), ((EARLY, replace(LATE, step=4)), False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "is_held"),
+    [
+        ((EARLY,), True),
+        ((EARLY, LATE), True),
+        ((EARLY, replace(LATE, step=5)), True),
+        ((), False),
+        ((OTHER,), False),
+        ((EARLY, replace(LATE, step=4)), False),
+    ],
+)
 def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, changes: tuple[MixtureChange, ...], is_held: bool) -> None:
     problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)))
     assert [problem.where for problem in problems] == ([] if is_held else ["data.changes"])
@@ -71,7 +83,9 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
     assert json.loads((began.assets / "config.json").read_text()) == config_json | {"max_position_embeddings": data.seq_length}
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found 1; required at least"):
         train.plan(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
-    run_folder.step_folder(longer.run_dir, 1).mkdir(parents=True)  # it goes on: without the checkpoint it began with, and with no other number
+    run_folder.step_folder(longer.run_dir, 1).mkdir(
+        parents=True
+    )  # it goes on: without the checkpoint it began with, and with no other number
     gone = replace(longer, init=replace(longer.init, checkpoint=tmp_path / "gone"))
     assert train.plan(gone, 1)["resumes_at_step"] == 1
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found None"):
@@ -80,17 +94,35 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
 
 def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
     expected = replace(folder.read(tiny_checkpoint).model, num_layers=7, rotary_base=5e5)
-    config = TrainConfig(run_dir=tmp_path / "run", steps=1, precision="fp32", data=DataConfig(prepared=tiny_mixture, seq_length=8),
-                         batch=BatchConfig(global_size=2), init=InitConfig(checkpoint=tiny_checkpoint), model=expected)  # fmt: skip
+    config = TrainConfig(
+        run_dir=tmp_path / "run",
+        steps=1,
+        precision="fp32",
+        data=DataConfig(prepared=tiny_mixture, seq_length=8),
+        batch=BatchConfig(global_size=2),
+        init=InitConfig(checkpoint=tiny_checkpoint),
+        model=expected,
+    )
     with pytest.raises(InputError) as caught:
         train.plan(config, 1)
     assert [problem.where for problem in caught.value.problems] == ["model.num_layers", "model.rotary_base"]
 
 
-@pytest.mark.parametrize(("made", "is_held"), [
-    ([], True), ([".lock"], True), ([".lock", "config.yaml", "manifest.json:run"], True), (["slurm/", "log.txt"], True), (["config.yaml", "manifest.json:run"], True),
-    (["config.yaml"], False), (["origin/", "notes.txt"], False), ([".lock", "prism.json"], False), (["manifest.json:prepared"], False), ([".lock", "manifest.json:prepared"], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "is_held"),
+    [
+        ([], True),
+        ([".lock"], True),
+        ([".lock", "config.yaml", "manifest.json:run"], True),
+        (["slurm/", "log.txt"], True),
+        (["config.yaml", "manifest.json:run"], True),
+        (["config.yaml"], False),
+        (["origin/", "notes.txt"], False),
+        ([".lock", "prism.json"], False),
+        (["manifest.json:prepared"], False),
+        ([".lock", "manifest.json:prepared"], False),
+    ],
+)
 def test_a_run_folder_is_new_or_a_runs(config: TrainConfig, tmp_path: Path, made: list[str], is_held: bool) -> None:
     """What else stands there would be overwritten, and a checkpoint or a mixture be no longer whole."""
     run_dir = tmp_path / "run"
@@ -111,7 +143,9 @@ def test_a_file_is_no_run_folder(config: TrainConfig, tmp_path: Path, below: str
     assert [problem.where for problem in run_folder.check_place(replace(config, run_dir=tmp_path / "file" / below))] == ["run_dir"]
 
 
-def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_folder, "sha256_files", lambda paths: {})
     monkeypatch.setattr(log.get(), "propagate", True)
     run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), None, {})  # type: ignore[arg-type]

@@ -22,11 +22,18 @@ def by_rank(error: BaseException) -> CheckpointException:
 
 
 @pytest.mark.parametrize("wrapped", [lambda error: error, by_rank], ids=["alone", "in torch's CheckpointException"])
-@pytest.mark.parametrize(("error", "kind"), [
-    (KeyError("decoder.layers.7.mlp"), CheckpointError), (ValueError("size mismatch"), CheckpointError), (SILENT, EnvironmentFault),
-    (dist.DistBackendError("NCCL timeout"), EnvironmentFault), (OSError(errno.EIO, "Input/output error"), EnvironmentFault),
-    (RuntimeError("CUDA error: an illegal memory access"), EnvironmentFault),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (KeyError("decoder.layers.7.mlp"), CheckpointError),
+        (ValueError("size mismatch"), CheckpointError),
+        (SILENT, EnvironmentFault),
+        (dist.DistBackendError("NCCL timeout"), EnvironmentFault),
+        (OSError(errno.EIO, "Input/output error"), EnvironmentFault),
+        (RuntimeError("CUDA error: an illegal memory access"), EnvironmentFault),
+    ],
+    ids=str,
+)
 def test_a_failed_load_is_told_by_its_cause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, kind: type, wrapped: Callable[[BaseException], BaseException]
 ) -> None:

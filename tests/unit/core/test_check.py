@@ -9,13 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_prism.core import check
+from megatron_prism.core.check import train
 from megatron_prism.core.config import Llama3Rope, MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build, to_dict
 
-MODEL = ModelConfig(family="llama", num_layers=5, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, num_query_groups=2,
-                    kv_channels=16, vocab_size=390, max_position_embeddings=128)  # fmt: skip
+MODEL = ModelConfig(
+    family="llama",
+    num_layers=5,
+    hidden_size=64,
+    ffn_hidden_size=176,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    vocab_size=390,
+    max_position_embeddings=128,
+)
 
 
 def changed(values: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
@@ -33,20 +42,41 @@ def keys(problems: list[Problem]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("changes", "world_size"),
-    [({}, 1), ({}, 4), ({"parallel": {"tp": 2, "pp": 2, "sequence_parallel": True}}, 4), ({"parallel": {"pp": 2, "vpp": 2}}, 2),
-     ({"schedule": {"kind": "wsd", "wsd_decay_steps": 10}}, 1), ({"recompute": {"granularity": "full", "num_layers": 2}}, 1),
-     ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": True}}, 2),
-     ({"parallel": {"cp": 2}}, 4), ({"parallel": {"tp": 2, "cp": 2, "sequence_parallel": True}}, 4),
-     ({"parallel": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2}}, 4), ({"parallel": {"cp": 2, "cp_comm_type": "a2a"}}, 2),
-     ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1), ({"model": to_dict(MODEL)}, 1), ({"world_size": 4}, 4), ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1)],
-)  # fmt: skip
+    [
+        ({}, 1),
+        ({}, 4),
+        ({"parallel": {"tp": 2, "pp": 2, "sequence_parallel": True}}, 4),
+        ({"parallel": {"pp": 2, "vpp": 2}}, 2),
+        ({"schedule": {"kind": "wsd", "wsd_decay_steps": 10}}, 1),
+        ({"recompute": {"granularity": "full", "num_layers": 2}}, 1),
+        ({"parallel": {"overlap_param_gather": True, "overlap_grad_reduce": True, "distributed_optimizer": True}}, 2),
+        ({"parallel": {"cp": 2}}, 4),
+        ({"parallel": {"tp": 2, "cp": 2, "sequence_parallel": True}}, 4),
+        ({"parallel": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2}}, 4),
+        ({"parallel": {"cp": 2, "cp_comm_type": "a2a"}}, 2),
+        ({"init": {"tokenizer": "t"}, "model": to_dict(MODEL)}, 1),
+        ({"model": to_dict(MODEL)}, 1),
+        ({"world_size": 4}, 4),
+        ({"optimizer.lr": 0.0, "schedule.warmup_steps": 100}, 1),
+    ],
+)
 def test_a_config_that_holds_has_no_problem(values: dict, changes: dict, world_size: int) -> None:
     config = changed(values, changes)
-    assert check.check_train(config, world_size) == [] == check.check_model(MODEL, config)
+    assert train.check_train(config, world_size) == [] == train.check_model(MODEL, config)
 
 
-POSITIVE = ["steps", "data.seq_length", "batch.global_size", "batch.micro_size", "parallel.tp", "parallel.pp", "parallel.cp",
-            "log.interval", "save.keep_last", "validation.sequences"]  # fmt: skip
+POSITIVE = [
+    "steps",
+    "data.seq_length",
+    "batch.global_size",
+    "batch.micro_size",
+    "parallel.tp",
+    "parallel.pp",
+    "parallel.cp",
+    "log.interval",
+    "save.keep_last",
+    "validation.sequences",
+]
 NOT_NEGATIVE = ["data.num_workers", "save.interval", "validation.interval", "schedule.warmup_steps"]
 REAL = ["optimizer.lr", "optimizer.weight_decay", "optimizer.clip_grad"]
 NAN = float("nan")
@@ -54,13 +84,16 @@ NAN = float("nan")
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(key, value) for key in POSITIVE for value in (0, -1)] + [(key, -1) for key in NOT_NEGATIVE + REAL] + [(key, NAN) for key in REAL]
+    [(key, value) for key in POSITIVE for value in (0, -1)]
+    + [(key, -1) for key in NOT_NEGATIVE + REAL]
+    + [(key, NAN) for key in REAL]
     + [(f"optimizer.{beta}", value) for beta in ("beta1", "beta2") for value in (1.0, -0.1, NAN)]
-    + [("optimizer.eps", value) for value in (0.0, -1e-8, NAN)] + [("schedule.final_factor", value) for value in (-0.1, 1.1, NAN)]
+    + [("optimizer.eps", value) for value in (0.0, -1e-8, NAN)]
+    + [("schedule.final_factor", value) for value in (-0.1, 1.1, NAN)]
     + [("optimizer.lr", float("inf")), ("seed", -1), ("seed", 2**32), ("log.peak_tflops", -1.0)],
-)  # fmt: skip
+)
 def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) -> None:
-    assert key in keys(check.check_train(changed(values, {key: value}), 1))
+    assert key in keys(train.check_train(changed(values, {key: value}), 1))
 
 
 @pytest.mark.parametrize(
@@ -105,13 +138,13 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
     ],
 )
 def test_keys_that_do_not_hold_together_are_named(values: dict, changes: dict, world_size: int, key: str) -> None:
-    assert keys(check.check_train(changed(values, changes), world_size)) == [key]
+    assert keys(train.check_train(changed(values, changes), world_size)) == [key]
 
 
 def test_problems_of_several_kinds_come_together(values: dict) -> None:
     config = changed(values, {"optimizer.lr": -1.0, "parallel.tp": 2, "schedule.final_factor": 2.0})
     with pytest.raises(InputError) as caught:
-        raise_problems(check.check_train(config, 3))
+        raise_problems(train.check_train(config, 3))
     assert keys(list(caught.value.problems)) == ["optimizer.lr", "parallel", "schedule.final_factor"]
     assert len(str(caught.value).splitlines()) == 3 and "start 2 processes" in str(caught.value)
 
@@ -131,64 +164,87 @@ def test_problems_of_several_kinds_come_together(values: dict) -> None:
     ],
 )
 def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key: str) -> None:
-    assert key in keys(check.check_model(MODEL, changed(values, changes)))
+    assert key in keys(train.check_model(MODEL, changed(values, changes)))
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"num_layers": 0}, "num_layers"), ({"num_query_groups": 3}, "num_query_groups"), ({"num_query_groups": 0}, "num_query_groups"),
-     ({"vocab_size": -1}, "vocab_size"), ({"kv_channels": 0}, "kv_channels"),
-     ({"rope_scaling": Llama3Rope(factor=8.0, low_freq_factor=2.0)}, "rope_scaling"),
-     ({"rope_scaling": Llama3Rope(factor=8.0, original_max_position_embeddings=4096)}, "rope_scaling")],
-)  # fmt: skip
+    [
+        ({"num_layers": 0}, "num_layers"),
+        ({"num_query_groups": 3}, "num_query_groups"),
+        ({"num_query_groups": 0}, "num_query_groups"),
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"kv_channels": 0}, "kv_channels"),
+        ({"rope_scaling": Llama3Rope(factor=8.0, low_freq_factor=2.0)}, "rope_scaling"),
+        ({"rope_scaling": Llama3Rope(factor=8.0, original_max_position_embeddings=4096)}, "rope_scaling"),
+    ],
+)
 def test_an_architecture_that_cannot_be_is_named(changes: dict, key: str) -> None:
-    assert keys(check.check_architecture(dataclasses.replace(MODEL, **changes))) == [f"model.{key}"]
+    assert keys(train.check_architecture(dataclasses.replace(MODEL, **changes))) == [f"model.{key}"]
 
 
-HYBRID = dataclasses.replace(MODEL, layer_pattern="M-*-M", mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2), num_layers=5)
+HYBRID = dataclasses.replace(
+    MODEL, layer_pattern="M-*-M", mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2), num_layers=5
+)
 ONE_GROUP = dataclasses.replace(HYBRID, mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=1))
 
 
 @pytest.mark.parametrize(
     ("model", "changes", "key"),
-    [(HYBRID, {"parallel.tp": 4}, "parallel.tp (mamba.num_groups 2)"), (ONE_GROUP, {"parallel.tp": 2}, "parallel.tp (mamba.num_groups 1)"),
-     (HYBRID, {"parallel": {"pp": 2, "vpp": 2}}, "parallel.vpp"), (HYBRID, {"recompute": {"granularity": "full"}}, "recompute.granularity")],
-)  # fmt: skip
+    [
+        (HYBRID, {"parallel.tp": 4}, "parallel.tp (mamba.num_groups 2)"),
+        (ONE_GROUP, {"parallel.tp": 2}, "parallel.tp (mamba.num_groups 1)"),
+        (HYBRID, {"parallel": {"pp": 2, "vpp": 2}}, "parallel.vpp"),
+        (HYBRID, {"recompute": {"granularity": "full"}}, "recompute.granularity"),
+    ],
+)
 def test_what_a_hybrid_cannot_is_named(values: dict, model: ModelConfig, changes: dict, key: str) -> None:
-    assert check.check_model(model, values_held := changed(values, {})) == [] and values_held.parallel.tp == 1
-    assert key in keys(check.check_model(model, changed(values, changes)))
+    assert train.check_model(model, values_held := changed(values, {})) == [] and values_held.parallel.tp == 1
+    assert key in keys(train.check_model(model, changed(values, changes)))
 
 
 def test_a_window_wants_all_keys_on_a_rank(values: dict) -> None:
     model = dataclasses.replace(MODEL, window_size=16)
-    found = {kind: keys(check.check_model(model, changed(values, {"parallel": {"cp": 2, "cp_comm_type": kind}}))) for kind in ("p2p", "a2a", "all_gather")}
+    found = {
+        kind: keys(train.check_model(model, changed(values, {"parallel": {"cp": 2, "cp_comm_type": kind}})))
+        for kind in ("p2p", "a2a", "all_gather")
+    }
     assert found == {"p2p": ["parallel.cp_comm_type"], "a2a": [], "all_gather": []}
-    assert check.check_model(model, changed(values, {"parallel": {"cp": 1}})) == []
+    assert train.check_model(model, changed(values, {"parallel": {"cp": 1}})) == []
 
 
-@pytest.mark.parametrize(("groups", "tp", "cp", "holds"), [(1, 1, 8, True), (2, 1, 4, True), (4, 1, 2, True), (4, 2, 4, True), (1, 1, 3, False), (4, 1, 16, False), (4, 2, 8, False)])
+@pytest.mark.parametrize(
+    ("groups", "tp", "cp", "holds"),
+    [(1, 1, 8, True), (2, 1, 4, True), (4, 1, 2, True), (4, 2, 4, True), (1, 1, 3, False), (4, 1, 16, False), (4, 2, 8, False)],
+)
 def test_mamba_heads_are_split_over_cp(values: dict, groups: int, tp: int, cp: int, holds: bool) -> None:
     model = dataclasses.replace(HYBRID, num_query_groups=4, mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=groups))
-    assert keys(check.check_model(model, changed(values, {"parallel": {"tp": tp, "cp": cp}}))) == ([] if holds else ["parallel.cp"])
+    assert keys(train.check_model(model, changed(values, {"parallel": {"tp": tp, "cp": cp}}))) == ([] if holds else ["parallel.cp"])
 
 
 def test_one_group_points_to_what_works(values: dict) -> None:
-    assert "use pipeline or data parallelism instead" in str(check.check_model(ONE_GROUP, changed(values, {"parallel.tp": 2}))[0])
+    assert "use pipeline or data parallelism instead" in str(train.check_model(ONE_GROUP, changed(values, {"parallel.tp": 2}))[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"mamba": None}, "mamba"), ({"layer_pattern": None}, "mamba"), ({"layer_pattern": "M-*-E"}, "layer_pattern"),
-     ({"layer_pattern": "M-*-"}, "layer_pattern"), ({"norm_epsilon": 1e-6}, "norm_epsilon"), ({"window_size": 16}, "rope_scaling, window_size"),
-     ({"mamba": MambaConfig(num_heads=8, head_dim=0, state_dim=16, num_groups=2)}, "mamba"),
-     ({"mamba": MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=3)}, "mamba.num_groups")],
-)  # fmt: skip
+    [
+        ({"mamba": None}, "mamba"),
+        ({"layer_pattern": None}, "mamba"),
+        ({"layer_pattern": "M-*-E"}, "layer_pattern"),
+        ({"layer_pattern": "M-*-"}, "layer_pattern"),
+        ({"norm_epsilon": 1e-6}, "norm_epsilon"),
+        ({"window_size": 16}, "rope_scaling, window_size"),
+        ({"mamba": MambaConfig(num_heads=8, head_dim=0, state_dim=16, num_groups=2)}, "mamba"),
+        ({"mamba": MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=3)}, "mamba.num_groups"),
+    ],
+)
 def test_a_hybrid_that_cannot_be_is_named(changes: dict, key: str) -> None:
-    assert check.check_architecture(HYBRID) == []
-    assert keys(check.check_architecture(dataclasses.replace(HYBRID, **changes))) == [f"model.{key}"]
+    assert train.check_architecture(HYBRID) == []
+    assert keys(train.check_architecture(dataclasses.replace(HYBRID, **changes))) == [f"model.{key}"]
 
 
 @given(vocab_size=st.integers(1, 10**6), tp=st.sampled_from([1, 2, 4, 8]))
 def test_padded_vocabulary_is_the_least_multiple(vocab_size: int, tp: int) -> None:
-    padded = check.padded_vocab_size(vocab_size, tp)
+    padded = train.padded_vocab_size(vocab_size, tp)
     assert padded % (128 * tp) == 0 and 0 <= padded - vocab_size < 128 * tp

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check_cluster import check_cluster, check_pipeline, order
-from megatron_prism.core.config_cluster import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
+from megatron_prism.core.check.cluster import check_cluster, check_pipeline, order
+from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load
 
@@ -64,7 +64,15 @@ def test_stages_come_behind_what_they_wait_for() -> None:
 
 
 def test_all_that_is_wrong_with_a_pipeline_is_said_at_once() -> None:
-    made = pipeline(stage("a", "b"), stage("b", "a"), stage("a"), stage("c", "none"), stage("d e", command=()), stage("f", command=("x", "\0")), run_dir=Path("a\nb"))
+    made = pipeline(
+        stage("a", "b"),
+        stage("b", "a"),
+        stage("a"),
+        stage("c", "none"),
+        stage("d e", command=()),
+        stage("f", command=("x", "\0")),
+        run_dir=Path("a\nb"),
+    )
     assert [(problem.where, problem.found) for problem in check_pipeline(made)] == [
         ("run_dir", "'a\\nb'"),
         ("stages.2.name", "'a'"),

@@ -7,14 +7,23 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core import check, check_precision
-from megatron_prism.core.check_precision import Machine
+from megatron_prism.core.check import precision, train
+from megatron_prism.core.check.precision import Machine
 from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.load import build
 
-MODEL = ModelConfig(family="llama", num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2,
-                    kv_channels=32, vocab_size=390, max_position_embeddings=128)  # fmt: skip
+MODEL = ModelConfig(
+    family="llama",
+    num_layers=4,
+    hidden_size=128,
+    ffn_hidden_size=256,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=32,
+    vocab_size=390,
+    max_position_embeddings=128,
+)
 MAMBA = MambaConfig(num_heads=32, head_dim=16, state_dim=16, num_groups=2)
 HYBRID = dataclasses.replace(MODEL, layer_pattern="M-*-", mamba=MAMBA)
 H100 = Machine(has_cuda=True, capability=(9, 0), cuda=(12, 9), transformer_engine=(2, 11))
@@ -52,8 +61,8 @@ def keys(problems: list[Problem]) -> list[str]:
 )
 def test_a_config_that_holds_has_no_problem(values: dict, model: ModelConfig, changes: dict) -> None:
     config = changed(values, changes)
-    assert check.check_train(config, 2) == [] == check.check_model(model, config)
-    assert check_precision.check_machine(config, H100) == []
+    assert train.check_train(config, 2) == [] == train.check_model(model, config)
+    assert precision.check_machine(config, H100) == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,10 @@ def test_a_config_that_holds_has_no_problem(values: dict, model: ModelConfig, ch
         ({"offload.optimizer_fraction": 1.5}, "offload.optimizer_fraction"),
         ({"offload.optimizer_fraction": float("nan")}, "offload.optimizer_fraction"),
         ({"offload.optimizer_fraction": 0.5, "parallel.distributed_optimizer": False}, "offload.optimizer_fraction"),
-        ({"offload.optimizer_fraction": 0.5, "fp8.param": True, "init": {"tokenizer": "t"}, "model": vars(MODEL)}, "offload.optimizer_fraction"),
+        (
+            {"offload.optimizer_fraction": 0.5, "fp8.param": True, "init": {"tokenizer": "t"}, "model": vars(MODEL)},
+            "offload.optimizer_fraction",
+        ),
         ({"offload.activation_layers": -1}, "offload.activation_layers"),
         ({"offload.activation_layers": 1, "parallel.pp": 2}, "offload.activation_layers"),
         ({"offload.activation_layers": 1, "recompute.granularity": "selective"}, "offload.activation_layers"),
@@ -80,11 +92,14 @@ def test_a_config_that_holds_has_no_problem(values: dict, model: ModelConfig, ch
         ({"deterministic": True, "environment": {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "1"}}, "environment.NVTE_ALLOW_NONDETERMINISTIC_ALGO"),
         ({"environment": {"NCCL_DEBUG": "INFO\nx"}}, "environment.NCCL_DEBUG"),
         ({"environment": {"PYTORCH_CUDA_ALLOC_CONF": "a"}}, "environment.PYTORCH_CUDA_ALLOC_CONF"),
-        *(({"environment": {name: "a"}}, f"environment.{name}") for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "NCCL_", "nccl_debug", "MY_NCCL_DEBUG")),
+        *(
+            ({"environment": {name: "a"}}, f"environment.{name}")
+            for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "NCCL_", "nccl_debug", "MY_NCCL_DEBUG")
+        ),
     ],
 )
 def test_keys_that_do_not_hold_are_named(values: dict, changes: dict, key: str) -> None:
-    assert keys(check.check_train(changed(values, changes), 2)) == [key]
+    assert keys(train.check_train(changed(values, changes), 2)) == [key]
 
 
 TOKENS = "batch.micro_size x data.seq_length (tokens of a microbatch)"
@@ -113,15 +128,17 @@ BLOCKS = SP2 | {"fp8": {"recipe": "blockwise"}}
         (MODEL, {}, {"offload.activation_layers": 4}, ["offload.activation_layers"]),
         (HYBRID, {}, {"offload.activation_layers": 1}, ["offload.activation_layers"]),
     ],
-)  # fmt: skip
-def test_sizes_that_fp8_or_offloading_cannot_are_named(values: dict, model: ModelConfig, sizes: dict, changes: dict, found: list[str]) -> None:
-    assert keys(check_precision.check_sizes(dataclasses.replace(model, **sizes), changed(values, changes))) == found
+)
+def test_sizes_that_fp8_or_offloading_cannot_are_named(
+    values: dict, model: ModelConfig, sizes: dict, changes: dict, found: list[str]
+) -> None:
+    assert keys(precision.check_sizes(dataclasses.replace(model, **sizes), changed(values, changes))) == found
 
 
 @pytest.mark.parametrize(("value", "is_held"), [("1", True), ("0", False)])
 def test_megatron_core_lets_transformer_engine_choose_its_attention(values: dict, value: str, is_held: bool) -> None:
     config = changed(values, {"environment": {"NVTE_FUSED_ATTN": value}})
-    found = [*check_precision.check_keys(config), *check_precision.check_variables(changed(values, {}), {"NVTE_FUSED_ATTN": value, "HOME": "/"})]
+    found = [*precision.check_keys(config), *precision.check_variables(changed(values, {}), {"NVTE_FUSED_ATTN": value, "HOME": "/"})]
     assert {problem.where for problem in found} == (set() if is_held else {"environment.NVTE_FUSED_ATTN"})
 
 
@@ -144,6 +161,6 @@ def test_megatron_core_lets_transformer_engine_choose_its_attention(values: dict
     ],
 )
 def test_what_a_machine_lacks_is_named(values: dict, changes: dict, machine: Machine, named: str | None) -> None:
-    problems = check_precision.check_machine(changed(values, changes), machine)
+    problems = precision.check_machine(changed(values, changes), machine)
     assert len(problems) == (named is not None)
     assert named is None or named in problems[0].found

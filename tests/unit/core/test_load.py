@@ -72,8 +72,9 @@ def test_lists_are_replaced_whole_and_become_tuples(write: Any) -> None:
     top = write("top.yaml", {"base": "base.yaml", "sources": [{"name": "c", "path": ["d.txt"], "weight": 100}]})
     assert [source.path for source in load(top, PrepareConfig).sources] == [("d.txt",)]
     assert [source.path for source in load(top.with_name("base.yaml"), PrepareConfig).sources] == [("a.txt", "b.txt"), ("c.txt",)]
-    (problem,) = refusal(write("short.yaml", {"base": "base.yaml", "sources": [{"path": ["a"], "weight": 1, "name": "a", "wieght": 1}]}),
-                         cls=PrepareConfig)  # fmt: skip
+    (problem,) = refusal(
+        write("short.yaml", {"base": "base.yaml", "sources": [{"path": ["a"], "weight": 1, "name": "a", "wieght": 1}]}), cls=PrepareConfig
+    )
     assert "short.yaml:sources.0.wieght" in problem.where and "'weight'" in problem.fix
 
 
@@ -118,10 +119,17 @@ BOMB = "".join(f"{at}: &{at} [{', '.join([f'*{before}'] * 9)}]\n" for before, at
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &a [x]\n" + BOMB, "a: &a [*a]", "a: &a {b: *a}", "a: " + "[" * 100_000, "a: " + "[" * 50 + "]" * 50, "a: [" + "1, " * 30_000 + "1]",
-     "a: &a {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}\nb: &b [[[[[[[[[[[[[*a]]]]]]]]]]]]]\nc: &c [[[[[[[[[[[[[*b]]]]]]]]]]]]]\nd: [[[[[[[[[[[[[*c]]]]]]]]]]]]]"],
+    [
+        "a: &a [x]\n" + BOMB,
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "a: " + "[" * 100_000,
+        "a: " + "[" * 50 + "]" * 50,
+        "a: [" + "1, " * 30_000 + "1]",
+        "a: &a {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}\nb: &b [[[[[[[[[[[[[*a]]]]]]]]]]]]]\nc: &c [[[[[[[[[[[[[*b]]]]]]]]]]]]]\nd: [[[[[[[[[[[[[*c]]]]]]]]]]]]]",
+    ],
     ids=["aliases of aliases", "within itself", "mapping within itself", "no end", "deep", "long", "deep by aliases"],
-)  # fmt: skip
+)
 def test_a_file_that_stands_for_too_much_is_refused(write: Any, text: str) -> None:
     (problem,) = refusal(write("a.yaml", text))
     limits = ("more than 20,000 values, or nested deeper than 50", "maximum nesting depth")  # ours, and PyYAML's own (6.0.4)
@@ -185,16 +193,29 @@ def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values
     values["batch"]["micro_size"] = "2"
     base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "precision": "fp8", "seed": True})
     assert [problem.where for problem in refusal(top, "schedule.warmup_steps=2.5")] == [
-        f"{base}:batch.micro_size", f"{top}:seed", f"{top}:precision", "override:schedule.warmup_steps",
-    ]  # fmt: skip
+        f"{base}:batch.micro_size",
+        f"{top}:seed",
+        f"{top}:precision",
+        "override:schedule.warmup_steps",
+    ]
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", "3"), ("steps", True), ("steps", 3.0), ("steps", None), ("optimizer", {"lr": "5e-5x"}), ("optimizer", {"lr": True}),
-     ("parallel", {"sequence_parallel": 1}), ("parallel", {"sequence_parallel": "yes"}), ("run_dir", 3),
-     ("optimizer", []), ("precision", "FP32")],
-)  # fmt: skip
+    [
+        ("steps", "3"),
+        ("steps", True),
+        ("steps", 3.0),
+        ("steps", None),
+        ("optimizer", {"lr": "5e-5x"}),
+        ("optimizer", {"lr": True}),
+        ("parallel", {"sequence_parallel": 1}),
+        ("parallel", {"sequence_parallel": "yes"}),
+        ("run_dir", 3),
+        ("optimizer", []),
+        ("precision", "FP32"),
+    ],
+)
 def test_a_value_of_another_type_is_refused(values: dict, key: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         build(values | {key: value}, TrainConfig, lambda path: ".".join(map(str, path)))
@@ -238,8 +259,20 @@ def test_an_override_that_does_not_read_is_refused(write: Any, values: dict, ove
 
 
 def test_yaml_of_a_config_reads_back_equal(write: Any, values: dict) -> None:
-    model = to_dict(ModelConfig(family="llama", num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=2, num_query_groups=1,
-                                kv_channels=4, vocab_size=9, max_position_embeddings=8, rope_scaling=Llama3Rope(factor=8.0)))  # fmt: skip
+    model = to_dict(
+        ModelConfig(
+            family="llama",
+            num_layers=1,
+            hidden_size=8,
+            ffn_hidden_size=8,
+            num_attention_heads=2,
+            num_query_groups=1,
+            kv_channels=4,
+            vocab_size=9,
+            max_position_embeddings=8,
+            rope_scaling=Llama3Rope(factor=8.0),
+        )
+    )
     config = build(values | {"model": model, "parallel": {"vpp": 2}, "optimizer": {"lr": 1 / 3, "eps": 1e-30}}, TrainConfig, str)
     assert load(write("a.yaml", to_yaml(config)), TrainConfig) == config
 
@@ -258,8 +291,18 @@ def test_yaml_keeps_any_text_and_float(tmp_path: Path, text: str, weight: float)
     assert load(tmp_path / "a.yaml", PrepareConfig) == config
 
 
-RETYPED = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=4), st.just([]), st.just({}),
-                    st.just([1]), st.just({"a": 1}), st.just({1: "a"}))  # fmt: skip
+RETYPED = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=4),
+    st.just([]),
+    st.just({}),
+    st.just([1]),
+    st.just({"a": 1}),
+    st.just({1: "a"}),
+)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -120,7 +120,9 @@ def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.P
     """75/25 for 3 steps, then a alone; what is read of a goes on as if nothing had changed."""
     monkeypatch.setattr(mixture, "read_prepared", lambda path: prepared)
     weights = {"a": 75.0, "b": 25.0}
-    data = DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, weights=weights, changes=(MixtureChange(step=3, weights={"a": 100.0}),))
+    data = DataConfig(
+        prepared=prepared.root, seq_length=SEQ_LENGTH, weights=weights, changes=(MixtureChange(step=3, weights={"a": 100.0}),)
+    )
     changed = loader.Sequences(segments.read(data, BATCH.global_size, SEED))
     plain = loader.Sequences(segments.read(replace(data, changes=()), BATCH.global_size, SEED))
     alone = loader.Sequences(segments.read(replace(data, weights={"a": 100.0}, changes=()), BATCH.global_size, SEED))
@@ -135,20 +137,29 @@ def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.P
 
 @pytest.mark.parametrize(
     ("weights", "problem"),
-    [({"a": 100.0, "c": 1.0}, "weights.c: found no such source"), ({"a": 90.0}, "weights: found weights that sum to 90"), ({"a": 110.0, "b": -10.0}, "weights.b: found -10")],
+    [
+        ({"a": 100.0, "c": 1.0}, "weights.c: found no such source"),
+        ({"a": 90.0}, "weights: found weights that sum to 90"),
+        ({"a": 110.0, "b": -10.0}, "weights.b: found -10"),
+    ],
 )
 def test_weights_that_are_not_the_mixtures_are_refused(
     prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch, weights: dict[str, float], problem: str
 ) -> None:
     monkeypatch.setattr(mixture, "read_prepared", lambda path: prepared)
     data = DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH)
-    for key, wrong in (("data", replace(data, weights=weights)), ("data.changes.0", replace(data, changes=(MixtureChange(step=1, weights=weights),)))):
+    for key, wrong in (
+        ("data", replace(data, weights=weights)),
+        ("data.changes.0", replace(data, changes=(MixtureChange(step=1, weights=weights),))),
+    ):
         with pytest.raises(InputError, match=f"{key}.{problem}"):
             segments.read(wrong, BATCH.global_size, SEED)
 
 
 def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], train=replace(prepared.sources[0].train, num_tokens=62)),))
+    other = replace(
+        prepared, root=Path("other"), sources=(replace(prepared.sources[0], train=replace(prepared.sources[0].train, num_tokens=62)),)
+    )
     monkeypatch.setattr(mixture, "read_prepared", lambda path: other if path.name == "other" else prepared)
     change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
     with pytest.raises(InputError, match=r"data.changes.0.prepared \(other\): found source a of 62 tokens; required 63 tokens"):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from megatron_prism.core.config import BatchConfig
-from megatron_prism.data import indexed, loader, locate, mixture, packed, packing
+from megatron_prism.data import indexed, loader, locate, mixture, packed
 from megatron_prism.data.locate import Sample
 from megatron_prism.data.segments import Segment
+from megatron_prism.prepare import packing
 
 BATCH, SEQ_LENGTH, NUM_SEQUENCES, CHANGE = BatchConfig(global_size=6), 8, 90, 30
 LENGTHS = {"a": [5, 40, 1, 17, 8], "b": [30, 3]}  # a's pairs hold 2 and 3 documents
@@ -40,7 +41,11 @@ def run(tmp_path: Path) -> loader.Sequences:
 def test_contents_name_every_token_that_is_read(run: loader.Sequences) -> None:
     for sequence in range(NUM_SEQUENCES):
         found = locate.contents(run, sequence)
-        named = [1000 * (found.source == "b") + 100 * span.document + span.token + index for span in found.spans for index in range(span.num_tokens)]
+        named = [
+            1000 * (found.source == "b") + 100 * span.document + span.token + index
+            for span in found.spans
+            for index in range(span.num_tokens)
+        ]
         assert run[sequence]["tokens"].tolist() == named
 
 
@@ -91,7 +96,13 @@ def test_packed_sequences_are_named_and_found_too(run: loader.Sequences, tmp_pat
     assert sorted(before) == [(document, token) for document, length in enumerate(LENGTHS["a"]) for token in range(length)]
     assert max(map(len, before.values())) == 2
     for key, places in before.items():  # of two chunks that hold a token, the one that begins first
-        pieces = {place: next(span for span in locate.contents(of_a, place[0]).spans if span.document == key[0] and 0 <= key[1] - span.token < span.num_tokens)
-                  for place in places}
+        pieces = {
+            place: next(
+                span
+                for span in locate.contents(of_a, place[0]).spans
+                if span.document == key[0] and 0 <= key[1] - span.token < span.num_tokens
+            )
+            for place in places
+        }
         assert locate.find(of_a, "a", 0, *key) == min(places, key=lambda place: pieces[place].token)
     assert locate.contents(of_a, made.num_bins).spans[0].epoch == 1

@@ -78,7 +78,10 @@ def test_each_missing_or_resized_file_is_named(prepared: Path) -> None:
         stream.write(b"\0\0")
     with pytest.raises(InputError) as caught:
         mixture.read_prepared(prepared)
-    assert [problem.where for problem in caught.value.problems] == [str(prepared / "qa/00000.valid.idx"), str(prepared / "prose/00000.train.bin")]
+    assert [problem.where for problem in caught.value.problems] == [
+        str(prepared / "qa/00000.valid.idx"),
+        str(prepared / "prose/00000.train.bin"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["../corpus/qa", "/", "/etc/passwd", "..", ".", ""])

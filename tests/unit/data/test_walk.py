@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from megatron_prism.data.walk import Place, Stream, Walk, permute
 
-PAPER = {"math": (55, 15, 10, 10, 10), "math_code": (27.5, 13.75, 13.75, 10, 10, 10, 5, 5, 5),
-         "math_code_science": (20, 13.75, 13.75, 10, 10, 7.75, 7, 5, 5, 4.75, 3)}  # fmt: skip
+PAPER = {
+    "math": (55, 15, 10, 10, 10),
+    "math_code": (27.5, 13.75, 13.75, 10, 10, 10, 5, 5, 5),
+    "math_code_science": (20, 13.75, 13.75, 10, 10, 7.75, 7, 5, 5, 4.75, 3),
+}
 STEPS, GLOBAL_SIZE, SEQ_LENGTH = 25_000, 128, 8192
 
 
@@ -48,7 +51,10 @@ def test_places_are_the_next_ones_of_each_source(walk: Walk) -> None:
         assert epochs == sorted(epochs)
         by_epoch = {epoch: [place.offset for place in places if place[:2] == (source, epoch)] for epoch in set(epochs)}
         for epoch, offsets in by_epoch.items():
-            every = {chunk * walk.seq_length - epoch * stream.num_tokens for chunk in range(-(-(epoch + 1) * stream.num_tokens // walk.seq_length))}
+            every = {
+                chunk * walk.seq_length - epoch * stream.num_tokens
+                for chunk in range(-(-(epoch + 1) * stream.num_tokens // walk.seq_length))
+            }
             every = {offset for offset in every if offset >= 0}
             assert len(offsets) == len(set(offsets)) and set(offsets) <= every
             if min(epochs) < epoch < max(epochs):
@@ -97,7 +103,9 @@ def test_the_papers_blends_are_exact_at_their_budget(mixture: str) -> None:
 def test_a_changed_mixture_goes_on_where_the_first_stopped(walk: Walk, sequence: int, weights: list[float]) -> None:
     """One source stays, one comes, the others go: what stays is read on as if nothing had changed."""
     sequence += walk.first_sequence
-    changed = walk.changed(sequence, dict(zip(("new", "s0", "later"), weights, strict=True)), {"new": 50, "later": 9, "s0": walk.streams[0].num_tokens})
+    changed = walk.changed(
+        sequence, dict(zip(("new", "s0", "later"), weights, strict=True)), {"new": 50, "later": 9, "s0": walk.streams[0].num_tokens}
+    )
     alone = Walk((walk.streams[0],), walk.seq_length, walk.seed)
     before = [place for place in map(walk.place, range(walk.first_sequence, sequence)) if place.source == 0]
     after = [Place(0, *place[1:]) for place in map(changed.place, range(sequence, sequence + 60)) if place.source == 1]

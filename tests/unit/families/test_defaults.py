@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.families import find
+from megatron_prism.families import registry
 
-NEEDED = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 128,
-          "max_position_embeddings": 256}  # fmt: skip
+NEEDED = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+}
 SAME = {"norm_epsilon": "rms_norm_eps", "num_query_groups": "num_key_value_heads", "tie_word_embeddings": "tie_word_embeddings"}
 OWN: dict[str, dict[str, str]] = {
     "Llama": {},
@@ -25,7 +31,9 @@ def test_a_silent_config_reads_as_transformers_reads_it(kind: str) -> None:
     # MistralConfig's own default of key/value heads and head size is that of the 7B: both are given here
     given: dict[str, Any] = {**NEEDED, "num_key_value_heads": 4, "head_dim": 16}
     silent = {"architectures": [f"{kind}ForCausalLM"], **given}
-    ours = find.of_hf(silent, "config").read_config(silent, "config")
+    ours = registry.of_hf(silent, "config").read_config(silent, "config")
     theirs = getattr(transformers, f"{kind}Config")(**given)
-    assert {name: getattr(ours, name) for name in SAME | OWN[kind]} == {name: getattr(theirs, key) for name, key in (SAME | OWN[kind]).items()}
+    assert {name: getattr(ours, name) for name in SAME | OWN[kind]} == {
+        name: getattr(theirs, key) for name, key in (SAME | OWN[kind]).items()
+    }
     assert ours.rotary_base == theirs.rope_parameters["rope_theta"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_prism.core.check import check_architecture
+from megatron_prism.core.check.train import check_architecture
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.families import find
+from megatron_prism.families import registry
 
 Presets = dict[str, ModelConfig]
 
@@ -16,10 +16,10 @@ def test_every_preset_has_its_number(presets: Presets, preset_parameters: dict[s
 def test_parameters_are_exact(presets: Presets, preset_parameters: dict[str, int], preset_name: str) -> None:
     model = presets[preset_name]
     assert check_architecture(model) == []
-    assert find.num_parameters(model) == preset_parameters[preset_name]
+    assert registry.num_parameters(model) == preset_parameters[preset_name]
 
 
 def test_what_a_family_writes_it_reads_back(presets: Presets, preset_name: str) -> None:
     model = presets[preset_name]
-    written = find.of_model(model).write_config(model)
-    assert find.of_hf(written, "config").read_config(written, "config") == model
+    written = registry.of_model(model).write_config(model)
+    assert registry.of_hf(written, "config").read_config(written, "config") == model

@@ -13,9 +13,14 @@ import recipes_table
 if __name__ == "__main__":
     plans, rows = recipes_table.plans(), planner_table.rows()
     published = [
-        {"facts": row.facts, "rate_error": row.rate_error, "flops_error": row.flops_error, "memory_gib": row.found.memory_gib,
-         "gradients_gib": [found.gradients / 2**30 for found in row.found.memories]}
+        {
+            "facts": row.facts,
+            "rate_error": row.rate_error,
+            "flops_error": row.flops_error,
+            "memory_gib": row.found.memory_gib,
+            "gradients_gib": [found.gradients / 2**30 for found in row.found.memories],
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     tables = {"RECIPES.md": recipes_table.table(plans), "PLANNER.md": planner_table.table(rows)}
     Path(sys.argv[1]).write_text(json.dumps({"plans": plans, "published": published, "tables": tables}))

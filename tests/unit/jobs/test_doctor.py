@@ -30,7 +30,9 @@ def test_a_package_is_whole_or_absent_or_broken(
 ) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("Metadata-Version: 2.1\nName: prism-made-up\nVersion: 1.2\n" if name == METADATA else "raise AssertionError")
+        (tmp_path / name).write_text(
+            "Metadata-Version: 2.1\nName: prism-made-up\nVersion: 1.2\n" if name == METADATA else "raise AssertionError"
+        )
     monkeypatch.syspath_prepend(tmp_path)
     found = doctor.find(PACKAGE)
     assert found.version == version

@@ -12,8 +12,23 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "llama-3.1-8b" / "midtrain.yaml"
-KEYS = {"flops_per_token_causal", "flops_per_token_full", "tokens_per_s_per_gpu", "memory_gib_per_gpu_max", "fits", "gpu_hours", "mfu_causal", "mfu_full",
-        "step_s", "usd", "usd_per_gpu_hour_assumed", "checkpoint_gib", "checkpoint_save_s", "parameters_per_rank_max", "stages"}  # fmt: skip
+KEYS = {
+    "flops_per_token_causal",
+    "flops_per_token_full",
+    "tokens_per_s_per_gpu",
+    "memory_gib_per_gpu_max",
+    "fits",
+    "gpu_hours",
+    "mfu_causal",
+    "mfu_full",
+    "step_s",
+    "usd",
+    "usd_per_gpu_hour_assumed",
+    "checkpoint_gib",
+    "checkpoint_save_s",
+    "parameters_per_rank_max",
+    "stages",
+}
 
 
 def plan(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,11 @@ SIZES = {name: sorted(merge(read_layers(path, ()))[LAYOUTS]) for name, path in R
 EVERY = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 LEFT_FREE = 0.15  # of the memory, by our rule for layouts
 MIDTRAIN_TOKENS, LONGCTX_TOKENS = 26_214_400_000, 4_718_592_000  # the paper's: 25,000 x 128 x 8,192; 1,000 x 36 x 131,072
-NOTHING_FITS_ON_8 = {f"{model}/{kind}" for model in ("granite-4.0-h-micro", "mistral-small-24b", "nemotron-h-8b") for kind in ("longctx", "longctx_attention")}
+NOTHING_FITS_ON_8 = {
+    f"{model}/{kind}"
+    for model in ("granite-4.0-h-micro", "mistral-small-24b", "nemotron-h-8b")
+    for kind in ("longctx", "longctx_attention")
+}
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,16 @@ from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import status, submit
 
 ROOT = Path(__file__).resolve().parents[3]
-TRAIN: dict[str, Any] = {"run_dir": "run", "steps": 10, "world_size": 16, "data": {"prepared": "data", "seq_length": 64}, "batch": {"global_size": 16},
-                         "init": {"checkpoint": "ckpt"}, "parallel": {"tp": 2}, "environment": {"NCCL_DEBUG": "INFO"}}  # fmt: skip
+TRAIN: dict[str, Any] = {
+    "run_dir": "run",
+    "steps": 10,
+    "world_size": 16,
+    "data": {"prepared": "data", "seq_length": 64},
+    "batch": {"global_size": 16},
+    "init": {"checkpoint": "ckpt"},
+    "parallel": {"tp": 2},
+    "environment": {"NCCL_DEBUG": "INFO"},
+}
 PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
 
 
@@ -77,7 +85,11 @@ def test_resources_follow_from_the_config(home: Path) -> None:
 
 def test_the_config_says_more_than_the_cluster_and_the_cluster_more_than_what_follows(home: Path) -> None:
     (script,) = scripts("train.yaml")
-    assert "export NCCL_DEBUG=INFO\n" in script and "export NCCL_NVLS_ENABLE=1\n" in script and "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in script
+    assert (
+        "export NCCL_DEBUG=INFO\n" in script
+        and "export NCCL_NVLS_ENABLE=1\n" in script
+        and "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in script
+    )
 
 
 def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
@@ -109,13 +121,19 @@ def test_a_cluster_of_cpus_has_a_rank_a_process(home: Path) -> None:
 
 def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
     (script,) = scripts("mixture.yaml", "seed=2")
-    assert "    prism prepare mixture.yaml seed=2 &\n" in script and "gres" not in script and "--output=data.slurm/prepare.%j.out\n" in script
+    assert (
+        "    prism prepare mixture.yaml seed=2 &\n" in script and "gres" not in script and "--output=data.slurm/prepare.%j.out\n" in script
+    )
 
 
 def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     path = write("chain.yaml", chain())
     told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
-    assert [(stage["name"], stage["job"], stage["nodes"]) for stage in told["stages"]] == [("prepare", "101", 1), ("train", "102", 2), ("export", "103", 1)]
+    assert [(stage["name"], stage["job"], stage["nodes"]) for stage in told["stages"]] == [
+        ("prepare", "101", 1),
+        ("train", "102", 2),
+        ("export", "103", 1),
+    ]
     wait = "--kill-on-invalid-dep=yes --"
     assert Path("sbatch.calls").read_text().splitlines() == [
         "--parsable -- pipeline/slurm/prepare.sbatch",
@@ -129,7 +147,11 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:00Z 101 start 0 on a\n2026-01-01T00:00:01Z 101 done\n")
     Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 102 stopped: exit code 2, the input is wrong\n")
     told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
-    assert [(stage["name"], stage["job"], stage["done_before"]) for stage in told["stages"]] == [("prepare", "101", True), ("train", "104", False), ("export", "105", False)]
+    assert [(stage["name"], stage["job"], stage["done_before"]) for stage in told["stages"]] == [
+        ("prepare", "101", True),
+        ("train", "104", False),
+        ("export", "105", False),
+    ]
     assert Path("sbatch.calls").read_text().splitlines()[3:] == [
         "--parsable -- pipeline/slurm/train.sbatch",
         f"--parsable --dependency=afterok:104 {wait} pipeline/slurm/export.sbatch",
@@ -144,8 +166,16 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
 def test_an_array_of_runs(home: Path) -> None:
     path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b c"]]))
     script = scripts(str(path))[1]
-    assert "#SBATCH --array=0,1\n" in script and "1) words=(seed=2 'run_dir=b c') ;;\n" in script and 'train train.yaml "${words[@]}" --nproc 8' in script
-    for wrong, said in ((["seed=2"], "share a run_dir"), (["run_dir=b", "world_size=8"], "differ in world_size"), (["run_dir=b", "--x"], "without options")):
+    assert (
+        "#SBATCH --array=0,1\n" in script
+        and "1) words=(seed=2 'run_dir=b c') ;;\n" in script
+        and 'train train.yaml "${words[@]}" --nproc 8' in script
+    )
+    for wrong, said in (
+        (["seed=2"], "share a run_dir"),
+        (["run_dir=b", "world_size=8"], "differ in world_size"),
+        (["run_dir=b", "--x"], "without options"),
+    ):
         write("chain.yaml", chain(array=[["run_dir=a", "seed=1"], wrong] if wrong[0] != "seed=2" else [["seed=1"], wrong]))
         assert said in refused("chain.yaml")
 
@@ -164,7 +194,10 @@ def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> Non
 
 def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
     values = chain()
-    values["stages"] += [{"name": "more", "command": ["train", "train.yaml", "world_size=12"]}, {"name": "again", "command": ["train", "none.yaml"]}]
+    values["stages"] += [
+        {"name": "more", "command": ["train", "train.yaml", "world_size=12"]},
+        {"name": "again", "command": ["train", "none.yaml"]},
+    ]
     values["stages"][0]["command"] = ["train", "train.yaml", "stepz=2", "parallel.tp=x"]
     said = refused(str(write("chain.yaml", values)))
     assert "stage train: override:stepz" in said and "stage more: override:world_size" in said and "stage again: none.yaml" in said
@@ -196,10 +229,23 @@ def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
     Path("run/slurm/train.events").write_text("T1 101 fault: exit code 4 on a\nT2 101 start 1 on [a]\n")
     Path("run/checkpoints/step_00000003").mkdir(parents=True)
     found = status.run(Path("run"))
-    assert found["rows"] == [{
-        "stage": "train", "job": "101", "state": "PENDING (BeginTime)", "last_event": "T2 start 1 on [a]", "faults": 1, "run_dir": "run", "step": 4, "steps": 10,
-        "loss": 2.5, "tokens_per_s": 1000.0, "left_s": 18.0, "restarts": 1, "checkpoint_step": 3,
-    }]  # fmt: skip
+    assert found["rows"] == [
+        {
+            "stage": "train",
+            "job": "101",
+            "state": "PENDING (BeginTime)",
+            "last_event": "T2 start 1 on [a]",
+            "faults": 1,
+            "run_dir": "run",
+            "step": 4,
+            "steps": 10,
+            "loss": 2.5,
+            "tokens_per_s": 1000.0,
+            "left_s": 18.0,
+            "restarts": 1,
+            "checkpoint_step": 3,
+        }
+    ]
     status.show(found)
     Path("squeue.says").unlink()
     assert status.run(Path("run"))["rows"][0]["state"] == "not in the queue"
@@ -216,7 +262,9 @@ def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.Mon
 
 def test_the_examples_are_what_submit_makes_today() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -224,5 +272,10 @@ def test_the_pipeline_of_configs_is_the_pages(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     path = Path("configs/pipelines/llama-3.1-8b.yaml")
     found = submit.run(path, [], Path("configs/clusters/h100_pyxis.yaml"), dry_run=True)["stages"]
-    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [("import", 1, 1), ("prepare", 1, 1), ("midtrain", 8, 64), ("export", 1, 1)]
+    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [
+        ("import", 1, 1),
+        ("prepare", 1, 1),
+        ("midtrain", 8, 64),
+        ("export", 1, 1),
+    ]
     assert "\n".join(path.read_text().splitlines()[5:]) in Path("docs/CLUSTER.md").read_text()

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check_cluster import check_cluster
-from megatron_prism.core.config_cluster import ClusterConfig, ContainerConfig, CpuConfig
+from megatron_prism.core.check.cluster import check_cluster
+from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig
 from megatron_prism.launch import slurm
 
 CPU = ClusterConfig(gpus_per_node=0, processes_per_node=1)
@@ -25,8 +25,49 @@ STUBS = {
     "scontrol": 'echo "$*" >>scontrol.argv',
     "record": 'printf "%s\\0" "$@" >record.argv',
 }
-PARTS = ["'", '"', "`touch pwned`", "$(touch pwned)", "${HOME}", "\\", "\n", ";", "&", "|", ">", "<", "*", "?", "~", "#", " ", "\t", "!", "%j", "%%", "=", "--", "(", ")",
-         "{a,b}", "$", "\r", "\x1b[31m", "\u00e9", "\u4e2d\u6587", "\U0001f600", "\u202e", "EOF", "a", "-n", "$'\\n'", "#SBATCH --x", "\n#SBATCH --x", "{{ 1 }}", "{% x %}"]  # fmt: skip
+PARTS = [
+    "'",
+    '"',
+    "`touch pwned`",
+    "$(touch pwned)",
+    "${HOME}",
+    "\\",
+    "\n",
+    ";",
+    "&",
+    "|",
+    ">",
+    "<",
+    "*",
+    "?",
+    "~",
+    "#",
+    " ",
+    "\t",
+    "!",
+    "%j",
+    "%%",
+    "=",
+    "--",
+    "(",
+    ")",
+    "{a,b}",
+    "$",
+    "\r",
+    "\x1b[31m",
+    "\u00e9",
+    "\u4e2d\u6587",
+    "\U0001f600",
+    "\u202e",
+    "EOF",
+    "a",
+    "-n",
+    "$'\\n'",
+    "#SBATCH --x",
+    "\n#SBATCH --x",
+    "{{ 1 }}",
+    "{% x %}",
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -70,13 +111,22 @@ def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         slurms = {"SLURM_JOB_ID": "40017", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_ARRAY_TASK_ID": "0"}
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "STUB_WAIT": "", **slurms, **variables}
-        return subprocess.Popen(["bash", str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            ["bash", str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     return start
 
 
 def job(folder: Path = Path("run/slurm"), **changes: Any) -> slurm.Job:
-    values: dict[str, Any] = {"name": "train", "title": "tiny-train", "folder": folder, "command": ("train", "mid.yaml"), "nodes": 2, "ranks_per_node": 8}
+    values: dict[str, Any] = {
+        "name": "train",
+        "title": "tiny-train",
+        "folder": folder,
+        "command": ("train", "mid.yaml"),
+        "nodes": 2,
+        "ranks_per_node": 8,
+    }
     return slurm.Job(**(values | changes))
 
 
@@ -89,15 +139,30 @@ def given(path: Path) -> list[str]:
     return path.read_bytes().decode().split("\0")[:-1]
 
 
-def test_every_text_arrives_as_it_was_written(number: int, texts: list[str], run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_every_text_arrives_as_it_was_written(
+    number: int, texts: list[str], run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     text, other, third = (texts[(number + step) % len(texts)] for step in (0, 67, 131))
     mount, venv = f"/a{one_line(text).replace(',', '').replace(':', '')}:/b", tmp_path / in_a_path(other)
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "activate").write_text("export ACTIVATED=yes\n")
-    common: dict[str, Any] = {"gpus_per_node": 8, "setup": (("record", text, other),), "account": one_line(text), "partition": one_line(other),
-                              "qos": one_line(third), "gres": one_line(text), "mem": one_line(other), "sbatch": (f"--comment={one_line(text)}",)}  # fmt: skip
-    stage = job(Path(in_a_path(third)) / "slurm", command=("prepare", text, other), array={0: (third, text)}, environment={"A": text, "B": other})
-    for cluster in (ClusterConfig(venv=venv, **common), ClusterConfig(container=ContainerConfig(image=text, mounts=(mount,), workdir=third), **common)):
+    common: dict[str, Any] = {
+        "gpus_per_node": 8,
+        "setup": (("record", text, other),),
+        "account": one_line(text),
+        "partition": one_line(other),
+        "qos": one_line(third),
+        "gres": one_line(text),
+        "mem": one_line(other),
+        "sbatch": (f"--comment={one_line(text)}",),
+    }
+    stage = job(
+        Path(in_a_path(third)) / "slurm", command=("prepare", text, other), array={0: (third, text)}, environment={"A": text, "B": other}
+    )
+    for cluster in (
+        ClusterConfig(venv=venv, **common),
+        ClusterConfig(container=ContainerConfig(image=text, mounts=(mount,), workdir=third), **common),
+    ):
         assert check_cluster(cluster) == []
         code, output = ended(run(stage, cluster))
         assert code == 0, output
@@ -110,8 +175,15 @@ def test_every_text_arrives_as_it_was_written(number: int, texts: list[str], run
         else:
             assert "ACTIVATED=yes" in variables
         options = as_sbatch_reads((tmp_path / "script.sbatch").read_text())
-        wanted = [f"--account={one_line(text)}", f"--partition={one_line(other)}", f"--qos={one_line(third)}", f"--gres={one_line(text)}:8",
-                  f"--mem={one_line(other)}", f"--comment={one_line(text)}", f"--output={in_a_path(third).replace('%', '%%')}/slurm/train.%A_%a.out"]  # fmt: skip
+        wanted = [
+            f"--account={one_line(text)}",
+            f"--partition={one_line(other)}",
+            f"--qos={one_line(third)}",
+            f"--gres={one_line(text)}:8",
+            f"--mem={one_line(other)}",
+            f"--comment={one_line(text)}",
+            f"--output={in_a_path(third).replace('%', '%%')}/slurm/train.%A_%a.out",
+        ]
         assert [option for option in wanted if option not in options] == []
         assert len(options) == 16
     assert not [path for path in tmp_path.rglob("pwned")]
@@ -166,9 +238,12 @@ def test_a_line_break_in_an_option_is_refused(field: str, text: str) -> None:
 @pytest.mark.parametrize("field", ["venv", "setup", "environment", "image", "mounts"])
 def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
     changes: dict[str, Any] = {
-        "venv": {"venv": Path(text)}, "setup": {"setup": (("a", text),)}, "environment": {"environment": {"A": text}},
-        "image": {"container": ContainerConfig(image=text)}, "mounts": {"container": ContainerConfig(image="a", mounts=(f"{text}:a",))},
-    }[field]  # fmt: skip
+        "venv": {"venv": Path(text)},
+        "setup": {"setup": (("a", text),)},
+        "environment": {"environment": {"A": text}},
+        "image": {"container": ContainerConfig(image=text)},
+        "mounts": {"container": ContainerConfig(image="a", mounts=(f"{text}:a",))},
+    }[field]
     assert [problem for problem in check_cluster(ClusterConfig(gpus_per_node=8, **changes)) if field in problem.where]
 
 
@@ -183,7 +258,9 @@ def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
         (137, 4, True, "fault: exit code 137 on node[1-2]"),
     ],
 )
-def test_what_becomes_of_an_exit_code(run: Callable[..., subprocess.Popen[str]], tmp_path: Path, code: int, exits: int, requeued: bool, event: str) -> None:
+def test_what_becomes_of_an_exit_code(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, code: int, exits: int, requeued: bool, event: str
+) -> None:
     assert ended(run(job(), CPU, STUB_CODE=str(code)))[0] == exits
     assert (tmp_path / "scontrol.argv").exists() == requeued
     assert not requeued or (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
@@ -239,10 +316,27 @@ def options(job: slurm.Job, cluster: ClusterConfig) -> set[str]:
 
 
 def test_resources_of_a_gang_and_of_a_stage_without_one() -> None:
-    cluster = ClusterConfig(gpus_per_node=8, partition="gpu", cpus_per_task=96, mem="0", cpu=CpuConfig(partition="cpu", cpus_per_task=32, mem="64G", time_limit="60"))
+    cluster = ClusterConfig(
+        gpus_per_node=8,
+        partition="gpu",
+        cpus_per_task=96,
+        mem="0",
+        cpu=CpuConfig(partition="cpu", cpus_per_task=32, mem="64G", time_limit="60"),
+    )
     gang, alone = options(job(), cluster), options(job(nodes=1, ranks_per_node=0), cluster)
-    assert {"--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8", "--partition=gpu", "--cpus-per-task=96", "--mem=0", "--exclusive", "--time=24:00:00",
-            "--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= gang  # fmt: skip
+    assert {
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gres=gpu:8",
+        "--partition=gpu",
+        "--cpus-per-task=96",
+        "--mem=0",
+        "--exclusive",
+        "--time=24:00:00",
+        "--signal=B:USR1@300",
+        "--requeue",
+        "--open-mode=append",
+    } <= gang
     assert {"--nodes=1", "--partition=cpu", "--cpus-per-task=32", "--mem=64G", "--time=60"} <= alone
     assert not [option for option in alone if "gpu" in option or "exclusive" in option]
     assert "--gres=gpu:2" in options(job(nodes=1, ranks_per_node=2), cluster)

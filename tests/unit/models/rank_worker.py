@@ -1,6 +1,6 @@
 """Builds full-size models as one rank of a large world, without its memory: rank_worker.py FOLDER reads cases.json, writes ranks.json.
 
-A case (models/meta.py does the building):
+A case (models/shapes.py does the building):
 {"name", "model", "parallel", "world_size", "ranks": those to be}. A result: what each of these ranks holds.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from megatron_prism.checkpoint import sharded
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import build, meta
+from megatron_prism.models import build, shapes
 from megatron_prism.parallel import host
 
 
@@ -33,7 +33,7 @@ def held(model: ModelConfig, parallel: ParallelConfig, world_size: int, rank: in
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import apply_factories, is_main_replica
 
-    with meta.world(parallel, world_size, rank) as groups, meta.shapes_only():
+    with shapes.world(parallel, world_size, rank) as groups, shapes.shapes_only():
         chunks = build.build(model, groups, parallel, "bf16")
         state = sharded.weights(chunks)
         apply_factories(state)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check import check_split, padded_vocab_size
+from megatron_prism.core.check.train import check_split, padded_vocab_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig
-from megatron_prism.families import find
+from megatron_prism.families import registry
 from megatron_prism.models import build
 
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -43,8 +43,16 @@ def distinct_ranks(tp: int, pp: int, **_: int) -> list[int]:
 @pytest.fixture(scope="module")
 def ranks(presets: dict[str, ModelConfig], tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     root = tmp_path_factory.mktemp("ranks")
-    cases = [{"name": name, "model": dataclasses.asdict(presets[name]), "parallel": layout | {"sequence_parallel": layout["tp"] > 1},
-              "world_size": WORLD_SIZE, "ranks": distinct_ranks(**layout)} for name, layout in LAYOUTS.items()]  # fmt: skip
+    cases = [
+        {
+            "name": name,
+            "model": dataclasses.asdict(presets[name]),
+            "parallel": layout | {"sequence_parallel": layout["tp"] > 1},
+            "world_size": WORLD_SIZE,
+            "ranks": distinct_ranks(**layout),
+        }
+        for name, layout in LAYOUTS.items()
+    ]
     (root / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run([sys.executable, str(WORKER), str(root)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -64,9 +72,12 @@ def saved(ranks: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, ...], list[
 
 def tiles(whole: tuple[int, ...], boxes: list[Box]) -> bool:
     """Say whether boxes cover a tensor, each element once."""
-    inside = all(start >= 0 and start + size <= end for offset, shape in boxes for start, size, end in zip(offset, shape, whole, strict=True))
+    inside = all(
+        start >= 0 and start + size <= end for offset, shape in boxes for start, size, end in zip(offset, shape, whole, strict=True)
+    )
     apart = all(
-        any(a + n <= b or b + m <= a for a, n, b, m in zip(*first, *second, strict=True)) for first, second in itertools.combinations(boxes, 2)
+        any(a + n <= b or b + m <= a for a, n, b, m in zip(*first, *second, strict=True))
+        for first, second in itertools.combinations(boxes, 2)
     )
     return inside and apart and sum(math.prod(shape) for _, shape in boxes) == math.prod(whole)
 
@@ -75,12 +86,12 @@ def wanted(model: ModelConfig, tp: int) -> dict[str, tuple[int, ...]]:
     """Return the rules' keys and shapes, the vocabulary padded."""
     is_vocabulary = ("embedding.word_embeddings.weight", "output_layer.weight")
     rows = padded_vocab_size(model.vocab_size, tp)
-    return {rule.mcore: (rows, *rule.shape[1:]) if rule.mcore in is_vocabulary else rule.shape for rule in find.rules(model)}
+    return {rule.mcore: (rows, *rule.shape[1:]) if rule.mcore in is_vocabulary else rule.shape for rule in registry.rules(model)}
 
 
 def true_parameters(model: ModelConfig, found: dict[str, tuple[tuple[int, ...], list[Box]]]) -> int:
     """Return the elements of all shards, less the rows that pad the vocabulary."""
-    shapes = {rule.mcore: rule.shape for rule in find.rules(model)}
+    shapes = {rule.mcore: rule.shape for rule in registry.rules(model)}
     return sum(
         math.prod(min(size, max(end - start, 0)) for start, size, end in zip(offset, shape, shapes[key], strict=True))
         for key, (_, boxes) in found.items()
@@ -90,7 +101,11 @@ def true_parameters(model: ModelConfig, found: dict[str, tuple[tuple[int, ...], 
 
 def test_every_preset_has_a_layout(presets: dict[str, ModelConfig]) -> None:
     assert presets.keys() == LAYOUTS.keys()
-    assert not [problem for name, layout in LAYOUTS.items() for problem in check_split(presets[name], layout["tp"], layout["pp"] * layout.get("vpp", 1), "tp", "pp")]
+    assert not [
+        problem
+        for name, layout in LAYOUTS.items()
+        for problem in check_split(presets[name], layout["tp"], layout["pp"] * layout.get("vpp", 1), "tp", "pp")
+    ]
 
 
 def test_keys_and_shapes_are_the_rules(ranks: Ranks, presets: dict[str, ModelConfig], preset_name: str) -> None:

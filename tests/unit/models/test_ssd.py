@@ -50,8 +50,19 @@ def packed(length: int) -> Tensor:
     return seq_BL
 
 
-def recurrence(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor,
-               initial_states: Tensor | None, seq_idx: Tensor | None, limit: tuple[float, float]) -> tuple[Tensor, Tensor]:  # fmt: skip
+def recurrence(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    limit: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
     """The definition, one token after the other; a document's first token begins from nothing, but document 0 from the given state."""
     step = torch.nn.functional.softplus(dt + dt_bias).clamp(*limit)
     B, C = (part.repeat_interleave(HEADS // part.shape[2], dim=2) for part in (B, C))
@@ -91,7 +102,11 @@ def definition(seq_idx: Tensor | None = None, limit: tuple[float, float] = ssd.L
     return lambda initial_states=None, **values: recurrence(initial_states=initial_states, seq_idx=seq_idx, limit=limit, **values)
 
 
-CASES = [(length, groups, is_packed) for length, groups, is_packed in itertools.product(LENGTHS, (1, 2), (False, True)) if length > 2 or not is_packed]
+CASES = [
+    (length, groups, is_packed)
+    for length, groups, is_packed in itertools.product(LENGTHS, (1, 2), (False, True))
+    if length > 2 or not is_packed
+]
 
 
 @pytest.mark.parametrize(("length", "groups", "is_packed"), CASES)
@@ -161,9 +176,18 @@ def test_token_by_token_is_the_scan() -> None:
     for token in range(9):
         x, z, dt, B, C = (values[name][:, token] for name in ("x", "z", "dt", "B", "C"))
         found = ssd.selective_state_update(
-            cache, x, wide(dt, HEAD_DIM), wide(values["A"], HEAD_DIM, STATE), B, C, wide(values["D"], HEAD_DIM), z=z,
-            dt_bias=wide(values["dt_bias"], HEAD_DIM), dt_softplus=True, state_batch_indices=rows,
-        )  # fmt: skip
+            cache,
+            x,
+            wide(dt, HEAD_DIM),
+            wide(values["A"], HEAD_DIM, STATE),
+            B,
+            C,
+            wide(values["D"], HEAD_DIM),
+            z=z,
+            dt_bias=wide(values["dt_bias"], HEAD_DIM),
+            dt_softplus=True,
+            state_batch_indices=rows,
+        )
         assert torch.allclose(found, wanted[:, token], rtol=0, atol=1e-12)
     assert torch.allclose(cache[rows], state, rtol=0, atol=1e-12) and not cache[[0, 2, 4]].any()
 
@@ -210,11 +234,20 @@ def test_padding_among_decoding_tokens_gives_nothing_and_changes_no_state() -> N
     found = ssd.causal_conv1d_update(x, after, weight, conv_state_indices=rows)
     alone = ssd.causal_conv1d_update(x[[0, 2]], conv_alone := conv.clone(), weight, conv_state_indices=rows[[0, 2]])
     assert torch.equal(found[[0, 2]], alone) and not found[1].any() and torch.equal(after, conv_alone)
-    shapes = ((3, HEADS, HEAD_DIM), (3, HEADS, HEAD_DIM), (HEADS, HEAD_DIM, STATE), (3, 1, STATE), (3, 1, STATE), (5, HEADS, HEAD_DIM, STATE))
+    shapes = (
+        (3, HEADS, HEAD_DIM),
+        (3, HEADS, HEAD_DIM),
+        (HEADS, HEAD_DIM, STATE),
+        (3, 1, STATE),
+        (3, 1, STATE),
+        (5, HEADS, HEAD_DIM, STATE),
+    )
     x, dt, A, B, C, state = (torch.rand(shape, generator=generator) for shape in shapes)
     after = state.clone()
     found = ssd.selective_state_update(after, x, dt, -A, B, C, state_batch_indices=rows)
-    alone = ssd.selective_state_update(state_alone := state.clone(), *(part[[0, 2]] for part in (x, dt)), -A, B[[0, 2]], C[[0, 2]], state_batch_indices=rows[[0, 2]])
+    alone = ssd.selective_state_update(
+        state_alone := state.clone(), *(part[[0, 2]] for part in (x, dt)), -A, B[[0, 2]], C[[0, 2]], state_batch_indices=rows[[0, 2]]
+    )
     assert torch.equal(found[[0, 2]], alone) and not found[1].any() and torch.equal(after, state_alone)
 
 
@@ -224,11 +257,23 @@ def test_split_is_its_parts(is_packed: bool, groups: int) -> None:
     length, inner, wide = 40, HEADS * HEAD_DIM, HEADS * HEAD_DIM + 2 * groups * STATE
     generator = torch.Generator().manual_seed(3)
     zxbcdt, weight, bias, dt_bias, D = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((SIZE_B, length, inner + wide + HEADS), (wide, TAPS), (wide,), (HEADS,), (HEADS,))
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((SIZE_B, length, inner + wide + HEADS), (wide, TAPS), (wide,), (HEADS,), (HEADS,))
     )
     A, seq_idx = -torch.arange(1.0, HEADS + 1, dtype=torch.float64), packed(length) if is_packed else None
     found, state = ssd.mamba_split_conv1d_scan_combined(
-        zxbcdt, weight, bias, dt_bias, A, D, 32, seq_idx=seq_idx, headdim=HEAD_DIM, ngroups=groups, norm_before_gate=False, return_final_states=True
+        zxbcdt,
+        weight,
+        bias,
+        dt_bias,
+        A,
+        D,
+        32,
+        seq_idx=seq_idx,
+        headdim=HEAD_DIM,
+        ngroups=groups,
+        norm_before_gate=False,
+        return_final_states=True,
     )
     z, xBC, dt = zxbcdt[..., :inner], zxbcdt[..., inner : inner + wide], zxbcdt[..., inner + wide :]
     xBC = ssd.causal_conv1d_fn(xBC.transpose(1, 2), weight, bias, seq_idx, activation="silu").transpose(1, 2)

@@ -63,7 +63,9 @@ def test_a_process_that_was_started_with_them_changes_nothing(monkeypatch: pytes
     assert environment.set_variables(config) == first == ALWAYS | SAME_BITS
 
 
-@pytest.mark.parametrize(("text", "version"), [("12.9", (12, 9)), ("2.11.0+cu130", (2, 11)), ("2.2.0.dev0", (2, 2)), ("", None), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "version"), [("12.9", (12, 9)), ("2.11.0+cu130", (2, 11)), ("2.2.0.dev0", (2, 2)), ("", None), (None, None)]
+)
 def test_a_version_is_major_and_minor(text: str | None, version: tuple[int, int] | None) -> None:
     assert hardware.version(text) == version
 

@@ -23,16 +23,31 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def srun(environment: pytest.MonkeyPatch, **more: str) -> None:
-    task = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "40017", "SLURM_STEP_NODELIST": "gpu[007-008]"}
+    task = {
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "40017",
+        "SLURM_STEP_NODELIST": "gpu[007-008]",
+    }
     for name, value in (task | more).items():
         environment.setenv(name, value)
 
 
 @pytest.mark.parametrize(
     ("nodelist", "host"),
-    [("gpu7", "gpu7"), ("gpu[007-009,12],login", "gpu007"), ("gpu[12,14]", "gpu12"), ("a1,b2", "a1"), ("rack-1-n[3-4]", "rack-1-n3"),
-     ("n1.cluster.org,n2", "n1.cluster.org"), ("127.0.0.1", "127.0.0.1"), ("r[1-2]n[3-4]", "r1n3"), ("n[1-2]-ib", "n1-ib")],
-)  # fmt: skip
+    [
+        ("gpu7", "gpu7"),
+        ("gpu[007-009,12],login", "gpu007"),
+        ("gpu[12,14]", "gpu12"),
+        ("a1,b2", "a1"),
+        ("rack-1-n[3-4]", "rack-1-n3"),
+        ("n1.cluster.org,n2", "n1.cluster.org"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("r[1-2]n[3-4]", "r1n3"),
+        ("n[1-2]-ib", "n1-ib"),
+    ],
+)
 def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert launch.first_host(nodelist) == host
 
@@ -64,8 +79,12 @@ def test_a_slurm_task_gets_torchruns_variables(environment: pytest.MonkeyPatch) 
     srun(environment)
     launch.adopt_slurm()
     assert {name: os.environ[name] for name in TORCHRUN} == {
-        "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu007", "MASTER_PORT": "20017",
-    }  # fmt: skip
+        "RANK": "9",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu007",
+        "MASTER_PORT": "20017",
+    }
     assert (launch.in_gang(), launch.world_size()) == (True, 16)
 
 

@@ -20,7 +20,7 @@ import torch
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.load import build as read
 from megatron_prism.jobs import plan
-from megatron_prism.models import build, meta
+from megatron_prism.models import build, shapes
 from megatron_prism.parallel import host
 from megatron_prism.train import optim
 
@@ -32,7 +32,7 @@ def main(root: Path) -> None:
     found = {}
     for case in json.loads((root / "cases.json").read_text()):
         model, config = read(case["model"], ModelConfig, str), read(case["config"], TrainConfig, str)
-        with meta.world(config.parallel, case["world_size"], case["rank"]) as groups, kernels():
+        with shapes.world(config.parallel, case["world_size"], case["rank"]) as groups, kernels():
             chunks = build.build(model, groups, config.parallel, config.precision, config.recompute)
             chunks[0].config.bias_activation_fusion = model.activation == "swiglu"
             measured = {"kept": [kept(chunk, model, config) for chunk in chunks], **states(chunks, config)}

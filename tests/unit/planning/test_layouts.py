@@ -5,17 +5,35 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_prism.core.check import check_model, check_train
+from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.planning import layouts
 
-MODEL = ModelConfig(family="llama", num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8, kv_channels=128,
-                    vocab_size=128256, max_position_embeddings=131072)  # fmt: skip
-HYBRID = dataclasses.replace(MODEL, layer_pattern="M-M*-M-M" * 4, position_embedding="none",
-                             mamba=MambaConfig(num_heads=64, head_dim=64, state_dim=128, num_groups=1))  # fmt: skip
-BASE: dict[str, Any] = {"run_dir": "none", "steps": 1, "init": {"checkpoint": "none"}, "data": {"prepared": "none", "seq_length": 8192},
-                        "batch": {"global_size": 128}}  # fmt: skip
+MODEL = ModelConfig(
+    family="llama",
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=128256,
+    max_position_embeddings=131072,
+)
+HYBRID = dataclasses.replace(
+    MODEL,
+    layer_pattern="M-M*-M-M" * 4,
+    position_embedding="none",
+    mamba=MambaConfig(num_heads=64, head_dim=64, state_dim=128, num_groups=1),
+)
+BASE: dict[str, Any] = {
+    "run_dir": "none",
+    "steps": 1,
+    "init": {"checkpoint": "none"},
+    "data": {"prepared": "none", "seq_length": 8192},
+    "batch": {"global_size": 128},
+}
 
 
 def config_of(**keys: Any) -> TrainConfig:
@@ -37,7 +55,10 @@ def test_every_layout_is_valid_and_none_stands_twice() -> None:
 def test_a_hybrid_of_one_group_has_no_tp_no_chunks_and_recomputes_mlps_alone() -> None:
     found = list(layouts.valid(config_of(), HYBRID, 8))
     assert found
-    assert {(laid.parallel.tp, laid.parallel.vpp, laid.recompute.granularity) for laid in found} == {(1, None, "none"), (1, None, "selective")}
+    assert {(laid.parallel.tp, laid.parallel.vpp, laid.recompute.granularity) for laid in found} == {
+        (1, None, "none"),
+        (1, None, "selective"),
+    }
 
 
 def test_a_batch_that_does_not_divide_leaves_fewer() -> None:

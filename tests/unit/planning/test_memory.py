@@ -17,10 +17,26 @@ from megatron_prism.planning import memory
 from megatron_prism.planning.stage import Stage
 
 WORKER = Path(__file__).with_name("memory_worker.py")
-DENSE = ModelConfig(family="llama", num_layers=4, hidden_size=64, ffn_hidden_size=160, num_attention_heads=4, num_query_groups=2, kv_channels=16,
-                    vocab_size=1024, max_position_embeddings=128)  # fmt: skip
-HYBRID = dataclasses.replace(DENSE, family="nemotron_h", num_layers=8, layer_pattern="M-M*-M-M", activation="relu2", position_embedding="none",
-                             mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2, chunk_size=16))  # fmt: skip
+DENSE = ModelConfig(
+    family="llama",
+    num_layers=4,
+    hidden_size=64,
+    ffn_hidden_size=160,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    vocab_size=1024,
+    max_position_embeddings=128,
+)
+HYBRID = dataclasses.replace(
+    DENSE,
+    family="nemotron_h",
+    num_layers=8,
+    layer_pattern="M-M*-M-M",
+    activation="relu2",
+    position_embedding="none",
+    mamba=MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=2, chunk_size=16),
+)
 TALL = dataclasses.replace(DENSE, num_query_groups=4, ffn_hidden_size=512, tie_word_embeddings=True)
 CASES: dict[str, tuple[ModelConfig, dict[str, Any], int, int]] = {
     "dense": (DENSE, {}, 1, 0),
@@ -53,8 +69,10 @@ Held = dict[str, dict[str, Any]]
 def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
     """Return what memory_worker.py measures, in a process of its own: the host's stand-in for CUDA stays there."""
     root = tmp_path_factory.mktemp("held")
-    cases = [{"name": name, "model": dataclasses.asdict(model), "config": {**BASE, **keys}, "world_size": world_size, "rank": rank}
-             for name, (model, keys, world_size, rank) in CASES.items()]  # fmt: skip
+    cases = [
+        {"name": name, "model": dataclasses.asdict(model), "config": {**BASE, **keys}, "world_size": world_size, "rank": rank}
+        for name, (model, keys, world_size, rank) in CASES.items()
+    ]
     (root / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run([sys.executable, str(WORKER), str(root)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

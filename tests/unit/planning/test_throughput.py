@@ -13,8 +13,17 @@ from megatron_prism.planning import throughput
 from megatron_prism.planning.predict import checkpoint_bytes, figures, predict
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
-MODEL = ModelConfig(family="llama", num_layers=8, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8, kv_channels=128,
-                    vocab_size=128256, max_position_embeddings=131072)  # fmt: skip
+MODEL = ModelConfig(
+    family="llama",
+    num_layers=8,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=128256,
+    max_position_embeddings=131072,
+)
 LAYER = 218_112_000  # about: what one layer multiplies
 BASE: dict[str, Any] = {"run_dir": "none", "steps": 100, "data": {"prepared": "none", "seq_length": 8192}, "batch": {"global_size": 128}}
 
@@ -115,8 +124,12 @@ def test_the_figures_hang_together() -> None:
 
 
 def test_what_a_stage_is() -> None:
-    sizes = {"embedding.word_embeddings.weight": 100, "decoder.layers.0.self_attention.linear_qkv.weight": 30,
-             "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight": 4, "decoder.layers.0.mlp.linear_fc1.weight": 50}  # fmt: skip
+    sizes = {
+        "embedding.word_embeddings.weight": 100,
+        "decoder.layers.0.self_attention.linear_qkv.weight": 30,
+        "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight": 4,
+        "decoder.layers.0.mlp.linear_fc1.weight": 50,
+    }
     found = of_sizes(sizes, "*-", True, False, config_of(trainable=["*.self_attention.*"], fp8={}))
     assert found == Stage("*-", True, False, parameters=184, trainable=34, matrices=80, trainable_matrices=30, fp8=80)
     assert of_sizes(sizes, "*-", True, False, config_of()).fp8 == 0

@@ -18,16 +18,39 @@ from megatron_prism.report.blend import BlendPart
 
 pytest.importorskip("matplotlib")
 PAPER = {  # Math + Code + Science: domain, weight, billions of tokens that it has
-    "megamath_web_pro": ("math", 20, 14.73), "mot_math": ("math", 7, 0.6), "nemotron_pt_v1_math": ("math", 10, 35.93),
-    "chat": ("general", 5, 0.91), "dclm_edu": ("general", 5, 111.46), "starcoder2": ("code", 13.75, 432.73),
-    "refinecode": ("code", 13.75, 186.44), "opencodereasoning_2": ("code", 10, 1.12), "mot_code": ("code", 3, 1.18),
-    "openthoughts3_science": ("science", 7.75, 0.73), "mot_science": ("science", 4.75, 0.42),
-}  # fmt: skip
-HOSTILE = ["$x^{2}$", "$\\frac{", "`tick`", "a\nb\x1b[31m\x00", "\u202ertl\u2028", "\u65e5\u672c", "n" * 300, "", "<b>&amp;", "%s{0}", "-" * 40, "W" * 60]
+    "megamath_web_pro": ("math", 20, 14.73),
+    "mot_math": ("math", 7, 0.6),
+    "nemotron_pt_v1_math": ("math", 10, 35.93),
+    "chat": ("general", 5, 0.91),
+    "dclm_edu": ("general", 5, 111.46),
+    "starcoder2": ("code", 13.75, 432.73),
+    "refinecode": ("code", 13.75, 186.44),
+    "opencodereasoning_2": ("code", 10, 1.12),
+    "mot_code": ("code", 3, 1.18),
+    "openthoughts3_science": ("science", 7.75, 0.73),
+    "mot_science": ("science", 4.75, 0.42),
+}
+HOSTILE = [
+    "$x^{2}$",
+    "$\\frac{",
+    "`tick`",
+    "a\nb\x1b[31m\x00",
+    "\u202ertl\u2028",
+    "\u65e5\u672c",
+    "n" * 300,
+    "",
+    "<b>&amp;",
+    "%s{0}",
+    "-" * 40,
+    "W" * 60,
+]
 
 
 def paper() -> list[BlendPart]:
-    return [BlendPart(name, domain, weight / 100, round(weight * 262_144_000), weight * 0.262144 / has) for name, (domain, weight, has) in PAPER.items()]
+    return [
+        BlendPart(name, domain, weight / 100, round(weight * 262_144_000), weight * 0.262144 / has)
+        for name, (domain, weight, has) in PAPER.items()
+    ]
 
 
 def many(count: int, share: Any) -> list[BlendPart]:
@@ -35,7 +58,9 @@ def many(count: int, share: Any) -> list[BlendPart]:
     total = sum(map(share, range(count)))
     domains = ["math", "code", "science", "general", None, "law", "medicine", "history", "M" * 40]
     names = [f"{'W' * 30}_{index}_{'m' * 30}" for index in range(count)]
-    return [BlendPart(name, domains[index % len(domains)], share(index) / total, 888_888_888_888, 888.8) for index, name in enumerate(names)]
+    return [
+        BlendPart(name, domains[index % len(domains)], share(index) / total, 888_888_888_888, 888.8) for index, name in enumerate(names)
+    ]
 
 
 def wedges(figure: Any) -> tuple[list[Any], list[Any]]:
@@ -94,12 +119,27 @@ def test_the_rings_turn_by_share_and_a_source_lies_over_its_domain() -> None:
         assert below.theta1 - 1e-3 <= wedge.theta1 and wedge.theta2 <= below.theta2 + 1e-3
 
 
-@pytest.mark.parametrize(("weights", "domains"), [
-    ({"megamath_web_pro": 55, "dclm_edu": 15, "mot_math": 10, "nemotron_pt_v1_math": 10, "chat": 10}, {"math": 0.75, "general": 0.25}),
-    ({"megamath_web_pro": 27.5, "mot_math": 10, "nemotron_pt_v1_math": 10, "chat": 5, "dclm_edu": 5, "starcoder2": 13.75, "refinecode": 13.75,
-      "opencodereasoning_2": 10, "mot_code": 5}, {"math": 0.475, "code": 0.425, "general": 0.1}),
-    ({name: weight for name, (_, weight, _) in PAPER.items()}, {"code": 0.405, "math": 0.37, "science": 0.125, "general": 0.1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "domains"),
+    [
+        ({"megamath_web_pro": 55, "dclm_edu": 15, "mot_math": 10, "nemotron_pt_v1_math": 10, "chat": 10}, {"math": 0.75, "general": 0.25}),
+        (
+            {
+                "megamath_web_pro": 27.5,
+                "mot_math": 10,
+                "nemotron_pt_v1_math": 10,
+                "chat": 5,
+                "dclm_edu": 5,
+                "starcoder2": 13.75,
+                "refinecode": 13.75,
+                "opencodereasoning_2": 10,
+                "mot_code": 5,
+            },
+            {"math": 0.475, "code": 0.425, "general": 0.1},
+        ),
+        ({name: weight for name, (_, weight, _) in PAPER.items()}, {"code": 0.405, "math": 0.37, "science": 0.125, "general": 0.1}),
+    ],
+)
 def test_domains_sum_to_the_papers_rings(weights: dict[str, float], domains: dict[str, float]) -> None:
     found = blend.domain_shares([BlendPart(name, PAPER[name][0], weight / 100, None, None) for name, weight in weights.items()])
     assert found == pytest.approx(domains) and list(found) == list(domains)
@@ -112,7 +152,9 @@ def test_no_domain_is_other() -> None:
 
 def test_a_domain_has_its_colour_in_every_figure_and_a_source_a_tint_of_it() -> None:
     def inner_colours(parts: list[BlendPart]) -> dict[str, Any]:
-        return {name: wedge.get_facecolor() for name, wedge in zip(blend.domain_shares(parts), wedges(blend.figure(parts, ""))[1], strict=True)}
+        return {
+            name: wedge.get_facecolor() for name, wedge in zip(blend.domain_shares(parts), wedges(blend.figure(parts, ""))[1], strict=True)
+        }
 
     whole, alone = inner_colours(paper()), inner_colours([BlendPart("a", "science", 1.0, None, None)])
     assert whole["science"] == alone["science"] and len(set(whole.values())) == 4
@@ -122,17 +164,24 @@ def test_a_domain_has_its_colour_in_every_figure_and_a_source_a_tint_of_it() -> 
     bars, (outer, _) = figure.axes[0].patches, wedges(figure)
     assert sorted(bar.get_facecolor() for bar in bars) == sorted(wedge.get_facecolor() for wedge in outer)
     assert len({bar.get_facecolor() for bar in bars}) == len(PAPER)
-    colour_of = dict(zip([label.get_text() for label in figure.axes[0].get_yticklabels()], [bar.get_facecolor() for bar in bars], strict=True))
+    colour_of = dict(
+        zip([label.get_text() for label in figure.axes[0].get_yticklabels()], [bar.get_facecolor() for bar in bars], strict=True)
+    )
     largest = {"math": "megamath_web_pro", "code": "starcoder2", "science": "openthoughts3_science", "general": "chat"}
     assert {domain: colour_of[name] for domain, name in largest.items()} == whole  # a domain's largest source has its very colour
 
 
 CROWDS = {
-    "paper": paper(), "one": [BlendPart("a", None, 1.0, 10, 0.5)], "even": many(20, lambda index: 1), "halves": many(20, lambda index: 0.5**index),
-    "one and crumbs": many(20, lambda index: 80 if index == 0 else 1), "two": many(2, lambda index: 1), "seven": many(7, lambda index: index + 1),
+    "paper": paper(),
+    "one": [BlendPart("a", None, 1.0, 10, 0.5)],
+    "even": many(20, lambda index: 1),
+    "halves": many(20, lambda index: 0.5**index),
+    "one and crumbs": many(20, lambda index: 80 if index == 0 else 1),
+    "two": many(2, lambda index: 1),
+    "seven": many(7, lambda index: index + 1),
     "many domains": [BlendPart(name, name, 1 / 20, 10, 1.5) for name in "abcdefghijklmnopqrst"],
     "wide domains": [BlendPart(name, name + "W" * 40, 1 / 12, 10, 1.5) for name in "abcdefghijkl"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CROWDS)
@@ -171,11 +220,15 @@ def test_the_files_are_a_png_and_an_svg_and_the_same_again(tmp_path: Path) -> No
     assert png.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and width > 2000 and height > 600
     assert ElementTree.parse(svg).getroot().tag.endswith("}svg")
     assert b"<dc:date>" not in svg.read_bytes()
-    code = ("import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import matplotlib; matplotlib.rcParams.update({'font.size': 30, "
-            "'axes.facecolor': 'red'}); import importlib.util as u; s = u.spec_from_file_location('t', sys.argv[2]); t = u.module_from_spec(s); "
-            "s.loader.exec_module(t); t.blend.draw(t.paper(), 'MCS', Path(sys.argv[3]))")  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import matplotlib; matplotlib.rcParams.update({'font.size': 30, "
+        "'axes.facecolor': 'red'}); import importlib.util as u; s = u.spec_from_file_location('t', sys.argv[2]); t = u.module_from_spec(s); "
+        "s.loader.exec_module(t); t.blend.draw(t.paper(), 'MCS', Path(sys.argv[3]))"
+    )
     root = Path(blend.__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code, str(root), __file__, str(tmp_path / "c")], check=True)  # another process, another matplotlibrc
+    subprocess.run(
+        [sys.executable, "-c", code, str(root), __file__, str(tmp_path / "c")], check=True
+    )  # another process, another matplotlibrc
     assert [(tmp_path / "c" / path.name).read_bytes() for path in (png, svg)] == [png.read_bytes(), svg.read_bytes()]
 
 
@@ -186,8 +239,13 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
         before = dict(matplotlib.rcParams)
         blend.draw(paper(), "MCS", tmp_path)
         assert dict(matplotlib.rcParams) == before
-    done = subprocess.run([sys.executable, "-c", "import sys; import megatron_prism.report.blend; print('matplotlib' in sys.modules)"],
-                          capture_output=True, text=True, check=True, cwd=Path(blend.__file__).resolve().parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; import megatron_prism.report.blend; print('matplotlib' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(blend.__file__).resolve().parents[2],
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -226,7 +284,9 @@ def test_samples_are_cut_and_fenced(tmp_path: Path) -> None:
     assert "No documents." in text
 
 
-@pytest.mark.parametrize("document", ["```\n# out\n```", "`" * 50, "``` a\n````\n", "a ` b", "\x1b[2J\x00\r\n\u202e\u2028\ud800", "~~~\n<script>"])
+@pytest.mark.parametrize(
+    "document", ["```\n# out\n```", "`" * 50, "``` a\n````\n", "a ` b", "\x1b[2J\x00\r\n\u202e\u2028\ud800", "~~~\n<script>"]
+)
 def test_no_document_leaves_its_fence(tmp_path: Path, document: str) -> None:
     text = blend.sample_documents({"`` name\n# x": [document]}, tmp_path).read_text()
     lines = text.split("\n")

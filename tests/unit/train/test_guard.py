@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from megatron_prism.core.config_run import GuardConfig
+from megatron_prism.core.config import GuardConfig
 from megatron_prism.train.guard import Guard, Verdict, spike_limit
 
 WINDOW = [3.0, 3.1, 2.9, 3.2, 2.8]  # median 3.0, median deviation 0.1

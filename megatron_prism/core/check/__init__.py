@@ -1,0 +1,1 @@
+"""Checks between the keys of a config: pure functions that return every problem, before anything starts."""

@@ -1,0 +1,235 @@
+"""What FP8, offloading, determinism and the environment want of a config, an architecture and a machine: pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+from megatron_prism.core.config import FP8Config, ModelConfig, TrainConfig
+from megatron_prism.core.errors import Problem
+
+Version = tuple[int, int]
+OF_DELAYED = ("amax_history_len", "amax_compute_algo", "margin")
+LEAST_TE: dict[str, Version] = {"delayed": (1, 0), "tensorwise": (2, 2), "blockwise": (2, 3)}  # megatron/core/fp8_utils.py, get_fp8_recipe
+LEAST_CAPABILITY: dict[str, Version] = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)}  # TE's check_recipe_support
+BLOCKWISE_CUDA: Version = (12, 9)  # the same
+VARIABLE = re.compile(r"(NCCL|NVTE|CUDA|TORCH|PYTORCH|CUBLAS|GLOO|OMP|UCX|TRITON)_[A-Z0-9_]+")
+ATTENTION = r"NVTE_(FLASH|FUSED|UNFUSED)_ATTN"  # language_module.py: AttnBackend.auto asserts all three
+# Values that Megatron-Core vouches for (megatron/training/determinism.py of 0.19); NCCL_ALGO may list several.
+DETERMINISTIC = {
+    "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a rank computes on: versions are (major, minor), None where there is none."""
+
+    has_cuda: bool
+    capability: Version | None = None
+    cuda: Version | None = None
+    transformer_engine: Version | None = None
+
+
+def check_keys(config: TrainConfig) -> list[Problem]:
+    """Return what is wrong between the keys of FP8, offloading, determinism and the environment."""
+    return [*_check_fp8(config), *_check_offload(config), *_check_names(config.environment), *check_variables(config, config.environment)]
+
+
+def _check_fp8(config: TrainConfig) -> Iterator[Problem]:
+    fp8 = config.fp8
+    if fp8 is None:
+        return
+    if fp8.recipe == "mxfp8":
+        yield Problem(
+            "fp8.recipe", "mxfp8", "tensorwise, delayed or blockwise", "mxfp8 is for Blackwell (sm100), and does not run on an H100"
+        )
+    if config.precision != "bf16":
+        yield Problem("precision", f"{config.precision} with fp8", "bf16", "weights and what is not FP8 are in bf16")
+    defaults = {item.name: item.default for item in fields(FP8Config)}
+    for name in OF_DELAYED:
+        if fp8.recipe != "delayed" and getattr(fp8, name) != defaults[name]:
+            yield Problem(
+                f"fp8.{name}", f"{getattr(fp8, name)} with recipe {fp8.recipe}", "recipe delayed", "remove it: the recipe does not read it"
+            )
+    for name, least in {"amax_history_len": 1, "margin": 0, "num_layers_at_start_in_bf16": 0, "num_layers_at_end_in_bf16": 0}.items():
+        if getattr(fp8, name) < least:
+            yield Problem(f"fp8.{name}", str(getattr(fp8, name)), f"at least {least}")
+    if fp8.recipe == "delayed" and (fp8.num_layers_at_start_in_bf16 or fp8.num_layers_at_end_in_bf16):
+        yield Problem(
+            "fp8.num_layers_at_start_in_bf16, num_layers_at_end_in_bf16",
+            "layers in bf16 with recipe delayed",
+            "0 and 0",
+            "Megatron-Core cannot leave delayed scaling within a step; use tensorwise",
+        )
+    if fp8.param and not config.parallel.distributed_optimizer:
+        yield Problem("fp8.param", "true", "parallel.distributed_optimizer true too", "another optimizer keeps no FP8 weights")
+    if fp8.param and config.init.checkpoint is not None:
+        yield Problem(
+            "fp8.param",
+            "true with init.checkpoint",
+            "false, or a run from scratch",
+            "Megatron-Core's fp32 weights would begin at random: it takes them from before the checkpoint was loaded",
+        )
+
+
+def _check_offload(config: TrainConfig) -> Iterator[Problem]:
+    offload = config.offload
+    if not 0 <= offload.optimizer_fraction <= 1:
+        yield Problem("offload.optimizer_fraction", str(offload.optimizer_fraction), "between 0 and 1")
+    elif offload.optimizer_fraction:
+        if not config.parallel.distributed_optimizer:
+            yield Problem("offload.optimizer_fraction", str(offload.optimizer_fraction), "parallel.distributed_optimizer true too")
+        if config.fp8 is not None and config.fp8.param and config.fp8.recipe != "delayed":
+            yield Problem(
+                "offload.optimizer_fraction",
+                f"{offload.optimizer_fraction} with fp8.param and recipe {config.fp8.recipe}",
+                "recipe delayed, or fp8.param false",
+                "Megatron-Core offloads FP8 weights under delayed scaling only",
+            )
+    if offload.activation_layers < 0:
+        yield Problem("offload.activation_layers", str(offload.activation_layers), "0 or more")
+    elif offload.activation_layers:
+        if config.parallel.pp > 1:
+            yield Problem(
+                "offload.activation_layers", f"{offload.activation_layers} with parallel.pp {config.parallel.pp}", "parallel.pp 1"
+            )
+        if config.recompute.granularity != "none":
+            yield Problem(
+                "offload.activation_layers",
+                f"{offload.activation_layers} with recompute.granularity {config.recompute.granularity}",
+                "one of them",
+                "activations are kept elsewhere, or made again",
+            )
+
+
+def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
+    yield from _check_attention(environment)
+    for name, value in environment.items():
+        if not VARIABLE.fullmatch(name):
+            yield Problem(
+                f"environment.{name}",
+                "a name of another kind",
+                "NCCL_*, NVTE_*, CUDA_*, TORCH_*, PYTORCH_*, CUBLAS_*, GLOO_*, OMP_*, UCX_* or TRITON_*",
+                "export it where the job is started",
+            )
+        if name == "PYTORCH_CUDA_ALLOC_CONF":
+            yield Problem(f"environment.{name}", "torch's older name", "PYTORCH_ALLOC_CONF", "the same values, for all devices")
+        if not value.isprintable():
+            yield Problem(f"environment.{name}", repr(value), "printable characters")
+
+
+def _check_attention(values: Mapping[str, str]) -> Iterator[Problem]:
+    for name, value in values.items():
+        if re.fullmatch(ATTENTION, name) and value != "1":
+            yield Problem(f"environment.{name}", value, "1, or no value", "Megatron-Core lets Transformer Engine choose among all")
+
+
+def check_variables(config: TrainConfig, values: Mapping[str, str]) -> list[Problem]:
+    """Return the variables among `values` that would undo `deterministic`, or that Megatron-Core does not take."""
+    return [*_check_attention(values)] + [
+        Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
+        for name, accepted in DETERMINISTIC.items()
+        if config.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
+    ]
+
+
+def check_sizes(model: ModelConfig, config: TrainConfig) -> list[Problem]:
+    """Return what keeps an architecture from FP8, or from the offloading that is asked for."""
+    return [*_check_fp8_layers(model, config), *_check_fp8_sizes(model, config), *_check_offloaded_layers(model, config)]
+
+
+def _check_fp8_layers(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
+    if config.fp8 is None:
+        return
+    start, end = config.fp8.num_layers_at_start_in_bf16, config.fp8.num_layers_at_end_in_bf16
+    of_a_stage = model.num_layers // max(config.parallel.pp, 1)  # Megatron-Core's rule; it counts no chunks (vpp)
+    for name, count in {"start": start, "end": end}.items():
+        if count > of_a_stage:
+            yield Problem(f"fp8.num_layers_at_{name}_in_bf16", str(count), f"at most {of_a_stage}, the layers of a pipeline stage")
+    if start + end >= model.num_layers:
+        yield Problem(
+            "fp8", f"{start} + {end} layers in bf16", f"fewer than num_layers {model.num_layers}", "remove fp8, or leave it a layer"
+        )
+
+
+def _check_fp8_sizes(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
+    """Every matrix product of a rank is of multiples of 16; blockwise gathers quantized blocks under sequence_parallel, of 128 x 128.
+
+    Source: TE's documentation of autocast; assert_dim_for_fp8_exec and assert_dim_for_all_gather (transformer_engine/pytorch/utils.py);
+    the checks on NVTE_BLOCK_SCALING_1D and 2D in transformer_engine/common/gemm/cublaslt_gemm.cu; megatron/core/ssm/mamba_mixer.py.
+    """
+    grid = config.parallel
+    if config.fp8 is None or min(grid.tp, grid.cp) < 1:
+        return
+    gathered = 128 if config.fp8.recipe == "blockwise" and grid.sequence_parallel else 16
+    tokens = config.batch.micro_size * config.data.seq_length / grid.cp / (grid.tp if grid.sequence_parallel else 1)
+    sizes = [
+        ("batch.micro_size x data.seq_length (tokens of a microbatch)", tokens, gathered),
+        ("model.hidden_size", model.hidden_size, gathered),
+    ]
+    sizes += [(f"model.{name}", rows / grid.tp, 16) for name, rows in split_rows(model).items()]
+    for where, size, multiple in sizes:
+        if size % multiple:
+            yield Problem(where, f"{size:g} on a rank", f"a multiple of {multiple} under fp8.recipe {config.fp8.recipe}")
+
+
+def split_rows(model: ModelConfig) -> dict[str, int]:
+    """Return the rows (or columns) of each kind of linear layer that tensor parallelism splits."""
+    pattern, head = model.layer_pattern or "*-", model.kv_channels
+    rows = {}
+    if "*" in pattern:
+        rows["num_attention_heads x kv_channels"] = model.num_attention_heads * head
+        rows["(num_attention_heads + 2 x num_query_groups) x kv_channels"] = (model.num_attention_heads + 2 * model.num_query_groups) * head
+    if "-" in pattern:
+        rows["ffn_hidden_size"] = model.ffn_hidden_size
+    if model.mamba is not None:
+        inner = model.mamba.num_heads * model.mamba.head_dim
+        rows["mamba (out_proj)"] = inner
+        rows["mamba (in_proj)"] = 2 * inner + 2 * model.mamba.num_groups * model.mamba.state_dim + model.mamba.num_heads
+    return rows
+
+
+def _check_offloaded_layers(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
+    layers = config.offload.activation_layers
+    if layers and model.layer_pattern is not None:
+        yield Problem(
+            "offload.activation_layers", str(layers), "0 for a hybrid", "Megatron-Core does not offload a hybrid's layers, and says nothing"
+        )
+    if layers >= model.num_layers:
+        yield Problem("offload.activation_layers", str(layers), f"below num_layers {model.num_layers}")
+
+
+def check_machine(config: TrainConfig, machine: Machine) -> list[Problem]:
+    """Return what a rank's machine lacks for the run. Megatron-Core without CUDA or TE would ignore fp8 in silence."""
+    asked = {
+        "fp8": config.fp8 is not None,
+        "offload.optimizer_fraction": config.offload.optimizer_fraction > 0,
+        "offload.activation_layers": config.offload.activation_layers > 0,
+    }
+    if not machine.has_cuda:
+        return [
+            Problem(key, "a machine without a CUDA device", "an NVIDIA GPU", "remove it to run here")
+            for key, is_asked in asked.items()
+            if is_asked
+        ]
+    if machine.transformer_engine is None:
+        fix = "pip install -e '.[gpu]'; the attention that Megatron-Core has without it holds all scores of a sequence"
+        return [Problem("a CUDA device", "no Transformer Engine", "transformer-engine", fix)]
+    return [] if config.fp8 is None else list(_check_fp8_machine(config.fp8.recipe, machine))
+
+
+def _check_fp8_machine(recipe: str, machine: Machine) -> Iterator[Problem]:
+    wanted = [
+        ("compute capability", machine.capability, LEAST_CAPABILITY[recipe]),
+        ("Transformer Engine", machine.transformer_engine, LEAST_TE[recipe]),
+    ]
+    if recipe == "blockwise":
+        wanted.append(("CUDA (torch's)", machine.cuda, BLOCKWISE_CUDA))
+    for name, found, least in wanted:
+        if found is None or found < least:
+            there = "none" if found is None else ".".join(map(str, found))
+            yield Problem("fp8.recipe", f"{recipe} with {name} {there}", f"{name} {'.'.join(map(str, least))} or newer")

@@ -1,0 +1,342 @@
+"""Hugging Face folders at the level of bytes: safetensors headers read and checked, tensors read and written one by one.
+
+Headers are kept as they stand on disk, so a folder that is written back has the same files, layout and order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.hf import bits
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+WEIGHTS_NAME = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors")
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_DIMS = 64
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor's bytes lie: file, dtype, shape, and [start, end) from the beginning of the file."""
+
+    name: str
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its name, its header's JSON as it stands on disk, its tensors."""
+
+    file: str
+    header: str
+    tensors: tuple[TensorPlace, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return max((place.end for place in self.tensors), default=8 + len(self.header.encode()))
+
+
+def open_shards(root: Path) -> list[Shard]:
+    """Return the safetensors files of a Hugging Face folder, in order, their headers checked.
+
+    Raises: CheckpointError naming the file and tensor that is damaged, listed twice or missing.
+    """
+    listed = _read_index(root) if os.path.lexists(root / INDEX) else None
+    if listed is None and not os.path.lexists(root / SINGLE):
+        raise CheckpointError(_no_weights(root))
+    files = [SINGLE] if listed is None else sorted(set(listed.values()))
+    unlisted = [path for path in sorted(root.iterdir()) if WEIGHTS_NAME.fullmatch(path.name) and path.name not in files]
+    if unlisted:  # transformers would read a model.safetensors before it looks at an index
+        wanted = "no other weights of the model than " + (SINGLE if listed is None else f"those that {INDEX} lists")
+        raise CheckpointError(
+            [Problem(str(path), "a file that is not one of the model's", wanted, "remove what does not belong") for path in unlisted]
+        )
+    shards: list[Shard] = []
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            shards.append(read_header(root / file))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+    if listed is not None:
+        _check_index(root, listed, shards)
+    return shards
+
+
+def _no_weights(root: Path) -> Problem:
+    pickles = sorted(path.name for path in root.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if not pickles:
+        return Problem(str(root), "no safetensors weights", f"{SINGLE}, or {INDEX} with its shards")
+    fix = "pickled weights are not read, since loading them can run code: save the model anew as safetensors"
+    return Problem(str(root), f"no safetensors weights, only {', '.join(pickles[:3])}", f"{SINGLE}, or {INDEX} with its shards", fix)
+
+
+def _read_index(root: Path) -> dict[str, str]:
+    where = root / INDEX
+    listed = read_object(where, "JSON with a weight_map of tensor to file").get("weight_map")
+    if not isinstance(listed, dict):
+        raise CheckpointError(Problem(str(where), f"weight_map {reprlib.repr(listed)}", "a weight_map of tensor to file"))
+    wrong = [name for name, file in listed.items() if not is_file_name(file)]
+    if wrong:
+        required = "a plain file name in the same folder, *.safetensors"
+        raise CheckpointError([Problem(f"{where}: {name}", reprlib.repr(listed[name]), required) for name in wrong])
+    return listed
+
+
+def is_file_name(file: Any) -> bool:
+    """Say whether a text is the plain name of a safetensors file, which leads nowhere else."""
+    if not isinstance(file, str) or not file.isprintable():  # no NUL, and nothing that is no UTF-8
+        return False
+    return Path(file).name == file and file.endswith(".safetensors") and len(file.encode()) < 256
+
+
+def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard]) -> None:
+    found: dict[str, str] = {}
+    problems = []
+    for shard in shards:
+        for place in shard.tensors:
+            if place.name in found:
+                problems.append(
+                    Problem(f"{root / shard.file}: {place.name}", f"a tensor that {found[place.name]} has too", "each tensor once")
+                )
+            elif listed.get(place.name) != shard.file:
+                problems.append(
+                    Problem(
+                        f"{root / shard.file}: {place.name}", f"{INDEX} says {listed.get(place.name, 'nothing of it')}", f"{shard.file}"
+                    )
+                )
+            found[place.name] = shard.file
+    problems += [
+        Problem(f"{root / file}: {name}", "no such tensor", f"a tensor, since {INDEX} lists it")
+        for name, file in listed.items()
+        if name not in found
+    ]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def read_header(path: Path) -> Shard:
+    """Return one safetensors file's tensors; the file must be exactly as long as its header says.
+
+    Raises: CheckpointError naming the file, and each tensor at fault.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if found := fault(path):
+        raise CheckpointError(Problem(str(path), found, "a safetensors file"))
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(
+                Problem(str(path), f"a header of {length} bytes in a file of {size}", "a whole safetensors file", "fetch it again")
+            )
+        raw = stream.read(length)
+    try:
+        header = raw.decode("utf-8")
+        entries = _parse_object(header)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "safetensors JSON")) from None
+    entries.pop("__metadata__", None)
+    tensors = parse_entries(entries, path, 8 + length)
+    end = max((place.end for place in tensors), default=8 + length)
+    if end != size:
+        raise CheckpointError(
+            Problem(str(path), f"{size} bytes", f"{end} bytes, from its header", "the file is truncated or has grown: fetch it again")
+        )
+    try:
+        with safe_open(path, framework="np"):  # the library has the last word: nothing is read here that others cannot read
+            return Shard(path.name, header, tensors)
+    except SafetensorError as error:
+        raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "what the safetensors library reads")) from None
+
+
+def fault(path: Path) -> str | None:
+    """Say what keeps a path from being read as a file of its folder; it is not opened: a pipe would wait for ever."""
+    try:
+        if not is_inside(path):
+            return "a link out of the folder"
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "no regular file"
+        return None if os.access(path, os.R_OK) else "a file that may not be read"
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return str(error.strerror)
+    except RuntimeError:
+        return "a link to itself"
+
+
+def is_inside(path: Path) -> bool:
+    """Say whether a file lies in its folder once links are followed; a snapshot of the hub's cache may link to ../../blobs."""
+    root = path.parent.resolve()
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    return path.resolve().parent in allowed
+
+
+def read_object(path: Path, required: str) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder, each of its keys once.
+
+    Raises: CheckpointError naming the file; `required` says what it should be.
+    """
+    if found := fault(path):
+        raise CheckpointError(Problem(str(path), found, required))
+    try:
+        return _parse_object(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(Problem(str(path), f"damaged JSON ({error})", required)) from None
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    found = json.loads(text, object_pairs_hook=_unique)
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key!r} stands twice")
+    return result
+
+
+def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tuple[TensorPlace, ...]:
+    """Return the tensors of a header in the order of their bytes, which must follow each other without a gap.
+
+    Raises: CheckpointError naming each tensor at fault.
+    """
+    found = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
+    places = sorted((place for place in found if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
+    ends = [data_start, *(place.end for place in places)]
+    problems = problems or [
+        Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {end}, where the last tensor ends")
+        for place, end in zip(places, ends, strict=False)
+        if place.start != end
+    ]
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(places)
+
+
+def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorPlace | Problem:
+    where = f"{path}: {name}"
+    match entry:
+        case {"dtype": str(dtype), "shape": [*sizes], "data_offsets": [start, end]} if len(sizes) <= MAX_DIMS and all(
+            map(_is_count, (*sizes, start, end))
+        ):
+            pass
+        case _:
+            return Problem(where, reprlib.repr(entry), "a dtype, a shape of whole numbers, and data_offsets of two")
+    if dtype not in DTYPES:
+        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(DTYPES)}")
+    needed = prod(sizes) * DTYPES[dtype].itemsize
+    if end - start != needed:
+        return Problem(where, f"{end - start} bytes", f"{needed} bytes for {dtype} {sizes}")
+    return TensorPlace(name, path.name, DTYPES[dtype], tuple(sizes), data_start + start, data_start + end)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # True is no 1 here
+
+
+def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> bits.Bits:
+    """Return values [start, start + count) of one tensor, counted in row-major order."""
+    piece = bits.empty((count,), place.dtype)
+    got = bits.read_at(stream, place.start + start * place.dtype.itemsize, piece)
+    if got != piece.nbytes:
+        raise CheckpointError(
+            Problem(f"{stream.name}: {place.name}", f"{got} bytes", f"{piece.nbytes} bytes", "the file shrank while it was read")
+        )
+    return piece
+
+
+@contextmanager
+def open_files(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
+    """Open every file of a folder to be read."""
+    with ExitStack() as stack:
+        yield {shard.file: stack.enter_context((root / shard.file).open("rb", buffering=0)) for shard in shards}
+
+
+@contextmanager
+def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
+    """Open every file of a folder to be written, headers in place; at the end each is whole on disk (fsync)."""
+    with ExitStack() as stack:
+        files = {}
+        for shard in shards:
+            stream = stack.enter_context((root / shard.file).open("w+b", buffering=0))
+            header = shard.header.encode("utf-8")
+            stream.write(len(header).to_bytes(8, "little") + header)
+            stream.truncate(shard.size_bytes)
+            files[shard.file] = stream
+        yield files
+        for stream in files.values():
+            os.fsync(stream.fileno())
+
+
+def write_values(stream: FileIO, place: TensorPlace, start: int, piece: bits.Bits) -> None:
+    """Write values of one tensor, in its dtype, from value `start` on."""
+    end = bits.write_at(stream, place.start + start * place.dtype.itemsize, piece)
+    assert end <= place.end, (place, start, piece.shape)
+
+
+def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
+    """Return the layout of a new folder, as `save_pretrained` lays it: names in order, files of at most 5 GB."""
+    bins: list[dict[str, tuple[int, ...]]] = [{}]
+    used = 0
+    for name, shape in shapes.items():
+        size = prod(shape) * dtype.itemsize
+        if used and used + size > max_shard_bytes:
+            bins.append({})
+            used = 0
+        bins[-1][name] = shape
+        used += size
+    total = len(bins)
+    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+    return [_new_shard(Path(name), part, dtype) for name, part in zip(names, bins, strict=True)]
+
+
+def _new_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Shard:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in sorted(shapes):
+        end = position + prod(shapes[name]) * dtype.itemsize
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [position, end]}
+        position = end
+    header = json.dumps(entries, separators=(",", ":"))
+    header += " " * (-len(header) % 8)  # safetensors aligns the data to 8 bytes
+    del entries["__metadata__"]
+    return Shard(path.name, header, parse_entries(entries, path, 8 + len(header)))
+
+
+def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return the model.safetensors.index.json of several shards."""
+    places = [place for shard in shards for place in shard.tensors]
+    total = sum(place.end - place.start for place in places)
+    return {"metadata": {"total_size": total}, "weight_map": {place.name: place.file for place in sorted(places, key=lambda p: p.name)}}

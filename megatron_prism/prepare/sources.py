@@ -1,0 +1,235 @@
+"""Find a source's files and read their records, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`, and the files of columns.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import gzip
+import io
+import zlib
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_prism.core.config import PartConfig, SourceConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.prepare import arrow, records
+
+Record = bytes | Mapping[str, object]  # a line or a document of a text file; a row's columns, strings as bytes not yet decoded
+OpenFile = Callable[[Path], io.BufferedReader]
+FORMATS = (".jsonl", ".txt", *arrow.FORMATS)
+COMPRESSIONS = (".gz", ".zst")
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file of a source, and how its records become texts; limits: the largest lot of each group, where `part.sample` was drawn."""
+
+    path: Path
+    part: PartConfig
+    is_held_out: bool = False
+    limits: Mapping[str, int] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether a record is a text as it stands."""
+        return _format(self.path) == ".txt"
+
+    def place(self, number: int) -> str:
+        """Return how a message names a record, by its number from 1."""
+        return f"{self.path}:{' row ' if self.path.suffix in arrow.FORMATS else ''}{number}"
+
+
+def parts(source: SourceConfig) -> tuple[PartConfig, ...]:
+    """Return the parts of a source: those it lists, or itself as the only one."""
+    own = PartConfig(**{field.name: getattr(source, field.name) for field in dataclasses.fields(PartConfig)})
+    return source.parts or (own,)
+
+
+def dedup(source: SourceConfig) -> Literal["none", "exact", "minhash"]:
+    """Return how a source's documents are known again; `sample` chooses among different texts, so it needs `exact` at least."""
+    is_sampled = any(part.sample for part in parts(source))
+    return "exact" if source.dedup == "none" and is_sampled else source.dedup
+
+
+def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
+    """Return the files of each source in reading order, those held out first (what `dedup` drops is then the training copy).
+
+    Globs are expanded and sorted; a folder of Dataset.save_to_disk is its data files; a file is read once.
+    Raises: InputError with every pattern that matches no file and every format that is not read.
+    """
+    problems: list[Problem] = []
+    found = []
+    for index, source in enumerate(sources):
+        own, key = parts(source), f"sources.{index}"
+        valid = files(dataclasses.replace(own[0], path=source.valid_path, sample=None), f"{key}.valid_path", problems, is_held_out=True)
+        known = {file.path.resolve() for file in valid}
+        train = []
+        for number, part in enumerate(own):
+            for file in files(part, f"{key}.parts.{number}.path" if source.parts else f"{key}.path", problems):
+                if file.path.resolve() not in known:
+                    train.append(file)
+                known.add(file.path.resolve())
+        found.append((*valid, *train))
+    raise_problems(problems)
+    return tuple(found)
+
+
+def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool = False) -> tuple[Input, ...]:
+    """Return the files of a part's patterns; what is wrong with them joins `problems`."""
+    found = tuple(Input(path, part, is_held_out) for path in _expand(part.path, key, problems))
+    if any(not file.is_plain for file in found) and not records.fields(dataclasses.replace(part, keep=(), sample=None)):
+        problems.append(Problem(f"{key.rpartition('.')[0]}.text", repr(part.text), "at least one {field} of the records"))
+    if plain := [file.path.name for file in found if file.is_plain and (part.keep or part.turns or part.sample)]:
+        problems.append(Problem(key, f"{plain[0]}, which has no fields", "records with fields for keep, turns and sample"))
+    return found
+
+
+def read_records(file: Input, open_file: OpenFile | None = None) -> Iterator[tuple[int, Record]]:
+    """Yield a file's records and their numbers, from 1; `open_file` opens its raw bytes (a progress bar watches there).
+
+    Raises: InputError naming a file that cannot be read or ends in the middle of its compressed stream.
+    """
+    path = file.path
+    try:
+        with (open_file or open_raw)(path) as raw, _decompress(path, raw) as stream:
+            if path.suffix in arrow.FORMATS:
+                yield from arrow.records(path, raw, records.fields(file.part))
+            else:
+                yield from _records(stream, file.part.split if file.is_plain else "line")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a file that can be read to its end")) from None
+
+
+class Watched(io.FileIO):
+    """A file that reports the bytes read, its size in all: a columnar reader skips some bytes and comes back to others."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]):
+        super().__init__(path)
+        self._advance, self._left = advance, path.stat().st_size
+
+    @classmethod
+    def opener(cls, advance: Callable[[int], None]) -> OpenFile:
+        """Return what opens files so."""
+        return lambda path: io.BufferedReader(cls(path, advance), BLOCK_BYTES)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._count(super().readinto(buffer) or 0)
+
+    def readall(self) -> bytes:
+        data = super().readall()
+        self._count(len(data))
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._count(self._left)
+        super().close()
+
+    def _count(self, count: int) -> int:
+        step = min(count, self._left)
+        self._left -= step
+        self._advance(step)
+        return count
+
+
+def open_raw(path: Path) -> io.BufferedReader:
+    """Open a file's bytes."""
+    return io.BufferedReader(io.FileIO(path), BLOCK_BYTES)
+
+
+def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple[Path, ...]:
+    paths: dict[Path, None] = {}  # in order, and a file that two patterns match is read once
+    for pattern in patterns:
+        is_literal = Path(pattern).exists()
+        matches = [Path(match) for match in ([pattern] if is_literal else sorted(glob.glob(pattern, recursive=True)))]
+        matched: list[Path] = []
+        for match in matches:
+            if match.is_file():
+                matched.append(match)
+            elif is_literal or (match / "state.json").is_file():
+                try:
+                    matched += arrow.saved_files(match)
+                except InputError as error:
+                    problems += [dataclasses.replace(problem, where=f"{key}: {problem.where}") for problem in error.problems]
+        if not matched and not is_literal:
+            problems.append(Problem(key, f"no file at {pattern!r}", "a file, or a glob that matches files", "correct the path"))
+        for path in matched:
+            if _format(path) not in FORMATS:
+                problems.append(Problem(key, str(path), "a .jsonl or .txt file, plain or as .gz or .zst, .parquet, or .arrow"))
+        paths |= dict.fromkeys(matched)
+    return tuple(paths)
+
+
+def _format(path: Path) -> str:
+    """Return the format, without the compression of a text format; a compressed columnar file keeps its name's end, and is refused."""
+    inner = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    return path.suffix if inner in arrow.FORMATS else inner
+
+
+def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[tuple[int, bytes]]:
+    """Yield each record's bytes with the number of its first line; blank lines of a jsonl file carry none."""
+    if stream.peek(3).startswith(BOM_UTF8):
+        stream.read(3)
+    if split == "file":
+        yield 1, stream.read()
+        return
+    lines: list[bytes] = []
+    number = 0
+    for number, line in enumerate(stream, 1):
+        blank = not line.strip()
+        if split == "line" and not blank:
+            yield number, line
+        elif split == "paragraph" and not blank:
+            lines.append(line)
+        elif lines:
+            yield number - len(lines), b"".join(lines).rstrip(b"\r\n")
+            lines = []
+    if lines:
+        yield number - len(lines) + 1, b"".join(lines).rstrip(b"\r\n")
+
+
+def _decompress(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    return io.BufferedReader(_Zstd(raw), BLOCK_BYTES) if path.suffix == ".zst" else raw
+
+
+class _Zstd(io.RawIOBase):
+    """A zstd file of one or more frames; zstandard's own stream reader takes a truncated file for a whole one."""
+
+    def __init__(self, raw: io.BufferedReader):
+        self._blocks = _inflate(raw)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest = memoryview(block)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def _inflate(raw: io.BufferedReader) -> Iterator[bytes]:
+    from zstandard import ZstdDecompressor, ZstdError
+
+    frame = None
+    while block := raw.read(64 << 10):  # small: a block may inflate a thousandfold
+        while block:
+            frame = frame or ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(block)
+            except ZstdError as error:
+                raise OSError(str(error)) from None
+            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise EOFError("Compressed file ended before the end of a zstd frame")

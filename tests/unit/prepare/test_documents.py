@@ -1,0 +1,150 @@
+"""A document's way through every step of a source, counted: what is left is what a plain reading of the records says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.config import DecontaminateConfig, KeepConfig, PartConfig, PrepareConfig, SampleConfig, TurnsConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.data import indexed, mixture, tokenizer
+from megatron_prism.jobs import prepare
+from megatron_prism.prepare import documents
+
+LANGUAGES = ("python", "cpp", "rust")
+
+
+def record(index: int) -> dict[str, Any]:
+    question = f"question {index % 70} about {'many ' * (index % 70 % 9)}things"  # each question three times, each with another answer
+    return {
+        "question": question,
+        "answer": f"answer {index}",
+        "language": LANGUAGES[index % 3],
+        "judgement": "right" if index % 5 else "wrong",
+    }
+
+
+RECORDS = [record(index) for index in range(210)]
+
+
+def written(config: PrepareConfig, tokenizer_folder: Path, name: str = "qa") -> list[str]:
+    """Return the training texts that a source was prepared to."""
+    reader = indexed.Reader(mixture.read_prepared(config.out).source(name).train.prefixes)
+    spec = tokenizer.load(tokenizer_folder, need_eos=True)
+    ends = [reader.start(document) for document in range(reader.num_documents + 1)]
+    return [tokenizer.decode(reader.tokens(start, end - start), spec).removesuffix("</s>") for start, end in itertools.pairwise(ends)]
+
+
+@pytest.fixture
+def records_file(corpus: Path) -> Path:
+    path = corpus / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, RECORDS)))
+    return path
+
+
+def test_sample_takes_so_many_of_each_group_whatever_the_order(make_config: Callable, records_file: Path, tokenizer_folder: Path) -> None:
+    right = [item for item in RECORDS if item["judgement"] == "right"]
+    sample = SampleConfig(field="language", counts={"python": 20, "cpp": 30})
+    changes = {
+        "path": (str(records_file),),
+        "text": "{language}: {answer}",
+        "sample": sample,
+        "keep": (KeepConfig(field="judgement", equals="right"),),
+    }
+    config = make_config(qa=changes)
+    (source, _) = prepare.run(config)["sources"]
+    found = written(config, tokenizer_folder)
+    assert Counter(text.split(":")[0] for text in found) == {"python": 20, "cpp": 30}
+    assert set(found) < {f"{item['language']}: {item['answer']}" for item in right}
+    assert source["left_out"] == {"keep": len(RECORDS) - len(right), "sample": len(right) - 50}
+
+    records_file.write_text("\n".join(map(json.dumps, [*reversed(RECORDS), *RECORDS[:50]])))  # another order, and some twice
+    other = make_config(qa=changes, out=config.out.with_name("other"), num_workers=2)
+    prepare.run(other)
+    assert sorted(written(other, tokenizer_folder)) == sorted(found)
+    reseeded = make_config(qa=changes, out=config.out.with_name("reseeded"), seed=7)
+    prepare.run(reseeded)
+    assert sorted(written(reseeded, tokenizer_folder)) != sorted(found)
+    (records_file.parent / "valid.jsonl").write_text("\n".join(map(json.dumps, RECORDS[:10])))
+    held_out = make_config(qa=changes | {"valid_path": (str(records_file.parent / "valid.jsonl"),)}, out=config.out.with_name("held_out"))
+    assert prepare.run(held_out)["sources"][0]["valid_documents"] == 8  # all of them that are right: held-out files are not sampled
+    short = make_config(qa=changes | {"sample": SampleConfig(counts={"all": 500})}, out=config.out.with_name("short"))
+    with pytest.raises(InputError, match=rf"sources.qa.sample.counts.all: found {len(right)} different texts; required 500"):
+        prepare.run(short)
+
+
+def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_file: Path, tokenizer_folder: Path, corpus: Path) -> None:
+    (corpus / "evaluation.jsonl").write_text(
+        json.dumps({"q": "QUESTION 7, about: many many many many many many many things!"}) + '\n{"q": "things"}'
+    )
+    against = DecontaminateConfig(against=(PartConfig(path=(str(corpus / "evaluation.jsonl"),), text="{q}"),))
+    spec = tokenizer.load(tokenizer_folder, need_eos=True)
+    least = int(tokenizer.encode([RECORDS[4]["question"]], spec, True)[1][0])  # that one is just long enough
+    changes = {"path": (str(records_file),), "text": "{question}", "dedup": "exact", "min_tokens": least}
+    config = make_config(qa=changes, decontaminate=against)
+    result = prepare.run(config)
+    source = result["sources"][0]
+    questions = [item["question"] for item in RECORDS]
+    dirty = [text for text in questions if text == questions[7]]
+    clean = [text for text in questions if text not in dirty]
+    long = [text for text in clean if tokenizer.encode([text], spec, True)[1][0] >= least]
+    assert len(dirty) == 3 and 0 < len(set(long)) < len(long) < len(clean)
+    assert written(config, tokenizer_folder) == list(dict.fromkeys(long))  # the first of equal ones stays, in order
+    assert source["left_out"] == {"decontaminate": 3, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}
+    assert result["decontaminate"] == {"texts": 2, "too_short": 1}
+    untouched = make_config(qa=changes | {"decontaminate": False}, decontaminate=against, out=config.out.with_name("untouched"))
+    assert "decontaminate" not in prepare.run(untouched)["sources"][0]["left_out"]
+    assert dirty[0] in written(untouched, tokenizer_folder)
+
+
+def test_parts_of_a_source_follow_each_other_each_read_its_own_way(make_config: Callable, corpus: Path, tokenizer_folder: Path) -> None:
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "one?"}, {"role": "assistant", "content": "two."}]
+    other = [{"from": "human", "value": "three?"}, {"from": "gpt", "value": "four."}]
+    (corpus / "wild.jsonl").write_text(
+        "\n".join(json.dumps({"model": model, "conversation": turns}) for model in ("gpt-4-0314", "gpt-3.5-turbo"))
+    )
+    (corpus / "ultra.jsonl").write_text(json.dumps({"messages": other}))
+    parts = (
+        PartConfig(
+            path=(str(corpus / "wild.jsonl"),),
+            turns=TurnsConfig(field="conversation", prefix=True),
+            keep=(KeepConfig(field="model", starts_with="gpt-4"),),
+        ),
+        PartConfig(path=(str(corpus / "ultra.jsonl"),), turns=TurnsConfig()),
+    )
+    config = make_config(qa={"path": (), "text": "{text}", "parts": parts})
+    source = prepare.run(config)["sources"][0]
+    assert written(config, tokenizer_folder) == ["User: one?\nAssistant: two.", "three?\nfour."]
+    assert [shard["left_out"] for shard in source["shards"]] == [{"keep": 1}, {}]
+
+
+def test_held_out_files_come_first_and_take_what_training_has_too(make_config: Callable, corpus: Path, tokenizer_folder: Path) -> None:
+    (corpus / "valid.jsonl").write_text("\n".join((corpus / "qa.jsonl").read_text().splitlines()[:10]))
+    config = make_config(qa={"valid_path": (str(corpus / "valid.jsonl"),), "dedup": "exact"})
+    source = prepare.run(config)["sources"][0]
+    assert (source["valid_documents"], source["train_documents"]) == (10, 50) and source["left_out"] == {"dedup": 10}
+    assert not any(text.startswith(tuple(f"{index}: " for index in range(10))) for text in written(config, tokenizer_folder))
+
+
+@pytest.mark.parametrize(
+    ("against", "where"),
+    [
+        ({"path": ("absent.jsonl",)}, r"decontaminate.against.0.path: found no file"),
+        ({"path": ("EVAL",), "text": "{absent}"}, r"eval.jsonl:1: found no field 'absent'"),
+        ({"path": ("EVAL",), "text": "{q}", "keep": (KeepConfig(field="q", equals="x"),)}, "decontaminate.against: found no text"),
+    ],
+)
+def test_evaluation_sets_that_cannot_be_read_are_refused(make_config: Callable, corpus: Path, against: dict, where: str) -> None:
+    (corpus / "eval.jsonl").write_text('{"q": "what is it"}')
+    part = PartConfig(**against | {"path": tuple(path.replace("EVAL", str(corpus / "eval.jsonl")) for path in against["path"])})
+    documents.evaluation_overlap.cache_clear()
+    config = make_config(decontaminate=DecontaminateConfig(against=(part,)), on_bad_record="skip")
+    with pytest.raises(InputError, match=where):
+        prepare.run(config)
+    assert not config.out.exists()
