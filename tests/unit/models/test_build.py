@@ -20,7 +20,7 @@ import json, torch, types
 from megatron_prism.parallel import host
 host.install()
 from megatron_prism.core.errors import InputError
-from megatron_prism.models import scalars
+from megatron_prism.models import multipliers
 from megatron_prism.core.config import ModelConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.models.build import transformer_config
 
@@ -42,7 +42,7 @@ for name, settings in {"native": {}, "te": {"cross_entropy_loss_fusion": True, "
     chunk = torch.nn.Module()
     chunk.output_layer, chunk.config = torch.nn.Linear(2, 2), types.SimpleNamespace(**{"cross_entropy_loss_fusion": False, "cross_entropy_fusion_impl": "native", **settings})
     try:
-        scalars.scale_ends(chunk, granite, False, True)
+        multipliers.scale_ends(chunk, granite, False, True)
         found[name] = len(chunk.output_layer._forward_hooks)
     except InputError as error:
         found[name] = str(error)

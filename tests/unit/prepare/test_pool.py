@@ -57,7 +57,7 @@ def test_a_readers_error_ends_the_workers() -> None:
 
 ENDLESS = """
 import itertools
-from megatron_prism.data import pool
+from megatron_prism.prepare import pool
 
 if __name__ == "__main__":
     with pool.workers(2) as run:

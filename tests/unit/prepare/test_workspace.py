@@ -102,7 +102,7 @@ def test_a_full_disk_at_any_file_is_gone_on_from(
 def stopped(config: PrepareConfig, whole: dict[str, bytes]) -> Path:
     """The folder of a run that ended just before its end: every shard is there, and no manifest of the mixture."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(EnvironmentFault):
-        patch.setattr(prepare.partial, "tidy", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(prepare.workspace, "tidy", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         prepare.run(config)
     partial = config.out.with_name("out.partial")
     assert len(list(partial.glob("*/*.json"))) == 5
@@ -169,7 +169,7 @@ def test_bad_record_in_a_later_file_keeps_the_earlier_ones(config: PrepareConfig
 
 SLOW = """
 import sys, time
-from megatron_prism.data import shards
+from megatron_prism.prepare import shards
 
 def write(folder, number, *rest, real=shards.write):
     if number == 2:
