@@ -228,7 +228,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
         nproc * span.num_nodes if nproc and span.num_nodes > 1 else _world_size(nproc or (settings.world_size if dry_run else None))
     )
     with placed(config, TrainConfig, overrides or []):
-        figures = job.plan(settings, world_size)
+        figures = job.resolve(settings, world_size).figures
     if dry_run:
         _finish(figures, json)
         return
