@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_prism.checkpoint import convert, folder
@@ -10,9 +11,7 @@ from megatron_prism.core import log
 from megatron_prism.core.check.train import check_split
 from megatron_prism.core.config import ParallelConfig, Precision
 from megatron_prism.core.errors import CheckpointError, InputError, Problem, raise_problems
-from megatron_prism.models.generate import Sampling
-
-Emit = Callable[[str], None]
+from megatron_prism.generate.engine import Sampling
 
 
 def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
@@ -26,29 +25,31 @@ def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
     raise_problems(problems)
 
 
-def from_checkpoint(ckpt: Path, prompt: str, max_tokens: int, sampling: Sampling, tp: int, pp: int) -> str:
+def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: int, pp: int) -> str:
     """Return the continuation of a prompt by a checkpoint (or the latest of a run); every rank of the gang calls this."""
     from megatron_prism.checkpoint import sharded
+    from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
-    from megatron_prism.models import generate as generation
     from megatron_prism.parallel.groups import gang
 
     checkpoint = folder.read(ckpt)
     tokenizer = _Text(checkpoint.assets)
     ids = tokenizer.encode(prompt)
-    if len(ids) + max_tokens > (longest := checkpoint.model.max_position_embeddings):
-        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), max_tokens, longest)
+    whole = len(ids) + sampling.max_tokens
+    if whole > (longest := checkpoint.model.max_position_embeddings):
+        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), sampling.max_tokens, longest)
     parallel = ParallelConfig(tp=tp, pp=pp)
     precision: Precision = "bf16" if checkpoint.facts.get("dtype") == "bfloat16" else "fp32"
-    with gang(parallel, sampling.seed) as groups:
+    with gang(parallel, seed) as groups:
         chunks = build.build(checkpoint.model, groups, parallel, precision)
         sharded.require_whole(checkpoint.root)
         sharded.load_weights(checkpoint.root, chunks)
-        tokens = list(generation.generate(chunks[0], ids, max_tokens, tokenizer.eos_ids, sampling, groups))
-    return tokenizer.continuation(ids, tokens)
+        engine = Cached(chunks, checkpoint.model, groups, num_rows=1, max_context=whole)
+        (rollout,) = engine.generate([ids], 1, replace(sampling, end_ids=tuple(tokenizer.eos_ids)), [seed])
+    return tokenizer.continuation(ids, [token for token in rollout.token_ids if token not in tokenizer.eos_ids])
 
 
-def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str:
+def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
     """Return the continuation of a prompt by plain transformers: what a converted checkpoint must agree with."""
     import torch
 
@@ -56,13 +57,13 @@ def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str
 
     tokenizer = _Text(root)
     ids = tokenizer.encode(prompt)
-    torch.manual_seed(sampling.seed)
+    torch.manual_seed(seed)
     model = reference.load(root)
     choice = (
         {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {"do_sample": False}
     )
     eos = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
-    output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)
+    output = model.generate(torch.tensor([ids]), max_new_tokens=sampling.max_tokens, pad_token_id=0, **choice, **eos)
     return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in tokenizer.eos_ids])
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron_prism.models.generate import Sampling, choose
 
 from megatron_prism.models.build import uneven_ends, uneven_layout
-from megatron_prism.models.generate import Sampling, choose
 
 CONFIGS = """
 import json, torch, types
