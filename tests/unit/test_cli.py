@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,23 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["tokens"] == 640 and [source["name"] for source in plan["sources"]] == ["a"]
     assert not (tmp_path / "run").exists()
+
+
+DEFECT = """
+import os
+if os.environ.get("RANK") == "1":
+    from megatron_prism.train import schedule
+    schedule.lr_at.__code__ = (lambda step, steps, lr, schedule: {}["planted"]).__code__
+"""
+
+
+def test_a_defect_in_one_rank_ends_the_gang_with_a_code_of_its_own(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank only loses its peer, which alone would be code 4 and another start."""
+    (tmp_path / "sitecustomize.py").write_text(DEFECT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = prism("train", config, "--nproc", 2)
+    assert done.returncode == 70, done.stderr
+    assert "KeyError: 'planted'" in done.stderr and done.stderr.count("prism: rank 1: a defect in megatron_prism: please report it") == 1
 
 
 @pytest.mark.parametrize(
