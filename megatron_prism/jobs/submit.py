@@ -1,4 +1,4 @@
-"""`prism submit`: a config or a pipeline to sbatch scripts, and to Slurm.
+"""`prism submit`: a job or a pipeline to sbatch scripts, and to Slurm.
 
 What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each stage's script, its logs, its events (a line for each start,
 save, fault and end, written by the script) and submitted.json.
@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import join
 from typing import Any
 
-from megatron_prism.core.check.cluster import check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core import log
+from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.train import check_train
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, StageConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, StageConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import config_layers, load, merge, placed
+from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
+from megatron_prism.launch.pipeline import GANG_JOBS, Read, call_of, in_full, read_pipeline, split
 from megatron_prism.parallel import environment
 
-GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
-FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
+SUBMITTED = "submitted.json"
 
 
 @dataclass(frozen=True)
@@ -33,58 +35,34 @@ class Planned:
     configs: tuple[TrainConfig, ...] = ()
 
 
-def run(path: Path, overrides: Sequence[str], cluster_path: Path, dry_run: bool) -> dict[str, Any]:
+def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
     """Plan every stage, and unless dry_run submit those that are not done; return what became of each.
 
+    words: a job and its arguments, or a pipeline's path and its overrides; before them overrides of the cluster (`cluster.a=b`).
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
-    cluster_overrides = [text.removeprefix(CLUSTER) for text in overrides if text.startswith(CLUSTER)]
-    cluster = load(cluster_path, ClusterConfig, cluster_overrides)
-    with placed(cluster_path, ClusterConfig, cluster_overrides):
+    asked, overrides = split(words, read)
+    cluster = load(cluster_path, ClusterConfig, overrides)
+    with placed(cluster_path, ClusterConfig, overrides):
         raise_problems(check_cluster(cluster))
-    pipeline, folder = read_pipeline(path, [text for text in overrides if not text.startswith(CLUSTER)])
+    if (words := in_full(asked, read)) != asked:
+        log.get().info("%s is no pipeline; in full: prism submit --cluster %s -- %s", asked[0], cluster_path, join(words))
+    pipeline, folder = read_pipeline(words, read)
     stages = {stage.name: stage for stage in pipeline.stages}
-    planned = plan([stages[name] for name in order(pipeline)], pipeline.name, folder, cluster)
+    planned = plan([stages[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
-    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"config": str(path), "cluster": str(cluster_path)})}
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"asked": join(words), "cluster": str(cluster_path)})}
 
 
-def read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, Path]:
-    """Return what a YAML asks for, told by its keys (`stages`: a pipeline; `sources`: prepare; else train), and the folder it is kept in."""
-    keys = merge(config_layers(path, PipelineConfig, overrides))
-    if "stages" in keys:
-        pipeline = load(path, PipelineConfig, overrides)
-        folder = pipeline.run_dir / FOLDER
-    else:
-        job = "prepare" if "sources" in keys else "train"
-        if job == "prepare":
-            run_dir = load(path, PrepareConfig, overrides).out
-            folder = submission_folder(run_dir)
-        else:
-            run_dir = load(path, TrainConfig, overrides).run_dir
-            folder = run_dir / FOLDER
-        stage = StageConfig(name=job, command=(job, str(path), *overrides))
-        pipeline = PipelineConfig(name=path.stem, run_dir=run_dir, stages=(stage,))
-    with placed(path, PipelineConfig, overrides):
-        raise_problems(check_pipeline(pipeline))
-    return pipeline, folder
-
-
-def submission_folder(run_dir: Path) -> Path:
-    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
-    beside = run_dir.with_name(f"{run_dir.name}.{FOLDER}")
-    return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
-
-
-def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: ClusterConfig) -> list[Planned]:
+def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: ClusterConfig, read: Read) -> list[Planned]:
     """Return each stage with its job. Raises: InputError with the problems of all stages."""
     planned, problems = [], []
     for stage in stages:
         try:
-            planned.append(_plan(stage, title if len(stages) == 1 else f"{title}-{stage.name}", folder, cluster))
+            planned.append(_plan(stage, title if len(stages) == 1 else f"{title}-{stage.name}", folder, cluster, read))
         except InputError as error:
             problems += [
                 replace(problem, where=f"stage {stage.name}: {problem.where}" if len(stages) > 1 else problem.where)
@@ -94,16 +72,12 @@ def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: Clust
     return planned
 
 
-def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) -> Planned:
+def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig, read: Read) -> Planned:
     job = slurm.Job(stage.name, title, folder, stage.command, environment=cluster.environment, array=dict(enumerate(stage.array)))
-    if stage.command[0] not in GANG_JOBS:
+    calls = [call_of([*stage.command, *words], read) for words in stage.array or ((),)]
+    if calls[0].job not in GANG_JOBS:
         return Planned(stage, job)
-    if len(stage.command) < 2 or any(
-        word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]
-    ):
-        raise InputError(Problem("command", " ".join(stage.command), f"[{stage.command[0]}, CONFIG, a.b=c ...], without options"))
-    path = Path(stage.command[1])
-    configs = [_gang_config(path, [*stage.command[2:], *words], cluster) for words in stage.array or ((),)]
+    configs = [_gang_config(*call.config, cluster) for call in calls]
     first = configs[0]
     problems = []
     for key, kinds in (

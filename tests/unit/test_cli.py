@@ -201,6 +201,16 @@ def test_what_a_step_reads_and_the_step_that_reads_it_name_each_other(config: Pa
     refused(prism("locate", config, "--source", "b"), "--source: found b; required a source of the run: a")
 
 
+def test_what_stands_behind_two_dashes_is_the_jobs(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("gpus_per_node: 8\n")
+    job = ("train", config, "world_size=4", "--json", tmp_path / "plan.json", "--dry-run")
+    done = prism("submit", "cluster.partition=long", "--cluster", tmp_path / "cluster.yaml", "--dry-run", "--", *job)
+    assert done.returncode == 0, done.stderr
+    assert f"    prism {' '.join(map(str, job))} --nproc 4 &\n" in done.stdout and "#SBATCH --partition=long\n" in done.stdout
+    refused(prism("submit", "--cluster", tmp_path / "cluster.yaml", "--", "train", config, "--nprocs", 8), "No such option: --nprocs")
+    assert not (tmp_path / "plan.json").exists() and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_config_that_is_absent_or_broken_is_named(tmp_path: Path, command: str) -> None:
     refused(prism(command, tmp_path / "absent.yaml"), f"{tmp_path}/absent.yaml: found no such file")
