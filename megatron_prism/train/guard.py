@@ -79,7 +79,9 @@ def decide(guard: Guard, loss: float, grad_norm: float, stop_reason: float, is_w
     """Judge a measured step on every rank, and return what they agree on, in one collective: of each answer the largest."""
     verdict, why = guard.judge(loss, grad_norm)
     agreed = groups.agree([verdict, stop_reason, is_writing])
-    return Decision(Verdict(int(agreed[0])), why or "not right on another rank", agreed[1], agreed[2] != 0)
+    agreed_verdict = Verdict(int(agreed[0]))
+    elsewhere = "" if agreed_verdict is Verdict.TAKE else "not right on another rank"
+    return Decision(agreed_verdict, why or elsewhere, agreed[1], agreed[2] != 0)
 
 
 def spike_limit(losses: Sequence[float], config: GuardConfig) -> float:
