@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_prism.models import entropy
 from megatron_prism.models.batch import INPUTS, Batch, model_batch, packed_documents, padded_batch
 from megatron_prism.models.build import unwrap
 from megatron_prism.models.local_attention import zigzag
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
-
-PIECE_BYTES = 2**28  # of fp32 logits of a rank that the entropy is computed from at a time
 
 
 def schedule(
@@ -77,7 +75,7 @@ def evaluating(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 def logits(chunks: Sequence[torch.nn.Module], tokens: Sequence[int], groups: Groups, last_only: bool = False) -> torch.Tensor | None:
     """Return the logits (S, padded vocabulary) of a text, or of its last token (1, V); None but on the last pipeline stage.
 
-    On any TP x PP, sequence-parallel too: a text that does not divide is padded behind its end.
+    On any TP x PP, sequence-parallel too: a text that does not divide is padded behind its end. Not under context parallelism.
     """
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -121,7 +119,8 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         microbatch = next(iterator)
         batch, documents = model_batch(microbatch, INPUTS, groups), packed_documents(microbatch)
-        with _entropies(model, groups, with_entropy) as entropies_BS:
+        collected: AbstractContextManager[list[torch.Tensor]] = entropy.of_output(model, groups) if with_entropy else nullcontext([])
+        with collected as entropies_BS:
             nll_BS = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=documents)
         return nll_BS, lambda nll_BS, non_loss_data: torch.stack([-nll_BS.float(), *entropies_BS])
 
@@ -129,12 +128,11 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
     padded_S = ready[0]["tokens"].shape[1]
     with evaluating(chunks):
         outputs = schedule(chunks, forward_step, ready, forward_only=True, collect=True)
-    shape = (len(microbatches), num_scores, size_B, padded_S // groups.cp)
-    scores = torch.stack(outputs[: len(microbatches)]).view(shape) if outputs else torch.empty(shape, device=host.device())
-    if groups.cp > 1 and groups.is_last_stage:
-        scores = _of_whole_sequences(scores, groups)
-    elif groups.cp > 1:
-        scores = torch.empty((*shape[:-1], padded_S), device=host.device())
+    if outputs:  # the last pipeline stage
+        part = torch.stack(outputs[: len(microbatches)]).view(len(microbatches), num_scores, size_B, padded_S // groups.cp)
+        scores = _of_whole_sequences(part, groups) if groups.cp > 1 else part
+    else:
+        scores = torch.empty((len(microbatches), num_scores, size_B, padded_S), device=host.device())
     if groups.pp > 1:
         dist.broadcast(scores, groups.last_stage_rank, group=groups.pp_group)
     return scores[..., :size_S]
@@ -154,36 +152,3 @@ def _of_whole_sequences(part: torch.Tensor, groups: Groups) -> torch.Tensor:
     dist.all_gather(parts, part.contiguous(), group=groups.cp_group)
     positions = [zigzag(part.shape[-1], rank, groups.cp, part.device) for rank in range(groups.cp)]
     return torch.cat(parts, dim=-1)[..., torch.cat(positions).argsort()]
-
-
-@contextmanager
-def _entropies(model: torch.nn.Module, groups: Groups, wanted: bool) -> Iterator[list[torch.Tensor]]:
-    """Compute the entropy of the model's logits as its output layer has them, before its loss overwrites them: [(B, S)], or []."""
-    kept: list[torch.Tensor] = []
-    last = unwrap(model)
-    if not (wanted and last.post_process):
-        yield kept
-        return
-    hook = last.output_layer.register_forward_hook(lambda module, args, output: kept.append(entropy(output[0], groups).transpose(0, 1)))
-    try:
-        yield kept
-    finally:
-        hook.remove()
-
-
-def entropy(logits_SBV: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Return the entropy in nats (S, B), fp32, of logits whose vocabulary lies split over the tensor-parallel ranks.
-
-    No rank holds another's part of the vocabulary; the memory beside the logits is bounded by a few times PIECE_BYTES.
-    """
-    reduce = partial(dist.all_reduce, group=groups.tp_group) if groups.tp > 1 else lambda values, op: None
-    entropies = []
-    for logits_TV in logits_SBV.flatten(0, 1).split(max(1, PIECE_BYTES // (4 * logits_SBV.shape[-1]))):
-        largest_T = logits_TV.amax(-1).float()
-        reduce(largest_T, op=dist.ReduceOp.MAX)
-        shifted_TV = logits_TV.float() - largest_T[:, None]
-        exp_TV = shifted_TV.exp()
-        sums_2T = torch.stack([exp_TV.sum(-1), shifted_TV.mul_(exp_TV).sum(-1)])
-        reduce(sums_2T, op=dist.ReduceOp.SUM)
-        entropies.append(sums_2T[0].log() - sums_2T[1] / sums_2T[0])
-    return torch.cat(entropies).view(logits_SBV.shape[:2])
