@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core import log
+from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.precision import check_machine, check_variables
-from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
+from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem, raise_problems
 from megatron_prism.core.load import flat, to_dict
@@ -148,7 +149,7 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
     from megatron_prism.parallel.groups import gang
 
     raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
-    with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
+    with gang(config, config.limits.collective_timeout_s) as groups:
         return train_on(config, figures, groups)
 
 
@@ -257,12 +258,12 @@ def _build_or_resume(config: TrainConfig, model: ModelConfig, groups: Groups) ->
     from megatron_prism.train import optim
 
     found = saving.newest(config.run_dir)
-    bare = build.build(model, groups, config.parallel, config.precision, config.recompute, config.fp8, config.offload, config.deterministic)
+    bare = build.build(model, groups, config)
     if found is None and config.init.checkpoint is not None:
         sharded.load_weights(config.init.checkpoint, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
-    chunks = optim.wrap(bare, config.parallel, config.fp8)
-    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision, config.fp8, config.offload)
+    chunks = optim.wrap(bare, config)
+    optimizer = optim.build(chunks, config.optimizer, config)
     if found is None:
         return chunks, optimizer, None
     sharded.load_training(found, chunks, optimizer, groups)
