@@ -56,7 +56,7 @@ def train_cases(folder: Path) -> None:
             start_from(config.run_dir, case["start_from"])
         dist.barrier()
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
-        with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
+        with fault(case["control"]), again, groups.grid(config) as grid:
             train.train_on(config, train.plan(config, grid.world_size), grid)
         del grid
         forget()
