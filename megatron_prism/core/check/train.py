@@ -16,8 +16,9 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
     """Return what is wrong with the values of a training config on `world_size` ranks, and between them."""
     return [
         *check_bounds(config),
-        *_check_origin(config),
+        *check_origin(config),
         *check_gang(config, world_size),
+        *_check_fp8_weights(config),
         *([] if check_size(config, world_size) else _check_batch(config, world_size)),
         *_check_sequence(config),
         *_check_schedule(config),
@@ -25,7 +26,8 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
     ]
 
 
-def _check_origin(config: TrainConfig) -> Iterator[Problem]:
+def check_origin(config: TrainConfig) -> Iterator[Problem]:
+    """Yield what is wrong with where a run starts: a checkpoint, or from scratch."""
     init = config.init
     if init.checkpoint is None:
         if config.model is None:
@@ -35,11 +37,13 @@ def _check_origin(config: TrainConfig) -> Iterator[Problem]:
             yield Problem("init.tokenizer", "no value", "the tokenizer's folder when training from scratch")
         if init.max_position_embeddings is not None:
             yield Problem("init.max_position_embeddings", "a value without init.checkpoint", "null", "set model.max_position_embeddings")
-        return
-    if init.tokenizer is not None:
+    elif init.tokenizer is not None:
         fix = "a checkpoint brings its own tokenizer: remove it"
         yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", fix)
-    if config.fp8 is not None and config.fp8.param:
+
+
+def _check_fp8_weights(config: TrainConfig) -> Iterator[Problem]:
+    if config.fp8 is not None and config.fp8.param and config.init.checkpoint is not None:
         fix = "Megatron-Core's fp32 weights would begin at random: it takes them from before the checkpoint was loaded"
         yield Problem("fp8.param", "true with init.checkpoint", "false, or a run from scratch", fix)
 
