@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.core.config.keys import Key, bare, bounds_of, keys, options, section_of, values_of, walk, words
+from megatron_prism.core.config.keys import PLACE, Key, bare, bounds_of, keys, options, section_of, sections, values_of, words
 from megatron_prism.core.config.section import Bound
 from megatron_prism.core.layers import BASE, LAYOUTS, WORLD_SIZE
 
@@ -30,10 +30,10 @@ def schema(cls: type) -> dict[str, Any]:
 
     No key is required: a file may be a base, and may have keys from its bases, from a layout or from the command line.
     """
-    below = [(section_of(key.kind), values_of(key.kind) is not None) for _, key in walk(cls)]
-    listed = {section for section, is_list in below if is_list}
-    sections = dict.fromkeys([cls, *(section for section, _ in below if section)])
-    definitions = {section.__name__: _section(section, section in listed) for section in sections}
+    places: dict[type, list[str]] = {}
+    for place, section, _ in sections(cls):
+        places.setdefault(section, []).append(place)
+    definitions = {section.__name__: _section(section, is_entry=at[0].endswith(f"{PLACE}.")) for section, at in places.items()}
     top, more = definitions[cls.__name__], {BASE: BASES}
     if any(key.name == WORLD_SIZE for key in keys(cls)):
         described = "Keys that are tuned for a world_size, by size. The matching entry overrides the file's keys."

@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_prism.core.config.section import MAY_CHANGE, Bound
 
-PLACE = "N"  # in a dotted key, where a list's place stands: sources.N.name
+PLACE = "N"  # in a dotted key, for a number in a list: sources.N.name
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,19 @@ def values_of(kind: Any) -> Any:
     return kinds[0] if of is tuple else kinds[1] if of is dict else None
 
 
-def walk(section: type, prefix: str = "", may_change: bool = False) -> Iterator[tuple[str, Key]]:
-    """Yield (dotted key, key) of a section and of all below it; the mark of a whole section is on each of its keys."""
-    for key in keys(section):
-        key, name = replace(key, may_change=key.may_change or may_change), f"{prefix}{key.name}"
-        yield name, key
+def sections(section: type, place: str = "", may_change: bool = False) -> Iterator[tuple[str, type, list[Key]]]:
+    """Yield (place, section, its keys) of a section and of all below it. A place ends with a dot; a whole section's mark is on each key."""
+    own = [replace(key, may_change=key.may_change or may_change) for key in keys(section)]
+    yield place, section, own
+    for key in own:
         if inner := section_of(key.kind):
-            yield from walk(inner, f"{name}.{PLACE}." if values_of(key.kind) else f"{name}.", key.may_change)
+            yield from sections(inner, f"{place}{key.name}.{PLACE}." if values_of(key.kind) else f"{place}{key.name}.", key.may_change)
+
+
+def walk(section: type) -> Iterator[tuple[str, Key]]:
+    """Yield (dotted key, key) of a section and of all below it."""
+    for place, _, own in sections(section):
+        yield from ((f"{place}{key.name}", key) for key in own)
 
 
 def section_of(kind: Any) -> type | None:
