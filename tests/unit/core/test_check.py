@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_prism.core.check import train
+from megatron_prism.core.check.gang import check_gang, check_model_on_gang
 from megatron_prism.core.check.model import check_architecture, padded_vocab_size
-from megatron_prism.core.config import Llama3Rope, MambaConfig, ModelConfig, TrainConfig
+from megatron_prism.core.config import (
+    FP8Config,
+    GangConfig,
+    Llama3Rope,
+    MambaConfig,
+    ModelConfig,
+    ParallelConfig,
+    RecomputeConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build, to_dict
 
@@ -140,6 +150,14 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
 )
 def test_keys_that_do_not_hold_together_are_named(values: dict, changes: dict, world_size: int, key: str) -> None:
     assert keys(train.check_train(changed(values, changes), world_size)) == [key]
+
+
+def test_a_gang_is_checked_without_a_training_config() -> None:
+    assert check_gang(GangConfig(parallel=ParallelConfig(tp=2, sequence_parallel=True)), 2) == []
+    gang = GangConfig(precision="fp32", fp8=FP8Config(), recompute=RecomputeConfig(num_layers=2), environment={"PATH": "x"})
+    assert keys(check_gang(gang, 1)) == ["recompute.num_layers", "precision", "environment.PATH"]
+    assert keys(check_gang(GangConfig(parallel=ParallelConfig(tp=2)), 3)) == ["parallel"]
+    assert keys(check_model_on_gang(MODEL, GangConfig(parallel=ParallelConfig(tp=4)))) == ["parallel.tp (num_query_groups 2)"]
 
 
 def test_problems_of_several_kinds_come_together(values: dict) -> None:
