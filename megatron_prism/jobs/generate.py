@@ -7,8 +7,8 @@ from pathlib import Path
 
 from megatron_prism.checkpoint import convert, folder
 from megatron_prism.core import log
-from megatron_prism.core.check.train import check_split
-from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.check.model import check_split
+from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.core.errors import CheckpointError, InputError, Problem, raise_problems
 from megatron_prism.models.generate import Sampling
 
@@ -38,10 +38,10 @@ def from_checkpoint(ckpt: Path, prompt: str, max_tokens: int, sampling: Sampling
     ids = tokenizer.encode(prompt)
     if len(ids) + max_tokens > (longest := checkpoint.model.max_position_embeddings):
         log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), max_tokens, longest)
-    parallel = ParallelConfig(tp=tp, pp=pp)
     precision: Precision = "bf16" if checkpoint.facts.get("dtype") == "bfloat16" else "fp32"
-    with gang(parallel, sampling.seed) as groups:
-        chunks = build.build(checkpoint.model, groups, parallel, precision)
+    config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision, seed=sampling.seed)
+    with gang(config) as groups:
+        chunks = build.build(checkpoint.model, groups, config)
         sharded.require_whole(checkpoint.root)
         sharded.load_weights(checkpoint.root, chunks)
         tokens = list(generation.generate(chunks[0], ids, max_tokens, tokenizer.eos_ids, sampling, groups))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, run_folder, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
+from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.precision import check_machine, check_variables
-from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
+from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import loader, segments, tokenizer
@@ -58,7 +59,7 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
     from megatron_prism.parallel.groups import gang
 
     raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
-    with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
+    with gang(config, config.limits.collective_timeout_s) as groups:
         return train_on(resolved, groups)
 
 
@@ -168,14 +169,12 @@ def _build(config: TrainConfig, begins: Start, groups: Groups) -> tuple[Any, Any
 
     torch.use_deterministic_algorithms(config.deterministic)
     newest = saving.newest(config.run_dir)
-    bare = build.build(
-        begins.model, groups, config.parallel, config.precision, config.recompute, config.fp8, config.offload, config.deterministic
-    )
+    bare = build.build(begins.model, groups, config)
     if begins.weights is not None:
         sharded.load_weights(begins.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
-    chunks = optim.wrap(bare, config.parallel, config.fp8)
-    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision, config.fp8, config.offload)
+    chunks = optim.wrap(bare, config)
+    optimizer = optim.build(chunks, config.optimizer, config)
     if newest is None:
         return chunks, optimizer, None
     sharded.load_training(newest, chunks, optimizer, groups)
