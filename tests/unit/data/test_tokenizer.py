@@ -21,17 +21,21 @@ def rows(encoded: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
 def test_documents_keep_order_text_and_end(tokenizer_folder: Path) -> None:
     spec = tokenizer.load(tokenizer_folder, need_eos=True)
     assert (spec.vocab_size, spec.eos_id) == (384, 2)
-    found = rows(tokenizer.encode(TEXTS, spec, True))
+    found = rows(tokenizer.encode_documents(TEXTS, spec, True))
     assert all(row[-1] == 2 and row.count(2) == 1 for row in found)
     assert [tokenizer.decode(np.array(row), spec) for row in found] == [f"{text}</s>" for text in TEXTS]
-    assert tokenizer.encode(TEXTS, spec, True)[0].dtype == np.uint16
-    assert rows(tokenizer.encode(TEXTS, spec, False)) == [row[:-1] for row in found]
+    assert tokenizer.encode_documents(TEXTS, spec, True)[0].dtype == np.uint16
+    assert rows(tokenizer.encode_documents(TEXTS, spec, False)) == [row[:-1] for row in found]
 
 
 def test_a_text_without_a_token_gets_no_end(tokenizer_folder: Path) -> None:
     spec = tokenizer.load(tokenizer_folder, need_eos=True)
-    assert rows(tokenizer.encode(["", "odd", ""], spec, True)) == [[], rows(tokenizer.encode(["odd"], spec, True))[0], []]
-    assert [part.size for part in tokenizer.encode([], spec, True)] == [0, 0]
+    assert rows(tokenizer.encode_documents(["", "odd", ""], spec, True)) == [
+        [],
+        rows(tokenizer.encode_documents(["odd"], spec, True))[0],
+        [],
+    ]
+    assert [part.size for part in tokenizer.encode_documents([], spec, True)] == [0, 0]
 
 
 @pytest.fixture
@@ -84,4 +88,4 @@ def test_eos_may_be_absent_where_none_is_appended(folder: Path) -> None:
 def test_real_tokenizer_adds_no_bos(shared_data: Path) -> None:
     spec = tokenizer.load(shared_data / "stories260k", need_eos=True)
     assert (spec.vocab_size, spec.eos_id) == (512, 2)
-    assert rows(tokenizer.encode(["Once upon a time"], spec, True)) == [[403, 407, 261, 378, 2]]
+    assert rows(tokenizer.encode_documents(["Once upon a time"], spec, True)) == [[403, 407, 261, 378, 2]]
