@@ -19,7 +19,7 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -67,6 +67,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if time.monotonic() > self._ends:
             raise SecurityError(f"more than {MAX_RENDER_S:g} s")
         return super().call(context, function, *args, **kwargs)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Refuse a look at Python's internals, of which transformers' jinja2 only leaves nothing to see."""
+        if attribute.startswith("_"):
+            raise SecurityError(f"access to the attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
+        return super().unsafe_undefined(obj, attribute)
 
     def loop_step(self) -> None:
         """Do nothing: each pass of a loop calls this."""

@@ -157,12 +157,9 @@ def check_vocabulary(path: Path, vocab_size: int) -> list[Problem]:
     named = ", ".join(f"{token_id} {token!r}" for token_id, token in beyond[:SHOWN_TOKENS])
     more = f" and {len(beyond) - SHOWN_TOKENS} more" if len(beyond) > SHOWN_TOKENS else ""
     added = tokenizer.get_added_tokens_decoder()
-    is_added = all(token_id in added for token_id, _ in beyond)
-    fix = (
-        "remove these added tokens, or resize the model (transformers' resize_token_embeddings)"
-        if is_added
-        else "they do not belong together"
-    )
+    fix = "the tokenizer and the model do not belong together"
+    if all(token_id in added for token_id, _ in beyond):
+        fix = "remove these added tokens, or resize the model's embedding (transformers' resize_token_embeddings)"
     return [Problem(str(path), f"token id {named}{more}", f"ids below the model's vocab_size {vocab_size}", fix)]
 
 
@@ -217,7 +214,7 @@ def _open(path: Path) -> Tokenizer:
     except BaseException as error:  # tokenizers raises plain Exception, and where its Rust half panics no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise InputError(Problem(f"tokenizer ({path})", " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
     tokenizer.no_truncation()  # a tokenizer saved with either would cut or fill a text without a word
     tokenizer.no_padding()
     return tokenizer

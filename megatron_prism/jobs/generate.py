@@ -60,7 +60,12 @@ def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str
     model = reference.load(root)
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
-        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}  # 0: all; their default is 50
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }  # 0: all; their default is 50
     eos = {"eos_token_id": list(spec.end_ids)} if spec.end_ids else {}
     output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)
     return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in spec.end_ids], spec)

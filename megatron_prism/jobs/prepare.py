@@ -154,7 +154,7 @@ def _describe(
             "sha256": spec.sha256,
             "vocab_size": spec.vocab_size,
             "eos_id": spec.eos_id,
-            "end_ids": dict(spec.ends),  # by the file that names them
+            "end_ids": {name: list(ids) for name, ids in spec.ends},  # by the file that names them
         },
         sources=facts,
         blend={"tokens": sum(part.tokens for part in planned), "sources": [dataclasses.asdict(part) for part in planned]},
