@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.filters import do_tojson
 
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import chat, jinja_sandbox, tokenizer
@@ -185,20 +186,12 @@ def test_a_chat_is_that_of_transformers(make_folder: Make, case: str) -> None:
     folder = make_folder(template)
     text, tokens = ours(folder, messages, **choices)
     assert (text, tokens) == theirs(folder, messages, **choices)
-    assert len(text) > 40 and messages[0]["content"][0] != text  # no template renders nothing
+    assert len(text) > 40  # no template renders nothing
 
 
-@pytest.mark.parametrize(
-    ("change", "case"),
-    [
-        ({"lstrip_blocks": False}, "chatml"),
-        ({"trim_blocks": False}, "chatml"),
-        ({"policies": None}, "llama, tools"),  # jinja2's own tojson
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("setting", "case"), [("lstrip_blocks", "chatml"), ("trim_blocks", "chatml"), ("tojson", "llama, tools")])
 def test_a_jinja_of_other_settings_renders_another_chat(
-    make_folder: Make, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], case: str
+    make_folder: Make, monkeypatch: pytest.MonkeyPatch, setting: str, case: str
 ) -> None:
     """The negative control: the comparison sees a setting that differs."""
     template, messages, choices = CASES[case]
@@ -206,18 +199,15 @@ def test_a_jinja_of_other_settings_renders_another_chat(
 
     def altered(sandbox: jinja_sandbox.Sandbox, now: datetime | None) -> None:
         begin(sandbox, now)
-        if "policies" in change:
-            from jinja2.filters import do_tojson
-
-            sandbox.filters["tojson"] = do_tojson
+        if setting == "tojson":
+            sandbox.filters["tojson"] = do_tojson  # jinja2's own, which escapes HTML
         else:
-            vars(sandbox).update(change)
+            setattr(sandbox, setting, False)
 
     monkeypatch.setattr(jinja_sandbox.Sandbox, "__init__", altered)
-    jinja_sandbox._compiled.cache_clear()
+    monkeypatch.setattr(jinja_sandbox, "_compiled", jinja_sandbox._compiled.__wrapped__)
     folder = make_folder(template)
     assert chat.render(chat.load(folder), messages, **choices) != theirs(folder, messages, **choices)[0]
-    jinja_sandbox._compiled.cache_clear()
 
 
 NAMED = [{"name": "default", "template": "plain {{ eos_token }}"}, {"name": "tool_use", "template": "tools {{ pad_token }}|"}]
