@@ -92,12 +92,12 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
 
 
 def log_ends(spec: TokenizerSpec) -> None:
-    """Log a line that names files and tokens where the folder's files disagree about the end of a text."""
-    if len({frozenset(ids) for _, ids in spec.ends}) > 1:
+    """Log a line that names files and tokens where the folder's files differ in the end token they name first; more behind it is no matter."""
+    if len({ids[0] for _, ids in spec.ends}) > 1:
         named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
-        document = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
+        last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
         log.get().info(
-            "%s: the files name different end tokens: %s; a document gets %s, a generation ends at any", spec.folder, named, document
+            "%s: the files name different EOS tokens: %s; a document gets %s, a generation ends at any", spec.folder, named, last
         )
 
 

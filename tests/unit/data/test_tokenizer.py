@@ -105,10 +105,11 @@ def test_eos_may_be_absent_where_none_is_appended(folder: Path) -> None:
             (2, 7, 1),
             "tokenizer_config.json 2 ('</s>'); config.json 7 ('%'); special_tokens_map.json 1 ('<s>'); a document gets EOS 2",
         ),
+        ({"generation_config.json": {"eos_token_id": [2, 400]}}, (2, 400), ""),  # a row of a padded embedding
         (
-            {"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": [2, 400]}},  # a row of a padded embedding
+            {"config.json": {"eos_token_id": 400}, "generation_config.json": {"eos_token_id": [2, 400]}},
             (2, 400),
-            "tokenizer_config.json 2 ('</s>'); config.json 2 ('</s>'); generation_config.json 2 ('</s>'), 400 (None); a document gets EOS 2",
+            "tokenizer_config.json 2 ('</s>'); config.json 400 (None); generation_config.json 2 ('</s>'), 400 (None); a document gets EOS 2",
         ),
     ],
 )
