@@ -87,12 +87,15 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
 
 def _check_tokenizer(config: TrainConfig, begins: Start, prepared: Prepared) -> list[Problem]:
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
-    where = str(config.data.prepared)
+    where, path = str(config.data.prepared), begins.assets / tokenizer.FILE
+    absent_as_imported = config.init.checkpoint is not None and not path.is_file()
+    is_same = not absent_as_imported and tokenizer.load(begins.assets).sha256 == prepared.tokenizer_sha256
     if prepared.vocab_size > begins.model.vocab_size:
+        if is_same:
+            return tokenizer.check_vocabulary(path, begins.model.vocab_size)
         ids, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {begins.model.vocab_size}"
         return [Problem(where, ids, required, "prepare it with the model's tokenizer")]
-    absent_as_imported = config.init.checkpoint is not None and not (begins.assets / "tokenizer.json").is_file()
-    if absent_as_imported or tokenizer.load(begins.assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
+    if absent_as_imported or is_same:
         return []
     return [Problem(where, "data tokenized by another tokenizer", f"the one in {begins.assets}", "prepare it again with that tokenizer")]
 
