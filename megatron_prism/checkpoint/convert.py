@@ -158,7 +158,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
 
         def values(key: str) -> Iterator[bits.Bits]:
             tick()
-            for part, start, rows in blocks.blocks(rules[key], plan.model):
+            for part, start, rows in blocks.blocks(rules[key]):
                 place = plan.places[rules[key].hf[part][0]]
                 for piece in _finite_rows(plan, files, place, start, rows):
                     yield bits.convert(piece, place.dtype, specs[key].dtype)
@@ -278,7 +278,7 @@ def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick
 def _export_rule(plan: Plan, reader: torch_dist.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
     with reader.open(rule.mcore) as stored:
-        for part, start, rows in blocks.blocks(rule, plan.model):
+        for part, start, rows in blocks.blocks(rule):
             place = plan.places[rule.hf[part][0]]
             width = prod(place.shape[1:])
             for first, number in bits.spans(0, rows, width * stored.dtype.itemsize):

@@ -23,12 +23,14 @@ class Rule:
     op: copy, the same tensor. rows: the parts one above the other. qkv: per query group [its queries | key | value]
     (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). slice: rows [start, stop) of the one part.
     rows: [start, stop) of a slice.
+    num_groups: the query groups of a qkv.
     """
 
     mcore: str
     op: Op
     hf: tuple[tuple[str, Shape], ...]
     rows: tuple[int, int] | None = None
+    num_groups: int = 1
 
     @property
     def shape(self) -> Shape:

@@ -1,6 +1,9 @@
 """Hugging Face folders at the level of bytes: safetensors headers read and checked, tensors read and written one by one.
 
-Headers are kept as they stand on disk, so a folder that is written back has the same files, layout and order.
+Headers are kept as they stand on disk, so a folder that is written back has the same files, order and offsets.
+
+Reading: open_shards (a folder's headers, checked), open_files, read_values (a piece of a tensor). hf/tensors.py reads whole tensors by name.
+Writing: new_shards (headers), create_shards, write_values, index_of.
 """
 
 from __future__ import annotations
@@ -307,7 +310,7 @@ def write_values(stream: FileIO, place: TensorPlace, start: int, piece: bits.Bit
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
-    """Return the layout of a new folder, as `save_pretrained` lays it: names in order, files of at most 5 GB."""
+    """Return the headers of a new folder, as `save_pretrained` writes them: names in order, files of at most 5 GB."""
     bins: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():
