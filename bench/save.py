@@ -58,11 +58,16 @@ def cpu_s() -> float:
     )
 
 
-def save(run_dir: Path, capture: Callable[[], Any], step: int, background: bool) -> dict[str, float]:
-    """Write one checkpoint; return seconds blocked and in all, and CPU-seconds, of the writers too."""
-    saver = saving.Saver(
-        run_dir, SaveConfig(keep_last=1), capture, lambda path, step, guard: folder.write_meta(path, {}), lambda path: None
-    )
+class Bare:
+    """What the bench's checkpoints hold beside their tensors: a name."""
+
+    def write(self, path: Path, step: int, guard: Any) -> None:
+        folder.write_meta(path, {})
+
+
+def save(run_dir: Path, trained: tuple[Any, Any, Any], step: int, background: bool) -> dict[str, float]:
+    """Write one checkpoint of (chunks, optimizer, groups); return seconds blocked and in all, and CPU-seconds, of the writers too."""
+    saver = saving.Saver(run_dir, SaveConfig(keep_last=1), Bare(), *trained)
     with saver:  # which waits for removals, off the clock
         started, used = time.perf_counter(), cpu_s()
         saver.begin(step, {})
@@ -86,14 +91,12 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
         chunks = optim.wrap(build.build(model, grid, parallel, "fp32"), parallel)
         optimizer = optim.build(chunks, conf.OptimizerConfig(), parallel, "fp32")
 
-        def capture() -> Any:
-            return sharded.training_state(chunks, optimizer, grid, is_loading=False)
-
+        trained = (chunks, optimizer, grid)
         ways: dict[str, Callable[[int], dict[str, float]]] = {
-            "waited for": lambda step: save(root, capture, step, background=False),
-            "in the background": lambda step: save(root, capture, step, background=True),
-            "waited for, not hashed": lambda step: unhashed(root, capture, step),
-            "Megatron-Core's own": lambda step: by_megatron(root, capture),
+            "waited for": lambda step: save(root, trained, step, background=False),
+            "in the background": lambda step: save(root, trained, step, background=True),
+            "waited for, not hashed": lambda step: unhashed(root, trained, step),
+            "Megatron-Core's own": lambda step: by_megatron(root, trained),
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for number in range(args.rounds + 1):
@@ -122,20 +125,20 @@ def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def unhashed(root: Path, capture: Callable[[], Any], step: int) -> dict[str, float]:
+def unhashed(root: Path, trained: tuple[Any, Any, Any], step: int) -> dict[str, float]:
     """Save without the sha256 of what is written."""
     with mock.patch.object(writers, "_sha256_behind", lambda path, is_written: "0" * 64):
-        return save(root, capture, step, background=False)
+        return save(root, trained, step, background=False)
 
 
-def by_megatron(root: Path, capture: Callable[[], Any]) -> dict[str, float]:
+def by_megatron(root: Path, trained: tuple[Any, Any, Any]) -> dict[str, float]:
     """Save as Megatron-Core does of itself: synchronously, into its folder, with neither sums nor a rename."""
     from megatron.core import dist_checkpointing
 
     folder = root / "megatron"
     folder.mkdir(parents=True)
     started, used = time.perf_counter(), cpu_s()
-    dist_checkpointing.save(capture(), str(folder), **megatron_versions.save_arguments())
+    dist_checkpointing.save(sharded.training_state(*trained, is_loading=False), str(folder), **megatron_versions.save_arguments())
     total = time.perf_counter() - started
     shutil.rmtree(folder)
     return {"blocked_s": total, "total_s": total, "cpu_s": cpu_s() - used}

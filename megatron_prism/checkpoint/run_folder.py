@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core import disk, log
-from megatron_prism.core.config import MixtureChange, ModelConfig, TrainConfig
-from megatron_prism.core.errors import EnvironmentFault, Problem
+from megatron_prism.core.config import MixtureChange, TrainConfig
+from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.families import registry
+
+if TYPE_CHECKING:
+    from megatron_prism.checkpoint.start import Start
+    from megatron_prism.parallel.groups import Groups
 
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
@@ -115,70 +119,105 @@ def _kind(path: Path) -> Any:
 
 
 @contextmanager
-def begin(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the run folder for one gang, and lay it out: rank 0's, until the run ends.
+def begin(config: TrainConfig, start: Start, figures: Mapping[str, Any], groups: Groups) -> Iterator[None]:
+    """Lay the run folder out, and hold it for this gang until the run ends: rank 0 does both, and every rank calls this.
 
-    Raises: EnvironmentFault where another gang trains there, or it cannot be written.
+    Raises: EnvironmentFault on every rank where another gang trains there, or the folder cannot be written.
     """
+    from megatron_prism.parallel.groups import from_first
+
+    with ExitStack() as stack:
+        failure: PrismError | None = None
+        if groups.rank == 0:
+            try:
+                stack.enter_context(_held(config, start, figures))
+            except PrismError as error:
+                failure = error
+        if failure := from_first(failure):
+            raise failure.agreed()
+        yield
+
+
+@contextmanager
+def _held(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> Iterator[None]:
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with disk.held(config.run_dir / LOCK, "prism train"):
             tidy(config.run_dir)
-            _lay_out(config, model, figures)
+            _lay_out(config, start, figures)
             yield
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or config.run_dir}: {error.strerror or error}") from error
 
 
-def _lay_out(config: TrainConfig, model: ModelConfig, figures: Mapping[str, Any]) -> None:
-    """Make the run folder, or note that the run goes on: the resolved config, the manifest, and what its checkpoints carry along."""
+def _lay_out(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> None:
+    """Write the resolved config, the manifest, and what the run's checkpoints carry along; note a resume in the manifest."""
     inputs = [
         path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path
     ]
-    if not is_started(config.run_dir):
+    if not start.is_resumed:
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
-            _write_origin(config, model, temporary)
+            _write_origin(start, temporary)
             integrity.seal(temporary)
-        if config.init.checkpoint is not None:
-            inputs.append(folder.read(config.init.checkpoint).root / folder.META)
+        if start.weights is not None:
+            inputs.append(folder.read(start.weights).root / folder.META)
     elif config.init != (began := load(config.run_dir / CONFIG, TrainConfig).init):
-        log.get().warning("init.checkpoint %s is not read: the run goes on, and began from %s", config.init.checkpoint, began.checkpoint)
+        log.get().warning("init.checkpoint %s is not read: the run resumes, and began from %s", config.init.checkpoint, began.checkpoint)
         config = replace(config, init=began)
     write_text(config.run_dir / CONFIG, to_yaml(config))
     path = config.run_dir / MANIFEST
     before = read_json(path)["starts"] if path.is_file() else []
-    start = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
-    write_json(path, {"kind": "run", "starts": [*before, start]})
+    this = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
+    write_json(path, {"kind": "run", "starts": [*before, this]})
 
 
-def _write_origin(config: TrainConfig, model: ModelConfig, target: Path) -> None:
-    if config.init.checkpoint is not None:
-        start = folder.read(config.init.checkpoint)
-        folder.copy_hf(start.root, target)
-        if model.max_position_embeddings != start.model.max_position_embeddings:  # init.max_position_embeddings
+def _write_origin(start: Start, target: Path) -> None:
+    if start.weights is not None:
+        checkpoint = folder.read(start.weights)
+        folder.copy_hf(checkpoint.root, target)
+        if start.model.max_position_embeddings != checkpoint.model.max_position_embeddings:  # init.max_position_embeddings
             path = target / folder.ASSETS / "config.json"
-            write_json(path, {**read_json(path), "max_position_embeddings": model.max_position_embeddings})
-        folder.write_meta(target, folder.describe(model, 0, start.tokens, dtype=start.facts.get("dtype", "float32")))
-        return
-    assert config.init.tokenizer is not None
-    folder.copy_assets(config.init.tokenizer, target / folder.ASSETS)
-    dtype = "bfloat16" if config.precision == "bf16" else "float32"
-    spec = tokenizer.load(config.init.tokenizer, need_eos=False)
-    config_json = registry.of_model(model).write_config(model) | {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "dtype": dtype}
-    write_json(target / folder.ASSETS / "config.json", config_json)
-    folder.write_meta(target, folder.describe(model, 0, 0, dtype=dtype))
+            write_json(path, {**read_json(path), "max_position_embeddings": start.model.max_position_embeddings})
+    else:
+        folder.copy_assets(start.assets, target / folder.ASSETS)
+        ids = tokenizer.load(start.assets, need_eos=False)
+        facts = {"bos_token_id": ids.bos_id, "eos_token_id": ids.eos_id, "dtype": start.dtype}
+        write_json(target / folder.ASSETS / "config.json", registry.of_model(start.model).write_config(start.model) | facts)
+    folder.write_meta(target, folder.describe(start.model, 0, start.tokens, dtype=start.dtype))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint of a run holds beside its tensors: what it is, what it was made from, and the Hugging Face files."""
+
+    config: TrainConfig
+    start: Start
+    world_size: int
+
+    def write(self, path: Path, step: int, guard: Mapping[str, Any]) -> None:
+        """Add it to the checkpoint of a step: rank 0 alone."""
+        config, sequences = self.config, step * self.config.batch.global_size
+        facts = folder.describe(
+            self.start.model,
+            step,
+            self.start.tokens + sequences * config.data.seq_length,
+            dtype=self.start.dtype,
+            world_size=self.world_size,
+            parallel=to_dict(config.parallel),
+            data={"sequences": sequences, "seq_length": config.data.seq_length, "prepared": str(config.data.prepared)},
+            generators=f"of {self.world_size} ranks, in {folder.STATE}",
+            guard=guard,
+            manifest=read_json(config.run_dir / MANIFEST)["starts"][-1],
+        )
+        folder.copy_hf(config.run_dir / ORIGIN, path)
+        folder.write_meta(path, facts)
 
 
 def note(run_dir: Path, **facts: Any) -> None:
     """Add facts to a run's manifest."""
     path = run_dir / MANIFEST
     write_json(path, {**read_json(path), **facts})
-
-
-def this_start(run_dir: Path) -> Mapping[str, Any]:
-    """Return what the run's manifest says of its present start: versions, commit, inputs, the config's sha256."""
-    return read_json(run_dir / MANIFEST)["starts"][-1]
 
 
 def step_folder(run_dir: Path, step: int) -> Path:

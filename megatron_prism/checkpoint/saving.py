@@ -9,11 +9,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 
@@ -22,38 +23,36 @@ from megatron_prism.core import disk, log
 from megatron_prism.core.config import SaveConfig
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
 from megatron_prism.parallel import groups, megatron_versions
+from megatron_prism.parallel.groups import Groups
 
 RESERVE_BYTES = 64 << 20  # beside the tensors: names, tokenizer, file system
 FILES_PER_RANK = 1  # the ranks of a node write side by side
 
 
+class Contents(Protocol):
+    """What a checkpoint holds beside its tensors (run_folder.Contents)."""
+
+    def write(self, path: Path, step: int, guard: Mapping[str, Any]) -> None:
+        """Add it to the checkpoint of a step: rank 0 alone."""
+
+
 class Saver:
-    """Writes a run's checkpoints, one at a time, and keeps as many as the config says (train/loop.py calls it).
+    """Writes a run's checkpoints, one at a time, and keeps as many as the config says (train/loop.py calls it)."""
 
-    capture: the sharded state as it is now. finish_folder(folder, step, guard): what rank 0 adds to a checkpoint. restore: load one.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        config: SaveConfig,
-        capture: Callable[[], Mapping[str, Any]],
-        finish_folder: Callable[[Path, int, Any], None],
-        restore: Callable[[Path], None],
-    ):
+    def __init__(self, run_dir: Path, config: SaveConfig, contents: Contents, chunks: Sequence[Any], optimizer: Any, groups: Groups):
         self.longest_s = 0.0
-        self._run_dir, self._config = run_dir, config
-        self._capture, self._finish_folder, self._restore = capture, finish_folder, restore
+        self._run_dir, self._config, self._contents = run_dir, config, contents
+        self._chunks, self._optimizer, self._groups = chunks, optimizer, groups
         self._saving: Saving | None = None
         self._removals: list[threading.Thread] = []
 
-    def begin(self, step: int, guard: Any) -> None:
+    def begin(self, step: int, guard: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
         assert self._saving is None
-        guard = dict(guard)
         self._began = time.monotonic()
-        target = run_folder.step_folder(self._run_dir, step)
-        self._saving = Saving(target, self._capture(), lambda path: self._finish_folder(path, step, guard), self._config.timeout_s)
+        state = sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False)
+        write_contents = partial(self._contents.write, step=step, guard=dict(guard))
+        self._saving = Saving(run_folder.step_folder(self._run_dir, step), state, write_contents, self._config.timeout_s)
 
     def is_saving(self) -> bool:
         """Say whether a checkpoint is on its way: begun, and not finished."""
@@ -87,11 +86,11 @@ class Saver:
     def rewind(self) -> int | None:
         """Bring the run back to its newest whole checkpoint; return its step, None where there is none."""
         assert self._saving is None
-        found = newest(self._run_dir)
-        if found is None:
+        path = newest(self._run_dir)
+        if path is None:
             return None
-        self._restore(found)
-        return folder.read(found).step
+        sharded.load_training(path, self._chunks, self._optimizer, self._groups)
+        return folder.read(path).step
 
     def __enter__(self) -> Saver:
         return self
@@ -138,12 +137,12 @@ def _misplaced(path: Path) -> list[Problem]:
 class Saving:
     """Begin to write a checkpoint; Megatron's sharded `state` is taken as it is at this moment.
 
-    finish_folder: what rank 0 adds to the folder once the tensors are in it.
+    write_contents: adds what is no tensor to the folder once the tensors are in it; rank 0 calls it.
     Raises: InputError where `target` is there already. EnvironmentFault where it does not fit on the disk or cannot be written.
     """
 
-    def __init__(self, target: Path, state: Mapping[str, Any], finish_folder: Callable[[Path], None], timeout_s: float):
-        self.target, self._finish_folder = target, finish_folder
+    def __init__(self, target: Path, state: Mapping[str, Any], write_contents: Callable[[Path], None], timeout_s: float):
+        self.target, self._write_contents = target, write_contents
         self._temporary = target.with_name(
             f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp"
         )  # no writer of a start that died knows it
@@ -185,7 +184,7 @@ class Saving:
             self._writers.finalize()
             sums = groups.gather({f"{folder.STATE}/{name}": value for name, value in self._writers.sums.items()})
             if self._is_first:
-                self._finish_folder(self._temporary)
+                self._write_contents(self._temporary)
                 integrity.seal(self._temporary, {path: value for part in sums for path, value in part.items()})
                 folder.publish(self._temporary, self.target)
                 folder.point_latest(self.target.parent, self.target.name)

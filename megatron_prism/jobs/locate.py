@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_prism.checkpoint import start
 from megatron_prism.core.check.train import check_train, data_parallel_size
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import indexed, loader, locate, segments, tokenizer
 from megatron_prism.data.locate import Sample
-from megatron_prism.jobs import train
 
 SHOWN_TOKENS = 64  # of each document, as text
 
@@ -27,7 +27,7 @@ def contents(config: TrainConfig, world_size: int, sample: Sample) -> dict[str, 
     source, spans = locate.contents(run, sequence)
     segment = segments.at(run.segments, sequence)
     prepared = run.segments[segment].prepared.source(source)
-    reader, spec = indexed.Reader(prepared.train.prefixes), tokenizer.load(train.tokenizer_folder(config), need_eos=False)
+    reader, spec = indexed.Reader(prepared.train.prefixes), tokenizer.load(start.resolve(config).assets, need_eos=False)
     documents = []
     for span in spans:
         pair, within = reader.pair(span.document)

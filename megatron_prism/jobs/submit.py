@@ -135,7 +135,7 @@ def _check_first(planned: Sequence[Planned]) -> None:
         from megatron_prism.jobs import train  # brings torch along
 
         assert config.world_size is not None  # check_world_size
-        train.plan(config, config.world_size)
+        train.resolve(config, config.world_size)
 
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Groups:
 def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
 
-    On GPUs an error of this rank alone leaves the process group: it ends with the process (cli.main), whose peers learn of it at once.
+    On GPUs an error of this rank alone leaves the process group: it ends with the process (cli/entry.py), whose peers learn of it at once.
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
     agreed = False

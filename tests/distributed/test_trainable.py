@@ -105,11 +105,11 @@ def test_a_pattern_that_names_nothing_is_refused_before_anything_starts(tiny_che
         "init": {"checkpoint": str(tiny_checkpoint)},
         "parallel": {"pp": 2},
     }
-    assert train.plan(build({**values, "trainable": ATTENTION}, TrainConfig, str), 2)["trainable_parameters"] == 5 * (
+    assert train.resolve(build({**values, "trainable": ATTENTION}, TrainConfig, str), 2).figures["trainable_parameters"] == 5 * (
         128 * 64 + 64 * 64 + 64
     )
     with pytest.raises(InputError, match=r"trainable: \*\.atention\.\*: found no parameter of that name.*self_attention") as caught:
-        train.plan(build({**values, "trainable": ["*.atention.*"]}, TrainConfig, str), 2)
+        train.resolve(build({**values, "trainable": ["*.atention.*"]}, TrainConfig, str), 2)
     assert [problem.where for problem in caught.value.problems] == ["trainable: *.atention.*"] and list(tmp_path.iterdir()) == []
 
 

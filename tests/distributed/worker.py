@@ -57,7 +57,7 @@ def train_cases(folder: Path) -> None:
         dist.barrier()
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
         with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
-            train.train_on(config, train.plan(config, grid.world_size), grid)
+            train.train_on(train.resolve(config, grid.world_size), grid)
         del grid
         forget()
         results[case["name"]] = summary(Path(case["config"]["run_dir"]))

@@ -26,7 +26,7 @@ def data_parallel_size(config: TrainConfig, world_size: int) -> int:
 def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
     """Return what is wrong between the keys of a training config on `world_size` ranks."""
     return [
-        *_check_origin(config),
+        *check_origin(config),
         *_check_numbers(config),
         *_check_grid(config, world_size),
         *_check_schedule(config),
@@ -34,7 +34,7 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
     ]
 
 
-def _check_origin(config: TrainConfig) -> Iterator[Problem]:
+def check_origin(config: TrainConfig) -> Iterator[Problem]:
     if config.init.checkpoint is None:
         if config.model is None:
             yield Problem(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.checkpoint import folder, run_folder
+from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, TrainConfig
 from megatron_prism.core.errors import InputError
@@ -72,24 +73,24 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
     init = InitConfig(checkpoint=tiny_checkpoint)
     plain = TrainConfig(run_dir=tmp_path / "run", steps=1, precision="fp32", data=data, batch=batch, init=init, model=had.model)
     with pytest.raises(InputError, match=r"data\.seq_length"):
-        train.plan(plain, 1)
+        train.resolve(plain, 1)
     longer = replace(plain, init=replace(init, max_position_embeddings=data.seq_length))
-    figures = train.plan(longer, 1)
-    with run_folder.begin(longer, train.origin_model(longer), figures):
+    resolved = train.resolve(longer, 1)
+    with run_folder._held(longer, resolved.start, resolved.figures):
         pass
     began = run_folder.origin(longer.run_dir)
     assert began.model == replace(had.model, max_position_embeddings=data.seq_length)
     config_json = json.loads((had.assets / "config.json").read_text())
     assert json.loads((began.assets / "config.json").read_text()) == config_json | {"max_position_embeddings": data.seq_length}
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found 1; required at least"):
-        train.plan(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
+        train.resolve(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
     run_folder.step_folder(longer.run_dir, 1).mkdir(
         parents=True
     )  # it goes on: without the checkpoint it began with, and with no other number
     gone = replace(longer, init=replace(longer.init, checkpoint=tmp_path / "gone"))
-    assert train.plan(gone, 1)["resumes_at_step"] == 1
+    assert train.resolve(gone, 1).start.step == 1
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found None"):
-        train.plan(replace(gone, init=replace(gone.init, max_position_embeddings=None)), 1)
+        train.resolve(replace(gone, init=replace(gone.init, max_position_embeddings=None)), 1)
 
 
 def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_checkpoint_of_another_architecture_than_expected_is_refused(tiny_chec
         model=expected,
     )
     with pytest.raises(InputError) as caught:
-        train.plan(config, 1)
+        train.resolve(config, 1)
     assert [problem.where for problem in caught.value.problems] == ["model.num_layers", "model.rotary_base"]
 
 
@@ -148,5 +149,6 @@ def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(
 ) -> None:
     monkeypatch.setattr(run_folder, "sha256_files", lambda paths: {})
     monkeypatch.setattr(log.get(), "propagate", True)
-    run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), None, {})  # type: ignore[arg-type]
+    resumed = Start(config.model, Path("assets"), None, 0, "float32", step=1)  # type: ignore[arg-type]
+    run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), resumed, {})
     assert load(tmp_path / run_folder.CONFIG, TrainConfig).init.checkpoint == Path("ckpt") and "other is not read" in caplog.text

@@ -1,0 +1,89 @@
+"""Where a run starts, resolved once: from its own checkpoints, from another checkpoint, or from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_prism.checkpoint import folder, run_folder
+from megatron_prism.core.check.train import check_origin
+from megatron_prism.core.config import InitConfig, ModelConfig, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import flat
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    model: the architecture. assets: the folder with the tokenizer and the other Hugging Face files.
+    weights: the checkpoint that the run begins from; None where it begins from the seed, or resumes.
+    tokens: what the weights were trained on before this run. dtype: of an export.
+    step: of the run's newest checkpoint, whole or not; 0 where the run has none.
+    """
+
+    model: ModelConfig
+    assets: Path
+    weights: Path | None
+    tokens: int
+    dtype: str
+    step: int
+
+    @property
+    def is_resumed(self) -> bool:
+        """Say whether the run resumes from a checkpoint of its own."""
+        return self.step > 0
+
+
+def resolve(config: TrainConfig) -> Start:
+    """Return where a run starts. A run that resumes reads its own folder alone: `init.checkpoint` may be gone by then.
+
+    Raises: InputError where `init.checkpoint` is no checkpoint, or not the one that the config describes.
+    """
+    if step := run_folder.last_step(config.run_dir):
+        origin = run_folder.origin(config.run_dir)
+        return Start(origin.model, origin.assets, None, origin.tokens, origin.facts["dtype"], step)
+    raise_problems(list(check_origin(config)))
+    if config.init.checkpoint is None:
+        assert config.model is not None and config.init.tokenizer is not None  # check_origin
+        dtype = "bfloat16" if config.precision == "bf16" else "float32"
+        return Start(config.model, config.init.tokenizer, None, 0, dtype, 0)
+    checkpoint = _read_checkpoint(config.init.checkpoint)
+    raise_problems(_check_expected(config.init, config.model, checkpoint.model))
+    model = config.init.extend(checkpoint.model)
+    return Start(model, checkpoint.assets, config.init.checkpoint, checkpoint.tokens, checkpoint.facts.get("dtype", "float32"), 0)
+
+
+def attempt(read: Callable[[], T], key: str = "") -> tuple[T | None, list[Problem]]:
+    """Return what `read` returns, and no problems; or None and the problems it raises, placed under the key that named the input."""
+    try:
+        return read(), []
+    except InputError as error:
+        return None, [
+            problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems
+        ]
+
+
+def _read_checkpoint(path: Path) -> folder.Checkpoint:
+    checkpoint, problems = attempt(lambda: folder.read(path), "init.checkpoint")
+    raise_problems(problems)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _check_expected(init: InitConfig, expected: ModelConfig | None, actual: ModelConfig) -> list[Problem]:
+    """The checkpoint must be of the architecture that stands in `model`, where one does. It can be extended, but not cut."""
+    wanted, had = init.max_position_embeddings, actual.max_position_embeddings
+    if wanted is not None and wanted < had:
+        required, fix = f"at least the {had} of {init.checkpoint}", "a shorter data.seq_length needs no other model"
+        return [Problem("init.max_position_embeddings", str(wanted), required, fix)]
+    if expected is None:
+        return []
+    said, is_so = flat(expected), flat(actual)
+    fix = "the checkpoint is the truth: correct model.* or leave it out; or is it another checkpoint?"
+    keys = [key for key in dict.fromkeys((*said, *is_so)) if said.get(key) != is_so.get(key)]
+    return [Problem(f"model.{key}", str(said.get(key)), f"{is_so.get(key)}, as in {init.checkpoint}", fix) for key in keys]

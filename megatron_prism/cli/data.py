@@ -1,0 +1,75 @@
+"""What a run reads: `prism prepare`, `prism locate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from megatron_prism.cli.options import Config, DryRun, Json, Overrides, finish
+from megatron_prism.core.errors import InputError, Problem
+
+
+def prepare(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Tokenize a weighted mixture of sources into Megatron data files.
+
+    Example: prism prepare configs/mixtures/math.yaml out=data/math --dry-run
+    """
+    from megatron_prism.core.config import PrepareConfig
+    from megatron_prism.core.load import load, placed
+
+    settings = load(config, PrepareConfig, overrides or [])  # before the job brings torch along
+    from megatron_prism.jobs import prepare as job
+
+    with placed(config, PrepareConfig, overrides or []):
+        result = job.run(settings, dry_run=dry_run)
+    if report:
+        result |= job.report(settings, result)
+    finish(result, json, quiet=True)
+    for path in result.get("report", []):
+        typer.echo(f"report: {path}")
+    if not dry_run:
+        typer.echo(f"out: {settings.out}")
+
+
+def locate(
+    config: Config,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="What this step reads (1 is the first).")] = None,
+    rank: Annotated[int, typer.Option(help="Data-parallel rank.")] = 0,
+    sample: Annotated[int, typer.Option(help="Its sequence of the step, from 0.")] = 0,
+    source: Annotated[str | None, typer.Option(help="Or which step reads a document of this source.")] = None,
+    document: Annotated[int, typer.Option(help="The document, from 0.")] = 0,
+    token: Annotated[int, typer.Option(help="Its token, from 0.")] = 0,
+    epoch: Annotated[int, typer.Option(help="In which pass over the source, from 0.", min=0)] = 0,
+    nproc: Annotated[int | None, typer.Option(help="The run's world size, where its config does not say.", min=1)] = None,
+    json: Json = None,
+) -> None:
+    """Name the documents that a step of a run reads, or the step that reads a document.
+
+    Example, after examples/quickstart.sh: prism locate configs/tiny/mid.yaml --step 40 --sample 3 --nproc 2
+    """
+    from megatron_prism.core.config import TrainConfig
+    from megatron_prism.core.load import load, placed
+
+    if (step is None) == (source is None):
+        raise InputError(Problem("--step, --source", "neither" if step is None else "both", "one of them"))
+    settings = load(config, TrainConfig, overrides or [])
+    world_size = nproc or settings.world_size or 1
+    from megatron_prism.data.locate import Sample
+    from megatron_prism.jobs import locate as job
+
+    with placed(config, TrainConfig, overrides or []):
+        if step is not None:
+            finish(job.contents(settings, world_size, Sample(step, rank, sample)), json)
+        else:
+            assert source is not None
+            finish(job.reader_of(settings, world_size, source, epoch, document, token), json)

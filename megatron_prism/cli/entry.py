@@ -1,0 +1,71 @@
+"""The command `prism`: every job under its name, and how the process ends.
+
+Standard output carries a job's result, standard error the rest. Exit codes: 0 done, 1 the result is a failure,
+2 the input is wrong, 3 stopped by a signal with the state saved, 4 an environment fault.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from megatron_prism import __version__
+from megatron_prism.cli import convert, data, gang, generate, report, submit, train
+from megatron_prism.core import log
+from megatron_prism.core.errors import EnvironmentFault, PrismError
+
+EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
+UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
+for job in (
+    report.doctor,
+    generate.generate,
+    data.prepare,
+    train.train,
+    train.plan,
+    data.locate,
+    submit.submit,
+    report.status,
+):
+    app.command()(job)
+app.add_typer(convert.app, name="convert")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """PRISM on Megatron-Core: mid-train a Hugging Face base model, keep what it knew, write it back."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if os.environ.get(UNSAFE):
+        raise EnvironmentFault(f"{UNSAFE} is set: it lets a checkpoint run code when it is loaded; unset it")
+
+
+def main() -> None:
+    """Run the command line; every expected error becomes a message and an exit code."""
+    log.setup()
+    try:
+        app()
+    except PrismError as error:
+        if gang.speaks() or not error.is_agreed:
+            rank = "" if gang.speaks() else f"rank {os.environ['RANK']}: "
+            for line in str(error).splitlines():
+                sys.stderr.write(f"prism: {rank}{line}\n")  # at once: other ranks speak too
+        _leave(error.exit_code)
+    except Exception:  # the device, a library, a defect: no result, and no word about the input
+        traceback.print_exc()
+        _leave(EnvironmentFault.exit_code)
+
+
+def _leave(code: int) -> None:
+    """End the process. One whose process group stands ends at once: its libraries' farewells would wait for peers that wait for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

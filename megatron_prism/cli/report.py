@@ -1,0 +1,37 @@
+"""What a machine has, and how far a run is: `prism doctor`, `prism status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_prism.cli.options import Json, finish
+from megatron_prism.core.errors import EnvironmentFault
+
+
+def doctor(json: Json = None) -> None:
+    """Tell what this machine has and what each absence costs.
+
+    Example: prism doctor
+    """
+    from megatron_prism.jobs import doctor as job
+
+    found = job.run()
+    job.show(found)
+    finish(found, json, quiet=True)
+    if found["missing"]:
+        raise EnvironmentFault(f"required but absent: {', '.join(found['missing'])}")
+
+
+def status(run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline's.", show_default=False)], json: Json = None) -> None:
+    """Show how far a run or a pipeline is: its jobs, steps, loss, speed, time left, newest checkpoint.
+
+    Example: prism status runs/quickstart/mid
+    """
+    from megatron_prism.jobs import status as job
+
+    found = job.run(run)
+    job.show(found)
+    finish(found, json, quiet=True)
