@@ -1,4 +1,4 @@
-"""A mixture as a figure: bars of its sources, beside a ring of the sources by domain. One colour a domain, one tint of it a source."""
+"""A mixture as a figure: bars of its sources beside a ring of its domains. A domain has a colour, a source a tint of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core.errors import BackendMissing
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Colours = dict[str, tuple[float, float, float]]
+Colour = tuple[float, float, float]  # red, green, blue
 # Okabe and Ito's colours, told apart by colour-blind readers; a known domain has the same one in every figure.
 COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
-STYLE = {"font.family": "DejaVu Sans", "font.size": 8, "hatch.linewidth": 0.8, "svg.hashsalt": "blend", "text.parse_math": False}
-WIDTH_INCHES, MIN_HEIGHT_INCHES, ROW_INCHES, ENDS_INCHES = 12, 3, 0.27, 1.2
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8, "hatch.linewidth": 0.8, "svg.hashsalt": "blend", "text.parse_math": False}
+WIDTH_INCHES, ROW_INCHES, ENDS_INCHES, MIN_ROWS = 12, 0.27, 1.2, 7
 MAX_NAME, MAX_TITLE = 32, 120  # characters shown
-MIN_INSIDE = 0.095  # a smaller part of the ring cannot hold its percentage
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,12 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         from matplotlib.figure import Figure
 
         rows = sorted(parts, key=lambda part: -part.share)
-        domains = domain_shares(rows)
-        of_domain = _colours(domains)
-        of_source = [colour for _, colour in sorted(_tints(rows, of_domain))]
-        height = max(MIN_HEIGHT_INCHES, ENDS_INCHES + ROW_INCHES * len(rows))
+        colours = _colours(rows)
+        height = ENDS_INCHES + ROW_INCHES * max(len(rows), MIN_ROWS)
         drawn = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         left, right = drawn.subplots(1, 2, width_ratios=(3, 2))
-        _bars(left, rows, of_source)
-        _ring(right, rows, of_source, domains, of_domain)
+        _bars(left, rows, _tints(rows, colours))
+        _ring(right, rows, colours)
         drawn.suptitle(_shown(title, MAX_TITLE), fontsize=11)
         return drawn
 
@@ -85,58 +82,48 @@ def _domain(part: BlendPart) -> str:
     return part.domain or "other"
 
 
-def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[tuple[float, float, float]]) -> None:
+def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[Colour]) -> None:
     """Draw a bar a source, with its numbers at its end; one that is read more than once is hatched."""
-    bars = axes.barh(range(len(rows)), [100 * part.share for part in rows], color=colours, edgecolor="white", height=0.74)
+    bars = axes.barh(range(len(rows)), [100 * part.share for part in rows], color=colours, edgecolor="white", linewidth=0, height=0.74)
     for bar, part in zip(bars, rows, strict=True):
         bar.set_hatch("////" if (part.epochs or 0) > 1 else "")
     axes.bar_label(bars, [_numbers(part) for part in rows], padding=4)
     axes.set_yticks(range(len(rows)), [_shown(part.name, MAX_NAME) for part in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(rows), MIN_ROWS) - 0.5, -0.5)
     is_hatched = any(bar.get_hatch() for bar in bars)
     axes.set_xlabel("% of the training tokens" + " (hatched: a source read more than once)" * is_hatched, loc="left")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
 
-def _ring(
-    axes: Axes, rows: Sequence[BlendPart], colours: Sequence[tuple[float, float, float]], domains: Mapping[str, float], of_domain: Colours
-) -> None:
-    """Draw the sources around their domains, clockwise from the top."""
-    around = sorted(range(len(rows)), key=lambda row: list(domains).index(_domain(rows[row])))  # stable: by share within a domain
-    ring = {"startangle": 90, "counterclock": False}
-    edge = {"edgecolor": "white", "linewidth": 0.8, "width": 0.3}
-    axes.pie([rows[row].share for row in around], colors=[colours[row] for row in around], wedgeprops=edge, **ring)
-    inside = [_percent(share) if share >= MIN_INSIDE else "" for share in domains.values()]
-    wedges, _ = axes.pie(
-        list(domains.values()),
-        colors=[of_domain[name] for name in domains],
-        labels=inside,
-        labeldistance=0.78,
-        textprops={"ha": "center", "va": "center", "weight": "bold"},
-        radius=0.7,
-        wedgeprops=edge,
-        **ring,
-    )
+def _ring(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> None:
+    """Draw the sources around their domains, clockwise from the top, the largest domain first."""
+    domains = domain_shares(rows)
+    around = sorted(zip(rows, _tints(rows, colours), strict=True), key=lambda row: list(domains).index(_domain(row[0])))  # stable: by share
+    style: dict[str, Any] = {"startangle": 90, "counterclock": False, "wedgeprops": {"edgecolor": "white", "linewidth": 0.8, "width": 0.3}}
+    axes.pie([part.share for part, _ in around], colors=[tint for _, tint in around], **style)
+    wedges = axes.pie(list(domains.values()), colors=[colours[name] for name in domains], radius=0.7, **style)[0]
     named = [f"{_shown(name, MAX_NAME)}  {_percent(share)}" for name, share in domains.items()]
     axes.legend(wedges, named, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def _colours(domains: Mapping[str, float]) -> Colours:
-    """Return each domain's colour."""
+def _colours(rows: Sequence[BlendPart]) -> dict[str, Colour]:
+    """Return the domains' colours."""
     from matplotlib.colors import to_rgb
 
-    unknown = zip(sorted(set(domains) - set(COLOURS)), cycle(MORE_COLOURS), strict=False)
-    return {name: to_rgb(colour) for name, colour in {**COLOURS, **dict(unknown)}.items()}
+    unknown = sorted({_domain(part) for part in rows} - set(COLOURS))
+    return {name: to_rgb(colour) for name, colour in {**COLOURS, **dict(zip(unknown, cycle(MORE_COLOURS), strict=False))}.items()}
 
 
-def _tints(rows: Sequence[BlendPart], of_domain: Colours) -> Iterator[tuple[int, tuple[float, float, float]]]:
-    """Yield each row with its colour: its domain's, the lighter the smaller it is among its domain's."""
-    for name, (red, green, blue) in of_domain.items():
-        own = [row for row, part in enumerate(rows) if _domain(part) == name]
-        for index, row in enumerate(own):
-            white = 0.55 * index / max(len(own) - 1, 3)
-            yield row, (red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white)
+def _tints(rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> list[Colour]:
+    """Return a colour a source: its domain's own for the domain's largest source, lighter for the others."""
+    tints = []
+    for row, part in enumerate(rows):
+        is_own = [_domain(other) == _domain(part) for other in rows]
+        white = 0.55 * sum(is_own[:row]) / max(sum(is_own) - 1, 3)
+        red, green, blue = (value + (1 - value) * white for value in colours[_domain(part)])
+        tints.append((red, green, blue))
+    return tints
 
 
 @contextmanager
