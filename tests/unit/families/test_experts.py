@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,21 +10,22 @@ import pytest
 from megatron_prism.core.errors import CheckpointError
 from megatron_prism.families import registry
 
-DENSE: dict[str, Any] = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-}
 HYBRID = {"shared_intermediate_size": 96, "layer_types": ["full_attention"] * 2}
 NEMOTRON = {"layers_block_type": ["mamba", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 16, "layer_norm_epsilon": 1e-5}
 
 
-def read(kind: str, **keys: Any) -> Any:
-    config = {**DENSE, **keys, "architectures": [f"{kind}ForCausalLM"]}
-    return registry.of_hf(config, "config").read_config(config, "config")
+Read = Callable[..., Any]
+
+
+@pytest.fixture
+def read(needed: dict[str, Any]) -> Read:
+    """Return a function that reads the config.json of a class with some more keys."""
+
+    def read_config(kind: str, **keys: Any) -> Any:
+        config = {**needed, **keys, "architectures": [f"{kind}ForCausalLM"]}
+        return registry.of_hf(config, "config").read_config(config, "config")
+
+    return read_config
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def read(kind: str, **keys: Any) -> Any:
         ("NemotronH", {"hybrid_override_pattern": "M-ME", "mamba_num_heads": 8, "mamba_head_dim": 16}, ["hybrid_override_pattern"]),
     ],
 )
-def test_experts_are_refused_by_their_key(kind: str, keys: dict[str, Any], named: list[str]) -> None:
+def test_experts_are_refused_by_their_key(read: Read, kind: str, keys: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(CheckpointError) as caught:
         read(kind, **keys)
     about_experts = [problem.where for problem in caught.value.problems if "experts are not supported" in problem.fix]
@@ -58,11 +60,11 @@ def test_experts_are_refused_by_their_key(kind: str, keys: dict[str, Any], named
         ("NemotronH", {**NEMOTRON, "n_routed_experts": 8}),  # transformers writes it for a model without experts too
     ],
 )
-def test_no_experts_are_not_refused(kind: str, keys: dict[str, Any]) -> None:
+def test_no_experts_are_not_refused(read: Read, kind: str, keys: dict[str, Any]) -> None:
     assert read(kind, **keys).hidden_size == 64
 
 
-def test_an_unknown_architecture_is_not_said_to_have_experts() -> None:
+def test_an_unknown_architecture_is_not_said_to_have_experts(read: Read) -> None:
     with pytest.raises(CheckpointError) as caught:
         read("Gemma")
     assert [problem.fix for problem in caught.value.problems] == [""]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.core.errors import CheckpointError
+from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.hf import bits, safetensors
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -65,13 +65,19 @@ DAMAGED_TENSORS = {
 }
 
 
+def refused(path: Path, data: bytes) -> Problem:
+    """Return what is wrong with a folder whose only file this is."""
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        safetensors.open_shards(path.parent)
+    (problem,) = caught.value.problems
+    return problem
+
+
 @pytest.mark.parametrize("damage", DAMAGED_FILES)
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / safetensors.SINGLE
-    path.write_bytes(DAMAGED_FILES[damage])
-    with pytest.raises(CheckpointError) as caught:
-        safetensors.open_shards(tmp_path)
-    (problem,) = caught.value.problems
+    problem = refused(path, DAMAGED_FILES[damage])
     assert problem.where.startswith(str(path))
     assert "twice" not in damage or "twice" in problem.found
 
@@ -79,11 +85,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize("damage", DAMAGED_TENSORS)
 def test_a_damaged_tensor_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / safetensors.SINGLE
-    path.write_bytes(DAMAGED_TENSORS[damage])
-    with pytest.raises(CheckpointError) as caught:
-        safetensors.open_shards(tmp_path)
-    (problem,) = caught.value.problems
-    assert problem.where == f"{path}: b"
+    assert refused(path, DAMAGED_TENSORS[damage]).where == f"{path}: b"
 
 
 @pytest.fixture
