@@ -1,7 +1,7 @@
 """Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a piece of a tensor at a time.
 
 The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
-files, shard layout, order and dtypes; without training in between, the same bytes.
+files with the same tensors, order and dtypes; without training in between, the same bytes.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
 
 
 def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
-    """Read a Megatron checkpoint's metadata and lay out the Hugging Face folder it came from, or a new one.
+    """Read a Megatron checkpoint's metadata and plan the Hugging Face folder it came from, or a new one.
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """

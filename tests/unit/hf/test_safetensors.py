@@ -128,7 +128,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(whole: Path) -> None:
         read(whole, last)
 
 
-def test_new_layout_fills_files_in_order_and_reads_as_safetensors(tmp_path: Path) -> None:
+def test_new_shards_fill_files_in_order_and_read_as_safetensors(tmp_path: Path) -> None:
     shapes = {"b": (4, 8), "a": (4, 8), "c": (1,), "d": (64, 8), "e": (2, 2)}
     shards = safetensors.new_shards(shapes, torch.bfloat16, max_shard_bytes=129)
     assert [[place.name for place in shard.tensors] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]
