@@ -339,7 +339,8 @@ def gang(
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
     {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
-    loaded is saved at once, to the run's folder `again`}.
+    loaded is saved at once, to the run's folder `again`, "call": {"file", "function", its further arguments} of what every rank
+    computes in place of a training run; its result is rank 0's}.
     """
 
     def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -358,7 +359,7 @@ def gang(
         for case in cases:
             config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
             config["data"] = {**base["data"], **case["config"].get("data", {})}
-            named.append({"control": None, "start_from": None, "save_again": False, **case, "config": config})
+            named.append({"control": None, "start_from": None, "save_again": False, "call": None, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
         return living_gangs(num_processes).train(folder)
 

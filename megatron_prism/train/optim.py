@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +14,11 @@ from megatron_prism.models.build import DTYPES
 
 
 def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None = None) -> list[Any]:
-    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP."""
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP.
+
+    They are sums: what to divide them by, a whole number or not, is the objective's (step.forward_backward).
+    """
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     settings = DistributedDataParallelConfig(
         use_distributed_optimizer=parallel.distributed_optimizer,
@@ -25,7 +29,7 @@ def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None 
     )
     config = chunks[0].config
     wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = _sum_gradients
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -73,6 +77,13 @@ def build(
     return built
 
 
+def _sum_gradients(chunks: list[Any], num_tokens: torch.Tensor, **groups: Any) -> None:
+    """End a backward pass as Megatron does, but for the division by a number of tokens."""
+    from megatron.core.distributed import finalize_model_grads
+
+    finalize_model_grads(chunks, None, **groups)
+
+
 def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
     """Set the learning rate and the weight decay of every parameter group (megatron/core/optimizer_param_scheduler.py)."""
     for group in optimizer.param_groups:
@@ -80,25 +91,33 @@ def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
-def update(optimizer: Any, accept: Callable[[float], bool]) -> tuple[float, bool]:
-    """Run Megatron-Core's optimizer step; once the gradients are summed and measured, `accept(gradient norm)` says whether it is taken.
+@torch.no_grad()
+def measure(optimizer: Any) -> Any:
+    """Hand the summed gradients to the optimizer and return their norm over all ranks, before clipping: a number, or a device's scalar.
 
-    Returns the gradient norm before clipping, and whether the weights moved. Source: ChainedOptimizer.step (megatron/core/optimizer/optimizer.py).
+    It is inf where a loss scaler met NaN or inf. The weights do not move. Source: the first half of ChainedOptimizer.step
+    (megatron/core/optimizer/optimizer.py).
     """
-    measure, step, found = optimizer.get_grad_norm, optimizer.step_with_ready_grads, [0.0, False]
+    has_overflow = optimizer.prepare_grads()
+    return math.inf if has_overflow else optimizer.get_grad_norm()
 
-    def measured() -> float:
-        found[0] = norm = measure()
-        found[1] = accept(float(norm))
-        return norm
 
-    optimizer.get_grad_norm = measured
-    optimizer.step_with_ready_grads = lambda: step() if found[1] else False
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.get_grad_norm, optimizer.step_with_ready_grads  # the class's own again
-    return float(found[0]), bool(found[1])
+@torch.no_grad()
+def apply(optimizer: Any, grad_norm: Any, lr: float, weight_decay: float) -> None:
+    """Clip the measured gradients, and move the weights by them. Source: the second half of ChainedOptimizer.step.
+
+    A step that is not to be taken is one where this is not called: measure leaves nothing in weights or moments, and the next
+    forward_backward begins with gradients of zero.
+    """
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    set_rates(optimizer, lr, weight_decay)
+    for part in optimizer.chained_optimizers:
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            is_decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm, use_decoupled_grad=is_decoupled)
+    optimizer.step_with_ready_grads()
 
 
 @torch.no_grad()

@@ -23,10 +23,13 @@ from megatron_prism.checkpoint import folder, reference, sharded, torch_dist
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.families import blocks, registry
 from megatron_prism.models import build
+from megatron_prism.models.batch import INPUTS, Batch, model_batch, packed_documents
 from megatron_prism.models.forward import logits
 from megatron_prism.parallel import megatron_versions
 from megatron_prism.parallel.groups import Groups, grid, join
 from megatron_prism.train import optim, step
+from megatron_prism.train.objective import CROSS_ENTROPY
+from megatron_prism.train.timers import Timers
 
 Gradients = dict[str, torch.Tensor]
 Found = tuple[torch.Tensor, float, Gradients]
@@ -69,9 +72,7 @@ def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, grou
     batch = batch_of(tokens, case["documents"], case["control"])
     logits_SV = packed_logits(bare, batch, groups) if case["documents"] else logits(bare, tokens, groups)
     chunks = optim.wrap(bare, parallel)
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    loss, _ = step._reduce(step._run(chunks, [batch] * (groups.pp if groups.vpp else 1), groups, forward_only=False), groups)
+    loss = step.forward_backward(chunks, [batch] * (groups.pp if groups.vpp else 1), CROSS_ENTROPY, groups, Timers()).loss
     for chunk in bare:
         for parameter in chunk.parameters():
             parameter.data.copy_(parameter.main_grad)
@@ -95,7 +96,7 @@ def save(chunks: list[Any], scratch: Path) -> None:
     dist.barrier()
 
 
-def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str | None) -> step.Batch:
+def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str | None) -> Batch:
     tokens_BS = torch.tensor(tokens).view(len(documents or [0]), -1)
     positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
     ids_BS = torch.zeros_like(tokens_BS, dtype=torch.int32)
@@ -108,12 +109,12 @@ def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str 
 
 
 @torch.no_grad()
-def packed_logits(chunks: list[Any], batch: step.Batch, groups: Groups) -> torch.Tensor | None:
+def packed_logits(chunks: list[Any], batch: Batch, groups: Groups) -> torch.Tensor | None:
     """Return the logits (B * S, V) in one process; None on a layout."""
     if groups.world_size > 1:
         return None
-    row = step._folded(batch)
-    return chunks[0](row["tokens"], row["position_ids"], None, packed_seq_params=step._packed(batch)).flatten(0, 1)
+    row = model_batch(batch, INPUTS, groups)
+    return chunks[0](row["tokens"], row["position_ids"], None, packed_seq_params=packed_documents(batch)).flatten(0, 1)
 
 
 def break_weights(chunk: Any, control: str | None) -> None:

@@ -24,9 +24,8 @@ from megatron_prism.checkpoint import folder, integrity, sharded
 from megatron_prism.core.check.train import check_split
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import build, norm, spec, trainable
+from megatron_prism.models import batch, build, norm, spec, trainable
 from megatron_prism.parallel import groups, host, megatron_versions
-from megatron_prism.train import step
 
 ATTRIBUTES = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1, "sequence_parallel": False, "allreduce": True}
 ONE, TP2 = ParallelConfig(), ParallelConfig(tp=2, sequence_parallel=True)
@@ -183,7 +182,7 @@ def packed(module: Any) -> Facts:
     from transformer_engine.pytorch import DotProductAttention
 
     ids_BS = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 1]], dtype=torch.int32)
-    params = step._packed({"document_ids": ids_BS})
+    params = batch.packed_documents({"document_ids": ids_BS})
     query = torch.zeros(8, 4, 16)
     signature = inspect.signature(DotProductAttention.forward)
     with mock.patch.object(DotProductAttention, "forward", lambda *args, **kwargs: signature.bind(*args, **kwargs).arguments):
