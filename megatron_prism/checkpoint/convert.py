@@ -1,7 +1,7 @@
 """Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a piece of a tensor at a time.
 
 The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
-files, shard layout, order and dtypes; without training in between, the same bytes.
+files with the same tensors, order and dtypes; without training in between, the same bytes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
 
         def values(key: str) -> Iterator[bits.Bits]:
             tick()
-            for part, start, rows in blocks.blocks(rules[key], plan.model):
+            for part, start, rows in blocks.blocks(rules[key]):
                 place = plan.places[rules[key].hf[part][0]]
                 for piece in _finite_rows(plan, files, place, start, rows):
                     yield bits.convert(piece, place.dtype, specs[key].dtype)
@@ -182,7 +182,7 @@ def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
 
 
 def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
-    """Read a Megatron checkpoint's metadata and lay out the Hugging Face folder it came from, or a new one.
+    """Read a Megatron checkpoint's metadata and plan the Hugging Face folder it came from, or a new one.
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """
@@ -260,7 +260,7 @@ def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick
 def _export_rule(plan: Plan, reader: torch_dist.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
     with reader.open(rule.mcore) as stored:
-        for part, start, rows in blocks.blocks(rule, plan.model):
+        for part, start, rows in blocks.blocks(rule):
             place = plan.places[rule.hf[part][0]]
             width = prod(place.shape[1:])
             for first, number in bits.spans(0, rows, width * stored.dtype.itemsize):

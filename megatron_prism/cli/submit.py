@@ -19,7 +19,7 @@ def submit(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Submit a training run, a mixture to prepare, or a pipeline of stages to Slurm.
+    """Submit a training run, a mixture to prepare, or a pipeline of jobs to Slurm.
 
     Example: prism submit configs/tiny/mid.yaml world_size=2 --cluster configs/clusters/test.yaml --dry-run
 

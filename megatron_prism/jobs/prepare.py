@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.core import log, manifest
 from megatron_prism.core.check.data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, printable, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import formats, indexed, mixture, segments, special_tokens, tokenizer
 from megatron_prism.data.formats import Shard
 from megatron_prism.prepare import documents, pool, records, sources, workspace
 from megatron_prism.prepare.source import Work, make_shards, pack_shards
-from megatron_prism.report import blend
+from megatron_prism.report import blend, sample_page
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -78,7 +78,7 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
     try:
         paths = blend.draw(drawn, config.out.name, folder)
         if samples:
-            paths.append(blend.sample_documents(samples, folder))
+            paths.append(sample_page.write(samples, folder))
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or folder}: {error.strerror or error}") from error
     _show_samples(samples)
@@ -105,7 +105,7 @@ def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
         for text in found:
             shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
             console.rule(Text(name), align="left")
-            console.print(Text("".join(part if part.isprintable() or part == "\n" else ascii(part)[1:-1] for part in shown)))
+            console.print(Text(printable(shown, keep="\n")))
 
 
 def _check_parts(config: PrepareConfig) -> list[Problem]:

@@ -131,13 +131,7 @@ def break_weights(chunk: Any, control: str | None) -> None:
 
 
 def hf_gradients(model: ModelConfig, reader: torch_dist.TensorReader) -> Gradients:
-    found: Gradients = {}
-    for rule in registry.rules(model):
-        tensor, of_rule = reader.read(rule.mcore, rule.shape), blocks.blocks(rule, model)
-        for block, rows in zip(of_rule, tensor.split([block.rows for block in of_rule]), strict=True):
-            name, shape = rule.hf[block.part]
-            found.setdefault(name, torch.full(shape, torch.nan))[block.start : block.start + block.rows] = rows
-    return found
+    return dict(blocks.hf_tensors(registry.rules(model), lambda rule: reader.read(rule.mcore, rule.shape)))
 
 
 @lru_cache(maxsize=1)
