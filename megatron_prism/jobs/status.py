@@ -1,4 +1,4 @@
-"""`prism status`: how far a run is, or the stages of a pipeline, from their files and from Slurm where there is one."""
+"""`prism status`: how far a run is, or the jobs of a pipeline, from their files and from Slurm where there is one."""
 
 from __future__ import annotations
 
