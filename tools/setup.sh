@@ -9,7 +9,7 @@ torch=${PRISM_TORCH:-torch==2.13.0}
 venv=.venv
 stamp=$venv/prism-setup
 log=$venv/prism-setup.log
-wanted="$(cat setup.py tools/setup.sh <(printf '%s' "$torch") | sha256sum | cut -d' ' -f1) $PWD"
+wanted="$(cat pyproject.toml setup.py tools/setup.sh <(printf '%s' "$torch") | sha256sum | cut -d' ' -f1) $PWD"
 
 if [ -x $venv/bin/prism ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
     exit 0

@@ -73,7 +73,7 @@ def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[
     return [*files, (f"{path}:{LAYOUTS}.{world_size}", layout), *given]
 
 
-def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple], str]) -> T:
+def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple[Any, ...]], str]) -> T:
     """Return `cls` from plain values, strictly typed (an int serves for a float, a list for a tuple).
 
     Raises: InputError with one problem a wrong value; `where` turns a key path into its place.
@@ -178,7 +178,7 @@ def _refuse_bomb(text: str) -> None:
             raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
 
 
-def _bases(values: dict, path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
+def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
     """Return the layers that the `base` of a mapping names, and take it out of there."""
     bases = values.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -281,7 +281,7 @@ def _holds(values: Any, key: Sequence[Any]) -> bool:
     return True
 
 
-def unknown_keys(values: Any, kind: Any, key: tuple, layers: Sequence[Layer]) -> Iterator[Problem]:
+def unknown_keys(values: Any, kind: Any, key: tuple[Any, ...], layers: Sequence[Layer]) -> Iterator[Problem]:
     """Yield a problem for each key that the dataclass does not have, with the nearest one it has."""
     for option in _options(kind):
         if dataclasses.is_dataclass(option) and isinstance(values, dict):
@@ -304,11 +304,11 @@ def unknown_keys(values: Any, kind: Any, key: tuple, layers: Sequence[Layer]) ->
                 yield from unknown_keys(value, typing.get_args(option)[0], (*key, index), layers)
 
 
-def _options(kind: Any) -> tuple:
+def _options(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
-def _problem(item: Mapping[str, Any], where: typing.Callable[[tuple], str]) -> Problem:
+def _problem(item: Mapping[str, Any], where: typing.Callable[[tuple[Any, ...]], str]) -> Problem:
     key = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     if item["type"] == "missing" or item["type"] == "missing_argument":
         return Problem(where(key), "no value", "a value", "set this key")

@@ -8,4 +8,4 @@ from typing import ClassVar
 class Section:
     """Base of all config dataclasses: an unknown key is an error."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
