@@ -18,6 +18,7 @@ import pytest
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.load import build, merge, read_layers
 from megatron_prism.core.manifest import write_text
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = {
@@ -329,6 +330,14 @@ def living_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield get
     for found in gangs.values():
         found.end()
+
+
+@pytest.fixture(scope="session")
+def run_distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+    """Return a function (fn, num_ranks, ...) that returns what a module's function fn(groups, ...) returned on each rank: tests/ranks.py."""
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield ranks.run
+    ranks.end()
 
 
 @pytest.fixture(scope="session")
