@@ -28,7 +28,9 @@ class Ranks:
 
     def __init__(self, home: Path):
         self._home, self._number = home, 0
-        self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.ranks"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
 
     def run(self, function: Callable[..., Any], num_ranks: int, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """Return what function(groups, **arguments) returned on each rank.

@@ -50,4 +50,4 @@ def test_the_traceback_of_the_rank_that_fails_is_seen(run_distributed: Run) -> N
 def test_a_rank_that_hangs_is_killed(run_distributed: Run) -> None:
     with pytest.raises(AssertionError, match=r"rank 0: still running after 3 s"):
         run_distributed(hang_on_the_first, 2, timeout_s=3)
-    assert [len(child.children()) for child in psutil.Process().children() if "ranks.py" in " ".join(child.cmdline())] == [0]
+    assert [len(child.children()) for child in psutil.Process().children() if "tests.ranks" in " ".join(child.cmdline())] == [0]
