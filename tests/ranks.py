@@ -82,25 +82,31 @@ def gang(function: Callable[..., Any], num_ranks: int, timeout_s: float, folder:
             run_rank(function, rank, timeout_s, folder, arguments)
         alive[child] = rank
     ends = time.monotonic() + timeout_s
-    while alive and not failed:
+    while alive and time.monotonic() < ends:
         time.sleep(0.01)
         for child, rank in list(alive.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
-            if ended and status:
-                failed[rank] = f"exit code {os.waitstatus_to_exitcode(status)}"
             if ended:
                 del alive[child]
-        if alive and time.monotonic() > ends:
-            failed |= dict.fromkeys(alive.values(), f"still running after {timeout_s:g} s")
+            if ended and status:
+                failed[rank] = f"exit code {os.waitstatus_to_exitcode(status)}"
+                ends = min(ends, time.monotonic() + 2)  # for the others to say what they met
+    if alive and not failed:
+        failed = dict.fromkeys(alive.values(), f"still running after {timeout_s:g} s")
     for child in alive:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    first = sorted(failed, key=lambda rank: (folder / f"{rank}.txt").stat().st_mtime_ns)  # the others fail because it is gone
+    first = sorted(failed, key=lambda rank: failed_at(folder, rank))  # the others fail because it is gone
     said = [f"rank {rank}: {failed[rank]}\n{(folder / f'{rank}.txt').read_text()[-4000:]}" for rank in first]
     return {
         "failed": "\n".join(said),
         "results": [] if failed else [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_ranks)],
     }
+
+
+def failed_at(folder: Path, rank: int) -> float:
+    path = folder / f"{rank}.failed"
+    return float(path.read_text()) if path.is_file() else time.monotonic()
 
 
 def run_rank(function: Callable[..., Any], rank: int, timeout_s: float, folder: Path, arguments: dict[str, Any]) -> None:
@@ -115,7 +121,11 @@ def run_rank(function: Callable[..., Any], rank: int, timeout_s: float, folder: 
         from megatron_prism.parallel import groups
 
         with groups.gang(ParallelConfig(**arguments.pop("parallel", {})), seed=0, timeout_s=timeout_s) as grid:
-            result = function(grid, **arguments)
+            try:
+                result = function(grid, **arguments)
+            except BaseException:
+                (folder / f"{rank}.failed").write_text(str(time.monotonic()))  # before the end of the process group, which fails the others
+                raise
         (folder / f"{rank}.json").write_text(json.dumps(result))
         code = 0
     except BaseException:
