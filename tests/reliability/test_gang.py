@@ -19,6 +19,8 @@ from megatron_prism.checkpoint import integrity, run_folder
 
 from .conftest import Gang, losses, samples, send, wait_for
 
+pytestmark = pytest.mark.slow
+
 LONG = {"steps": 4000, "save": {"interval": 5, "keep_last": 3}}  # never reached: the tests stop it
 Start = Callable[..., Gang]
 
