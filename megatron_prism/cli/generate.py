@@ -32,8 +32,9 @@ def generate(
     if (ckpt is None) == (hf is None):
         raise InputError(Problem("--ckpt, --hf", "both or neither", "one of them"))
     from megatron_prism.jobs import generate as job
+    from megatron_prism.models.generate import Sampling
 
-    sampling = job.Sampling(0.0 if greedy else temperature, top_p, seed)
+    sampling = Sampling(0.0 if greedy else temperature, top_p, seed)
     if hf is not None:
         text = job.from_hf(hf, prompt, max_tokens, sampling)
     else:
