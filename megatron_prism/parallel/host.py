@@ -86,6 +86,11 @@ class _HostAsCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def without_stand_in() -> contextlib.AbstractContextManager[Any]:
+    """Leave the mode aside for a while, and with it what it costs: for code in which every tensor is made on device()."""
+    return contextlib.nullcontext() if has_cuda() else torch._C.DisableTorchFunction()
+
+
 def _stay_host_in_backward() -> None:
     """Keep the mode on while gradients run: torch leaves it inside torch.autograd.backward, where recompute runs forward again."""
     run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
