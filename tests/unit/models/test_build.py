@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_prism.models.build import uneven_ends, uneven_layout
+from megatron_prism.models.build import uneven_ends, uneven_stages
 from megatron_prism.models.generate import Sampling, choose
 
 CONFIGS = """
@@ -92,22 +92,22 @@ def test_a_fused_loss_that_skips_the_output_layer_is_refused_with_granite(losses
     assert "cross_entropy_fusion_impl: found linear; required the logits divided by logits_scaling 8.0" in losses["linear"]
 
 
-def test_layout_of_five_layers_on_two_and_four_stages() -> None:
-    assert uneven_layout(6, 2) is None and uneven_layout(1, 1) is None
-    assert uneven_layout(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
-    assert uneven_layout(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
+def test_stages_of_five_layers_on_two_and_four_stages() -> None:
+    assert uneven_stages(6, 2) is None and uneven_stages(1, 1) is None
+    assert uneven_stages(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
+    assert uneven_stages(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
 
 
 @given(num_stages=st.integers(2, 12), data=st.data())
-def test_layout_holds_every_layer_once_and_stages_differ_by_one(num_stages: int, data: st.DataObject) -> None:
+def test_stages_hold_every_layer_once_and_stages_differ_by_one(num_stages: int, data: st.DataObject) -> None:
     num_layers = data.draw(st.integers(num_stages, 60))
-    layout = uneven_layout(num_layers, num_stages)
-    assert (layout is None) == (num_layers % num_stages == 0)
-    if layout is not None:
-        counts = [stage.count("decoder") for stage in layout]
-        assert len(layout) == num_stages and sum(counts) == num_layers
+    stages = uneven_stages(num_layers, num_stages)
+    assert (stages is None) == (num_layers % num_stages == 0)
+    if stages is not None:
+        counts = [stage.count("decoder") for stage in stages]
+        assert len(stages) == num_stages and sum(counts) == num_layers
         assert max(counts) - min(counts) == 1 and counts == sorted(counts, reverse=True)
-        assert layout[0][0] == "embedding" and layout[-1][-1] == "loss" and sum(map(len, layout)) == num_layers + 2
+        assert stages[0][0] == "embedding" and stages[-1][-1] == "loss" and sum(map(len, stages)) == num_layers + 2
 
 
 @given(num_stages=st.integers(1, 12), data=st.data())
