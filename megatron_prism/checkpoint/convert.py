@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity, torch_dist
-from megatron_prism.core.check.train import check_architecture
+from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
+from megatron_prism.data import tokenizer
 from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, safetensors
@@ -114,31 +115,12 @@ def read_config(root: Path) -> Mapping[str, Any]:
 
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
-    path = root / "tokenizer.json"
+    path = root / tokenizer.FILE
     if path not in root.iterdir():
         return []
-    required = "a tokenizer of the `tokenizers` library"
-    if found := safetensors.fault(path):
-        return [Problem(str(path), found, required)]
-    from tokenizers import Tokenizer
-
-    try:
-        tokens = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except BaseException as error:  # the library raises plain Exception, and where it panics no Exception
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return [Problem(str(path), f"{error}", required)]
-    largest = max(tokens.values(), default=-1)
-    if largest < vocab_size:
-        return []
-    return [
-        Problem(
-            str(path),
-            f"token id {largest}",
-            f"ids below the model's vocab_size {vocab_size}",
-            "the tokenizer and the model do not belong together",
-        )
-    ]
+    if fault := safetensors.fault(path):
+        return [Problem(str(path), fault, "a tokenizer of the `tokenizers` library")]
+    return tokenizer.check_vocabulary(path, vocab_size)
 
 
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:

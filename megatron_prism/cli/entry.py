@@ -30,6 +30,7 @@ for job in (
     data.locate,
     submit.submit,
     report.status,
+    report.config,
 ):
     app.command()(job)
 app.add_typer(convert.app, name="convert")

@@ -15,7 +15,8 @@ from megatron_prism.core.check.cluster import check_cluster, check_pipeline, che
 from megatron_prism.core.check.train import check_train
 from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, StageConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import config_layers, load, merge, placed
+from megatron_prism.core.layers import config_layers, merge
+from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
 from megatron_prism.parallel import environment

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.config import GangConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.parallel import host, megatron_versions
 
@@ -52,7 +52,7 @@ class Groups:
 
 
 @contextmanager
-def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
+def gang(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
 
     On GPUs an error of this rank alone leaves the process group: it ends with the process (cli/entry.py), whose peers learn of it at once.
@@ -61,7 +61,7 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
     agreed = False
     try:
         join(timeout_s)
-        with grid(parallel, seed, timeout_s) as groups:
+        with grid(config, timeout_s) as groups:
             yield groups
     except RuntimeError as error:
         if is_silence(error):
@@ -103,11 +103,12 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
 
 
 @contextmanager
-def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
+def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Lay the rank grid over the joined processes and seed Megatron's generators; a gang may lay one after another."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    parallel = config.parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -118,8 +119,8 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         distributed_timeout_minutes=timeout_s / 60,
     )
     try:
-        groups = _read_grid(parallel)
-        stage_seed = seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
+        groups = _read_grid(parallel.vpp)
+        stage_seed = config.seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
         torch.manual_seed(stage_seed)
         model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
         yield groups
@@ -131,7 +132,7 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         parallel_state.destroy_model_parallel()
 
 
-def _read_grid(parallel: ParallelConfig) -> Groups:
+def _read_grid(vpp: int | None) -> Groups:
     from megatron.core import parallel_state as state
 
     return Groups(
@@ -145,7 +146,7 @@ def _read_grid(parallel: ParallelConfig) -> Groups:
         dp=state.get_data_parallel_world_size(),
         cp_rank=state.get_context_parallel_rank(),
         cp=state.get_context_parallel_world_size(),
-        vpp=parallel.vpp,
+        vpp=vpp,
         tp_group=state.get_tensor_model_parallel_group(),
         pp_group=state.get_pipeline_model_parallel_group(),
         cp_group=state.get_context_parallel_group(),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
 from megatron_prism.planning.stage import Stage
@@ -81,10 +81,10 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
     }
 
 
-def checkpoint_bytes(stages: Sequence[Stage], config: TrainConfig) -> float:
+def checkpoint_bytes(stages: Sequence[Stage], gang: GangConfig) -> float:
     """Return a training checkpoint's size: the weights, and for what trains the optimizer's own: fp32 weights and two moments, in fp32 too."""
-    element = 4.0 if config.precision == "fp32" else 2.0
-    return config.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
+    element = 4.0 if gang.precision == "fp32" else 2.0
+    return gang.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
 
 
 def _stage(index: int, stage: Stage, needs: memory.Memory) -> dict[str, Any]:

@@ -9,22 +9,23 @@ from typing import Any
 
 import torch
 
-from megatron_prism.core.config import FP8Config, OffloadConfig, OptimizerConfig, ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, OptimizerConfig, ParallelConfig
 from megatron_prism.models.build import DTYPES
 
 
-def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None = None) -> list[Any]:
+def wrap(chunks: Sequence[Any], gang: GangConfig) -> list[Any]:
     """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP.
 
     They are sums: what to divide them by, a whole number or not, is the objective's (step.forward_backward).
     """
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
+    parallel = gang.parallel
     settings = DistributedDataParallelConfig(
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        fp8_param_gather=fp8 is not None and fp8.param,
+        fp8_param_gather=gang.fp8 is not None and gang.fp8.param,
         grad_reduce_in_fp32=True,
     )
     config = chunks[0].config
@@ -36,14 +37,7 @@ def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None 
     return wrapped
 
 
-def build(
-    chunks: Sequence[Any],
-    optimizer: OptimizerConfig,
-    parallel: ParallelConfig,
-    precision: Precision,
-    fp8: FP8Config | None = None,
-    offload: OffloadConfig | None = None,
-) -> Any:
+def build(chunks: Sequence[Any], optimizer: OptimizerConfig, gang: GangConfig) -> Any:
     """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
 
     Biases and norms are not decayed (Megatron-Core's standard; the paper does not say). What is offloaded goes the way of the
@@ -52,7 +46,7 @@ def build(
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 
-    fraction = 0.0 if offload is None else offload.optimizer_fraction
+    fraction, is_bf16 = gang.offload.optimizer_fraction, gang.precision == "bf16"
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.lr,
@@ -62,18 +56,18 @@ def build(
         adam_beta2=optimizer.beta2,
         adam_eps=optimizer.eps,
         clip_grad=optimizer.clip_grad,
-        bf16=precision == "bf16",
-        params_dtype=DTYPES[precision],
-        use_distributed_optimizer=parallel.distributed_optimizer,
-        overlap_param_gather=parallel.overlap_param_gather,
-        fp8_recipe=None if fp8 is None else fp8.recipe,
+        bf16=is_bf16,
+        params_dtype=DTYPES[gang.precision],
+        use_distributed_optimizer=gang.parallel.distributed_optimizer,
+        overlap_param_gather=gang.parallel.overlap_param_gather,
+        fp8_recipe=None if gang.fp8 is None else gang.fp8.recipe,
         optimizer_cpu_offload=fraction > 0,
         optimizer_offload_fraction=fraction,
         overlap_cpu_optimizer_d2h_h2d=fraction > 0,
         use_precision_aware_optimizer=fraction > 0,
     )
     built = get_megatron_optimizer(settings, list(chunks))
-    chunks[0].config.grad_scale_func = built.scale_loss if precision == "bf16" else None
+    chunks[0].config.grad_scale_func = built.scale_loss if is_bf16 else None
     return built
 
 

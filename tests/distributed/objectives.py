@@ -84,14 +84,14 @@ def microbatches(config: TrainConfig, grid: Groups) -> list[Batch]:
 
 def bare_model(config: TrainConfig, grid: Groups) -> list[Any]:
     assert config.init.checkpoint is not None
-    chunks = build.build(folder.read(config.init.checkpoint).model, grid, config.parallel, config.precision, config.recompute)
+    chunks = build.build(folder.read(config.init.checkpoint).model, grid, config)
     sharded.load_weights(config.init.checkpoint, chunks)
     return chunks
 
 
 def wrapped(config: TrainConfig, bare: list[Any]) -> Model:
-    chunks = optim.wrap(bare, config.parallel)
-    return chunks, optim.build(chunks, config.optimizer, config.parallel, config.precision)
+    chunks = optim.wrap(bare, config)
+    return chunks, optim.build(chunks, config.optimizer, config)
 
 
 def train(config: TrainConfig, grid: Groups, kind: str, shift: int) -> list[dict[str, float]]:

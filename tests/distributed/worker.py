@@ -57,7 +57,7 @@ def train_cases(folder: Path) -> None:
             start_from(config.run_dir, case["start_from"])
         dist.barrier()
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
-        with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
+        with fault(case["control"]), again, groups.grid(config) as grid:
             if case["call"]:
                 results[case["name"]] = call(case["call"], config, grid)
             else:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, reference, sharded, torch_dist
-from megatron_prism.core.config import ModelConfig, ParallelConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.families import blocks, registry
 from megatron_prism.models import build
 from megatron_prism.models.batch import INPUTS, Batch, model_batch, packed_documents
@@ -41,8 +41,9 @@ def main(root: Path) -> None:
     results = {}
     for case in json.loads((root / "cases.json").read_text()):
         parallel = ParallelConfig(**case["parallel"], distributed_optimizer=False)
-        with grid(parallel, seed=0) as groups:
-            found = megatron(root / "gradients", case, parallel, groups)
+        gang = GangConfig(parallel=parallel, precision="fp32", seed=0)
+        with grid(gang) as groups:
+            found = megatron(root / "gradients", case, gang, groups)
         if dist.get_rank() == 0:
             documents = tuple(length for row in case["documents"] or [[len(case["tokens"])]] for length in row)
             oracle = transformers_oracle(Path(case["hf"]), tuple(case["tokens"]), documents, case["control"] == "floored_time_step")
@@ -60,18 +61,18 @@ def compare(found: Found, wanted: Found) -> dict[str, Any]:
     return {"logits": logits, "loss": loss, "gradient": errors[worst], "parameter": worst}
 
 
-def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, groups: Groups) -> Found:
+def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Groups) -> Found:
     """Return Megatron's logits, its loss, and its gradients under their Hugging Face names: on rank 0 whole, elsewhere of no meaning.
 
     The gradients are put together as a checkpoint's weights are: each rank saves its shards, rank 0 reads whole tensors.
     """
     model, tokens = folder.read(Path(case["ckpt"])).model, case["tokens"]
-    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, parallel, "fp32")
+    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, gang)
     sharded.load_weights(Path(case["ckpt"]), bare)
     break_weights(bare[0], case["control"])
     batch = batch_of(tokens, case["documents"], case["control"])
     logits_SV = packed_logits(bare, batch, groups) if case["documents"] else logits(bare, tokens, groups)
-    chunks = optim.wrap(bare, parallel)
+    chunks = optim.wrap(bare, gang)
     loss = step.forward_backward(chunks, [batch] * (groups.pp if groups.vpp else 1), CROSS_ENTROPY, groups, Timers()).loss
     for chunk in bare:
         for parameter in chunk.parameters():

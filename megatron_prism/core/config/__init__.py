@@ -1,10 +1,11 @@
 """What a job's YAML may say: frozen dataclasses, one spelling from the YAML key to the field to the metric.
 
-No default stands anywhere else. Defaults that the paper states carry its table; the others are ours.
+Each key carries its bounds and its words (section.py). No default stands anywhere else. Defaults that the paper states carry its table; the
+others are ours. docs/CONFIG.md is generated from here.
 """
 
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
-from megatron_prism.core.config.gang import FP8Config, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.gang import FP8Config, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "DataConfig",
     "DecontaminateConfig",
     "FP8Config",
+    "GangConfig",
     "GuardConfig",
     "InitConfig",
     "KeepConfig",

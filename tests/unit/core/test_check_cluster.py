@@ -74,10 +74,10 @@ def test_all_that_is_wrong_with_a_pipeline_is_said_at_once() -> None:
         run_dir=Path("a\nb"),
     )
     assert [(problem.where, problem.found) for problem in check_pipeline(made)] == [
+        ("stages.4.name", "'d e'"),
         ("run_dir", "'a\\nb'"),
         ("stages.2.name", "'a'"),
         ("stages.3.after", "'none'"),
-        ("stages.4.name", "'d e'"),
         ("stages.4.command", "no words"),
         ("stages.5.command", "a text with a NUL or half a character"),
     ]

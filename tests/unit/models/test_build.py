@@ -21,7 +21,7 @@ from megatron_prism.parallel import host
 host.install()
 from megatron_prism.core.errors import InputError
 from megatron_prism.models import multipliers
-from megatron_prism.core.config import ModelConfig, ParallelConfig, RecomputeConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.models.build import transformer_config
 
 model = ModelConfig(family="llama", num_layers=5, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, num_query_groups=2,
@@ -31,10 +31,10 @@ names = ("batch_p2p_comm", "overlap_p2p_comm", "virtual_pipeline_model_parallel_
          "sequence_parallel", "recompute_method", "recompute_num_layers", "hidden_dropout", "attention_dropout", "bf16", "add_bias_linear")
 found = {}
 for name, layout in layouts.items():
-    config = transformer_config(model, ParallelConfig(**layout), "bf16", RecomputeConfig())
+    config = transformer_config(model, GangConfig(parallel=ParallelConfig(**layout)))
     found[name] = {key: getattr(config, key) for key in names}
 for name, recompute in {"all": {}, "some": {"num_layers": 2}}.items():
-    config = transformer_config(model, ParallelConfig(), "fp32", RecomputeConfig(granularity="full", **recompute))
+    config = transformer_config(model, GangConfig(precision="fp32", recompute=RecomputeConfig(granularity="full", **recompute)))
     found[name] = {key: getattr(config, key) for key in names}
 granite = ModelConfig(**{**vars(model), "logits_scaling": 8.0})
 for name, settings in {"native": {}, "te": {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"},
