@@ -15,7 +15,7 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.load import load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
-from megatron_prism.launch import slurm
+from megatron_prism.launch import pipeline, slurm
 
 METRICS = "metrics.jsonl"
 
@@ -25,12 +25,14 @@ def run(path: Path) -> dict[str, Any]:
 
     Raises: InputError where there is neither a run nor a submission.
     """
-    folder = submit.submission_folder(path)
+    folder = pipeline.submission_folder(path)
     if not (folder / submit.SUBMITTED).is_file():
         if not (path / run_folder.CONFIG).is_file():
             raise InputError(
                 Problem(
-                    str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"
+                    str(path),
+                    "neither a run nor a submission",
+                    f"a folder with {run_folder.CONFIG} or {pipeline.FOLDER}/{submit.SUBMITTED}",
                 )
             )
         return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}

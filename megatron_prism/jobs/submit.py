@@ -1,4 +1,4 @@
-"""`prism submit`: a config or a pipeline to sbatch scripts, and to Slurm.
+"""`prism submit`: a job or a pipeline to sbatch scripts, and to Slurm.
 
 What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each job's script, its logs, its events (a line for each start,
 save, fault and end, written by the script) and submitted.json.
@@ -9,102 +9,75 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import join
 from typing import Any
 
-from megatron_prism.core.check.cluster import check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core import log
+from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.train import check_train
-from megatron_prism.core.config import ClusterConfig, JobConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, JobConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.layers import config_layers, merge
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
+from megatron_prism.launch.pipeline import GANG_JOBS, Read, call_of, in_full, read_pipeline, split
 from megatron_prism.parallel import environment
 
-GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
-FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
+SUBMITTED = "submitted.json"
 
 
 @dataclass(frozen=True)
 class Planned:
     """A job as the pipeline's YAML has it, as Slurm gets it, and the configs of its gang (one an element of an array)."""
 
-    asked: JobConfig
+    entry: JobConfig
     job: slurm.Job
     configs: tuple[TrainConfig, ...] = ()
 
 
-def run(path: Path, overrides: Sequence[str], cluster_path: Path, dry_run: bool) -> dict[str, Any]:
+def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
     """Plan every job of a pipeline, and unless dry_run submit those that are not done; return what became of each.
 
+    words: a job and its arguments, or a pipeline's path and its overrides; before them overrides of the cluster (`cluster.a=b`).
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
-    cluster_overrides = [text.removeprefix(CLUSTER) for text in overrides if text.startswith(CLUSTER)]
-    cluster = load(cluster_path, ClusterConfig, cluster_overrides)
-    with placed(cluster_path, ClusterConfig, cluster_overrides):
+    asked, overrides = split(words, read)
+    cluster = load(cluster_path, ClusterConfig, overrides)
+    with placed(cluster_path, ClusterConfig, overrides):
         raise_problems(check_cluster(cluster))
-    pipeline, folder = read_pipeline(path, [text for text in overrides if not text.startswith(CLUSTER)])
-    by_name = {asked.name: asked for asked in pipeline.stages}
-    planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster)
+    if (words := in_full(asked, read)) != asked:
+        log.get().info("%s is no pipeline; in full: prism submit --cluster %s -- %s", asked[0], cluster_path, join(words))
+    pipeline, folder = read_pipeline(words, read)
+    by_name = {entry.name: entry for entry in pipeline.stages}
+    planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
-    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"config": str(path), "cluster": str(cluster_path)})}
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"asked": join(words), "cluster": str(cluster_path)})}
 
 
-def read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, Path]:
-    """Return what a YAML asks for, told by its keys (`stages`: a pipeline; `sources`: prepare; else train), and the folder it is kept in."""
-    keys = merge(config_layers(path, PipelineConfig, overrides))
-    if "stages" in keys:
-        pipeline = load(path, PipelineConfig, overrides)
-        folder = pipeline.run_dir / FOLDER
-    else:
-        job = "prepare" if "sources" in keys else "train"
-        if job == "prepare":
-            run_dir = load(path, PrepareConfig, overrides).out
-            folder = submission_folder(run_dir)
-        else:
-            run_dir = load(path, TrainConfig, overrides).run_dir
-            folder = run_dir / FOLDER
-        only = JobConfig(name=job, command=(job, str(path), *overrides))
-        pipeline = PipelineConfig(name=path.stem, run_dir=run_dir, stages=(only,))
-    with placed(path, PipelineConfig, overrides):
-        raise_problems(check_pipeline(pipeline))
-    return pipeline, folder
-
-
-def submission_folder(run_dir: Path) -> Path:
-    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
-    beside = run_dir.with_name(f"{run_dir.name}.{FOLDER}")
-    return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
-
-
-def plan(jobs: Sequence[JobConfig], title: str, folder: Path, cluster: ClusterConfig) -> list[Planned]:
+def plan(entries: Sequence[JobConfig], title: str, folder: Path, cluster: ClusterConfig, read: Read) -> list[Planned]:
     """Return each job as Slurm gets it. Raises: InputError with the problems of all."""
     planned, problems = [], []
-    for asked in jobs:
+    for entry in entries:
         try:
-            planned.append(_plan(asked, title if len(jobs) == 1 else f"{title}-{asked.name}", folder, cluster))
+            planned.append(_plan(entry, title if len(entries) == 1 else f"{title}-{entry.name}", folder, cluster, read))
         except InputError as error:
             problems += [
-                replace(problem, where=f"stage {asked.name}: {problem.where}" if len(jobs) > 1 else problem.where)
+                replace(problem, where=f"stage {entry.name}: {problem.where}" if len(entries) > 1 else problem.where)
                 for problem in error.problems
             ]
     raise_problems(problems)
     return planned
 
 
-def _plan(asked: JobConfig, title: str, folder: Path, cluster: ClusterConfig) -> Planned:
-    job = slurm.Job(asked.name, title, folder, asked.command, environment=cluster.environment, array=dict(enumerate(asked.array)))
-    if asked.command[0] not in GANG_JOBS:
-        return Planned(asked, job)
-    if len(asked.command) < 2 or any(
-        word.startswith("-") for word in [*asked.command[1:], *(word for words in asked.array for word in words)]
-    ):
-        raise InputError(Problem("command", " ".join(asked.command), f"[{asked.command[0]}, CONFIG, a.b=c ...], without options"))
-    path = Path(asked.command[1])
-    configs = [_gang_config(path, [*asked.command[2:], *words], cluster) for words in asked.array or ((),)]
+def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, read: Read) -> Planned:
+    job = slurm.Job(entry.name, title, folder, entry.command, environment=cluster.environment, array=dict(enumerate(entry.array)))
+    calls = [call_of([*entry.command, *words], read) for words in entry.array or ((),)]
+    if calls[0].job not in GANG_JOBS:
+        return Planned(entry, job)
+    configs = [_gang_config(*call.config, cluster) for call in calls]
     first = configs[0]
     problems = []
     for key, kinds in (
@@ -120,7 +93,7 @@ def _plan(asked: JobConfig, title: str, folder: Path, cluster: ClusterConfig) ->
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables)
-    return Planned(asked, job, tuple(configs))
+    return Planned(entry, job, tuple(configs))
 
 
 def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -> TrainConfig:
@@ -132,7 +105,7 @@ def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, what would start at once: a job that waits for others cannot be checked yet."""
-    for config in [config for each in planned if not each.asked.after for config in each.configs]:
+    for config in [config for each in planned if not each.entry.after for config in each.configs]:
         from megatron_prism.jobs import train  # brings torch along
 
         assert config.world_size is not None  # check_world_size
@@ -142,11 +115,11 @@ def _check_first(planned: Sequence[Planned]) -> None:
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
     resources = {"nodes": each.job.nodes, "ranks": each.job.nodes * each.job.ranks_per_node or 1}
     return {
-        "name": each.asked.name,
-        "command": list(each.asked.command),
-        "after": list(each.asked.after),
+        "name": each.entry.name,
+        "command": list(each.entry.command),
+        "after": list(each.entry.after),
         **resources,
-        "array": [list(words) for words in each.asked.array],
+        "array": [list(words) for words in each.entry.array],
         "run_dirs": [str(config.run_dir) for config in each.configs],
         **facts,
     }
@@ -160,8 +133,8 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     submitted: list[dict[str, Any]] = []
     ids: dict[str, str] = {}
     for each in planned:
-        facts, earlier = _summary(each), before.get(each.asked.name, {})
-        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.asked.after) & set(ids)
+        facts, earlier = _summary(each), before.get(each.entry.name, {})
+        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.entry.after) & set(ids)
         done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
         if all(done):
             submitted.append({**facts, "job": earlier["job"], "done_before": True})
@@ -170,7 +143,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
         for index in job.array or [None]:
             job.events(index).unlink(missing_ok=True)
         write_text(job.script, slurm.render(job, cluster))
-        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.asked.after if name in ids])
+        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.entry.after if name in ids])
         submitted.append({**facts, "job": ids[job.name], "done_before": False})
         rest = [entry for name, entry in before.items() if name not in {entry["name"] for entry in submitted}]
         write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*submitted, *rest]))

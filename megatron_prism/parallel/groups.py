@@ -8,10 +8,12 @@ import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import FrameSummary, extract_tb
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_prism.core.config import GangConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError
@@ -77,9 +79,16 @@ def gang(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
             dist.destroy_process_group()
 
 
-def is_silence(error: BaseException) -> bool:
-    """Say whether an error is that of a process group of which another rank is gone or silent."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def is_silence(error: BaseException, stack: Sequence[FrameSummary] | None = None) -> bool:
+    """Say whether an error is that of a process group of which another rank is gone or silent.
+
+    NCCL's errors have types of their own. Gloo's are plain RuntimeErrors, raised within torch's collectives; where Megatron-Core waits for
+    one itself, host.py gives them NCCL's type. stack: where it was raised, of an error that another rank sent.
+    """
+    if isinstance(error, dist.DistError) or type(error) is not RuntimeError:
+        return isinstance(error, dist.DistError)
+    frames = extract_tb(error.__traceback__) if stack is None else stack
+    return bool(frames) and frames[-1].filename == distributed_c10d.__file__
 
 
 def silence(error: BaseException) -> str:
