@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.models import multipliers
-from megatron_prism.models.build import uneven_ends, uneven_layout
+from megatron_prism.models.build import uneven_ends, uneven_stages
 
 
 @pytest.mark.parametrize(("settings", "is_refused"), [({}, False), (("te",), False), (("linear",), True)])
@@ -50,15 +50,15 @@ class OutputLayer(torch.nn.Linear):
 
 
 def test_layout_of_five_layers_on_two_and_four_stages() -> None:
-    assert uneven_layout(6, 2) is None and uneven_layout(1, 1) is None
-    assert uneven_layout(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
-    assert uneven_layout(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
+    assert uneven_stages(6, 2) is None and uneven_stages(1, 1) is None
+    assert uneven_stages(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
+    assert uneven_stages(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
 
 
 @given(num_stages=st.integers(2, 12), data=st.data())
 def test_layout_holds_every_layer_once_and_stages_differ_by_one(num_stages: int, data: st.DataObject) -> None:
     num_layers = data.draw(st.integers(num_stages, 60))
-    layout = uneven_layout(num_layers, num_stages)
+    layout = uneven_stages(num_layers, num_stages)
     assert (layout is None) == (num_layers % num_stages == 0)
     if layout is not None:
         counts = [stage.count("decoder") for stage in layout]
