@@ -58,4 +58,8 @@ def test_a_generation_ends_at_a_token_that_one_file_names(tiny: tuple[Path, Any]
     ids = greedy(folder, model)
     stop = next(token for at, token in enumerate(ids) if at > 1 and token not in ids[:at])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, stop]}))
-    assert generate.from_hf(folder, PROMPT, Sampling(max_tokens=12, temperature=0.0), 0) == said(folder, ids[: ids.index(stop)]) != said(folder, ids)
+    assert (
+        generate.from_hf(folder, PROMPT, Sampling(max_tokens=12, temperature=0.0), 0)
+        == said(folder, ids[: ids.index(stop)])
+        != said(folder, ids)
+    )
