@@ -25,7 +25,7 @@ import psutil
 import torch
 
 from megatron_prism.checkpoint import folder, reference, sharded
-from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.config import GangConfig
 from megatron_prism.generate.cached import Cached
 from megatron_prism.generate.engine import Sampling, seed_of
 from megatron_prism.generate.recompute import Recompute
@@ -97,7 +97,7 @@ def sides(name: str, hidden_size: int, home: Path, num_samples: int, groups: Any
     model.eval().generation_config.eos_token_id = None
     reference.unfloor_time_steps(model)
     sizes = folder.read(home / "ckpt").model
-    chunks = build.build(sizes, groups, ParallelConfig(), "fp32")
+    chunks = build.build(sizes, groups, GangConfig(precision="fp32"))
     sharded.load_weights(home / "ckpt", chunks)
     prompts, sampling = make_prompts(), Sampling(max_tokens=MAX_TOKENS, temperature=1.0)
     cached, recompute = Cached(chunks, sizes, groups, num_rows=NUM_PROMPTS * num_samples), Recompute(chunks, sizes, groups)
@@ -135,7 +135,7 @@ def memory_by_step(name: str, home: Path, groups: Any, max_tokens: int = 4096) -
     hf_model(name, 64).save_pretrained(home / "hf")
     convert.run_import(home / "hf", home / "ckpt", dry_run=False)
     sizes = folder.read(home / "ckpt").model
-    chunks = build.build(sizes, groups, ParallelConfig(), "fp32")
+    chunks = build.build(sizes, groups, GangConfig(precision="fp32"))
     sharded.load_weights(home / "ckpt", chunks)
     resident, choose, steps = {}, Stage.choose, 0
 
@@ -162,7 +162,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary, gang(ParallelConfig(), 0) as groups:
+    with tempfile.TemporaryDirectory() as temporary, gang(GangConfig(precision="fp32")) as groups:
         for name in arguments.model:
             if arguments.memory:
                 resident = memory_by_step(name, Path(temporary, f"{name} memory"), groups)

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.load import build, merge, read_layers
+from megatron_prism.core.layers import merge, read_layers
+from megatron_prism.core.load import build
 from megatron_prism.core.manifest import write_text
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = {
@@ -77,11 +79,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest file run before the others of its folder: the last one runs alone."""
-    longest = [item for item in items if item.path.name == "test_gang.py"]
-    others = [item for item in items if item.path.name != "test_gang.py"]
-    first = next((at for at, item in enumerate(others) if item.path.parent.name == "reliability"), len(others))
-    items[:] = others[:first] + longest + others[first:]
+    """Let what is slow begin first: short files fill the end, when one of the two workers would run alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
@@ -332,6 +331,14 @@ def living_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
+def run_distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+    """Return a function (fn, num_ranks, ...) that returns what a module's function fn(groups, ...) returned on each rank: tests/ranks.py."""
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield ranks.run
+    ranks.end()
+
+
+@pytest.fixture(scope="session")
 def gang(
     tmp_path_factory: pytest.TempPathFactory, living_gangs: Callable[[int], LivingGang], tiny_checkpoint: Path, tiny_mixture: Path
 ) -> Gang:
@@ -339,7 +346,8 @@ def gang(
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
     {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
-    loaded is saved at once, to the run's folder `again`}.
+    loaded is saved at once, to the run's folder `again`, "call": {"file", "function", its further arguments} of what every rank
+    computes in place of a training run; its result is rank 0's}.
     """
 
     def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -358,7 +366,7 @@ def gang(
         for case in cases:
             config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
             config["data"] = {**base["data"], **case["config"].get("data", {})}
-            named.append({"control": None, "start_from": None, "save_again": False, **case, "config": config})
+            named.append({"control": None, "start_from": None, "save_again": False, "call": None, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
         return living_gangs(num_processes).train(folder)
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import SaveConfig
+from megatron_prism.core.defect import is_defect
 from megatron_prism.core.errors import CheckpointError, EnvironmentFault, PrismError, Problem
 from megatron_prism.parallel import groups, megatron_versions
 from megatron_prism.parallel.groups import Groups
@@ -230,4 +231,6 @@ def _faults_named(path: Path, clean: Callable[[], None]) -> Iterator[None]:
     except BaseException as error:  # torch's CheckpointException is no Exception
         told = groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)  # while the disk is as it was
         clean()
+        if is_defect(error):
+            raise
         raise EnvironmentFault(f"{told}; the checkpoint was not saved; earlier ones are whole") from error

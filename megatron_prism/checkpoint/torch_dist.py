@@ -19,8 +19,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -63,7 +62,7 @@ def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str
     entries: dict[str, Any] = {
         spec.key: TensorStorageMetadata(TensorProperties(spec.dtype), torch.Size(spec.shape), [_whole(spec)]) for spec in specs
     }
-    dcp.FileSystemWriter(root, sync_files=True).finish(Metadata(entries), [results])
+    FileSystemWriter(root, sync_files=True).finish(Metadata(entries), [results])
     torch.save({}, root / "common.pt")
     write_json(root / "metadata.json", MARKER)  # last: Megatron takes the folder for complete by it
 
@@ -181,7 +180,7 @@ class TensorReader:
         self._described: dict[bytes, torch.Tensor] = {}  # by its pickle, a stored tensor without its values
         try:
             with unpickle.guarded(root):
-                self._metadata = dcp.FileSystemReader(root).read_metadata()
+                self._metadata = FileSystemReader(root).read_metadata()
         except OSError as error:
             raise CheckpointError(Problem(str(root), f"{type(error).__name__}: {error}", "a torch_dist checkpoint")) from error
 

@@ -114,8 +114,8 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
     torch.set_num_threads(1)  # the parent's OpenMP threads are not here, and would be waited for
     torch.serialization.set_crc32_options(False)  # nobody reads the archives' checksums; the sha256 stands for all
     path = Path(bucket[0])
-    results: queue.Queue = queue.Queue()
-    count: queue.Queue = queue.Queue()
+    results: queue.Queue[Any] = queue.Queue()
+    count: queue.Queue[int] = queue.Queue()
     count.put(number)
     is_written = threading.Event()
     try:

@@ -31,9 +31,10 @@ def generate(
     """
     if (ckpt is None) == (hf is None):
         raise InputError(Problem("--ckpt, --hf", "both or neither", "one of them"))
+    from megatron_prism.generate.engine import Sampling
     from megatron_prism.jobs import generate as job
 
-    sampling = job.Sampling(max_tokens=max_tokens, temperature=0.0 if greedy else temperature, top_p=top_p)
+    sampling = Sampling(max_tokens=max_tokens, temperature=0.0 if greedy else temperature, top_p=top_p)
     if hf is not None:
         text = job.from_hf(hf, prompt, sampling, seed)
     else:

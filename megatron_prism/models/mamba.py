@@ -61,7 +61,7 @@ def kernels() -> Any:
 class _ShardedNorm(ssd.GatedRMSNorm):
     """The gated norm as MambaMixer stores it: split over tensor parallelism along its channels (mamba_mixer.ExtendedRMSNorm)."""
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> Any:
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None) -> Any:
         from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
         return make_sharded_tensors_for_checkpoint(

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, sharded
-from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, ParallelConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.generate import blocks, lane
 from megatron_prism.generate.cached import Cached
@@ -32,6 +32,7 @@ from megatron_prism.models.forward import logits
 from megatron_prism.parallel.groups import Groups, gather, grid, join
 
 ENGINES = {"cached": Cached, "recompute": Recompute}
+BUILT = ("family", "ckpt", "precision")  # what a case's model is built by
 Case = dict[str, Any]
 
 
@@ -40,27 +41,25 @@ def main(root: Path) -> None:
     join()
     results: dict[str, Any] = {}
     for parallel, of_layout in itertools.groupby(json.loads((root / "cases.json").read_text()), lambda case: case["parallel"]):
-        layout = ParallelConfig(**parallel, distributed_optimizer=False)
-        with grid(layout, seed=0) as groups:
-            for (family, ckpt, precision), cases in itertools.groupby(
-                of_layout, lambda case: [case[key] for key in ("family", "ckpt", "precision")]
-            ):
-                chunks = chunks_of(Path(ckpt), groups, layout, precision)
+        gang = GangConfig(parallel=ParallelConfig(**parallel, distributed_optimizer=False), precision="fp32", seed=0)
+        with grid(gang) as groups:
+            for (family, ckpt, precision), cases in itertools.groupby(of_layout, lambda case: [case[key] for key in BUILT]):
+                chunks = chunks_of(Path(ckpt), groups, dataclasses.replace(gang, precision=precision))
                 results |= {case["name"]: rollouts(case, chunks, groups) for case in cases}
                 if precision == "bf16":
                     continue
                 if family == "nemotron_h":
                     results[f"refused {parallel}"] = refusals(chunks, folder.read(Path(ckpt)).model, groups)
                 if family in ("llama", "nemotron_h"):
-                    trained = [trained_bits(Path(ckpt), groups, layout, generates) for generates in (False, True)]
+                    trained = [trained_bits(Path(ckpt), groups, gang, generates) for generates in (False, True)]
                     results[f"training {family} {parallel}"] = trained
     if dist.get_rank() == 0:
         (root / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
-def chunks_of(ckpt: Path, groups: Groups, layout: ParallelConfig, precision: Precision = "fp32") -> list[Any]:
-    chunks = build.build(folder.read(ckpt).model, groups, layout, precision)
+def chunks_of(ckpt: Path, groups: Groups, gang: GangConfig) -> list[Any]:
+    chunks = build.build(folder.read(ckpt).model, groups, gang)
     sharded.load_weights(ckpt, chunks)
     return chunks
 
@@ -141,9 +140,9 @@ def refusals(chunks: list[Any], model: Any, groups: Groups) -> dict[str, str]:
     return said
 
 
-def trained_bits(ckpt: Path, groups: Groups, layout: ParallelConfig, generates: bool) -> list[float]:
+def trained_bits(ckpt: Path, groups: Groups, gang: GangConfig, generates: bool) -> list[float]:
     """Return a sum over all weights after each of two training steps, the second one after a generation or not."""
-    chunks, model = chunks_of(ckpt, groups, layout), folder.read(ckpt).model
+    chunks, model = chunks_of(ckpt, groups, gang), folder.read(ckpt).model
     if groups.pp > 1:
         return []
     optimizer, sums = torch.optim.SGD(chunks[0].parameters(), lr=0.1), []

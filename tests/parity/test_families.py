@@ -54,39 +54,48 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+Case = Callable[..., dict[str, Any]]
+
+
 @pytest.fixture(scope="session")
-def results(compare: Callable, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def case(folders: dict[str, Path]) -> Case:
+    """Return a function that makes a case of a family."""
     tokens = [(7 * index * index + 3) % SIZES["vocab_size"] for index in range(SEQ_LENGTH)]
 
-    def case(name: str, family: str, **more: Any) -> dict[str, Any]:
+    def make(name: str, family: str, **more: Any) -> dict[str, Any]:
         root = folders[family]
         return {"name": name, "hf": str(root / "hf"), "ckpt": str(root / "ckpt"), "tokens": tokens, **more}
 
-    controls = [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
-    split = {
-        count: [
-            case(f"{family} {layout}", family, parallel=LAYOUTS[layout])
-            for family, layout in SPLITS
-            if (layout == "tp2_pp2") == (count == 4)
-        ]
-        for count in (2, 4)
-    }
-    controls += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
-    alone = [case(name, name) for name in FAMILIES] + [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(compare: Callable, case: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the differences in one process by case, the controls too."""
+    cases = [case(name, name) for name in FAMILIES]
+    cases += [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
+    cases += [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
+    cases += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
+    return compare(tmp_path_factory.mktemp("families"), cases)
+
+
+@pytest.fixture(scope="session")
+def split(compare: Callable, case: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the differences on layouts by case."""
+    cases: dict[int, list[dict[str, Any]]] = {2: [], 4: []}
+    for family, layout in SPLITS:
+        cases[4 if layout == "tp2_pp2" else 2].append(case(f"{family} {layout}", family, parallel=LAYOUTS[layout]))
     for family, layout in PACKED_SPLITS:
-        split[4 if layout == "tp2_pp2" else 2].append(
-            case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS)
-        )
-    found = compare(tmp_path_factory.mktemp("families"), alone + controls)
-    return found | {
-        name: result for count, cases in split.items() for name, result in compare(tmp_path_factory.mktemp("gang"), cases, count).items()
-    }
+        packed = case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS)
+        cases[4 if layout == "tp2_pp2" else 2].append(packed)
+    return {name: found for count in cases for name, found in compare(tmp_path_factory.mktemp("gang"), cases[count], count).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), SPLITS)
-def test_a_layout_has_the_logits_and_gradients_of_transformers(results: dict[str, dict[str, Any]], family: str, layout: str) -> None:
+def test_a_layout_has_the_logits_and_gradients_of_transformers(split: dict[str, dict[str, Any]], family: str, layout: str) -> None:
     """Vocabularies pad differently, stages are uneven, a mixer's projection is split piece by piece."""
-    found = results[f"{family} {layout}"]
+    found = split[f"{family} {layout}"]
     assert found["logits"] <= LOGITS
     assert found["gradient"] <= GRADIENT_SPLIT, found["parameter"]
 
@@ -105,9 +114,10 @@ def test_documents_packed_into_rows_are_each_as_if_alone(results: dict[str, dict
     assert found["gradient"] <= GRADIENT, found["parameter"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), PACKED_SPLITS)
-def test_packed_documents_on_a_layout(results: dict[str, dict[str, Any]], family: str, layout: str) -> None:
-    found = results[f"{family} packed {layout}"]
+def test_packed_documents_on_a_layout(split: dict[str, dict[str, Any]], family: str, layout: str) -> None:
+    found = split[f"{family} packed {layout}"]
     assert found["loss"] <= LOSS
     assert found["gradient"] <= GRADIENT_SPLIT, found["parameter"]
 
@@ -158,6 +168,7 @@ def verify(hf: Path, ckpt: Path, *more: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_verify_says_so_on_four_ranks(folders: dict[str, Path], tmp_path: Path) -> None:
     """Nemotron-H, without a tokenizer: random ids, the reference's floored time steps mended."""
     root = folders["nemotron_h"]
