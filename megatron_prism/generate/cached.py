@@ -17,7 +17,7 @@ import torch
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.generate.engine import Rollout, Sampling, problems
-from megatron_prism.generate.lane import Lane, Order
+from megatron_prism.generate.lane import Lane, Request
 from megatron_prism.generate.stage import Stage
 from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel import host
@@ -62,8 +62,8 @@ class Cached:
         with host.without_stand_in():
             stage = Stage(self.chunks[0], self.model, self.groups)
             num_rows = max(1, self.num_rows // max(1, len(shares)))
-            order = Order(prompts, num_samples, sampling, seeds, num_rows, self.prefill_tokens, max_context)
-            lanes = [Lane(stage, order, share) for share in shares]
+            request = Request(prompts, num_samples, sampling, seeds, num_rows, self.prefill_tokens, max_context)
+            lanes = [Lane(stage, request, share) for share in shares]
             while lanes:
                 lanes = [lane for lane in lanes if lane.advance(finished)]
         everyones = ranks.gather(finished, self.groups.dp_cp_group) if dp > 1 else [finished]

@@ -48,7 +48,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What generate() was asked for, and the limits it keeps: rows of a lane, tokens of a prefill's forward pass, tokens of a context."""
 
     prompts: Sequence[Sequence[int]]
@@ -69,27 +69,27 @@ class Order:
 class Lane:
     """A batch of rows. The busy ones are the first of the cache; `ready` wait for a row, their prompts read into `read`."""
 
-    def __init__(self, stage: Stage, order: Order, waiting: list[int]):
-        self.stage, self.order, self.waiting = stage, order, waiting  # the longest prompts first
-        self.num_rows = min(order.num_rows, len(waiting) * order.num_samples)
-        longest = len(order.prompts[waiting[0]]) + order.sampling.max_tokens
-        self.cache = Cache(stage.blocks, self.num_rows, min(longest, order.max_context))
+    def __init__(self, stage: Stage, request: Request, waiting: list[int]):
+        self.stage, self.request, self.waiting = stage, request, waiting  # the longest prompts first
+        self.num_rows = min(request.num_rows, len(waiting) * request.num_samples)
+        longest = len(request.prompts[waiting[0]]) + request.sampling.max_tokens
+        self.cache = Cache(stage.blocks, self.num_rows, min(longest, request.max_context))
         self.rows: list[Draft | None] = []
         self.ready: list[tuple[Draft, int]] = []
         self.read: Cache | None = None
         self.asked: list[list[Draft]] = []  # whose next tokens are under way: draws by row of the forward pass
         self.choice: Tensor | None = None
         self.sent: list[Message] = []
-        self.is_reading = False
+        self.from_prefill = False
 
     def advance(self, finished: list[Rollout]) -> bool:
         """Take the tokens chosen last, run one forward pass (or the chunks of a long prompt), choose; return whether there was anything to do."""
         self._take(finished)
         self._enter()
         num_free = self.num_rows - sum(draft is not None for draft in self.rows)
-        enough = min((1 - FILL) * self.num_rows, len(self.waiting) * self.order.num_samples)
-        self.is_reading = bool(self.waiting) and num_free >= enough
-        if self.is_reading:
+        enough = min((1 - FILL) * self.num_rows, len(self.waiting) * self.request.num_samples)
+        self.from_prefill = bool(self.waiting) and num_free >= enough
+        if self.from_prefill:
             self._prefill(num_free)
             return True
         self._close_up()
@@ -106,12 +106,12 @@ class Lane:
         token_RS, logprob_RS = choice.tolist()
         for row, drafts in enumerate(self.asked):
             for draft, token, logprob in zip(drafts, token_RS[row], logprob_RS[row], strict=True):
-                rollout = draft.extend(int(token), logprob, self.order.sampling)
+                rollout = draft.extend(int(token), logprob, self.request.sampling)
                 if rollout is not None:
                     finished.append(rollout)
-                if self.is_reading and rollout is None:
+                if self.from_prefill and rollout is None:
                     self.ready.append((draft, row))
-                elif not self.is_reading and rollout is not None:
+                elif not self.from_prefill and rollout is not None:
                     self.rows[row] = None
         self.asked, self.sent, self.choice = [], [], None
 
@@ -153,13 +153,13 @@ class Lane:
 
     def _prefill(self, num_free: int) -> None:
         """Read as many prompts of about one length as free rows can continue; one that is longer than a forward pass may be, in chunks."""
-        prompts, size_L = self.order.prompts, len(self.order.prompts[self.waiting[0]])
-        most = max(1, min(-(-num_free // self.order.num_samples), self.order.prefill_tokens // size_L))
+        prompts, size_L = self.request.prompts, len(self.request.prompts[self.waiting[0]])
+        most = max(1, min(-(-num_free // self.request.num_samples), self.request.prefill_tokens // size_L))
         taken = list(itertools.takewhile(lambda prompt: len(prompts[prompt]) >= FILL * size_L, self.waiting[:most]))
         del self.waiting[: len(taken)]
         self.read = Cache(self.stage.blocks, len(taken), size_L)
-        for start in range(0, size_L, self.order.prefill_tokens):
-            parts = [prompts[prompt][start : start + self.order.prefill_tokens] for prompt in taken]
+        for start in range(0, size_L, self.request.prefill_tokens):
+            parts = [prompts[prompt][start : start + self.request.prefill_tokens] for prompt in taken]
             lengths, longest = [len(part) for part in parts], len(parts[0])
             feed_RL = torch.tensor([[*part, *[0] * (longest - len(part))] for part in parts], device=host.device())
             call = blocks.prefill(start, lengths, longest, self.stage.positions, host.device())
@@ -167,7 +167,7 @@ class Lane:
         if hidden_TD is not None:
             assert call.length_R is not None
             hidden_TD = hidden_TD[call.row_R * call.size_L + call.length_R - 1]  # each row's last token: the only one that needs logits
-        self._ask([self.order.drafts(prompt) for prompt in taken], hidden_TD)
+        self._ask([self.request.drafts(prompt) for prompt in taken], hidden_TD)
 
     def _decode(self) -> None:
         drafts = [draft for draft in self.rows if draft is not None]
@@ -177,7 +177,7 @@ class Lane:
 
     def _ask(self, asked: list[list[Draft]], hidden_RD: Tensor | None) -> None:
         """Choose the next tokens on the last stage."""
-        self.asked, sampling = asked, self.order.sampling
+        self.asked, sampling = asked, self.request.sampling
         if hidden_RD is not None:
             streams = [draft.stream for drafts in asked for draft in drafts]
             number = uniforms(streams, [len(draft.token_ids) for drafts in asked for draft in drafts])

@@ -1,8 +1,8 @@
 """One rank of a gang that generates: generate_worker.py FOLDER reads cases.json, writes results.json.
 
-A case: {"name", "family", "ckpt", "parallel": the layout, "engine": "cached" or "recompute", "limits": the engine's, "replace": wrong values of
-the architecture, "control": a fault to build in, or None, "prompts", "num_samples", "sampling"}. A result: its rollouts, which every rank must
-have found. Beside the cases: what is refused, and whether training goes on with the same bits after a generation.
+A case: {"name", "family", "ckpt", "parallel": the layout, "precision", "engine": "cached" or "recompute", "limits": the engine's, "replace":
+wrong values of the architecture, "control": a fault to build in, or None, "prompts", "num_samples", "sampling"}. A result: its rollouts, which
+every rank must have found; under bf16 with the log-probabilities of the training forward pass too. Beside the cases: what is refused, and whether training goes on with the same bits after a generation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from megatron_prism.generate.cached import Cached
 from megatron_prism.generate.engine import Sampling, seed_of
 from megatron_prism.generate.recompute import Recompute
 from megatron_prism.models import build
+from megatron_prism.models.forward import logits
 from megatron_prism.parallel.groups import Groups, gather, grid, join
 
 ENGINES = {"cached": Cached, "recompute": Recompute}
+BUILT = ("family", "ckpt", "precision")  # what a case's model is built by
 Case = dict[str, Any]
 
 
@@ -39,23 +41,25 @@ def main(root: Path) -> None:
     join()
     results: dict[str, Any] = {}
     for parallel, of_layout in itertools.groupby(json.loads((root / "cases.json").read_text()), lambda case: case["parallel"]):
-        layout = GangConfig(parallel=ParallelConfig(**parallel, distributed_optimizer=False), precision="fp32", seed=0)
-        with grid(layout) as groups:
-            for (family, ckpt), cases in itertools.groupby(of_layout, lambda case: (case["family"], case["ckpt"])):
-                chunks = chunks_of(Path(ckpt), groups, layout)
+        gang = GangConfig(parallel=ParallelConfig(**parallel, distributed_optimizer=False), precision="fp32", seed=0)
+        with grid(gang) as groups:
+            for (family, ckpt, precision), cases in itertools.groupby(of_layout, lambda case: [case[key] for key in BUILT]):
+                chunks = chunks_of(Path(ckpt), groups, dataclasses.replace(gang, precision=precision))
                 results |= {case["name"]: rollouts(case, chunks, groups) for case in cases}
+                if precision == "bf16":
+                    continue
                 if family == "nemotron_h":
                     results[f"refused {parallel}"] = refusals(chunks, folder.read(Path(ckpt)).model, groups)
                 if family in ("llama", "nemotron_h"):
-                    trained = [trained_bits(Path(ckpt), groups, layout, generates) for generates in (False, True)]
+                    trained = [trained_bits(Path(ckpt), groups, gang, generates) for generates in (False, True)]
                     results[f"training {family} {parallel}"] = trained
     if dist.get_rank() == 0:
         (root / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
-def chunks_of(ckpt: Path, groups: Groups, layout: GangConfig) -> list[Any]:
-    chunks = build.build(folder.read(ckpt).model, groups, layout)
+def chunks_of(ckpt: Path, groups: Groups, gang: GangConfig) -> list[Any]:
+    chunks = build.build(folder.read(ckpt).model, groups, gang)
     sharded.load_weights(ckpt, chunks)
     return chunks
 
@@ -71,7 +75,17 @@ def rollouts(case: Case, chunks: list[Any], groups: Groups) -> list[Any]:
         itertools.product(range(len(case["prompts"])), range(case["num_samples"]))
     )
     assert all(others == made for others in gather(made)), "not the same rollouts on every rank"
-    return [[rollout.prompt, rollout.token_ids, rollout.logprobs, rollout.ended] for rollout in made]
+    rows = [[rollout.prompt, rollout.token_ids, rollout.logprobs, rollout.ended] for rollout in made]
+    return [[*row, full_pass(case, row, chunks, groups)] for row in rows] if case["precision"] == "bf16" else rows
+
+
+def full_pass(case: Case, row: list[Any], chunks: list[Any], groups: Groups) -> list[float]:
+    """Return the log-probabilities of a continuation's tokens by the training forward pass, at temperature 1."""
+    prompt, token_ids = case["prompts"][row[0]], row[1]
+    logits_SV = logits(chunks, [*prompt, *token_ids], groups)
+    assert logits_SV is not None
+    logprob_TV = logits_SV[len(prompt) - 1 : -1].float().log_softmax(-1)
+    return logprob_TV.gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
 
 
 @contextmanager
@@ -126,9 +140,9 @@ def refusals(chunks: list[Any], model: Any, groups: Groups) -> dict[str, str]:
     return said
 
 
-def trained_bits(ckpt: Path, groups: Groups, layout: GangConfig, generates: bool) -> list[float]:
+def trained_bits(ckpt: Path, groups: Groups, gang: GangConfig, generates: bool) -> list[float]:
     """Return a sum over all weights after each of two training steps, the second one after a generation or not."""
-    chunks, model = chunks_of(ckpt, groups, layout), folder.read(ckpt).model
+    chunks, model = chunks_of(ckpt, groups, gang), folder.read(ckpt).model
     if groups.pp > 1:
         return []
     optimizer, sums = torch.optim.SGD(chunks[0].parameters(), lr=0.1), []

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prism.generate import blocks
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.engine import Rollout, Sampling, seed_of
-from megatron_prism.generate.lane import Lane, Order
+from megatron_prism.generate.lane import Lane, Request
 
 VOCAB_SIZE, END = 50, 7
 
@@ -62,14 +62,14 @@ def hashed(tokens: list[float], total: float) -> float:
     return (sum((index + 1) * token for index, token in enumerate(tokens)) + total) % 1009
 
 
-def expected(order: Order, prompt: int, sample: int) -> Rollout:
+def expected(request: Request, prompt: int, sample: int) -> Rollout:
     """Return a rollout by looking at nothing but its own text."""
-    draft = order.drafts(prompt)[sample]
+    draft = request.drafts(prompt)[sample]
     while True:
-        text = [*order.prompts[prompt], *draft.token_ids]
+        text = [*request.prompts[prompt], *draft.token_ids]
         uniform = float(uniforms_of(draft.stream, len(draft.token_ids)))
         token = int((hashed(text, sum(text)) + int(uniform * 1000)) % VOCAB_SIZE)
-        if rollout := draft.extend(token, -uniform, order.sampling):
+        if rollout := draft.extend(token, -uniform, request.sampling):
             return rollout
 
 
@@ -79,19 +79,24 @@ def uniforms_of(stream: int, index: int) -> float:
     return uniforms([stream], [index])[0]
 
 
-def run(order: Order) -> tuple[list[Rollout], Toy]:
+def run(request: Request) -> tuple[list[Rollout], Toy]:
     toy, finished = Toy(), []
-    lane = Lane(toy, order, sorted(range(len(order.prompts)), key=lambda prompt: -len(order.prompts[prompt])))
+    lane = Lane(toy, request, sorted(range(len(request.prompts)), key=lambda prompt: -len(request.prompts[prompt])))
     while lane.advance(finished):
         pass
     return sorted(finished, key=lambda rollout: (rollout.prompt, rollout.sample)), toy
 
 
-def order_of(prompts: list[list[int]], num_samples: int, max_tokens: int, num_rows: int, prefill_tokens: int, max_context: int) -> Order:
+def request_of(
+    prompts: list[list[int]], num_samples: int, max_tokens: int, num_rows: int, prefill_tokens: int, max_context: int
+) -> Request:
     sampling = Sampling(max_tokens=max_tokens, temperature=1.0, end_ids=(END,))
-    return Order(prompts, num_samples, sampling, [seed_of(prompt) for prompt in range(len(prompts))], num_rows, prefill_tokens, max_context)
+    return Request(
+        prompts, num_samples, sampling, [seed_of(prompt) for prompt in range(len(prompts))], num_rows, prefill_tokens, max_context
+    )
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     prompts=st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20), min_size=1, max_size=8),
     num_samples=st.integers(1, 5),
@@ -103,20 +108,20 @@ def order_of(prompts: list[list[int]], num_samples: int, max_tokens: int, num_ro
 def test_each_rollout_is_as_if_alone(
     prompts: list[list[int]], num_samples: int, max_tokens: int, num_rows: int, prefill_tokens: int, max_context: int
 ) -> None:
-    order = order_of(prompts, num_samples, max_tokens, num_rows, prefill_tokens, max_context)
-    made, toy = run(order)
-    assert made == [expected(order, prompt, sample) for prompt, sample in itertools.product(range(len(prompts)), range(num_samples))]
+    request = request_of(prompts, num_samples, max_tokens, num_rows, prefill_tokens, max_context)
+    made, toy = run(request)
+    assert made == [expected(request, prompt, sample) for prompt, sample in itertools.product(range(len(prompts)), range(num_samples))]
     assert max(toy.tokens_at_once) <= prefill_tokens and max(toy.rows_at_once, default=0) <= num_rows
 
 
 def test_a_prompts_samples_share_one_prefill() -> None:
-    order = order_of([[1, 2, 3, 4]], 9, 6, 4, 30, 40)
-    made, toy = run(order)
+    request = request_of([[1, 2, 3, 4]], 9, 6, 4, 30, 40)
+    made, toy = run(request)
     assert len(made) == 9 and toy.tokens_at_once == [4]
 
 
 def test_a_rollout_says_why_it_ended() -> None:
-    made, _ = run(order_of([[1] * length for length in (2, 18, 20)], 12, 6, 8, 30, 21))
+    made, _ = run(request_of([[1] * length for length in (2, 18, 20)], 12, 6, 8, 30, 21))
     ends = {prompt: {rollout.ended for rollout in made if rollout.prompt == prompt} for prompt in range(3)}
     assert ends[0] <= {"end_token", "max_tokens"} and ends[1] <= {"end_token", "max_context"} and "max_context" in ends[1]
     for rollout in made:
@@ -128,8 +133,8 @@ def test_a_rollout_says_why_it_ended() -> None:
 @pytest.mark.parametrize("num_rows", [3, 8])
 def test_finished_rows_leave_and_waiting_prompts_enter(num_rows: int) -> None:
     """Rows decode together as long as there is work for them."""
-    order = order_of([[index] for index in range(24)], 1, 8, num_rows, 30, 40)
-    made, toy = run(order)
+    request = request_of([[index] for index in range(24)], 1, 8, num_rows, 30, 40)
+    made, toy = run(request)
     steps = sum(len(rollout.token_ids) - 1 for rollout in made)
     assert sum(toy.rows_at_once) == steps  # no row is fed in vain
     assert len(toy.rows_at_once) < 1.6 * steps / num_rows + 8
@@ -138,6 +143,6 @@ def test_finished_rows_leave_and_waiting_prompts_enter(num_rows: int) -> None:
 def test_a_row_that_is_copied_short_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     copy_rows = Cache.copy_rows
     monkeypatch.setattr(Cache, "copy_rows", lambda self, rows, source, sources, count: copy_rows(self, rows, source, sources, count - 1))
-    order = order_of([[1, 2, 3], [4, 5]], 3, 6, 4, 30, 40)
-    made, _ = run(order)
-    assert made != [expected(order, prompt, sample) for prompt, sample in itertools.product(range(2), range(3))]
+    request = request_of([[1, 2, 3], [4, 5]], 3, 6, 4, 30, 40)
+    made, _ = run(request)
+    assert made != [expected(request, prompt, sample) for prompt, sample in itertools.product(range(2), range(3))]
