@@ -19,6 +19,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import write_text
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = {
@@ -78,11 +79,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest file run before the others of its folder: the last one runs alone."""
-    longest = [item for item in items if item.path.name == "test_gang.py"]
-    others = [item for item in items if item.path.name != "test_gang.py"]
-    first = next((at for at, item in enumerate(others) if item.path.parent.name == "reliability"), len(others))
-    items[:] = others[:first] + longest + others[first:]
+    """Let what is slow begin first: short files fill the end, when one of the two workers would run alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
@@ -330,6 +328,14 @@ def living_gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield get
     for found in gangs.values():
         found.end()
+
+
+@pytest.fixture(scope="session")
+def run_distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+    """Return a function (fn, num_ranks, ...) that returns what a module's function fn(groups, ...) returned on each rank: tests/ranks.py."""
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield ranks.run
+    ranks.end()
 
 
 @pytest.fixture(scope="session")

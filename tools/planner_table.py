@@ -101,11 +101,11 @@ def _lines(found: list[Row]) -> Iterator[str]:
         rates = f"{row.published_tokens_s:,.0f} | {row.found.tokens_per_s_per_gpu:,.0f} | {row.rate_error:+.1%}"
         yield f"| {facts['model']} | {facts['release']} | {facts['gpus']} | {facts['seq']:,} | {grid} | {flops} | {rates} | {kind} |"
     held = [abs(row.rate_error) for row in found if not row.is_fitted]
-    flops = [abs(row.flops_error) for row in found if row.flops_error is not None]
+    flops_errors = [abs(row.flops_error) for row in found if row.flops_error is not None]
     yield ""
     yield (
         f"Held out: {sum(error <= 0.1 for error in held)} of {len(held)} rows within 10%, mean error {sum(held) / len(held):.1%}, largest {max(held):.1%}. "
-        f"FLOPs a token: largest error {max(flops):.1%}."
+        f"FLOPs a token: largest error {max(flops_errors):.1%}."
     )
 
 

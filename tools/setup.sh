@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Make .venv with megatron_prism and what its tests need, on a machine without a GPU. A second run returns at once.
-# PRISM_TORCH overrides the torch requirement where pip's default build is not the one you want,
-# for example PRISM_TORCH='torch==2.13.0+cpu'. Where pip looks for packages is pip's own configuration.
+# PRISM_TORCH overrides the torch requirement where pip's default build is not the one you want, for example PRISM_TORCH='torch==2.13.0+cpu';
+# PRISM_VENV names another folder, PRISM_PYTHON the interpreter. Where pip looks for packages is pip's own configuration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch=${PRISM_TORCH:-torch==2.13.0}
-venv=.venv
+venv=${PRISM_VENV:-.venv}
 stamp=$venv/prism-setup
 log=$venv/prism-setup.log
-wanted="$(cat setup.py tools/setup.sh <(printf '%s' "$torch") | sha256sum | cut -d' ' -f1) $PWD"
+wanted="$(cat pyproject.toml setup.py tools/setup.sh <(printf '%s' "$torch") | sha256sum | cut -d' ' -f1) $PWD"
 
 if [ -x $venv/bin/prism ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
     exit 0
@@ -18,15 +18,16 @@ fi
 say() { echo "setup: $*" >&2; }
 
 find_python() {
-    local name
-    for name in python3.11 python3; do
+    local name names=(python3.11 python3)
+    [ -z "${PRISM_PYTHON:-}" ] || names=("$PRISM_PYTHON")
+    for name in "${names[@]}"; do
         # asked, not only looked up: a version manager's shim is there and fails
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$name"
             return
         fi
     done
-    say "found no Python 3.11 or newer (python3 is $(python3 --version 2>&1 || true)); install python3.11 and run this again"
+    say "found no Python 3.11 or newer as ${names[*]} (python3 is $(python3 --version 2>&1 || true)); install one and run this again"
     return 4
 }
 

@@ -1,12 +1,4 @@
-#!/usr/bin/env bash
-# Make .venv-mcore019: Megatron-Core 0.19, Python 3.12 and torch's CUDA wheel, which also runs without a GPU (5 GB of disk; it brings triton).
-# PYTHON names the interpreter. A second run returns at once.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-venv=.venv-mcore019
-
-if [ ! -x $venv/bin/prism ]; then
-    "${PYTHON:-python3.12}" -m venv $venv
-    $venv/bin/python -m pip install -q torch==2.13.0 "megatron-core>=0.19,<0.20"
-    $venv/bin/python -m pip install -q -e '.[cpu,dev]'
-fi
+# To be sourced from the repository's root: make .venv-mcore019, and let tools/setup.sh and tests/run.sh use it. It holds Python 3.12, for which
+# pip chooses Megatron-Core 0.19, and torch's CUDA wheel, which also runs without a GPU (5 GB of disk; it brings triton).
+export PRISM_VENV=.venv-mcore019 PRISM_PYTHON="${PRISM_PYTHON:-python3.12}" PRISM_TORCH=torch==2.13.0
+bash tools/setup.sh

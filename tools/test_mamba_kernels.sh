@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # models/ssd.py against the official Mamba-2 kernels, which Triton's interpreter runs without a GPU: some minutes.
-# PYTHON names the interpreter (see tools/setup_mcore019.sh); further arguments go to pytest: bash tools/test_mamba_kernels.sh -x
+# In the environment of tools/setup_mcore019.sh; arguments go to pytest: bash tools/test_mamba_kernels.sh -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash tools/setup_mcore019.sh
-python=.venv-mcore019/bin/python
+source tools/setup_mcore019.sh
+python=$PRISM_VENV/bin/python
 
 # In a folder of its own, never in a virtual environment: built without CUDA it half imports, and Megatron-Core then takes it for whole.
 kernels=.venv-mamba-kernels

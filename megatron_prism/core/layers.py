@@ -86,7 +86,7 @@ def _refuse_bomb(text: str) -> None:
             raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
 
 
-def _bases(values: dict, path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
+def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
     """Return the layers that the `base` of a mapping names, and take it out of there."""
     bases = values.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases

@@ -46,7 +46,7 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
         raise type(error)([place(problem) for problem in error.problems]) from None
 
 
-def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple], str]) -> T:
+def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple[Any, ...]], str]) -> T:
     """Return `cls` from plain values, strictly typed (an int serves for a float, a list for a tuple).
 
     Raises: InputError with one problem a wrong value; `where` turns a key path into its place.
@@ -105,7 +105,7 @@ def flat(config: Any) -> dict[str, Any]:
     return found
 
 
-def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple], str]) -> Problem:
+def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[Any, ...]], str]) -> Problem:
     """Return what pydantic says of one key in our words."""
     key = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     if item["type"] == UNKNOWN:
@@ -117,7 +117,7 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple],
     return Problem(where(key), repr(item["input"]), item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
 
 
-def _known(cls: Any, key: tuple) -> list[str]:
+def _known(cls: Any, key: tuple[Any, ...]) -> list[str]:
     """Return the keys of the section that stands at a key of `cls`."""
     for part in key:
         cls = cls if isinstance(part, int) else section_of(next(one.kind for one in keys(cls) if one.name == part))

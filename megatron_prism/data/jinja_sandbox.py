@@ -62,7 +62,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Return the time as a template asks for it."""
         return (self._now or datetime.now()).strftime(format)
 
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of a template, which is when the clock is looked at."""
         if time.monotonic() > self._ends:
             raise SecurityError(f"more than {MAX_RENDER_S:g} s")
@@ -111,10 +111,10 @@ class Generation(Extension):
 class Dict:
     """`dict` for a template, without the type itself."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
 
-    def fromkeys(self, *args: Any) -> dict:
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
         """Return dict.fromkeys(...)."""
         return dict.fromkeys(*args)
 

@@ -32,7 +32,7 @@ class Position:
     dp: int
 
 
-class Sequences(torch.utils.data.Dataset):
+class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """A run's sequences: documents end to end, cut where the walk says.
 
     Where `prism prepare` packed a source, its packed sequences instead. The paper does not describe document masking at 8k: none is our default.
@@ -67,7 +67,7 @@ class Sequences(torch.utils.data.Dataset):
         return {"sequence": sequence, "source": walk.streams[source].name, "epoch": epoch, "token": offset}
 
 
-class HeldOut(torch.utils.data.Dataset):
+class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """One pass over a source's held-out documents, in an order of its own: whole sequences, the rest is left out.
 
     Sequence None is one that is masked out whole.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from megatron_prism.core.check.model import check_split
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import tokenizer
-from megatron_prism.models.generate import Sampling
-
-Emit = Callable[[str], None]
+from megatron_prism.generate.engine import Sampling
 
 
 def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
@@ -28,46 +26,43 @@ def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
     raise_problems(problems)
 
 
-def from_checkpoint(ckpt: Path, prompt: str, max_tokens: int, sampling: Sampling, tp: int, pp: int) -> str:
+def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: int, pp: int) -> str:
     """Return the continuation of a prompt by a checkpoint (or the latest of a run); every rank of the gang calls this."""
     from megatron_prism.checkpoint import sharded
+    from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
-    from megatron_prism.models import generate as generation
     from megatron_prism.parallel.groups import gang
 
     checkpoint = folder.read(ckpt)
     spec, ids = _read(checkpoint.assets, prompt)
-    if len(ids) + max_tokens > (longest := checkpoint.model.max_position_embeddings):
-        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), max_tokens, longest)
+    whole = len(ids) + sampling.max_tokens
+    if whole > (longest := checkpoint.model.max_position_embeddings):
+        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), sampling.max_tokens, longest)
     precision: Precision = "bf16" if checkpoint.facts.get("dtype") == "bfloat16" else "fp32"
-    config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision, seed=sampling.seed)
+    config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision)
     with gang(config) as groups:
         chunks = build.build(checkpoint.model, groups, config)
         sharded.require_whole(checkpoint.root)
         sharded.load_weights(checkpoint.root, chunks)
-        tokens = list(generation.generate(chunks[0], ids, max_tokens, spec.end_ids, sampling, groups))
-    return tokenizer.continuation(ids, tokens, spec)
+        engine = Cached(chunks, checkpoint.model, groups, num_rows=1, max_context=whole)
+        (rollout,) = engine.generate([ids], 1, replace(sampling, end_ids=spec.end_ids), [seed])
+    return tokenizer.continuation(ids, [token for token in rollout.token_ids if token not in spec.end_ids], spec)
 
 
-def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str:
+def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
     """Return the continuation of a prompt by plain transformers: what a converted checkpoint must agree with."""
     import torch
 
     from megatron_prism.checkpoint import reference
 
     spec, ids = _read(root, prompt)
-    torch.manual_seed(sampling.seed)
+    torch.manual_seed(seed)
     model = reference.load(root)
     choice: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature:
-        choice = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-        }  # 0: all; their default is 50
+    if sampling.temperature:  # top_k 0 is all tokens; transformers' default is 50
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     eos = {"eos_token_id": list(spec.end_ids)} if spec.end_ids else {}
-    output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)
+    output = model.generate(torch.tensor([ids]), max_new_tokens=sampling.max_tokens, pad_token_id=0, **choice, **eos)
     return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in spec.end_ids], spec)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.check.cluster import check_pipeline
-from megatron_prism.core.config import PipelineConfig, PrepareConfig, StageConfig, TrainConfig
+from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 
@@ -86,7 +86,7 @@ def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
         title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
-    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=(StageConfig(name=name, command=tuple(words)),))
+    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=(JobConfig(name=name, command=tuple(words)),))
     raise_problems(check_pipeline(pipeline))
     return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
 

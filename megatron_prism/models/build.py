@@ -124,7 +124,7 @@ def _offload_settings(offload: OffloadConfig) -> dict[str, Any]:
 
 
 def _dense_settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    return {"pipeline_model_parallel_layout": uneven_layout(model.num_layers, parallel.pp * (parallel.vpp or 1))}
+    return {"pipeline_model_parallel_layout": uneven_stages(model.num_layers, parallel.pp * (parallel.vpp or 1))}
 
 
 def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
 def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | None]:
     """Return the layers of the first and the last stage where the stages cannot be equal: the others hold the same number.
 
-    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other layout.
+    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other cut.
     """
     if num_layers % num_stages == 0:
         return None, None
@@ -155,8 +155,8 @@ def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | Non
     return ends - ends // 2, ends // 2
 
 
-def uneven_layout(num_layers: int, num_stages: int) -> list[list[str]] | None:
-    """Return Megatron's layer layout where the stages cannot be equal: the earlier ones hold one layer more."""
+def uneven_stages(num_layers: int, num_stages: int) -> list[list[str]] | None:
+    """Return each stage's layers, in Megatron's words, where the stages cannot be equal: the earlier ones hold one more. None: they are equal."""
     each, more = divmod(num_layers, num_stages)
     if not more:
         return None

@@ -20,7 +20,7 @@ def core_attention() -> type:
     """
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
-    class LocalAttention(DotProductAttention):
+    class LocalAttention(DotProductAttention):  # type: ignore[misc]  # Megatron-Core is untyped here
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             alone = copy.copy(config)
             alone.context_parallel_size = 1  # the parent refuses any other

@@ -212,11 +212,11 @@ def total(value: int) -> int:
     return int(found)
 
 
-def gather(value: Any) -> list[Any]:
-    """Return a small value of each rank, by rank."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+def gather(value: Any, group: Any = None) -> list[Any]:
+    """Return a small value of each rank of a group (None: of the gang), by rank."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def from_first(value: T) -> T:

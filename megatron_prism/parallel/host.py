@@ -55,7 +55,7 @@ def install() -> None:
         raise EnvironmentFault("megatron.core was imported before megatron_prism.parallel.host.install() on a machine without CUDA")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     _replace_cuda_functions()
-    _HostAsCuda().__enter__()  # for the main thread, until the process ends
+    _HostAsCuda().__enter__()  # type: ignore[no-untyped-call]  # for the main thread, until the process ends
     _stay_host_in_backward()
     _give_gloo_a_type()
     with _compile_is_identity(), warnings.catch_warnings():
@@ -71,7 +71,7 @@ def install() -> None:
 class _HostAsCuda(TorchFunctionMode):
     """Turns every request for a CUDA device into one for the host."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
@@ -84,6 +84,11 @@ class _HostAsCuda(TorchFunctionMode):
         if func is torch.Tensor.to:
             args = tuple(_on_host(arg) if isinstance(arg, (str, torch.device)) else arg for arg in args)
         return func(*args, **kwargs)
+
+
+def without_stand_in() -> contextlib.AbstractContextManager[Any]:
+    """Leave the mode aside for a while, and with it what it costs: for code in which every tensor is made on device()."""
+    return contextlib.nullcontext() if has_cuda() else torch._C.DisableTorchFunction()
 
 
 def _stay_host_in_backward() -> None:

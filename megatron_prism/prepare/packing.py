@@ -43,7 +43,7 @@ def _pieces(lengths: np.ndarray, seq_length: int, overlap: int) -> tuple[np.ndar
     return document, start, np.minimum(lengths[document] - start, seq_length)
 
 
-def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[array, array]:
+def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[array[int], array[int]]:
     """Return runs of pieces, from the longest on: the bin that each run goes to, and how many pieces it is.
 
     sizes fall; counts are how many pieces there are of each. A bin that took a piece and has room for another of the same size is

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_prism.core.errors import EnvironmentFault
 
@@ -21,7 +21,7 @@ Map = Callable[[Callable[[Task], Result], Iterable[Task]], Iterator[Result]]
 
 
 @contextmanager
-def workers(num_workers: int | None) -> Iterator[Map]:
+def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
     """Yield a `map` over `num_workers` processes (None: one a core; 1: this one). It holds a few tasks a process, however many there are.
 
     Raises: EnvironmentFault where a process dies.

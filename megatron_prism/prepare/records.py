@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from megatron_prism.core.config import KeepConfig, PartConfig, SampleConfig, SourceConfig, TurnsConfig
 from megatron_prism.core.errors import Problem
@@ -86,7 +87,7 @@ def check_part(part: PartConfig, where: str) -> list[Problem]:
     return problems
 
 
-def _parse(line: str) -> dict:
+def _parse(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -96,7 +97,7 @@ def _parse(line: str) -> dict:
     return record
 
 
-def _value(record: dict, name: str, key: str) -> object:
+def _value(record: dict[str, Any], name: str, key: str) -> object:
     """Return a field's value; a string of a columnar file is decoded."""
     value: object = record
     for part in [name] if name in record else name.split("."):
@@ -106,18 +107,18 @@ def _value(record: dict, name: str, key: str) -> object:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _plain(record: dict, name: str, key: str) -> str | int | float:
+def _plain(record: dict[str, Any], name: str, key: str) -> str | int | float:
     value = _value(record, name, key)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
     return value
 
 
-def _group(record: dict, sample: SampleConfig) -> str:
+def _group(record: dict[str, Any], sample: SampleConfig) -> str:
     return WITHOUT_FIELD if sample.field is None else str(_plain(record, sample.field, "sample"))
 
 
-def _render(record: dict, template: str) -> str:
+def _render(record: dict[str, Any], template: str) -> str:
     # The pieces of a template alternate between literal text and field names.
     pieces = PLACEHOLDER.split(template)
     return "".join(str(_plain(record, piece, "text")) if index % 2 else piece for index, piece in enumerate(pieces))
@@ -136,7 +137,7 @@ def _kind(value: object) -> str:
     return "a string" if isinstance(value, str) else "nan" if isinstance(value, float) else type(value).__name__
 
 
-def _holds(condition: KeepConfig, record: dict) -> bool:
+def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
     ((operation, operand),) = _operations(condition).items()
     value = _value(record, condition.field, "keep")
     required = _kind(condition.one_of[0] if operation == "one_of" else operand)
@@ -155,7 +156,7 @@ def _holds(condition: KeepConfig, record: dict) -> bool:
     return value.startswith(operand)  # type: ignore[attr-defined]
 
 
-def _chat(record: dict, turns: TurnsConfig) -> str:
+def _chat(record: dict[str, Any], turns: TurnsConfig) -> str:
     found = _value(record, turns.field, "turns")
     if not isinstance(found, list):
         raise BadRecord(f"field {turns.field!r} of type {type(found).__name__}", "a list of turns")

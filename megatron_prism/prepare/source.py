@@ -30,7 +30,7 @@ class Work:
 
     config: PrepareConfig
     folder: Path
-    run: pool.Map
+    run: pool.Map[Any, Any]
     progress: Progress
     sha256: Mapping[str, str]
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE, STEPS = 1e-5, 4
 CP: dict[str, Any] = {"cp": 2}
 TWO: dict[str, dict[str, Any]] = {

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE, STEPS = 1e-5, 4
 MASKED = {"data": {"document_mask": True}, "steps": STEPS}
 TWO: dict[str, dict[str, Any]] = {

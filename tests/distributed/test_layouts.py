@@ -12,6 +12,8 @@ import pytest
 
 from megatron_prism.checkpoint import folder, torch_dist
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 TWO: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SAVE = {"save": {"interval": 4, "keep_last": 9}}
 WHOLE: dict[str, dict[str, Any]] = {
     "dp2_plain": {"distributed_optimizer": False},

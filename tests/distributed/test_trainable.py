@@ -16,6 +16,8 @@ from megatron_prism.core.load import build
 from megatron_prism.families import registry
 from megatron_prism.jobs import train
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE, STEPS = 1e-5, 6
 ATTENTION = ["*.self_attention.*"]  # the paper's 128k step
 REST = ["embedding.*", "*.mlp.*", "decoder.final_layernorm.weight", "output_layer.weight"]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 STEPS, SEQ_LENGTH, SEQUENCES, SEED = 200, 128, 32, 1234
 MARGIN_NATS = 3.0  # measured: held-out GSM8K 5.58 to 2.11, WikiText 5.42 to 2.64
 

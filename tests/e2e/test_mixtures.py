@@ -15,6 +15,8 @@ from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import locate
 
+pytestmark = pytest.mark.slow
+
 STEPS, GLOBAL_SIZE, SEQ_LENGTH = 12, 16, 64
 BUDGET = STEPS * GLOBAL_SIZE * SEQ_LENGTH
 WEIGHTS = {  # the domains' shares of the paper's three mixtures; its science has a stand-in: other problems, solved

@@ -5,7 +5,6 @@ Negative controls build the architecture wrong by one value, and must be seen.
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import subprocess
@@ -16,74 +15,12 @@ from typing import Any
 
 import pytest
 
+from .tiny import FAMILIES, MULTIPLIERS, SIZES
+
 LOGITS, GRADIENT, GRADIENT_SPLIT = 2e-5, 5e-6, 1e-5  # fp32: largest difference; relative by norm, in one process and on a layout
 LOSS = 2e-6
 DOCUMENTS = [[29, 1, 18], [7, 41]]  # by row of the microbatch: shorter and longer than a window and a Mamba chunk, and a single token
 SEQ_LENGTH = 96
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 65536,
-    "initializer_range": 0.1,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-DENSE = {"rms_norm_eps": 1e-5}
-MULTIPLIERS = {"attention_multiplier": 1 / 16, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 16.0}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-MICRO = {
-    "shared_intermediate_size": 160,
-    "tie_word_embeddings": True,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    **DENSE,
-    **MULTIPLIERS,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"intermediate_size": 160, "rope_parameters": LLAMA3, **DENSE}),
-    "mistral": ("Mistral", {"intermediate_size": 160, "sliding_window": 16, "head_dim": 16, **DENSE}),
-    "mistral_small": ("Mistral", {"intermediate_size": 160, "sliding_window": None, "head_dim": 24, **DENSE}),
-    "granite": ("Granite", {"intermediate_size": 160, "tie_word_embeddings": True, **DENSE, **MULTIPLIERS}),
-    "granite_micro": ("GraniteMoeHybrid", {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope", **MICRO}),
-    "granite_h_micro": (
-        "GraniteMoeHybrid",
-        {
-            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-            "position_embedding_type": None,
-            "mamba_n_heads": 8,
-            "mamba_d_head": 16,
-            "mamba_d_state": 16,
-            "mamba_n_groups": 1,
-            "mamba_expand": 2,
-            "mamba_chunk_size": 32,
-            **MICRO,
-        },
-    ),
-    "nemotron_h": (
-        "NemotronH",
-        {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
-            "head_dim": 16,
-            "intermediate_size": 160,
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 16,
-            "ssm_state_size": 16,
-            "n_groups": 2,
-            "chunk_size": 32,
-        },
-    ),
-    "qwen2": ("Qwen2", {"intermediate_size": 160, **DENSE}),
-}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
     "tp2_sp": {"tp": 2, "sequence_parallel": True},
@@ -117,79 +54,48 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(name: str) -> Any:
-    """Return a family's tiny model, its norms moved off one so that a dropped norm would be seen, its Mamba mixers as trained ones are."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    kind, own = FAMILIES[name]
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own}))
-    ranges = {
-        "norm": (0.5, 1.5),
-        "dt_bias": (-9.0, -2.0),
-        "A_log": (0.0, 2.77),
-        "mixer.D": (-0.1, 0.1),
-        "mamba.D": (-1.0, 1.0),
-        "_proj.bias": (-0.5, 0.5),
-    }
-    for parameter_name, parameter in model.named_parameters():
-        for part, (low, high) in ranges.items():
-            if part in parameter_name:
-                parameter.data.uniform_(low, high)
-    return model
+Case = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return, by family, a folder with hf/ (fp32), ckpt/ and bf16/."""
-    import torch
-
-    from megatron_prism.jobs import convert
-
-    found = {}
-    for name in FAMILIES:
-        root = found[name] = tmp_path_factory.mktemp(name)
-        model = random_model(name)
-        model.save_pretrained(root / "hf")
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(root / "bf16", max_shard_size="60KB")
-        convert.run_import(root / "hf", root / "ckpt", dry_run=False)
-    return found
-
-
-@pytest.fixture(scope="session")
-def results(compare: Callable, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def case(folders: dict[str, Path]) -> Case:
+    """Return a function that makes a case of a family."""
     tokens = [(7 * index * index + 3) % SIZES["vocab_size"] for index in range(SEQ_LENGTH)]
 
-    def case(name: str, family: str, **more: Any) -> dict[str, Any]:
+    def make(name: str, family: str, **more: Any) -> dict[str, Any]:
         root = folders[family]
         return {"name": name, "hf": str(root / "hf"), "ckpt": str(root / "ckpt"), "tokens": tokens, **more}
 
-    controls = [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
-    split = {
-        count: [
-            case(f"{family} {layout}", family, parallel=LAYOUTS[layout])
-            for family, layout in SPLITS
-            if (layout == "tp2_pp2") == (count == 4)
-        ]
-        for count in (2, 4)
-    }
-    controls += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
-    alone = [case(name, name) for name in FAMILIES] + [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
+    return make
+
+
+@pytest.fixture(scope="session")
+def results(compare: Callable, case: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the differences in one process by case, the controls too."""
+    cases = [case(name, name) for name in FAMILIES]
+    cases += [case(name, family, replace=replace, control=name) for name, (family, replace) in CONTROLS.items()]
+    cases += [case(f"{name} packed", name, documents=DOCUMENTS) for name in PACKED]
+    cases += [case(f"no document mask ({name})", name, documents=DOCUMENTS, control="no document mask") for name in PACKED]
+    return compare(tmp_path_factory.mktemp("families"), cases)
+
+
+@pytest.fixture(scope="session")
+def split(compare: Callable, case: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return the differences on layouts by case."""
+    cases: dict[int, list[dict[str, Any]]] = {2: [], 4: []}
+    for family, layout in SPLITS:
+        cases[4 if layout == "tp2_pp2" else 2].append(case(f"{family} {layout}", family, parallel=LAYOUTS[layout]))
     for family, layout in PACKED_SPLITS:
-        split[4 if layout == "tp2_pp2" else 2].append(
-            case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS)
-        )
-    found = compare(tmp_path_factory.mktemp("families"), alone + controls)
-    return found | {
-        name: result for count, cases in split.items() for name, result in compare(tmp_path_factory.mktemp("gang"), cases, count).items()
-    }
+        packed = case(f"{family} packed {layout}", family, parallel=LAYOUTS[layout], documents=DOCUMENTS)
+        cases[4 if layout == "tp2_pp2" else 2].append(packed)
+    return {name: found for count in cases for name, found in compare(tmp_path_factory.mktemp("gang"), cases[count], count).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), SPLITS)
-def test_a_layout_has_the_logits_and_gradients_of_transformers(results: dict[str, dict[str, Any]], family: str, layout: str) -> None:
+def test_a_layout_has_the_logits_and_gradients_of_transformers(split: dict[str, dict[str, Any]], family: str, layout: str) -> None:
     """Vocabularies pad differently, stages are uneven, a mixer's projection is split piece by piece."""
-    found = results[f"{family} {layout}"]
+    found = split[f"{family} {layout}"]
     assert found["logits"] <= LOGITS
     assert found["gradient"] <= GRADIENT_SPLIT, found["parameter"]
 
@@ -208,9 +114,10 @@ def test_documents_packed_into_rows_are_each_as_if_alone(results: dict[str, dict
     assert found["gradient"] <= GRADIENT, found["parameter"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), PACKED_SPLITS)
-def test_packed_documents_on_a_layout(results: dict[str, dict[str, Any]], family: str, layout: str) -> None:
-    found = results[f"{family} packed {layout}"]
+def test_packed_documents_on_a_layout(split: dict[str, dict[str, Any]], family: str, layout: str) -> None:
+    found = split[f"{family} packed {layout}"]
     assert found["loss"] <= LOSS
     assert found["gradient"] <= GRADIENT_SPLIT, found["parameter"]
 
@@ -261,6 +168,7 @@ def verify(hf: Path, ckpt: Path, *more: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_verify_says_so_on_four_ranks(folders: dict[str, Path], tmp_path: Path) -> None:
     """Nemotron-H, without a tokenizer: random ids, the reference's floored time steps mended."""
     root = folders["nemotron_h"]

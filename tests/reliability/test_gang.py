@@ -19,6 +19,8 @@ from megatron_prism.checkpoint import integrity, run_folder
 
 from .conftest import Gang, losses, samples, send, wait_for
 
+pytestmark = pytest.mark.slow
+
 LONG = {"steps": 4000, "save": {"interval": 5, "keep_last": 3}}  # never reached: the tests stop it
 Start = Callable[..., Gang]
 
@@ -72,7 +74,7 @@ KILLS: list[Callable[[Gang, random.Random], None]] = [lambda gang, chance: gang.
 
 def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
     """R1, R17: the whole gang, one rank, or the launcher alone is killed at a random moment of training and saving, and the run goes on."""
-    chance, run_dir, num_kills = random.Random(seed), tmp_path / "run", soak or 20
+    chance, run_dir, num_kills = random.Random(seed), tmp_path / "run", soak or 2 * len(KILLS)
     newest, begun, restart_s, ends_s = 0, 0, [], []
     for kill in range(num_kills):
         started = time.monotonic()

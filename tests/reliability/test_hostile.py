@@ -197,9 +197,12 @@ def extra(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("reader", ["module", "operation", "grouped"])
 def test_transformer_engines_extra_state_does_not_run(extra: dict[str, Any], reader: str) -> None:
-    found = extra[reader]
-    assert (found["guarded"]["error"], found["guarded"]["ran"], found["unguarded"]["ran"]) == ("CheckpointError", False, True), found
-    assert RUNS in found["guarded"]["text"] and "_extra_state" in found["guarded"]["text"]
+    guarded, unguarded = extra[reader]["guarded"], extra[reader]["unguarded"]
+    if reader == "grouped" and unguarded["error"] == "UnpicklingError":  # Megatron-Core 0.19 refuses it itself, before the guard is asked
+        assert guarded == unguarded and not unguarded["ran"]
+        return
+    assert (guarded["error"], guarded["ran"], unguarded["ran"]) == ("CheckpointError", False, True), extra[reader]
+    assert RUNS in guarded["text"] and "_extra_state" in guarded["text"]
 
 
 @pytest.mark.parametrize(

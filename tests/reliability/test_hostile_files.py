@@ -17,8 +17,7 @@ from megatron_prism.checkpoint import convert, folder, integrity, reference
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.core.load import load
-from megatron_prism.data import indexed
-from megatron_prism.jobs import prepare
+from megatron_prism.data import indexed, tokenizer
 from megatron_prism.prepare import arrow, shards
 
 from .conftest import Payload, saved
@@ -107,7 +106,7 @@ def test_the_code_beside_a_known_model_and_its_tokenizer_is_not_looked_at(hf_roo
     custom_code(hf_root, payload, "config.json", {"AutoModelForCausalLM": "modeling_evil.Evil"})
     custom_code(hf_root, payload, "tokenizer_config.json", {"AutoTokenizer": ["modeling_evil.Evil", None]})
     convert.plan_import(hf_root)
-    prepare.tokenize.load(hf_root, need_eos=False)
+    tokenizer.load(hf_root, need_eos=False)
     assert type(reference.load(hf_root)).__name__ == "LlamaForCausalLM"
     assert not marker.exists()
 

@@ -15,6 +15,8 @@ import torch
 
 from megatron_prism.checkpoint import folder, torch_dist
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of five steps' loss and gradient norm
 BF16_TOLERANCE = 5e-3
 SAVED_AT, STEPS = 5, 10

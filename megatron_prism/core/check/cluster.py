@@ -102,24 +102,24 @@ def _no_argument(key: str) -> Problem:
 
 
 def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
-    """Return what is wrong with a pipeline's stages, their names and what they wait for."""
-    names = [stage.name for stage in pipeline.stages]
+    """Return what is wrong with a pipeline's jobs, their names and what they wait for."""
+    names = [job.name for job in pipeline.stages]
     found = [*check_bounds(pipeline)]
     if not names:
         found.append(Problem("stages", "none", "at least one"))
     folder = str(pipeline.run_dir)
     if not folder.isprintable() or "\\" in folder:
         found.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
-    for index, stage in enumerate(pipeline.stages):
+    for index, job in enumerate(pipeline.stages):
         place = f"stages.{index}"
-        if stage.name in names[:index]:
-            found.append(Problem(f"{place}.name", repr(stage.name), "a name that no other stage has"))
-        if not stage.command:
+        if job.name in names[:index]:
+            found.append(Problem(f"{place}.name", repr(job.name), "a name that no other stage has"))
+        if not job.command:
             found.append(Problem(f"{place}.command", "no words", "a job of prism and its arguments, as [train, my_run.yaml]"))
-        if not all(map(is_argument, (*stage.command, *(word for words in stage.array for word in words)))):
+        if not all(map(is_argument, (*job.command, *(word for words in job.array for word in words)))):
             found.append(_no_argument(f"{place}.command"))
         found += [
-            Problem(f"{place}.after", repr(name), f"one of the stages: {', '.join(names)}") for name in stage.after if name not in names
+            Problem(f"{place}.after", repr(name), f"one of the stages: {', '.join(names)}") for name in job.after if name not in names
         ]
     try:
         order(pipeline)
@@ -129,8 +129,8 @@ def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
 
 
 def order(pipeline: PipelineConfig) -> list[str]:
-    """Return the stages' names, each behind those it waits for, else as they stand. Raises: graphlib.CycleError."""
-    return list(graphlib.TopologicalSorter({stage.name: stage.after for stage in pipeline.stages}).static_order())
+    """Return the jobs' names, each behind those it waits for, else as they stand. Raises: graphlib.CycleError."""
+    return list(graphlib.TopologicalSorter({job.name: job.after for job in pipeline.stages}).static_order())
 
 
 def check_world_size(gang: GangConfig, cluster: ClusterConfig) -> list[Problem]:

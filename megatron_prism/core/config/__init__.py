@@ -4,7 +4,7 @@ Each key carries its bounds and its words (section.py). No default stands anywhe
 others are ours. docs/CONFIG.md is generated from here.
 """
 
-from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
+from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.config.gang import FP8Config, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
 from megatron_prism.core.config.prepare import (
@@ -39,6 +39,7 @@ __all__ = [
     "GangConfig",
     "GuardConfig",
     "InitConfig",
+    "JobConfig",
     "KeepConfig",
     "LimitsConfig",
     "Llama3Rope",
@@ -59,7 +60,6 @@ __all__ = [
     "SaveConfig",
     "ScheduleConfig",
     "SourceConfig",
-    "StageConfig",
     "TrainConfig",
     "TurnsConfig",
     "ValidationConfig",

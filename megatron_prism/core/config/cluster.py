@@ -31,7 +31,7 @@ class ContainerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class CpuConfig(Section):
-    """What a stage gets that needs no gang (prepare, convert): one process on one node."""
+    """What a job gets that needs no gang (prepare, convert): one process on one node."""
 
     partition: str | None = None
     """Null: the cluster's own."""
@@ -111,17 +111,17 @@ class ClusterConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig(Section):
+class JobConfig(Section):
     """One job of a pipeline."""
 
     name: Name
-    """The stage's name, used once in a pipeline."""
+    """The job's name, used once in a pipeline."""
 
     command: tuple[str, ...]
     """What stands behind `prism`, a list of words: [train, my_run.yaml]."""
 
     after: tuple[str, ...] = ()
-    """The stages that must be done before."""
+    """The jobs that must be done before, by name."""
 
     array: tuple[tuple[str, ...], ...] = ()
     """A Slurm job array: an element for each list of words, which are added to the command."""
@@ -137,5 +137,5 @@ class PipelineConfig(Section):
     run_dir: Path
     """The scripts, logs and events of the jobs are kept here (run_dir/slurm)."""
 
-    stages: tuple[StageConfig, ...]
+    stages: tuple[JobConfig, ...]
     """The jobs."""

@@ -49,7 +49,7 @@ def keys(section: type) -> tuple[Key, ...]:
     return tuple(_key(field, hints[field.name]) for field in fields)
 
 
-def _key(field: dataclasses.Field, hint: Any) -> Key:
+def _key(field: dataclasses.Field[Any], hint: Any) -> Key:
     kind, marks = bare(hint)
     kinds = options(kind)
     if is_nullable := types.NoneType in kinds:
@@ -58,7 +58,7 @@ def _key(field: dataclasses.Field, hint: Any) -> Key:
     return Key(field.name, kind, is_nullable, bounds_of(marks), MAY_CHANGE in marks, default)
 
 
-def bare(hint: Any) -> tuple[Any, tuple]:
+def bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return a type without the marks of its Annotated, and the marks."""
     return (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
 
@@ -68,7 +68,7 @@ def bounds_of(marks: Sequence[Any]) -> tuple[Bound, ...]:
     return tuple(mark for mark in marks if isinstance(mark, Bound))
 
 
-def options(kind: Any) -> tuple:
+def options(kind: Any) -> tuple[Any, ...]:
     """Return the types of a union; of any other type, itself."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 class Section:
     """Base of all config dataclasses: an unknown key is an error."""
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)

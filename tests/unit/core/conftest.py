@@ -14,6 +14,7 @@ from megatron_prism.core.config import (
     ClusterConfig,
     ContainerConfig,
     DecontaminateConfig,
+    JobConfig,
     KeepConfig,
     Llama3Rope,
     MambaConfig,
@@ -24,7 +25,6 @@ from megatron_prism.core.config import (
     PrepareConfig,
     SampleConfig,
     SourceConfig,
-    StageConfig,
     TrainConfig,
     TurnsConfig,
 )
@@ -86,7 +86,7 @@ FULL: dict[type, Any] = {  # every section is there, and every list has an entry
         )
     ),
     ClusterConfig: to_dict(ClusterConfig(gpus_per_node=8, cpus_per_task=1, sbatch=("--a",), container=ContainerConfig(image="i"))),
-    PipelineConfig: to_dict(PipelineConfig(name="a", run_dir=Path("r"), stages=(StageConfig(name="a", command=("b",)),))),
+    PipelineConfig: to_dict(PipelineConfig(name="a", run_dir=Path("r"), stages=(JobConfig(name="a", command=("b",)),))),
 }
 Write = Callable[..., Path]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -76,34 +77,19 @@ def test_a_config_that_holds_has_no_problem(values: dict, changes: dict, world_s
     assert train.check_train(config, world_size) == [] == train.check_model(MODEL, config)
 
 
-POSITIVE = [
-    "steps",
-    "data.seq_length",
-    "batch.global_size",
-    "batch.micro_size",
-    "parallel.tp",
-    "parallel.pp",
-    "parallel.cp",
-    "log.interval",
-    "save.keep_last",
-    "validation.sequences",
-]
-NOT_NEGATIVE = ["data.num_workers", "save.interval", "validation.interval", "schedule.warmup_steps"]
-REAL = ["optimizer.lr", "optimizer.weight_decay", "optimizer.clip_grad"]
-NAN = float("nan")
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(key, value) for key in POSITIVE for value in (0, -1)]
-    + [(key, -1) for key in NOT_NEGATIVE + REAL]
-    + [(key, NAN) for key in REAL]
-    + [(f"optimizer.{beta}", value) for beta in ("beta1", "beta2") for value in (1.0, -0.1, NAN)]
-    + [("optimizer.eps", value) for value in (0.0, -1e-8, NAN)]
-    + [("schedule.final_factor", value) for value in (-0.1, 1.1, NAN)]
-    + [("optimizer.lr", float("inf")), ("seed", -1), ("seed", 2**32), ("log.peak_tflops", -1.0)],
+    [
+        ("optimizer.lr", -1.0),
+        ("optimizer.lr", math.nan),
+        ("optimizer.lr", math.inf),
+        ("parallel.tp", 0),
+        ("parallel.cp", -1),
+        ("seed", 2**32),
+    ],
 )
 def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) -> None:
+    """Of every key: test_keys.py."""
     assert key in keys(train.check_train(changed(values, {key: value}), 1))
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from megatron_prism.data import tokenizer
+from megatron_prism.generate.engine import Sampling
 from megatron_prism.jobs import generate
-from megatron_prism.models.generate import Sampling
 
 PROMPT = "2 + 2 ="
 
@@ -50,7 +50,7 @@ def test_a_published_way_of_sampling_does_not_move_the_oracle(tiny: tuple[Path, 
     )
     ids = greedy(folder, model)
     assert greedy(folder, model, repetition_penalty=0.2) != ids
-    assert generate.from_hf(folder, PROMPT, 12, Sampling()) == said(folder, ids)
+    assert generate.from_hf(folder, PROMPT, Sampling(max_tokens=12, temperature=0.0), 0) == said(folder, ids)
 
 
 def test_a_generation_ends_at_a_token_that_one_file_names(tiny: tuple[Path, Any]) -> None:
@@ -58,4 +58,8 @@ def test_a_generation_ends_at_a_token_that_one_file_names(tiny: tuple[Path, Any]
     ids = greedy(folder, model)
     stop = next(token for at, token in enumerate(ids) if at > 1 and token not in ids[:at])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, stop]}))
-    assert generate.from_hf(folder, PROMPT, 12, Sampling()) == said(folder, ids[: ids.index(stop)]) != said(folder, ids)
+    assert (
+        generate.from_hf(folder, PROMPT, Sampling(max_tokens=12, temperature=0.0), 0)
+        == said(folder, ids[: ids.index(stop)])
+        != said(folder, ids)
+    )

@@ -48,8 +48,6 @@ def test_matrix_products_by_hand() -> None:
     flops = 6 * tokens_a_gpu * (8 * LAYER + 4096 * 128256)
     found = seconds()
     assert found.matmul_s == pytest.approx(flops / (0.60 * 989e12))
-    assert found.attention_s == pytest.approx(3 * 2 * tokens_a_gpu * 8 * 8192 * 4096 / (throughput.ATTENTION * 989e12))
-    assert found.step_s == pytest.approx(sum(vars(found).values()))
     assert found.tensor_s == found.context_s == found.pipeline_s == found.recompute_s == found.scan_s == 0
 
 

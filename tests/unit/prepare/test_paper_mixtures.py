@@ -64,12 +64,9 @@ def test_a_papers_mixture_is_planned_without_data(name: str) -> None:
     assert all(part["share"] * 100 == pytest.approx(part["weight"], abs=1e-6) for part in plan["sources"])
 
 
-def test_what_is_said_of_a_source_is_checked_and_changes_no_result() -> None:
+def test_what_is_said_of_a_source_is_checked() -> None:
     config = load(MIXTURES / "math.yaml", PrepareConfig)
     first, *others = config.sources
-    said = replace(config, sources=(replace(first, hf_id="another", available_tokens=7), *others))
-    other = replace(config, sources=(replace(first, text="{body}"), *others))
-    assert prepare._config_sha256(said) == prepare._config_sha256(config) != prepare._config_sha256(other)
     problems = check_prepare(replace(config, sources=(replace(first, available_tokens=0), *others)))
     assert [problem.where for problem in problems] == ["sources.0.available_tokens"]
 

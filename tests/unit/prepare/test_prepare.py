@@ -151,7 +151,8 @@ def test_second_run_is_idempotent(make_config: Callable) -> None:
     config = make_config(qa={"valid_percent": 20.0})
     first = prepare.run(config)
     before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
-    assert prepare.run(make_config(qa={"valid_percent": 20.0}, num_workers=2)) == first
+    said = {"hf_id": "another", "available_tokens": 7}  # of where the source comes from: no part of what is prepared
+    assert prepare.run(make_config(qa={"valid_percent": 20.0, **said}, num_workers=2)) == first
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*")} == before
 
 
