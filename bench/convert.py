@@ -31,7 +31,7 @@ import torch.distributed as dist
 from megatron_prism.checkpoint import convert as engine
 from megatron_prism.checkpoint import folder, saving, sharded
 from megatron_prism.core import log
-from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.config import GangConfig, ParallelConfig
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
@@ -128,10 +128,10 @@ def alternate(sides: dict[str, Side], root: Path, rounds: int) -> Times:
 def gang_member(root: Path, rounds: int) -> None:
     """Be a rank of a gang of TP: load the imported checkpoint and save it at TP, again and again; rank 0 writes the times."""
     log.setup()
-    parallel, found = ParallelConfig(tp=TP), []
+    config, found = GangConfig(parallel=ParallelConfig(tp=TP), seed=SEED), []
     origin = folder.read(root / "ckpt")
-    with groups.gang(parallel, SEED) as grid:
-        chunks = build.build(origin.model, grid, parallel, "bf16")
+    with groups.gang(config) as grid:
+        chunks = build.build(origin.model, grid, config)
         facts = folder.describe(origin.model, 0, 0, dtype=origin.facts["dtype"], world_size=grid.world_size)
 
         def finish_folder(path: Path) -> None:

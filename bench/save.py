@@ -86,10 +86,10 @@ def save(run_dir: Path, trained: tuple[Any, Any, Any], step: int, background: bo
 
 def measure(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Save in each way, round by round; return medians and the ratios' medians."""
-    parallel, model = conf.ParallelConfig(), model_of(args.gib, args.hidden)
-    with groups.gang(parallel, 0) as grid:
-        chunks = optim.wrap(build.build(model, grid, parallel, "fp32"), parallel)
-        optimizer = optim.build(chunks, conf.OptimizerConfig(), parallel, "fp32")
+    gang, model = conf.GangConfig(precision="fp32", seed=0), model_of(args.gib, args.hidden)
+    with groups.gang(gang) as grid:
+        chunks = optim.wrap(build.build(model, grid, gang), gang)
+        optimizer = optim.build(chunks, conf.OptimizerConfig(), gang)
 
         trained = (chunks, optimizer, grid)
         ways: dict[str, Callable[[int], dict[str, float]]] = {

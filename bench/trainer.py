@@ -197,7 +197,7 @@ class Unused:
 @contextmanager
 def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: groups.Groups) -> Iterator[Block]:
     """Yield a function that trains one block with loop.fit; between blocks only the validation and the saving are left out."""
-    chunks = optim.wrap([model], config.parallel)
+    chunks = optim.wrap([model], config)
     assert config.model is not None
     with metrics.Recorder(config.run_dir, 0, config.steps, enabled=True) as recorder, ExitStack() as stack:
         stack.enter_context(mock.patch.object(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
@@ -212,7 +212,7 @@ def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: g
             guard=Guard(config.guard),
             stop=stack.enter_context(stop.StopRequest(3600.0 * 24)),
             watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
-            optimizer=optim.build(chunks, config.optimizer, config.parallel, config.precision),
+            optimizer=optim.build(chunks, config.optimizer, config),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
             flops=flops_per_token(config.model, config.data.seq_length),
             peak_tflops=1.0,  # so that the MFU is recorded too
@@ -251,9 +251,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Build both loops in one process, measure them, and return what was found."""
     steps = WARM_UP_STEPS + args.rounds * BLOCK_STEPS
     config = configure(folder, SIZES[args.size], steps)
-    with groups.gang(config.parallel, config.seed) as grid, ExitStack() as stack:
+    with groups.gang(config) as grid, ExitStack() as stack:
         assert config.model is not None and not host.has_cuda()
-        models = [build.build(config.model, grid, config.parallel, config.precision)[0] for _ in range(2)]
+        models = [build.build(config.model, grid, config)[0] for _ in range(2)]
         models[1].load_state_dict(models[0].state_dict())
         prepared = mixture.read_prepared(config.data.prepared)
         dataset = loader.Sequences([segments.Segment(prepared, mixture.walk(prepared, WEIGHTS, config.data.seq_length, SEED))])

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.load import build, merge, read_layers
+from megatron_prism.core.layers import merge, read_layers
+from megatron_prism.core.load import build
 from megatron_prism.core.manifest import write_text
 from tests.ranks import Ranks
 
@@ -345,7 +346,8 @@ def gang(
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
     {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
-    loaded is saved at once, to the run's folder `again`}.
+    loaded is saved at once, to the run's folder `again`, "call": {"file", "function", its further arguments} of what every rank
+    computes in place of a training run; its result is rank 0's}.
     """
 
     def run(num_processes: int, cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -364,7 +366,7 @@ def gang(
         for case in cases:
             config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
             config["data"] = {**base["data"], **case["config"].get("data", {})}
-            named.append({"control": None, "start_from": None, "save_again": False, **case, "config": config})
+            named.append({"control": None, "start_from": None, "save_again": False, "call": None, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
         return living_gangs(num_processes).train(folder)
 

@@ -1,4 +1,4 @@
-"""Write examples/slurm/: what `prism submit --dry-run` makes of every recipe, and of the tiny config, on a cluster of configs/clusters.
+"""Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` makes of every recipe, and of the tiny config, on a cluster of ours.
 
 python tools/make_examples.py            # write them
 python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_prism.cli.submit import read_command
 from megatron_prism.jobs import submit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,9 @@ def scripts() -> dict[Path, str]:
     for recipe in sorted(Path("configs/recipes").glob("*/*.yaml")):
         wanted[f"{recipe.parent.name}_{recipe.stem}"] = (recipe, [], "h100_pyxis.yaml")
     return {
-        FOLDER / f"{name}.sbatch": "".join(submit.run(config, overrides, CLUSTERS / cluster, dry_run=True)["texts"])
+        FOLDER / f"{name}.sbatch": "".join(
+            submit.run(["train", str(config), *overrides], CLUSTERS / cluster, dry_run=True, read=read_command)["texts"]
+        )
         for name, (config, overrides, cluster) in wanted.items()
     }
 

@@ -1,7 +1,7 @@
 """Hugging Face folder to Megatron checkpoint and back: one plan, applied in either direction, a piece of a tensor at a time.
 
 The checkpoint keeps the folder's other files and its safetensors headers as they stand, so an export has the same
-files, shard layout, order and dtypes; without training in between, the same bytes.
+files with the same tensors, order and dtypes; without training in between, the same bytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity, torch_dist
-from megatron_prism.core.check.train import check_architecture
+from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
+from megatron_prism.data import tokenizer
 from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, safetensors
@@ -75,7 +76,7 @@ def plan_import(root: Path) -> Plan:
     _refuse_links(root)
     shards = safetensors.open_shards(root)
     places = {place.name: place for shard in shards for place in shard.tensors}
-    if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
+    if model.num_layers > len(places):  # before the rules are made: a config of 10**9 layers would fill the memory
         raise CheckpointError(
             Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors")
         )
@@ -88,7 +89,7 @@ def plan_import(root: Path) -> Plan:
 
 
 def _refuse_links(root: Path) -> None:
-    """Raise InputError for each link that leads out of a folder: what it names would be copied along."""
+    """Raise InputError for each link that leads out of a folder: the file that it names would be copied."""
     links = [path for path in sorted(root.iterdir()) if path.is_file() and not safetensors.is_inside(path)]
     raise_problems(
         [Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links]
@@ -114,37 +115,18 @@ def read_config(root: Path) -> Mapping[str, Any]:
 
 def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     """Return a problem where a folder's tokenizer has ids that the model's embedding lacks."""
-    path = root / "tokenizer.json"
+    path = root / tokenizer.FILE
     if path not in root.iterdir():
         return []
-    required = "a tokenizer of the `tokenizers` library"
-    if found := safetensors.fault(path):
-        return [Problem(str(path), found, required)]
-    from tokenizers import Tokenizer
-
-    try:
-        tokens = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except BaseException as error:  # the library raises plain Exception, and where it panics no Exception
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return [Problem(str(path), f"{error}", required)]
-    largest = max(tokens.values(), default=-1)
-    if largest < vocab_size:
-        return []
-    return [
-        Problem(
-            str(path),
-            f"token id {largest}",
-            f"ids below the model's vocab_size {vocab_size}",
-            "the tokenizer and the model do not belong together",
-        )
-    ]
+    if fault := safetensors.fault(path):
+        return [Problem(str(path), fault, "a tokenizer of the `tokenizers` library")]
+    return tokenizer.check_vocabulary(path, vocab_size)
 
 
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     """Write a plan's folder as a Megatron checkpoint. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; CheckpointError naming every tensor with a value that is not finite.
+    Raises: InputError where `out` exists; CheckpointError naming every tensor with a value that is not finite.
     Nothing stays behind on an error.
     """
     rules = {rule.mcore: rule for rule in plan.rules}
@@ -158,7 +140,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
 
         def values(key: str) -> Iterator[bits.Bits]:
             tick()
-            for part, start, rows in blocks.blocks(rules[key], plan.model):
+            for part, start, rows in blocks.blocks(rules[key]):
                 place = plan.places[rules[key].hf[part][0]]
                 for piece in _finite_rows(plan, files, place, start, rows):
                     yield bits.convert(piece, place.dtype, specs[key].dtype)
@@ -184,7 +166,7 @@ def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: safetensors.Ten
 
 
 def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
-    """Return a problem for each tensor of a folder that holds a NaN or an infinity."""
+    """Return a problem for each tensor of a folder that holds a NaN or an inf."""
     problems = []
     for place in plan.places.values():
         for first, number in bits.spans(0, prod(place.shape), place.dtype.itemsize):
@@ -200,7 +182,7 @@ def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
 
 
 def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
-    """Read a Megatron checkpoint's metadata and lay out the Hugging Face folder it came from, or a new one.
+    """Read a Megatron checkpoint's metadata and plan the Hugging Face folder it came from, or a new one.
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """
@@ -262,7 +244,7 @@ def _is_vocabulary(key: str) -> bool:
 def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
     """Write a plan's checkpoint as a Hugging Face folder. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    Raises: InputError where `out` exists; nothing stays behind on an error.
     """
     with folder.create(out) as temporary:
         for path in sorted((plan.root / folder.ASSETS).iterdir()):
@@ -278,7 +260,7 @@ def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick
 def _export_rule(plan: Plan, reader: torch_dist.TensorReader, files: Mapping[str, FileIO], rule: Rule) -> None:
     top = 0  # the block's first row in the Megatron-Core tensor
     with reader.open(rule.mcore) as stored:
-        for part, start, rows in blocks.blocks(rule, plan.model):
+        for part, start, rows in blocks.blocks(rule):
             place = plan.places[rule.hf[part][0]]
             width = prod(place.shape[1:])
             for first, number in bits.spans(0, rows, width * stored.dtype.itemsize):

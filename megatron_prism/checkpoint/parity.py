@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from megatron_prism.checkpoint import folder, reference, sharded
-from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, Precision
+from megatron_prism.data import tokenizer
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
@@ -56,13 +57,13 @@ def compare(ours_SV: torch.Tensor, theirs_SV: torch.Tensor) -> Comparison:
     )
 
 
-def checkpoint_logits(path: Path, tokens: list[int], parallel: ParallelConfig, precision: Precision, groups: Groups) -> torch.Tensor | None:
+def checkpoint_logits(path: Path, tokens: list[int], gang: GangConfig, groups: Groups) -> torch.Tensor | None:
     """Return a checkpoint's logits (S, V) on the host: on the first rank of the last pipeline stage; None elsewhere."""
     from megatron_prism.models import build
     from megatron_prism.models.forward import logits
 
     checkpoint = folder.read(path)
-    chunks = build.build(checkpoint.model, groups, parallel, precision)
+    chunks = build.build(checkpoint.model, groups, gang)
     sharded.require_whole(checkpoint.root)
     sharded.load_weights(checkpoint.root, chunks)
     for chunk in chunks:
@@ -84,10 +85,8 @@ def hf_logits(root: Path, tokens: list[int], precision: Precision) -> torch.Tens
 
 def tokens_of(root: Path, text: str | None, count: int, vocab_size: int, seed: int) -> tuple[list[int], str]:
     """Return `count` token ids to compare on, and what they are: a text, again and again, where the folder has a tokenizer, else random ids."""
-    if text is not None and (root / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        ids = Tokenizer.from_file(str(root / "tokenizer.json")).encode(text).ids
+    if text is not None and (root / tokenizer.FILE).is_file():
+        ids = tokenizer.encode_prompt(text, tokenizer.load(root))
         return (ids * -(-count // len(ids)))[:count], "text"
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (count,), generator=generator).tolist(), "random ids"

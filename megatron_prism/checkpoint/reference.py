@@ -16,7 +16,7 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
 
     Raises: CheckpointError where transformers cannot load it so.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True}
@@ -30,6 +30,7 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
         log.get().info(
             "transformers holds Nemotron-H's time steps above time_step_min; set to the config's time_step_limit, as it was trained"
         )
+    model.generation_config = GenerationConfig()  # the caller's choices alone: a published repetition_penalty is no part of the model
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import MixtureChange, TrainConfig
+from megatron_prism.core.config.keys import walk
 from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
@@ -27,32 +28,6 @@ if TYPE_CHECKING:
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
 WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
-# What a resumed run may change: the same sequences, in the same steps, with the same learning rates, follow from the rest.
-MAY_CHANGE = (
-    "run_dir",
-    "world_size",
-    "init.checkpoint",
-    "init.tokenizer",
-    "data.num_workers",
-    "data.changes",
-    "data.max_epochs",
-    "batch.micro_size",
-    "recompute.",
-    "validation.",
-    "save.",
-    "log.",
-    "guard.",
-    "limits.",
-    "parallel.tp",
-    "parallel.pp",
-    "parallel.cp",
-    "parallel.vpp",
-    "parallel.sequence_parallel",
-    "parallel.overlap",
-    "environment",
-    "deterministic",
-    "offload.activation_layers",
-)
 
 
 def is_started(run_dir: Path) -> bool:
@@ -76,7 +51,11 @@ def origin(run_dir: Path) -> folder.Checkpoint:
 
 
 def check_resume(config: TrainConfig) -> list[Problem]:
-    """A run that goes on may change where and how it runs, but not what it computes: data order, schedule, precision."""
+    """Return which keys of a run that goes on have changed and must not.
+
+    A key may change where its definition has the mark MAY_CHANGE: the same sequences, in the same steps, with the same learning rates, follow
+    from the keys without it.
+    """
     if not is_started(config.run_dir):
         return []
     path = config.run_dir / CONFIG
@@ -84,7 +63,8 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
-    changed = [key for key in keys if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
+    may_change = {name for name, key in walk(TrainConfig) if key.may_change}
+    changed = [key for key in keys if then.get(key) != now.get(key) and key not in may_change]
     if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
         changed.append("data.changes")
         fix = f"a mixture may change from step {step} on; {fix}"

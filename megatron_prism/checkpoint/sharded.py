@@ -120,17 +120,17 @@ def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
         with unpickle.guarded(checkpoint.state):
             return dist_checkpointing.load(wanted, str(checkpoint.state), _reading(str(checkpoint.state)))
     except BaseException as error:  # torch's CheckpointException is no Exception
-        causes = [error, *(cause for cause, _ in getattr(error, "failures", {}).values())]  # torch's CheckpointException: by rank
+        causes = [(error, None), *getattr(error, "failures", {}).values()]  # torch's CheckpointException: (error, its stack) by rank
         if isinstance(error, (KeyboardInterrupt, SystemExit, PrismError)):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]  # torch lists every key it knows
-        if fault := next(filter(_is_of_machine, causes), None):  # the bytes are those that were written
+        if fault := next((cause for cause, stack in causes if _is_of_machine(cause, stack)), None):  # the bytes are those that were written
             raise EnvironmentFault(f"{checkpoint.state}: not read: {' '.join(f'{type(fault).__name__}: {fault}'.split())[:500]}") from error
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error
 
 
-def _is_of_machine(error: BaseException) -> bool:
-    return is_silence(error) or isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)) or "CUDA" in str(error)
+def _is_of_machine(error: BaseException, stack: Any) -> bool:
+    return isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)) or is_silence(error, stack)
 
 
 def _reading(state: str) -> Any:

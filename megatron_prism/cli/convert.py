@@ -38,7 +38,7 @@ def convert_export(
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
-    """Write a Megatron checkpoint as a Hugging Face folder: same files, shard layout and dtypes as it came from.
+    """Write a Megatron checkpoint as a Hugging Face folder: same files and dtypes as it came from.
 
     Example: prism convert export --ckpt runs/mid --out Llama-3.1-8B-mid
     """

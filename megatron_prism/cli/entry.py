@@ -1,13 +1,14 @@
 """The command `prism`: every job under its name, and how the process ends.
 
 Standard output carries a job's result, standard error the rest. Exit codes: 0 done, 1 the result is a failure,
-2 the input is wrong, 3 stopped by a signal with the state saved, 4 an environment fault.
+2 the input is wrong, 3 stopped by a signal with the state saved, 4 the machine or a library is at fault, 70 a defect of ours.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from typing import Annotated
 
@@ -15,10 +16,11 @@ import typer
 
 from megatron_prism import __version__
 from megatron_prism.cli import convert, data, gang, generate, report, submit, train
-from megatron_prism.core import log
+from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
+LAST_WORD_S = 1.0  # how long a rank that ends with code 4 waits for one that ends with another
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
 for job in (
@@ -30,6 +32,7 @@ for job in (
     data.locate,
     submit.submit,
     report.status,
+    report.config,
 ):
     app.command()(job)
 app.add_typer(convert.app, name="convert")
@@ -46,26 +49,40 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the command line; every expected error becomes a message and an exit code."""
+    """Run the command line; every error becomes a message and an exit code."""
     log.setup()
     try:
         app()
     except PrismError as error:
         if gang.speaks() or not error.is_agreed:
-            rank = "" if gang.speaks() else f"rank {os.environ['RANK']}: "
-            for line in str(error).splitlines():
-                sys.stderr.write(f"prism: {rank}{line}\n")  # at once: other ranks speak too
-        _leave(error.exit_code)
-    except Exception:  # the device, a library, a defect: no result, and no word about the input
+            _say(str(error))
+        _leave(error.exit_code, error.is_agreed)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch's CheckpointException, and a panic in Rust, are no Exception
         traceback.print_exc()
+        if defect.is_defect(error):
+            _say(defect.REPORT)
+            _leave(defect.EXIT_CODE)
         _leave(EnvironmentFault.exit_code)
 
 
-def _leave(code: int) -> None:
-    """End the process. One whose process group stands ends at once: its libraries' farewells would wait for peers that wait for it."""
+def _say(text: str) -> None:
+    rank = "" if gang.speaks() else f"rank {os.environ['RANK']}: "
+    for line in text.splitlines():
+        sys.stderr.write(f"prism: {rank}{line}\n")  # at once: other ranks speak too
+
+
+def _leave(code: int, is_agreed: bool = False) -> None:
+    """End the process. One whose process group stands ends at once: its libraries' farewells would wait for peers that wait for it.
+
+    Code 4 may only mean that another rank is gone. It comes last, for the launcher reports the first: the other rank may know better.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == EnvironmentFault.exit_code and not is_agreed and gang.has_peers():
+        time.sleep(LAST_WORD_S)
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -36,3 +36,8 @@ def become(world_size: int, span: Span | None = None) -> None:
 def speaks() -> bool:
     """Say whether this process prints the result: rank 0, or a process that is alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def has_peers() -> bool:
+    """Say whether this process is one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -31,18 +31,18 @@ def generate(
     """
     if (ckpt is None) == (hf is None):
         raise InputError(Problem("--ckpt, --hf", "both or neither", "one of them"))
+    from megatron_prism.generate.engine import Sampling
     from megatron_prism.jobs import generate as job
-    from megatron_prism.models.generate import Sampling
 
-    sampling = Sampling(0.0 if greedy else temperature, top_p, seed)
+    sampling = Sampling(max_tokens=max_tokens, temperature=0.0 if greedy else temperature, top_p=top_p)
     if hf is not None:
-        text = job.from_hf(hf, prompt, max_tokens, sampling)
+        text = job.from_hf(hf, prompt, sampling, seed)
     else:
         assert ckpt is not None
         world_size = gang.world_size(tp * pp)
         job.check(tp, pp, world_size, ckpt)
         gang.become(world_size)
-        text = job.from_checkpoint(ckpt, prompt, max_tokens, sampling, tp, pp)
+        text = job.from_checkpoint(ckpt, prompt, sampling, seed, tp, pp)
     if gang.speaks():
         typer.echo(text)
         finish({"prompt": prompt, "continuation": text}, json, quiet=True)

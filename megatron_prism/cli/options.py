@@ -9,8 +9,12 @@ import typer
 
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
+LATER = "later"  # a command that is only read: it runs on another machine, where its folders may not be yet
 
-def _in_a_folder(path: Path | None) -> Path | None:
+
+def _in_a_folder(context: typer.Context, path: Path | None) -> Path | None:
+    if context.obj == LATER:
+        return path
     if path is not None and not path.parent.is_dir():
         raise InputError(Problem("--json", str(path), f"a file in a folder that is there: {path.parent} is not"))
     if path is not None and path.is_dir():

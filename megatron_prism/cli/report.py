@@ -1,4 +1,4 @@
-"""What a machine has, and how far a run is: `prism doctor`, `prism status`."""
+"""What a machine has, how far a run is, what a YAML may say: `prism doctor`, `prism status`, `prism config`."""
 
 from __future__ import annotations
 
@@ -34,4 +34,27 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline
 
     found = job.run(run)
     job.show(found)
+    finish(found, json, quiet=True)
+
+
+def config(
+    job: Annotated[str, typer.Argument(help="train, prepare, cluster or pipeline.", show_default=False)],
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema, by which an editor completes and checks a YAML.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Print every key of a job's YAML: its default, its bounds, its words, and whether a resumed run may change it.
+
+    Example: prism config train --schema > train.schema.json
+    """
+    from json import dumps
+
+    from megatron_prism.jobs import config as jobs
+
+    found = jobs.schema(job) if schema else jobs.run(job)
+    if schema:
+        typer.echo(dumps(found, indent=2))
+    else:
+        jobs.show(found)
     finish(found, json, quiet=True)

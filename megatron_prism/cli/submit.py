@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import Config, Json, Overrides, finish
+from megatron_prism.cli.options import LATER, Json, finish
+from megatron_prism.core.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from megatron_prism.launch.pipeline import Call
 
 
 def submit(
-    config: Config,
+    words: Annotated[list[str], typer.Argument(metavar="PIPELINE | -- JOB ...", help="A pipeline's YAML, or a job as prism takes it.")],
     cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
-    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")
     ] = False,
     json: Json = None,
 ) -> None:
-    """Submit a training run, a mixture to prepare, or a pipeline of stages to Slurm.
+    """Submit a job, or a pipeline of jobs that wait for each other, to Slurm.
 
-    Example: prism submit configs/tiny/mid.yaml world_size=2 --cluster configs/clusters/test.yaml --dry-run
+    Example: prism submit --cluster configs/clusters/test.yaml --dry-run -- train configs/tiny/mid.yaml world_size=2
 
-    Overrides that begin with `cluster.` are the cluster's: cluster.partition=long.
+    What stands behind `--` is a job of prism, as in a pipeline's `command`. Words before it that begin with `cluster.` override keys of the
+    cluster: cluster.partition=long.
     """
     from megatron_prism.jobs import submit as job
 
-    result = job.run(config, overrides or [], cluster, dry_run)
+    result = job.run(words, cluster, dry_run, read_command)
     for text in result.pop("texts", []):
         typer.echo(text, nl=False)
     finish(result, json, quiet=dry_run)
+
+
+def read_command(words: Sequence[str]) -> Call | None:
+    """Return the job that words call, with its arguments, as the command line reads them; None where the first word is no job.
+
+    Raises: InputError where it would refuse them.
+    """
+    from megatron_prism.cli.entry import app  # which has this job too
+    from megatron_prism.launch.pipeline import Call
+
+    command: Any = typer.main.get_command(app)
+    names: list[str] = []
+    rest = list(words)
+    while jobs := getattr(command, "commands", None):
+        name = rest.pop(0) if rest else ""
+        if name not in jobs:
+            if not names:
+                return None
+            raise InputError(Problem("command", " ".join(words), f"a job of prism: {' '.join(names)} with one of {', '.join(jobs)}"))
+        names, command = [*names, name], jobs[name]
+    try:
+        with command.make_context(f"prism {' '.join(names)}", rest, obj=LATER) as context:
+            return Call(" ".join(names), dict(context.params))
+    except typer.BadParameter.__base__ as error:  # type: ignore[misc]  # click's UsageError: typer brings its own click along, and hides it
+        raise InputError(
+            Problem("command", " ".join(words), f"what prism {' '.join(names)} --help shows", error.format_message())
+        ) from None

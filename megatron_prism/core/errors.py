@@ -23,9 +23,12 @@ class Problem:
 
 def _line(text: str, max_length: int = 1000) -> str:
     """Return a text as part of one line: what an untrusted file holds neither breaks it, nor floods it, nor steers a terminal."""
-    if len(text) > max_length:
-        text = f"{text[: max_length // 2]} ... {text[-max_length // 4 :]}"
-    return text if text.isprintable() else "".join(part if part.isprintable() else ascii(part)[1:-1] for part in text)
+    return printable(text if len(text) <= max_length else f"{text[: max_length // 2]} ... {text[-max_length // 4 :]}")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text with its unprintable characters, but those to keep, spelled as Python escapes them."""
+    return text if text.isprintable() else "".join(part if part.isprintable() or part in keep else ascii(part)[1:-1] for part in text)
 
 
 class PrismError(Exception):

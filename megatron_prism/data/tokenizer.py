@@ -1,14 +1,14 @@
-"""Turn texts into tokens with a Hugging Face folder's tokenizer.json.
+"""One tokenizer for preparing, generating, verifying, RL and evaluation: a Hugging Face folder's tokenizer.json, without truncation or padding.
 
-A document is encoded alone and gets no special token but an EOS at its end, so the result depends on nothing but its text.
-Special tokens spelled out in a text become their ids, as in Megatron-LM's tools/preprocess_data.py.
+Three ways in. A document (`encode_documents`) is encoded alone and gets no special token but an EOS at its end. A prompt (`encode_prompt`) gets
+what the tokenizer itself puts before a text, such as BOS. A rendered chat (`encode_text`) gets nothing: its template spells its tokens out.
+Special tokens spelled out in a text become their ids, as in transformers and in Megatron-LM's tools/preprocess_data.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -17,25 +17,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import fast_tokenizer
+from megatron_prism.data import fast_tokenizer, special_tokens
 from megatron_prism.data.indexed import token_dtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL_FILES = ("tokenizer_config.json", "config.json", "generation_config.json")  # in the order they are asked
-
-
+FILE = "tokenizer.json"
+SHOWN_TOKENS = 3  # that a problem names
 Backend = Literal["tokenizers", "gigatoken"]
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer's identity. vocab_size is the largest id + 1: what an embedding must cover.
+    """A tokenizer's identity. vocab_size is the largest id + 1: what an embedding must cover. sha256 is that of tokenizer.json.
 
-    backend encodes; where it is gigatoken, texts with a character that it takes for another, `different`, are left to tokenizers.
+    eos_id ends a document: the first that `special_tokens.FILES` name, in their order. `ends` are the end tokens by file; a generation ends at
+    any of them. backend encodes documents; where it is gigatoken, texts with a character that it takes for another, `different`, are left to
+    tokenizers.
     """
 
     folder: Path
@@ -43,17 +45,23 @@ class TokenizerSpec:
     vocab_size: int
     eos_id: int | None
     bos_id: int | None = None
+    ends: special_tokens.Ends = ()
     backend: Backend = "tokenizers"
     different: str = ""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All end tokens, eos_id first."""
+        return tuple(dict.fromkeys(token_id for _, ids in self.ends for token_id in ids))
 
-def load(folder: Path, need_eos: bool, backend: Backend = "tokenizers") -> TokenizerSpec:
+
+def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") -> TokenizerSpec:
     """Return what identifies the tokenizer of a Hugging Face folder.
 
-    Raises: InputError where tokenizer.json is missing or broken, no EOS token is named and one is needed, or the backend does not read it;
-    BackendMissing where the backend is not installed.
+    Raises: InputError where tokenizer.json is missing or broken, a file names a special token that it lacks, no EOS token is named and one is
+    needed, or the backend does not read it; BackendMissing where the backend is not installed.
     """
-    path = folder / "tokenizer.json"
+    path = folder / FILE
     if not path.is_file():
         raise InputError(
             Problem(
@@ -65,68 +73,128 @@ def load(folder: Path, need_eos: bool, backend: Backend = "tokenizers") -> Token
         )
     tokenizer = _open(path)
     vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
-    eos_id, bos_id = _special_id(folder, tokenizer, "eos"), _special_id(folder, tokenizer, "bos")
+    eos_id = special_tokens.first_id(folder, "eos", tokenizer.token_to_id)
+    bos_id = special_tokens.first_id(folder, "bos", tokenizer.token_to_id)
     if eos_id is None and need_eos:
         raise InputError(
             Problem(
                 "tokenizer",
                 f"no EOS token in {folder}",
-                f"eos_token or eos_token_id in {', '.join(SPECIAL_FILES)}",
+                f"eos_token or eos_token_id in {', '.join(special_tokens.FILES)}",
                 "name one, or set append_eos: false",
             )
         )
     if eos_id is not None and not 0 <= eos_id < vocab_size:
         raise InputError(Problem("tokenizer", f"EOS id {eos_id} in {folder}", f"an id of the vocabulary, 0 to {vocab_size - 1}"))
+    ends = special_tokens.end_ids(folder, tokenizer.token_to_id)
     different = fast_tokenizer.different(fast_tokenizer.load(path), tokenizer) if backend == "gigatoken" else ""
-    return TokenizerSpec(folder, sha256_file(path), vocab_size, eos_id, bos_id, backend, different)
+    return TokenizerSpec(folder, sha256_file(path), vocab_size, eos_id, bos_id, ends, backend, different)
 
 
-def encode(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool) -> tuple[np.ndarray, np.ndarray]:
+def log_ends(spec: TokenizerSpec) -> None:
+    """Log a line that names files and tokens where the folder's files differ in the end token they name first; more behind it is no matter."""
+    if len({ids[0] for _, ids in spec.ends}) > 1:
+        named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
+        last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
+        log.get().info(
+            "%s: the files name different EOS tokens: %s; a document gets %s, a generation ends at any", spec.folder, named, last
+        )
+
+
+def encode_documents(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return documents as tokens, end to end, and the number of each; a text that a normalizer leaves nothing of has none."""
     is_fast = spec.backend == "gigatoken" and not any(fast_tokenizer.has_any(text, _apart(spec)) for text in texts)
-    tokens, lengths = _fast(texts, spec) if is_fast else _plain(texts, spec)
+    tokens, lengths = _encode_fast(texts, spec) if is_fast else _encode(texts, spec)
     if append_eos and spec.eos_id is not None:
         has_tokens = lengths > 0
         tokens, lengths = np.insert(tokens, np.cumsum(lengths)[has_tokens], spec.eos_id), lengths + has_tokens
     return tokens, lengths
 
 
-def _plain(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
+def encode_prompt(text: str, spec: TokenizerSpec) -> list[int]:
+    """Return the ids of a text to be continued, as transformers' tokenizer(text) gives them: with BOS where the post-processor adds one.
+
+    An end token that the post-processor adds is left out. An empty prompt is BOS alone, whether or not one is added elsewhere. As in
+    transformers 5, tokenizer_config.json's add_bos_token is not read: the post-processor of tokenizer.json decides.
+    Raises: InputError for an empty prompt where no BOS is named.
+    """
+    encoding = _tokenizer(spec).encode(text)
+    ids, is_added = encoding.ids, encoding.special_tokens_mask
+    while ids and is_added[len(ids) - 1] and ids[-1] in spec.end_ids:
+        ids = ids[:-1]
+    if ids:
+        return ids
+    if spec.bos_id is None:
+        raise InputError(Problem("prompt", "an empty prompt", "some text, since the model names no begin-of-text token"))
+    return [spec.bos_id]
+
+
+def encode_text(text: str, spec: TokenizerSpec) -> list[int]:
+    """Return the ids of a text alone, no token added: what a chat template rendered spells its own BOS."""
+    return _tokenizer(spec).encode(text, add_special_tokens=False).ids
+
+
+def decode(ids: Sequence[int] | np.ndarray, spec: TokenizerSpec, skip_special: bool = False) -> str:
+    """Return the text of tokens, special tokens as they are spelled, or without them."""
+    return _tokenizer(spec).decode(np.asarray(ids).tolist(), skip_special_tokens=skip_special)
+
+
+def continuation(prompt: Sequence[int], ids: Sequence[int], spec: TokenizerSpec) -> str:
+    """Return the text of the tokens after a prompt, as it reads behind it (spaces and split characters included), without special tokens."""
+    before = decode(prompt, spec, skip_special=True)
+    return decode([*prompt, *ids], spec, skip_special=True)[len(before) :]
+
+
+def check_vocabulary(path: Path, vocab_size: int) -> list[Problem]:
+    """Return what is wrong with a tokenizer.json beside an embedding of vocab_size rows: the tokens beyond it by name, or what keeps it shut."""
+    try:
+        tokenizer = _open(path)
+    except InputError as error:
+        return list(error.problems)
+    beyond = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items() if token_id >= vocab_size)
+    if not beyond:
+        return []
+    named = ", ".join(f"{token_id} {token!r}" for token_id, token in beyond[:SHOWN_TOKENS])
+    more = f" and {len(beyond) - SHOWN_TOKENS} more" if len(beyond) > SHOWN_TOKENS else ""
+    added = tokenizer.get_added_tokens_decoder()
+    fix = "the tokenizer and the model do not belong together"
+    if all(token_id in added for token_id, _ in beyond):
+        fix = "remove these added tokens, or resize the model's embedding (transformers' resize_token_embeddings)"
+    return [Problem(str(path), f"token id {named}{more}", f"ids below the model's vocab_size {vocab_size}", fix)]
+
+
+def _encode(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
     rows = [encoding.ids for encoding in _tokenizer(spec).encode_batch_fast(texts, add_special_tokens=False)]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     return np.fromiter(chain.from_iterable(rows), token_dtype(spec.vocab_size), int(lengths.sum())), lengths
 
 
-def _fast(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
+def _encode_fast(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
     """Encode with gigatoken.
 
     Raises: InputError where tokenizers gives the first text, which stands for the others, other ids.
     """
     tokens, lengths = fast_tokenizer.encode(_fast_tokenizer(spec), texts)
-    if texts and tokens[: lengths[0]].tolist() != _tokenizer(spec).encode(texts[0], add_special_tokens=False).ids:
-        found = f"gigatoken, which gives other ids than tokenizers for the text {texts[0][:80]!r}"
-        raise InputError(Problem("tokenizer_backend", found, "the same ids", "set tokenizer_backend: tokenizers"))
+    if texts and tokens[: lengths[0]].tolist() != encode_text(texts[0], spec):
+        other = f"gigatoken, which gives other ids than tokenizers for the text {texts[0][:80]!r}"
+        raise InputError(Problem("tokenizer_backend", other, "the same ids", "set tokenizer_backend: tokenizers"))
     return tokens.astype(token_dtype(spec.vocab_size)), lengths.astype(np.int64)
 
 
-def decode(tokens: np.ndarray, spec: TokenizerSpec) -> str:
-    """Return the text of tokens, special tokens as they are spelled."""
-    return _tokenizer(spec).decode(tokens.tolist(), skip_special_tokens=False)
+def _shown(token_id: int, spec: TokenizerSpec) -> str:
+    return f"{token_id} ({_tokenizer(spec).id_to_token(token_id)!r})"
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """Return the tokenizer, loaded once a process; the spec's hash of the file keeps the cache true."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism; threads beside them would compete
-    tokenizer = _open(spec.folder / "tokenizer.json")
-    tokenizer.no_truncation()  # a tokenizer saved with either would cut or fill documents without a word
-    tokenizer.no_padding()
-    return tokenizer
+    return _open(spec.folder / FILE)
 
 
 @lru_cache(maxsize=1)
 def _fast_tokenizer(spec: TokenizerSpec) -> Any:
-    return fast_tokenizer.load(spec.folder / "tokenizer.json")
+    return fast_tokenizer.load(spec.folder / FILE)
 
 
 @lru_cache(maxsize=1)
@@ -135,40 +203,18 @@ def _apart(spec: TokenizerSpec) -> np.ndarray:
 
 
 def _open(path: Path) -> Tokenizer:
+    """Return the tokenizer of a file: the only place that opens one.
+
+    Raises: InputError where tokenizers does not read it.
+    """
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InputError(Problem(f"tokenizer ({path})", " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
-
-
-def _special_id(folder: Path, tokenizer: Tokenizer, role: str) -> int | None:
-    for name in SPECIAL_FILES:
-        values = _read(folder / name)
-        token, token_id = values.get(f"{role}_token"), values.get(f"{role}_token_id")
-        if isinstance(token, dict):  # an added token, written out
-            token = token.get("content")
-        if token is not None:
-            if (found := tokenizer.token_to_id(str(token))) is None:
-                raise InputError(Problem(f"{folder / name}:{role}_token", repr(token), "a token of tokenizer.json"))
-            return found
-        if isinstance(token_id, list):  # several may end a generation; the first is the model's own
-            token_id = token_id[0] if token_id else None
-        if token_id is not None:
-            if isinstance(token_id, bool) or not isinstance(token_id, int):
-                raise InputError(Problem(f"{folder / name}:{role}_token_id", repr(token_id), "a token id"))
-            return token_id
-    return None
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(Problem(str(path), f"no JSON ({error})", "a JSON object")) from None
-    if not isinstance(values, dict):
-        raise InputError(Problem(str(path), f"a JSON {type(values).__name__}", "a JSON object"))
-    return values
+        tokenizer = Tokenizer.from_file(str(path))
+    except BaseException as error:  # tokenizers raises plain Exception, and where its Rust half panics no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
+    tokenizer.no_truncation()  # a tokenizer saved with either would cut or fill a text without a word
+    tokenizer.no_padding()
+    return tokenizer

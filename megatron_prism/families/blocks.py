@@ -1,14 +1,19 @@
 """What a family's rules mean: a Megatron-Core tensor is made of blocks of rows of its Hugging Face parts, and no value is changed.
 
-A block's rows lie together on either side, so that files are converted block by block.
+A block's rows lie together on either side. checkpoint/convert.py moves files block by block; to_mcore and to_hf do the same to tensors
+in memory. Both sides are whole tensors: what tensor or pipeline parallelism splits must be gathered first, and the rows that pad a
+vocabulary cut off.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from megatron_prism.core.config import ModelConfig
 from megatron_prism.families.rules import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Block(NamedTuple):
@@ -19,13 +24,57 @@ class Block(NamedTuple):
     rows: int
 
 
-def blocks(rule: Rule, model: ModelConfig) -> list[Block]:
+def blocks(rule: Rule) -> list[Block]:
     """Return the blocks of rows that make up a rule's Megatron-Core tensor, from its top to its bottom."""
     if rule.rows is not None:
         start, stop = rule.rows
         return [Block(0, start, stop - start)]
-    counts = [shape[0] for _, shape in rule.hf]
-    if rule.op != "qkv":
-        return [Block(part, 0, count) for part, count in enumerate(counts)]
-    groups = model.num_query_groups  # of each group: its queries' rows, its key's, its value's
-    return [Block(part, group * (count // groups), count // groups) for group in range(groups) for part, count in enumerate(counts)]
+    counts = [shape[0] // rule.num_groups for _, shape in rule.hf]  # qkv: of each group its queries' rows, its key's, its value's
+    return [Block(part, group * count, count) for group in range(rule.num_groups) for part, count in enumerate(counts)]
+
+
+def to_mcore(rule: Rule, parts: Mapping[str, Tensor]) -> Tensor:
+    """Return a rule's Megatron-Core tensor, made of the Hugging Face tensors that the rule names among `parts`.
+
+    A tensor of one block is a view of its part.
+    """
+    import torch
+
+    named = [parts[name] for name, _ in rule.hf]
+    for (name, shape), tensor in zip(rule.hf, named, strict=True):
+        assert tensor.shape == shape, (name, tensor.shape, shape)
+    rows = [named[part][start : start + count] for part, start, count in blocks(rule)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def to_hf(rule: Rule, tensor: Tensor) -> dict[str, Tensor]:
+    """Return a rule's Hugging Face tensors by name; of a slice only the rows that it holds: hf_tensors puts these together.
+
+    A part of one block is a view of the tensor.
+    """
+    import torch
+
+    assert tensor.shape == rule.shape, (rule.mcore, tensor.shape, rule.shape)
+    rows: list[list[Tensor]] = [[] for _ in rule.hf]
+    made_of = blocks(rule)
+    for block, part in zip(made_of, tensor.split([block.rows for block in made_of]), strict=True):
+        rows[block.part].append(part)
+    return {name: own[0] if len(own) == 1 else torch.cat(own) for (name, _), own in zip(rule.hf, rows, strict=True)}
+
+
+def hf_tensors(rules: Iterable[Rule], read: Callable[[Rule], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every Hugging Face tensor of a model with its name. `read` returns a rule's Megatron-Core tensor.
+
+    Memory holds the tensors of one rule, or those of all slices of one tensor.
+    """
+    import torch
+
+    slices: dict[str, list[Tensor]] = {}
+    for rule in rules:
+        for name, tensor in to_hf(rule, read(rule)).items():
+            if rule.rows is None:
+                yield name, tensor
+                continue
+            slices.setdefault(name, []).append(tensor)
+            if rule.rows[1] == rule.hf[0][1][0]:  # the last one: rules.check_names has them in order and complete
+                yield name, torch.cat(slices.pop(name))

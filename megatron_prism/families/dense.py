@@ -9,7 +9,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.load import build
 from megatron_prism.families import layers
-from megatron_prism.families.rules import Rule, require
+from megatron_prism.families.rules import Rule, check_experts, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 LLAMA3_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -24,6 +24,7 @@ def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "
         *require(hf, "hidden_act", ["silu"], where, "silu"),
         *require(hf, "attention_bias", [False, None], where, False),
         *require(hf, "mlp_bias", [False, None], where, False),
+        *check_experts(hf, where),
     ]
     needed = (*NEEDED, ffn_key)
     problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
@@ -87,10 +88,10 @@ def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict
 
 def rules(model: ModelConfig) -> list[Rule]:
     """Return the weight map, in Megatron-Core's order."""
-    found: list[Rule] = []
+    layer_rules: list[Rule] = []
     for layer in range(model.num_layers):
         hf = f"model.layers.{layer}"
         up = [f"{hf}.mlp.{name}_proj.weight" for name in ("gate", "up")]
-        found += layers.attention(layer, f"{hf}.input_layernorm.weight", f"{hf}.self_attn", model)
-        found += layers.mlp(layer, f"{hf}.post_attention_layernorm.weight", up, f"{hf}.mlp.down_proj.weight", model)
-    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", found, model)
+        layer_rules += layers.attention(layer, f"{hf}.input_layernorm.weight", f"{hf}.self_attn", model)
+        layer_rules += layers.mlp(layer, f"{hf}.post_attention_layernorm.weight", up, f"{hf}.mlp.down_proj.weight", model)
+    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", layer_rules, model)

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.families import dense, granite, hybrid, layers
-from megatron_prism.families.rules import Rule, require
+from megatron_prism.families.rules import Rule, check_experts, require
 
 NAME = "granite_moe_hybrid"
 ARCHITECTURES = ("GraniteMoeHybridForCausalLM",)
@@ -43,7 +43,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     kinds, problems = hybrid.letters(hf.get("layer_types") or hf.get("layers_block_type"), "M*", f"{where}:layer_types")
     positions = hf.get("position_embedding_type")
     problems += [
-        *require(hf, "num_local_experts", [0], where, 8),
+        *check_experts({"num_local_experts": 8, **hf}, where),  # transformers' GraniteMoeHybridConfig, where config.json is silent
         *require(hf, "position_embedding_type", ["rope", "nope", None], where, None),
     ]
     if not problems and len(kinds) != hf.get("num_hidden_layers"):
@@ -82,12 +82,12 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
 
 def rules(model: ModelConfig) -> list[Rule]:
     """Return the weight map."""
-    found: list[Rule] = []
+    layer_rules: list[Rule] = []
     kinds = "*" * model.num_layers if model.layer_pattern is None else model.layer_pattern[::2]
     for index, kind in enumerate(kinds):
         hf, layer = f"model.layers.{index}", index if model.layer_pattern is None else 2 * index
         mixer, prefix = (layers.mamba, f"{hf}.mamba") if kind == "M" else (layers.attention, f"{hf}.self_attn")
-        found += mixer(layer, f"{hf}.input_layernorm.weight", prefix, model)
+        layer_rules += mixer(layer, f"{hf}.input_layernorm.weight", prefix, model)
         up, down = f"{hf}.shared_mlp.input_linear.weight", f"{hf}.shared_mlp.output_linear.weight"
-        found += layers.mlp(layer + (model.layer_pattern is not None), f"{hf}.post_attention_layernorm.weight", [up], down, model)
-    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", found, model)
+        layer_rules += layers.mlp(layer + (model.layer_pattern is not None), f"{hf}.post_attention_layernorm.weight", [up], down, model)
+    return layers.ends("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", layer_rules, model)

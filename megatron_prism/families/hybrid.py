@@ -8,19 +8,20 @@ from typing import Any
 
 from megatron_prism.core.config import MambaConfig, ModelConfig
 from megatron_prism.core.errors import Problem
-from megatron_prism.families.rules import require
+from megatron_prism.families.rules import NO_EXPERTS, require
 
 LETTERS = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "mlp": "-"}  # Megatron's, by HF's names
 
 
 def letters(kinds: Any, allowed: str, where: str) -> tuple[str, list[Problem]]:
     """Return layers named in HF's words, or already in letters, as letters; and a problem where one is not among `allowed`."""
-    found = [LETTERS.get(kind, str(kind)) for kind in kinds] if isinstance(kinds, (list, str)) else []
-    wrong = sorted({kind for kind in found if kind not in allowed or len(kind) != 1})
-    if found and not wrong:
-        return "".join(found), []
+    spelled = [LETTERS.get(kind, str(kind)) for kind in kinds] if isinstance(kinds, (list, str)) else []
+    wrong = sorted({kind for kind in spelled if kind not in allowed or len(kind) != 1})
+    if spelled and not wrong:
+        return "".join(spelled), []
     known = sorted(name for name, letter in LETTERS.items() if letter in allowed)
-    return "", [Problem(where, f"layers of kinds {wrong}" if found else repr(kinds), f"a list of {', '.join(known)}")]
+    fix = NO_EXPERTS if {"moe", "E"} & set(wrong) else ""
+    return "", [Problem(where, f"layers of kinds {wrong}" if spelled else repr(kinds), f"a list of {', '.join(known)}", fix)]
 
 
 def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tuple[dict[str, Any], list[Problem]]:

@@ -18,15 +18,18 @@ def attention(layer: int, norm: str, hf: str, model: ModelConfig) -> list[Rule]:
     """Return the rules of layer `layer`'s attention; `hf` is the prefix of q_proj, k_proj, v_proj and o_proj."""
     hidden, mcore = model.hidden_size, f"decoder.layers.{layer}.self_attention"
     queries, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    sizes = {"q": queries, "k": keys, "v": keys}
-    found = [
+    rows = {"q": queries, "k": keys, "v": keys}
+
+    def qkv(kind: str, *columns: int) -> Rule:
+        parts = tuple((f"{hf}.{name}_proj.{kind}", (count, *columns)) for name, count in rows.items())
+        return Rule(f"{mcore}.linear_qkv.{kind}", "qkv", parts, num_groups=model.num_query_groups)
+
+    return [
         Rule(f"{mcore}.linear_qkv.layer_norm_weight", "copy", ((norm, (hidden,)),)),
-        Rule(f"{mcore}.linear_qkv.weight", "qkv", tuple((f"{hf}.{name}_proj.weight", (rows, hidden)) for name, rows in sizes.items())),
+        qkv("weight", hidden),
+        *([qkv("bias")] if model.qkv_bias else []),
         Rule(f"{mcore}.linear_proj.weight", "copy", ((f"{hf}.o_proj.weight", (hidden, queries)),)),
     ]
-    if model.qkv_bias:
-        found.insert(2, Rule(f"{mcore}.linear_qkv.bias", "qkv", tuple((f"{hf}.{name}_proj.bias", (rows,)) for name, rows in sizes.items())))
-    return found
 
 
 def mlp(layer: int, norm: str, up: Sequence[str], down: str, model: ModelConfig) -> list[Rule]:
@@ -66,9 +69,9 @@ def mamba(layer: int, norm: str, hf: str, model: ModelConfig) -> list[Rule]:
 def ends(embedding: str, norm: str, head: str, layers: Sequence[Rule], model: ModelConfig) -> list[Rule]:
     """Return a whole model's rules: the embedding, `layers`, the final norm and, where it is not tied, the output layer."""
     table, final = (model.vocab_size, model.hidden_size), "final_layernorm" if model.layer_pattern is None else "final_norm"
-    found = [
+    all_but_head = [
         Rule("embedding.word_embeddings.weight", "copy", ((embedding, table),)),
         *layers,
         Rule(f"decoder.{final}.weight", "copy", ((norm, (model.hidden_size,)),)),
     ]
-    return found if model.tie_word_embeddings else [*found, Rule("output_layer.weight", "copy", ((head, table),))]
+    return all_but_head if model.tie_word_embeddings else [*all_but_head, Rule("output_layer.weight", "copy", ((head, table),))]

@@ -55,7 +55,8 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(problems)
     own: dict[str, Any] = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
     own |= {"norm_epsilon": hf.get(EPSILON, 1e-5), "kv_channels": hf.get("head_dim") or hf.get("attention_head_dim") or HEAD_DIM}
-    model = dense.read_config({**hf, "num_hidden_layers": len(pattern)}, where, NAME, **own)
+    # transformers writes n_routed_experts of a model without experts too: what counts is that no layer is of them
+    model = dense.read_config({**hf, "num_hidden_layers": len(pattern), "n_routed_experts": 0}, where, NAME, **own)
     raise_problems(hybrid.check(model, hf, where, "expand", EPSILON))
     return model
 
@@ -82,13 +83,13 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
 def rules(model: ModelConfig) -> list[Rule]:
     """Return the weight map."""
     assert model.layer_pattern is not None
-    found: list[Rule] = []
+    layer_rules: list[Rule] = []
     for index, kind in enumerate(model.layer_pattern):
         norm, mixer = f"backbone.layers.{index}.norm.weight", f"backbone.layers.{index}.mixer"
         if kind == "M":
-            found += layers.mamba(index, norm, mixer, model)
+            layer_rules += layers.mamba(index, norm, mixer, model)
         elif kind == "*":
-            found += layers.attention(index, norm, mixer, model)
+            layer_rules += layers.attention(index, norm, mixer, model)
         else:
-            found += layers.mlp(index, norm, [f"{mixer}.up_proj.weight"], f"{mixer}.down_proj.weight", model)
-    return layers.ends("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight", found, model)
+            layer_rules += layers.mlp(index, norm, [f"{mixer}.up_proj.weight"], f"{mixer}.down_proj.weight", model)
+    return layers.ends("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight", layer_rules, model)

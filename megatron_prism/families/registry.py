@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, InputError, Problem
 from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral, nemotron_h, qwen2
-from megatron_prism.families.rules import Rule, check_names
+from megatron_prism.families.rules import NO_EXPERTS, Rule, check_experts, check_names
 
 FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h, qwen2)
+EXPERTS_IN_NAME = re.compile("moe(?!hybrid)|mixtral", re.IGNORECASE)  # GraniteMoe, Qwen2Moe, Olmoe, HunYuanMoEV1, ...
 
 
 def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
@@ -29,14 +31,16 @@ def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
     """Return the family of a config.json.
 
-    Raises: CheckpointError where no family knows its architecture.
+    Raises: CheckpointError where no family knows its architecture; it says so where that is a mixture of experts.
     """
     named = hf.get("architectures")
     for family in FAMILIES:
         if isinstance(named, list) and any(name in family.ARCHITECTURES for name in named):
             return family
     known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
-    raise CheckpointError(Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}"))
+    experts = check_experts(hf, where)
+    fix = NO_EXPERTS if experts or EXPERTS_IN_NAME.search(repr(named)) else ""
+    raise CheckpointError([Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}", fix), *experts])
 
 
 def num_parameters(model: ModelConfig) -> int:
@@ -46,14 +50,14 @@ def num_parameters(model: ModelConfig) -> int:
 
 def parameters(model: ModelConfig) -> dict[str, int]:
     """Return the name of each Megatron-Core parameter, and its size."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for rule in rules(model):
-        found[rule.parameter] = found.get(rule.parameter, 0) + math.prod(rule.shape)
-    return found
+        sizes[rule.parameter] = sizes.get(rule.parameter, 0) + math.prod(rule.shape)
+    return sizes
 
 
 def rules(model: ModelConfig) -> list[Rule]:
     """Return the weight map of an architecture, every tensor named once."""
-    found = of_model(model).rules(model)
-    check_names(found)
-    return found
+    family_rules = of_model(model).rules(model)
+    check_names(family_rules)
+    return family_rules

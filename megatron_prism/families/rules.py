@@ -12,6 +12,8 @@ from megatron_prism.core.errors import CheckpointError, Problem
 
 Shape = tuple[int, ...]
 Op = Literal["copy", "rows", "qkv", "slice"]
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # as config.json counts them, by family
+NO_EXPERTS = "mixtures of experts are not supported: docs/ADD_A_MODEL.md says what they would take"
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Rule:
     op: copy, the same tensor. rows: the parts one above the other. qkv: per query group [its queries | key | value]
     (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). slice: rows [start, stop) of the one part.
     rows: [start, stop) of a slice.
+    num_groups: the query groups of a qkv.
     """
 
     mcore: str
     op: Op
     hf: tuple[tuple[str, Shape], ...]
     rows: tuple[int, int] | None = None
+    num_groups: int = 1
 
     @property
     def shape(self) -> Shape:
@@ -46,11 +50,11 @@ class Rule:
 
 def slices(mcore: str, name: str, shape: Shape, sizes: Mapping[str, int]) -> list[Rule]:
     """Return the rules of an HF tensor that Megatron-Core stores in pieces, `mcore.KEY` of so many rows each, in order."""
-    found, start = [], 0
+    pieces, start = [], 0
     for key, rows in sizes.items():
-        found.append(Rule(f"{mcore}.{key}", "slice", ((name, shape),), (start, start + rows)))
+        pieces.append(Rule(f"{mcore}.{key}", "slice", ((name, shape),), (start, start + rows)))
         start += rows
-    return found
+    return pieces
 
 
 def check_names(rules: Sequence[Rule]) -> None:
@@ -67,20 +71,20 @@ def check_names(rules: Sequence[Rule]) -> None:
         assert (*starts, shape[0]) == (0, *stops), f"rows of {name} named by none or more than one rule: {ends}"
 
 
-def check_present(rules: Sequence[Rule], found: Mapping[str, Shape], where: str, files: Mapping[str, str] = MappingProxyType({})) -> None:
+def check_present(rules: Sequence[Rule], present: Mapping[str, Shape], where: str, files: Mapping[str, str] = MappingProxyType({})) -> None:
     """Check a folder's tensors against the rules; `files` names the file of each tensor in the folder `where`.
 
     Raises: CheckpointError naming every tensor that is missing, extra or of another shape.
     """
     wanted = {name: shape for rule in rules for name, shape in rule.hf}
-    at = {name: f"{where}/{files[name]}: {name}" if name in files else f"{where}: {name}" for name in found}
-    problems = [Problem(f"{where}: {name}", "no such tensor", f"shape {list(wanted[name])}") for name in wanted if name not in found]
+    at = {name: f"{where}/{files[name]}: {name}" if name in files else f"{where}: {name}" for name in present}
+    problems = [Problem(f"{where}: {name}", "no such tensor", f"shape {list(wanted[name])}") for name in wanted if name not in present]
     problems += [
-        Problem(at[name], f"shape {list(found[name])}", f"shape {list(shape)}, from config.json")
+        Problem(at[name], f"shape {list(present[name])}", f"shape {list(shape)}, from config.json")
         for name, shape in wanted.items()
-        if name in found and tuple(found[name]) != shape
+        if name in present and tuple(present[name]) != shape
     ]
-    problems += [Problem(at[name], "an extra tensor", "no tensor but those of the architecture") for name in found if name not in wanted]
+    problems += [Problem(at[name], "an extra tensor", "no tensor but those of the architecture") for name in present if name not in wanted]
     if problems:
         raise CheckpointError(problems)
 
@@ -91,3 +95,9 @@ def require(hf: Mapping[str, Any], key: str, accepted: Iterable[Any], where: str
     if value in accepted:
         return []
     return [Problem(f"{where}:{key}", repr(value), " or ".join(map(repr, accepted)), "this variant of the family is not supported")]
+
+
+def check_experts(hf: Mapping[str, Any], where: str) -> list[Problem]:
+    """Return a problem for each config.json key that says the model has experts."""
+    counted = [key for key in NUM_EXPERTS if hf.get(key) not in (None, 0)]
+    return [Problem(f"{where}:{key}", repr(hf[key]), "no experts: 0, or no such key", NO_EXPERTS) for key in counted]

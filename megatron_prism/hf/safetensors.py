@@ -1,6 +1,9 @@
 """Hugging Face folders at the level of bytes: safetensors headers read and checked, tensors read and written one by one.
 
-Headers are kept as they stand on disk, so a folder that is written back has the same files, layout and order.
+Headers are kept as they stand on disk, so a folder that is written back has the same files, order and offsets.
+
+Reading: open_shards (a folder's headers, checked), open_files, read_values (a piece of a tensor). hf/tensors.py reads whole tensors by name.
+Writing: new_shards (headers), create_shards, write_values, index_of.
 """
 
 from __future__ import annotations
@@ -115,13 +118,13 @@ def is_file_name(file: Any) -> bool:
 
 
 def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard]) -> None:
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     problems = []
     for shard in shards:
         for place in shard.tensors:
-            if place.name in found:
+            if place.name in file_of:
                 problems.append(
-                    Problem(f"{root / shard.file}: {place.name}", f"a tensor that {found[place.name]} has too", "each tensor once")
+                    Problem(f"{root / shard.file}: {place.name}", f"a tensor that {file_of[place.name]} has too", "each tensor once")
                 )
             elif listed.get(place.name) != shard.file:
                 problems.append(
@@ -129,11 +132,11 @@ def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard])
                         f"{root / shard.file}: {place.name}", f"{INDEX} says {listed.get(place.name, 'nothing of it')}", f"{shard.file}"
                     )
                 )
-            found[place.name] = shard.file
+            file_of[place.name] = shard.file
     problems += [
         Problem(f"{root / file}: {name}", "no such tensor", f"a tensor, since {INDEX} lists it")
         for name, file in listed.items()
-        if name not in found
+        if name not in file_of
     ]
     if problems:
         raise CheckpointError(problems)
@@ -146,8 +149,8 @@ def read_header(path: Path) -> Shard:
     """
     from safetensors import SafetensorError, safe_open
 
-    if found := fault(path):
-        raise CheckpointError(Problem(str(path), found, "a safetensors file"))
+    if damage := fault(path):
+        raise CheckpointError(Problem(str(path), damage, "a safetensors file"))
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -203,8 +206,8 @@ def read_object(path: Path, required: str) -> dict[str, Any]:
 
     Raises: CheckpointError naming the file; `required` says what it should be.
     """
-    if found := fault(path):
-        raise CheckpointError(Problem(str(path), found, required))
+    if damage := fault(path):
+        raise CheckpointError(Problem(str(path), damage, required))
     try:
         return _parse_object(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -212,10 +215,10 @@ def read_object(path: Path, required: str) -> dict[str, Any]:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    found = json.loads(text, object_pairs_hook=_unique)
-    if not isinstance(found, dict):
+    parsed = json.loads(text, object_pairs_hook=_unique)
+    if not isinstance(parsed, dict):
         raise ValueError("no object")
-    return found
+    return parsed
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -231,9 +234,9 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
 
     Raises: CheckpointError naming each tensor at fault.
     """
-    found = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
-    problems = [problem for problem in found if isinstance(problem, Problem)]
-    places = sorted((place for place in found if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
+    parsed = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
+    problems = [problem for problem in parsed if isinstance(problem, Problem)]
+    places = sorted((place for place in parsed if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
     ends = [data_start, *(place.end for place in places)]
     problems = problems or [
         Problem(f"{path}: {place.name}", f"bytes from {place.start}", f"bytes from {end}, where the last tensor ends")
@@ -307,7 +310,7 @@ def write_values(stream: FileIO, place: TensorPlace, start: int, piece: bits.Bit
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
-    """Return the layout of a new folder, as `save_pretrained` lays it: names in order, files of at most 5 GB."""
+    """Return the headers of a new folder, as `save_pretrained` writes them: names in order, files of at most 5 GB."""
     bins: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():

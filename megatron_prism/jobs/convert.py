@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_prism.checkpoint import convert, folder
 from megatron_prism.core import log
-from megatron_prism.core.check.train import check_split
-from megatron_prism.core.config import ParallelConfig, Precision
+from megatron_prism.core.check.model import check_split
+from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.core.errors import Problem, raise_problems
 
 TEXT = (
@@ -63,9 +63,9 @@ def run_verify(
     limit = parity.TOLERANCE[precision] if tolerance is None else tolerance
     vocab_size = folder.read(ckpt).model.vocab_size
     ids, kind = parity.tokens_of(hf, TEXT, tokens, vocab_size, seed)
-    parallel = ParallelConfig(tp=tp, pp=pp)
-    with gang(parallel, seed) as groups:
-        ours_SV = hand_to_first(parity.checkpoint_logits(ckpt, ids, parallel, precision, groups), (len(ids), vocab_size), groups)
+    config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision, seed=seed)
+    with gang(config) as groups:
+        ours_SV = hand_to_first(parity.checkpoint_logits(ckpt, ids, config, groups), (len(ids), vocab_size), groups)
         if ours_SV is None:
             return {}
         found = parity.compare(ours_SV, parity.hf_logits(hf, ids, precision))

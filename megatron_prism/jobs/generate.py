@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from megatron_prism.checkpoint import convert, folder
+from megatron_prism.checkpoint import folder
 from megatron_prism.core import log
-from megatron_prism.core.check.train import check_split
-from megatron_prism.core.config import ParallelConfig, Precision
-from megatron_prism.core.errors import CheckpointError, InputError, Problem, raise_problems
-from megatron_prism.models.generate import Sampling
-
-Emit = Callable[[str], None]
+from megatron_prism.core.check.model import check_split
+from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
+from megatron_prism.core.errors import Problem, raise_problems
+from megatron_prism.data import tokenizer
+from megatron_prism.generate.engine import Sampling
 
 
 def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
@@ -26,71 +26,48 @@ def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
     raise_problems(problems)
 
 
-def from_checkpoint(ckpt: Path, prompt: str, max_tokens: int, sampling: Sampling, tp: int, pp: int) -> str:
+def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: int, pp: int) -> str:
     """Return the continuation of a prompt by a checkpoint (or the latest of a run); every rank of the gang calls this."""
     from megatron_prism.checkpoint import sharded
+    from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
-    from megatron_prism.models import generate as generation
     from megatron_prism.parallel.groups import gang
 
     checkpoint = folder.read(ckpt)
-    tokenizer = _Text(checkpoint.assets)
-    ids = tokenizer.encode(prompt)
-    if len(ids) + max_tokens > (longest := checkpoint.model.max_position_embeddings):
-        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), max_tokens, longest)
-    parallel = ParallelConfig(tp=tp, pp=pp)
+    spec, ids = _read(checkpoint.assets, prompt)
+    whole = len(ids) + sampling.max_tokens
+    if whole > (longest := checkpoint.model.max_position_embeddings):
+        log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), sampling.max_tokens, longest)
     precision: Precision = "bf16" if checkpoint.facts.get("dtype") == "bfloat16" else "fp32"
-    with gang(parallel, sampling.seed) as groups:
-        chunks = build.build(checkpoint.model, groups, parallel, precision)
+    config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision)
+    with gang(config) as groups:
+        chunks = build.build(checkpoint.model, groups, config)
         sharded.require_whole(checkpoint.root)
         sharded.load_weights(checkpoint.root, chunks)
-        tokens = list(generation.generate(chunks[0], ids, max_tokens, tokenizer.eos_ids, sampling, groups))
-    return tokenizer.continuation(ids, tokens)
+        engine = Cached(chunks, checkpoint.model, groups, num_rows=1, max_context=whole)
+        (rollout,) = engine.generate([ids], 1, replace(sampling, end_ids=spec.end_ids), [seed])
+    return tokenizer.continuation(ids, [token for token in rollout.token_ids if token not in spec.end_ids], spec)
 
 
-def from_hf(root: Path, prompt: str, max_tokens: int, sampling: Sampling) -> str:
+def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
     """Return the continuation of a prompt by plain transformers: what a converted checkpoint must agree with."""
     import torch
 
     from megatron_prism.checkpoint import reference
 
-    tokenizer = _Text(root)
-    ids = tokenizer.encode(prompt)
-    torch.manual_seed(sampling.seed)
+    spec, ids = _read(root, prompt)
+    torch.manual_seed(seed)
     model = reference.load(root)
-    choice = (
-        {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {"do_sample": False}
-    )
-    eos = {"eos_token_id": list(tokenizer.eos_ids)} if tokenizer.eos_ids else {}
-    output = model.generate(torch.tensor([ids]), max_new_tokens=max_tokens, pad_token_id=0, **choice, **eos)
-    return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in tokenizer.eos_ids])
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:  # top_k 0 is all tokens; transformers' default is 50
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    eos = {"eos_token_id": list(spec.end_ids)} if spec.end_ids else {}
+    output = model.generate(torch.tensor([ids]), max_new_tokens=sampling.max_tokens, pad_token_id=0, **choice, **eos)
+    return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in spec.end_ids], spec)
 
 
-class _Text:
-    """A Hugging Face folder's tokenizer, with what its config says of begin and end of text."""
-
-    def __init__(self, root: Path):
-        from tokenizers import Tokenizer
-
-        path = root / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(Problem(str(path), "no such file", "a tokenizer of the `tokenizers` library"))
-        self._tokenizer = Tokenizer.from_file(str(path))
-        config = convert.read_config(root)
-        eos = config.get("eos_token_id")
-        self.eos_ids: Sequence[int] = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        self._bos = config.get("bos_token_id")
-
-    def encode(self, prompt: str) -> list[int]:
-        """Return a prompt's ids; an empty prompt is the begin-of-text token alone."""
-        ids = self._tokenizer.encode(prompt).ids if prompt else []
-        if not ids and self._bos is not None:
-            ids = [self._bos]
-        if not ids:
-            raise InputError(Problem("--prompt", "an empty prompt", "some text, since the model names no begin-of-text token"))
-        return ids
-
-    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """Return the text of the tokens after the prompt, as it reads behind it (spaces and split characters included)."""
-        before = self._tokenizer.decode(list(prompt))
-        return self._tokenizer.decode([*prompt, *tokens])[len(before) :]
+def _read(root: Path, prompt: str) -> tuple[tokenizer.TokenizerSpec, list[int]]:
+    """Return a Hugging Face folder's tokenizer and a prompt's tokens."""
+    spec = tokenizer.load(root)
+    tokenizer.log_ends(spec)
+    return spec, tokenizer.encode_prompt(prompt, spec)

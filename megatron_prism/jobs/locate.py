@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_prism.checkpoint import start
-from megatron_prism.core.check.train import check_train, data_parallel_size
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.train import check_train
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import indexed, loader, locate, segments, tokenizer

@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any
 
 from megatron_prism.checkpoint import folder
-from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
-from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision, TrainConfig
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.train import check_model, check_train
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.families import registry
 from megatron_prism.planning import layouts, memory
@@ -44,10 +45,10 @@ def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
     }
 
 
-def num_gpus(config: TrainConfig) -> int:
+def num_gpus(gang: GangConfig) -> int:
     """Return the GPUs of a plan."""
-    grid = config.parallel
-    return config.world_size or max(grid.tp * grid.pp * grid.cp, 1)
+    grid = gang.parallel
+    return gang.world_size or max(grid.tp * grid.pp * grid.cp, 1)
 
 
 def check(config: TrainConfig, world_size: int) -> ModelConfig:
@@ -117,7 +118,7 @@ def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Prec
     from megatron_prism.checkpoint import sharded
     from megatron_prism.models import shapes
 
-    return shapes.sizes(model, parallel, precision, tp_rank, pp_rank, sharded.weights)
+    return shapes.sizes(model, GangConfig(parallel=parallel, precision=precision), tp_rank, pp_rank, sharded.weights)
 
 
 def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:

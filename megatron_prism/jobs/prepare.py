@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.core import log, manifest
 from megatron_prism.core.check.data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, printable, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import formats, indexed, mixture, segments, tokenizer
+from megatron_prism.data import formats, indexed, mixture, segments, special_tokens, tokenizer
 from megatron_prism.data.formats import Shard
 from megatron_prism.prepare import documents, pool, records, sources, workspace
 from megatron_prism.prepare.source import Work, make_shards, pack_shards
-from megatron_prism.report import blend
+from megatron_prism.report import blend, sample_page
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,6 +42,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         return _shown(_dry_run(config))
     files = sources.find(config.sources)
     spec = tokenizer.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
+    tokenizer.log_ends(spec)
     evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
     if config.decontaminate:
         documents.evaluation_overlap(config.decontaminate)  # what is wrong with these files is told now
@@ -77,7 +78,7 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
     try:
         paths = blend.draw(drawn, config.out.name, folder)
         if samples:
-            paths.append(blend.sample_documents(samples, folder))
+            paths.append(sample_page.write(samples, folder))
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or folder}: {error.strerror or error}") from error
     _show_samples(samples)
@@ -104,7 +105,7 @@ def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
         for text in found:
             shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
             console.rule(Text(name), align="left")
-            console.print(Text("".join(part if part.isprintable() or part == "\n" else ascii(part)[1:-1] for part in shown)))
+            console.print(Text(printable(shown, keep="\n")))
 
 
 def _check_parts(config: PrepareConfig) -> list[Problem]:
@@ -148,7 +149,13 @@ def _describe(
     return manifest.describe(
         "prepared",
         sha256,
-        tokenizer={"path": str(spec.folder), "sha256": spec.sha256, "vocab_size": spec.vocab_size, "eos_id": spec.eos_id},
+        tokenizer={
+            "path": str(spec.folder),
+            "sha256": spec.sha256,
+            "vocab_size": spec.vocab_size,
+            "eos_id": spec.eos_id,
+            "end_ids": {name: list(ids) for name, ids in spec.ends},  # by the file that names them
+        },
         sources=facts,
         blend={"tokens": sum(part.tokens for part in planned), "sources": [dataclasses.asdict(part) for part in planned]},
         config=to_dict(config),
@@ -205,7 +212,7 @@ def _config_sha256(config: PrepareConfig) -> str:
 
 
 def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:
-    return [path for name in ("tokenizer.json", *tokenizer.SPECIAL_FILES) if (path := spec.folder / name).is_file()]
+    return [path for name in (tokenizer.FILE, *special_tokens.FILES) if (path := spec.folder / name).is_file()]
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:

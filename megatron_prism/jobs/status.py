@@ -1,4 +1,4 @@
-"""`prism status`: how far a run is, or the stages of a pipeline, from their files and from Slurm where there is one."""
+"""`prism status`: how far a run is, or the jobs of a pipeline, from their files and from Slurm where there is one."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.load import load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
-from megatron_prism.launch import slurm
+from megatron_prism.launch import pipeline, slurm
 
 METRICS = "metrics.jsonl"
 
 
 def run(path: Path) -> dict[str, Any]:
-    """Return {"run", "rows"}: a row a stage (or an element of its array), or one for a run that was not submitted.
+    """Return {"run", "rows"}: a row a job (or an element of its array), or one for a run that was not submitted.
 
     Raises: InputError where there is neither a run nor a submission.
     """
-    folder = submit.submission_folder(path)
+    folder = pipeline.submission_folder(path)
     if not (folder / submit.SUBMITTED).is_file():
         if not (path / run_folder.CONFIG).is_file():
             raise InputError(
                 Problem(
-                    str(path), "neither a run nor a submission", f"a folder with {run_folder.CONFIG} or {submit.FOLDER}/{submit.SUBMITTED}"
+                    str(path),
+                    "neither a run nor a submission",
+                    f"a folder with {run_folder.CONFIG} or {pipeline.FOLDER}/{submit.SUBMITTED}",
                 )
             )
         return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}
-    stages = read_json(folder / submit.SUBMITTED)["stages"]
-    states = slurm.states([stage["job"] for stage in stages])
-    return {"run": str(path), "rows": [row for stage in stages for row in _rows(folder, stage, states.get(stage["job"]))]}
+    jobs = read_json(folder / submit.SUBMITTED)["stages"]
+    states = slurm.states([entry["job"] for entry in jobs])
+    return {"run": str(path), "rows": [row for entry in jobs for row in _rows(folder, entry, states.get(entry["job"]))]}
 
 
 def _not_submitted(path: Path) -> dict[str, Any]:
@@ -44,19 +46,19 @@ def _not_submitted(path: Path) -> dict[str, Any]:
     return {"job": None, "state": state, "last_event": None, "faults": 0}
 
 
-def _rows(folder: Path, stage: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:
+def _rows(folder: Path, entry: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:
     rows = []
-    for index, lines in enumerate(submit.events(folder, stage)):
+    for index, lines in enumerate(submit.events(folder, entry)):
         told = [parts for line in lines if len(parts := line.split(" ", 2)) == 3]
-        is_array = bool(stage["array"])
+        is_array = bool(entry["array"])
         row = {
-            "stage": f"{stage['name']}[{index}]" if is_array else stage["name"],
-            "job": f"{stage['job']}_{index}" if is_array else stage["job"],
+            "stage": f"{entry['name']}[{index}]" if is_array else entry["name"],
+            "job": f"{entry['job']}_{index}" if is_array else entry["job"],
             "state": state or ("not in the queue" if slurm.is_here() else "no scheduler"),
             "last_event": " ".join((told[-1][0], told[-1][2])) if told else None,
             "faults": sum(what.startswith("fault") for _, _, what in told),
         }
-        rows.append(row | (progress(Path(stage["run_dirs"][index])) if stage["run_dirs"] else {}))
+        rows.append(row | (progress(Path(entry["run_dirs"][index])) if entry["run_dirs"] else {}))
     return rows
 
 

@@ -1,6 +1,6 @@
-"""`prism submit`: a config or a pipeline to sbatch scripts, and to Slurm.
+"""`prism submit`: a job or a pipeline to sbatch scripts, and to Slurm.
 
-What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each stage's script, its logs, its events (a line for each start,
+What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each job's script, its logs, its events (a line for each start,
 save, fault and end, written by the script) and submitted.json.
 """
 
@@ -9,101 +9,75 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import join
 from typing import Any
 
-from megatron_prism.core.check.cluster import check_cluster, check_pipeline, check_world_size, order
+from megatron_prism.core import log
+from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.train import check_train
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, StageConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, JobConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import config_layers, load, merge, placed
+from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
+from megatron_prism.launch.pipeline import GANG_JOBS, Read, call_of, in_full, read_pipeline, split
 from megatron_prism.parallel import environment
 
-GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
-FOLDER, SUBMITTED, CLUSTER = "slurm", "submitted.json", "cluster."
+SUBMITTED = "submitted.json"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, the job it becomes, and the configs of a gang (one an element of an array)."""
+    """A job as the pipeline's YAML has it, as Slurm gets it, and the configs of its gang (one an element of an array)."""
 
-    stage: StageConfig
+    entry: JobConfig
     job: slurm.Job
     configs: tuple[TrainConfig, ...] = ()
 
 
-def run(path: Path, overrides: Sequence[str], cluster_path: Path, dry_run: bool) -> dict[str, Any]:
-    """Plan every stage, and unless dry_run submit those that are not done; return what became of each.
+def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
+    """Plan every job of a pipeline, and unless dry_run submit those that are not done; return what became of each.
 
+    words: a job and its arguments, or a pipeline's path and its overrides; before them overrides of the cluster (`cluster.a=b`).
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
-    cluster_overrides = [text.removeprefix(CLUSTER) for text in overrides if text.startswith(CLUSTER)]
-    cluster = load(cluster_path, ClusterConfig, cluster_overrides)
-    with placed(cluster_path, ClusterConfig, cluster_overrides):
+    asked, overrides = split(words, read)
+    cluster = load(cluster_path, ClusterConfig, overrides)
+    with placed(cluster_path, ClusterConfig, overrides):
         raise_problems(check_cluster(cluster))
-    pipeline, folder = read_pipeline(path, [text for text in overrides if not text.startswith(CLUSTER)])
-    stages = {stage.name: stage for stage in pipeline.stages}
-    planned = plan([stages[name] for name in order(pipeline)], pipeline.name, folder, cluster)
+    if (words := in_full(asked, read)) != asked:
+        log.get().info("%s is no pipeline; in full: prism submit --cluster %s -- %s", asked[0], cluster_path, join(words))
+    pipeline, folder = read_pipeline(words, read)
+    by_name = {entry.name: entry for entry in pipeline.stages}
+    planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
-    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"config": str(path), "cluster": str(cluster_path)})}
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"asked": join(words), "cluster": str(cluster_path)})}
 
 
-def read_pipeline(path: Path, overrides: Sequence[str]) -> tuple[PipelineConfig, Path]:
-    """Return what a YAML asks for, told by its keys (`stages`: a pipeline; `sources`: prepare; else train), and the folder it is kept in."""
-    keys = merge(config_layers(path, PipelineConfig, overrides))
-    if "stages" in keys:
-        pipeline = load(path, PipelineConfig, overrides)
-        folder = pipeline.run_dir / FOLDER
-    else:
-        job = "prepare" if "sources" in keys else "train"
-        if job == "prepare":
-            run_dir = load(path, PrepareConfig, overrides).out
-            folder = submission_folder(run_dir)
-        else:
-            run_dir = load(path, TrainConfig, overrides).run_dir
-            folder = run_dir / FOLDER
-        stage = StageConfig(name=job, command=(job, str(path), *overrides))
-        pipeline = PipelineConfig(name=path.stem, run_dir=run_dir, stages=(stage,))
-    with placed(path, PipelineConfig, overrides):
-        raise_problems(check_pipeline(pipeline))
-    return pipeline, folder
-
-
-def submission_folder(run_dir: Path) -> Path:
-    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
-    beside = run_dir.with_name(f"{run_dir.name}.{FOLDER}")
-    return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
-
-
-def plan(stages: Sequence[StageConfig], title: str, folder: Path, cluster: ClusterConfig) -> list[Planned]:
-    """Return each stage with its job. Raises: InputError with the problems of all stages."""
+def plan(entries: Sequence[JobConfig], title: str, folder: Path, cluster: ClusterConfig, read: Read) -> list[Planned]:
+    """Return each job as Slurm gets it. Raises: InputError with the problems of all."""
     planned, problems = [], []
-    for stage in stages:
+    for entry in entries:
         try:
-            planned.append(_plan(stage, title if len(stages) == 1 else f"{title}-{stage.name}", folder, cluster))
+            planned.append(_plan(entry, title if len(entries) == 1 else f"{title}-{entry.name}", folder, cluster, read))
         except InputError as error:
             problems += [
-                replace(problem, where=f"stage {stage.name}: {problem.where}" if len(stages) > 1 else problem.where)
+                replace(problem, where=f"stage {entry.name}: {problem.where}" if len(entries) > 1 else problem.where)
                 for problem in error.problems
             ]
     raise_problems(problems)
     return planned
 
 
-def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) -> Planned:
-    job = slurm.Job(stage.name, title, folder, stage.command, environment=cluster.environment, array=dict(enumerate(stage.array)))
-    if stage.command[0] not in GANG_JOBS:
-        return Planned(stage, job)
-    if len(stage.command) < 2 or any(
-        word.startswith("-") for word in [*stage.command[1:], *(word for words in stage.array for word in words)]
-    ):
-        raise InputError(Problem("command", " ".join(stage.command), f"[{stage.command[0]}, CONFIG, a.b=c ...], without options"))
-    path = Path(stage.command[1])
-    configs = [_gang_config(path, [*stage.command[2:], *words], cluster) for words in stage.array or ((),)]
+def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, read: Read) -> Planned:
+    job = slurm.Job(entry.name, title, folder, entry.command, environment=cluster.environment, array=dict(enumerate(entry.array)))
+    calls = [call_of([*entry.command, *words], read) for words in entry.array or ((),)]
+    if calls[0].job not in GANG_JOBS:
+        return Planned(entry, job)
+    configs = [_gang_config(*call.config, cluster) for call in calls]
     first = configs[0]
     problems = []
     for key, kinds in (
@@ -119,7 +93,7 @@ def _plan(stage: StageConfig, title: str, folder: Path, cluster: ClusterConfig) 
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables)
-    return Planned(stage, job, tuple(configs))
+    return Planned(entry, job, tuple(configs))
 
 
 def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -> TrainConfig:
@@ -130,8 +104,8 @@ def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
-    """Check in full, with data and checkpoint, what would start at once: a stage that waits for others cannot be checked yet."""
-    for config in [config for each in planned if not each.stage.after for config in each.configs]:
+    """Check in full, with data and checkpoint, what would start at once: a job that waits for others cannot be checked yet."""
+    for config in [config for each in planned if not each.entry.after for config in each.configs]:
         from megatron_prism.jobs import train  # brings torch along
 
         assert config.world_size is not None  # check_world_size
@@ -141,11 +115,11 @@ def _check_first(planned: Sequence[Planned]) -> None:
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
     resources = {"nodes": each.job.nodes, "ranks": each.job.nodes * each.job.ranks_per_node or 1}
     return {
-        "name": each.stage.name,
-        "command": list(each.stage.command),
-        "after": list(each.stage.after),
+        "name": each.entry.name,
+        "command": list(each.entry.command),
+        "after": list(each.entry.after),
         **resources,
-        "array": [list(words) for words in each.stage.array],
+        "array": [list(words) for words in each.entry.array],
         "run_dirs": [str(config.run_dir) for config in each.configs],
         **facts,
     }
@@ -153,38 +127,38 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
 
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
     """Write the scripts and submit them; what an earlier submission of the same command has done is left out, but not behind what is not."""
-    before = {stage["name"]: stage for stage in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
+    before = {entry["name"]: entry for entry in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
     _refuse_twice(before, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stages: list[dict[str, Any]] = []
+    submitted: list[dict[str, Any]] = []
     ids: dict[str, str] = {}
     for each in planned:
-        facts, earlier = _summary(each), before.get(each.stage.name, {})
-        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.stage.after) & set(ids)
+        facts, earlier = _summary(each), before.get(each.entry.name, {})
+        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.entry.after) & set(ids)
         done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
         if all(done):
-            stages.append({**facts, "job": earlier["job"], "done_before": True})
+            submitted.append({**facts, "job": earlier["job"], "done_before": True})
             continue
         job = replace(each.job, array={index: words for index, words in each.job.array.items() if not done[index]})
         for index in job.array or [None]:
             job.events(index).unlink(missing_ok=True)
         write_text(job.script, slurm.render(job, cluster))
-        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.stage.after if name in ids])
-        stages.append({**facts, "job": ids[job.name], "done_before": False})
-        rest = [stage for name, stage in before.items() if name not in {stage["name"] for stage in stages}]
-        write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*stages, *rest]))
-    return stages
+        ids[job.name] = slurm.submit(job.script, [ids[name] for name in each.entry.after if name in ids])
+        submitted.append({**facts, "job": ids[job.name], "done_before": False})
+        rest = [entry for name, entry in before.items() if name not in {entry["name"] for entry in submitted}]
+        write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*submitted, *rest]))
+    return submitted
 
 
 def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """A stage whose job still waits or runs is not submitted again: two gangs would share a run folder."""
-    states = slurm.states([stage["job"] for stage in before.values()])
-    active = [stage for stage in before.values() if slurm.is_active(states.get(stage["job"], ""))]
+    """A job that still waits or runs is not submitted again: two gangs would share a run folder."""
+    states = slurm.states([entry["job"] for entry in before.values()])
+    active = [entry for entry in before.values() if slurm.is_active(states.get(entry["job"], ""))]
     required, fix = "no job of this run in the queue", "wait for it (prism status), or scancel it first"
-    raise_problems([Problem(str(folder / SUBMITTED), f"job {stage['job']} ({stage['name']})", required, fix) for stage in active])
+    raise_problems([Problem(str(folder / SUBMITTED), f"job {entry['job']} ({entry['name']})", required, fix) for entry in active])
 
 
-def events(folder: Path, stage: Mapping[str, Any]) -> list[list[str]]:
-    """Return what the script of a stage has noted, for each element of its array: lines of "time job what"."""
-    paths = [folder / f"{stage['name']}_{index}.events" for index in range(len(stage["array"]))] or [folder / f"{stage['name']}.events"]
+def events(folder: Path, entry: Mapping[str, Any]) -> list[list[str]]:
+    """Return what a job's script has noted, for each element of its array: lines of "time job what"."""
+    paths = [folder / f"{entry['name']}_{index}.events" for index in range(len(entry["array"]))] or [folder / f"{entry['name']}.events"]
     return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, run_folder, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
+from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.precision import check_machine, check_variables
-from megatron_prism.core.check.train import check_model, check_train, data_parallel_size
+from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import loader, segments, tokenizer
@@ -58,7 +59,7 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
     from megatron_prism.parallel.groups import gang
 
     raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
-    with gang(config.parallel, config.seed, config.limits.collective_timeout_s) as groups:
+    with gang(config, config.limits.collective_timeout_s) as groups:
         return train_on(resolved, groups)
 
 
@@ -86,12 +87,15 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
 
 def _check_tokenizer(config: TrainConfig, begins: Start, prepared: Prepared) -> list[Problem]:
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
-    where = str(config.data.prepared)
+    where, path = str(config.data.prepared), begins.assets / tokenizer.FILE
+    absent_as_imported = config.init.checkpoint is not None and not path.is_file()
+    is_same = not absent_as_imported and tokenizer.load(begins.assets).sha256 == prepared.tokenizer_sha256
     if prepared.vocab_size > begins.model.vocab_size:
+        if is_same:
+            return tokenizer.check_vocabulary(path, begins.model.vocab_size)
         ids, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {begins.model.vocab_size}"
         return [Problem(where, ids, required, "prepare it with the model's tokenizer")]
-    absent_as_imported = config.init.checkpoint is not None and not (begins.assets / "tokenizer.json").is_file()
-    if absent_as_imported or tokenizer.load(begins.assets, need_eos=False).sha256 == prepared.tokenizer_sha256:
+    if absent_as_imported or is_same:
         return []
     return [Problem(where, "data tokenized by another tokenizer", f"the one in {begins.assets}", "prepare it again with that tokenizer")]
 
@@ -168,14 +172,12 @@ def _build(config: TrainConfig, begins: Start, groups: Groups) -> tuple[Any, Any
 
     torch.use_deterministic_algorithms(config.deterministic)
     newest = saving.newest(config.run_dir)
-    bare = build.build(
-        begins.model, groups, config.parallel, config.precision, config.recompute, config.fp8, config.offload, config.deterministic
-    )
+    bare = build.build(begins.model, groups, config)
     if begins.weights is not None:
         sharded.load_weights(begins.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
-    chunks = optim.wrap(bare, config.parallel, config.fp8)
-    optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision, config.fp8, config.offload)
+    chunks = optim.wrap(bare, config)
+    optimizer = optim.build(chunks, config.optimizer, config)
     if newest is None:
         return chunks, optimizer, None
     sharded.load_training(newest, chunks, optimizer, groups)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from megatron_prism.core.check.train import padded_vocab_size
-from megatron_prism.core.config import FP8Config, ModelConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.check.model import padded_vocab_size
+from megatron_prism.core.config import FP8Config, GangConfig, ModelConfig, OffloadConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.models import multipliers, spec
 from megatron_prism.models.norm import LocalFinalNorm
 from megatron_prism.parallel import host, megatron_versions
@@ -22,15 +22,7 @@ from megatron_prism.parallel.groups import Groups, chunk_ends
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def transformer_config(
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    precision: Precision,
-    recompute: RecomputeConfig,
-    fp8: FP8Config | None = None,
-    offload: OffloadConfig | None = None,
-    deterministic: bool = False,
-) -> Any:
+def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
     """Return Megatron-Core's TransformerConfig."""
     from megatron.core.activations import squared_relu
     from megatron.core.transformer import TransformerConfig
@@ -54,16 +46,16 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_method_std,
-        params_dtype=DTYPES[precision],
-        pipeline_dtype=DTYPES[precision],
-        bf16=precision == "bf16",
+        params_dtype=DTYPES[gang.precision],
+        pipeline_dtype=DTYPES[gang.precision],
+        bf16=gang.precision == "bf16",
         calculate_per_token_loss=True,  # the mean over the tokens of the whole step, whatever the layout
-        **(_hybrid_settings(model, parallel.pp) if model.layer_pattern else _dense_settings(model, parallel)),
-        **_parallel_settings(parallel),
-        **_recompute_settings(recompute),
-        **_fp8_settings(fp8),
-        **_offload_settings(offload),
-        deterministic_mode=deterministic,
+        **(_hybrid_settings(model, gang.parallel.pp) if model.layer_pattern else _dense_settings(model, gang.parallel)),
+        **_parallel_settings(gang.parallel),
+        **_recompute_settings(gang.recompute),
+        **_fp8_settings(gang.fp8),
+        **_offload_settings(gang.offload),
+        deterministic_mode=gang.deterministic,
         bias_activation_fusion=fused and model.activation == "swiglu",
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
@@ -120,8 +112,8 @@ def _fp8_settings(fp8: FP8Config | None) -> dict[str, Any]:
     }
 
 
-def _offload_settings(offload: OffloadConfig | None) -> dict[str, Any]:
-    if offload is None or not offload.activation_layers:
+def _offload_settings(offload: OffloadConfig) -> dict[str, Any]:
+    if not offload.activation_layers:
         return {}
     return {
         "cpu_offloading": True,
@@ -132,7 +124,7 @@ def _offload_settings(offload: OffloadConfig | None) -> dict[str, Any]:
 
 
 def _dense_settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    return {"pipeline_model_parallel_layout": uneven_layout(model.num_layers, parallel.pp * (parallel.vpp or 1))}
+    return {"pipeline_model_parallel_layout": uneven_stages(model.num_layers, parallel.pp * (parallel.vpp or 1))}
 
 
 def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
@@ -152,7 +144,7 @@ def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
 def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | None]:
     """Return the layers of the first and the last stage where the stages cannot be equal: the others hold the same number.
 
-    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other layout.
+    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other cut.
     """
     if num_layers % num_stages == 0:
         return None, None
@@ -163,8 +155,8 @@ def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | Non
     return ends - ends // 2, ends // 2
 
 
-def uneven_layout(num_layers: int, num_stages: int) -> list[list[str]] | None:
-    """Return Megatron's layer layout where the stages cannot be equal: the earlier ones hold one layer more."""
+def uneven_stages(num_layers: int, num_stages: int) -> list[list[str]] | None:
+    """Return each stage's layers, in Megatron's words, where the stages cannot be equal: the earlier ones hold one more. None: they are equal."""
     each, more = divmod(num_layers, num_stages)
     if not more:
         return None
@@ -187,18 +179,9 @@ def stages(model: ModelConfig, parallel: ParallelConfig) -> list[set[int]]:
     ]
 
 
-def build(
-    model: ModelConfig,
-    groups: Groups,
-    parallel: ParallelConfig,
-    precision: Precision,
-    recompute: RecomputeConfig | None = None,
-    fp8: FP8Config | None = None,
-    offload: OffloadConfig | None = None,
-    deterministic: bool = False,
-) -> list[Any]:
+def build(model: ModelConfig, groups: Groups, gang: GangConfig) -> list[Any]:
     """Return this rank's model chunks (one, or vpp of them) on its device, randomly initialised, not yet wrapped."""
-    config = transformer_config(model, parallel, precision, recompute or RecomputeConfig(), fp8, offload, deterministic)
+    config = transformer_config(model, gang)
     return [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
 
 

@@ -6,6 +6,7 @@ forward pass. Only names within mcore's own module are filled; no module poses a
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from megatron_prism.core.errors import BackendMissing
@@ -36,6 +37,25 @@ def mixer_module() -> Any:
         mamba_mixer.ExtendedRMSNorm, mamba_mixer.HAVE_MAMBA_SSM = _ShardedNorm, True
         mamba_mixer._check_mamba_sequence_packing_support = lambda **kwargs: (True, None)  # it asks for the packages' versions
     return mamba_mixer
+
+
+def kernels() -> Any:
+    """Return what holds the four kernels of a mixer that keeps its states: mamba_ssm and causal_conv1d, or on a host models/ssd.py.
+
+    Raises: BackendMissing on a CUDA device without them.
+    """
+    if not host.has_cuda():
+        return ssd
+    try:
+        from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError as error:
+        raise BackendMissing(
+            "mamba-ssm or causal-conv1d", "generation with Mamba layers on a GPU", "pip install mamba-ssm causal-conv1d"
+        ) from error
+    functions = (causal_conv1d_fn, causal_conv1d_update, selective_state_update, mamba_chunk_scan_combined)
+    return types.SimpleNamespace(**{function.__name__: function for function in functions})
 
 
 class _ShardedNorm(ssd.GatedRMSNorm):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_prism.core.config import ModelConfig, ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.core.patch import replaced
 from megatron_prism.models import build
 from megatron_prism.parallel import host
@@ -19,15 +19,16 @@ from megatron_prism.parallel.groups import Groups, grid
 States = Callable[[Sequence[Any]], Mapping[str, Mapping[str, Any]]]
 
 
-def sizes(model: ModelConfig, parallel: ParallelConfig, precision: Precision, tp_rank: int, pp_rank: int, states: States) -> dict[str, int]:
+def sizes(model: ModelConfig, gang: GangConfig, tp_rank: int, pp_rank: int, states: States) -> dict[str, int]:
     """Return the parameters that a rank holds, by name as in a checkpoint, built as a training run would build them.
 
     states: the chunks' sharded state, in order (checkpoint/sharded.weights): it alone knows a layer's number in the whole model.
     A tied embedding that the last stage holds too has the embedding's name there.
     """
+    parallel = gang.parallel
     rank = tp_rank + pp_rank * parallel.tp * parallel.cp  # order tp-cp-dp-pp, of a world with one data-parallel replica
-    with world(parallel, parallel.tp * parallel.cp * parallel.pp, rank) as groups, shapes_only():
-        chunks = build.build(model, groups, parallel, precision)
+    with world(gang, parallel.tp * parallel.cp * parallel.pp, rank) as groups, shapes_only():
+        chunks = build.build(model, groups, gang)
         found: dict[str, int] = {}
         for chunk, state in zip(map(build.unwrap, chunks), states(chunks).values(), strict=True):
             for name, parameter in chunk.named_parameters():
@@ -54,14 +55,14 @@ def split(whole: Mapping[str, int], model: ModelConfig, parallel: ParallelConfig
 
 
 @contextmanager
-def world(parallel: ParallelConfig, world_size: int, rank: int) -> Iterator[Groups]:
+def world(gang: GangConfig, world_size: int, rank: int) -> Iterator[Groups]:
     """Lay the grid of a world of which this process is one rank, and no other is there."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     host.install()
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        with grid(parallel, seed=0) as groups:
+        with grid(gang) as groups:
             yield groups
     finally:
         dist.destroy_process_group()

@@ -54,15 +54,20 @@ def causal_conv1d_update(
 ) -> Tensor:
     """Convolve one new token, and shift it into `conv_state` in place. Shapes: x (B, D), conv_state (B, D, W), weight (D, W).
 
-    conv_state_indices: which rows of conv_state are those of x; -1 for a token of padding, whose output is 0.
+    conv_state_indices: which rows of conv_state are those of x; -1 for a token of padding, whose output is 0. Fast where the channels lie
+    next to each other in conv_state's memory.
     """
-    rows, is_token = _cache_rows(conv_state_indices, x)
-    kind = _compute_dtype(x)
-    new = torch.cat([conv_state[rows][..., 1:], x[..., None].to(conv_state.dtype)], dim=-1)
-    conv_state[rows[is_token]] = new[is_token]
-    out = (new.to(kind) * weight.to(kind)).sum(-1)
-    out = _activate(out if bias is None else out + bias.to(kind), activation).to(x.dtype)
-    return out.masked_fill(~is_token[:, None], 0)
+    if conv_state_indices is not None:
+        rows, is_token = _cache_rows(conv_state_indices)
+        part = conv_state[rows]
+        out = causal_conv1d_update(x, part, weight, bias, activation)
+        conv_state[rows[is_token]] = part[is_token]
+        return out.masked_fill(~is_token[:, None], 0)
+    kind, state_BWD = _compute_dtype(x), conv_state.transpose(1, 2)
+    new_BWD = torch.cat([state_BWD[:, 1:], x[:, None].to(conv_state.dtype)], dim=1)
+    state_BWD.copy_(new_BWD)
+    out = (new_BWD.to(kind) * weight.t().to(kind)).sum(1)
+    return _activate(out if bias is None else out + bias.to(kind), activation).to(x.dtype)
 
 
 def mamba_chunk_scan_combined(
@@ -151,20 +156,30 @@ def selective_state_update(
     """Run the recurrence over one new token, and update `state` in place.
 
     Shapes: state (B, H, P, N), x, dt and z (B, H, P), A (H, P, N), B and C (B, G, N), D and dt_bias (H, P).
-    state_batch_indices: which rows of state are those of x; -1 for a token of padding, whose output is 0.
+    state_batch_indices: which rows of state are those of x; -1 for a token of padding, whose output is 0. Fast where dt, A and dt_bias are
+    one number a head (expanded, of stride 0).
     """
-    rows, is_token = _cache_rows(state_batch_indices, x)
-    kind = _compute_dtype(x)
-    repeats = x.shape[1] // B.shape[1]
-    B_BHN, C_BHN = (part.to(kind).repeat_interleave(repeats, dim=1) for part in (B, C))
-    step_BHP = _time_step(dt.to(kind), dt_bias, dt_softplus, LIMIT)
-    kept = state[rows].to(kind) * (step_BHP[..., None] * A.to(kind)).exp()
-    new = kept + (step_BHP * x.to(kind))[..., None] * B_BHN[:, :, None]
-    state[rows[is_token]] = new[is_token].to(state.dtype)
-    y = torch.einsum("bhpn,bhn->bhp", new, C_BHN)
+    if state_batch_indices is not None:
+        rows, is_token = _cache_rows(state_batch_indices)
+        part = state[rows]
+        out = selective_state_update(part, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+        state[rows[is_token]] = part[is_token]
+        return out.masked_fill(~is_token[:, None, None], 0)
+    kind, by_group = _compute_dtype(x), (B.shape[1], x.shape[1] // B.shape[1])
+    if dt.stride(-1) == 0 and A.stride()[-2:] == (0, 0) and (dt_bias is None or dt_bias.stride(-1) == 0):
+        dt, A, dt_bias = dt[..., :1], A[:, :1, :1], None if dt_bias is None else dt_bias[:, :1]
+    step = _time_step(dt.to(kind), dt_bias, dt_softplus, LIMIT)
+    new = state if state.dtype == kind else state.to(kind)
+    new.mul_((step[..., None] * A.to(kind)).exp_())
+    state_BGRPN = new.unflatten(1, by_group)
+    B_BG1N, C_BG1N = (part.to(kind)[:, :, None] for part in (B, C))
+    state_BGRPN.addcmul_((step * x.to(kind)).unflatten(1, by_group)[..., None], B_BG1N[:, :, None])
+    y = (C_BG1N @ state_BGRPN.flatten(2, 3).transpose(2, 3)).view(x.shape)
+    if new is not state:
+        state.copy_(new)
     y = y if D is None else y + x.to(kind) * D.to(kind)
     y = y if z is None else y * functional.silu(z.to(kind))
-    return y.to(x.dtype).masked_fill(~is_token[:, None, None], 0)
+    return y.to(x.dtype)
 
 
 def mamba_split_conv1d_scan_combined(
@@ -239,10 +254,9 @@ class GatedRMSNorm(torch.nn.Module):
         return (normed * gate if self.norm_before_gate else normed).to(x.dtype)
 
 
-def _cache_rows(indices: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+def _cache_rows(indices: Tensor) -> tuple[Tensor, Tensor]:
     """Return which row of a cache each of the batch's tokens reads (any row, for padding), and which of them are tokens."""
-    rows = torch.arange(x.shape[0], device=x.device) if indices is None else indices.long()
-    return rows.clamp(min=0), rows >= 0
+    return indices.long().clamp(min=0), indices >= 0
 
 
 def _time_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:

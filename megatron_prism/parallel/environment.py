@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import GangConfig
 
 
-def variables(config: TrainConfig) -> dict[str, str]:
-    """Return the variables that follow from a config, and over them its own `environment`."""
-    grid = config.parallel
+def variables(gang: GangConfig) -> dict[str, str]:
+    """Return the variables that follow from how a gang computes, and over them its own `environment`."""
+    grid = gang.parallel
     derived = {"NCCL_NVLS_ENABLE": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     if grid.tp * grid.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
         derived["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
@@ -23,9 +23,9 @@ def variables(config: TrainConfig) -> dict[str, str]:
         derived["NCCL_P2P_NET_CHUNKSIZE"] = "2097152"
     if grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None:  # leaves NCCL's kernels room beside the norms'
         derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20"}
-    if config.deterministic:
+    if gang.deterministic:
         derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    return derived | config.environment
+    return derived | gang.environment
 
 
 def effective(wanted: Mapping[str, str], exported: Mapping[str, str]) -> dict[str, str]:
@@ -35,12 +35,12 @@ def effective(wanted: Mapping[str, str], exported: Mapping[str, str]) -> dict[st
     return {name: exported.get(name, value) for name, value in wanted.items()}
 
 
-def set_variables(config: TrainConfig) -> dict[str, str]:
+def set_variables(gang: GangConfig) -> dict[str, str]:
     """Set a run's variables, for this process and those it starts, before CUDA and NCCL read them; return their values.
 
     A process that was started so finds them exported: a second call changes nothing.
     """
-    values = effective(variables(config), os.environ)
+    values = effective(variables(gang), os.environ)
     os.environ.update(values)
     return values
 

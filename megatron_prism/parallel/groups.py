@@ -8,12 +8,14 @@ import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import FrameSummary, extract_tb
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.config import GangConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.parallel import host, megatron_versions
 
@@ -52,7 +54,7 @@ class Groups:
 
 
 @contextmanager
-def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
+def gang(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
 
     On GPUs an error of this rank alone leaves the process group: it ends with the process (cli/entry.py), whose peers learn of it at once.
@@ -61,7 +63,7 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
     agreed = False
     try:
         join(timeout_s)
-        with grid(parallel, seed, timeout_s) as groups:
+        with grid(config, timeout_s) as groups:
             yield groups
     except RuntimeError as error:
         if is_silence(error):
@@ -77,9 +79,16 @@ def gang(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
             dist.destroy_process_group()
 
 
-def is_silence(error: BaseException) -> bool:
-    """Say whether an error is that of a process group of which another rank is gone or silent."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def is_silence(error: BaseException, stack: Sequence[FrameSummary] | None = None) -> bool:
+    """Say whether an error is that of a process group of which another rank is gone or silent.
+
+    NCCL's errors have types of their own. Gloo's are plain RuntimeErrors, raised within torch's collectives; where Megatron-Core waits for
+    one itself, host.py gives them NCCL's type. stack: where it was raised, of an error that another rank sent.
+    """
+    if isinstance(error, dist.DistError) or type(error) is not RuntimeError:
+        return isinstance(error, dist.DistError)
+    frames = extract_tb(error.__traceback__) if stack is None else stack
+    return bool(frames) and frames[-1].filename == distributed_c10d.__file__
 
 
 def silence(error: BaseException) -> str:
@@ -103,11 +112,12 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
 
 
 @contextmanager
-def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
+def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     """Lay the rank grid over the joined processes and seed Megatron's generators; a gang may lay one after another."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    parallel = config.parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -118,8 +128,8 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         distributed_timeout_minutes=timeout_s / 60,
     )
     try:
-        groups = _read_grid(parallel)
-        stage_seed = seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
+        groups = _read_grid(parallel.vpp)
+        stage_seed = config.seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
         torch.manual_seed(stage_seed)
         model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
         yield groups
@@ -131,7 +141,7 @@ def grid(parallel: ParallelConfig, seed: int, timeout_s: float = TIMEOUT_S) -> I
         parallel_state.destroy_model_parallel()
 
 
-def _read_grid(parallel: ParallelConfig) -> Groups:
+def _read_grid(vpp: int | None) -> Groups:
     from megatron.core import parallel_state as state
 
     return Groups(
@@ -145,7 +155,7 @@ def _read_grid(parallel: ParallelConfig) -> Groups:
         dp=state.get_data_parallel_world_size(),
         cp_rank=state.get_context_parallel_rank(),
         cp=state.get_context_parallel_world_size(),
-        vpp=parallel.vpp,
+        vpp=vpp,
         tp_group=state.get_tensor_model_parallel_group(),
         pp_group=state.get_pipeline_model_parallel_group(),
         cp_group=state.get_context_parallel_group(),
@@ -202,11 +212,11 @@ def total(value: int) -> int:
     return int(found)
 
 
-def gather(value: Any) -> list[Any]:
-    """Return a small value of each rank, by rank."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+def gather(value: Any, group: Any = None) -> list[Any]:
+    """Return a small value of each rank of a group (None: of the gang), by rank."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def from_first(value: T) -> T:

@@ -5,6 +5,7 @@ Megatron-Core names "cuda" in three ways, and each gets one answer on a host wit
 2. `device="cuda"` literals, `.cuda()`, `pin_memory` and `.type()` names: one TorchFunctionMode, the mechanism of
    `torch.set_default_device`. It costs about 1.4 us an operation.
 3. torch.compile as its fuser: the identity while megatron.core is imported (compiling C++ takes minutes, gains nothing here).
+A collective that fails raises the type that NCCL's raises (`_give_gloo_a_type`).
 `torch.cuda.is_available()` stays False: code that asks is told the truth.
 """
 
@@ -56,6 +57,7 @@ def install() -> None:
     _replace_cuda_functions()
     _HostAsCuda().__enter__()  # type: ignore[no-untyped-call]  # for the main thread, until the process ends
     _stay_host_in_backward()
+    _give_gloo_a_type()
     with _compile_is_identity(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # known here, and `prism doctor` says so
         import megatron.core
@@ -84,6 +86,11 @@ class _HostAsCuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def without_stand_in() -> contextlib.AbstractContextManager[Any]:
+    """Leave the mode aside for a while, and with it what it costs: for code in which every tensor is made on device()."""
+    return contextlib.nullcontext() if has_cuda() else torch._C.DisableTorchFunction()
+
+
 def _stay_host_in_backward() -> None:
     """Keep the mode on while gradients run: torch leaves it inside torch.autograd.backward, where recompute runs forward again."""
     run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
@@ -93,6 +100,22 @@ def _stay_host_in_backward() -> None:
             return run_engine(*args, **kwargs)
 
     torch.autograd._engine_run_backward = run_on_host  # type: ignore[attr-defined]
+
+
+def _give_gloo_a_type() -> None:
+    """Let what waits for a collective get an error of a rank that is gone in the type that NCCL's has: gloo's is a plain RuntimeError."""
+    work = torch.distributed.Work
+    wait = work.wait
+
+    def typed_wait(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return wait(*args, **kwargs)
+        except torch.distributed.DistError:
+            raise
+        except RuntimeError as error:
+            raise torch.distributed.DistBackendError(str(error)) from error
+
+    work.wait = typed_wait  # type: ignore[method-assign]
 
 
 def _on_host(where: Any) -> Any:

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -107,7 +107,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
 
     num_processes: on this machine. Each machine of a span calls this; the first one listens where they meet, on all its networks.
     Raises: EnvironmentFault where the machines do not meet (10 minutes).
-    The exit code is that of the first process that failed, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
+    The exit code is that of the process whose failure says most, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
     the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
     """
     from torch.distributed import DistError
@@ -134,17 +134,22 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
         with notes, replaced(PContext, "close", _close_soon(PContext.close)):
             elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
-            return Stopped.exit_code
-        if first.exitcode < 0:
-            log.get().error("rank %d (process %d) was killed by %s", rank, first.pid, signal.Signals(-first.exitcode).name)
-        return first.exitcode if first.exitcode > 0 else GANG_FAILED
+        return _exit_code(error.failures)
     except DistError as error:
         raise EnvironmentFault(
             f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}"
         ) from error
     return 0
+
+
+def _exit_code(failures: Mapping[int, Any]) -> int:
+    """Return a gang's exit code: that of the first rank that failed. One that ends with 4 beside others may only have lost its peer."""
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
+    if failure.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
+        return Stopped.exit_code
+    if failure.exitcode < 0:
+        log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
+    return failure.exitcode if failure.exitcode > 0 else GANG_FAILED
 
 
 def _close_soon(close: Callable[..., None]) -> Callable[..., None]:

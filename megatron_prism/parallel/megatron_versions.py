@@ -64,6 +64,11 @@ def hybrid_classes() -> HybridClasses:
     return HybridClasses(MambaModel, MambaStack, MambaStackSubmodules, "mamba_stack_spec", "hybrid_override_pattern")
 
 
+def weight_name(name: str) -> str:
+    """Return a parameter's name as 0.16 and checkpoints have it: in 0.19 a mixer's convolution is no module of its own."""
+    return name.replace("mixer.conv1d_", "mixer.conv1d.")
+
+
 def save_arguments() -> dict[str, Any]:
     """Return the arguments of dist_checkpointing.save that choose mcore's own writer.
 

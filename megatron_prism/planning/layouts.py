@@ -28,9 +28,9 @@ def valid(config: TrainConfig, model: ModelConfig, world_size: int) -> Iterator[
             parallel = replace(config.parallel, tp=tp, pp=pp, cp=cp, vpp=vpp, sequence_parallel=tp > 1)
             laid = replace(config, world_size=world_size, parallel=parallel, batch=replace(config.batch, micro_size=micro))
             for recompute in _recomputes(model, pp * (vpp or 1)):
-                found = replace(laid, recompute=recompute)
-                if not check_train(found, world_size) and not check_model(model, found):
-                    yield found
+                candidate = replace(laid, recompute=recompute)
+                if not check_train(candidate, world_size) and not check_model(model, candidate):
+                    yield candidate
 
 
 def _chunks(model: ModelConfig, pp: int) -> list[int | None]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from megatron_prism.core.check.train import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.core.check.model import padded_vocab_size
+from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.stage import Stage
 
 GIB = 2**30
@@ -47,28 +47,28 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
     return Memory(*_states(stage, config, dp * grid.cp), activations, working, allowance)
 
 
-def _states(stage: Stage, config: TrainConfig, replicas: int) -> tuple[float, float, float]:
+def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
     bf16: 2 a weight, with FP8 copies of 1 each way (fp8.param: these alone); fp32 gradients; fp32 weights and AdamW's two moments, which
     the distributed optimizer divides over data and context parallelism. Frozen parameters have weights alone.
     """
-    shards = replicas if config.parallel.distributed_optimizer else 1
-    on_gpu = 1 - config.offload.optimizer_fraction
-    if config.precision == "fp32":
+    shards = replicas if gang.parallel.distributed_optimizer else 1
+    on_gpu = 1 - gang.offload.optimizer_fraction
+    if gang.precision == "fp32":
         return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
     weights = 2.0 * stage.parameters + 2.0 * stage.fp8
-    if config.fp8 is not None and config.fp8.param:
+    if gang.fp8 is not None and gang.fp8.param:
         weights -= 2.0 * stage.fp8
     return weights, 4.0 * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
 
 
-def in_flight(config: TrainConfig, index: int, microbatches: int) -> float:
+def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:
     """Return the microbatches whose activations a stage holds at its peak: a chunk's share of one counts as that share.
 
     1F1B: pp - index. Interleaved: 2 (pp - index - 1) + (vpp - 1) pp + 1 chunks of vpp (megatron/core/pipeline_parallel/schedules.py).
     """
-    pp, vpp = config.parallel.pp, config.parallel.vpp
+    pp, vpp = gang.parallel.pp, gang.parallel.vpp
     if vpp is None:
         return float(min(pp - index, microbatches))
     return min(2 * (pp - index - 1) + (vpp - 1) * pp + 1, microbatches * vpp) / vpp
@@ -93,17 +93,17 @@ def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> floa
     return whole
 
 
-def kept_by_layer(letter: str, model: ModelConfig, config: TrainConfig) -> float:
+def kept_by_layer(letter: str, model: ModelConfig, gang: GangConfig) -> float:
     """Return the bytes a token that a layer keeps on a rank: input and norm, then what tensor parallelism splits.
 
     Of a linear layer its input is kept, in 1 byte under FP8. Selective recompute of core_attn gives up flash attention's sums alone, of mlp
     all but its input.
     """
-    tp, element, linear = config.parallel.tp, _element(config), 1.0 if config.fp8 is not None else _element(config)
-    ends = (element + linear) * model.hidden_size / _sequence_split(config)
+    tp, element, linear = gang.parallel.tp, _element(gang), 1.0 if gang.fp8 is not None else _element(gang)
+    ends = (element + linear) * model.hidden_size / _sequence_split(gang)
     if letter == "M":
         return ends + _kept_by_mixer(model, element, linear) / tp
-    modules = config.recompute.modules if config.recompute.granularity == "selective" else ()
+    modules = gang.recompute.modules if gang.recompute.granularity == "selective" else ()
     if letter == "-" and "mlp" in modules:
         return ends
     if letter == "-":
@@ -144,9 +144,9 @@ def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> flo
     return (again + max(kept) + gathered + states) * tokens_of_rank(config)
 
 
-def _sequence_split(config: TrainConfig) -> int:
-    return config.parallel.tp if config.parallel.sequence_parallel else 1
+def _sequence_split(gang: GangConfig) -> int:
+    return gang.parallel.tp if gang.parallel.sequence_parallel else 1
 
 
-def _element(config: TrainConfig) -> float:
-    return 4.0 if config.precision == "fp32" else 2.0
+def _element(gang: GangConfig) -> float:
+    return 4.0 if gang.precision == "fp32" else 2.0

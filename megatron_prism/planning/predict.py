@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
 from megatron_prism.planning.stage import Stage
@@ -26,7 +26,7 @@ class Prediction:
 
     @property
     def memory_gib(self) -> list[float]:
-        return [found.total / memory.GIB for found in self.memories]
+        return [needs.total / memory.GIB for needs in self.memories]
 
     @property
     def fits(self) -> bool:
@@ -48,30 +48,30 @@ def predict(
     )
 
 
-def figures(found: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
+def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
     """Return a prediction as the plan's plain values. MFU is named by its convention; the price is the caller's assumption."""
     peak = throughput.peak_flops(throughput.precision_of(config))
-    rate, tokens_per_step = found.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
+    rate, tokens_per_step = prediction.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
     hours = tokens_per_step * config.steps / rate / 3600
-    saved = checkpoint_bytes(found.stages, config)
+    saved = checkpoint_bytes(prediction.stages, config)
     return {
         "tokens": tokens_per_step * config.steps,
         "tokens_per_step": tokens_per_step,
-        "flops_per_token_causal": found.flops.causal,
-        "flops_per_token_full": found.flops.full,
-        "step_s": found.time.step_s,
-        "step_parts_s": vars(found.time),
+        "flops_per_token_causal": prediction.flops.causal,
+        "flops_per_token_full": prediction.flops.full,
+        "step_s": prediction.time.step_s,
+        "step_parts_s": vars(prediction.time),
         "tokens_per_s_per_gpu": rate,
         "tokens_per_s": rate * world_size,
-        "tflops_per_gpu_causal": rate * found.flops.causal / 1e12,
-        "tflops_per_gpu_full": rate * found.flops.full / 1e12,
-        "mfu_causal": rate * found.flops.causal / peak,
-        "mfu_full": rate * found.flops.full / peak,
+        "tflops_per_gpu_causal": rate * prediction.flops.causal / 1e12,
+        "tflops_per_gpu_full": rate * prediction.flops.full / 1e12,
+        "mfu_causal": rate * prediction.flops.causal / peak,
+        "mfu_full": rate * prediction.flops.full / peak,
         "peak_tflops": peak / 1e12,
-        "memory_gib_per_gpu_max": max(found.memory_gib),
+        "memory_gib_per_gpu_max": max(prediction.memory_gib),
         "memory_gib_available": memory.GPU_GIB,
-        "fits": found.fits,
-        "stages": [_stage(index, *pair) for index, pair in enumerate(zip(found.stages, found.memories, strict=True))],
+        "fits": prediction.fits,
+        "stages": [_stage(index, *pair) for index, pair in enumerate(zip(prediction.stages, prediction.memories, strict=True))],
         "hours": hours / world_size,
         "gpu_hours": hours,
         "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
@@ -81,21 +81,21 @@ def figures(found: Prediction, config: TrainConfig, world_size: int, usd_per_gpu
     }
 
 
-def checkpoint_bytes(stages: Sequence[Stage], config: TrainConfig) -> float:
+def checkpoint_bytes(stages: Sequence[Stage], gang: GangConfig) -> float:
     """Return a training checkpoint's size: the weights, and for what trains the optimizer's own: fp32 weights and two moments, in fp32 too."""
-    element = 4.0 if config.precision == "fp32" else 2.0
-    return config.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
+    element = 4.0 if gang.precision == "fp32" else 2.0
+    return gang.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
 
 
-def _stage(index: int, stage: Stage, found: memory.Memory) -> dict[str, Any]:
+def _stage(index: int, stage: Stage, needs: memory.Memory) -> dict[str, Any]:
     kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
     layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
-    parts = {f"{name}_gib": size / memory.GIB for name, size in vars(found).items()}
+    parts = {f"{name}_gib": size / memory.GIB for name, size in vars(needs).items()}
     return {
         "stage": index,
         "layers": layers,
         "parameters": stage.parameters,
         "trainable": stage.trainable,
         **parts,
-        "total_gib": found.total / memory.GIB,
+        "total_gib": needs.total / memory.GIB,
     }

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from megatron_prism.core.check.train import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.core.check.model import padded_vocab_size
+from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.flops import PEAK_TFLOPS
 from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
 from megatron_prism.planning.stage import Stage
@@ -63,9 +63,9 @@ def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, wo
     return StepTime(**parts, pipeline_s=bubble, data_s=data, optimizer_s=update)
 
 
-def precision_of(config: TrainConfig) -> str:
+def precision_of(gang: GangConfig) -> str:
     """Return what a run's layers multiply in."""
-    return "fp8" if config.fp8 is not None else config.precision
+    return "fp8" if gang.fp8 is not None else gang.precision
 
 
 def peak_flops(precision: str) -> float:
@@ -109,32 +109,32 @@ def _scan_flops(stage: Stage, model: ModelConfig) -> float:
     return stage.letters.count("M") * 7.0 * model.mamba.num_heads * model.mamba.head_dim * model.mamba.state_dim
 
 
-def _recomputed(stage: Stage, config: TrainConfig) -> float:
+def _recomputed(stage: Stage, gang: GangConfig) -> float:
     """Return the share of a stage's layers whose forward pass runs again."""
-    if config.recompute.granularity != "full":
+    if gang.recompute.granularity != "full":
         return 0.0
-    layers, count = len(stage.letters) / 2, config.recompute.num_layers
-    return 1.0 if count is None else min(count * (config.parallel.vpp or 1) / layers, 1.0)
+    layers, count = len(stage.letters) / 2, gang.recompute.num_layers
+    return 1.0 if count is None else min(count * (gang.parallel.vpp or 1) / layers, 1.0)
 
 
-def _recomputed_mlp(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+def _recomputed_mlp(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
     """Return the share of a stage's matrices that selective recompute of mlp multiplies with again."""
-    if config.recompute.granularity != "selective" or "mlp" not in config.recompute.modules:
+    if gang.recompute.granularity != "selective" or "mlp" not in gang.recompute.modules:
         return 0.0
     matrices = 3 if model.activation == "swiglu" else 2
-    return stage.letters.count("-") * matrices * model.hidden_size * model.ffn_hidden_size / config.parallel.tp / max(stage.matrices, 1)
+    return stage.letters.count("-") * matrices * model.hidden_size * model.ffn_hidden_size / gang.parallel.tp / max(stage.matrices, 1)
 
 
-def _tensor(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+def _tensor(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
     """Gather and scatter before and behind each layer, forward and backward: 4 times the hidden state, over NVLink."""
-    tp = config.parallel.tp
+    tp = gang.parallel.tp
     moved = 4 * 2 * model.hidden_size * (tp - 1) / tp * len(stage.letters)
     return TENSOR_EXPOSED * moved / _link(tp)
 
 
-def _context(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
+def _context(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
     """Pass keys and values around forward, and with their gradients backward; a Mamba layer exchanges its tokens for heads."""
-    grid = config.parallel
+    grid = gang.parallel
     if grid.cp == 1:
         return 0.0
     keys = 2 * model.num_query_groups * model.kv_channels * 2 / grid.tp
@@ -150,12 +150,12 @@ def _link(span: int) -> float:
     return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
 
 
-def _once_a_step(stage: Stage, config: TrainConfig, dp: int, pace: float) -> tuple[float, float]:
+def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float) -> tuple[float, float]:
     """Return the seconds of gradients and weights that no computation hides, and of the optimizer.
 
     A ring over nodes uses the port of every GPU of a node that belongs to it. What overlaps hides behind one microbatch's pass.
     """
-    grid, replicas = config.parallel, dp * config.parallel.cp
+    grid, replicas = gang.parallel, dp * gang.parallel.cp
     local = max(1, GPUS_PER_NODE // grid.tp)  # ranks of one ring within a node
     speed = NVLINK_BYTES_S if replicas <= local else min(NVLINK_BYTES_S, INFINIBAND_BYTES_S * local)
     share = (replicas - 1) / replicas
@@ -166,5 +166,5 @@ def _once_a_step(stage: Stage, config: TrainConfig, dp: int, pace: float) -> tup
         weights = max(0.0, weights - pace / 3)
     shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
     update = 34.0 * shard / HBM_BYTES_S  # fp32 weights and moments read and written, gradients read, bf16 weights written
-    offloaded = config.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
+    offloaded = gang.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
     return gradients + weights, update + offloaded

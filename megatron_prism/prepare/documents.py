@@ -93,7 +93,7 @@ def make(batch: Batch) -> Made:
         clean = [text for text in found if overlap.first(text) is None]
         left_out["decontaminate"] += len(found) - len(clean)
         found = clean
-    tokens, lengths = tokenizer.encode(found, recipe.tokenizer, recipe.append_eos)
+    tokens, lengths = tokenizer.encode_documents(found, recipe.tokenizer, recipe.append_eos)
     enough = lengths >= max(recipe.min_tokens, 1)
     if not enough.all():
         left_out["min_tokens"] += int((~enough).sum())

@@ -7,6 +7,7 @@ remaining room is sufficient and minimal, else to a new bin. Pure arithmetic on 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, insort
 from itertools import repeat
 
 import numpy as np
@@ -49,85 +50,40 @@ def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[arr
     then the best fit itself, so that pieces of one size fill bin after bin.
     """
     bins, runs = array("q"), array("q")
-    with_room: dict[int, list[int]] = {}  # bins by their room
-    rooms = _Rooms(seq_length)
+    bins_by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of bins_by_room, rising
+
+    def put(filled: list[int], room: int) -> None:
+        if not filled or not room:
+            return
+        if room not in bins_by_room:
+            insort(rooms, room)
+            bins_by_room[room] = []
+        bins_by_room[room] += filled
+
     num_bins = 0
     for size, count in zip(sizes, counts, strict=True):
         while count:
-            room = rooms.at_least(size)
-            each = (seq_length if room is None else room) // size
-            full, rest = divmod(count, each)
-            if room is None:
-                found = list(range(num_bins, num_bins + full + (rest > 0)))
-                num_bins, room = num_bins + len(found), seq_length
+            best = bisect_left(rooms, size)
+            room = rooms[best] if best < len(rooms) else seq_length
+            each = room // size  # pieces a bin
+            wanted = -(-count // each)  # bins
+            if best == len(rooms):
+                taken = list(range(num_bins, num_bins + wanted))
+                num_bins += wanted
+            elif wanted < len(bins_by_room[room]):
+                taken = bins_by_room[room][-wanted:]
+                del bins_by_room[room][-wanted:]
             else:
-                found = _take(full + (rest > 0), room, with_room, rooms)
-            full = min(full, len(found))
-            bins.extend(found[:full])
+                taken = bins_by_room.pop(room)
+                del rooms[best]
+            full = min(count // each, len(taken))
+            bins.extend(taken)
             runs.extend(repeat(each, full))
-            _put(found[:full], room - each * size, with_room, rooms)
+            put(taken[:full], room - each * size)
             count -= full * each
-            if len(found) > full:
-                bins.append(found[full])
+            if full < len(taken):  # the last bin takes what is left
                 runs.append(count)
-                _put(found[full:], room - count * size, with_room, rooms)
+                put(taken[full:], room - count * size)
                 count = 0
     return bins, runs
-
-
-def _take(count: int, room: int, with_room: dict[int, list[int]], rooms: _Rooms) -> list[int]:
-    """Return `count` bins of a room, or as many as there are."""
-    found = with_room[room]
-    if len(found) > count:
-        taken = found[-count:]
-        del found[-count:]
-        return taken
-    rooms.remove(room)
-    return with_room.pop(room)
-
-
-def _put(bins: list[int], room: int, with_room: dict[int, list[int]], rooms: _Rooms) -> None:
-    if not bins or not room:
-        return
-    if room in with_room:
-        with_room[room] += bins
-    else:
-        with_room[room] = bins
-        rooms.add(room)
-
-
-class _Rooms:
-    """The rooms that some bin has, as bits of whole numbers: those of WIDTH rooms in a row in one, and one that says where any is."""
-
-    WIDTH = 512
-
-    def __init__(self, largest: int):
-        self._words = [0] * (largest // self.WIDTH + 1)
-        self._used = 0
-
-    def add(self, room: int) -> None:
-        word, bit = divmod(room, self.WIDTH)
-        self._words[word] |= 1 << bit
-        self._used |= 1 << word
-
-    def remove(self, room: int) -> None:
-        word, bit = divmod(room, self.WIDTH)
-        self._words[word] &= ~(1 << bit)
-        if not self._words[word]:
-            self._used &= ~(1 << word)
-
-    def at_least(self, size: int) -> int | None:
-        """Return the smallest room of `size` or more that some bin has."""
-        word, bit = divmod(size, self.WIDTH)
-        above = self._words[word] >> bit
-        if above:
-            return size + _lowest(above)
-        later = self._used >> (word + 1)
-        if not later:
-            return None
-        word += 1 + _lowest(later)
-        return word * self.WIDTH + _lowest(self._words[word])
-
-
-def _lowest(bits: int) -> int:
-    return (bits & -bits).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Whether a step may be taken: its loss and gradients are numbers, and the loss is no spike. Asked before the weights move."""
+"""Whether a step may be applied: loss and gradients are finite, and the loss is no spike. Decided before the weights move."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from megatron_prism.core.config import GuardConfig
+from megatron_prism.parallel import groups
 
 FLOOR = 0.01  # of the median: the least deviation that is looked for, where losses hardly move
 
@@ -21,6 +22,23 @@ class Verdict(IntEnum):
     SKIP = 1
     REWIND = 2
     STOP = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do with a step, on every rank the same but for `why`: this rank's reason not to take it.
+
+    stop_reason: why the run stops after this step (train/stop.py), 0 for no reason. is_writing: whether any rank still writes a checkpoint.
+    """
+
+    verdict: Verdict
+    why: str
+    stop_reason: float
+    is_writing: bool
+
+    @property
+    def is_taken(self) -> bool:
+        return self.verdict is Verdict.TAKE
 
 
 @dataclass
@@ -55,6 +73,15 @@ class Guard:
     def passed_over(self) -> None:
         """Count a step that was not taken."""
         self.num_events += 1
+
+
+def decide(guard: Guard, loss: float, grad_norm: float, stop_reason: float, is_writing: bool) -> Decision:
+    """Judge a measured step on every rank, and return what they agree on, in one collective: of each answer the largest."""
+    verdict, why = guard.judge(loss, grad_norm)
+    agreed = groups.agree([verdict, stop_reason, is_writing])
+    agreed_verdict = Verdict(int(agreed[0]))
+    elsewhere = "" if agreed_verdict is Verdict.TAKE else "not right on another rank"
+    return Decision(agreed_verdict, why or elsewhere, agreed[1], agreed[2] != 0)
 
 
 def spike_limit(losses: Sequence[float], config: GuardConfig) -> float:

@@ -1,4 +1,7 @@
-"""The loop around the step: learning rate, step, log, validate, save, stop. It knows no file format and no layout."""
+"""The loop: batch, learning rate, forward and backward, measure, decide, apply; then log, validate, save, stop.
+
+It knows no file format, no layout and no objective by name but the validation's.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from typing import Any, Protocol
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import ResultFailure, Stopped
+from megatron_prism.models.batch import Batch
 from megatron_prism.parallel import groups as gang
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
 from megatron_prism.train import optim, stop
-from megatron_prism.train.guard import Guard, Verdict
+from megatron_prism.train.guard import Decision, Guard, Verdict, decide
 from megatron_prism.train.metrics import Recorder, SampleLog
+from megatron_prism.train.objective import CROSS_ENTROPY, Objective
 from megatron_prism.train.schedule import lr_at
-from megatron_prism.train.step import Batch, StepResult, train_step, validate
+from megatron_prism.train.step import Means, evaluate, forward_backward
 from megatron_prism.train.timers import Timers, summary
 from megatron_prism.train.watchdog import Watchdog
 
@@ -31,10 +36,10 @@ class Saver(Protocol):
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
 
     def is_saving(self) -> bool:
-        """Say whether a checkpoint is on its way: begun, and not finished."""
+        """Say whether a save was begun and is not finished."""
 
     def is_writing(self) -> bool:
-        """Say whether this rank's processes still write it."""
+        """Say whether this rank's child processes still write it."""
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it the newest."""
@@ -61,6 +66,7 @@ class Run:
     guard: Guard
     stop: stop.StopRequest
     watchdog: Watchdog
+    objective: Objective = CROSS_ENTROPY
 
 
 def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
@@ -78,55 +84,52 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         started = time.perf_counter()
         with timers.phase("data"):
             microbatches = next(run.train_batches)
-        result, reason = _step(run, step, microbatches, timers, 2 * longest_s)
+        lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
+        means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
+        with timers.phase("optimizer", on_device=True):
+            grad_norm = optim.measure(run.optimizer)
+            stop_reason = run.stop.reason(2 * longest_s + run.saver.longest_s)
+            decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
+            if decision.is_taken:
+                optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
+        _remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
-        since_log = since_log.plus(result.num_tokens, seconds)
+        since_log = since_log.plus(int(means.weight), seconds)
         if run.samples is not None:
             run.samples.record(step, microbatches)
         if _due(step, config.log.interval, config.steps):
             seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
-            run.recorder.record(step, _metrics(run, result, step, since_log) | seconds_by_phase)
+            passed_over = {} if decision.is_taken else {"passed_over": 1.0}
+            run.recorder.record(step, _metrics(run, means, lr, float(grad_norm), since_log) | passed_over | seconds_by_phase)
             since_log = _Pace()
         else:
             run.recorder.advance(step)
         if _due(step, config.validation.interval, config.steps):
             losses.add(step, _validate(run, step))
-        if _due(step, config.save.interval, config.steps) or reason:
-            _save(run, step, timers, wait=bool(reason) or not config.save.background)
+        if _due(step, config.save.interval, config.steps) or decision.stop_reason:
+            _save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
         longest_s = max(longest_s, time.perf_counter() - started)
-        if reason and step < config.steps:
-            raise Stopped(f"stopped by {stop.name(reason)} after step {step}, which is saved; the same command goes on from there")
+        if decision.stop_reason and step < config.steps:
+            why = stop.name(decision.stop_reason)
+            raise Stopped(f"stopped by {why} after step {step}, which is saved; the same command goes on from there")
     run.watchdog.doing("waiting for the last checkpoint")
     run.saver.finish()
     return losses.by_source
 
 
-def _step(run: Run, step: int, microbatches: Sequence[Batch], timers: Timers, reserve_s: float) -> tuple[StepResult, float]:
-    """Run one step, taken or not as the guard and all ranks say; return it, and why to stop after it (0: nothing)."""
-    said: list[Any] = []
-
-    def accept(loss: float, grad_norm: float) -> bool:
-        verdict, why = run.guard.judge(loss, grad_norm)
-        agreed = gang.agree([verdict, run.stop.reason(reserve_s + run.saver.longest_s), run.saver.is_writing()])
-        said[:] = [Verdict(int(agreed[0])), agreed[1], agreed[2] != 0, why or "not right on another rank"]
-        return said[0] is Verdict.TAKE
-
-    config = run.config
-    lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-    result = train_step(run.chunks, run.optimizer, microbatches, lr, config.optimizer.weight_decay, run.groups, accept, timers)
-    verdict, reason, is_writing, why = said
-    if run.saver.is_saving() and not is_writing:
+def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Timers) -> None:
+    """Finish a checkpoint that every rank has written, and tell the guard what became of the step."""
+    if run.saver.is_saving() and not decision.is_writing:
         with timers.phase("save"):
             run.saver.finish()
-    if verdict is Verdict.TAKE:
-        run.guard.took(result.loss)
+    if decision.is_taken:
+        run.guard.took(loss)
     else:
-        _pass_over(run, step, verdict, why)
-    return result, reason
+        _pass_over(run, step, decision.verdict, decision.why)
 
 
 def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
-    """Deal with a step that was not taken: its data is passed over, the next step reads on.
+    """Handle a step that was not applied: its data is passed over, and the next step reads on.
 
     Raises: ResultFailure where the run is to stop.
     """
@@ -166,7 +169,7 @@ def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
 
 
 def _never_save(run: Run, step: int) -> None:
-    """Deal with weights that are no numbers after a step whose loss and gradients were: from here on they are a checkpoint's, or the run ends."""
+    """Handle NaN or inf weights found before a save: reload the last checkpoint, or stop."""
     why = "weights that are not finite"
     if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
         raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")
@@ -190,8 +193,8 @@ class _Pace:
 class _Losses:
     by_source: dict[str, dict[str, float]]
 
-    def add(self, step: int, found: Mapping[str, float]) -> None:
-        for name, loss in found.items():
+    def add(self, step: int, losses: Mapping[str, float]) -> None:
+        for name, loss in losses.items():
             self.by_source[name][str(step)] = loss
 
 
@@ -199,28 +202,27 @@ def _due(step: int, interval: int, steps: int) -> bool:
     return step == steps or (interval > 0 and step % interval == 0)
 
 
-def _metrics(run: Run, result: StepResult, step: int, pace: _Pace) -> dict[str, float | None]:
+def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -> dict[str, float | None]:
     """Return a step's metrics; rates are over all ranks, TFLOP/s and MFU a rank, MFU in the causal convention."""
-    config = run.config
     tokens_per_s = pace.num_tokens / pace.seconds
     tflops = tokens_per_s * run.flops.causal / run.groups.world_size / 1e12
-    found: dict[str, float | None] = {
-        "loss": result.loss,
-        "lr": lr_at(step, config.steps, config.optimizer.lr, config.schedule),
-        "grad_norm": result.grad_norm,
+    return {
+        "loss": means.loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
         "step_s": pace.seconds / pace.num_steps,
         "tokens_per_s": tokens_per_s,
         "tflops_per_rank_causal": tflops,
         "mfu_causal": tflops / run.peak_tflops if run.peak_tflops else None,
+        **means.reports,
     }
-    return found if result.taken else found | {"passed_over": 1.0}
 
 
 def _validate(run: Run, step: int) -> dict[str, float]:
     run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
-        found = {name: validate(run.chunks, batches, run.groups) for name, batches in run.valid_batches.items()}
-    if found:
-        run.recorder.record_validation(step, found)
-        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in found.items()))
-    return found
+        losses = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
+    if losses:
+        run.recorder.record_validation(step, losses)
+        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    return losses

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from megatron_prism.core.config import FP8Config, OffloadConfig, OptimizerConfig, ParallelConfig, Precision
+from megatron_prism.core.config import GangConfig, OptimizerConfig, ParallelConfig
 from megatron_prism.models.build import DTYPES
 
 
-def wrap(chunks: Sequence[Any], parallel: ParallelConfig, fp8: FP8Config | None = None) -> list[Any]:
-    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP."""
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+def wrap(chunks: Sequence[Any], gang: GangConfig) -> list[Any]:
+    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP.
 
+    They are sums: what to divide them by, a whole number or not, is the objective's (step.forward_backward).
+    """
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    parallel = gang.parallel
     settings = DistributedDataParallelConfig(
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        fp8_param_gather=fp8 is not None and fp8.param,
+        fp8_param_gather=gang.fp8 is not None and gang.fp8.param,
         grad_reduce_in_fp32=True,
     )
     config = chunks[0].config
     wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = _sum_gradients
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     return wrapped
 
 
-def build(
-    chunks: Sequence[Any],
-    optimizer: OptimizerConfig,
-    parallel: ParallelConfig,
-    precision: Precision,
-    fp8: FP8Config | None = None,
-    offload: OffloadConfig | None = None,
-) -> Any:
+def build(chunks: Sequence[Any], optimizer: OptimizerConfig, gang: GangConfig) -> Any:
     """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
 
     Biases and norms are not decayed (Megatron-Core's standard; the paper does not say). What is offloaded goes the way of the
@@ -48,7 +46,7 @@ def build(
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 
-    fraction = 0.0 if offload is None else offload.optimizer_fraction
+    fraction, is_bf16 = gang.offload.optimizer_fraction, gang.precision == "bf16"
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.lr,
@@ -58,19 +56,26 @@ def build(
         adam_beta2=optimizer.beta2,
         adam_eps=optimizer.eps,
         clip_grad=optimizer.clip_grad,
-        bf16=precision == "bf16",
-        params_dtype=DTYPES[precision],
-        use_distributed_optimizer=parallel.distributed_optimizer,
-        overlap_param_gather=parallel.overlap_param_gather,
-        fp8_recipe=None if fp8 is None else fp8.recipe,
+        bf16=is_bf16,
+        params_dtype=DTYPES[gang.precision],
+        use_distributed_optimizer=gang.parallel.distributed_optimizer,
+        overlap_param_gather=gang.parallel.overlap_param_gather,
+        fp8_recipe=None if gang.fp8 is None else gang.fp8.recipe,
         optimizer_cpu_offload=fraction > 0,
         optimizer_offload_fraction=fraction,
         overlap_cpu_optimizer_d2h_h2d=fraction > 0,
         use_precision_aware_optimizer=fraction > 0,
     )
     built = get_megatron_optimizer(settings, list(chunks))
-    chunks[0].config.grad_scale_func = built.scale_loss if precision == "bf16" else None
+    chunks[0].config.grad_scale_func = built.scale_loss if is_bf16 else None
     return built
+
+
+def _sum_gradients(chunks: list[Any], num_tokens: torch.Tensor, **groups: Any) -> None:
+    """End a backward pass as Megatron does, but for the division by a number of tokens."""
+    from megatron.core.distributed import finalize_model_grads
+
+    finalize_model_grads(chunks, None, **groups)
 
 
 def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
@@ -80,25 +85,33 @@ def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
-def update(optimizer: Any, accept: Callable[[float], bool]) -> tuple[float, bool]:
-    """Run Megatron-Core's optimizer step; once the gradients are summed and measured, `accept(gradient norm)` says whether it is taken.
+@torch.no_grad()
+def measure(optimizer: Any) -> Any:
+    """Hand the summed gradients to the optimizer and return their norm over all ranks, before clipping: a number, or a device's scalar.
 
-    Returns the gradient norm before clipping, and whether the weights moved. Source: ChainedOptimizer.step (megatron/core/optimizer/optimizer.py).
+    It is inf where a loss scaler met NaN or inf. The weights do not move. Source: the first half of ChainedOptimizer.step
+    (megatron/core/optimizer/optimizer.py).
     """
-    measure, step, found = optimizer.get_grad_norm, optimizer.step_with_ready_grads, [0.0, False]
+    has_overflow = optimizer.prepare_grads()
+    return math.inf if has_overflow else optimizer.get_grad_norm()
 
-    def measured() -> float:
-        found[0] = norm = measure()
-        found[1] = accept(float(norm))
-        return norm
 
-    optimizer.get_grad_norm = measured
-    optimizer.step_with_ready_grads = lambda: step() if found[1] else False
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.get_grad_norm, optimizer.step_with_ready_grads  # the class's own again
-    return float(found[0]), bool(found[1])
+@torch.no_grad()
+def apply(optimizer: Any, grad_norm: Any, lr: float, weight_decay: float) -> None:
+    """Clip the measured gradients, and move the weights by them. Source: the second half of ChainedOptimizer.step.
+
+    A step that is not to be taken is one where this is not called: measure leaves nothing in weights or moments, and the next
+    forward_backward begins with gradients of zero.
+    """
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    set_rates(optimizer, lr, weight_decay)
+    for part in optimizer.chained_optimizers:
+        parameters = [] if part.is_stub_optimizer else part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            is_decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm, use_decoupled_grad=is_decoupled)
+    optimizer.step_with_ready_grads()
 
 
 @torch.no_grad()

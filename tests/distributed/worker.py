@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import itertools
 import json
 import shutil
@@ -56,14 +57,29 @@ def train_cases(folder: Path) -> None:
             start_from(config.run_dir, case["start_from"])
         dist.barrier()
         again = saved_again(config.run_dir) if case["save_again"] else nullcontext()
-        with fault(case["control"]), again, groups.grid(config.parallel, config.seed) as grid:
-            train.train_on(train.resolve(config, grid.world_size), grid)
+        with fault(case["control"]), again, groups.grid(config) as grid:
+            if case["call"]:
+                results[case["name"]] = call(case["call"], config, grid)
+            else:
+                train.train_on(train.resolve(config, grid.world_size), grid)
+                results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         del grid
         forget()
-        results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         dist.barrier()
     if dist.get_rank() == 0:
         write_json(folder / "results.json", results)
+
+
+def call(named: dict[str, Any], config: TrainConfig, grid: groups.Groups) -> Any:
+    """Return what a function of a file finds: {"file", "function", and its further arguments}."""
+    arguments = dict(named)
+    path, name = Path(arguments.pop("file")), arguments.pop("function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)(config, grid, **arguments)
 
 
 def forget() -> None:

@@ -1,7 +1,7 @@
 """Training under a real Slurm of two virtual nodes (tools/slurm_cluster.sh), all through `prism submit`: a gang over two nodes, gloo.
 
-Four submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
-a run whose ranks are killed, with a stage that waits for it.
+Five submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
+a run whose ranks are killed and one that meets a defect of ours, each with a stage that waits for it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ CLUSTER = ROOT / "configs" / "clusters" / "test.yaml"
 TOOL = ROOT / "tools" / "slurm_cluster.sh"
 STEPS = 200
 BUSY_S = 55  # how long the run that is disturbed has work for: Slurm looks at time limits each 30 s
+
+DEFECT = """
+import os
+if os.environ.get("RANK") == "1":
+    from megatron_prism.train import schedule
+    schedule.lr_at.__code__ = (lambda step, steps, lr, schedule: {}["planted"]).__code__
+"""  # a sitecustomize.py: on one rank of two, our code looks up what is not there
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +103,7 @@ class Submission:
     def __init__(self, folder: Path, *arguments: object):
         self.folder = folder
         result = folder.parents[1] / f"{folder.parent.name}-submitted.json"
-        prism("submit", *arguments, "--cluster", CLUSTER, "--json", result)
+        prism("submit", "--cluster", CLUSTER, "--json", result, "--", *arguments)
         self.jobs = {stage["name"]: stage["job"] for stage in json.loads(result.read_text())["stages"]}
 
     def events(self, stage: str) -> list[str]:
@@ -146,20 +153,26 @@ class Scene:
                 {"name": "train", "after": ["prepare"], "command": ["train", str(root / "train.yaml")]},
             ],
         }
-        failing = {
-            "name": "failing",
-            "run_dir": str(root / "failing"),
-            "stages": [
-                {"name": "train", "command": ["train", str(root / "train.yaml"), f"run_dir={root / 'killed'}"]},
-                {
-                    "name": "next",
-                    "after": ["train"],
-                    "command": ["convert", "export", "--ckpt", str(root / "killed"), "--out", str(root / "never")],
-                },
-            ],
-        }
-        mixture = {"out": str(root / "data"), "tokenizer": str(tokenizer), "sources": [source], "num_workers": 1}
-        for name, config in (("mixture", mixture), ("train", train), ("pipeline", pipeline), ("failing", failing)):
+        failing, defective = (
+            {
+                "name": name,
+                "run_dir": str(root / name),
+                "stages": [
+                    {"name": "train", "command": ["train", str(root / "train.yaml"), f"run_dir={root / run}"]},
+                    {
+                        "name": "next",
+                        "after": ["train"],
+                        "command": ["convert", "export", "--ckpt", str(root / run), "--out", str(root / "never")],
+                    },
+                ],
+            }
+            for name, run in (("failing", "killed"), ("defective", "wrong"))
+        )
+        (root / "defect").mkdir()
+        (root / "defect" / "sitecustomize.py").write_text(DEFECT)
+        configs: dict[str, Any] = {"train": train, "pipeline": pipeline, "failing": failing, "defective": defective}
+        configs["mixture"] = {"out": str(root / "data"), "tokenizer": str(tokenizer), "sources": [source], "num_workers": 1}
+        for name, config in configs.items():
             (root / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
 
     def play(self) -> None:
@@ -172,6 +185,12 @@ class Scene:
         self.kill_ranks("0", "1")
         self.failing.wait("train", "stopped")
         self.pipeline.wait("export", "done")
+        self.defective = Submission(
+            self.root / "defective" / "slurm",
+            self.root / "defective.yaml",
+            f"cluster.environment.PYTHONPATH={self.root / 'defect'}{os.pathsep}{ROOT}",
+        )
+        self.defective.wait("train", "stopped")
         self.disturb(max(STEPS, round(BUSY_S / step_s(self.root / "run"))))
         self.disturbed.wait("train", "done")
 
@@ -194,8 +213,8 @@ class Scene:
     def disturb(self, steps: int) -> None:
         """Preempt the run, let it go on; tell it that its time is nearly up, let it go on once more."""
         run_dir = self.root / "disturbed"
-        overrides = [f"run_dir={run_dir}", f"steps={steps}", "cluster.signal_before_s=110"]
-        self.disturbed = Submission(run_dir / "slurm", self.root / "train.yaml", *overrides)
+        job = ["train", self.root / "train.yaml", f"run_dir={run_dir}", f"steps={steps}"]
+        self.disturbed = Submission(run_dir / "slurm", "cluster.signal_before_s=110", *job)
         wait_for(lambda: len(losses(run_dir)) > 2, "3 steps", self.disturbed.folder)
         slurm_command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
         self.disturbed.wait("train", "ended by TERM")
@@ -256,14 +275,23 @@ def test_a_failing_rank_stops_the_job_after_its_restarts(scene: Scene) -> None:
     assert events[4].startswith("stopped: all 1 restarts after faults are used up (max_restarts)") and len(events) == 5
 
 
-def test_what_waits_for_a_job_that_failed_never_starts(scene: Scene) -> None:
+def test_a_defect_ends_the_job_at_its_first_start(scene: Scene) -> None:
+    start, end = scene.defective.events("train")
+    assert start.startswith("start 0") and end.startswith("stopped: exit code 70, a defect in megatron_prism")
+    (log,) = (scene.root / "defective" / "slurm").glob("train.*.out")
+    assert "KeyError: 'planted'" in log.read_text() and "please report it" in log.read_text()
+
+
+@pytest.mark.parametrize("which", ["failing", "defective"])
+def test_what_waits_for_a_job_that_failed_never_starts(scene: Scene, which: str) -> None:
+    submission = getattr(scene, which)
     state = wait_for(
-        lambda: slurm_command("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={scene.failing.jobs['next']}").strip(),
+        lambda: slurm_command("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={submission.jobs['next']}").strip(),
         "a state",
         scene.root,
     )
     assert state == "CANCELLED"
-    assert scene.failing.events("next") == []
+    assert submission.events("next") == []
 
 
 def test_a_pipeline_of_three_stages_runs_through(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .tiny import FAMILIES, random_model
 
 WORKER = Path(__file__).with_name("worker.py")
 GANG = Path(__file__).parents[1] / "gang.py"
@@ -30,3 +33,20 @@ def compare() -> Compare:
         return json.loads((root / "results.json").read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return, by family, a folder with hf/ (fp32), ckpt/ and bf16/."""
+    import torch
+
+    from megatron_prism.jobs import convert
+
+    found = {}
+    for name in FAMILIES:
+        root = found[name] = tmp_path_factory.mktemp(name)
+        model = random_model(name)
+        model.save_pretrained(root / "hf")
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(root / "bf16", max_shard_size="60KB")
+        convert.run_import(root / "hf", root / "ckpt", dry_run=False)
+    return found

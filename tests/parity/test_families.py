@@ -5,7 +5,6 @@ Negative controls build the architecture wrong by one value, and must be seen.
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import subprocess
@@ -16,74 +15,12 @@ from typing import Any
 
 import pytest
 
+from .tiny import FAMILIES, MULTIPLIERS, SIZES
+
 LOGITS, GRADIENT, GRADIENT_SPLIT = 2e-5, 5e-6, 1e-5  # fp32: largest difference; relative by norm, in one process and on a layout
 LOSS = 2e-6
 DOCUMENTS = [[29, 1, 18], [7, 41]]  # by row of the microbatch: shorter and longer than a window and a Mamba chunk, and a single token
 SEQ_LENGTH = 96
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 65536,
-    "initializer_range": 0.1,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-DENSE = {"rms_norm_eps": 1e-5}
-MULTIPLIERS = {"attention_multiplier": 1 / 16, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 16.0}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-MICRO = {
-    "shared_intermediate_size": 160,
-    "tie_word_embeddings": True,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    **DENSE,
-    **MULTIPLIERS,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"intermediate_size": 160, "rope_parameters": LLAMA3, **DENSE}),
-    "mistral": ("Mistral", {"intermediate_size": 160, "sliding_window": 16, "head_dim": 16, **DENSE}),
-    "mistral_small": ("Mistral", {"intermediate_size": 160, "sliding_window": None, "head_dim": 24, **DENSE}),
-    "granite": ("Granite", {"intermediate_size": 160, "tie_word_embeddings": True, **DENSE, **MULTIPLIERS}),
-    "granite_micro": ("GraniteMoeHybrid", {"layer_types": ["full_attention"] * 3, "position_embedding_type": "rope", **MICRO}),
-    "granite_h_micro": (
-        "GraniteMoeHybrid",
-        {
-            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-            "position_embedding_type": None,
-            "mamba_n_heads": 8,
-            "mamba_d_head": 16,
-            "mamba_d_state": 16,
-            "mamba_n_groups": 1,
-            "mamba_expand": 2,
-            "mamba_chunk_size": 32,
-            **MICRO,
-        },
-    ),
-    "nemotron_h": (
-        "NemotronH",
-        {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
-            "head_dim": 16,
-            "intermediate_size": 160,
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 16,
-            "ssm_state_size": 16,
-            "n_groups": 2,
-            "chunk_size": 32,
-        },
-    ),
-    "qwen2": ("Qwen2", {"intermediate_size": 160, **DENSE}),
-}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2},
     "tp2_sp": {"tp": 2, "sequence_parallel": True},
@@ -115,46 +52,6 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
         for key in MULTIPLIERS
     },
 }
-
-
-def random_model(name: str) -> Any:
-    """Return a family's tiny model, its norms moved off one so that a dropped norm would be seen, its Mamba mixers as trained ones are."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    kind, own = FAMILIES[name]
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own}))
-    ranges = {
-        "norm": (0.5, 1.5),
-        "dt_bias": (-9.0, -2.0),
-        "A_log": (0.0, 2.77),
-        "mixer.D": (-0.1, 0.1),
-        "mamba.D": (-1.0, 1.0),
-        "_proj.bias": (-0.5, 0.5),
-    }
-    for parameter_name, parameter in model.named_parameters():
-        for part, (low, high) in ranges.items():
-            if part in parameter_name:
-                parameter.data.uniform_(low, high)
-    return model
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return, by family, a folder with hf/ (fp32), ckpt/ and bf16/."""
-    import torch
-
-    from megatron_prism.jobs import convert
-
-    found = {}
-    for name in FAMILIES:
-        root = found[name] = tmp_path_factory.mktemp(name)
-        model = random_model(name)
-        model.save_pretrained(root / "hf")
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(root / "bf16", max_shard_size="60KB")
-        convert.run_import(root / "hf", root / "ckpt", dry_run=False)
-    return found
 
 
 Case = Callable[..., dict[str, Any]]

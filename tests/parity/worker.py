@@ -20,13 +20,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, reference, sharded, torch_dist
-from megatron_prism.core.config import ModelConfig, ParallelConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.families import blocks, registry
 from megatron_prism.models import build
+from megatron_prism.models.batch import INPUTS, Batch, model_batch, packed_documents
 from megatron_prism.models.forward import logits
 from megatron_prism.parallel import megatron_versions
 from megatron_prism.parallel.groups import Groups, grid, join
 from megatron_prism.train import optim, step
+from megatron_prism.train.objective import CROSS_ENTROPY
+from megatron_prism.train.timers import Timers
 
 Gradients = dict[str, torch.Tensor]
 Found = tuple[torch.Tensor, float, Gradients]
@@ -38,8 +41,9 @@ def main(root: Path) -> None:
     results = {}
     for case in json.loads((root / "cases.json").read_text()):
         parallel = ParallelConfig(**case["parallel"], distributed_optimizer=False)
-        with grid(parallel, seed=0) as groups:
-            found = megatron(root / "gradients", case, parallel, groups)
+        gang = GangConfig(parallel=parallel, precision="fp32", seed=0)
+        with grid(gang) as groups:
+            found = megatron(root / "gradients", case, gang, groups)
         if dist.get_rank() == 0:
             documents = tuple(length for row in case["documents"] or [[len(case["tokens"])]] for length in row)
             oracle = transformers_oracle(Path(case["hf"]), tuple(case["tokens"]), documents, case["control"] == "floored_time_step")
@@ -57,21 +61,19 @@ def compare(found: Found, wanted: Found) -> dict[str, Any]:
     return {"logits": logits, "loss": loss, "gradient": errors[worst], "parameter": worst}
 
 
-def megatron(scratch: Path, case: dict[str, Any], parallel: ParallelConfig, groups: Groups) -> Found:
+def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Groups) -> Found:
     """Return Megatron's logits, its loss, and its gradients under their Hugging Face names: on rank 0 whole, elsewhere of no meaning.
 
     The gradients are put together as a checkpoint's weights are: each rank saves its shards, rank 0 reads whole tensors.
     """
     model, tokens = folder.read(Path(case["ckpt"])).model, case["tokens"]
-    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, parallel, "fp32")
+    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, gang)
     sharded.load_weights(Path(case["ckpt"]), bare)
     break_weights(bare[0], case["control"])
     batch = batch_of(tokens, case["documents"], case["control"])
     logits_SV = packed_logits(bare, batch, groups) if case["documents"] else logits(bare, tokens, groups)
-    chunks = optim.wrap(bare, parallel)
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    loss, _ = step._reduce(step._run(chunks, [batch] * (groups.pp if groups.vpp else 1), groups, forward_only=False), groups)
+    chunks = optim.wrap(bare, gang)
+    loss = step.forward_backward(chunks, [batch] * (groups.pp if groups.vpp else 1), CROSS_ENTROPY, groups, Timers()).loss
     for chunk in bare:
         for parameter in chunk.parameters():
             parameter.data.copy_(parameter.main_grad)
@@ -95,7 +97,7 @@ def save(chunks: list[Any], scratch: Path) -> None:
     dist.barrier()
 
 
-def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str | None) -> step.Batch:
+def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str | None) -> Batch:
     tokens_BS = torch.tensor(tokens).view(len(documents or [0]), -1)
     positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
     ids_BS = torch.zeros_like(tokens_BS, dtype=torch.int32)
@@ -108,12 +110,12 @@ def batch_of(tokens: list[int], documents: list[list[int]] | None, control: str 
 
 
 @torch.no_grad()
-def packed_logits(chunks: list[Any], batch: step.Batch, groups: Groups) -> torch.Tensor | None:
+def packed_logits(chunks: list[Any], batch: Batch, groups: Groups) -> torch.Tensor | None:
     """Return the logits (B * S, V) in one process; None on a layout."""
     if groups.world_size > 1:
         return None
-    row = step._folded(batch)
-    return chunks[0](row["tokens"], row["position_ids"], None, packed_seq_params=step._packed(batch)).flatten(0, 1)
+    row = model_batch(batch, INPUTS, groups)
+    return chunks[0](row["tokens"], row["position_ids"], None, packed_seq_params=packed_documents(batch)).flatten(0, 1)
 
 
 def break_weights(chunk: Any, control: str | None) -> None:
@@ -129,13 +131,7 @@ def break_weights(chunk: Any, control: str | None) -> None:
 
 
 def hf_gradients(model: ModelConfig, reader: torch_dist.TensorReader) -> Gradients:
-    found: Gradients = {}
-    for rule in registry.rules(model):
-        tensor, of_rule = reader.read(rule.mcore, rule.shape), blocks.blocks(rule, model)
-        for block, rows in zip(of_rule, tensor.split([block.rows for block in of_rule]), strict=True):
-            name, shape = rule.hf[block.part]
-            found.setdefault(name, torch.full(shape, torch.nan))[block.start : block.start + block.rows] = rows
-    return found
+    return dict(blocks.hf_tensors(registry.rules(model), lambda rule: reader.read(rule.mcore, rule.shape)))
 
 
 @lru_cache(maxsize=1)

@@ -45,10 +45,10 @@ def load_runs(root: Path) -> dict[str, dict[str, Outcome]]:
     runs = sorted((root / "runs").iterdir())
     config = load(runs[0] / "config.yaml", TrainConfig)
     found: dict[str, dict[str, Outcome]] = {}
-    with groups.gang(config.parallel, config.seed) as grid:
+    with groups.gang(config) as grid:
         assert config.model is not None
-        chunks = optim.wrap(build.build(config.model, grid, config.parallel, config.precision, config.recompute), config.parallel)
-        optimizer = optim.build(chunks, config.optimizer, config.parallel, config.precision)
+        chunks = optim.wrap(build.build(config.model, grid, config), config)
+        optimizer = optim.build(chunks, config.optimizer, config)
 
         def by_megatron(state: Path, optimizer: Any = optimizer) -> None:
             dist_checkpointing.load(sharded.training_state(chunks, optimizer, grid, is_loading=True), str(state))

@@ -25,7 +25,7 @@ from megatron_prism.core.errors import PrismError
 from megatron_prism.core.load import build
 from megatron_prism.jobs import train
 from megatron_prism.parallel import host, launch
-from megatron_prism.train import optim
+from megatron_prism.train import loop, optim
 
 TIMEOUT_S = 120.0
 
@@ -142,46 +142,36 @@ def fail_to_read(within: str) -> None:
 
 
 def inject(site: str, step: int) -> None:
-    """Let a number go wrong at a step: the `step`-th call of the optimizer's update of this process."""
-    calls, update = [0], optim.update
-
-    def wrong(optimizer: Any, accept: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != step:
-            return update(optimizer, accept)
-        if site == "device":
-            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if site == "loss nan":
-            return update(optimizer, lambda norm, ask=accept: ask_with(ask, torch.nan, norm))
-        if site == "loss spike":
-            return update(optimizer, lambda norm, ask=accept: ask_with(ask, 1e4, norm))
-        if site in ("gradient nan", "gradient inf"):
-            CHUNKS[0][0].buffers[0].grad_data.fill_(torch.nan if site == "gradient nan" else torch.inf)
-            return update(optimizer, accept)
-        assert site == "weights nan"
-        found = update(optimizer, accept)
-        with torch.no_grad():
-            next(CHUNKS[0][0].parameters()).view(-1)[0] = torch.nan
-            parameters[0].view(-1)[0] = torch.nan
-        return found
-
-    wrap = optim.wrap
+    """Let a number go wrong at a step: the `step`-th that this process measures."""
+    calls, wrap, measure, apply, decide = [0], optim.wrap, optim.measure, optim.apply, loop.decide
 
     def remembered(*args: Any) -> Any:
         CHUNKS[:] = [wrap(*args)]
         return CHUNKS[0]
 
-    optim.wrap, optim.update = remembered, wrong  # type: ignore[assignment]
+    def measured(optimizer: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step and site == "device":
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        if calls[0] == step and site in ("gradient nan", "gradient inf"):
+            CHUNKS[0][0].buffers[0].grad_data.fill_(torch.nan if site == "gradient nan" else torch.inf)
+        return measure(optimizer)
+
+    def decided(judge: Any, loss: float, *more: Any) -> Any:
+        wrong = {"loss nan": torch.nan, "loss spike": 1e4}
+        return decide(judge, wrong.get(site, loss) if calls[0] == step else loss, *more)
+
+    def applied(optimizer: Any, *more: Any) -> None:
+        apply(optimizer, *more)
+        if calls[0] == step and site == "weights nan":
+            with torch.no_grad():
+                next(CHUNKS[0][0].parameters()).view(-1)[0] = torch.nan
+                optimizer.param_groups[0]["params"][0].view(-1)[0] = torch.nan
+
+    optim.wrap, optim.measure, optim.apply, loop.decide = remembered, measured, applied, decided  # type: ignore[assignment]
 
 
 CHUNKS: list[Any] = []
-
-
-def ask_with(ask: Any, loss: float, norm: float) -> bool:
-    """Ask the guard about a step with another loss: `ask` is train_step's closure over the right one."""
-    accept = ask.__closure__[[*ask.__code__.co_freevars].index("accept")].cell_contents
-    return accept(loss, norm)
 
 
 def hang_at(step: int) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import worker
 
-from megatron_prism.core.config import FP8Config, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig, ParallelConfig, RecomputeConfig
+from megatron_prism.core.config import FP8Config, GangConfig, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig
 from megatron_prism.models import build
 from megatron_prism.parallel import groups
 from megatron_prism.train import optim
@@ -48,7 +48,7 @@ def main(target: Path) -> None:
     torch.set_num_threads(1)
     standin.install(Path(sys.prefix) / "transformer_engine_python")
     groups.join()
-    with groups.grid(ParallelConfig(), seed=0) as grid, worker.believing_te():
+    with groups.grid(GangConfig()) as grid, worker.believing_te():
         found = {
             "recipes": {name: recipe(settings(fp8)) for name, fp8 in RECIPES.items()},
             "unknown": attempt(lambda: recipe(types.SimpleNamespace(**vars(settings(FP8Config())) | {"fp8_recipe": "nonsense"}))),
@@ -56,7 +56,7 @@ def main(target: Path) -> None:
             "ragged": attempt(lambda: layers(RAGGED, grid)),
             "offloaded": attempt(lambda: layers(DENSE, grid, offload=OffloadConfig(activation_layers=2))),
             "hybrid offloaded": layers(HYBRID, grid, offload=OffloadConfig(activation_layers=2)),
-            "too many offloaded": attempt(lambda: settings(None, OffloadConfig(activation_layers=4))),
+            "too many offloaded": attempt(lambda: settings(None, offload=OffloadConfig(activation_layers=4))),
             "optimizer": optimizer(FP8Config(recipe="delayed", param=True), OffloadConfig(optimizer_fraction=0.5)),
             "plain optimizer": optimizer(None, OffloadConfig()),
             "deterministic": {value: deterministic(grid, value) for value in ("0", "1")},
@@ -66,8 +66,8 @@ def main(target: Path) -> None:
     target.write_text(json.dumps(found))
 
 
-def settings(fp8: FP8Config | None, offload: OffloadConfig | None = None, model: ModelConfig = DENSE) -> Any:
-    return build.transformer_config(model, ParallelConfig(), "bf16", RecomputeConfig(), fp8, offload)
+def settings(fp8: FP8Config | None, **more: Any) -> Any:
+    return build.transformer_config(DENSE, GangConfig(fp8=fp8, **more))
 
 
 def recipe(config: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def layers(model: ModelConfig, grid: groups.Groups, **more: Any) -> dict[str, An
     from megatron.core.fp8_utils import get_fp8_context
 
     fp8 = None if more else ENDS
-    chunk = build.unwrap(build.build(model, grid, ParallelConfig(), "bf16", fp8=fp8, **more)[0])
+    chunk = build.unwrap(build.build(model, grid, GangConfig(fp8=fp8, **more))[0])
     contexts = [get_fp8_context(chunk.config, layer.layer_number - 1) for layer in chunk.decoder.layers]
     return {
         "in_bf16": [isinstance(context, contextlib.nullcontext) for context in contexts],
@@ -121,7 +121,8 @@ def optimizer(fp8: FP8Config | None, offload: OffloadConfig) -> dict[str, Any]:
         mock.patch("megatron.core.optimizer.get_megatron_optimizer", remember),
         mock.patch("megatron.core.distributed.DistributedDataParallel", remember_wrapper),
     ):
-        optim.build(optim.wrap([chunk], ParallelConfig(), fp8), OptimizerConfig(), ParallelConfig(), "bf16", fp8, offload)
+        gang = GangConfig(fp8=fp8, offload=offload)
+        optim.build(optim.wrap([chunk], gang), OptimizerConfig(), gang)
     names = (
         "fp8_recipe",
         "fp8_param_gather",
@@ -135,7 +136,7 @@ def optimizer(fp8: FP8Config | None, offload: OffloadConfig) -> dict[str, Any]:
 
 def deterministic(grid: groups.Groups, value: str) -> Any:
     with mock.patch.dict(os.environ, {NVTE: value}):
-        return attempt(lambda: build.build(DENSE, grid, ParallelConfig(), "bf16", deterministic=True)[0].config.deterministic_mode)
+        return attempt(lambda: build.build(DENSE, grid, GangConfig(deterministic=True))[0].config.deterministic_mode)
 
 
 def machines() -> list[dict[str, Any]]:

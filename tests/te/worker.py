@@ -21,17 +21,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, integrity, sharded
-from megatron_prism.core.check.train import check_split
-from megatron_prism.core.config import ModelConfig, ParallelConfig
+from megatron_prism.core.check.model import check_split
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import build, norm, spec, trainable
+from megatron_prism.models import batch, build, norm, spec, trainable
 from megatron_prism.parallel import groups, host, megatron_versions
-from megatron_prism.train import step
 
 ATTRIBUTES = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1, "sequence_parallel": False, "allreduce": True}
-ONE, TP2 = ParallelConfig(), ParallelConfig(tp=2, sequence_parallel=True)
-CP2 = {kind: ParallelConfig(cp=2, cp_comm_type=kind) for kind in ("p2p", "all_gather", "a2a")}
-CP2["a2a+p2p"] = ParallelConfig(cp=2, cp_comm_type="a2a+p2p", cp_a2a_size=2)
+ONE, TP2 = GangConfig(), GangConfig(parallel=ParallelConfig(tp=2, sequence_parallel=True))
+CP2 = {kind: GangConfig(parallel=ParallelConfig(cp=2, cp_comm_type=kind)) for kind in ("p2p", "all_gather", "a2a")}
+CP2["a2a+p2p"] = GangConfig(parallel=ParallelConfig(cp=2, cp_comm_type="a2a+p2p", cp_a2a_size=2))
 Facts = dict[str, Any]
 
 
@@ -61,19 +60,19 @@ def main(root: Path, side: str) -> None:
     cases = [
         (case["name"], read(case["model"], ModelConfig, str), case["control"]) for case in json.loads((root / "cases.json").read_text())
     ]
-    with groups.grid(ONE, seed=0) as grid:
+    with groups.grid(ONE) as grid:
         found = {name: examine(root / name, model, grid, side, control) for name, model, control in cases}
     dist.destroy_process_group()
     join_half_a_world()
-    with groups.grid(TP2, seed=0) as grid:
+    with groups.grid(TP2) as grid:
         for name, model, control in cases:
-            if control is None and not check_split(model, TP2.tp, 1, "tp", "pp"):
+            if control is None and not check_split(model, TP2.parallel.tp, 1, "tp", "pp"):
                 found[name]["tp2"] = facts(built(model, grid, TP2, side, control))
-    for kind, parallel in CP2.items() if side == "te" else ():
-        with groups.grid(parallel, seed=0) as grid:
+    for kind, gang in CP2.items() if side == "te" else ():
+        with groups.grid(gang) as grid:
             for name, model, control in cases:
                 if control is None:
-                    found[name].setdefault("context", {})[kind] = context(built(model, grid, parallel, side, control))
+                    found[name].setdefault("context", {})[kind] = context(built(model, grid, gang, side, control))
     (root / f"{side}.json").write_text(json.dumps(found))
 
 
@@ -97,14 +96,14 @@ def examine(home: Path, model: ModelConfig, grid: groups.Groups, side: str, cont
     return found
 
 
-def built(model: ModelConfig, grid: groups.Groups, parallel: ParallelConfig, side: str, control: str | None) -> list[Any]:
+def built(model: ModelConfig, grid: groups.Groups, gang: GangConfig, side: str, control: str | None) -> list[Any]:
     """Return what build.build makes of a side's layers: local ones with a fault, or TE's on a GPU in which only TE believes."""
     with contextlib.ExitStack() as stack:
         if side == "te":
             stack.enter_context(believing_te())
         for module, name, value in CONTROLS.get(control or "", []) if side == "local" else []:
             stack.enter_context(mock.patch.object(module, name, value))
-        return build.build(model, grid, parallel, "bf16")
+        return build.build(model, grid, gang)
 
 
 @contextlib.contextmanager
@@ -183,7 +182,7 @@ def packed(module: Any) -> Facts:
     from transformer_engine.pytorch import DotProductAttention
 
     ids_BS = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 1]], dtype=torch.int32)
-    params = step._packed({"document_ids": ids_BS})
+    params = batch.packed_documents({"document_ids": ids_BS})
     query = torch.zeros(8, 4, 16)
     signature = inspect.signature(DotProductAttention.forward)
     with mock.patch.object(DotProductAttention, "forward", lambda *args, **kwargs: signature.bind(*args, **kwargs).arguments):

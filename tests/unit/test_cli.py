@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,6 +133,23 @@ def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+DEFECT = """
+import os
+if os.environ.get("RANK") == "1":
+    from megatron_prism.train import schedule
+    schedule.lr_at.__code__ = (lambda step, steps, lr, schedule: {}["planted"]).__code__
+"""
+
+
+def test_a_defect_in_one_rank_ends_the_gang_with_a_code_of_its_own(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank only loses its peer, which alone would be code 4 and another start."""
+    (tmp_path / "sitecustomize.py").write_text(DEFECT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = prism("train", config, "--nproc", 2)
+    assert done.returncode == 70, done.stderr
+    assert "KeyError: 'planted'" in done.stderr and done.stderr.count("prism: rank 1: a defect in megatron_prism: please report it") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -181,6 +199,16 @@ def test_what_a_step_reads_and_the_step_that_reads_it_name_each_other(config: Pa
     refused(prism("locate", config), "--step, --source: found neither")
     refused(prism("locate", config, "--step", 6, "--rank", 1, "--sample", 4), "--step: found 6", "--rank: found 1", "--sample: found 4")
     refused(prism("locate", config, "--source", "b"), "--source: found b; required a source of the run: a")
+
+
+def test_what_stands_behind_two_dashes_is_the_jobs(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("gpus_per_node: 8\n")
+    job = ("train", config, "world_size=4", "--json", tmp_path / "plan.json", "--dry-run")
+    done = prism("submit", "cluster.partition=long", "--cluster", tmp_path / "cluster.yaml", "--dry-run", "--", *job)
+    assert done.returncode == 0, done.stderr
+    assert f"    prism {' '.join(map(str, job))} --nproc 4 &\n" in done.stdout and "#SBATCH --partition=long\n" in done.stdout
+    refused(prism("submit", "--cluster", tmp_path / "cluster.yaml", "--", "train", config, "--nprocs", 8), "No such option: --nprocs")
+    assert not (tmp_path / "plan.json").exists() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])

@@ -6,13 +6,11 @@ import graphlib
 import re
 from collections.abc import Iterator
 
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, TrainConfig
+from megatron_prism.core.check.bounds import check_bounds
+from megatron_prism.core.config import ClusterConfig, GangConfig, PipelineConfig
 from megatron_prism.core.errors import Problem
 
-TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", re.ASCII)
-OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)  # of a file, and of a job in Slurm's lists
 # What the script itself says: a second value would take its place in silence.
 OURS = {
     "nodes",
@@ -42,35 +40,15 @@ OURS = {
 
 def check_cluster(cluster: ClusterConfig) -> list[Problem]:
     """Return what is wrong with a cluster's keys."""
-    return [*_check_numbers(cluster), *_check_words(cluster), *_check_text(cluster)]
-
-
-def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
-    for key, value in {
-        "gpus_per_node": cluster.gpus_per_node,
-        "processes_per_node": cluster.processes_per_node,
-        "max_restarts": cluster.max_restarts,
-    }.items():
-        if value < 0:
-            yield Problem(key, str(value), "0 or more")
-    if (cluster.gpus_per_node > 0) == (cluster.processes_per_node > 0):
-        found = f"gpus_per_node {cluster.gpus_per_node}, processes_per_node {cluster.processes_per_node}"
-        yield Problem("gpus_per_node", found, "one of them above 0", "processes_per_node is for a cluster without GPUs")
-    if not 1 <= cluster.signal_before_s <= 65535:
-        yield Problem("signal_before_s", str(cluster.signal_before_s), "1 to 65535 seconds (Slurm's own range)")
-    for key, cpus in {"cpus_per_task": cluster.cpus_per_task, "cpu.cpus_per_task": cluster.cpu.cpus_per_task}.items():
-        if cpus is not None and cpus < 1:
-            yield Problem(key, str(cpus), "at least 1")
+    return [*check_bounds(cluster), *_check_words(cluster), *_check_text(cluster)]
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
-    for key, value in {"time_limit": cluster.time_limit, "cpu.time_limit": cluster.cpu.time_limit}.items():
-        if not TIME_LIMIT.fullmatch(value):
-            yield Problem(key, repr(value), 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes, in quotes')
+    if (cluster.gpus_per_node > 0) == (cluster.processes_per_node > 0):
+        found = f"gpus_per_node {cluster.gpus_per_node}, processes_per_node {cluster.processes_per_node}"
+        yield Problem("gpus_per_node", found, "one of them above 0", "processes_per_node is for a cluster without GPUs")
     for index, option in enumerate(cluster.sbatch):
-        if not OPTION.fullmatch(option):
-            yield Problem(f"sbatch.{index}", repr(option), "an option of sbatch in one word, as --constraint=h100")
-        elif (name := option[2:].partition("=")[0]) in OURS:
+        if (name := option.removeprefix("--").partition("=")[0]) in OURS:
             yield Problem(f"sbatch.{index}", repr(option), f"an option that the script does not set itself, as it does --{name}")
     for index, command in enumerate(cluster.setup):
         if not command:
@@ -124,26 +102,24 @@ def _no_argument(key: str) -> Problem:
 
 
 def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
-    """Return what is wrong with a pipeline's stages, their names and what they wait for."""
-    names = [stage.name for stage in pipeline.stages]
-    found = [Problem("name", repr(pipeline.name), "letters, digits, . _ -")] if not NAME.fullmatch(pipeline.name) else []
+    """Return what is wrong with a pipeline's jobs, their names and what they wait for."""
+    names = [job.name for job in pipeline.stages]
+    found = [*check_bounds(pipeline)]
     if not names:
         found.append(Problem("stages", "none", "at least one"))
     folder = str(pipeline.run_dir)
     if not folder.isprintable() or "\\" in folder:
         found.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
-    for index, stage in enumerate(pipeline.stages):
+    for index, job in enumerate(pipeline.stages):
         place = f"stages.{index}"
-        if not NAME.fullmatch(stage.name):
-            found.append(Problem(f"{place}.name", repr(stage.name), "letters, digits, . _ -"))
-        if stage.name in names[:index]:
-            found.append(Problem(f"{place}.name", repr(stage.name), "a name that no other stage has"))
-        if not stage.command:
+        if job.name in names[:index]:
+            found.append(Problem(f"{place}.name", repr(job.name), "a name that no other stage has"))
+        if not job.command:
             found.append(Problem(f"{place}.command", "no words", "a job of prism and its arguments, as [train, my_run.yaml]"))
-        if not all(map(is_argument, (*stage.command, *(word for words in stage.array for word in words)))):
+        if not all(map(is_argument, (*job.command, *(word for words in job.array for word in words)))):
             found.append(_no_argument(f"{place}.command"))
         found += [
-            Problem(f"{place}.after", repr(name), f"one of the stages: {', '.join(names)}") for name in stage.after if name not in names
+            Problem(f"{place}.after", repr(name), f"one of the stages: {', '.join(names)}") for name in job.after if name not in names
         ]
     try:
         order(pipeline)
@@ -153,13 +129,13 @@ def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
 
 
 def order(pipeline: PipelineConfig) -> list[str]:
-    """Return the stages' names, each behind those it waits for, else as they stand. Raises: graphlib.CycleError."""
-    return list(graphlib.TopologicalSorter({stage.name: stage.after for stage in pipeline.stages}).static_order())
+    """Return the jobs' names, each behind those it waits for, else as they stand. Raises: graphlib.CycleError."""
+    return list(graphlib.TopologicalSorter({job.name: job.after for job in pipeline.stages}).static_order())
 
 
-def check_world_size(config: TrainConfig, cluster: ClusterConfig) -> list[Problem]:
-    """Return why a training run cannot be given whole nodes, or a part of one."""
-    size, each = config.world_size, cluster.ranks_per_node
+def check_world_size(gang: GangConfig, cluster: ClusterConfig) -> list[Problem]:
+    """Return why a gang cannot be given whole nodes, or a part of one."""
+    size, each = gang.world_size, cluster.ranks_per_node
     if size is None:
         fix = "set it, here or in the config: world_size=8; prism plan says which sizes fit"
         return [Problem("world_size", "no value", "how many GPUs (ranks) the run is laid out for", fix)]

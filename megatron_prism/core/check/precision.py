@@ -1,12 +1,12 @@
-"""What FP8, offloading, determinism and the environment want of a config, an architecture and a machine: pure functions."""
+"""What FP8, offloading, determinism and the environment want of a gang's section, an architecture and a machine: pure functions."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from megatron_prism.core.config import FP8Config, ModelConfig, TrainConfig
+from megatron_prism.core.config import FP8Config, GangConfig, ModelConfig
 from megatron_prism.core.errors import Problem
 
 Version = tuple[int, int]
@@ -34,30 +34,27 @@ class Machine:
     transformer_engine: Version | None = None
 
 
-def check_keys(config: TrainConfig) -> list[Problem]:
+def check_keys(gang: GangConfig) -> list[Problem]:
     """Return what is wrong between the keys of FP8, offloading, determinism and the environment."""
-    return [*_check_fp8(config), *_check_offload(config), *_check_names(config.environment), *check_variables(config, config.environment)]
+    return [*_check_fp8(gang), *_check_offload(gang), *_check_names(gang.environment), *check_variables(gang, gang.environment)]
 
 
-def _check_fp8(config: TrainConfig) -> Iterator[Problem]:
-    fp8 = config.fp8
+def _check_fp8(gang: GangConfig) -> Iterator[Problem]:
+    fp8 = gang.fp8
     if fp8 is None:
         return
     if fp8.recipe == "mxfp8":
         yield Problem(
             "fp8.recipe", "mxfp8", "tensorwise, delayed or blockwise", "mxfp8 is for Blackwell (sm100), and does not run on an H100"
         )
-    if config.precision != "bf16":
-        yield Problem("precision", f"{config.precision} with fp8", "bf16", "weights and what is not FP8 are in bf16")
+    if gang.precision != "bf16":
+        yield Problem("precision", f"{gang.precision} with fp8", "bf16", "weights and what is not FP8 are in bf16")
     defaults = {item.name: item.default for item in fields(FP8Config)}
     for name in OF_DELAYED:
         if fp8.recipe != "delayed" and getattr(fp8, name) != defaults[name]:
             yield Problem(
                 f"fp8.{name}", f"{getattr(fp8, name)} with recipe {fp8.recipe}", "recipe delayed", "remove it: the recipe does not read it"
             )
-    for name, least in {"amax_history_len": 1, "margin": 0, "num_layers_at_start_in_bf16": 0, "num_layers_at_end_in_bf16": 0}.items():
-        if getattr(fp8, name) < least:
-            yield Problem(f"fp8.{name}", str(getattr(fp8, name)), f"at least {least}")
     if fp8.recipe == "delayed" and (fp8.num_layers_at_start_in_bf16 or fp8.num_layers_at_end_in_bf16):
         yield Problem(
             "fp8.num_layers_at_start_in_bf16, num_layers_at_end_in_bf16",
@@ -65,45 +62,26 @@ def _check_fp8(config: TrainConfig) -> Iterator[Problem]:
             "0 and 0",
             "Megatron-Core cannot leave delayed scaling within a step; use tensorwise",
         )
-    if fp8.param and not config.parallel.distributed_optimizer:
+    if fp8.param and not gang.parallel.distributed_optimizer:
         yield Problem("fp8.param", "true", "parallel.distributed_optimizer true too", "another optimizer keeps no FP8 weights")
-    if fp8.param and config.init.checkpoint is not None:
+
+
+def _check_offload(gang: GangConfig) -> Iterator[Problem]:
+    fraction, layers = gang.offload.optimizer_fraction, gang.offload.activation_layers
+    if fraction and not gang.parallel.distributed_optimizer:
+        yield Problem("offload.optimizer_fraction", str(fraction), "parallel.distributed_optimizer true too")
+    if fraction and gang.fp8 is not None and gang.fp8.param and gang.fp8.recipe != "delayed":
         yield Problem(
-            "fp8.param",
-            "true with init.checkpoint",
-            "false, or a run from scratch",
-            "Megatron-Core's fp32 weights would begin at random: it takes them from before the checkpoint was loaded",
+            "offload.optimizer_fraction",
+            f"{fraction} with fp8.param and recipe {gang.fp8.recipe}",
+            "recipe delayed, or fp8.param false",
+            "Megatron-Core offloads FP8 weights under delayed scaling only",
         )
-
-
-def _check_offload(config: TrainConfig) -> Iterator[Problem]:
-    offload = config.offload
-    if not 0 <= offload.optimizer_fraction <= 1:
-        yield Problem("offload.optimizer_fraction", str(offload.optimizer_fraction), "between 0 and 1")
-    elif offload.optimizer_fraction:
-        if not config.parallel.distributed_optimizer:
-            yield Problem("offload.optimizer_fraction", str(offload.optimizer_fraction), "parallel.distributed_optimizer true too")
-        if config.fp8 is not None and config.fp8.param and config.fp8.recipe != "delayed":
-            yield Problem(
-                "offload.optimizer_fraction",
-                f"{offload.optimizer_fraction} with fp8.param and recipe {config.fp8.recipe}",
-                "recipe delayed, or fp8.param false",
-                "Megatron-Core offloads FP8 weights under delayed scaling only",
-            )
-    if offload.activation_layers < 0:
-        yield Problem("offload.activation_layers", str(offload.activation_layers), "0 or more")
-    elif offload.activation_layers:
-        if config.parallel.pp > 1:
-            yield Problem(
-                "offload.activation_layers", f"{offload.activation_layers} with parallel.pp {config.parallel.pp}", "parallel.pp 1"
-            )
-        if config.recompute.granularity != "none":
-            yield Problem(
-                "offload.activation_layers",
-                f"{offload.activation_layers} with recompute.granularity {config.recompute.granularity}",
-                "one of them",
-                "activations are kept elsewhere, or made again",
-            )
+    if layers > 0 and gang.parallel.pp > 1:
+        yield Problem("offload.activation_layers", f"{layers} with parallel.pp {gang.parallel.pp}", "parallel.pp 1")
+    if layers > 0 and gang.recompute.granularity != "none":
+        found, fix = f"{layers} with recompute.granularity {gang.recompute.granularity}", "activations are kept elsewhere, or made again"
+        yield Problem("offload.activation_layers", found, "one of them", fix)
 
 
 def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
@@ -128,25 +106,25 @@ def _check_attention(values: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"environment.{name}", value, "1, or no value", "Megatron-Core lets Transformer Engine choose among all")
 
 
-def check_variables(config: TrainConfig, values: Mapping[str, str]) -> list[Problem]:
+def check_variables(gang: GangConfig, values: Mapping[str, str]) -> list[Problem]:
     """Return the variables among `values` that would undo `deterministic`, or that Megatron-Core does not take."""
     return [*_check_attention(values)] + [
         Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
         for name, accepted in DETERMINISTIC.items()
-        if config.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
+        if gang.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
     ]
 
 
-def check_sizes(model: ModelConfig, config: TrainConfig) -> list[Problem]:
+def check_sizes(model: ModelConfig, gang: GangConfig) -> list[Problem]:
     """Return what keeps an architecture from FP8, or from the offloading that is asked for."""
-    return [*_check_fp8_layers(model, config), *_check_fp8_sizes(model, config), *_check_offloaded_layers(model, config)]
+    return [*_check_fp8_layers(model, gang), *_check_fp8_sizes(model, gang), *_check_offloaded_layers(model, gang)]
 
 
-def _check_fp8_layers(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
-    if config.fp8 is None:
+def _check_fp8_layers(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]:
+    if gang.fp8 is None:
         return
-    start, end = config.fp8.num_layers_at_start_in_bf16, config.fp8.num_layers_at_end_in_bf16
-    of_a_stage = model.num_layers // max(config.parallel.pp, 1)  # Megatron-Core's rule; it counts no chunks (vpp)
+    start, end = gang.fp8.num_layers_at_start_in_bf16, gang.fp8.num_layers_at_end_in_bf16
+    of_a_stage = model.num_layers // max(gang.parallel.pp, 1)  # Megatron-Core's rule; it counts no chunks (vpp)
     for name, count in {"start": start, "end": end}.items():
         if count > of_a_stage:
             yield Problem(f"fp8.num_layers_at_{name}_in_bf16", str(count), f"at most {of_a_stage}, the layers of a pipeline stage")
@@ -156,25 +134,36 @@ def _check_fp8_layers(model: ModelConfig, config: TrainConfig) -> Iterator[Probl
         )
 
 
-def _check_fp8_sizes(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
+def _check_fp8_sizes(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]:
     """Every matrix product of a rank is of multiples of 16; blockwise gathers quantized blocks under sequence_parallel, of 128 x 128.
 
     Source: TE's documentation of autocast; assert_dim_for_fp8_exec and assert_dim_for_all_gather (transformer_engine/pytorch/utils.py);
     the checks on NVTE_BLOCK_SCALING_1D and 2D in transformer_engine/common/gemm/cublaslt_gemm.cu; megatron/core/ssm/mamba_mixer.py.
     """
-    grid = config.parallel
-    if config.fp8 is None or min(grid.tp, grid.cp) < 1:
+    if gang.fp8 is None or gang.parallel.tp < 1:
         return
-    gathered = 128 if config.fp8.recipe == "blockwise" and grid.sequence_parallel else 16
-    tokens = config.batch.micro_size * config.data.seq_length / grid.cp / (grid.tp if grid.sequence_parallel else 1)
-    sizes = [
-        ("batch.micro_size x data.seq_length (tokens of a microbatch)", tokens, gathered),
-        ("model.hidden_size", model.hidden_size, gathered),
-    ]
-    sizes += [(f"model.{name}", rows / grid.tp, 16) for name, rows in split_rows(model).items()]
+    sizes: list[tuple[str, float, int]] = [("model.hidden_size", model.hidden_size, _gathered(gang))]
+    sizes += [(f"model.{name}", rows / gang.parallel.tp, 16) for name, rows in split_rows(model).items()]
+    yield from _not_multiples(sizes, gang.fp8)
+
+
+def check_tokens(gang: GangConfig, tokens: int, where: str) -> list[Problem]:
+    """Return why FP8 cannot multiply a microbatch of so many tokens; `where` says what they are. Source: as of _check_fp8_sizes."""
+    grid = gang.parallel
+    if gang.fp8 is None or min(grid.tp, grid.cp) < 1:
+        return []
+    return [*_not_multiples([(where, tokens / grid.cp / (grid.tp if grid.sequence_parallel else 1), _gathered(gang))], gang.fp8)]
+
+
+def _gathered(gang: GangConfig) -> int:
+    """Return what a dimension that sequence parallelism gathers must be a multiple of."""
+    return 128 if gang.fp8 is not None and gang.fp8.recipe == "blockwise" and gang.parallel.sequence_parallel else 16
+
+
+def _not_multiples(sizes: Sequence[tuple[str, float, int]], fp8: FP8Config) -> Iterator[Problem]:
     for where, size, multiple in sizes:
         if size % multiple:
-            yield Problem(where, f"{size:g} on a rank", f"a multiple of {multiple} under fp8.recipe {config.fp8.recipe}")
+            yield Problem(where, f"{size:g} on a rank", f"a multiple of {multiple} under fp8.recipe {fp8.recipe}")
 
 
 def split_rows(model: ModelConfig) -> dict[str, int]:
@@ -193,8 +182,8 @@ def split_rows(model: ModelConfig) -> dict[str, int]:
     return rows
 
 
-def _check_offloaded_layers(model: ModelConfig, config: TrainConfig) -> Iterator[Problem]:
-    layers = config.offload.activation_layers
+def _check_offloaded_layers(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]:
+    layers = gang.offload.activation_layers
     if layers and model.layer_pattern is not None:
         yield Problem(
             "offload.activation_layers", str(layers), "0 for a hybrid", "Megatron-Core does not offload a hybrid's layers, and says nothing"
@@ -203,12 +192,12 @@ def _check_offloaded_layers(model: ModelConfig, config: TrainConfig) -> Iterator
         yield Problem("offload.activation_layers", str(layers), f"below num_layers {model.num_layers}")
 
 
-def check_machine(config: TrainConfig, machine: Machine) -> list[Problem]:
+def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
     """Return what a rank's machine lacks for the run. Megatron-Core without CUDA or TE would ignore fp8 in silence."""
     asked = {
-        "fp8": config.fp8 is not None,
-        "offload.optimizer_fraction": config.offload.optimizer_fraction > 0,
-        "offload.activation_layers": config.offload.activation_layers > 0,
+        "fp8": gang.fp8 is not None,
+        "offload.optimizer_fraction": gang.offload.optimizer_fraction > 0,
+        "offload.activation_layers": gang.offload.activation_layers > 0,
     }
     if not machine.has_cuda:
         return [
@@ -219,7 +208,7 @@ def check_machine(config: TrainConfig, machine: Machine) -> list[Problem]:
     if machine.transformer_engine is None:
         fix = "pip install -e '.[gpu]'; the attention that Megatron-Core has without it holds all scores of a sequence"
         return [Problem("a CUDA device", "no Transformer Engine", "transformer-engine", fix)]
-    return [] if config.fp8 is None else list(_check_fp8_machine(config.fp8.recipe, machine))
+    return [] if gang.fp8 is None else list(_check_fp8_machine(gang.fp8.recipe, machine))
 
 
 def _check_fp8_machine(recipe: str, machine: Machine) -> Iterator[Problem]:

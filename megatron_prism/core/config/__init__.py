@@ -1,10 +1,11 @@
 """What a job's YAML may say: frozen dataclasses, one spelling from the YAML key to the field to the metric.
 
-No default stands anywhere else. Defaults that the paper states carry its table; the others are ours.
+Each key carries its bounds and its words (section.py). No default stands anywhere else. Defaults that the paper states carry its table; the
+others are ours. docs/CONFIG.md is generated from here.
 """
 
-from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
-from megatron_prism.core.config.gang import FP8Config, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
+from megatron_prism.core.config.gang import FP8Config, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
@@ -35,8 +36,10 @@ __all__ = [
     "DataConfig",
     "DecontaminateConfig",
     "FP8Config",
+    "GangConfig",
     "GuardConfig",
     "InitConfig",
+    "JobConfig",
     "KeepConfig",
     "LimitsConfig",
     "Llama3Rope",
@@ -57,7 +60,6 @@ __all__ = [
     "SaveConfig",
     "ScheduleConfig",
     "SourceConfig",
-    "StageConfig",
     "TrainConfig",
     "TurnsConfig",
     "ValidationConfig",

@@ -1,35 +1,48 @@
-"""How a gang of ranks computes: the rank grid, precision, recompute, FP8, offloading."""
+"""How a gang of ranks computes: the rank grid, precision, recompute, FP8, offloading, the environment. What every job on GPUs shares."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Section
+from megatron_prism.core.config.section import MAY_CHANGE, Range, Section
 
 Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Section):
-    """The rank grid; data parallelism is what the world size leaves over.
+    """The rank grid. Data parallelism is what the world size leaves over."""
 
-    vpp is the number of model chunks a pipeline rank holds (interleaved 1F1B); None means one. distributed_optimizer
-    shards the optimizer over data parallelism; a run keeps it as it began.
-    cp_comm_type is how attention passes keys and values between context-parallel ranks on a GPU, in Megatron-Core's words;
-    under a2a+p2p, groups of cp_a2a_size neighbours exchange heads (a2a), and the groups keys and values (p2p).
-    """
+    tp: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
+    """Tensor parallel size."""
 
-    tp: int = 1
-    pp: int = 1
-    cp: int = 1
-    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
-    cp_a2a_size: int | None = None
-    vpp: int | None = None
-    sequence_parallel: bool = False
+    pp: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
+    """Pipeline parallel size."""
+
+    cp: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
+    """Context parallel size: each rank holds a part of every sequence."""
+
+    cp_comm_type: Annotated[Literal["p2p", "all_gather", "a2a", "a2a+p2p"], MAY_CHANGE] = "p2p"
+    """How attention passes keys and values between context-parallel ranks on a GPU, in Megatron-Core's words."""
+
+    cp_a2a_size: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
+    """Under a2a+p2p: groups of so many neighbours exchange heads (a2a), and the groups exchange keys and values (p2p)."""
+
+    vpp: Annotated[int | None, Range(ge=2, fix="remove it for plain 1F1B"), MAY_CHANGE] = None
+    """The number of model chunks that a pipeline rank holds (interleaved 1F1B). Null: one chunk."""
+
+    sequence_parallel: Annotated[bool, MAY_CHANGE] = False
+    """Split the activations between tensor-parallel layers along the sequence. It needs tp above 1."""
+
     distributed_optimizer: bool = True
-    overlap_grad_reduce: bool = False
-    overlap_param_gather: bool = False
+    """Shard the optimizer over data parallelism. A run keeps this as it began."""
+
+    overlap_grad_reduce: Annotated[bool, MAY_CHANGE] = False
+    """Reduce gradients while the backward pass still runs."""
+
+    overlap_param_gather: Annotated[bool, MAY_CHANGE] = False
+    """Gather the updated weights while the next forward pass runs. It needs distributed_optimizer and overlap_grad_reduce."""
 
     @property
     def cp_sizes(self) -> list[int] | None:
@@ -39,39 +52,83 @@ class ParallelConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig(Section):
-    """Activation recompute: `full` recomputes whole layers (the first num_layers of a stage; None: all of them), `selective` their modules.
-
-    modules: Megatron-Core's names. core_attn, its default, saves much with unfused attention and next to nothing with Transformer Engine's.
-    """
+    """Activation recompute: the backward pass computes activations again that the forward pass did not keep."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    num_layers: int | None = None
+    """`full` recomputes whole layers, `selective` some modules of each layer."""
+
+    num_layers: Annotated[int | None, Range(ge=1)] = None
+    """Under full: the first so many layers of a pipeline stage. Null: all of them."""
+
     modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
+    """Under selective: Megatron-Core's names. core_attn saves much with unfused attention and next to nothing with Transformer Engine's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FP8Config(Section):
-    """FP8 in the matrix products of Transformer Engine's linear layers; embedding, norms, attention and output layer stay in bf16.
-
-    recipe: where a scale comes from: a tensor's own maximum (tensorwise, NVIDIA's choice on H100), its maxima in earlier steps (delayed),
-    the maximum of a block of 128 (blockwise). format: hybrid is e4m3 forward, e5m2 backward. amax_history_len, amax_compute_algo and
-    margin belong to delayed; their defaults are Transformer Engine's (Megatron-Core's, 1 and most_recent, follow every outlier).
-    num_layers_at_start_in_bf16, num_layers_at_end_in_bf16: layers that stay in bf16. param: hold the layers' weights in FP8 too.
-    """
+    """FP8 in the matrix products of Transformer Engine's linear layers. Embedding, norms, attention and output layer stay in bf16."""
 
     recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"] = "tensorwise"
+    """Where a scale comes from: the tensor's own maximum (tensorwise, NVIDIA's choice on H100), its maxima in earlier steps (delayed),
+    the maximum of a block of 128 (blockwise). mxfp8 needs Blackwell and is refused."""
+
     format: Literal["hybrid", "e4m3"] = "hybrid"
-    amax_history_len: int = 1024
+    """hybrid is e4m3 in the forward pass and e5m2 in the backward pass."""
+
+    amax_history_len: Annotated[int, Range(ge=1)] = 1024
+    """Under delayed: the steps whose maxima count. The default is Transformer Engine's; Megatron-Core's, 1, follows every outlier."""
+
     amax_compute_algo: Literal["max", "most_recent"] = "max"
-    margin: int = 0
-    num_layers_at_start_in_bf16: int = 0
-    num_layers_at_end_in_bf16: int = 0
+    """Under delayed: which of those maxima counts. The default is Transformer Engine's; Megatron-Core's, most_recent, follows every outlier."""
+
+    margin: Annotated[int, Range(ge=0)] = 0
+    """Under delayed: scales are smaller by this power of two. The default is Transformer Engine's."""
+
+    num_layers_at_start_in_bf16: Annotated[int, Range(ge=0)] = 0
+    """The first so many layers stay in bf16."""
+
+    num_layers_at_end_in_bf16: Annotated[int, Range(ge=0)] = 0
+    """The last so many layers stay in bf16."""
+
     param: bool = False
+    """Hold the layers' weights in FP8 too. For runs from scratch alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig(Section):
-    """What rests in the host's memory: this fraction of the optimizer (its state and its arithmetic), the activations of so many layers."""
+    """What is kept in the host's memory instead of the GPU's."""
 
-    optimizer_fraction: float = 0.0
-    activation_layers: int = 0
+    optimizer_fraction: Annotated[float, Range(ge=0, le=1)] = 0.0
+    """This fraction of the optimizer: its state and its arithmetic. It needs parallel.distributed_optimizer."""
+
+    activation_layers: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
+    """The activations of so many layers. Dense models alone, without pipeline parallelism and recompute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangConfig(Section):
+    """How a gang of ranks computes. Its keys stand at the top of every job's YAML that runs on a gang."""
+
+    world_size: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
+    """The ranks that the run is laid out for, a GPU each. A gang of another size is refused. Null: any size."""
+
+    seed: Annotated[int, Range(ge=0, lt=2**32, fix="numpy takes no other")] = 1234
+    """The seed of the data's order, and of weights that begin at random."""
+
+    precision: Precision = "bf16"
+    """What weights and activations are held in. Under bf16 the optimizer's weights and the gradients are in fp32."""
+
+    deterministic: Annotated[bool, MAY_CHANGE] = False
+    """Ask torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine for the same bits again on the same ranks."""
+
+    environment: Annotated[dict[str, str], MAY_CHANGE] = field(default_factory=dict)
+    """Variables for NCCL, CUDA, torch and Transformer Engine. They win over those that follow from the config (parallel/environment.py)."""
+
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    recompute: Annotated[RecomputeConfig, MAY_CHANGE] = field(default_factory=RecomputeConfig)
+
+    fp8: FP8Config | None = None
+    """Null: no FP8. `fp8: {}` is FP8 with the defaults below."""
+
+    offload: OffloadConfig = field(default_factory=OffloadConfig)

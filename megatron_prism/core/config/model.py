@@ -3,66 +3,129 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Section
+from megatron_prism.core.config.section import Range, Section
+
+Size = Annotated[int, Range(ge=1, lt=2**31)]
+Multiplier = Range(ne=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Rope(Section):
-    """LLaMA-3.1's rotary scaling (HF `rope_type: llama3`); Megatron-Core fixes all but `factor`."""
+    """LLaMA-3.1's rotary scaling (HF `rope_type: llama3`). Megatron-Core fixes all of it but `factor`."""
 
-    factor: float
+    factor: Annotated[float, Range(gt=0)]
+    """How many times the original positions the model was extended to."""
+
     low_freq_factor: float = 1.0
+    """Fixed at 1."""
+
     high_freq_factor: float = 4.0
+    """Fixed at 4."""
+
     original_max_position_embeddings: int = 8192
+    """Fixed at 8192: the positions that the model had before it was extended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MambaConfig(Section):
-    """A Mamba-2 mixer's sizes; heads of one group share their B and C. chunk_size changes speed and memory, not the result."""
+    """A Mamba-2 mixer's sizes."""
 
-    num_heads: int
-    head_dim: int
-    state_dim: int
-    num_groups: int
-    conv_kernel: int = 4
-    chunk_size: int = 128
+    num_heads: Annotated[int, Range(ge=1)]
+    """The heads of the mixer."""
+
+    head_dim: Annotated[int, Range(ge=1)]
+    """The channels of a head."""
+
+    state_dim: Annotated[int, Range(ge=1)]
+    """The size of the state, a channel."""
+
+    num_groups: Annotated[int, Range(ge=1)]
+    """The heads of one group share their B and C. It divides num_heads."""
+
+    conv_kernel: Annotated[int, Range(ge=1)] = 4
+    """The tokens that the convolution sees."""
+
+    chunk_size: Annotated[int, Range(ge=1)] = 128
+    """The tokens that the scan takes at a time. It changes speed and memory, not the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
     """A decoder's architecture, in Megatron-Core's words. A family reads it from HF's config.json and writes it back.
 
-    family names the file of families/ that knows it.
-    layer_pattern is a hybrid's, a letter a Megatron layer: M Mamba, * attention, - MLP; None: num_layers of attention and MLP.
-    vocab_size is the true size (HF's); padding for tensor parallelism is derived when the model is built.
-    window_size is the tokens a token attends to, itself included (HF's sliding_window); None: all before it.
-    The multipliers are Granite's, applied at run time and never folded into weights; attention_multiplier is the scale
-    of the attention scores, None: 1 / sqrt(kv_channels).
+    The multipliers are Granite's. They are applied when the model runs, and never folded into weights.
     """
 
     family: str
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    vocab_size: int
-    max_position_embeddings: int
+    """The name of the family that knows the architecture (a file of families/)."""
+
+    num_layers: Size
+    """Megatron-Core's layers: a dense layer is attention and MLP, a hybrid's is a letter of layer_pattern."""
+
+    hidden_size: Size
+    """The width of the residual stream."""
+
+    ffn_hidden_size: Size
+    """The width within an MLP."""
+
+    num_attention_heads: Size
+    """The query heads."""
+
+    num_query_groups: Size
+    """The heads of keys and values. It divides num_attention_heads."""
+
+    kv_channels: Size
+    """The channels of an attention head."""
+
+    vocab_size: Size
+    """The true size (HF's). The padding for tensor parallelism is derived when the model is built."""
+
+    max_position_embeddings: Annotated[int, Range(ge=1)]
+    """The longest sequence that the model takes."""
+
     layer_pattern: str | None = None
+    """Of a hybrid: a letter a layer, M for Mamba, * for attention, - for MLP. Null: num_layers of attention and MLP."""
+
     mamba: MambaConfig | None = None
+    """Of a hybrid: the sizes of its Mamba-2 mixers."""
+
     activation: Literal["swiglu", "relu2"] = "swiglu"
+    """The MLP's activation: SwiGLU, or squared ReLU without a gate."""
+
     qkv_bias: bool = False
-    norm_epsilon: float = 1e-5
+    """The attention's input projection has a bias."""
+
+    norm_epsilon: Annotated[float, Range(gt=0)] = 1e-5
+    """RMSNorm's epsilon. 1e-5 for a hybrid: Megatron-Core fixes it in its Mamba mixer."""
+
     position_embedding: Literal["rope", "none"] = "rope"
-    rotary_base: float = 10000.0
+    """Rotary positions, or none."""
+
+    rotary_base: Annotated[float, Range(gt=0)] = 10000.0
+    """The base of the rotary frequencies (HF's rope_theta)."""
+
     rope_scaling: Llama3Rope | None = None
+    """LLaMA-3.1's scaling of the rotary frequencies. Null: none."""
+
     tie_word_embeddings: bool = False
-    init_method_std: float = 0.02
-    window_size: int | None = None
-    attention_multiplier: float | None = None
-    embedding_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    logits_scaling: float = 1.0
+    """The output layer has the embedding's weights."""
+
+    init_method_std: Annotated[float, Range(ge=0)] = 0.02
+    """The standard deviation of weights that begin at random."""
+
+    window_size: Annotated[int | None, Range(ge=1)] = None
+    """The tokens that a token attends to, itself included (HF's sliding_window). Null: all before it."""
+
+    attention_multiplier: Annotated[float | None, Multiplier] = None
+    """The scale of the attention scores. Null: 1 / sqrt(kv_channels)."""
+
+    embedding_multiplier: Annotated[float, Multiplier] = 1.0
+    """The embedding's output is multiplied by it."""
+
+    residual_multiplier: Annotated[float, Multiplier] = 1.0
+    """What a layer adds to the residual stream is multiplied by it."""
+
+    logits_scaling: Annotated[float, Multiplier] = 1.0
+    """The logits are divided by it."""

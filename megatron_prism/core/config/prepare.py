@@ -4,131 +4,183 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Section
+from megatron_prism.core.config.section import Pattern, Range, Section
+
+Name = Annotated[str, Pattern(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*", "letters, digits, '_', '-' and '.', the first no '.': it names a folder")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepConfig(Section):
-    """A condition on a field of the record (`a.b`: a field within one); one of the five operations is set.
+    """A condition on a field of the record. One of the five operations is set.
 
     A record that does not meet it is left out and counted. A record without the field is a bad record.
     """
 
     field: str
+    """The record's field. `a.b` is a field within a field."""
+
     equals: str | int | float | bool | None = None
+    """The field has this value."""
+
     not_equals: str | int | float | bool | None = None
+    """The field has another value."""
+
     at_least: float | None = None
+    """The field is this number, or more."""
+
     one_of: tuple[str, ...] = ()
+    """The field is one of these texts."""
+
     starts_with: str | None = None
+    """The field is a text that begins so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnsConfig(Section):
-    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break; system turns are left out (ours).
-
-    prefix: every utterance begins "User: " or "Assistant: " (paper, section 3.1: chat).
-    """
+    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break. System turns are left out (ours)."""
 
     field: str = "messages"
+    """The record's field that holds the turns."""
+
     prefix: bool = False
+    """Every utterance begins "User: " or "Assistant: " (paper, section 3.1: chat)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
-    """So many different texts for each value of a field of the record, chosen by lot (paper, section 3.1); other values are left out.
-
-    Without a field all records are of one group, `all`.
-    """
+    """So many different texts for each value of a field of the record, chosen by lot (paper, section 3.1)."""
 
     counts: dict[str, int]
+    """How many texts, by the field's value. Records with other values are left out."""
+
     field: str | None = None
+    """The record's field. Null: all records are of one group, `all`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig(Section):
-    """Files, and how their records become texts.
-
-    path: files or globs (.jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders).
-    keep: conditions on a record, all of which must hold. text: how a record becomes text, as `{field}` in braces; or turns.
-    A .txt file is split into documents at blank lines (`split: paragraph`) or taken whole (`split: file`).
-    hf_id: where it comes from, for the reader.
-    """
+    """Files, and how their records become texts."""
 
     path: tuple[str, ...] = ()
+    """Files or globs: .jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
+
     keep: tuple[KeepConfig, ...] = ()
+    """Conditions on a record, all of which must hold."""
+
     text: str = "{text}"
+    """How a record becomes a text: `{field}` in braces stands for the record's field. Or use turns."""
+
     turns: TurnsConfig | None = None
+    """How a record of turns becomes a text."""
+
     sample: SampleConfig | None = None
+    """Take a sample of the records. Null: all of them."""
+
     split: Literal["paragraph", "file"] = "file"
+    """A .txt file is split into documents at blank lines (paragraph), or taken whole (file)."""
+
     hf_id: str | None = None
+    """Where it comes from, for the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(PartConfig):
-    """One source of a mixture: a part of its own, or several `parts` end to end. weight: percent of the training tokens.
+    """One source of a mixture: a part of its own, or several `parts` end to end."""
 
-    valid_path: files held out for validation, read like the source's own; else valid_percent of the documents, chosen by their hash.
-    min_tokens: shorter documents are left out (the paper does so before the 128k step; its threshold is not given).
-    dedup: `exact` leaves out a text that was there before, `minhash` also one much like it (the paper names no method: ours).
-    decontaminate: leave out what the mixture's `decontaminate` finds. domain: what reports add it to.
-    available_tokens: what it is said to hold, for a plan without data.
-    """
+    name: Name
+    """The source's name, used once in a mixture."""
 
-    name: str
-    weight: float
+    weight: Annotated[float, Range(gt=0)]
+    """Percent of the training tokens. All sources' weights sum to 100."""
+
     parts: tuple[PartConfig, ...] = ()
+    """Several parts, in place of the source's own path, keep, text, turns, sample and split."""
+
     valid_path: tuple[str, ...] = ()
-    valid_percent: float = 0.0
-    min_tokens: int = 1
+    """Files held out for validation, read like the source's own."""
+
+    valid_percent: Annotated[float, Range(ge=0, lt=100)] = 0.0
+    """Without valid_path: the percent of the documents held out for validation, chosen by their hash."""
+
+    min_tokens: Annotated[int, Range(ge=1)] = 1
+    """Shorter documents are left out (the paper does so before the 128k step, and does not give its threshold)."""
+
     dedup: Literal["none", "exact", "minhash"] = "none"
+    """`exact` leaves out a text that was there before, `minhash` also one much like it (the paper names no method: ours)."""
+
     decontaminate: bool = True
+    """Leave out what the mixture's `decontaminate` finds."""
+
     domain: str | None = None
-    available_tokens: int | None = None
+    """What reports add the source to."""
+
+    available_tokens: Annotated[int | None, Range(ge=1)] = None
+    """The tokens that the source is said to hold, for a plan without data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateConfig(Section):
-    """Leave out documents that share `ngram` words in a row with a text of `against` (the paper describes no decontamination: ours).
-
-    A text of fewer words is looked for whole, one of fewer than `shortest` not at all (and counted).
-    """
+    """Leave out documents that share words with an evaluation set (the paper describes no decontamination: ours)."""
 
     against: tuple[PartConfig, ...]
-    ngram: int = 13
-    shortest: int = 8
+    """The evaluation sets' texts."""
+
+    ngram: Annotated[int, Range(ge=1)] = 13
+    """A document that shares so many words in a row with one of the texts is left out."""
+
+    shortest: Annotated[int, Range(ge=1)] = 8
+    """A text of fewer than ngram words is looked for whole, a text of fewer than so many not at all (and counted)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackingConfig(Section):
-    """Best-fit-decreasing packing into sequences of `seq_length`, in place of plain concatenation (paper, section 8.1).
+    """Best-fit-decreasing packing into sequences, in place of plain concatenation (paper, section 8.1)."""
 
-    A document longer than seq_length is cut into chunks that overlap by `overlap` tokens (paper: optional, no number: 0 is ours).
-    """
+    seq_length: Annotated[int, Range(ge=1)]
+    """The tokens of a sequence. A longer document is cut into chunks."""
 
-    seq_length: int
-    overlap: int = 0
+    overlap: Annotated[int, Range(ge=0)] = 0
+    """The tokens that the chunks of a document overlap by (paper: optional, no number: 0 is ours)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Section):
-    """`prism prepare`: weighted sources, tokenized once into Megatron .bin/.idx files.
-
-    tokens: the training budget whose blend is planned and reported; None: what the scarcest source gives in one epoch.
-    seed: of `sample`. max_epochs: how often the budget may read a source over.
-    tokenizer_backend: gigatoken gives the same ids, several times as fast, for the kinds of tokenizer it reads.
-    """
+    """`prism prepare`: weighted sources, tokenized once into Megatron .bin/.idx files."""
 
     out: Path
+    """The folder to write."""
+
     tokenizer: Path
+    """The tokenizer's folder."""
+
     sources: tuple[SourceConfig, ...]
-    tokens: int | None = None
-    max_epochs: float | None = None
+    """The sources of the mixture."""
+
+    tokens: Annotated[int | None, Range(ge=1)] = None
+    """The training budget whose blend is planned and reported. Null: what the scarcest source gives in one epoch."""
+
+    max_epochs: Annotated[float | None, Range(gt=0, finite=False)] = None
+    """How often the budget may read a source over. Null: no limit."""
+
     seed: int = 1234
+    """The seed of `sample`."""
+
     decontaminate: DecontaminateConfig | None = None
+    """Null: no decontamination."""
+
     packing: PackingConfig | None = None
+    """Null: documents follow each other, and are cut where a sequence ends."""
+
     append_eos: bool = True
-    num_workers: int | None = None
+    """End each document with the tokenizer's end-of-text token."""
+
+    num_workers: Annotated[int | None, Range(ge=1)] = None
+    """The processes that tokenize. Null: one a core."""
+
     tokenizer_backend: Literal["tokenizers", "gigatoken"] = "tokenizers"
+    """gigatoken gives the same ids, several times as fast, for the kinds of tokenizer that it reads."""
+
     on_bad_record: Literal["error", "skip"] = "error"
+    """A record that cannot be read ends the job (error), or is left out and counted (skip)."""

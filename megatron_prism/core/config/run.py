@@ -3,71 +3,92 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Section
+from megatron_prism.core.config.section import Range, Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig(Section):
-    """Validation: every `interval` steps (0: only at the start and the end), `sequences` of each source at the most."""
+    """Validation on the documents that the mixture holds out."""
 
-    interval: int = 0
-    sequences: int = 64
+    interval: Annotated[int, Range(ge=0)] = 0
+    """Validate every so many steps. 0: at the start and at the end alone."""
+
+    sequences: Annotated[int, Range(ge=1)] = 64
+    """At most so many sequences of each source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig(Section):
-    """Checkpoints: every `interval` steps (0: only the last step); the newest keep_last stay, and those of multiples of keep_every.
+    """Checkpoints, and which of them stay."""
 
-    background: training goes on while a checkpoint is written. timeout_s: a save that takes longer is given up, with an error.
-    """
+    interval: Annotated[int, Range(ge=0)] = 0
+    """Save every so many steps. 0: the last step alone."""
 
-    interval: int = 0
-    keep_last: int = 2
-    keep_every: int = 0
+    keep_last: Annotated[int, Range(ge=1)] = 2
+    """The newest so many checkpoints stay."""
+
+    keep_every: Annotated[int, Range(ge=0)] = 0
+    """Checkpoints of multiples of so many steps stay too. 0: none."""
+
     background: bool = True
-    timeout_s: float = 1200.0
+    """Training goes on while a checkpoint is written."""
+
+    timeout_s: Annotated[float, Range(gt=0)] = 1200.0
+    """A save that takes longer is given up, with an error. Less than limits.collective_timeout_s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig(Section):
-    """What happens to a step whose loss or gradients cannot be right; the weights never take it. The paper states none: ours.
+    """What happens to a step whose loss or gradients cannot be right. The weights never take it. The paper states no guard: ours.
 
-    on_nonfinite: a loss or a gradient norm that is no number. on_spike: a loss above the median of the last spike_window
-    steps by more than spike_deviations times their median absolute deviation.
-    stop: exit code 1. skip: the step is not taken, its data is passed over. rewind: go back to the last checkpoint, pass over the data
-    from there to this step. More than max_events skips and rewinds in a run stop it.
+    stop: the run ends with exit code 1. skip: the step is not taken, and its data is passed over. rewind: the run goes back to the last
+    checkpoint, and passes over the data from there to this step.
     """
 
     on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """When the loss or the gradient norm is NaN or inf."""
+
     on_spike: Literal["ignore", "stop", "skip", "rewind"] = "ignore"
-    spike_window: int = 100
-    spike_deviations: float = 20.0
-    max_events: int = 10
+    """When the loss is above the median of the last spike_window steps by more than spike_deviations times their median absolute deviation."""
+
+    spike_window: Annotated[int, Range(ge=1)] = 100
+    """The steps that a spike is measured against."""
+
+    spike_deviations: Annotated[float, Range(gt=0)] = 20.0
+    """How many median absolute deviations above the median make a spike."""
+
+    max_events: Annotated[int, Range(ge=0)] = 10
+    """More skips and rewinds than this in a run stop it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig(Section):
-    """When a run stops of itself. wall_clock_s: after so long it saves, and exits with code 3, to be started again; None: never.
+    """When a run stops of itself."""
 
-    collective_timeout_s: a rank waits so long for another one. hang_timeout_s: a step, a validation or a save that takes longer ends
-    the process with every thread's stack on standard error; None: never.
-    """
+    wall_clock_s: Annotated[float | None, Range(gt=0)] = None
+    """After so long the run saves and exits with code 3, to be started again. Null: never."""
 
-    wall_clock_s: float | None = None
-    collective_timeout_s: float = 1800.0
-    hang_timeout_s: float | None = 3600.0
+    collective_timeout_s: Annotated[float, Range(gt=0)] = 1800.0
+    """A rank waits so long for another one, then fails."""
+
+    hang_timeout_s: Annotated[float | None, Range(gt=0)] = 3600.0
+    """A step, a validation or a save that takes longer ends the process, with every thread's stack on standard error. Null: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(Section):
-    """Metrics every `interval` steps; peak_tflops (dense, of the run's precision) is what MFU is a share of.
+    """What a run writes about itself."""
 
-    samples: write which sequences each step read (samples/rank_N.jsonl). timers: seconds a step by phase, and the slowest rank.
-    """
+    interval: Annotated[int, Range(ge=1)] = 1
+    """Write metrics every so many steps."""
 
-    interval: int = 1
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float | None, Range(gt=0)] = None
+    """The device's dense peak in the run's precision, of which MFU is a share. Null: as known for H100, H200 and A100."""
+
     samples: bool = False
+    """Write which sequences each step read (samples/rank_N.jsonl)."""
+
     timers: bool = True
+    """Write the seconds of a step by phase, and the slowest rank."""

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from megatron_prism.core.config.gang import FP8Config, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.gang import GangConfig
 from megatron_prism.core.config.model import ModelConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
-from megatron_prism.core.config.section import Section
+from megatron_prism.core.config.section import MAY_CHANGE, Range, Section
+
+Weight = Annotated[float, Range(gt=0)]  # percent
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Section):
-    """Where the weights come from: a checkpoint, or `seed` (then `model` and `tokenizer` must be given). Beside a checkpoint `model` is
-    what it must be.
+    """Where the weights come from: a checkpoint, or `seed`. From `seed`, `model` and `tokenizer` must be given."""
 
-    max_position_embeddings: the positions that a checkpoint's model is extended to, in its config.json too when it is written back. Nothing
-    else of it changes: the paper's step to 128k mentions no change of the rotary positions.
-    """
+    checkpoint: Annotated[Path | None, MAY_CHANGE] = None
+    """The checkpoint to start from, or a run folder (its latest). It brings its own tokenizer. A resumed run does not read it."""
 
-    checkpoint: Path | None = None
-    tokenizer: Path | None = None
-    max_position_embeddings: int | None = None
+    tokenizer: Annotated[Path | None, MAY_CHANGE] = None
+    """The tokenizer's folder, of a run from scratch."""
+
+    max_position_embeddings: Annotated[int | None, Range(ge=1)] = None
+    """The positions that a checkpoint's model is extended to, also in its config.json when it is written back. Nothing else of the model
+    changes: the paper's step to 128k mentions no change of the rotary positions."""
 
     def extend(self, model: ModelConfig) -> ModelConfig:
         """Return a checkpoint's architecture as the run begins with it."""
@@ -32,95 +35,129 @@ class InitConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureChange(Section):
-    """From `step` (steps done) on: other weights, by source name, in percent; where `prepared` is given, of another mixture."""
+    """Another mixture, from a step on."""
 
-    step: int
-    weights: dict[str, float] | None = None
+    step: Annotated[int, Range(ge=1)]
+    """The change comes after so many steps are done."""
+
+    weights: dict[str, Weight] | None = None
+    """The weights from there on, by source name, in percent. Null: the mixture's own."""
+
     prepared: Path | None = None
+    """Another prepared mixture. Null: the one that was read before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
-    """A prepared mixture (`prism prepare`); `weights` replaces the mixture's own, by source name, in percent.
-
-    A source that `weights` leaves out is not read. changes: other mixtures later in the run. max_epochs: how often a
-    source may be read over; the paper reads one 4.4 times (Table 1), and states no limit.
-    document_mask: neither attention nor a Mamba layer's state passes from one document to the next, and positions begin
-    again in each. The paper describes no masking at 8k: off.
-    """
+    """A prepared mixture, and how a run reads it."""
 
     prepared: Path
-    seq_length: int
-    weights: dict[str, float] | None = None
-    changes: tuple[MixtureChange, ...] = ()
-    max_epochs: float | None = None
+    """The mixture's folder (`prism prepare`)."""
+
+    seq_length: Annotated[int, Range(ge=1)]
+    """The tokens of a sequence."""
+
+    weights: dict[str, Weight] | None = None
+    """Weights in place of the mixture's own, by source name, in percent. A source that is left out is not read. Null: the mixture's own."""
+
+    changes: Annotated[tuple[MixtureChange, ...], MAY_CHANGE] = ()
+    """Other mixtures later in the run. A resumed run may change those that it has not reached."""
+
+    max_epochs: Annotated[float | None, Range(gt=0, finite=False), MAY_CHANGE] = None
+    """How often a source may be read over. The paper reads one 4.4 times (Table 1) and states no limit. Null: no limit."""
+
     document_mask: bool = False
-    num_workers: int = 0
+    """Neither attention nor a Mamba layer's state passes from one document to the next, and positions begin again in each. The paper
+    describes no masking at 8k: off."""
+
+    num_workers: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
+    """The processes a rank that read data. 0: the rank itself reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig(Section):
-    """Sequences a step over all ranks, and a microbatch on one rank. Paper: 128 and 1 (Table 16)."""
+    """What a step reads."""
 
-    global_size: int
-    micro_size: int = 1
+    global_size: Annotated[int, Range(ge=1)]
+    """The sequences of a step, over all ranks (paper: 128, Table 16)."""
+
+    micro_size: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
+    """The sequences of a microbatch, on one rank (paper: 1, Table 16)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """AdamW. Defaults are the paper's (Table 16), but clip_grad, which it does not state (lm-engine's default)."""
+    """AdamW. Defaults are the paper's (Table 16), but for clip_grad."""
 
-    lr: float = 5e-5
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-10
-    weight_decay: float = 0.1
-    clip_grad: float = 1.0
+    lr: Annotated[float, Range(ge=0)] = 5e-5
+    """The learning rate at the end of the warm-up (paper, Table 16)."""
+
+    beta1: Annotated[float, Range(ge=0, lt=1)] = 0.9
+    """The decay of the first moment (paper, Table 16)."""
+
+    beta2: Annotated[float, Range(ge=0, lt=1)] = 0.95
+    """The decay of the second moment (paper, Table 16)."""
+
+    eps: Annotated[float, Range(gt=0)] = 1e-10
+    """What is added to the root of the second moment (paper, Table 16)."""
+
+    weight_decay: Annotated[float, Range(ge=0)] = 0.1
+    """Decoupled weight decay (paper, Table 16). Biases and norms are not decayed."""
+
+    clip_grad: Annotated[float, Range(ge=0)] = 1.0
+    """The gradient norm that gradients are cut down to. 0: never. The paper does not state it: lm-engine's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section):
-    """Learning rate over steps: linear warm-up, then `kind` down to lr * final_factor at the last step.
-
-    wsd_decay_steps is the length of WSD's last, linear part. Paper: cosine, 500 warm-up steps, factor 0.1 (Table 16).
-    """
+    """Learning rate over steps: linear warm-up, then `kind` down to lr * final_factor at the last step."""
 
     kind: Literal["cosine", "linear", "exponential", "wsd", "constant"] = "cosine"
-    warmup_steps: int = 0
-    final_factor: float = 0.1
-    wsd_decay_steps: int | None = None
+    """The shape of the way down (paper: cosine, Table 16). exponential is lm-engine's, which reaches its end exactly. wsd is warm-up,
+    stable, decay."""
+
+    warmup_steps: Annotated[int, Range(ge=0)] = 0
+    """The steps of the warm-up (paper: 500, Table 16)."""
+
+    final_factor: Annotated[float, Range(ge=0, le=1)] = 0.1
+    """The last step's learning rate, as a share of lr (paper: 0.1, Table 16)."""
+
+    wsd_decay_steps: Annotated[int | None, Range(ge=1)] = None
+    """Under wsd: the length of the last, linear part."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Section):
-    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job.
+class TrainConfig(GangConfig):
+    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
 
-    world_size: the ranks that the run is laid out for, a GPU each; a gang of another size is refused. None: any.
-    deterministic: the same bits again on the same ranks. environment: variables for NCCL, CUDA, torch and Transformer Engine,
-    over those that follow from the config (parallel/environment.py).
-    trainable: patterns of parameter names as a checkpoint has them; all others stay as they are, bit for bit.
-    """
+    run_dir: Annotated[Path, MAY_CHANGE]
+    """The run's folder: new, or a run's. Started again with the same folder, a run is resumed."""
 
-    run_dir: Path
-    steps: int
+    steps: Annotated[int, Range(ge=1)]
+    """The optimizer steps of the whole run."""
+
     data: DataConfig
+
     batch: BatchConfig
-    world_size: int | None = None
-    seed: int = 1234
+
     init: InitConfig = field(default_factory=InitConfig)
+
     model: ModelConfig | None = None
-    precision: Precision = "bf16"
-    fp8: FP8Config | None = None
-    deterministic: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """The architecture of a run from scratch. Beside init.checkpoint: what the checkpoint must be."""
+
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    offload: OffloadConfig = field(default_factory=OffloadConfig)
+
     trainable: tuple[str, ...] = ("*",)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    save: SaveConfig = field(default_factory=SaveConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    """Patterns of parameter names as a checkpoint has them. All others stay as they are, bit for bit."""
+
+    validation: Annotated[ValidationConfig, MAY_CHANGE] = field(default_factory=ValidationConfig)
+
+    save: Annotated[SaveConfig, MAY_CHANGE] = field(default_factory=SaveConfig)
+
+    guard: Annotated[GuardConfig, MAY_CHANGE] = field(default_factory=GuardConfig)
+
+    limits: Annotated[LimitsConfig, MAY_CHANGE] = field(default_factory=LimitsConfig)
+
+    log: Annotated[LogConfig, MAY_CHANGE] = field(default_factory=LogConfig)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.cluster import check_cluster, check_pipeline, order
-from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig, PipelineConfig, StageConfig
+from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load
 
@@ -48,11 +48,11 @@ def test_a_wrong_cluster_is_named(changes: dict[str, Any], where: str) -> None:
     assert [problem.where for problem in check_cluster(ClusterConfig(**({"gpus_per_node": 8} | changes)))] == [where]
 
 
-def stage(name: str, *after: str, **more: Any) -> StageConfig:
-    return StageConfig(**({"name": name, "command": ("prepare", "a.yaml"), "after": after} | more))
+def stage(name: str, *after: str, **more: Any) -> JobConfig:
+    return JobConfig(**({"name": name, "command": ("prepare", "a.yaml"), "after": after} | more))
 
 
-def pipeline(*stages: StageConfig, **more: Any) -> PipelineConfig:
+def pipeline(*stages: JobConfig, **more: Any) -> PipelineConfig:
     return PipelineConfig(**({"name": "p", "run_dir": Path("runs/p"), "stages": stages} | more))
 
 
@@ -74,10 +74,10 @@ def test_all_that_is_wrong_with_a_pipeline_is_said_at_once() -> None:
         run_dir=Path("a\nb"),
     )
     assert [(problem.where, problem.found) for problem in check_pipeline(made)] == [
+        ("stages.4.name", "'d e'"),
         ("run_dir", "'a\\nb'"),
         ("stages.2.name", "'a'"),
         ("stages.3.after", "'none'"),
-        ("stages.4.name", "'d e'"),
         ("stages.4.command", "no words"),
         ("stages.5.command", "a text with a NUL or half a character"),
     ]

@@ -28,8 +28,9 @@ def prepare(*sources: dict[str, Any], **changes: Any) -> list[str]:
         ([], "sources"),
         ([{"weight": 60}, {"weight": 40}], "sources.1.name"),
         ([{"weight": 60}, {"name": "b", "weight": 30}], "sources.weight"),
-        ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.weight.b"),
-        ([{"weight": NAN}], "sources.weight.a"),
+        ([{"weight": 101}, {"name": "b", "weight": -1}], "sources.1.weight"),
+        ([{"weight": NAN}], "sources.0.weight"),
+        ([{"weight": NAN}], "sources.weight"),
         ([{"name": ""}], "sources.0.name"),
         ([{"name": "../a"}], "sources.0.name"),
         ([{"path": []}], "sources.0.path"),
@@ -53,7 +54,7 @@ def test_a_mixture_that_does_not_hold_is_named(sources: list, key: str) -> None:
 def test_prepare_numbers_and_a_mixture_that_holds() -> None:
     assert prepare({"weight": 27.5}, {"name": "b", "weight": 72.5}) == []
     assert prepare({"path": [], "parts": [{"path": ["a.txt"]}], "hf_id": "x/y"}) == []
-    assert prepare({}, tokens=0, num_workers=0, max_epochs=0) == ["tokens", "num_workers", "max_epochs"]
+    assert prepare({}, tokens=0, num_workers=0, max_epochs=0) == ["tokens", "max_epochs", "num_workers"]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ BLOCKS = SP2 | {"fp8": {"recipe": "blockwise"}}
 def test_sizes_that_fp8_or_offloading_cannot_are_named(
     values: dict, model: ModelConfig, sizes: dict, changes: dict, found: list[str]
 ) -> None:
-    assert keys(precision.check_sizes(dataclasses.replace(model, **sizes), changed(values, changes))) == found
+    assert keys(train.check_model(dataclasses.replace(model, **sizes), changed(values, changes))) == found
 
 
 @pytest.mark.parametrize(("value", "is_held"), [("1", True), ("0", False)])

@@ -193,9 +193,9 @@ def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values
     values["batch"]["micro_size"] = "2"
     base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "precision": "fp8", "seed": True})
     assert [problem.where for problem in refusal(top, "schedule.warmup_steps=2.5")] == [
-        f"{base}:batch.micro_size",
         f"{top}:seed",
         f"{top}:precision",
+        f"{base}:batch.micro_size",
         "override:schedule.warmup_steps",
     ]
 

@@ -132,7 +132,7 @@ def folder_of(tokenizer: Tokenizer, folder: Path) -> Path:
 
 def encoded(folder: Path, texts: list[str], backend: tokenizer.Backend) -> list[list[int]]:
     spec = tokenizer.load(folder, True, backend)
-    return [tokenizer.encode([text], spec, append_eos=True)[0].tolist() for text in texts]
+    return [tokenizer.encode_documents([text], spec, append_eos=True)[0].tolist() for text in texts]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +140,7 @@ def test_ids_are_those_of_tokenizers(kind: str, tmp_path: Path) -> None:
     folder, texts = folder_of(KINDS[kind](), tmp_path / "t"), [*hostile(1500), *TEXTS[:50], *MARKS, NEWER, ""]
     assert encoded(folder, texts, "gigatoken") == encoded(folder, texts, "tokenizers")
     spec = tokenizer.load(folder, True, "gigatoken")
-    together = [tokenizer.encode(TEXTS, one, append_eos=True) for one in (spec, tokenizer.load(folder, True))]
+    together = [tokenizer.encode_documents(TEXTS, one, append_eos=True) for one in (spec, tokenizer.load(folder, True))]
     assert all(np.array_equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(*together, strict=True))
 
 
@@ -180,7 +180,7 @@ def test_a_kind_that_is_not_read_an_error_of_its_own_and_its_absence_are_refused
     spec = tokenizer.load(folder_of(byte_level(LLAMA3), tmp_path / "t"), True, "gigatoken")
     monkeypatch.setattr(fast_tokenizer, "encode", lambda fast, texts: (np.array([5], np.uint32), np.array([1])))
     with pytest.raises(InputError, match="gives other ids than tokenizers for the text .The sum"):
-        tokenizer.encode(TEXTS[:1], spec, append_eos=True)
+        tokenizer.encode_documents(TEXTS[:1], spec, append_eos=True)
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     with pytest.raises(BackendMissing, match="gigatoken is not installed"):
         tokenizer.load(tmp_path / "t", True, "gigatoken")

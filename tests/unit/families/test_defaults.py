@@ -8,14 +8,6 @@ import pytest
 
 from megatron_prism.families import registry
 
-NEEDED = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-}
 SAME = {"norm_epsilon": "rms_norm_eps", "num_query_groups": "num_key_value_heads", "tie_word_embeddings": "tie_word_embeddings"}
 OWN: dict[str, dict[str, str]] = {
     "Llama": {},
@@ -25,11 +17,11 @@ OWN: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_a_silent_config_reads_as_transformers_reads_it(kind: str) -> None:
+def test_a_silent_config_reads_as_transformers_reads_it(kind: str, needed: dict[str, Any]) -> None:
     import transformers
 
     # MistralConfig's own default of key/value heads and head size is that of the 7B: both are given here
-    given: dict[str, Any] = {**NEEDED, "num_key_value_heads": 4, "head_dim": 16}
+    given: dict[str, Any] = {**needed, "num_key_value_heads": 4, "head_dim": 16}
     silent = {"architectures": [f"{kind}ForCausalLM"], **given}
     ours = registry.of_hf(silent, "config").read_config(silent, "config")
     theirs = getattr(transformers, f"{kind}Config")(**given)

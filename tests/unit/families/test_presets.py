@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_prism.core.check.train import check_architecture
+from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.families import registry
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.core.errors import CheckpointError
+from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.hf import bits, safetensors
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -65,13 +65,19 @@ DAMAGED_TENSORS = {
 }
 
 
+def refused(path: Path, data: bytes) -> Problem:
+    """Return what is wrong with a folder whose only file this is."""
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        safetensors.open_shards(path.parent)
+    (problem,) = caught.value.problems
+    return problem
+
+
 @pytest.mark.parametrize("damage", DAMAGED_FILES)
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / safetensors.SINGLE
-    path.write_bytes(DAMAGED_FILES[damage])
-    with pytest.raises(CheckpointError) as caught:
-        safetensors.open_shards(tmp_path)
-    (problem,) = caught.value.problems
+    problem = refused(path, DAMAGED_FILES[damage])
     assert problem.where.startswith(str(path))
     assert "twice" not in damage or "twice" in problem.found
 
@@ -79,11 +85,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize("damage", DAMAGED_TENSORS)
 def test_a_damaged_tensor_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / safetensors.SINGLE
-    path.write_bytes(DAMAGED_TENSORS[damage])
-    with pytest.raises(CheckpointError) as caught:
-        safetensors.open_shards(tmp_path)
-    (problem,) = caught.value.problems
-    assert problem.where == f"{path}: b"
+    assert refused(path, DAMAGED_TENSORS[damage]).where == f"{path}: b"
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(whole: Path) -> None:
         read(whole, last)
 
 
-def test_new_layout_fills_files_in_order_and_reads_as_safetensors(tmp_path: Path) -> None:
+def test_new_shards_fill_files_in_order_and_read_as_safetensors(tmp_path: Path) -> None:
     shapes = {"b": (4, 8), "a": (4, 8), "c": (1,), "d": (64, 8), "e": (2, 2)}
     shards = safetensors.new_shards(shapes, torch.bfloat16, max_shard_bytes=129)
     assert [[place.name for place in shard.tensors] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]

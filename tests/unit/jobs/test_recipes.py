@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
-from megatron_prism.core.load import LAYOUTS, load, merge, read_layers
+from megatron_prism.core.layers import LAYOUTS, merge, read_layers
+from megatron_prism.core.load import load
 from megatron_prism.planning import memory
 
 ROOT = Path(__file__).resolve().parents[3]

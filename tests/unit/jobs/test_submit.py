@@ -1,9 +1,10 @@
-"""What is submitted: told by its keys, with resources from its own config, once; and what `prism status` says of it."""
+"""What is submitted: a job or a pipeline, with resources from its own config, once; and what `prism status` says of it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import status, submit
 
@@ -54,13 +56,17 @@ def write(name: str, values: Any) -> Path:
     return Path(name)
 
 
-def scripts(path: str, *overrides: str) -> list[str]:
-    return submit.run(Path(path), overrides, Path("cluster.yaml"), dry_run=True)["texts"]
+def submitted(*words: str | Path, dry_run: bool = False, cluster: str = "cluster.yaml") -> dict[str, Any]:
+    return submit.run([*map(str, words)], Path(cluster), dry_run, read_command)
 
 
-def refused(path: str, *overrides: str) -> str:
+def scripts(*words: str) -> list[str]:
+    return submitted(*words, dry_run=True)["texts"]
+
+
+def refused(*words: str) -> str:
     with pytest.raises(InputError) as caught:
-        submit.run(Path(path), overrides, Path("cluster.yaml"), dry_run=True)
+        scripts(*words)
     return str(caught.value)
 
 
@@ -74,17 +80,17 @@ def chain(**train: Any) -> dict[str, Any]:
 
 
 def test_resources_follow_from_the_config(home: Path) -> None:
-    (script,) = scripts("train.yaml")
+    (script,) = scripts("train", "train.yaml")
     assert "#SBATCH --nodes=2\n" in script and "#SBATCH --gres=gpu:8\n" in script
     assert "    prism train train.yaml --nproc 8 &\n" in script
-    (script,) = scripts("train.yaml", "world_size=4", "steps=20")
+    (script,) = scripts("train", "train.yaml", "world_size=4", "steps=20")
     assert "#SBATCH --nodes=1\n" in script and "#SBATCH --gres=gpu:4\n" in script
     assert "    prism train train.yaml world_size=4 steps=20 --nproc 4 &\n" in script
     assert not (home / "run").exists()
 
 
 def test_the_config_says_more_than_the_cluster_and_the_cluster_more_than_what_follows(home: Path) -> None:
-    (script,) = scripts("train.yaml")
+    (script,) = scripts("train", "train.yaml")
     assert (
         "export NCCL_DEBUG=INFO\n" in script
         and "export NCCL_NVLS_ENABLE=1\n" in script
@@ -94,8 +100,8 @@ def test_the_config_says_more_than_the_cluster_and_the_cluster_more_than_what_fo
 
 def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
     write("train.yaml", {**TRAIN, "layouts": {8: {"parallel": {"tp": 1}}, 16: {"parallel": {"tp": 4, "pp": 2}}}})
-    assert "NCCL_P2P_NET_CHUNKSIZE" in scripts("train.yaml")[0]
-    assert "NCCL_P2P_NET_CHUNKSIZE" not in scripts("train.yaml", "world_size=8")[0]
+    assert "NCCL_P2P_NET_CHUNKSIZE" in scripts("train", "train.yaml")[0]
+    assert "NCCL_P2P_NET_CHUNKSIZE" not in scripts("train", "train.yaml", "world_size=8")[0]
 
 
 @pytest.mark.parametrize(
@@ -111,24 +117,80 @@ def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
     ],
 )
 def test_a_config_without_a_place_on_the_cluster_is_refused(home: Path, overrides: list[str], said: str) -> None:
-    assert said in refused("train.yaml", *overrides)
+    assert (
+        said in refused(*overrides, "train", "train.yaml")
+        if overrides[0].startswith("cluster.")
+        else refused("train", "train.yaml", *overrides)
+    )
 
 
 def test_a_cluster_of_cpus_has_a_rank_a_process(home: Path) -> None:
-    (script,) = scripts("train.yaml", "cluster.gpus_per_node=0", "cluster.processes_per_node=4")
+    (script,) = scripts("cluster.gpus_per_node=0", "cluster.processes_per_node=4", "train", "train.yaml")
     assert "#SBATCH --nodes=4\n" in script and "--nproc 4 &\n" in script and "gres" not in script
 
 
 def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
-    (script,) = scripts("mixture.yaml", "seed=2")
+    (script,) = scripts("prepare", "mixture.yaml", "seed=2")
     assert (
         "    prism prepare mixture.yaml seed=2 &\n" in script and "gres" not in script and "--output=data.slurm/prepare.%j.out\n" in script
     )
 
 
+JOBS = [  # what the command is, the stage's name, and where the submission is kept
+    (["train", "train.yaml", "steps=20", "--json", "later/plan.json"], "train", "run/slurm"),
+    (["prepare", "mixture.yaml", "--report"], "prepare", "data.slurm"),
+    (["convert", "import", "--hf", "hf/a", "--out", "ckpt/a"], "convert-import", "ckpt/a.slurm"),
+    (["convert", "export", "--ckpt", "run", "--out", "."], "convert-export", ".slurm"),
+    (["convert", "verify", "--hf", "hf/a", "--ckpt", "run", "--tp", "2"], "convert-verify", "convert-verify.slurm"),
+    (["generate", "--ckpt", "run", "--prompt", "cluster.a=b --x"], "generate", "generate.slurm"),
+    (["doctor"], "doctor", "doctor.slurm"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "folder"), JOBS, ids=[name for _, name, _ in JOBS])
+def test_a_job_is_read_as_the_command_of_a_stage(home: Path, words: list[str], name: str, folder: str) -> None:
+    (alone,) = scripts("cluster.partition=long", *words)
+    assert f"    prism {shlex.join(words)}" in alone and f"#SBATCH --output={folder}/{name}.%j.out\n" in alone
+    assert "#SBATCH --partition=long\n" in alone and ("--nproc 8" in alone) == (name == "train")
+    title = alone.split("--job-name=")[1].split("\n")[0]
+    write("chain.yaml", {"name": title, "run_dir": "a", "stages": [{"name": name, "command": words}]})
+    assert scripts("chain.yaml", "cluster.partition=long") == [alone.replace(f"{folder}/", "a/slurm/")]
+    assert submitted(*words)["folder"] == folder and Path(folder, f"{name}.sbatch").is_file()
+
+
+def test_a_config_alone_stands_for_the_job_that_it_loads_as(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "prism"):
+        assert scripts("train.yaml", "cluster.partition=long", "steps=20") == scripts(
+            "cluster.partition=long", "train", "train.yaml", "steps=20"
+        )
+    assert "train.yaml is no pipeline; in full: prism submit --cluster cluster.yaml -- train train.yaml steps=20" in caplog.text
+    assert scripts("mixture.yaml") == scripts("prepare", "mixture.yaml")
+    assert "override:stepz: found an unknown key" in refused("train.yaml", "stepz=1")
+    assert "override:worker: found an unknown key" in refused("mixture.yaml", "worker=1")
+    assert "override:rundir: found an unknown key" in refused(str(write("chain.yaml", chain())), "rundir=a")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian", "train.yaml"], "trian: found no such file, and no job of prism"),
+        (["cluster.partition=long"], "command: found cluster.partition=long; required a pipeline's YAML, or -- and a job"),
+        (["convert", "exprt"], "convert with one of import, export, verify"),
+        (["convert", "export", "--ckpt", "run"], "Missing option '--out'"),
+        (["train", "train.yaml", "--lr", "1"], "No such option: --lr"),
+        (["train", "train.yaml", "--nproc", "4"], "required neither --nproc nor --"),
+        (["train", "train.yaml", "--", "steps=20"], "required neither --nproc nor --"),
+        (["train", "absent.yaml"], "absent.yaml: found no such file"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_the_job_would_refuse_is_refused(home: Path, words: list[str], said: str) -> None:
+    assert said in refused(*words)
+
+
 def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     path = write("chain.yaml", chain())
-    told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    told = submitted(path)
     assert [(stage["name"], stage["job"], stage["nodes"]) for stage in told["stages"]] == [
         ("prepare", "101", 1),
         ("train", "102", 2),
@@ -142,11 +204,11 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     ]
     Path("squeue.says").write_text("103|PENDING|Dependency\n")
     with pytest.raises(InputError, match="job 103 \\(export\\); required no job of this run"):
-        submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+        submitted(path)
     Path("squeue.says").unlink()
     Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:00Z 101 start 0 on a\n2026-01-01T00:00:01Z 101 done\n")
     Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 102 stopped: exit code 2, the input is wrong\n")
-    told = submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    told = submitted(path)
     assert [(stage["name"], stage["job"], stage["done_before"]) for stage in told["stages"]] == [
         ("prepare", "101", True),
         ("train", "104", False),
@@ -159,7 +221,7 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     Path("pipeline/slurm/train.events").write_text("2026-01-01T00:00:00Z 104 done\n")
     values = chain()
     values["stages"][1]["command"].append("seed=3")
-    told = submit.run(write("chain.yaml", values), [], Path("cluster.yaml"), dry_run=False)
+    told = submitted(write("chain.yaml", values))
     assert [stage["done_before"] for stage in told["stages"]] == [False] * 3, "training is behind data that is prepared anew"
 
 
@@ -174,7 +236,7 @@ def test_an_array_of_runs(home: Path) -> None:
     for wrong, said in (
         (["seed=2"], "share a run_dir"),
         (["run_dir=b", "world_size=8"], "differ in world_size"),
-        (["run_dir=b", "--x"], "without options"),
+        (["run_dir=b", "--x"], "No such option: --x"),
     ):
         write("chain.yaml", chain(array=[["run_dir=a", "seed=1"], wrong] if wrong[0] != "seed=2" else [["seed=1"], wrong]))
         assert said in refused("chain.yaml")
@@ -182,11 +244,11 @@ def test_an_array_of_runs(home: Path) -> None:
 
 def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> None:
     path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]]))
-    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    submitted(path)
     Path("pipeline/slurm/prepare.events").write_text("2026-01-01T00:00:01Z 101 done\n")
     Path("pipeline/slurm/train_0.events").write_text("2026-01-01T00:00:01Z 110 done\n")
     Path("pipeline/slurm/train_1.events").write_text("2026-01-01T00:00:01Z 111 stopped: exit code 1, the result is a failure\n")
-    submit.run(path, [], Path("cluster.yaml"), dry_run=False)
+    submitted(path)
     assert "#SBATCH --array=1\n" in Path("pipeline/slurm/train.sbatch").read_text()
     assert Path("pipeline/slurm/train_0.events").exists() and not Path("pipeline/slurm/train_1.events").exists()
     assert [row["stage"] for row in status.run(Path("pipeline"))["rows"]] == ["prepare", "train[0]", "train[1]", "export"]
@@ -206,19 +268,19 @@ def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home / "nothing"))
     with pytest.raises(EnvironmentFault, match="sbatch is not here"):
-        submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+        submitted("train", "train.yaml")
 
 
 def test_what_sbatch_refuses_is_said(home: Path) -> None:
     stub(home, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
     with pytest.raises(EnvironmentFault, match="sbatch refuses run/slurm/train.sbatch: sbatch: error: invalid account"):
-        submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+        submitted("train", "train.yaml")
 
 
 def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
     with pytest.raises(InputError, match="neither a run nor a submission"):
         status.run(Path("run"))
-    submit.run(Path("train.yaml"), [], Path("cluster.yaml"), dry_run=False)
+    submitted("train", "train.yaml")
     Path("squeue.says").write_text("101|PENDING|BeginTime\n")
     (row,) = status.run(Path("run"))["rows"]
     assert (row["stage"], row["job"], row["state"], row["step"], row["last_event"]) == ("train", "101", "PENDING (BeginTime)", 0, None)
@@ -271,7 +333,7 @@ def test_the_examples_are_what_submit_makes_today() -> None:
 def test_the_pipeline_of_configs_is_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     path = Path("configs/pipelines/llama-3.1-8b.yaml")
-    found = submit.run(path, [], Path("configs/clusters/h100_pyxis.yaml"), dry_run=True)["stages"]
+    found = submitted(path, dry_run=True, cluster="configs/clusters/h100_pyxis.yaml")["stages"]
     assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [
         ("import", 1, 1),
         ("prepare", 1, 1),

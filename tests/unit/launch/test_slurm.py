@@ -253,6 +253,7 @@ def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
         (0, 0, False, "done"),
         (1, 1, False, "stopped: exit code 1, the result is a failure"),
         (2, 2, False, "stopped: exit code 2, the input is wrong"),
+        (70, 70, False, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
         (3, 4, True, "saved: to be started again"),
         (4, 4, True, "fault: exit code 4 on node[1-2]"),
         (137, 4, True, "fault: exit code 137 on node[1-2]"),

@@ -1,4 +1,4 @@
-"""How an architecture becomes a Megatron model, and how the next token is chosen."""
+"""How an architecture becomes a Megatron model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.models import multipliers
-from megatron_prism.models.build import uneven_ends, uneven_layout
-from megatron_prism.models.generate import Sampling, choose
+from megatron_prism.models.build import uneven_ends, uneven_stages
 
 
 @pytest.mark.parametrize(("settings", "is_refused"), [({}, False), (("te",), False), (("linear",), True)])
@@ -51,15 +50,15 @@ class OutputLayer(torch.nn.Linear):
 
 
 def test_layout_of_five_layers_on_two_and_four_stages() -> None:
-    assert uneven_layout(6, 2) is None and uneven_layout(1, 1) is None
-    assert uneven_layout(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
-    assert uneven_layout(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
+    assert uneven_stages(6, 2) is None and uneven_stages(1, 1) is None
+    assert uneven_stages(5, 2) == [["embedding", "decoder", "decoder", "decoder"], ["decoder", "decoder", "loss"]]
+    assert uneven_stages(5, 4) == [["embedding", "decoder", "decoder"], ["decoder"], ["decoder"], ["decoder", "loss"]]
 
 
 @given(num_stages=st.integers(2, 12), data=st.data())
 def test_layout_holds_every_layer_once_and_stages_differ_by_one(num_stages: int, data: st.DataObject) -> None:
     num_layers = data.draw(st.integers(num_stages, 60))
-    layout = uneven_layout(num_layers, num_stages)
+    layout = uneven_stages(num_layers, num_stages)
     assert (layout is None) == (num_layers % num_stages == 0)
     if layout is not None:
         counts = [stage.count("decoder") for stage in layout]
@@ -84,34 +83,3 @@ def test_a_hybrids_uneven_ends(num_stages: int, data: st.DataObject) -> None:
 def test_nemotron_h_on_eight_stages() -> None:
     assert uneven_ends(52, 8) == (5, 5)  # and seven each between
     assert uneven_ends(5, 4) == (2, 1) and uneven_ends(9, 2) == (5, 4)
-
-
-LOGITS = torch.tensor([1.0, 3.0, 2.0, -5.0])
-
-
-def drawn(sampling: Sampling, count: int = 400) -> dict[int, float]:
-    """Return the share of each token among many choices."""
-    generator = torch.Generator().manual_seed(sampling.seed)
-    tokens = [int(choose(LOGITS, sampling, generator)) for _ in range(count)]
-    return {token: tokens.count(token) / count for token in set(tokens)}
-
-
-def test_greedy_takes_the_likeliest() -> None:
-    assert drawn(Sampling(), 3) == {1: 1.0}
-
-
-@pytest.mark.parametrize(("top_p", "tokens"), [(0.0, {1}), (0.5, {1}), (0.7, {1, 2}), (0.95, {0, 1, 2})])
-def test_top_p_keeps_the_smallest_set_of_that_probability(top_p: float, tokens: set[int]) -> None:
-    """The probabilities are 0.665, 0.245, 0.090, 0.0002."""
-    assert set(drawn(Sampling(1.0, top_p))) == tokens
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_temperature_shapes_the_shares(temperature: float) -> None:
-    wanted = torch.softmax(LOGITS / temperature, 0)
-    found = drawn(Sampling(temperature), 2000)
-    assert all(abs(found.get(token, 0) - float(wanted[token])) < 0.05 for token in range(4))
-
-
-def test_a_seed_decides_the_choice() -> None:
-    assert drawn(Sampling(1.0, seed=1)) == drawn(Sampling(1.0, seed=1)) != drawn(Sampling(1.0, seed=2))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check.train import check_split, padded_vocab_size
+from megatron_prism.core.check.model import check_split, padded_vocab_size
 from megatron_prism.core.config import ModelConfig, ParallelConfig
 from megatron_prism.families import registry
 from megatron_prism.models import build

@@ -251,6 +251,29 @@ def test_padding_among_decoding_tokens_gives_nothing_and_changes_no_state() -> N
     assert torch.equal(found[[0, 2]], alone) and not found[1].any() and torch.equal(after, state_alone)
 
 
+def test_a_number_a_head_is_the_same_number_a_channel() -> None:
+    """The recurrence takes a short cut where dt, A and dt_bias are expanded (stride 0)."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = (
+        (3, HEADS, HEAD_DIM),
+        (3, HEADS, 1),
+        (HEADS, 1, 1),
+        (3, 2, STATE),
+        (3, 2, STATE),
+        (HEADS, 1),
+        (HEADS, 1),
+        (3, HEADS, HEAD_DIM, STATE),
+    )
+    x, dt, A, B, C, D, dt_bias, state = (torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    wide = [dt.expand(-1, -1, HEAD_DIM), -A.expand(-1, HEAD_DIM, STATE), D.expand(-1, HEAD_DIM), dt_bias.expand(-1, HEAD_DIM)]
+    outputs, states = [], []
+    for dt, A, D, dt_bias in (wide, [part.contiguous() for part in wide]):
+        states.append(state.clone())
+        outputs.append(ssd.selective_state_update(states[-1], x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=True))
+    assert torch.allclose(*outputs, rtol=0, atol=1e-12) and torch.allclose(*states, rtol=0, atol=1e-12)
+    assert not torch.equal(states[0], state)
+
+
 @pytest.mark.parametrize(("is_packed", "groups"), [(False, 1), (True, 2)])
 def test_split_is_its_parts(is_packed: bool, groups: int) -> None:
     """Projection split, convolution, scan and gate as MambaMixer composes them without the fused call."""

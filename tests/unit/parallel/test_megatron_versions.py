@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_prism.core.config import ParallelConfig
+from megatron_prism.core.config import GangConfig, ParallelConfig
 from megatron_prism.core.errors import EnvironmentFault, Stopped
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host, megatron_versions
@@ -126,7 +126,7 @@ def test_on_gpus_a_ranks_own_error_does_not_wait_for_its_peers(
     monkeypatch.setattr(groups.host, "has_cuda", lambda: has_cuda)
     monkeypatch.setattr(groups.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(groups.dist, "destroy_process_group", lambda: left.append(None))
-    with nullcontext() if error is None else pytest.raises(type(error)), groups.gang(ParallelConfig(), 0):
+    with nullcontext() if error is None else pytest.raises(type(error)), groups.gang(GangConfig()):
         if error is not None:
             raise error
     assert bool(left) is leaves

@@ -32,8 +32,8 @@ def main(root: Path) -> None:
     found = {}
     for case in json.loads((root / "cases.json").read_text()):
         model, config = read(case["model"], ModelConfig, str), read(case["config"], TrainConfig, str)
-        with shapes.world(config.parallel, case["world_size"], case["rank"]) as groups, kernels():
-            chunks = build.build(model, groups, config.parallel, config.precision, config.recompute)
+        with shapes.world(config, case["world_size"], case["rank"]) as groups, kernels():
+            chunks = build.build(model, groups, config)
             chunks[0].config.bias_activation_fusion = model.activation == "swiglu"
             measured = {"kept": [kept(chunk, model, config) for chunk in chunks], **states(chunks, config)}
         counted = {name: [dataclasses.asdict(stage) for stage in stages(model, config)] for name, stages in STAGES.items()}
@@ -127,8 +127,8 @@ def kept(chunk: Any, model: ModelConfig, config: TrainConfig) -> int:
 
 def states(chunks: list[Any], config: TrainConfig) -> dict[str, int]:
     """Return the bytes of weights, gradients and optimizer once it has taken a step."""
-    wrapped = optim.wrap(chunks, config.parallel)
-    optimizer = optim.build(wrapped, config.optimizer, config.parallel, config.precision)
+    wrapped = optim.wrap(chunks, config)
+    optimizer = optim.build(wrapped, config.optimizer, config)
     (part,) = optimizer.chained_optimizers
     adam = part.optimizer
     for group in adam.param_groups:

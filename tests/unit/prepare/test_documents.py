@@ -85,7 +85,7 @@ def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_
     )
     against = DecontaminateConfig(against=(PartConfig(path=(str(corpus / "evaluation.jsonl"),), text="{q}"),))
     spec = tokenizer.load(tokenizer_folder, need_eos=True)
-    least = int(tokenizer.encode([RECORDS[4]["question"]], spec, True)[1][0])  # that one is just long enough
+    least = int(tokenizer.encode_documents([RECORDS[4]["question"]], spec, True)[1][0])  # that one is just long enough
     changes = {"path": (str(records_file),), "text": "{question}", "dedup": "exact", "min_tokens": least}
     config = make_config(qa=changes, decontaminate=against)
     result = prepare.run(config)
@@ -93,7 +93,7 @@ def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_
     questions = [item["question"] for item in RECORDS]
     dirty = [text for text in questions if text == questions[7]]
     clean = [text for text in questions if text not in dirty]
-    long = [text for text in clean if tokenizer.encode([text], spec, True)[1][0] >= least]
+    long = [text for text in clean if tokenizer.encode_documents([text], spec, True)[1][0] >= least]
     assert len(dirty) == 3 and 0 < len(set(long)) < len(long) < len(clean)
     assert written(config, tokenizer_folder) == list(dict.fromkeys(long))  # the first of equal ones stays, in order
     assert source["left_out"] == {"decontaminate": 3, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}

@@ -52,7 +52,7 @@ def bins_of(found: packing.Packed) -> list[Pieces]:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[list[int], int, int]:
-    """Bins of a few tokens, so that sizes repeat, and of some thousands, so that rooms lie in several words of bits."""
+    """Bins of a few tokens, so that sizes repeat, and of some thousands, so that most rooms differ."""
     seq_length = draw(st.one_of(st.integers(1, 40), st.integers(1000, 3000)))
     lengths = draw(st.lists(st.one_of(st.integers(1, seq_length), st.integers(1, 3 * seq_length + 2)), max_size=200))
     return lengths, seq_length, draw(st.integers(0, seq_length - 1 if seq_length <= 40 else 400)) if draw(st.booleans()) else 0

@@ -38,6 +38,7 @@ def test_manifest_tells_what_was_written(make_config: Callable, tokenizer_folder
         "sha256": hashlib.sha256((tokenizer_folder / "tokenizer.json").read_bytes()).hexdigest(),
         "vocab_size": 384,
         "eos_id": 2,
+        "end_ids": {"tokenizer_config.json": [2]},
     }
     pairs = {
         f"{source['name']}/{shard['number']:05}.{split}": shard[split]

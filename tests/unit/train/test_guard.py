@@ -7,7 +7,8 @@ import math
 import pytest
 
 from megatron_prism.core.config import GuardConfig
-from megatron_prism.train.guard import Guard, Verdict, spike_limit
+from megatron_prism.parallel import groups
+from megatron_prism.train.guard import Decision, Guard, Verdict, decide, spike_limit
 
 WINDOW = [3.0, 3.1, 2.9, 3.2, 2.8]  # median 3.0, median deviation 0.1
 
@@ -49,6 +50,24 @@ def test_what_a_checkpoint_keeps_is_all_it_knows() -> None:
     found.passed_over()
     again = Guard(found.config, **found.state())
     assert again == found and again.losses == [*WINDOW[1:], 5.0] and again.num_events == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "other", "wanted"),
+    [
+        (3.0, (Verdict.TAKE, 0.0, False), Decision(Verdict.TAKE, "", 0.0, True)),
+        (3.0, (Verdict.SKIP, 7.0, False), Decision(Verdict.SKIP, "not right on another rank", 7.0, True)),
+        (math.nan, (Verdict.TAKE, 0.0, False), Decision(Verdict.REWIND, "loss nan, gradient norm 1.0: not a number", 0.0, True)),
+    ],
+)
+def test_a_decision_is_the_gravest_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, loss: float, other: tuple[float, ...], wanted: Decision
+) -> None:
+    monkeypatch.setattr(groups, "agree", lambda values: [float(max(pair)) for pair in zip(values, other, strict=True)])
+    found = decide(guard(on_nonfinite="rewind"), loss, 1.0, stop_reason=0.0, is_writing=True)
+    assert found == wanted and found.is_taken is (wanted.verdict is Verdict.TAKE)
+    with pytest.raises(AttributeError):
+        found.verdict = Verdict.TAKE  # type: ignore[misc]
 
 
 def test_ranks_that_differ_agree_on_the_gravest() -> None:

@@ -1,0 +1,196 @@
+"""A config's layers: YAML files with their bases, the layout for a world size, `a.b=c` overrides; and what they say when merged.
+
+A file, and an entry of a list, may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
+lists are replaced whole. `${a.b}` interpolates another key of the same config. `layouts:` maps a `world_size` to the keys that are tuned
+for it: the matching entry overrides the file's keys, and command-line overrides win over both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core.errors import InputError, Problem
+
+Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
+OVERRIDE, BASE, LAYOUTS, WORLD_SIZE = "override", "base", "layouts", "world_size"
+MAX_VALUES, MAX_DEPTH = 20_000, 50  # of a YAML file, its aliases written out: a few lines of them can stand for more than a memory holds
+
+
+def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
+    """Return the layers of a config in the order they are merged: the file's bases, the file, the layout for its world_size, overrides."""
+    files, given = read_layers(path, ()), [parse_override(text) for text in overrides]
+    if not any(item.name == WORLD_SIZE for item in dataclasses.fields(cls)):
+        return [*files, *given]
+    tuned = [(name, values.pop(LAYOUTS)) for name, values in files if isinstance(values.get(LAYOUTS), dict)]
+    if not tuned:
+        return [*files, *given]
+    world_size = next((values[WORLD_SIZE] for _, values in reversed([*files, *given]) if WORLD_SIZE in values), None)
+    sizes = {str(size): layout for size, layout in _merged(tuned).items()}
+    if not isinstance(layout := sizes.get(str(world_size)), dict):
+        fix = f"{WORLD_SIZE}=N takes the layout for N; for another size copy the recipe and lay it out: prism plan --sweep"
+        raise InputError(Problem(f"{path}:{WORLD_SIZE}", str(world_size), f"one of the sizes that {LAYOUTS} has: {', '.join(sizes)}", fix))
+    return [*files, (f"{path}:{LAYOUTS}.{world_size}", layout), *given]
+
+
+def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """Return the layers of a file, its bases first.
+
+    Raises: InputError where a file is missing, is no YAML mapping, or inherits from itself.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        if not path.is_file():  # a device or a pipe may have no end
+            raise FileNotFoundError
+        if path.resolve() in above:
+            raise InputError(Problem(f"{path}:base", "a file that inherits from itself", "a chain of bases that ends"))
+        _refuse_bomb(path.read_text(encoding="utf-8"))
+        values = _plain(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
+    except InputError:
+        raise
+    except Exception as error:  # whatever yaml and OmegaConf make of it: `!!timestamp x` is an AttributeError
+        raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
+    if not isinstance(values, dict):
+        raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
+    layers = _bases(values, path, BASE, above)
+    return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above)))]
+
+
+def _refuse_bomb(text: str) -> None:
+    """Raise ValueError where a YAML text stands for too many values, or nests them too deep. Looks at events: nothing here recurs."""
+    import yaml
+
+    anchors: dict[str | None, tuple[float, float]] = {}  # the values that an anchor stands for, and their depth
+    opened: list[tuple[str | None, float, float]] = [(None, 0, 0)]
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors[event.anchor] = math.inf, math.inf  # what it is within itself
+            opened.append((event.anchor, 1, 1))
+        elif isinstance(event, (yaml.CollectionEndEvent, yaml.ScalarEvent, yaml.AliasEvent)):
+            anchor, values, depth = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, 1, 1)
+            if isinstance(event, yaml.AliasEvent):
+                values, depth = anchors.get(anchor, (0, 0))
+            anchors[anchor] = values, depth
+            above, more, deep = opened.pop()
+            opened.append((above, more + values, max(deep, depth + 1)))
+        if opened[-1][1] > MAX_VALUES or opened[-1][2] + len(opened) > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
+
+
+def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
+    """Return the layers that the `base` of a mapping names, and take it out of there."""
+    bases = values.pop(BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(Problem(f"{path}:{key}", repr(bases), "a path, or a list of paths"))
+    return [layer for base in bases for layer in read_layers(path.parent / base, (*above, path.resolve()))]
+
+
+def _with_bases(values: Any, path: Path, above: tuple[Path, ...], key: str = "") -> Any:
+    """Return values in which the entries of lists have what their own `base` gives them."""
+    if isinstance(values, dict):
+        return {name: _with_bases(value, path, above, f"{key}.{name}" if key else str(name)) for name, value in values.items()}
+    if not isinstance(values, list):
+        return values
+    found = []
+    for index, entry in enumerate(values):
+        place = f"{key}.{index}"
+        if isinstance(entry, dict) and BASE in entry:
+            layers = _bases(entry, path, f"{place}.base", above)
+            entry = _merged([*layers, (str(path), entry)])
+        found.append(_with_bases(entry, path, above, place))
+    return found
+
+
+def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return whole layers merged in order, interpolations as they stand."""
+    from omegaconf import OmegaConf
+
+    return _plain(OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers]))
+
+
+def _plain(config: Any) -> Any:
+    """Return what OmegaConf holds as plain values, interpolations as they stand. Raises: TypeError where a key is bytes (YAML's !!binary)."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=False)
+    json.dumps(values, default=repr)
+    return values
+
+
+def parse_override(text: str) -> Layer:
+    """Return the layer of one `a.b=c` override; the value is read as YAML, a number in the key is a place in a list.
+
+    Raises: InputError where there is no `=`.
+    """
+    from omegaconf import OmegaConf
+
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
+    try:
+        values = _plain(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    except Exception as error:  # whatever yaml and OmegaConf make of it
+        raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
+    for part in reversed(split_key(key)):
+        values = {part: values}
+    return OVERRIDE, values
+
+
+def split_key(key: str) -> list[str | int]:
+    """Return the parts of a dotted key, places in a list as numbers."""
+    return [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split(".")]
+
+
+def merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the layers merged in order (files whole, overrides key by key), interpolations resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    where = layers[-1][0]
+    try:
+        whole = OmegaConf.merge(*[OmegaConf.create(values) for name, values in layers if name != OVERRIDE])
+        for where, values in layers:
+            if where == OVERRIDE:
+                key, value = _only_leaf(values)
+                where = f"{OVERRIDE}:{key}"
+                OmegaConf.update(whole, key, value, merge=True, force_add=True)
+        return typing.cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
+    except (OmegaConfBaseException, TypeError, ValueError, IndexError, RecursionError) as error:
+        at = getattr(error, "full_key", None)
+        raise InputError(Problem(f"{where}:{at}" if at else where, " ".join(str(error).split()), "values that merge and resolve")) from None
+
+
+def _only_leaf(values: Any) -> tuple[str, Any]:
+    parts: list[str] = []
+    while isinstance(values, dict) and len(values) == 1:
+        (part, values), *_ = values.items()
+        parts.append(str(part))
+    return ".".join(parts), values
+
+
+def origin(layers: Sequence[Layer], key: Sequence[Any]) -> str:
+    """Return the layer that set a key, or its nearest parent that is set."""
+    for length in range(len(key), 0, -1):
+        for name, values in reversed(layers):
+            if _holds(values, key[:length]):
+                return name
+    return layers[-1][0] if layers else "config"
+
+
+def _holds(values: Any, key: Sequence[Any]) -> bool:
+    for part in key:
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+            values = values[part]
+        else:
+            return False
+    return True

@@ -1,0 +1,127 @@
+"""Messages to text with the chat template of a Hugging Face folder, as transformers' apply_chat_template renders it (jinja_sandbox.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.manifest import sha256_json
+from megatron_prism.data import special_tokens, tokenizer
+from megatron_prism.data.tokenizer import TokenizerSpec
+
+FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
+DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates
+REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message; templates read the first
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A folder's chat templates by name, a single one being `default`, and the special tokens that they see by key."""
+
+    folder: Path
+    texts: Mapping[str, str]
+    special_tokens: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """What identifies the rendering: of the templates and the special tokens."""
+        return sha256_json([self.texts, self.special_tokens])
+
+    def text(self, name: str | None, has_tools: bool) -> str:
+        """Return the template of a name, or the one that transformers chooses.
+
+        Raises: InputError where there is none.
+        """
+        chosen = name or (WITH_TOOLS if has_tools and WITH_TOOLS in self.texts else DEFAULT)
+        if chosen not in self.texts:
+            raise InputError(
+                Problem(f"chat template of {self.folder}", f"none named {chosen!r}", f"one of {', '.join(sorted(self.texts))}")
+            )
+        return self.texts[chosen]
+
+
+def load(folder: Path) -> ChatTemplate:
+    """Return a folder's chat templates: its .jinja files, or where it has none those of tokenizer_config.json.
+
+    Raises: InputError where there is no template, or what should be one is none.
+    """
+    files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
+    files |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
+    try:
+        texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()} or _configured(folder)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(f"chat template of {folder}", str(error), "readable text")) from None
+    if not texts:
+        required = f"chat_template in {special_tokens.CONFIG}, or {FILE}"
+        raise InputError(Problem(str(folder), "no chat template", required, "a base model has none: give it plain text, or add a template"))
+    return ChatTemplate(folder, texts, special_tokens.spellings(folder))
+
+
+def render(
+    template: ChatTemplate,
+    messages: Messages,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False,
+    template_name: str | None = None,
+    now: datetime | None = None,
+    **variables: Any,
+) -> str:
+    """Return messages as the text that a model was trained on; `variables` are what a template takes beside, such as enable_thinking.
+
+    Some templates write the date: `now` fixes it. Everything a template sees is plain JSON.
+    Raises: InputError where the template refuses the messages, fails on them, or does what none may.
+    """
+    from megatron_prism.data import jinja_sandbox
+
+    where = f"chat template of {template.folder}"
+    given = {"tools": tools, "documents": documents, **variables}
+    try:
+        plain = json.loads(json.dumps({"messages": [*map(dict, messages)], **given}))
+    except (TypeError, ValueError) as error:
+        raise InputError(Problem(where, f"messages that are no JSON ({error})", "a list of objects with role and content")) from None
+    if not plain["messages"]:
+        raise InputError(Problem(where, "no message", "at least one"))
+    plain["messages"] = [_with_reasoning(message) for message in plain["messages"]]
+    values = {**template.special_tokens, **plain, "add_generation_prompt": add_generation_prompt}
+    text = template.text(template_name, has_tools=tools is not None)
+    try:
+        return jinja_sandbox.render(text, values, now)
+    except Exception as error:  # a stranger's code may run into anything
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(Problem(where, said, "messages that it takes, and a template that renders them")) from None
+
+
+def encode(template: ChatTemplate, spec: TokenizerSpec, messages: Messages, **choices: Any) -> list[int]:
+    """Return messages as tokens: `render` (with its choices), then the text alone, since a template spells out BOS where it wants one."""
+    return tokenizer.encode_text(render(template, messages, **choices), spec)
+
+
+def _configured(folder: Path) -> Mapping[str, str]:
+    """Return the templates of tokenizer_config.json: one text, a list of {name, template}, or an object of texts."""
+    value = special_tokens.read_object(folder / special_tokens.CONFIG).get("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name"): entry.get("template") for entry in value}
+    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+        raise InputError(
+            Problem(f"{folder / special_tokens.CONFIG}:chat_template", f"{value!r:.80}", "a template, or a list of {name, template}")
+        )
+    return value
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message without keys that are null, its reasoning under both names that templates read, as transformers 5.24 gives it."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((kept[key] for key in REASONING if key in kept), None)
+    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}

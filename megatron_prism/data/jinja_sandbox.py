@@ -1,0 +1,147 @@
+"""The jinja2 in which a chat template runs: what transformers gives it, walled in, since a template is a stranger's code.
+
+It reaches no Python internals, and ends: range() has jinja2's limit, a rendering MAX_RENDER_S, repetition and the text a length. What else it
+puts in memory is not counted. Imported where a template is rendered only.
+Source: transformers 5.24, utils/chat_template_utils.py, _cached_compile_jinja_template.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NoReturn
+
+from jinja2 import Template, nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MAX_RENDER_S = 10.0
+MAX_CHARS = 10_000_000
+
+
+def render(text: str, variables: Mapping[str, Any], now: datetime | None) -> str:
+    """Return a template rendered; strftime_now tells `now`, or the time it is.
+
+    Raises: jinja2's TemplateError, and whatever else the template's code runs into.
+    """
+    sandbox, num_chars = Sandbox(now), 0
+    parts: list[str] = []
+    for part in Template.from_code(sandbox, _compiled(text), sandbox.make_globals(None)).generate(variables):
+        parts.append(part)
+        num_chars += len(part)
+        if num_chars > MAX_CHARS:
+            raise SecurityError(f"more than {MAX_CHARS} characters")
+    return "".join(parts)
+
+
+@lru_cache
+def _compiled(text: str) -> CodeType:
+    return Sandbox(None).compile(text)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one rendering, which begins when it is made."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, now: datetime | None):
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension])
+        self._now, self._ends = now, time.monotonic() + MAX_RENDER_S
+        self.filters["tojson"] = tojson
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": self.strftime_now, "dict": Dict(), "namespace": SafeNamespace}
+
+    def strftime_now(self, format: str) -> str:
+        """Return the time as a template asks for it."""
+        return (self._now or datetime.now()).strftime(format)
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of a template, which is when the clock is looked at."""
+        if time.monotonic() > self._ends:
+            raise SecurityError(f"more than {MAX_RENDER_S:g} s")
+        return super().call(context, function, *args, **kwargs)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Refuse a look at Python's internals, of which transformers' jinja2 only leaves nothing to see."""
+        if attribute.startswith("_"):
+            raise SecurityError(f"access to the attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
+        return super().unsafe_undefined(obj, attribute)
+
+    def loop_step(self) -> None:
+        """Do nothing: each pass of a loop calls this."""
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        """Compile a template with a call in each loop, which may hold none of its own."""
+        for loop in list(source.find_all(nodes.For)):
+            call = nodes.Call(nodes.EnvironmentAttribute("loop_step"), [], [], None, None)
+            loop.body.insert(0, nodes.ExprStmt(call).set_lineno(loop.lineno))
+        return super()._generate(source, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse what one operator would fill the memory with."""
+        length, count = (left, right) if hasattr(left, "__len__") else (right, left)
+        if operator == "**" or (hasattr(length, "__len__") and isinstance(count, int) and len(length) * count > MAX_CHARS):
+            raise SecurityError(f"the operator {operator} on {left!r:.40} and {right!r:.40}")
+        return super().call_binop(context, operator, left, right)
+
+
+class Generation(Extension):
+    """The tag `generation`, which marks what the assistant says: its body is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Return the tag's body as a call, a scope of its own."""
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(lineno)
+
+    def body(self, caller: Macro) -> str:
+        """Return the body rendered."""
+        return caller()
+
+
+class Dict:
+    """`dict` for a template, without the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """Return dict.fromkeys(...)."""
+        return dict.fromkeys(*args)
+
+
+class SafeNamespace(Namespace):
+    """`namespace` for a template, without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any):  # no name for self, which may be a key
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+        Namespace.__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+    """Return JSON without jinja2's HTML escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def raise_exception(message: str) -> NoReturn:
+    """Refuse messages, in the template's own words."""
+    raise TemplateError(message)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace with the name {name!r}")

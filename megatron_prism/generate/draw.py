@@ -1,0 +1,79 @@
+"""The next token of each row: drawn by inverting the distribution at a number that depends on the rollout and the token's index alone.
+
+Shape legend: R rows, S draws of a row, V vocabulary, K blocks of it, B tokens of a block, M the likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_prism.generate.engine import Sampling
+
+BLOCK = 64  # tokens summed together: running sums over the whole vocabulary cost more than a small model's layers
+LIKELIEST = 256  # tokens sorted for top_p before the whole vocabulary is
+BELOW = 1 - 2.0**-52
+
+
+def uniforms(streams: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """Return a number in [0, 1) for each stream (64 bits) at an index of it, in fp64.
+
+    Source: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014); its state is a counter.
+    """
+    mixed = np.asarray(streams, np.uint64) + (np.asarray(indices, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return the chosen tokens (R, S) and their log-probabilities as engine.Rollout defines them. Greedy draws are all the same.
+
+    logits are fp32, those of no token -inf.
+    """
+    greedy = sampling.temperature == 0
+    scaled_RV = logits_RV if greedy or sampling.temperature == 1 else logits_RV / sampling.temperature
+    top_R1, likeliest_R1 = scaled_RV.max(-1, keepdim=True) if greedy else (scaled_RV.amax(-1, keepdim=True), None)
+    weight_RV = (scaled_RV - top_R1).exp_()
+    block_RKB = _blocks(weight_RV)
+    sum_R1 = block_RKB.sum(-1).sum(-1, keepdim=True)
+    if likeliest_R1 is not None:
+        token_RS = likeliest_R1.expand_as(uniform_RS)
+    else:
+        is_whole = sampling.top_p == 1 and sampling.top_k is None
+        token_RS = _invert(block_RKB if is_whole else _blocks(_likeliest(weight_RV, sampling)), uniform_RS)
+    return token_RS, scaled_RV.gather(1, token_RS) - top_R1 - sum_R1.log()
+
+
+def _blocks(weight_RV: Tensor) -> Tensor:
+    """Return the vocabulary in blocks (R, K, B), the last one filled up with zeros."""
+    missing = -weight_RV.shape[1] % BLOCK
+    return (functional.pad(weight_RV, (0, missing)) if missing else weight_RV).unflatten(1, (-1, BLOCK))
+
+
+def _invert(weight_RKB: Tensor, uniform_RS: Tensor) -> Tensor:
+    """Return the token (R, S) whose share of the row's sum holds the number: first its block, then the token within it."""
+    sum_RK = weight_RKB.sum(-1).double()
+    end_RK = sum_RK.cumsum(-1)
+    target_RS = uniform_RS * end_RK[:, -1:]
+    block_RS = torch.searchsorted(end_RK, target_RS, right=True).clamp_(max=end_RK.shape[1] - 1)
+    within_RS = target_RS - (end_RK - sum_RK).gather(1, block_RS)
+    end_RSB = weight_RKB.gather(1, block_RS[..., None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    within_RS = torch.minimum(within_RS.clamp_(min=0), end_RSB[..., -1] * BELOW)  # never a token of weight 0
+    return block_RS * BLOCK + torch.searchsorted(end_RSB, within_RS[..., None], right=True)[..., 0]
+
+
+def _likeliest(weight_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Return the weights with those that top_k and top_p leave out at zero."""
+    size_V = weight_RV.shape[1]
+    best_RM = weight_RV.topk(min(sampling.top_k or LIKELIEST, size_V)).values
+    mass_R1 = (weight_RV if sampling.top_k is None else best_RM).sum(-1, keepdim=True, dtype=torch.float64) * sampling.top_p
+    if sampling.top_k is None and best_RM.shape[1] < size_V and bool((best_RM.sum(-1, keepdim=True, dtype=torch.float64) < mass_R1).any()):
+        best_RM = weight_RV.sort(descending=True).values
+    before_RM = best_RM.cumsum(-1, dtype=torch.float64) - best_RM
+    kept_R1 = (before_RM < mass_R1).sum(-1, keepdim=True).clamp_(min=1)
+    return weight_RV.masked_fill(weight_RV < best_RM.gather(1, kept_R1 - 1), 0)

@@ -1,0 +1,107 @@
+"""From the words of `prism submit` to a pipeline: a job as the command line reads it, or a pipeline's YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core.check.cluster import check_pipeline
+from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import load, placed
+
+GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
+CONFIGS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}  # a job's config, which says where it writes
+FOLDER, CLUSTER = "slurm", "cluster."
+
+
+@dataclass(frozen=True)
+class Call:
+    """A job (`train`, `convert export`) and its arguments, as the command line reads them."""
+
+    job: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def config(self) -> tuple[Path, list[str]]:
+        """The job's YAML and its overrides."""
+        return Path(self.arguments["config"]), list(self.arguments["overrides"] or ())
+
+
+Read = Callable[[Sequence[str]], Call | None]  # from words to the job they call; None: the first word is no job
+
+
+def split(words: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
+    """Return what is to be submitted, and the overrides of the cluster: before a job, or anywhere beside a pipeline."""
+    first = next((index for index, word in enumerate(words) if not word.startswith(CLUSTER)), len(words))
+    end = len(words) if first == len(words) or read(words[first:]) is None else first
+    rest = [word for index, word in enumerate(words) if index >= end or not word.startswith(CLUSTER)]
+    if not rest:
+        raise InputError(Problem("command", " ".join(words), "a pipeline's YAML, or -- and a job of prism"))
+    return rest, [word.removeprefix(CLUSTER) for word in words[:end] if word.startswith(CLUSTER)]
+
+
+def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Path]:
+    """Return what is asked for as a pipeline, and the folder that its submission is kept in."""
+    if call := read(words):
+        return _of_command(words, call)
+    path, overrides = Path(words[0]), words[1:]
+    pipeline = load(path, PipelineConfig, overrides)
+    with placed(path, PipelineConfig, overrides):
+        raise_problems(check_pipeline(pipeline))
+    return pipeline, pipeline.run_dir / FOLDER
+
+
+def in_full(words: list[str], read: Read) -> list[str]:
+    """Return words that are a config of train or prepare behind the job that it is for; a job and a pipeline stay as they are.
+
+    A file is for the job whose config it loads as. Where all refuse it, it is for the one that has the fewest problems with it.
+    """
+    if read(words) is not None:
+        return words
+    path = Path(words[0])
+    if not path.is_file():
+        raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
+    problems = {"": _num_problems(path, PipelineConfig, words[1:])}
+    problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
+    job = min(problems, key=problems.__getitem__)
+    return [job, *words] if job else words
+
+
+def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
+    try:
+        load(path, cls, overrides)
+    except InputError as error:
+        return len(error.problems)
+    return 0
+
+
+def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]:
+    """Return a pipeline of one job. It is kept with what the job writes, or else in a folder of the job's name."""
+    name = call.job.replace(" ", "-")
+    title, run_dir = name, Path(call.arguments.get("out") or name)
+    if call.job in CONFIGS:
+        path, overrides = call.config
+        config: Any = load(path, CONFIGS[call.job], overrides)
+        title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
+    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=(JobConfig(name=name, command=tuple(words)),))
+    raise_problems(check_pipeline(pipeline))
+    return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
+
+
+def submission_folder(run_dir: Path) -> Path:
+    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
+    beside = run_dir.parent / f"{run_dir.name}.{FOLDER}"  # with_name would refuse "."
+    return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
+
+
+def call_of(words: Sequence[str], read: Read) -> Call:
+    """Return the job that words call. Raises: InputError where it is none, or says itself how many ranks a node has."""
+    call = read(words)
+    if call is None:
+        raise InputError(Problem("command", " ".join(words), "a job of prism and its arguments, as [train, my_run.yaml]"))
+    if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script adds --nproc behind them
+        raise InputError(Problem("command", " ".join(words), "neither --nproc nor --", "the ranks of a node follow from world_size"))
+    return call

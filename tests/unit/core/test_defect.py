@@ -1,0 +1,84 @@
+"""Whose fault an exception is: by its type, then by the package whose code raised it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import subprocess
+import types
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.defect import is_defect
+
+
+def raised_by(function: Callable[[], Any], module: str) -> BaseException:
+    """Return what a function raises that stands in a module of that name."""
+    placed = types.FunctionType(function.__code__, {**function.__globals__, "__name__": module}, closure=function.__closure__)
+    with pytest.raises(BaseException) as caught:
+        placed()
+    return caught.value
+
+
+def throw(kind: type[BaseException], *args: Any) -> Callable[[], Any]:
+    def raise_it() -> None:
+        raise kind(*args)
+
+    return raise_it
+
+
+def recur() -> None:
+    (lambda itself: itself(itself))(lambda itself: itself(itself))
+
+
+def a_library(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+DEFECTS: dict[str, Callable[[], Any]] = {
+    "a key": lambda: {}["a"],
+    "an assertion": throw(AssertionError),
+    "a value, in native code": lambda: int("x"),
+    "the standard library's code is its caller's": lambda: json.loads("x"),
+    "a recursion": recur,
+    "shapes, in torch's native code": lambda: a_library("torch").ones(2, 3) @ a_library("torch").ones(2),
+    "shapes, in numpy's native code": lambda: a_library("numpy").ones(2).reshape(3),
+    "a module of ours": lambda: importlib.import_module("megatron_prism.core.absent"),
+    "a bare exception": throw(Exception, "a"),
+}
+OTHERS: dict[str, Callable[[], Any]] = {
+    "a full disk": throw(OSError, errno.ENOSPC, "No space left on device"),
+    "a file that is gone": lambda: Path("absent/file").read_text(),
+    "a peer's socket": throw(ConnectionResetError),
+    "memory": throw(MemoryError),
+    "a worker that died": throw(BrokenProcessPool),
+    "a command that failed": lambda: subprocess.run(["false"], check=True),
+    "a command that hangs": throw(subprocess.TimeoutExpired, ["a"], 1.0),
+    "a package that is absent": lambda: importlib.import_module("absent_package"),
+    "a package that is broken": throw(ImportError, "libcudart.so.13: cannot open shared object file"),
+    "a device's memory": lambda: throw(a_library("torch").OutOfMemoryError, "CUDA out of memory")(),
+    "a device": lambda: throw(a_library("torch").AcceleratorError, "CUDA error: uncorrectable ECC error")(),
+    "NCCL": lambda: throw(a_library("torch.distributed").DistBackendError, "NCCL error")(),
+    "the store of the ranks": lambda: throw(a_library("torch.distributed").DistNetworkError, "timed out")(),
+    "torch's checkpoints, no Exception": lambda: throw(a_library("torch.distributed.checkpoint.api").CheckpointException, "read", {})(),
+    "shapes, in torch's own Python code": lambda: a_library("torch").nn.Linear(2, 2)(a_library("torch").ones(3)),
+    "a value, in numpy's own Python code": lambda: a_library("numpy").stack([]),
+    "a type of safetensors, native": lambda: a_library("safetensors").deserialize(b"x"),
+    "a type of pyarrow, native": lambda: a_library("pyarrow").ipc.open_file(b"x"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_what_our_code_raises_is_a_defect_and_in_a_library_it_is_not(name: str) -> None:
+    assert is_defect(raised_by(DEFECTS[name], "megatron_prism.train.loop"))
+    assert name == "a module of ours" or not is_defect(raised_by(DEFECTS[name], "megatron.core.optimizer"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_machine_or_a_library_raises_is_none(name: str) -> None:
+    assert not is_defect(raised_by(OTHERS[name], "megatron_prism.train.loop"))

@@ -1,0 +1,64 @@
+"""What a rank is told when its peer is gone: gloo raises nothing narrower than RuntimeError, and its words are not looked at."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from megatron_prism.parallel import host
+
+RANKS = """
+import json, os, signal, sys, time
+import torch
+import torch.distributed as dist
+from megatron_prism.parallel import groups
+
+os.environ.update(RANK=sys.argv[1], WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], GLOO_SOCKET_IFNAME="lo")
+groups.join(timeout_s=30.0)
+pending = dist.all_reduce(torch.ones(2), async_op=True) if sys.argv[1] == "0" else None  # rank 1 never answers it
+if sys.argv[1] == "1":
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+tensor = torch.ones(2)
+CALLS = {
+    "a wait of its own": lambda: pending.wait(),
+    "all_reduce": lambda: dist.all_reduce(tensor),
+    "broadcast": lambda: dist.broadcast(tensor, src=1),
+    "barrier": lambda: groups.barrier(),
+    "gather_object": lambda: dist.gather_object(1, [None, None], dst=0),
+    "all_gather_object": lambda: groups.gather(1),
+    "broadcast_object_list": lambda: dist.broadcast_object_list([None], src=1),
+    "reduce_scatter": lambda: dist.reduce_scatter_tensor(torch.ones(1), tensor),
+    "recv": lambda: dist.recv(tensor, 1),
+    "isend, waited for": lambda: dist.isend(tensor, 1).wait(),
+    "several at once": lambda: [each.wait() for each in dist.batch_isend_irecv([dist.P2POp(dist.irecv, tensor, 1)])],
+    "shapes": lambda: tensor @ torch.ones(3),
+    "shapes, in torch": lambda: torch.nn.Linear(3, 1)(tensor),
+    "words": lambda: int("gloo"),
+}
+told = {}
+for name, call in CALLS.items():
+    try:
+        call()
+    except Exception as error:
+        told[name] = groups.is_silence(error)
+print(json.dumps(told), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_peer_that_is_gone_is_told_from_other_errors() -> None:
+    if host.has_cuda():
+        pytest.skip("gloo computes on a host alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [subprocess.Popen([sys.executable, "-c", RANKS, rank, port], stdout=subprocess.PIPE, text=True) for rank in ("0", "1")]
+    told = json.loads(ranks[0].communicate(timeout=120)[0])
+    ranks[1].communicate(timeout=60)
+    silences = {name: name not in ("shapes", "shapes, in torch", "words") for name in told}
+    assert len(told) == 14 and told == silences
