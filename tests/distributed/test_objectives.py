@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE, SCORE_TOLERANCE = 1e-5, 5e-6  # the least log-probability is -8.7
 PROGRAM = Path(__file__).with_name("objectives.py")
 TP2, SP, PP2 = {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}

@@ -29,12 +29,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "dense" else pytest.mark.slow) for name in CASES])
 def test_training_computes_what_it_did(home: Path, name: str) -> None:
     difference = runs.first_difference(RECORDED[name], runs.run(ROOT, home, name), CASES[name].get("tolerance", runs.TOLERANCE))
     assert difference is None, f"{difference}; recorded with {RECORD['versions']}"
 
 
+@pytest.mark.slow
 def test_a_learning_rate_a_thousandth_higher_is_seen(home: Path) -> None:
     difference = runs.first_difference(RECORDED["dense"], runs.run(ROOT, home, "dense", "optimizer.lr=0.003003"), runs.TOLERANCE)
     assert difference is not None
