@@ -117,10 +117,10 @@ def run_rank(function: Callable[..., Any], rank: int, timeout_s: float, folder: 
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        from megatron_prism.core.config import ParallelConfig
+        from megatron_prism.core.config import GangConfig, ParallelConfig
         from megatron_prism.parallel import groups
 
-        with groups.gang(ParallelConfig(**arguments.pop("parallel", {})), seed=0, timeout_s=timeout_s) as grid:
+        with groups.gang(GangConfig(parallel=ParallelConfig(**arguments.pop("parallel", {})), seed=0), timeout_s=timeout_s) as grid:
             try:
                 result = function(grid, **arguments)
             except BaseException:
