@@ -18,6 +18,8 @@ import torch
 
 from .tiny import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 WORKER, GANG = Path(__file__).with_name("generate_worker.py"), Path(__file__).parents[1] / "gang.py"
 LOGPROB = 1e-5  # fp32: the largest difference from transformers' own
 SEEN = 5 * LOGPROB  # and what a fault moves it by, at least
