@@ -82,8 +82,8 @@ class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return (self.reader.num_tokens - 1) // self.seq_length
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
-        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
-        return found if sequence is not None else found | {"loss_mask": torch.zeros(self.seq_length)}
+        tensors = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
+        return tensors if sequence is not None else tensors | {"loss_mask": torch.zeros(self.seq_length)}
 
 
 def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:

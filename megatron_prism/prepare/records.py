@@ -159,11 +159,11 @@ def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
 
 
 def _chat(record: dict[str, Any], turns: TurnsConfig) -> str:
-    found = _value(record, turns.field, "turns")
-    if not isinstance(found, list):
-        raise BadRecord(f"field {turns.field!r} of type {type(found).__name__}", "a list of turns")
+    listed = _value(record, turns.field, "turns")
+    if not isinstance(listed, list):
+        raise BadRecord(f"field {turns.field!r} of type {type(listed).__name__}", "a list of turns")
     utterances = []
-    for number, turn in enumerate(found, 1):
+    for number, turn in enumerate(listed, 1):
         keys = [keys for keys in TURN_KEYS if isinstance(turn, dict) and turn.get(keys[0]) is not None and keys[1] in turn]
         if not keys:
             raise BadRecord(f"turn {number} of {turns.field!r} without a role", "{role, content}, or {from, value}")
