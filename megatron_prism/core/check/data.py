@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from megatron_prism.core.check.bounds import check_bounds
+from megatron_prism.core.check.bounds import check_bounds, check_value
 from megatron_prism.core.config import PartConfig, PrepareConfig, SourceConfig
+from megatron_prism.core.config.train import Weight
 from megatron_prism.core.errors import Problem
 
 WEIGHT_TOLERANCE = 1e-6  # percent points a mixture's weights may miss 100 by
@@ -14,7 +15,11 @@ RESERVED = ("manifest.json", "report")  # names in a prepared folder that are no
 
 
 def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
-    """Return what is wrong with the sum of a mixture's weights, in percent."""
+    """Return what is wrong with a mixture's weights, in percent."""
+    return [*check_value(dict(weights), dict[str, Weight], (), where), *_check_sum(weights, where)]
+
+
+def _check_sum(weights: Mapping[str, float], where: str) -> list[Problem]:
     total = sum(weights.values())
     if abs(total - 100) <= WEIGHT_TOLERANCE:
         return []
@@ -35,7 +40,7 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
         problems += _check_source(source, f"sources.{index}")
     problems += [*_check_decontaminate(config), *_check_packing(config)]
     if len(set(names)) == len(names):
-        problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
+        problems += _check_sum({source.name: source.weight for source in config.sources}, "sources.weight")
     return problems
 
 
