@@ -35,9 +35,10 @@ class Ranks:
     def run(self, function: Callable[..., Any], num_ranks: int, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """Return what function(groups, **arguments) returned on each rank.
 
-        The function is one of a module's, and is found there by its name; `parallel` among the arguments lays the grid (ParallelConfig), and
-        is not handed on. Arguments and results go as JSON. Raises: AssertionError with the traceback of each rank that failed, the first
-        one first, or with what has not ended after timeout_s; every rank is killed by then.
+        The function is a module's own, and is found there by its name. Arguments and results travel as JSON. The argument `config` holds keys
+        of GangConfig and is not passed on: config={"parallel": {"tp": 2}}.
+        Raises: AssertionError with the traceback of each rank that failed, the first one first, or with the ranks that have not ended after
+        timeout_s. Every rank has ended by then.
         """
         self._number += 1
         folder = self._home / str(self._number)
@@ -117,10 +118,10 @@ def run_rank(function: Callable[..., Any], rank: int, timeout_s: float, folder: 
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-        from megatron_prism.core.config import ParallelConfig
+        from megatron_prism.core.config import GangConfig, ParallelConfig
         from megatron_prism.parallel import groups
 
-        with groups.gang(ParallelConfig(**arguments.pop("parallel", {})), seed=0, timeout_s=timeout_s) as grid:
+        with groups.gang(GangConfig(parallel=ParallelConfig(**arguments.pop("parallel", {})), seed=0), timeout_s=timeout_s) as grid:
             try:
                 result = function(grid, **arguments)
             except BaseException:

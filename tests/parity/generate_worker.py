@@ -1,6 +1,6 @@
-"""One rank of a gang that generates: generate_worker.py FOLDER reads cases.json, writes results.json.
+"""One rank of a gang that generates the cases of test_generate.py.
 
-A case: {"name", "family", "ckpt", "parallel": the layout, "precision", "engine": "cached" or "recompute", "limits": the engine's, "replace":
+A case: {"name", "family", "ckpt", "precision", "engine": "cached" or "recompute", "limits": the engine's, "replace":
 wrong values of the architecture, "control": a fault to build in, or None, "prompts", "num_samples", "sampling"}. A result: its rollouts, which
 every rank must have found; under bf16 with the log-probabilities of the training forward pass too. Beside the cases: what is refused, and whether training goes on with the same bits after a generation.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.config import GangConfig, ParallelConfig
@@ -29,33 +26,27 @@ from megatron_prism.generate.engine import Sampling, seed_of
 from megatron_prism.generate.recompute import Recompute
 from megatron_prism.models import build
 from megatron_prism.models.forward import logits
-from megatron_prism.parallel.groups import Groups, gather, grid, join
+from megatron_prism.parallel.groups import Groups, gather
 
 ENGINES = {"cached": Cached, "recompute": Recompute}
-BUILT = ("family", "ckpt", "precision")  # what a case's model is built by
 Case = dict[str, Any]
 
 
-def main(root: Path) -> None:
+def run(groups: Groups, layout: dict[str, Any], cases: list[Case]) -> dict[str, Any]:
+    """Return the results of a layout's cases by name, on rank 0. Those of one model stand next to each other."""
     torch.set_num_threads(1)
-    join()
     results: dict[str, Any] = {}
-    for parallel, of_layout in itertools.groupby(json.loads((root / "cases.json").read_text()), lambda case: case["parallel"]):
-        gang = GangConfig(parallel=ParallelConfig(**parallel, distributed_optimizer=False), precision="fp32", seed=0)
-        with grid(gang) as groups:
-            for (family, ckpt, precision), cases in itertools.groupby(of_layout, lambda case: [case[key] for key in BUILT]):
-                chunks = chunks_of(Path(ckpt), groups, dataclasses.replace(gang, precision=precision))
-                results |= {case["name"]: rollouts(case, chunks, groups) for case in cases}
-                if precision == "bf16":
-                    continue
-                if family == "nemotron_h":
-                    results[f"refused {parallel}"] = refusals(chunks, folder.read(Path(ckpt)).model, groups)
-                if family in ("llama", "nemotron_h"):
-                    trained = [trained_bits(Path(ckpt), groups, gang, generates) for generates in (False, True)]
-                    results[f"training {family} {parallel}"] = trained
-    if dist.get_rank() == 0:
-        (root / "results.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    for (family, ckpt, precision), of_model in itertools.groupby(
+        cases, lambda case: [case[key] for key in ("family", "ckpt", "precision")]
+    ):
+        gang = GangConfig(parallel=ParallelConfig(**layout), precision=precision, seed=0)
+        chunks = chunks_of(Path(ckpt), groups, gang)
+        results |= {case["name"]: rollouts(case, chunks, groups) for case in of_model}
+        if precision == "fp32" and family == "nemotron_h":
+            results["refused"] = refusals(chunks, folder.read(Path(ckpt)).model, groups)
+        if precision == "fp32" and family in ("llama", "nemotron_h") and groups.pp == 1:
+            results[f"{family} training"] = [trained_bits(Path(ckpt), groups, gang, generates) for generates in (False, True)]
+    return results if groups.rank == 0 else {}
 
 
 def chunks_of(ckpt: Path, groups: Groups, gang: GangConfig) -> list[Any]:
@@ -143,8 +134,6 @@ def refusals(chunks: list[Any], model: Any, groups: Groups) -> dict[str, str]:
 def trained_bits(ckpt: Path, groups: Groups, gang: GangConfig, generates: bool) -> list[float]:
     """Return a sum over all weights after each of two training steps, the second one after a generation or not."""
     chunks, model = chunks_of(ckpt, groups, gang), folder.read(ckpt).model
-    if groups.pp > 1:
-        return []
     optimizer, sums = torch.optim.SGD(chunks[0].parameters(), lr=0.1), []
     tokens_BS = (torch.arange(64) * 7 % 290).view(2, 32)
     for step in range(2):
@@ -160,7 +149,3 @@ def trained_bits(ckpt: Path, groups: Groups, gang: GangConfig, generates: bool) 
         optimizer.step()
         sums.append(sum(float(parameter.double().sum()) for parameter in chunks[0].parameters()))
     return sums
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -6,9 +6,7 @@ likeliest after the tokens before it, so continuations agree token for token whe
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,15 @@ from typing import Any
 import pytest
 import torch
 
+from . import generate_worker
 from .tiny import FAMILIES
 
+<<<<<<< HEAD
 pytestmark = pytest.mark.slow
 
 WORKER, GANG = Path(__file__).with_name("generate_worker.py"), Path(__file__).parents[1] / "gang.py"
+=======
+>>>>>>> main
 LOGPROB = 1e-5  # fp32: the largest difference from transformers' own
 SEEN = 5 * LOGPROB  # and what a fault moves it by, at least
 TIE = 2e-5  # two logits as near as that are equally likely
@@ -67,12 +69,11 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def cases_of(folders: dict[str, Path]) -> dict[int, list[dict[str, Any]]]:
-    """Return the cases by number of ranks, those of a layout and family next to each other."""
+def cases_of(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """Return the cases by layout, those of a model next to each other."""
 
     def case(name: str, family: str, **more: Any) -> dict[str, Any]:
         plain = {
-            "parallel": {},
             "precision": "fp32",
             "engine": "cached",
             "limits": LIMITS,
@@ -83,7 +84,7 @@ def cases_of(folders: dict[str, Path]) -> dict[int, list[dict[str, Any]]]:
         }
         return {"name": f"{family} {name}", "family": family, "ckpt": str(folders[family] / "ckpt"), **plain, **more}
 
-    alone, split = [], []
+    alone: list[dict[str, Any]] = []
     for family in FAMILIES:
         alone.append(case("greedy", family, sampling=GREEDY))
         alone.append(case("drawn", family, sampling=DRAWN, num_samples=2))
@@ -97,26 +98,31 @@ def cases_of(folders: dict[str, Path]) -> dict[int, list[dict[str, Any]]]:
             short = {"sampling": {**DRAWN, "max_tokens": 8, "top_p": 0.9}, "num_samples": 2, "prompts": prompts()[2:5]}
             alone += [case("nucleus", family, **short), case("nucleus by recompute", family, engine="recompute", limits={}, **short)]
     alone += [case("bf16", family, precision="bf16", sampling={"max_tokens": 32, "temperature": 1.0}) for family in IN_BF16]
+    by_layout: dict[str, list[dict[str, Any]]] = {"alone": alone} | {layout: [] for layout in LAYOUTS}
     for family, layout in SPLITS:
         greedy = {"max_tokens": 200 if (family, layout) in LONG else 24}
-        on = {"parallel": LAYOUTS[layout]}
-        split.append(case(f"greedy {layout}", family, sampling=greedy, **on))
-        split.append(case(f"drawn {layout}", family, sampling=DRAWN, num_samples=2, prompts=prompts()[:4], **on))
-    return {1: alone, 4: split}
+        drawn = case("drawn", family, sampling=DRAWN, num_samples=2, prompts=prompts()[:4])
+        by_layout[layout] += [case("greedy", family, sampling=greedy), drawn]
+    return by_layout
 
 
 @pytest.fixture(scope="module")
-def results(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what the ranks found, by case."""
-    every: dict[str, Any] = {}
-    for num_ranks, cases in cases_of(folders).items():
-        root = tmp_path_factory.mktemp(f"generate{num_ranks}")
-        (root / "cases.json").write_text(json.dumps(cases))
-        command = [sys.executable, str(GANG), str(num_ranks), str(WORKER), str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-4000:]
-        every |= json.loads((root / "results.json").read_text())
-    return every
+def results_on(run_distributed: Callable[..., list[Any]], folders: dict[str, Path]) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives what the ranks of a layout found, by case: four of them, or one alone."""
+    cases = cases_of(folders)
+
+    @cache
+    def run(layout: str) -> dict[str, Any]:
+        parallel = {**LAYOUTS.get(layout, {}), "distributed_optimizer": False}
+        num_ranks = 1 if layout == "alone" else 4
+        return run_distributed(generate_worker.run, num_ranks, timeout_s=300, parallel=parallel, layout=parallel, cases=cases[layout])[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def results(results_on: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return results_on("alone")
 
 
 @lru_cache(maxsize=1)
@@ -193,12 +199,15 @@ def test_bf16_is_near_training_in_bf16(results: dict[str, Any], family: str) -> 
     assert 0 < sum(differences) / len(differences) <= BF16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), SPLITS)
-def test_a_layout_finds_the_same(results: dict[str, Any], folders: dict[str, Path], family: str, layout: str) -> None:
+def test_a_layout_finds_the_same(
+    results: dict[str, Any], results_on: Callable[[str], dict[str, Any]], folders: dict[str, Path], family: str, layout: str
+) -> None:
     """Four ranks: what the layout leaves of them shares out the prompts, and every rank has all rollouts."""
-    alone, split = results[f"{family} greedy"], results[f"{family} greedy {layout}"]
+    alone, split = results[f"{family} greedy"], results_on(layout)[f"{family} greedy"]
     assert all(mine[1] == other[1][: len(mine[1])] for mine, other in zip(split, alone, strict=True))
-    drawn = results[f"{family} drawn {layout}"]
+    drawn = results_on(layout)[f"{family} drawn"]
     assert tokens_of(drawn) == tokens_of(results[f"{family} drawn"])[: len(drawn)]
     assert worst(folders[family] / "hf", drawn, 0.8) <= LOGPROB
 
@@ -208,16 +217,18 @@ def test_control_is_seen(results: dict[str, Any], folders: dict[str, Path], cont
     assert worst(folders[family] / "hf", results[f"{family} {control}"], 1.0) > SEEN
 
 
-@pytest.mark.parametrize("layout", ["alone", "dp4", "tp2_sp"])
+@pytest.mark.parametrize("layout", ["alone", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("dp4", "tp2_sp"))])
 @pytest.mark.parametrize("family", ["llama", "nemotron_h"])
-def test_training_goes_on_with_the_same_bits(results: dict[str, Any], family: str, layout: str) -> None:
-    parallel = {} if layout == "alone" else LAYOUTS[layout]
-    without, generated = results[f"training {family} {parallel}"]
+def test_training_goes_on_with_the_same_bits(results_on: Callable[[str], dict[str, Any]], family: str, layout: str) -> None:
+    without, generated = results_on(layout)[f"{family} training"]
     assert without == generated and without[0] != without[1]
 
 
 def test_what_it_cannot_serve_is_refused(results: dict[str, Any]) -> None:
-    said = results[f"refused {LAYOUTS['tp2_sp']}"]
-    assert "parallel.overlap_param_gather: found weights that arrive" in said["late"]
-    assert "decoder.layers.0.gate: found a parameter that generation does not know" in said["unknown"]
-    assert "generate(): found other arguments on another rank" in said["ranks"]
+    assert "parallel.overlap_param_gather: found weights that arrive" in results["refused"]["late"]
+    assert "decoder.layers.0.gate: found a parameter that generation does not know" in results["refused"]["unknown"]
+
+
+@pytest.mark.slow
+def test_ranks_that_ask_for_different_things_are_refused(results_on: Callable[[str], dict[str, Any]]) -> None:
+    assert "generate(): found other arguments on another rank" in results_on("tp2_sp")["refused"]["ranks"]

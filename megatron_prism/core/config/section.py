@@ -33,8 +33,8 @@ class Range:
     def holds(self, value: float) -> bool:
         """Say whether a number is in the range."""
         return (
-            not math.isnan(value)
-            and not (self.finite and math.isinf(value))
+            value == value  # no NaN; math.isnan fails on an integer that is too large for a float
+            and not (self.finite and abs(value) == math.inf)
             and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
