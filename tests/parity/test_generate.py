@@ -17,12 +17,8 @@ import torch
 from . import generate_worker
 from .tiny import FAMILIES
 
-<<<<<<< HEAD
 pytestmark = pytest.mark.slow
 
-WORKER, GANG = Path(__file__).with_name("generate_worker.py"), Path(__file__).parents[1] / "gang.py"
-=======
->>>>>>> main
 LOGPROB = 1e-5  # fp32: the largest difference from transformers' own
 SEEN = 5 * LOGPROB  # and what a fault moves it by, at least
 TIE = 2e-5  # two logits as near as that are equally likely
