@@ -1,6 +1,6 @@
 """The next token of each row: drawn by inverting the distribution at a number that depends on the rollout and the token's index alone.
 
-Shape legend: R rows, S draws of a row, V vocabulary, K blocks of it, B tokens of a block, M the likeliest tokens.
+Shape legend: R rows, S draws of a row, V vocabulary, K blocks of it, B tokens (or blocks) of a block, M the likeliest tokens.
 """
 
 from __future__ import annotations
@@ -50,21 +50,30 @@ def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[T
 
 
 def _blocks(weight_RV: Tensor) -> Tensor:
-    """Return the vocabulary in blocks (R, K, B), the last one filled up with zeros."""
+    """Return the tokens in blocks (R, K, B), the last one filled up with zeros."""
     missing = -weight_RV.shape[1] % BLOCK
     return (functional.pad(weight_RV, (0, missing)) if missing else weight_RV).unflatten(1, (-1, BLOCK))
 
 
 def _invert(weight_RKB: Tensor, uniform_RS: Tensor) -> Tensor:
-    """Return the token (R, S) whose share of the row's sum holds the number: first its block, then the token within it."""
-    sum_RK = weight_RKB.sum(-1).double()
-    end_RK = sum_RK.cumsum(-1)
-    target_RS = uniform_RS * end_RK[:, -1:]
-    block_RS = torch.searchsorted(end_RK, target_RS, right=True).clamp_(max=end_RK.shape[1] - 1)
-    within_RS = target_RS - (end_RK - sum_RK).gather(1, block_RS)
-    end_RSB = weight_RKB.gather(1, block_RS[..., None].expand(-1, -1, BLOCK)).double().cumsum(-1)
-    within_RS = torch.minimum(within_RS.clamp_(min=0), end_RSB[..., -1] * BELOW)  # never a token of weight 0
-    return block_RS * BLOCK + torch.searchsorted(end_RSB, within_RS[..., None], right=True)[..., 0]
+    """Return the token (R, S) whose share of the row's sum holds the number: first its block (or its block's block), then the token within.
+
+    Running sums are products with a triangle: cumsum has no deterministic kernel on CUDA.
+    """
+    levels = [weight_RKB]
+    while levels[-1].shape[1] > 1:
+        levels.append(_blocks(levels[-1].sum(-1).double()))
+    triangle_BB = torch.ones(BLOCK, BLOCK, dtype=torch.float64, device=weight_RKB.device).triu()
+    place_RS = torch.zeros_like(uniform_RS, dtype=torch.long)
+    target_RS = uniform_RS * levels[-1].sum(-1)
+    for level_RKB in reversed(levels):
+        part_RSB = level_RKB.gather(1, place_RS[..., None].expand(-1, -1, BLOCK)).double()
+        end_RSB = part_RSB @ triangle_BB
+        target_RS = torch.minimum(target_RS.clamp(min=0), end_RSB[..., -1] * BELOW)  # never a token of weight 0
+        within_RS1 = torch.searchsorted(end_RSB, target_RS[..., None], right=True)
+        target_RS = target_RS - (end_RSB - part_RSB).gather(2, within_RS1)[..., 0]
+        place_RS = place_RS * BLOCK + within_RS1[..., 0]
+    return place_RS
 
 
 def _likeliest(weight_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -74,6 +83,6 @@ def _likeliest(weight_RV: Tensor, sampling: Sampling) -> Tensor:
     mass_R1 = (weight_RV if sampling.top_k is None else best_RM).sum(-1, keepdim=True, dtype=torch.float64) * sampling.top_p
     if sampling.top_k is None and best_RM.shape[1] < size_V and bool((best_RM.sum(-1, keepdim=True, dtype=torch.float64) < mass_R1).any()):
         best_RM = weight_RV.sort(descending=True).values
-    before_RM = best_RM.cumsum(-1, dtype=torch.float64) - best_RM
-    kept_R1 = (before_RM < mass_R1).sum(-1, keepdim=True).clamp_(min=1)
-    return weight_RV.masked_fill(weight_RV < best_RM.gather(1, kept_R1 - 1), 0)
+    best_RM, mass_R1 = best_RM.cpu(), mass_R1.cpu()  # running sums are deterministic there
+    kept_R1 = ((best_RM.cumsum(-1, dtype=torch.float64) - best_RM) < mass_R1).sum(-1, keepdim=True).clamp_(min=1)
+    return weight_RV.masked_fill(weight_RV < best_RM.gather(1, kept_R1 - 1).to(weight_RV.device), 0)

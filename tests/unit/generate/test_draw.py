@@ -74,6 +74,15 @@ def test_logprobs_are_those_of_the_tempered_logits_over_the_whole_vocabulary() -
         assert torch.allclose(logprob_RS, wanted, rtol=0, atol=2e-6)
 
 
+def test_a_large_vocabulary_is_three_levels_of_blocks() -> None:
+    logits_V = torch.randn(BLOCK**2 + 100, generator=torch.Generator().manual_seed(2)) * 3
+    ends_V = logits_V.double().softmax(0).cumsum(0)
+    uniform_RS = torch.from_numpy(uniforms([3] * 500, range(500)))[None]
+    token_RS, _ = choose(logits_V[None], uniform_RS, Sampling(max_tokens=1, temperature=1.0))
+    wanted_S = torch.searchsorted(ends_V, uniform_RS[0], right=True)
+    assert (token_RS[0] == wanted_S).double().mean() > 0.99 and (token_RS[0] > BLOCK**2).any()
+
+
 @settings(deadline=None)
 @given(data=st.data())
 def test_a_draw_inverts_the_distribution(data: st.DataObject) -> None:
