@@ -35,8 +35,8 @@ class Ranks:
     def run(self, function: Callable[..., Any], num_ranks: int, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """Return what function(groups, **arguments) returned on each rank.
 
-        The function is a module's own, and is found there by its name. Arguments and results travel as JSON. The argument `config` holds keys
-        of GangConfig and is not passed on: config={"parallel": {"tp": 2}}.
+        The function is a module's own, and is found there by its name. Arguments and results travel as JSON. The argument `parallel` holds
+        keys of ParallelConfig, which lay the grid, and is not passed on.
         Raises: AssertionError with the traceback of each rank that failed, the first one first, or with the ranks that have not ended after
         timeout_s. Every rank has ended by then.
         """

@@ -35,7 +35,7 @@ def hang_on_the_first(groups: Groups) -> None:
 
 
 def test_each_rank_returns_its_result(run_distributed: Run) -> None:
-    assert run_distributed(add_up, 4, config={"parallel": {"tp": 2}}, start=10) == [[0, 21], [1, 21], [0, 25], [1, 25]]
+    assert run_distributed(add_up, 4, parallel={"tp": 2}, start=10) == [[0, 21], [1, 21], [0, 25], [1, 25]]
 
 
 def test_the_traceback_of_the_rank_that_fails_is_seen(run_distributed: Run) -> None:
