@@ -1,4 +1,4 @@
-"""Replace an attribute of another library's class or module for the length of a block."""
+"""Replace an attribute of another library's class or module within a block."""
 
 from __future__ import annotations
 

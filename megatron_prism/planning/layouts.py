@@ -49,7 +49,7 @@ def _recomputes(model: ModelConfig, chunks: int) -> list[RecomputeConfig]:
 
 
 def distance(one: TrainConfig, other: TrainConfig) -> float:
-    """Return the number of keys that differ between two layouts, plus a fraction for the amount: doublings of sizes, steps of recompute."""
+    """Return ten times the number of keys that differ between two layouts, plus by how much: doublings of sizes, a change of recompute."""
     sizes = [(getattr(one.parallel, name), getattr(other.parallel, name)) for name in ("tp", "pp", "cp")]
     sizes += [(one.batch.micro_size, other.batch.micro_size), (one.parallel.vpp or 1, other.parallel.vpp or 1)]
     moved = [abs(math.log2(a / b)) for a, b in sizes] + [float(one.recompute != other.recompute)]

@@ -1,4 +1,4 @@
-"""What must hold between the values of a prepare config: pure functions that return every problem, before anything starts."""
+"""Checks between the values of a prepare config: pure functions that return every problem, before anything starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from megatron_prism.core.config import PartConfig, PrepareConfig, SourceConfig
 from megatron_prism.core.config.train import Weight
 from megatron_prism.core.errors import Problem
 
-WEIGHT_TOLERANCE = 1e-6  # percent points a mixture's weights may miss 100 by
-RESERVED = ("manifest.json", "report")  # names in a prepared folder that are no source's
+WEIGHT_TOLERANCE = 1e-6  # in percentage points, of the sum of a mixture's weights around 100
+RESERVED = ("manifest.json", "report")  # names in a prepared folder that no source may have
 
 
 def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
@@ -28,7 +28,7 @@ def _check_sum(weights: Mapping[str, float], where: str) -> list[Problem]:
 
 
 def check_prepare(config: PrepareConfig) -> list[Problem]:
-    """Return what is wrong with the values of a prepare config, and between them."""
+    """Return the problems of a prepare config's values, and between them."""
     if not config.sources:
         return [Problem("sources", "an empty list", "at least one source")]
     names = [source.name for source in config.sources]
@@ -45,18 +45,18 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
 
 
 def _check_decontaminate(config: PrepareConfig) -> Iterator[Problem]:
-    found = config.decontaminate
-    if found is None:
+    settings = config.decontaminate
+    if settings is None:
         return
-    if not found.against:
+    if not settings.against:
         yield Problem("decontaminate.against", "an empty list", "at least one evaluation set")
-    for index, part in enumerate(found.against):
+    for index, part in enumerate(settings.against):
         if not part.path:
             yield Problem(f"decontaminate.against.{index}.path", "an empty list", "at least one file or glob")
         if part.sample:
             yield Problem(f"decontaminate.against.{index}.sample", "a sample of an evaluation set", "all of it", "remove it")
-    if found.shortest > found.ngram:
-        yield Problem("decontaminate.shortest", str(found.shortest), f"1 to ngram {found.ngram}")
+    if settings.shortest > settings.ngram:
+        yield Problem("decontaminate.shortest", str(settings.shortest), f"1 to ngram {settings.ngram}")
 
 
 def _check_packing(config: PrepareConfig) -> Iterator[Problem]:
