@@ -35,9 +35,10 @@ class Ranks:
     def run(self, function: Callable[..., Any], num_ranks: int, timeout_s: float = 60.0, **arguments: Any) -> list[Any]:
         """Return what function(groups, **arguments) returned on each rank.
 
-        The function is one of a module's, and is found there by its name; `parallel` among the arguments lays the grid (ParallelConfig), and
-        is not handed on. Arguments and results go as JSON. Raises: AssertionError with the traceback of each rank that failed, the first
-        one first, or with what has not ended after timeout_s; every rank is killed by then.
+        The function is a module's own, and is found there by its name. Arguments and results travel as JSON. The argument `parallel` holds
+        keys of ParallelConfig, which lay the grid, and is not passed on.
+        Raises: AssertionError with the traceback of each rank that failed, the first one first, or with the ranks that have not ended after
+        timeout_s. Every rank has ended by then.
         """
         self._number += 1
         folder = self._home / str(self._number)

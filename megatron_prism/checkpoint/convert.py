@@ -76,7 +76,7 @@ def plan_import(root: Path) -> Plan:
     _refuse_links(root)
     shards = safetensors.open_shards(root)
     places = {place.name: place for shard in shards for place in shard.tensors}
-    if model.num_layers > len(places):  # before the rules are laid out: a config of 10**9 layers would fill the memory
+    if model.num_layers > len(places):  # before the rules are made: a config of 10**9 layers would fill the memory
         raise CheckpointError(
             Problem(f"{root / 'config.json'}:num_hidden_layers", str(model.num_layers), f"at most the folder's {len(places)} tensors")
         )
@@ -89,7 +89,7 @@ def plan_import(root: Path) -> Plan:
 
 
 def _refuse_links(root: Path) -> None:
-    """Raise InputError for each link that leads out of a folder: what it names would be copied along."""
+    """Raise InputError for each link that leads out of a folder: the file that it names would be copied."""
     links = [path for path in sorted(root.iterdir()) if path.is_file() and not safetensors.is_inside(path)]
     raise_problems(
         [Problem(str(path), "a link out of the folder", "a file of the folder", "copy it there, or remove the link") for path in links]
@@ -126,7 +126,7 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
 def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     """Write a plan's folder as a Megatron checkpoint. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; CheckpointError naming every tensor with a value that is not finite.
+    Raises: InputError where `out` exists; CheckpointError naming every tensor with a value that is not finite.
     Nothing stays behind on an error.
     """
     rules = {rule.mcore: rule for rule in plan.rules}
@@ -166,7 +166,7 @@ def _finite_rows(plan: Plan, files: Mapping[str, FileIO], place: safetensors.Ten
 
 
 def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
-    """Return a problem for each tensor of a folder that holds a NaN or an infinity."""
+    """Return a problem for each tensor of a folder that holds a NaN or an inf."""
     problems = []
     for place in plan.places.values():
         for first, number in bits.spans(0, prod(place.shape), place.dtype.itemsize):
@@ -244,7 +244,7 @@ def _is_vocabulary(key: str) -> bool:
 def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick = lambda: None) -> None:
     """Write a plan's checkpoint as a Hugging Face folder. Memory holds a piece of a tensor at a time.
 
-    Raises: InputError where `out` is there already; nothing stays behind on an error.
+    Raises: InputError where `out` exists; nothing stays behind on an error.
     """
     with folder.create(out) as temporary:
         for path in sorted((plan.root / folder.ASSETS).iterdir()):

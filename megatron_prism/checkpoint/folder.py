@@ -55,9 +55,9 @@ def read(path: Path) -> Checkpoint:
     Raises: CheckpointError where there is none, or its prism.json is not ours.
     """
     try:
-        root = next((found for found in _candidates(path) if (found / META).is_file()), None)
+        root = next((candidate for candidate in _candidates(path) if (candidate / META).is_file()), None)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # no word about the checkpoint: it is not to be called damaged
+        if error.errno != errno.ENAMETOOLONG:  # says nothing about the checkpoint, which must not be called damaged
             raise EnvironmentFault(f"{path}: {error.strerror or error}") from error
         raise CheckpointError(Problem(str(path), error.strerror or str(error), "a folder's name")) from None
     if root is None:
@@ -83,19 +83,19 @@ def read(path: Path) -> Checkpoint:
 def _candidates(path: Path) -> Iterator[Path]:
     yield path
     for folder in (path, path / "checkpoints"):
-        if (found := newest(folder)) is not None:
-            yield found
+        if (checkpoint := newest(folder)) is not None:
+            yield checkpoint
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint of a run; `latest` is a hint for the reader: after a crash it may name the one before."""
+    """Return the newest checkpoint of a run. `latest` is a hint for the reader only: after a crash it may name the one before."""
     return next((path for path in reversed(steps(checkpoints)) if (path / META).is_file()), None)
 
 
 def steps(checkpoints: Path) -> list[Path]:
-    """Return a run's checkpoints, the oldest first. A step's folder is renamed into place, so one that stands was whole once."""
-    found = [path for path in checkpoints.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    """Return a run's checkpoints, the oldest first. A folder is renamed into place when it is whole, so each of them was whole once."""
+    folders = [path for path in checkpoints.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[str, Any]:
@@ -105,9 +105,9 @@ def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[s
 
 @contextmanager
 def create(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that becomes `path` when all went well, and goes away when not.
+    """Yield a temporary folder beside `path`. It becomes `path` when the block ends, and is removed when the block raises.
 
-    Raises: InputError where `path` is there already: nothing is ever overwritten. EnvironmentFault where it cannot be written.
+    Raises: InputError where `path` exists: nothing is ever overwritten. EnvironmentFault where it cannot be written.
     """
     refuse_existing(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -124,13 +124,13 @@ def create(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise InputError where an output folder is there already and is not empty."""
+    """Raise InputError where an output folder exists and is not empty."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(Problem(str(path), "an existing output", "a new or empty folder", "choose another, or remove it"))
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished folder into place, and make the rename last (fsync of the parent)."""
+    """Rename a finished folder into place, and sync its parent so that the rename survives a crash."""
     if path.exists():
         path.rmdir()  # an empty folder, as refuse_existing made sure
     temporary.rename(path)
@@ -140,10 +140,10 @@ def publish(temporary: Path, path: Path) -> None:
 def copy_assets(source: Path, target: Path) -> list[Path]:
     """Copy a Hugging Face folder's files but its weights; return what was copied."""
     target.mkdir()
-    found = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
-    for path in found:
+    assets = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
+    for path in assets:
         shutil.copyfile(path, target / path.name)
-    return found
+    return assets
 
 
 def copy_hf(source: Path, target: Path) -> None:
@@ -154,7 +154,7 @@ def copy_hf(source: Path, target: Path) -> None:
 
 
 def point_latest(folder: Path, name: str) -> None:
-    """Let RUN/checkpoints/latest name a checkpoint."""
+    """Write the name of a checkpoint to RUN/checkpoints/latest."""
     write_text(folder / LATEST, name + "\n")
 
 

@@ -1,7 +1,7 @@
 """Whether a checkpoint folder still holds what was written: SHA256SUMS lists every other file in it (`sha256sum -c SHA256SUMS`).
 
-Megatron-Core loads a flipped bit, or the files of two saves mixed, without a word. So a folder is sealed when it is whole, and checked
-before anything in it is read; that reads bytes, and unpickles nothing.
+Megatron-Core silently loads a flipped bit, or files of two saves mixed. So a folder is sealed when it is whole, and checked before
+anything in it is loaded. The check reads bytes and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.manifest import sha256_file
 
 SUMS = "SHA256SUMS"
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # anything else is no word about the checkpoint
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # any other error says nothing about the checkpoint
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
 def seal(root: Path, known: Mapping[str, str] | None = None) -> None:
-    """Write SHA256SUMS over all files of a folder, and bring all of it to the disk (fsync of files and folders).
+    """Write SHA256SUMS over all files of a folder, and sync files and folders to the disk.
 
-    known: sums of files, by path within the folder, that their writers, perhaps on other nodes, have counted and synced already.
+    known: the sums of files that their writers, perhaps on other nodes, have hashed and synced already, by path within the folder.
     """
     known = known or {}
     for path in known:
         disk.await_path(root / path)
-    paths = sorted({*_files(root), *known})  # a network's file system may list late what it has
+    paths = sorted({*_files(root), *known})  # a network file system may list a file late
     ours = [path for path in paths if path not in known]
-    with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter
-        found = dict(zip(ours, pool.map(lambda path: sha256_file(root / path), ours), strict=True))
-    sums = {**{path: known[path] for path in paths if path in known}, **found}
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
+        hashed = dict(zip(ours, pool.map(lambda path: sha256_file(root / path), ours), strict=True))
+    sums = {**{path: known[path] for path in paths if path in known}, **hashed}
     (root / SUMS).write_text("".join(f"{sums[path]}  {path}\n" for path in paths), encoding="utf-8")
     disk.sync([root / path for path in (*ours, SUMS)])
     disk.sync(sorted({root, *((root / path).parent for path in paths)}))
 
 
 def check(root: Path, rank: int = 0, world_size: int = 1) -> list[Problem]:
-    """Return what is wrong with a sealed folder. Several ranks share the work: each reads its part of the bytes, all look at the names.
+    """Return what is wrong with a sealed folder. Several ranks share the work: each hashes its part of the files, all compare the names.
 
-    Raises: EnvironmentFault where it cannot be read now: nothing is then known of it.
+    Raises: EnvironmentFault where the folder cannot be read now. Nothing is then known about it.
     """
     try:
         sums = _read(root / SUMS)
-        found = _files(root)
+        present = _files(root)
     except OSError as error:
         return [_absent(error, root / SUMS, "the sums of a whole checkpoint")]
     except ValueError as error:
         return [Problem(str(root / SUMS), str(error), "a sha256 and a path a line")]
-    problems = [Problem(str(root / path), "no such file", f"the file that {SUMS} lists") for path in sums if path not in found]
-    problems += [Problem(str(root / path), f"a file that {SUMS} does not list", "no other files") for path in found if path not in sums]
-    mine = _share(root, [path for path in found if path in sums], rank, world_size)
+    problems = [Problem(str(root / path), "no such file", f"the file that {SUMS} lists") for path in sums if path not in present]
+    problems += [Problem(str(root / path), f"a file that {SUMS} does not list", "no other files") for path in present if path not in sums]
+    mine = _share(root, [path for path in present if path in sums], rank, world_size)
     with ThreadPoolExecutor(4) as pool:
         problems += [problem for problem in pool.map(lambda path: _check_file(root / path, sums[path]), mine) if problem]
     return problems
@@ -64,19 +64,19 @@ def _check_file(path: Path, sha256: str) -> Problem | None:
     if path.is_symlink() or not path.is_file():
         return Problem(str(path), "a link, or no file at all", "a file")
     try:
-        found = sha256_file(path)
+        actual = sha256_file(path)
     except OSError as error:
         return _absent(error, path, "a file that can be read")
     return (
-        None if found == sha256 else Problem(str(path), f"sha256 {found}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
+        None if actual == sha256 else Problem(str(path), f"sha256 {actual}", f"{sha256}, as {SUMS} says", "the file was changed or damaged")
     )
 
 
 def _absent(error: OSError, path: Path, required: str) -> Problem:
     if error.errno not in NOT_THERE:
-        found = f"{error.filename or path}: {error.strerror or error}: it cannot be told whether the checkpoint is whole"
+        unknown = f"{error.filename or path}: {error.strerror or error}: it cannot be told whether the checkpoint is whole"
         raise EnvironmentFault(
-            f"{found}; if it stays so, move that folder away by hand, and the run goes on from the one before"
+            f"{unknown}; if it stays so, move that folder away by hand, and the run resumes from the one before"
         ) from error
     return Problem(str(path), error.strerror or str(error), required)
 
@@ -107,13 +107,13 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _files(root: Path) -> list[str]:
-    """Return the paths of all files below a folder but SHA256SUMS. A link or another kind of file stands for itself, and fails to be read."""
-    found: list[str] = []
+    """Return the paths of all files below a folder but SHA256SUMS. A link, or a file of another kind, is listed too, and then fails the check."""
+    paths: list[str] = []
     for folder, names, files in os.walk(root, onerror=_raise):
         here = Path(folder)
         links = [name for name in names if (here / name).is_symlink()]
-        found += [str((here / name).relative_to(root)) for name in (*files, *links)]
-    return sorted(path for path in found if path != SUMS)
+        paths += [str((here / name).relative_to(root)) for name in (*files, *links)]
+    return sorted(path for path in paths if path != SUMS)
 
 
 def _raise(error: OSError) -> None:

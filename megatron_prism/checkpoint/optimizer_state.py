@@ -1,12 +1,12 @@
-"""The distributed optimizer's state in a checkpoint: laid out like the weights, cut as the ranks hold it, gathered nowhere.
+"""The distributed optimizer's state in a checkpoint: laid out like the weights, cut as the ranks hold it, never gathered.
 
-A data-parallel rank holds, of each weight's local tensor, a contiguous range in row-major order, as flat fp32 tensors (the
-main weight and AdamW's moments). The range is a few boxes of that tensor, and each box is a shard at its place in the whole
-tensor. So every rank writes what it holds, and reads its part in place, whatever TP, PP and DP wrote it. Megatron-Core's
-own formats gather the state on one rank (fully_reshardable) or tie it to TP (dp_reshardable). The names are those of
-fully_reshardable: optimizer.state.{param, exp_avg, exp_avg_sq}.{the weight's key}.
+A data-parallel rank holds a contiguous, row-major range of each weight's local tensor, as flat fp32 tensors (the main weight and AdamW's
+moments). The range is a few boxes of that tensor, and each box is a shard at its place in the whole tensor. So every rank writes what it
+holds and reads its part in place, whatever TP, PP and DP wrote the checkpoint. Megatron-Core's own formats gather the state on one rank
+(fully_reshardable) or tie it to TP (dp_reshardable). The names are those of fully_reshardable:
+optimizer.state.{param, exp_avg, exp_avg_sq}.{the weight's key}.
 
-All weights have taken the same number of steps: it is saved once. The rates are set anew at every step (train/optim.py).
+All weights have taken the same number of steps, which is saved once. Learning rate and weight decay are set at every step (train/optim.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Box:
 def boxes(start: int, end: int, shape: Sequence[int]) -> list[Box]:
     """Cut the values [start, end) of a row-major tensor into boxes, in order: at most 2 x dimensions - 1 of them.
 
-    They are a part of a first row, whole rows, and a part of a last row; a part of a row is cut alike.
+    They are the end of a first row, whole rows, and the beginning of a last row. A part of a row is cut in the same way.
     """
     if start >= end:
         return []
@@ -55,7 +55,7 @@ def _boxes_of_row(index: int, start: int, end: int, shape: Sequence[int]) -> lis
 
 
 def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str, Any], is_loading: bool) -> dict[str, Any]:
-    """Return the optimizer's part of a sharded state dict; to load, its tensors are those that are read into, in place.
+    """Return the optimizer's part of a sharded state dict. To load, the checkpoint is read into these tensors in place.
 
     `weights_by_chunk` is the chunks' own sharded state. A fresh optimizer gets its state here. Every rank calls this.
     Without the distributed optimizer it is Megatron-Core's own.
@@ -76,13 +76,13 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
             start = part._get_model_param_range_map(parameter)["param"].start
             for name, values in part._get_main_param_and_optimizer_states(parameter).items():
                 if name != "step":
-                    found = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
-                    shards |= {f"{shard.key} {shard.global_offset}": shard for shard in found}
+                    boxed = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
+                    shards |= {f"{shard.key} {shard.global_offset}": shard for shard in boxed}
     return {"step": _steps(optimizer), "shards": shards}
 
 
 def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
-    """Take over what was loaded: the tensors of `sharded` hold their values, so only the number of steps is left."""
+    """Take over what was loaded. The tensors of `sharded` hold their values already; only the number of steps is left to set."""
     if "step" not in loaded:  # Megatron-Core's own
         optimizer.load_state_dict(loaded)
         return
@@ -117,19 +117,19 @@ def _steps(optimizer: Any) -> int:
 
 
 def _parts(optimizer: Any) -> list[Any]:
-    """Return the optimizers behind a ChainedOptimizer; one of nothing but frozen parameters is an empty stub."""
+    """Return the optimizers of a ChainedOptimizer, without stubs (an optimizer of frozen parameters only is a stub)."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not part.is_stub_optimizer]
 
 
 def _adams(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
-    """Yield torch's optimizers: of one that is offloaded in part, those on the host and the device (Megatron-Core's HybridDeviceOptimizer)."""
+    """Yield torch's optimizers. A partly offloaded one has one on the host and one on the device (HybridDeviceOptimizer)."""
     for part in _parts(optimizer):
         yield from getattr(part.optimizer, "sub_optimizers", [part.optimizer])
 
 
 def _allocate(part: Any) -> None:
-    """Give a fresh optimizer its state by a step without gradients, as Megatron-Core does, but one that moves no weight."""
+    """Allocate a fresh optimizer's state by a step without gradients, as Megatron-Core does, but with rates of 0: no weight moves."""
     groups = part.optimizer.param_groups
     rates = [(group["lr"], group["weight_decay"]) for group in groups]
     for group in groups:
@@ -143,7 +143,7 @@ def _allocate(part: Any) -> None:
 def cut(weight: Any, prefix: str, start: int, values: torch.Tensor) -> Iterator[Any]:
     """Yield the shards of `values`, which belong to the weight's values from `start` on; weight: Megatron's shard, or factory of shards.
 
-    Of the weight's replicas over TP (norms) and PP (tied embeddings) one stays the writer. Over DP there are none: ranges differ.
+    One of the weight's replicas over TP (norms) and PP (tied embeddings) writes it. Over DP there are no replicas: the ranges differ.
     """
     for piece_start, piece in pieces(weight):
         first, last = max(start, piece_start), min(start + values.numel(), piece_start + prod(piece.local_shape))

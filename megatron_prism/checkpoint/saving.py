@@ -1,6 +1,6 @@
-"""A checkpoint on its way to the disk: planned by Megatron-Core, written in the background, sealed, and renamed into place when it is whole.
+"""Saving a checkpoint: Megatron-Core plans it, child processes write it, then it is sealed and renamed into place.
 
-Every rank of the gang holds one Saving of a checkpoint, and all call the same methods in the same order.
+Every rank of the gang holds one Saving of a checkpoint. All ranks call the same methods in the same order.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Saver:
         self._saving = Saving(run_folder.step_folder(self._run_dir, step), state, write_contents, self._config.timeout_s)
 
     def is_saving(self) -> bool:
-        """Say whether a checkpoint is on its way: begun, and not finished."""
+        """Say whether a save was begun and is not finished."""
         return self._saving is not None
 
     def is_writing(self) -> bool:
-        """Say whether this rank's processes still write it."""
+        """Say whether this rank's child processes still write it."""
         return self._saving is not None and self._saving.is_writing()
 
     def finish(self) -> None:
@@ -78,7 +78,7 @@ class Saver:
             self._remove(run_folder.prune(self._run_dir, self._config.keep_last, self._config.keep_every))
 
     def _remove(self, paths: list[Path]) -> None:
-        """Remove checkpoints that were moved away, while training goes on: a file system may take its time."""
+        """Remove checkpoints that were moved away, in threads: a file system may be slow, and training goes on."""
         self._removals = [removal for removal in self._removals if removal.is_alive()]
         for path in paths:
             self._removals.append(threading.Thread(target=shutil.rmtree, args=(path,), name=f"remove {path.name}"))
@@ -97,7 +97,7 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._saving is not None:  # the run ends by an error
+        if self._saving is not None:  # the run ends with an error
             self._saving.abandon()
         for removal in self._removals:
             removal.join()
@@ -106,16 +106,16 @@ class Saver:
 def newest(run_dir: Path) -> Path | None:
     """Return a run's newest whole checkpoint, None where it has none at all; every rank of the gang calls this.
 
-    Those behind it that are damaged are named and moved aside.
-    Raises: CheckpointError where there are checkpoints, and none of them is whole.
+    Damaged checkpoints after it are named in the log and moved aside.
+    Raises: CheckpointError where there are checkpoints, and none is whole.
     """
     damaged: dict[Path, list[Problem]] = {}
     for path in reversed(groups.from_first(list(run_folder.checkpoints(run_dir).values()))):
         problems = sharded.check(path) or groups.from_first(_misplaced(path))
         if not problems:
             if dist.get_rank() == 0:
-                for bad, found in damaged.items():
-                    log.get().warning("%s", "\n".join(map(str, found)))
+                for bad, reasons in damaged.items():
+                    log.get().warning("%s", "\n".join(map(str, reasons)))
                     log.get().warning("%s is damaged, and now %s; going on from %s", bad, run_folder.set_aside(bad).name, path.name)
             groups.barrier()
             return path
@@ -126,7 +126,7 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def _misplaced(path: Path) -> list[Problem]:
-    """A whole checkpoint may still be another step's."""
+    """Return what is wrong where a whole checkpoint is another step's than its folder says."""
     try:
         step = folder.read(path).step
     except CheckpointError as error:
@@ -136,7 +136,7 @@ def _misplaced(path: Path) -> list[Problem]:
 
 
 class Saving:
-    """Begin to write a checkpoint; Megatron's sharded `state` is taken as it is at this moment.
+    """A checkpoint that is being written. Constructing it begins the save of Megatron's sharded `state` as it is at that moment.
 
     write_contents: adds what is no tensor to the folder once the tensors are in it; rank 0 calls it.
     Raises: InputError where `target` is there already. EnvironmentFault where it does not fit on the disk or cannot be written.
@@ -146,7 +146,7 @@ class Saving:
         self.target, self._write_contents = target, write_contents
         self._temporary = target.with_name(
             f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp"
-        )  # no writer of a start that died knows it
+        )  # random, so a writer left over from a crashed start cannot write here
         self._is_first = dist.get_rank() == 0
         with _faults_named(self._temporary, self._clean):
             if self._is_first:
@@ -229,7 +229,9 @@ def _faults_named(path: Path, clean: Callable[[], None]) -> Iterator[None]:
     except (PrismError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
-        told = groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)  # while the disk is as it was
+        told = (
+            groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)
+        )  # before cleaning up: the disk's state is part of the message
         clean()
         if is_defect(error):
             raise

@@ -59,12 +59,16 @@ def resolve(config: TrainConfig) -> Start:
 
 
 def attempt(read: Callable[[], T], key: str = "") -> tuple[T | None, list[Problem]]:
-    """Return what `read` returns, and no problems; or None and the problems it raises, placed under the key that named the input."""
+    """Return what `read` returns, and no problems; or None and the problems it raises, placed under the key that named the input.
+
+    A problem that names a key of the same section (data.weights beside data.prepared) stays where it is.
+    """
+    section = key[: key.find(".") + 1]
     try:
         return read(), []
     except InputError as error:
         return None, [
-            problem if problem.where.startswith(key) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems
+            problem if problem.where.startswith(section) else replace(problem, where=f"{key} {problem.where}") for problem in error.problems
         ]
 
 

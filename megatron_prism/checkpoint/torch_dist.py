@@ -2,8 +2,8 @@
 
 torch_dist is torch.distributed.checkpoint's format with Megatron's two marker files (megatron/core/dist_checkpointing/strategies/torch.py):
 each chunk of a tensor is a torch.save archive in a .distcp file, and .metadata says where. torch writes and reads everything but
-the values; those go to and from their place in the archive. The checksum that a zip archive keeps of them stays 0, as
-torch.serialization.skip_data leaves it: torch.load does not look at it.
+the values; we write and read those at their place in the archive. The zip checksum of the values stays 0, as
+torch.serialization.skip_data leaves it: torch.load does not check it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FILE_BYTES = 4 << 30  # several files, so that a parallel file system spreads a 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to be written: its key, shape and dtype, known before its values are."""
+    """A tensor to be written: its key, shape and dtype, known before its values."""
 
     key: str
     shape: tuple[int, ...]
@@ -51,8 +51,7 @@ class TensorSpec:
 def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str], Iterable[bits.Bits]]) -> None:
     """Write a torch_dist checkpoint, whole on disk at the end (fsync).
 
-    `values(key)` yields a tensor's values in row-major order, in pieces of any shape. It is asked for each tensor when its turn comes,
-    and not before.
+    `values(key)` yields a tensor's values in row-major order, in pieces of any shape. It is called when the tensor's turn comes, not before.
     """
     results, frames = [], {kind: _Frame(*kind) for kind in {(spec.shape, spec.dtype) for spec in specs}}
     for number, group in enumerate(_files(specs)):
@@ -64,11 +63,11 @@ def write_tensors(root: Path, specs: Sequence[TensorSpec], values: Callable[[str
     }
     FileSystemWriter(root, sync_files=True).finish(Metadata(entries), [results])
     torch.save({}, root / "common.pt")
-    write_json(root / "metadata.json", MARKER)  # last: Megatron takes the folder for complete by it
+    write_json(root / "metadata.json", MARKER)  # last: Megatron takes a folder with this file for complete
 
 
 def _files(specs: Sequence[TensorSpec]) -> list[list[TensorSpec]]:
-    """Deal the tensors out to files, in order: the next file begins where one has FILE_BYTES."""
+    """Deal the tensors out to files, in order: a new file begins where the last one holds FILE_BYTES."""
     files: list[list[TensorSpec]] = [[]]
     for spec in specs:
         if sum(map(_size_bytes, files[-1])) >= FILE_BYTES:
@@ -86,7 +85,7 @@ def _whole(spec: TensorSpec) -> ChunkStorageMetadata:
 
 
 class _Frame:
-    """A torch.save archive without its tensor's values: as a stream for torch.save, it keeps what comes before and after them."""
+    """A torch.save archive without its tensor's values. As the stream of a torch.save, it records the bytes before and after them."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
         self.before, self.after, self.gap_bytes = bytearray(), bytearray(), 0
@@ -98,7 +97,7 @@ class _Frame:
         return len(data)
 
     def seek(self, count: int, whence: int) -> None:
-        """Leave room for values, as torch does instead of writing them."""
+        """Note the gap that torch leaves in place of the values."""
         assert whence == os.SEEK_CUR and not self.gap_bytes
         self.gap_bytes = count
 
@@ -156,20 +155,20 @@ class StoredTensor:
 
         Raises: CheckpointError naming the tensor where the checkpoint lacks a part of them.
         """
-        found, filled = bits.empty((count, *self.shape[1:]), self.dtype), 0
+        values_read, filled = bits.empty((count, *self.shape[1:]), self.dtype), 0
         for chunk in self.chunks:
             first, last = max(start, chunk.offsets[0]), min(start + count, chunk.offsets[0] + chunk.sizes[0])
             if first < last:
                 columns = (slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))
-                target = found[(slice(first - start, last - start), *columns)]
+                target = values_read[(slice(first - start, last - start), *columns)]
                 values = target if target.flags.c_contiguous else bits.empty(target.shape, self.dtype)
                 position = chunk.start + (first - chunk.offsets[0]) * prod(chunk.sizes[1:]) * self.dtype.itemsize
                 filled += bits.read_at(chunk.stream, position, values)
                 if values is not target:
                     target[...] = values
-        if filled != found.nbytes:
-            raise CheckpointError(Problem(self.where, f"{filled} bytes of rows {start} to {start + count}", f"{found.nbytes} bytes"))
-        return found
+        if filled != values_read.nbytes:
+            raise CheckpointError(Problem(self.where, f"{filled} bytes of rows {start} to {start + count}", f"{values_read.nbytes} bytes"))
+        return values_read
 
 
 class TensorReader:
@@ -186,8 +185,8 @@ class TensorReader:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's global shape by key."""
-        found = self._metadata.state_dict_metadata.items()
-        return {key: tuple(entry.size) for key, entry in found if isinstance(entry, TensorStorageMetadata)}
+        entries = self._metadata.state_dict_metadata.items()
+        return {key: tuple(entry.size) for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
     def read(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Return one tensor; of a padded one the first `shape` part.
@@ -195,8 +194,8 @@ class TensorReader:
         Raises: CheckpointError naming the tensor where it cannot be read.
         """
         with self.open(key) as stored:
-            found = bits.to_tensor(stored.rows(0, shape[0] if shape else 1), stored.dtype)
-        return found[tuple(slice(size) for size in shape)].reshape(shape)
+            padded = bits.to_tensor(stored.rows(0, shape[0] if shape else 1), stored.dtype)
+        return padded[tuple(slice(size) for size in shape)].reshape(shape)
 
     @contextmanager
     def open(self, key: str) -> Iterator[StoredTensor]:
@@ -220,8 +219,8 @@ class TensorReader:
         if archive.pickle not in self._described:  # layers are alike
             self._described[archive.pickle] = archive.describe()
         stored = self._described[archive.pickle]
-        found, wanted = (stored.shape, stored.dtype, stored.is_contiguous()), (chunk.sizes, dtype, True)
-        if found != wanted:
-            raise ValueError(f"{place.relative_path}: shape, dtype, contiguous: {found}; .metadata says {wanted}")
+        actual, wanted = (stored.shape, stored.dtype, stored.is_contiguous()), (chunk.sizes, dtype, True)
+        if actual != wanted:
+            raise ValueError(f"{place.relative_path}: shape, dtype, contiguous: {actual}; .metadata says {wanted}")
         start = place.offset + archive.values_offset + stored.storage_offset() * dtype.itemsize
         return _Chunk(tuple(chunk.offsets) or (0,), tuple(chunk.sizes) or (1,), stream, start)

@@ -1,8 +1,8 @@
-"""Pickles within checkpoints, read without running what they name.
+"""Read the pickles in a checkpoint without running what they name.
 
 torch.distributed.checkpoint reads .metadata with pickle.load and objects with torch.load(weights_only=False); Transformer Engine, and beside
 it Megatron-Core 0.16, read a layer's `_extra_state` with pickle.loads. Inside `guarded` each of them reads through `_Unpickler` or
-torch's weights_only. What Megatron's dataset caches hold (numpy.load with allow_pickle) is never read: data/indexed.py has no pickle.
+torch's weights_only. Megatron's dataset caches (numpy.load with allow_pickle) are never read: data/indexed.py has no pickle.
 Source: torch/distributed/checkpoint/{filesystem,default_planner}.py (2.13), megatron/core/extensions/transformer_engine.py (0.16.1, 0.19.2),
 transformer_engine/pytorch/module/base.py (2.11).
 """
@@ -39,7 +39,7 @@ READERS = (
     "transformer_engine.pytorch.module.base",
     "transformer_engine.pytorch.ops.op",
 )
-# All that .metadata and a layer's FP8 state name: plain data, and what rebuilds a tensor. None of them calls what it is given.
+# All names that .metadata and a layer's FP8 state may hold: plain data, and what rebuilds a tensor. None of them calls its arguments.
 ALLOWED: dict[str, set[str]] = {
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath"},  # where it was written
@@ -65,14 +65,14 @@ TE_ALLOWS = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"  # Transformer Engine 2.20 re
 SHARED = (type, types.FunctionType, types.BuiltinFunctionType, Enum)  # BUILD would change these for the whole process
 REQUIRED = "plain data and tensors: nothing that runs when it is read"
 
-_one_at_a_time = threading.RLock()  # what is replaced is replaced for the whole process
+_one_at_a_time = threading.RLock()  # guarded() replaces attributes of modules, for the whole process
 
 
 @contextmanager
 def guarded(root: Path) -> Iterator[None]:
-    """Let nothing that torch, Megatron-Core or Transformer Engine load of the checkpoint `root` run code, until the context ends.
+    """Within the block, nothing that torch, Megatron-Core or Transformer Engine load from the checkpoint `root` can run code.
 
-    Raises: CheckpointError naming the file, and what it names, where a pickle holds more than data.
+    Raises: CheckpointError with the file and the name in it, where a pickle holds more than data.
     """
     refused: list[CheckpointError] = []
     loads = partial(_loads, f"{root}: the _extra_state of a layer")
@@ -85,7 +85,7 @@ def guarded(root: Path) -> Iterator[None]:
         stack.enter_context(replaced(DefaultLoadPlanner, "load_bytes", _naming_its_place(root, DefaultLoadPlanner.load_bytes)))
         try:
             yield
-        except CheckpointException as error:  # torch's: it holds what each rank raised, but of .metadata only a text
+        except CheckpointException as error:  # torch's: holds what each rank raised, but for .metadata only its text
             refused += [cause for cause, _ in error.failures.values() if isinstance(cause, CheckpointError)]
             if not refused:
                 raise
@@ -105,7 +105,7 @@ def _variable(name: str) -> Iterator[None]:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Finds only what ALLOWED has, by its whole name: no `a.b` walks from one to another."""
+    """Finds only the names in ALLOWED, whole: a dotted name does not reach into a module."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
@@ -140,26 +140,26 @@ def _loads(where: str, data: bytes) -> Any:
 
 
 def _load_metadata(refused: list[CheckpointError], stream: IO[bytes]) -> Metadata:
-    """Return what .metadata holds, once it is laid out as torch writes it, and names files of its own folder; note why not in `refused`."""
+    """Return .metadata, if it is laid out as torch writes it and names only files of its own folder; else add the error to `refused`."""
     where = str(getattr(stream, "name", "a pickle"))
     try:
-        found = _read(where, stream)
-        if not _is_metadata(found):
+        metadata = _read(where, stream)
+        if not _is_metadata(metadata):
             required = "torch.distributed.checkpoint's Metadata"
             raise CheckpointError(
-                Problem(where, f"a {type(found).__name__} of another layout, or tensors in files of other folders", required)
+                Problem(where, f"a {type(metadata).__name__} of another layout, or tensors in files of other folders", required)
             )
     except CheckpointError as error:
         refused.append(error)
         raise
-    return found
+    return metadata
 
 
-def _is_metadata(found: Any) -> bool:
+def _is_metadata(metadata: Any) -> bool:
     try:
-        is_right = type(found) is Metadata and type(found.storage_meta) in (StorageMeta, type(None))
-        is_right = is_right and all(type(key) is str and _is_entry(entry) for key, entry in found.state_dict_metadata.items())
-        return is_right and all(type(index) is MetadataIndex and _is_place(place) for index, place in found.storage_data.items())
+        is_right = type(metadata) is Metadata and type(metadata.storage_meta) in (StorageMeta, type(None))
+        is_right = is_right and all(type(key) is str and _is_entry(entry) for key, entry in metadata.state_dict_metadata.items())
+        return is_right and all(type(index) is MetadataIndex and _is_place(place) for index, place in metadata.storage_data.items())
     except (AttributeError, TypeError):
         return False
 
@@ -178,7 +178,7 @@ def _is_place(place: Any) -> bool:
 
 
 def _load(load: Callable[..., Any], root: Path, file: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load as torch.load does, by weights_only whatever the caller asks for."""
+    """Load as torch.load does, with weights_only whatever the caller asks for."""
     try:
         return load(file, *args, **{**kwargs, "weights_only": True})
     except pickle.UnpicklingError as error:
@@ -187,7 +187,7 @@ def _load(load: Callable[..., Any], root: Path, file: Any, *args: Any, **kwargs:
 
 
 def _naming_its_place(root: Path, load_bytes: Callable[..., None]) -> Callable[..., None]:
-    """Let a stored object's stream carry the name of its file and key, for the message."""
+    """Return load_bytes with the file and key of a stored object as its stream's name, for the error message."""
 
     def load_named(planner: Any, item: Any, value: Any) -> None:
         place = planner.metadata.storage_data[item.storage_index]
@@ -198,7 +198,7 @@ def _naming_its_place(root: Path, load_bytes: Callable[..., None]) -> Callable[.
 
 
 def _refused(where: str, error: Exception) -> CheckpointError:
-    """Return the error for a pickle that is not read, with the name it holds where that is the reason."""
+    """Return the error for a refused pickle, with the forbidden name where there is one."""
     name = re.search(r"GLOBAL (\S+)", str(error))
     if name:
         return CheckpointError(

@@ -1,9 +1,9 @@
-"""One rank's files of a checkpoint, each written by a process forked for it, while training goes on.
+"""One rank's files of a checkpoint, each written by a forked child process while training goes on.
 
-Megatron-Core plans a save and says what goes where (its AsyncRequest); its own writers, though, wait for ever for a process that was
-killed. These are watched: one that dies, fails or takes too long is an error, and the others end with it.
-On a host the fork is the snapshot (pages are copied as training changes them); from a GPU the tensors are copied to the host before it,
-into pinned memory, which a forked process shares: those copies are held until they are written.
+Megatron-Core plans a save and says what goes where (its AsyncRequest). Its own writers wait for ever for a child that was killed; ours are
+watched: a child that dies, fails or takes too long is an error, and the others are ended.
+On a host the fork is the snapshot: pages are copied as training changes them. From a GPU the tensors are first copied into pinned host
+memory, which a forked child shares, so those copies are held until they are written.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from megatron_prism.core import disk
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PART_BYTES = 4 << 20
-FULL_BYTES = 1 << 20  # a writer that does not say why it failed, beside so little room, failed for want of it
+FULL_BYTES = 1 << 20  # a writer that fails without a reason, with less than this free, is taken to have found the disk full
 
 
 class Writers:
-    """The processes that write this rank's files. failure: what went wrong; sums: the sha256 of each file by its name, once they are done."""
+    """The child processes that write this rank's files. failure: what went wrong. sums: once all are done, the sha256 of each file by name."""
 
     def __init__(self, request: Any, timeout_s: float):
         self.failure: str | None = None
@@ -58,7 +58,7 @@ class Writers:
                 gc.enable()
 
     def poll(self, wait_s: float = 0.0) -> bool:
-        """Take in what the processes have said, waiting for at most wait_s; say whether any is still at work."""
+        """Read the children's answers, waiting at most wait_s; say whether any child still writes."""
         if self._running and wait([pipe for _, pipe, _ in self._running.values()], timeout=wait_s):
             for number, (process, pipe, path) in list(self._running.items()):
                 if self.failure is None and pipe.poll():
@@ -71,8 +71,8 @@ class Writers:
 
     def _take(self, number: int, process: Any, pipe: Connection, path: Path) -> None:
         try:
-            failure, results, sha256 = pipe.recv()  # it ends of itself, and is waited for when the next one starts
-        except EOFError:  # it died without a word
+            failure, results, sha256 = pipe.recv()  # the child ends by itself, and is reaped when the next one starts
+        except EOFError:  # the child died without an answer
             process.join()
             failure = f"{path}: its writer died ({_ending(process.exitcode)})"
         if failure is not None:
@@ -85,7 +85,7 @@ class Writers:
         self.kill()
 
     def kill(self) -> None:
-        """End the processes that are still at work."""
+        """Kill the children that still write."""
         for process, pipe, _ in self._running.values():
             process.kill()
             process.join()
@@ -94,7 +94,7 @@ class Writers:
         self._staged = []
 
     def finalize(self) -> None:
-        """Let Megatron-Core finish the checkpoint with what was written; every rank calls this, when all are done on all ranks."""
+        """Let Megatron-Core write the checkpoint's metadata. Every rank calls this, once all ranks' children are done."""
         _, _, results = self._request.async_fn_args or (None, None, None)
         if results is not None:
             results.put(self._written)
@@ -107,12 +107,12 @@ def _ending(code: int) -> str:
 
 
 def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
-    """Write one file, in a process of its own; say (failure, write results, sha256) through the pipe."""
+    """Write one file in a child process; send (failure, write results, sha256) through the pipe."""
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
     _end_with(os.getppid())
-    torch.set_num_threads(1)  # the parent's OpenMP threads are not here, and would be waited for
-    torch.serialization.set_crc32_options(False)  # nobody reads the archives' checksums; the sha256 stands for all
+    torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here, and torch would wait for them
+    torch.serialization.set_crc32_options(False)  # nobody reads the archive's checksums: the sha256 covers all of it
     path = Path(bucket[0])
     results: queue.Queue[Any] = queue.Queue()
     count: queue.Queue[int] = queue.Queue()
@@ -126,31 +126,31 @@ def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
                 FileSystemWriterAsync.write_preloaded_data(
                     transforms, local_proc_idx=number, write_bucket=bucket, results_queue=results, count_queue=count, use_fsync=False
                 )
-                _, found = results.get()
+                _, written = results.get()
             finally:
                 is_written.set()
-            if isinstance(found, Exception):
-                raise found
+            if isinstance(written, Exception):
+                raise written
             disk.sync([path])
-            pipe.send((None, found, hashed.result()))
+            pipe.send((None, written, hashed.result()))
     except Exception as error:
         pipe.send((describe(path, error), None, None))
 
 
 def _end_with(parent: int) -> None:
-    """Let this process end when its rank does, however that ends: nobody would seal what it writes."""
+    """Make this child end when its rank ends, however it ends: nobody would seal what it writes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before that
+        if os.getppid() != parent:  # the rank ended before prctl
             os._exit(1)
 
 
 def _sha256_behind(path: Path, is_written: threading.Event) -> str:
-    """Return the sha256 of a file that is being written, read close behind the writer: both then take little longer than the slower."""
+    """Return the sha256 of a file that is being written, reading close behind the writer: writing and hashing overlap."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         while True:
-            ended = is_written.is_set()  # before the read: what comes after it has nothing behind it
+            ended = is_written.is_set()  # asked before the read: a file that had ended by then is read to its end
             if part := stream.read(PART_BYTES):
                 digest.update(part)
             elif ended:
@@ -162,8 +162,8 @@ def _sha256_behind(path: Path, is_written: threading.Event) -> str:
 def uncopied(tensor: torch.Tensor) -> torch.Tensor:
     """Return a host tensor over the same memory, with a storage of its own size.
 
-    Megatron-Core copies a view of something larger (all weights are views of their buffer) before it is written; the fork is copy enough,
-    but for memory that a forked process shares.
+    Megatron-Core copies a view of a larger storage (all weights are views of their buffer) before it is written. The fork is copy enough,
+    except for memory that a forked child shares.
     """
     tensor = tensor.detach()
     if tensor.device.type == "cpu" and (tensor.is_pinned() or tensor.is_shared()):
@@ -180,7 +180,7 @@ def num_bytes(request: Any) -> int:
 
 
 def describe(path: Path, error: BaseException) -> str:
-    """Say why a file or folder could not be written: torch's archive writer hides a full disk behind an assertion of its own."""
+    """Say why a file or folder could not be written. torch's archive writer reports a full disk as an assertion."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

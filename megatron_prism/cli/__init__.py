@@ -1,4 +1,4 @@
-"""`prism JOB ...`: parse, load, check, call the job. Nothing else. A file a group of jobs; entry.py puts them together and ends the process."""
+"""`prism JOB ...`: parse, load, check, call the job. One file per group of jobs; entry.py combines them and ends the process."""
 
 from megatron_prism.cli.entry import app, main
 

@@ -1,4 +1,4 @@
-"""`python -m megatron_prism.cli`: the same as `prism`; the ranks of a gang are started so."""
+"""`python -m megatron_prism.cli` is the same as `prism`. The ranks of a gang are started this way."""
 
 from megatron_prism.cli.entry import main
 

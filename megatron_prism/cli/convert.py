@@ -72,12 +72,12 @@ def convert_verify(
     world_size = gang.world_size(tp * pp)
     job.check_verify(hf, ckpt, tp, pp, world_size)
     gang.become(world_size)
-    found = job.run_verify(hf, ckpt, tokens, precision, tolerance, tp, pp, seed)  # type: ignore[arg-type]
+    comparison = job.run_verify(hf, ckpt, tokens, precision, tolerance, tp, pp, seed)  # type: ignore[arg-type]
     if gang.speaks():
-        finish(found, json)
-        if not found["passed"]:
+        finish(comparison, json)
+        if not comparison["passed"]:
             raise ResultFailure(
-                f"{ckpt} is not {hf}: token {found['worst_position']}, vocabulary entry {found['worst_token_id']}: logit "
-                f"{found['worst_checkpoint_logit']:.6g}, transformers {found['worst_hf_logit']:.6g}; {found['relative_difference']:.2e} of the "
-                f"largest logit, tolerance {found['tolerance']:.0e}"
+                f"{ckpt} is not {hf}: token {comparison['worst_position']}, vocabulary entry {comparison['worst_token_id']}: logit "
+                f"{comparison['worst_checkpoint_logit']:.6g}, transformers {comparison['worst_hf_logit']:.6g}; {comparison['relative_difference']:.2e} of the "
+                f"largest logit, tolerance {comparison['tolerance']:.0e}"
             )

@@ -1,4 +1,4 @@
-"""What a run reads: `prism prepare`, `prism locate`."""
+"""The data of a run: `prism prepare`, `prism locate`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prepare(
     from megatron_prism.core.config import PrepareConfig
     from megatron_prism.core.load import load, placed
 
-    settings = load(config, PrepareConfig, overrides or [])  # before the job brings torch along
+    settings = load(config, PrepareConfig, overrides or [])  # before the job imports torch
     from megatron_prism.jobs import prepare as job
 
     with placed(config, PrepareConfig, overrides or []):

@@ -1,4 +1,4 @@
-"""The command `prism`: every job under its name, and how the process ends.
+"""The command `prism`: every job by name, and the exit of the process.
 
 Standard output carries a job's result, standard error the rest. Exit codes: 0 done, 1 the result is a failure,
 2 the input is wrong, 3 stopped by a signal with the state saved, 4 the machine or a library is at fault, 70 a defect of ours.
@@ -20,7 +20,7 @@ from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
-LAST_WORD_S = 1.0  # how long a rank that ends with code 4 waits for one that ends with another
+LAST_WORD_S = 1.0  # a rank with exit code 4 waits this long for a rank with another code
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_completion=False, epilog=EPILOG, pretty_exceptions_enable=False)
 for job in (
@@ -49,7 +49,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the command line; every error becomes a message and an exit code."""
+    """Run the command line. Every error becomes a message and an exit code."""
     log.setup()
     try:
         app()
@@ -59,7 +59,7 @@ def main() -> None:
         _leave(error.exit_code, error.is_agreed)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # torch's CheckpointException, and a panic in Rust, are no Exception
+    except BaseException as error:  # torch's CheckpointException and a Rust panic are not Exceptions
         traceback.print_exc()
         if defect.is_defect(error):
             _say(defect.REPORT)
@@ -70,13 +70,13 @@ def main() -> None:
 def _say(text: str) -> None:
     rank = "" if gang.speaks() else f"rank {os.environ['RANK']}: "
     for line in text.splitlines():
-        sys.stderr.write(f"prism: {rank}{line}\n")  # at once: other ranks speak too
+        sys.stderr.write(f"prism: {rank}{line}\n")  # in one write: other ranks write too
 
 
 def _leave(code: int, is_agreed: bool = False) -> None:
-    """End the process. One whose process group stands ends at once: its libraries' farewells would wait for peers that wait for it.
+    """End the process. While its process group exists it ends at once: the libraries' exit handlers could wait for peers that wait for it.
 
-    Code 4 may only mean that another rank is gone. It comes last, for the launcher reports the first: the other rank may know better.
+    Code 4 may only mean that another rank is gone. Such a rank ends last, because the launcher reports the first, which may know the cause.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""A job that several processes run: this process joins their gang, or starts it."""
+"""Jobs that run on several processes: this process joins their gang, or starts it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def world_size(nproc: int | None) -> int:
-    """Return the gang's size: that of the gang this process is in, or the one asked for."""
+    """Return the size of the gang that this process is in, or else the requested size."""
     from megatron_prism.parallel import launch
 
     return launch.world_size() if launch.in_gang() else nproc or 1
 
 
 def become(world_size: int, span: Span | None = None) -> None:
-    """Join the gang this process was started in; outside one, start it where several processes are asked for, and exit as it does.
+    """Join the gang that this process was started in. Outside a gang, start one if several ranks are requested, and exit with its code.
 
-    span: the machines of the gang to start, where they are several.
+    span: the machines of the gang to start, if there are several.
     """
     from megatron_prism.parallel import launch
 
@@ -30,11 +30,11 @@ def become(world_size: int, span: Span | None = None) -> None:
     if span.num_nodes > 1 or (world_size > 1 and not launch.in_gang()):
         code = launch.start_gang(world_size // span.num_nodes, ["-m", "megatron_prism.cli", *sys.argv[1:]], span)
         sys.stdout.flush()
-        os._exit(code)  # the gang has said everything
+        os._exit(code)  # the gang has printed everything
 
 
 def speaks() -> bool:
-    """Say whether this process prints the result: rank 0, or a process that is alone."""
+    """Say whether this process prints the result: rank 0, or a process without a gang."""
     return os.environ.get("RANK", "0") == "0"
 
 

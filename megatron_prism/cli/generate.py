@@ -25,7 +25,7 @@ def generate(
     pp: Annotated[int, typer.Option(help="Pipeline parallel size.", min=1)] = 1,
     json: Json = None,
 ) -> None:
-    """Continue a text; standard output is the continuation alone.
+    """Continue a text. Standard output holds only the continuation.
 
     Example: prism generate --ckpt ckpt/llama --prompt "Once upon a time" --max-tokens 100 --greedy
     """

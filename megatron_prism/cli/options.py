@@ -1,4 +1,4 @@
-"""The arguments that several jobs take, and what becomes of a job's result."""
+"""The arguments shared by several jobs, and the output of a job's result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
-LATER = "later"  # a command that is only read: it runs on another machine, where its folders may not be yet
+LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
 
 def _in_a_folder(context: typer.Context, path: Path | None) -> Path | None:
@@ -31,7 +31,7 @@ Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or 
 
 
 def finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:
-    """Print a result on standard output, a line a value; write it to a file as JSON where asked."""
+    """Print a result on standard output, one line per value. With `path`, also write it as JSON."""
     from megatron_prism.core.manifest import write_json
     from megatron_prism.report import lines
 

@@ -1,4 +1,4 @@
-"""What a machine has, how far a run is, what a YAML may say: `prism doctor`, `prism status`, `prism config`."""
+"""Reports on the machine, a run's progress, and the keys of a YAML: `prism doctor`, `prism status`, `prism config`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from megatron_prism.core.errors import EnvironmentFault
 
 
 def doctor(json: Json = None) -> None:
-    """Tell what this machine has and what each absence costs.
+    """Report what this machine has, and what does not work without each missing package.
 
     Example: prism doctor
     """
     from megatron_prism.jobs import doctor as job
 
-    found = job.run()
-    job.show(found)
-    finish(found, json, quiet=True)
-    if found["missing"]:
-        raise EnvironmentFault(f"required but absent: {', '.join(found['missing'])}")
+    findings = job.run()
+    job.show(findings)
+    finish(findings, json, quiet=True)
+    if findings["missing"]:
+        raise EnvironmentFault(f"required but absent: {', '.join(findings['missing'])}")
 
 
 def status(run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline's.", show_default=False)], json: Json = None) -> None:
-    """Show how far a run or a pipeline is: its jobs, steps, loss, speed, time left, newest checkpoint.
+    """Show the progress of a run or a pipeline: jobs, steps, loss, speed, time left, newest checkpoint.
 
     Example: prism status runs/quickstart/mid
     """
     from megatron_prism.jobs import status as job
 
-    found = job.run(run)
-    job.show(found)
-    finish(found, json, quiet=True)
+    progress = job.run(run)
+    job.show(progress)
+    finish(progress, json, quiet=True)
 
 
 def config(
@@ -44,7 +44,7 @@ def config(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Print every key of a job's YAML: its default, its bounds, its words, and whether a resumed run may change it.
+    """Print every key of a job's YAML: its default, bounds and description, and whether a resumed run may change it.
 
     Example: prism config train --schema > train.schema.json
     """
@@ -52,9 +52,9 @@ def config(
 
     from megatron_prism.jobs import config as jobs
 
-    found = jobs.schema(job) if schema else jobs.run(job)
+    described = jobs.schema(job) if schema else jobs.run(job)
     if schema:
-        typer.echo(dumps(found, indent=2))
+        typer.echo(dumps(described, indent=2))
     else:
-        jobs.show(found)
-    finish(found, json, quiet=True)
+        jobs.show(described)
+    finish(described, json, quiet=True)

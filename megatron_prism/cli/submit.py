@@ -27,7 +27,7 @@ def submit(
 
     Example: prism submit --cluster configs/clusters/test.yaml --dry-run -- train configs/tiny/mid.yaml world_size=2
 
-    What stands behind `--` is a job of prism, as in a pipeline's `command`. Words before it that begin with `cluster.` override keys of the
+    The words after `--` are a job of prism, as in a pipeline's `command`. Words before it that begin with `cluster.` override keys of the
     cluster: cluster.partition=long.
     """
     from megatron_prism.jobs import submit as job
@@ -39,11 +39,11 @@ def submit(
 
 
 def read_command(words: Sequence[str]) -> Call | None:
-    """Return the job that words call, with its arguments, as the command line reads them; None where the first word is no job.
+    """Parse words as the command line does, and return the job with its arguments. None: the first word is not a job.
 
-    Raises: InputError where it would refuse them.
+    Raises: InputError where the command line would refuse them.
     """
-    from megatron_prism.cli.entry import app  # which has this job too
+    from megatron_prism.cli.entry import app  # imported here: entry imports this module
     from megatron_prism.launch.pipeline import Call
 
     command: Any = typer.main.get_command(app)
@@ -59,7 +59,7 @@ def read_command(words: Sequence[str]) -> Call | None:
     try:
         with command.make_context(f"prism {' '.join(names)}", rest, obj=LATER) as context:
             return Call(" ".join(names), dict(context.params))
-    except typer.BadParameter.__base__ as error:  # type: ignore[misc]  # click's UsageError: typer brings its own click along, and hides it
+    except typer.BadParameter.__base__ as error:  # type: ignore[misc]  # click's UsageError: typer bundles and hides its own click
         raise InputError(
             Problem("command", " ".join(words), f"what prism {' '.join(names)} --help shows", error.format_message())
         ) from None

@@ -1,4 +1,4 @@
-"""A training run, and what it needs: `prism train`, `prism plan`."""
+"""A training run and its plan: `prism train`, `prism plan`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from megatron_prism.core.errors import InputError
 
 
 def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
-    """Train from a checkpoint or from scratch; started again, it goes on from its last checkpoint.
+    """Train from a checkpoint or from scratch. Started again, the run resumes from its last checkpoint.
 
     Example, after examples/quickstart.sh: prism train configs/tiny/mid.yaml run_dir=runs/other optimizer.lr=1e-3 --nproc 2
 
-    Under torchrun or srun it joins their gang instead of starting one; with --nproc, under an srun of one task a node, it starts each
+    Under torchrun or srun it joins their gang instead of starting one. With --nproc, under an srun with one task per node, it starts each
     node's part of one gang.
     """
     from megatron_prism.core.config import TrainConfig
@@ -24,7 +24,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     from megatron_prism.parallel import environment, launch
 
     launch.heed_signals_while_starting()
-    settings = load(config, TrainConfig, overrides or [])  # before the job brings torch along
+    settings = load(config, TrainConfig, overrides or [])  # before the job imports torch
     from megatron_prism.jobs import train as job
 
     span = launch.slurm_span() if nproc else launch.ALONE
@@ -36,7 +36,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     if dry_run:
         finish(figures, json)
         return
-    environment.set_variables(settings)  # before there are ranks: a process reads some of them as it starts
+    environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
     gang.become(world_size, span)
     result = job.run(settings, world_size)
     if gang.speaks():
@@ -51,20 +51,20 @@ def plan(
     usd_per_gpu_hour: Annotated[float, typer.Option(help="The price that the cost assumes.", min=0.0)] = 2.5,
     json: Json = None,
 ) -> None:
-    """Tell what a training run needs on H100s: memory, time, cost. It reads the config alone, and writes nothing.
+    """Predict what a training run needs on H100s: memory, time, cost. This reads only the config, and writes nothing.
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed
 
-    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout of that size
+    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
     settings = load(config, TrainConfig, given)
     from megatron_prism.jobs import plan as job
 
     with placed(config, TrainConfig, given):
-        found = job.sweep(settings, gpus or job.num_gpus(settings), usd_per_gpu_hour) if sweep else job.run(settings, usd_per_gpu_hour)
-        finish(found, json, quiet=True)
-        job.show(found)
-        if not found["fits"]:
-            raise InputError(job.too_large(settings, found))
+        planned = job.sweep(settings, gpus or job.num_gpus(settings), usd_per_gpu_hour) if sweep else job.run(settings, usd_per_gpu_hour)
+        finish(planned, json, quiet=True)
+        job.show(planned)
+        if not planned["fits"]:
+            raise InputError(job.too_large(settings, planned))

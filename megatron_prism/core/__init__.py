@@ -1,1 +1,1 @@
-"""Layer 0: configuration, errors, logging and manifests; no torch at import."""
+"""Configuration, errors, logging and manifests; no torch at import."""

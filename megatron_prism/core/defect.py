@@ -1,4 +1,4 @@
-"""Whose fault is an exception that nothing expected: the machine's, a library's, or ours?"""
+"""Decide whether an unexpected exception is the fault of the machine, of a library, or ours."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import TracebackType
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 REPORT = "a defect in megatron_prism: please report it to the project's issue tracker, with this traceback and `prism doctor --json FILE`"
-OURS = ("megatron_prism", "__main__")  # __main__ is what starts us
+OURS = ("megatron_prism", "__main__")  # __main__ starts our code
 MACHINE = (OSError, MemoryError, BrokenExecutor, subprocess.SubprocessError)
 
 
 def is_defect(error: BaseException) -> bool:
-    """Say whether an exception that is no PrismError is a defect of megatron_prism.
+    """Say whether an exception that is not a PrismError is a defect of megatron_prism.
 
-    It is none where its type says machine or library: what the operating system answers, a process that died, a package that cannot be
-    imported, or a class that a library defines (torch's out-of-memory, accelerator and distributed errors among them). A built-in
-    exception (RuntimeError, ValueError, KeyError, ...) belongs to the package whose Python code raised it, or called the native code that
-    did. The standard library's code is its caller's.
+    It is not a defect where its type points to the machine or a library: an error of the operating system, a dead process, a package that
+    cannot be imported, or a library's own class (such as torch's out-of-memory, accelerator and distributed errors). A built-in exception
+    (RuntimeError, ValueError, KeyError, ...) belongs to the package whose Python code raised it, or called the native code that raised it.
+    Code of the standard library counts as its caller's.
     """
     if isinstance(error, MACHINE):
         return False
@@ -29,7 +29,7 @@ def is_defect(error: BaseException) -> bool:
 
 
 def raised_in(trace: TracebackType | None) -> str:
-    """Return the module of the innermost frame of a traceback that is not the standard library's; empty where there is none."""
+    """Return the module of a traceback's innermost frame outside the standard library, or an empty text."""
     module = ""
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))

@@ -1,4 +1,4 @@
-"""What the disk promises: one process at a time in a folder, and that what was written stays."""
+"""Locks and fsync: one process at a time in a folder, and what was written stays written."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from megatron_prism.core.errors import EnvironmentFault
 
 @contextmanager
 def held(path: Path, job: str) -> Iterator[None]:
-    """Hold the lock file `path`, which says who does; the kernel lets go of it when its holder ends, however it ends.
+    """Hold the lock file `path`, which names its holder. The kernel releases it when the holder ends, however it ends.
 
-    It is the process's own (lockf): one forked from it, which may outlive it, does not hold it (with flock it would).
+    The lock belongs to this process only. A forked child does not inherit it (lockf; flock would), so a child that outlives the run
+    does not block the next one.
     Raises: EnvironmentFault where another process holds it. OSError where it cannot be written.
     """
     with path.open("a+") as lock:
@@ -40,7 +41,10 @@ def held(path: Path, job: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether another process holds the lock file `path`. Not to be asked by its holder: it would let go of it (as closing any lockf file does)."""
+    """Say whether another process holds the lock file `path`.
+
+    Never call this from the process that holds the lock: closing the file would release it.
+    """
     try:
         with path.open("r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +56,7 @@ def is_held(path: Path) -> bool:
 
 
 def await_path(path: Path, timeout_s: float = 90.0) -> None:
-    """Wait for what another node has made: a network's file system may go on for a minute saying that it is not there.
+    """Wait until a path that another node has made appears here. A network file system may hide it for a minute.
 
     Raises: FileNotFoundError where it does not appear.
     """
@@ -64,7 +68,7 @@ def await_path(path: Path, timeout_s: float = 90.0) -> None:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Bring files and folders to the disk (fsync)."""
+    """Sync files and folders to the disk (fsync)."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where it stands, what was found, what is required, what to do."""
+    """One thing that is wrong: where it is, what was found, what is required, what to do."""
 
     where: str
     found: str
@@ -22,23 +22,23 @@ class Problem:
 
 
 def _line(text: str, max_length: int = 1000) -> str:
-    """Return a text as part of one line: what an untrusted file holds neither breaks it, nor floods it, nor steers a terminal."""
+    """Return a text as part of one line. Text from an untrusted file can neither break the line, flood it, nor control a terminal."""
     return printable(text if len(text) <= max_length else f"{text[: max_length // 2]} ... {text[-max_length // 4 :]}")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return a text with its unprintable characters, but those to keep, spelled as Python escapes them."""
+    """Return a text with unprintable characters, except those in `keep`, as Python escapes."""
     return text if text.isprintable() else "".join(part if part.isprintable() or part in keep else ascii(part)[1:-1] for part in text)
 
 
 class PrismError(Exception):
-    """Base of all errors meant for the user; `exit_code` is what the process returns. is_agreed: all ranks raise it, and rank 0 says it."""
+    """Base of all errors meant for the user. exit_code: of the process. is_agreed: all ranks raise the error, and only rank 0 prints it."""
 
     exit_code = 1
     is_agreed = False
 
     def agreed(self) -> Self:
-        """Return it as one that every rank raises."""
+        """Mark the error as raised by every rank, and return it."""
         self.is_agreed = True
         return self
 
@@ -53,21 +53,21 @@ class InputError(PrismError):
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.problems,)  # from one process to another
+        return type(self), (self.problems,)  # pickled from one process to another
 
 
 class CheckpointError(InputError):
-    """A checkpoint folder cannot be used; each problem names the file or the tensor."""
+    """A checkpoint folder cannot be used. Each problem names the file or the tensor."""
 
 
 class ResultFailure(PrismError):
-    """The job ran, and its result is a failure (a gate or a verification that does not hold)."""
+    """The job ran, and its result is a failure (a failed gate or verification)."""
 
     is_agreed = True
 
 
 class Stopped(PrismError):
-    """The job was asked to stop (a signal, its wall clock), and has saved where it stands: started again, it goes on."""
+    """The job stopped on request (a signal, its wall clock) and saved its state. Started again, it resumes."""
 
     exit_code = 3
     is_agreed = True
@@ -80,7 +80,7 @@ class EnvironmentFault(PrismError):
 
 
 class BackendMissing(EnvironmentFault):
-    """A heavy package is not installed: says what it is needed for and what to do instead."""
+    """A heavy package is not installed. The message says what needs it and what to do instead."""
 
     def __init__(self, name: str, needed_for: str, instead: str):
         super().__init__(f"{name} is not installed; it is needed for {needed_for}; {instead}")

@@ -1,8 +1,8 @@
-"""A config's layers: YAML files with their bases, the layout for a world size, `a.b=c` overrides; and what they say when merged.
+"""A config's layers (YAML files with their bases, the layout for a world size, `a.b=c` overrides), and how they are merged.
 
 A file, and an entry of a list, may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
 lists are replaced whole. `${a.b}` interpolates another key of the same config. `layouts:` maps a `world_size` to the keys that are tuned
-for it: the matching entry overrides the file's keys, and command-line overrides win over both.
+for it. The matching entry overrides the file's keys; command-line overrides win over both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from megatron_prism.core.errors import InputError, Problem
 
 Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
 OVERRIDE, BASE, LAYOUTS, WORLD_SIZE = "override", "base", "layouts", "world_size"
-MAX_VALUES, MAX_DEPTH = 20_000, 50  # of a YAML file, its aliases written out: a few lines of them can stand for more than a memory holds
+MAX_VALUES, MAX_DEPTH = (
+    20_000,
+    50,
+)  # of a YAML file with its aliases expanded: a few lines of aliases can expand to more than fits in memory
 
 
 def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
@@ -42,7 +45,7 @@ def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[
 def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     """Return the layers of a file, its bases first.
 
-    Raises: InputError where a file is missing, is no YAML mapping, or inherits from itself.
+    Raises: InputError where a file is missing, is not a YAML mapping, or inherits from itself.
     """
     from omegaconf import OmegaConf
 
@@ -57,7 +60,7 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
     except InputError:
         raise
-    except Exception as error:  # whatever yaml and OmegaConf make of it: `!!timestamp x` is an AttributeError
+    except Exception as error:  # yaml and OmegaConf raise many types: `!!timestamp x` is an AttributeError
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
@@ -66,14 +69,14 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
 
 
 def _refuse_bomb(text: str) -> None:
-    """Raise ValueError where a YAML text stands for too many values, or nests them too deep. Looks at events: nothing here recurs."""
+    """Raise ValueError where a YAML text expands to too many values, or nests them too deep. It reads events, without recursion."""
     import yaml
 
-    anchors: dict[str | None, tuple[float, float]] = {}  # the values that an anchor stands for, and their depth
+    anchors: dict[str | None, tuple[float, float]] = {}  # the number of values under an anchor, and their depth
     opened: list[tuple[str | None, float, float]] = [(None, 0, 0)]
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.CollectionStartEvent):
-            anchors[event.anchor] = math.inf, math.inf  # what it is within itself
+            anchors[event.anchor] = math.inf, math.inf  # an alias to the anchor within itself is endless
             opened.append((event.anchor, 1, 1))
         elif isinstance(event, (yaml.CollectionEndEvent, yaml.ScalarEvent, yaml.AliasEvent)):
             anchor, values, depth = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, 1, 1)
@@ -87,7 +90,7 @@ def _refuse_bomb(text: str) -> None:
 
 
 def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
-    """Return the layers that the `base` of a mapping names, and take it out of there."""
+    """Remove the `base` of a mapping, and return the layers that it names."""
     bases = values.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -96,30 +99,30 @@ def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]
 
 
 def _with_bases(values: Any, path: Path, above: tuple[Path, ...], key: str = "") -> Any:
-    """Return values in which the entries of lists have what their own `base` gives them."""
+    """Return the values, with each list entry merged onto its own `base`."""
     if isinstance(values, dict):
         return {name: _with_bases(value, path, above, f"{key}.{name}" if key else str(name)) for name, value in values.items()}
     if not isinstance(values, list):
         return values
-    found = []
+    entries = []
     for index, entry in enumerate(values):
         place = f"{key}.{index}"
         if isinstance(entry, dict) and BASE in entry:
             layers = _bases(entry, path, f"{place}.base", above)
             entry = _merged([*layers, (str(path), entry)])
-        found.append(_with_bases(entry, path, above, place))
-    return found
+        entries.append(_with_bases(entry, path, above, place))
+    return entries
 
 
 def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return whole layers merged in order, interpolations as they stand."""
+    """Return whole layers merged in order, with interpolations unresolved."""
     from omegaconf import OmegaConf
 
     return _plain(OmegaConf.merge(*[OmegaConf.create(values) for _, values in layers]))
 
 
 def _plain(config: Any) -> Any:
-    """Return what OmegaConf holds as plain values, interpolations as they stand. Raises: TypeError where a key is bytes (YAML's !!binary)."""
+    """Return an OmegaConf config as plain values, with interpolations unresolved. Raises: TypeError for a key of bytes (YAML's !!binary)."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(config, resolve=False)
@@ -128,7 +131,7 @@ def _plain(config: Any) -> Any:
 
 
 def parse_override(text: str) -> Layer:
-    """Return the layer of one `a.b=c` override; the value is read as YAML, a number in the key is a place in a list.
+    """Return the layer of one `a.b=c` override. The value is read as YAML. A number in the key is an index of a list.
 
     Raises: InputError where there is no `=`.
     """
@@ -139,7 +142,7 @@ def parse_override(text: str) -> Layer:
         raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
     try:
         values = _plain(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-    except Exception as error:  # whatever yaml and OmegaConf make of it
+    except Exception as error:  # yaml and OmegaConf raise many types
         raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
     for part in reversed(split_key(key)):
         values = {part: values}
@@ -147,12 +150,12 @@ def parse_override(text: str) -> Layer:
 
 
 def split_key(key: str) -> list[str | int]:
-    """Return the parts of a dotted key, places in a list as numbers."""
+    """Return the parts of a dotted key, with list indices as numbers."""
     return [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split(".")]
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the layers merged in order (files whole, overrides key by key), interpolations resolved."""
+    """Return the layers merged in order (files whole, overrides key by key), with interpolations resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -179,7 +182,7 @@ def _only_leaf(values: Any) -> tuple[str, Any]:
 
 
 def origin(layers: Sequence[Layer], key: Sequence[Any]) -> str:
-    """Return the layer that set a key, or its nearest parent that is set."""
+    """Return the layer that set a key, or else the nearest parent of the key."""
     for length in range(len(key), 0, -1):
         for name, values in reversed(layers):
             if _holds(values, key[:length]):

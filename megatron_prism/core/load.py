@@ -1,4 +1,4 @@
-"""From YAML files and `a.b=c` overrides to one frozen dataclass, with every problem named by file and key; and back to YAML."""
+"""From YAML files and `a.b=c` overrides to one frozen dataclass, and back to YAML. Every problem names its file and key."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.layers import config_layers, merge, origin, split_key
 
 T = TypeVar("T")
-UNKNOWN = "unexpected_keyword_argument"  # pydantic's name of the error
+UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for the error
 
 
 def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     """Return `cls` built from a YAML file, its bases and the overrides.
 
-    Raises: InputError listing every unknown key (with the nearest known one); where there is none, every missing key and wrong type.
+    Raises: InputError listing every unknown key (with the nearest known one), or if there is none, every missing key and wrong type.
     """
     layers = config_layers(path, cls, overrides)
     return build(merge(layers), cls, lambda key: f"{origin(layers, key)}:{'.'.join(map(str, key))}")
@@ -32,7 +32,7 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
 
 @contextmanager
 def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Let the problems that checks find between keys name the file (or override) that set the key."""
+    """Within the block, add to each problem between keys the file (or override) that set the key."""
     try:
         yield
     except InputError as error:
@@ -47,9 +47,9 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
 
 
 def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple[Any, ...]], str]) -> T:
-    """Return `cls` from plain values, strictly typed (an int serves for a float, a list for a tuple).
+    """Return `cls` from plain values, strictly typed (but an int is accepted for a float, and a list for a tuple).
 
-    Raises: InputError with one problem a wrong value; `where` turns a key path into its place.
+    Raises: InputError with one problem per wrong value. `where` turns a key path into its place.
     """
     from pydantic import ValidationError
 
@@ -57,13 +57,13 @@ def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple
         return _adapter(cls).validate_json(json.dumps(values, default=repr), strict=True)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    unknown = [item for item in errors if item["type"] == UNKNOWN]  # first: a misspelt key would else also be reported as missing
+    unknown = [item for item in errors if item["type"] == UNKNOWN]  # first: otherwise a misspelt key would also be reported as missing
     raise InputError([_problem(item, cls, where) for item in unknown or errors])
 
 
 @functools.cache
 def _adapter(cls: type) -> Any:
-    """Return pydantic's validator of a class; making one takes 20 ms, and a shard of data is read thousands of times."""
+    """Return pydantic's validator of a class, cached: making one takes 20 ms, and shard manifests are read thousands of times."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -77,7 +77,7 @@ def to_yaml(config: Any) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    """Return plain values in which a text's `${` is no interpolation."""
+    """Return plain values with `${` in texts escaped, so that it is not an interpolation."""
     if isinstance(value, dict):
         return {key: _escaped(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -91,22 +91,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as {dotted key: value}; what is None or a list counts as a value."""
-    found: dict[str, Any] = {}
+    """Return a config dataclass as {dotted key: value}. None and lists count as values."""
+    values: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:
         if dataclasses.is_dataclass(value):
             for item in dataclasses.fields(value):
                 walk(getattr(value, item.name), f"{key}.{item.name}" if key else item.name)
         else:
-            found[key] = value
+            values[key] = value
 
     walk(config, "")
-    return found
+    return values
 
 
 def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[Any, ...]], str]) -> Problem:
-    """Return what pydantic says of one key in our words."""
+    """Return pydantic's error for one key as a Problem."""
     key = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
     if item["type"] == UNKNOWN:
         known = _known(cls, key[:-1])
@@ -118,7 +118,7 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[A
 
 
 def _known(cls: Any, key: tuple[Any, ...]) -> list[str]:
-    """Return the keys of the section that stands at a key of `cls`."""
+    """Return the keys of the section at a key path of `cls`."""
     for part in key:
         cls = cls if isinstance(part, int) else section_of(next(one.kind for one in keys(cls) if one.name == part))
     return sorted(one.name for one in keys(cls))

@@ -1,4 +1,4 @@
-"""Logging to standard error, once a gang: rank 0 speaks, the others only warn."""
+"""Log to standard error, once per gang: rank 0 logs everything, the other ranks only warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def get() -> logging.Logger:
 
 
 def setup() -> None:
-    """Send the project's log to standard error; ranks above 0 of a gang speak from WARNING up."""
+    """Send the project's log to standard error. Ranks above 0 log from WARNING up."""
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -31,7 +31,7 @@ def setup() -> None:
 
 @contextmanager
 def told(progress: Any, interval_s: float = 60.0) -> Iterator[Any]:
-    """Show rich's progress bars; where standard error is no terminal, log a line from time to time instead."""
+    """Show rich's progress bars. Where standard error is not a terminal, log a line every interval_s instead."""
     done = threading.Event()
 
     def tell() -> None:

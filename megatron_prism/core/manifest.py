@@ -36,13 +36,13 @@ def sha256_json(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide a run's numbers; absent ones are left out."""
-    found = {"megatron_prism": __version__, "python": platform.python_version()}
+    by_package = {"megatron_prism": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            by_package[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""An attribute of another library's class or module, replaced for a while."""
+"""Replace an attribute of another library's class or module within a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a class or module another attribute, and at the end its own again."""
+    """Set an attribute of a class or module, and restore the original at the end."""
     kept = getattr(owner, name)
     setattr(owner, name, value)
     try:

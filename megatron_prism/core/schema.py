@@ -1,4 +1,4 @@
-"""A config dataclass as JSON Schema (draft 7): what an editor completes and checks a YAML file by."""
+"""A config dataclass as JSON Schema (draft 7), with which an editor completes and checks a YAML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_prism.core.layers import BASE, LAYOUTS, WORLD_SIZE
 DRAFT = "http://json-schema.org/draft-07/schema#"
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string"}
 TEXT: dict[str, Any] = {"type": "string"}
-# A text that stands for another value: ${a.b}; and 1_000, a number to us (YAML 1.1) and a text to an editor (YAML 1.2).
+# Texts in place of other values: ${a.b}, and 1_000, which is a number for us (YAML 1.1) and a text for an editor (YAML 1.2).
 INTERPOLATION, NUMERAL = r"\$\{", r"^[-+]?[0-9]+(_[0-9]+)+$"
 BASES: dict[str, Any] = {
     "description": "Files whose keys are inherited, their paths relative to this one. This file's own keys win.",
@@ -62,7 +62,7 @@ def _key(key: Key, described: str) -> dict[str, Any]:
 
 
 def _value(kind: Any, bounds: Sequence[Bound], more: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Return the schema of a value of this type, or of a text that stands for one."""
+    """Return the schema of a value of this type, or of a text in its place."""
     kinds = [*_kinds(kind, bounds), *more]
     if TEXT not in kinds:
         is_number = any(one.get("type") in ("integer", "number") for one in kinds)

@@ -1,1 +1,1 @@
-"""Layer 2: sources to tokens, tokens to a weighted mixture, a mixture to batches."""
+"""The data that a run reads: file formats, the tokenizer, a weighted mixture, and its batches."""

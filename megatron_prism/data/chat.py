@@ -1,4 +1,4 @@
-"""Messages to text with the chat template of a Hugging Face folder, as transformers' apply_chat_template renders it (jinja_sandbox.py)."""
+"""Render messages with the chat template of a Hugging Face folder, as transformers' apply_chat_template does (jinja_sandbox.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A folder's chat templates by name, a single one being `default`, and the special tokens that they see by key."""
+    """A folder's chat templates by name (a single one is `default`), and the special tokens passed to them, by key."""
 
     folder: Path
     texts: Mapping[str, str]
@@ -30,13 +30,13 @@ class ChatTemplate:
 
     @property
     def sha256(self) -> str:
-        """What identifies the rendering: of the templates and the special tokens."""
+        """The hash of the templates and the special tokens. It identifies the rendering."""
         return sha256_json([self.texts, self.special_tokens])
 
     def text(self, name: str | None, has_tools: bool) -> str:
-        """Return the template of a name, or the one that transformers chooses.
+        """Return a template by name. Without a name, return the one that transformers chooses.
 
-        Raises: InputError where there is none.
+        Raises: InputError where there is no such template.
         """
         chosen = name or (WITH_TOOLS if has_tools and WITH_TOOLS in self.texts else DEFAULT)
         if chosen not in self.texts:
@@ -47,9 +47,9 @@ class ChatTemplate:
 
 
 def load(folder: Path) -> ChatTemplate:
-    """Return a folder's chat templates: its .jinja files, or where it has none those of tokenizer_config.json.
+    """Return a folder's chat templates: its .jinja files, else those of tokenizer_config.json.
 
-    Raises: InputError where there is no template, or what should be one is none.
+    Raises: InputError where there is no template, or a template is malformed.
     """
     files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
     files |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
@@ -74,10 +74,10 @@ def render(
     now: datetime | None = None,
     **variables: Any,
 ) -> str:
-    """Return messages as the text that a model was trained on; `variables` are what a template takes beside, such as enable_thinking.
+    """Return messages as the text that a model was trained on. `variables` are a template's further inputs, such as enable_thinking.
 
-    Some templates write the date: `now` fixes it. Everything a template sees is plain JSON.
-    Raises: InputError where the template refuses the messages, fails on them, or does what none may.
+    Some templates write the date; `now` fixes it. Templates receive only JSON values.
+    Raises: InputError where the template rejects the messages, fails on them, or does something forbidden.
     """
     from megatron_prism.data import jinja_sandbox
 
@@ -94,13 +94,13 @@ def render(
     text = template.text(template_name, has_tools=tools is not None)
     try:
         return jinja_sandbox.render(text, values, now)
-    except Exception as error:  # a stranger's code may run into anything
+    except Exception as error:  # third-party code may raise anything
         said = f"{type(error).__name__}: {error}"
         raise InputError(Problem(where, said, "messages that it takes, and a template that renders them")) from None
 
 
 def encode(template: ChatTemplate, spec: TokenizerSpec, messages: Messages, **choices: Any) -> list[int]:
-    """Return messages as tokens: `render` (with its choices), then the text alone, since a template spells out BOS where it wants one."""
+    """Return messages as tokens: `render` them (with its choices), then encode without added tokens, since the template writes BOS itself."""
     return tokenizer.encode_text(render(template, messages, **choices), spec)
 
 
@@ -121,7 +121,7 @@ def _configured(folder: Path) -> Mapping[str, str]:
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without keys that are null, its reasoning under both names that templates read, as transformers 5.24 gives it."""
+    """Return a message without null keys, with its reasoning under both names that templates read (as transformers 5.24 does)."""
     kept = {key: value for key, value in message.items() if value is not None}
     reasoning = next((kept[key] for key in REASONING if key in kept), None)
     return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}

@@ -1,4 +1,4 @@
-"""A prepared source as its folder holds it: a shard a file that was read, its .bin/.idx pairs, and what its manifest says of them."""
+"""The folder of a prepared source: one shard per input file, with its .bin/.idx pairs and its manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid")
 
 @dataclass(frozen=True)
 class File:
-    """A file as it was written."""
+    """A written file."""
 
     size_bytes: int
     sha256: str
@@ -22,7 +22,7 @@ class File:
 
 @dataclass(frozen=True)
 class Pair:
-    """A .bin/.idx pair as it was written."""
+    """A written .bin/.idx pair."""
 
     num_tokens: int
     num_documents: int
@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as its manifest describes it; made_from: a hash of the recipe and of the files it was made from."""
+    """A shard as its manifest describes it. made_from: a hash of the recipe and of the input files."""
 
     number: int
     input: str
@@ -43,12 +43,12 @@ class Shard:
     bad_records: int
 
     def pairs(self) -> dict[Split, Pair]:
-        """Return the pairs there are, by split."""
+        """Return the existing pairs, by split."""
         return {split: pair for split, pair in (("train", self.train), ("valid", self.valid)) if pair}  # type: ignore[misc]
 
 
 def prefix(folder: Path, number: int, split: Split) -> Path:
-    """Return where a shard's pair is."""
+    """Return the path prefix of a shard's pair."""
     return folder / f"{number:05}.{split}"
 
 

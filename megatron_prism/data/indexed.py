@@ -1,6 +1,6 @@
 """Write, verify and read Megatron's .bin/.idx pair, byte for byte as Megatron-Core's IndexedDatasetBuilder writes it.
 
-The .bin holds the tokens of all documents end to end. The .idx, little endian: 9 bytes of magic, u64 version, u8 type
+The .bin holds the tokens of all documents, concatenated. The .idx, little endian: 9 bytes of magic, u64 version, u8 type
 code, u64 sequences S, u64 boundaries D+1; then S int32 lengths in tokens, S int64 offsets in bytes, D+1 int64 document
 boundaries. One document is one sequence here, so S = D.
 Source: megatron/core/datasets/indexed_dataset.py (0.16.1).
@@ -29,7 +29,7 @@ UINT16_BELOW = 65500  # Megatron-Core's DType.optimal_dtype
 
 @dataclass(frozen=True)
 class Held:
-    """What a verified pair holds."""
+    """The contents of a verified pair."""
 
     num_documents: int
     num_tokens: int
@@ -37,12 +37,12 @@ class Held:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the type that holds a token of a vocabulary: uint16 below 65500 entries, int32 above."""
+    """Return the dtype for tokens of a vocabulary: uint16 below 65500 entries, int32 from there."""
     return np.dtype(np.uint16 if vocab_size < UINT16_BELOW else np.int32)
 
 
 def bin_path(prefix: Path) -> Path:
-    """Return the tokens' file of a prefix (a prefix may contain dots)."""
+    """Return the token file of a prefix (a prefix may contain dots)."""
     return prefix.with_name(prefix.name + ".bin")
 
 
@@ -52,7 +52,7 @@ def idx_path(prefix: Path) -> Path:
 
 
 class Writer:
-    """Write one pair as a context: on a clean exit .bin, then .idx appear whole; on an exception, or without a document, neither does."""
+    """Write one pair, as a context manager. On a clean exit .bin, then .idx appear whole. After an exception, or without a document, neither does."""
 
     def __init__(self, prefix: Path, dtype: np.dtype):
         self.prefix, self.dtype = prefix, dtype
@@ -64,7 +64,7 @@ class Writer:
         return self
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Append documents: their tokens end to end, and the number of tokens of each."""
+        """Append documents: their tokens, concatenated, and the number of tokens of each."""
         assert tokens.size == lengths.sum() and lengths.max(initial=0) <= np.iinfo(np.int32).max
         self._stream.write(tokens.astype(self.dtype, copy=False).tobytes())
         self._lengths.append(lengths.astype(np.int32))
@@ -95,7 +95,7 @@ class Writer:
 
 
 def verify(prefix: Path) -> Held:
-    """Return what a pair holds once its sizes, offsets and counts agree with each other and with the .bin's length.
+    """Check that a pair's sizes, offsets and counts agree with each other and with the .bin's length; return its contents.
 
     Raises: InputError naming the file at fault.
     """
@@ -122,30 +122,30 @@ def verify(prefix: Path) -> Held:
 
 
 def _header(index: Path) -> tuple[np.dtype, int, int]:
-    """Return an index's token type, sequences and boundaries, once the file is as long as they say.
+    """Return an index's token dtype, number of sequences and number of boundaries. Check the file's length against them.
 
     Raises: InputError naming the file.
     """
-    found = index.stat().st_size
+    file_bytes = index.stat().st_size
     with index.open("rb") as stream:
         head = stream.read(HEADER.size)
     if len(head) < HEADER.size:
-        raise InputError(Problem(str(index), f"{found} bytes", f"at least the {HEADER.size} bytes of a header"))
+        raise InputError(Problem(str(index), f"{file_bytes} bytes", f"at least the {HEADER.size} bytes of a header"))
     magic, version, code, num_sequences, num_boundaries = HEADER.unpack(head)
     dtype = {code: dtype for dtype, code in CODES.items()}.get(code)
     if magic != MAGIC or version != 1 or dtype is None:
         raise InputError(Problem(str(index), f"magic {magic!r}, version {version}, type code {code}", f"{MAGIC!r}, 1, and 8 or 4"))
     size_bytes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    if found != size_bytes:
+    if file_bytes != size_bytes:
         required = f"{size_bytes} for {num_sequences} sequences and {num_boundaries} boundaries"
-        raise InputError(Problem(str(index), f"{found} bytes", required))
+        raise InputError(Problem(str(index), f"{file_bytes} bytes", required))
     return dtype, num_sequences, num_boundaries
 
 
 class Reader:
-    """Pairs end to end, their tokens and documents by position, mapped: memory holds what is read, however many there are.
+    """Several pairs as one: tokens and documents by position. Files are memory-mapped, so only what is read takes memory.
 
-    What `verify` looks at, it has looked at when the pairs were written.
+    The reader checks nothing that `verify` checks: the pairs were verified when they were written.
     """
 
     def __init__(self, prefixes: Sequence[Path]):
@@ -156,13 +156,13 @@ class Reader:
             self._tokens.append(np.memmap(bin_path(prefix), dtype, mode="r"))
             offset = HEADER.size + 4 * num_documents
             self._starts.append(np.memmap(idx_path(prefix), np.int64, mode="r", offset=offset, shape=(num_documents,)))
-        # where each pair begins among all tokens and all documents, and where the last one ends
+        # where each pair begins in tokens and in documents, and where the last one ends
         self._token_ends = [0, *accumulate(tokens.size for tokens in self._tokens)]
         self._document_ends = [0, *accumulate(starts.size for starts in self._starts)]
         self.num_tokens, self.num_documents = self._token_ends[-1], self._document_ends[-1]
 
     def tokens(self, offset: int, count: int) -> np.ndarray:
-        """Return `count` tokens from one on, beginning again where the last pair ends."""
+        """Return `count` tokens from `offset` on. After the last pair the first follows again."""
         parts = []
         while count:
             pair = bisect_right(self._token_ends, offset) - 1
@@ -173,10 +173,10 @@ class Reader:
         return np.concatenate(parts)
 
     def document(self, offset: int) -> tuple[int, int]:
-        """Return (document, token within it) of a token."""
+        """Return (document, token within it) of the token at an offset."""
         pair = bisect_right(self._token_ends, offset) - 1
         start = (offset - self._token_ends[pair]) * self._tokens[pair].itemsize
-        document = bisect_right(self._starts[pair], start) - 1  # np.searchsorted would copy the whole index, which is not aligned
+        document = bisect_right(self._starts[pair], start) - 1  # np.searchsorted would copy the whole unaligned index
         within = (start - int(self._starts[pair][document])) // self._tokens[pair].itemsize
         return self._document_ends[pair] + document, within
 
@@ -186,7 +186,7 @@ class Reader:
         return pair, document - self._document_ends[pair]
 
     def start(self, document: int) -> int:
-        """Return where a document's first token is: the way back from `document`; of num_documents, where the last one ends."""
+        """Return the offset of a document's first token, the inverse of `document`. For num_documents: the end of the last one."""
         if document == self.num_documents:
             return self.num_tokens
         pair, within = self.pair(document)
@@ -201,7 +201,7 @@ class Reader:
         )
 
     def document_ids(self, offset: int, count: int) -> np.ndarray:
-        """Return the document of each of `count` tokens from one on, numbered from 0 (int32); the end of the last pair ends a document."""
+        """Return the document of each of `count` tokens from `offset` on, numbered from 0 (int32). The end of the last pair ends a document."""
         begins, done = np.zeros(count, np.int32), 0
         while done < count:
             pair = bisect_right(self._token_ends, offset) - 1

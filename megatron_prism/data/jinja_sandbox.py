@@ -1,7 +1,7 @@
-"""The jinja2 in which a chat template runs: what transformers gives it, walled in, since a template is a stranger's code.
+"""The sandboxed jinja2 that renders chat templates. A template is third-party code; it gets what transformers would give it, and no more.
 
-It reaches no Python internals, and ends: range() has jinja2's limit, a rendering MAX_RENDER_S, repetition and the text a length. What else it
-puts in memory is not counted. Imported where a template is rendered only.
+A template cannot reach Python internals, and it ends: range() has jinja2's limit, a rendering lasts at most MAX_RENDER_S, repetition and the
+text have a maximum length. Other memory it takes is not limited. This module is imported only where a template is rendered.
 Source: transformers 5.24, utils/chat_template_utils.py, _cached_compile_jinja_template.
 """
 
@@ -28,9 +28,9 @@ MAX_CHARS = 10_000_000
 
 
 def render(text: str, variables: Mapping[str, Any], now: datetime | None) -> str:
-    """Return a template rendered; strftime_now tells `now`, or the time it is.
+    """Render a template. strftime_now gives `now`, else the current time.
 
-    Raises: jinja2's TemplateError, and whatever else the template's code runs into.
+    Raises: jinja2's TemplateError, and anything else that the template's code raises.
     """
     sandbox, num_chars = Sandbox(now), 0
     parts: list[str] = []
@@ -48,7 +48,7 @@ def _compiled(text: str) -> CodeType:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one rendering, which begins when it is made."""
+    """The environment of one rendering. Its clock starts at construction."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -59,33 +59,33 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": raise_exception, "strftime_now": self.strftime_now, "dict": Dict(), "namespace": SafeNamespace}
 
     def strftime_now(self, format: str) -> str:
-        """Return the time as a template asks for it."""
+        """Return the time in the template's format."""
         return (self._now or datetime.now()).strftime(format)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function of a template, which is when the clock is looked at."""
+        """Call a function for a template. Each call checks the time limit."""
         if time.monotonic() > self._ends:
             raise SecurityError(f"more than {MAX_RENDER_S:g} s")
         return super().call(context, function, *args, **kwargs)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """Refuse a look at Python's internals, of which transformers' jinja2 only leaves nothing to see."""
+        """Refuse access to Python's internals. (In transformers such a value is merely undefined.)"""
         if attribute.startswith("_"):
             raise SecurityError(f"access to the attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
         return super().unsafe_undefined(obj, attribute)
 
     def loop_step(self) -> None:
-        """Do nothing: each pass of a loop calls this."""
+        """Do nothing. Each pass of a loop calls this, and `call` checks the time limit."""
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compile a template with a call in each loop, which may hold none of its own."""
+        """Compile a template, with a call added to each loop, since a loop may make no call itself."""
         for loop in list(source.find_all(nodes.For)):
             call = nodes.Call(nodes.EnvironmentAttribute("loop_step"), [], [], None, None)
             loop.body.insert(0, nodes.ExprStmt(call).set_lineno(loop.lineno))
         return super()._generate(source, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what one operator would fill the memory with."""
+        """Refuse an operator whose result would fill the memory."""
         length, count = (left, right) if hasattr(left, "__len__") else (right, left)
         if operator == "**" or (hasattr(length, "__len__") and isinstance(count, int) and len(length) * count > MAX_CHARS):
             raise SecurityError(f"the operator {operator} on {left!r:.40} and {right!r:.40}")
@@ -93,18 +93,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Generation(Extension):
-    """The tag `generation`, which marks what the assistant says: its body is rendered as it stands."""
+    """The tag `generation`, which marks the assistant's text. Its body is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return the tag's body as a call, a scope of its own."""
+        """Return the tag's body as a call block, which has its own scope."""
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(lineno)
 
     def body(self, caller: Macro) -> str:
-        """Return the body rendered."""
+        """Return the rendered body."""
         return caller()
 
 
@@ -138,7 +138,7 @@ def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separator
 
 
 def raise_exception(message: str) -> NoReturn:
-    """Refuse messages, in the template's own words."""
+    """Reject the messages with the template's own error text."""
     raise TemplateError(message)
 
 

@@ -1,7 +1,7 @@
-"""From a prepared mixture to the batches of any step, read by position.
+"""From a prepared mixture to the batches of any step, by position.
 
-Which sequences a step holds depends on the step alone: sequence k of the walk belongs to step k // global_size,
-whatever the number of ranks, so a run resumes anywhere and on another number of ranks.
+The sequences of a step depend on the step alone: sequence k of the walk belongs to step k // global_size, whatever the number of ranks.
+So a run resumes at any step and on any number of ranks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Position:
 
 
 class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """A run's sequences: documents end to end, cut where the walk says.
+    """A run's sequences: concatenated documents, cut where the walk says; for a packed source, its packed sequences.
 
-    Where `prism prepare` packed a source, its packed sequences instead. The paper does not describe document masking at 8k: none is our default.
+    The paper describes no document masking at 8k, so the default is none.
     """
 
     def __init__(self, run: Sequence[Segment], document_mask: bool = False):
@@ -47,7 +47,7 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                     self._readers[source.train.prefixes] = source.reader(prepared.eos_id)
 
     def reader(self, source: PreparedSource) -> Reader | PackedReader:
-        """Return the tokens of a source of the run."""
+        """Return the reader of a source of the run."""
         return self._readers[source.train.prefixes]
 
     def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
@@ -61,16 +61,16 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return sample | {"place": torch.tensor([sequence, *place])}
 
     def describe(self, place: Sequence[int]) -> dict[str, int | str]:
-        """Return in words which sequence was read, and from where: what `place` of a sample stands for."""
+        """Describe which sequence was read and from where, given the `place` of a sample."""
         sequence, source, epoch, offset = place
         walk = self.segments[segments.at(self.segments, sequence)][1]
         return {"sequence": sequence, "source": walk.streams[source].name, "epoch": epoch, "token": offset}
 
 
 class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """One pass over a source's held-out documents, in an order of its own: whole sequences, the rest is left out.
+    """One pass over a source's held-out documents in a permuted order. An incomplete last sequence is left out.
 
-    Sequence None is one that is masked out whole.
+    Sequence None is a sequence with every token masked.
     """
 
     def __init__(self, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
@@ -82,14 +82,14 @@ class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return (self.reader.num_tokens - 1) // self.seq_length
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
-        found = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
-        return found if sequence is not None else found | {"loss_mask": torch.zeros(self.seq_length)}
+        tensors = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
+        return tensors if sequence is not None else tensors | {"loss_mask": torch.zeros(self.seq_length)}
 
 
 def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
-    """Return a sequence as Megatron's forward step wants it: S tokens, and as labels the ones that follow.
+    """Return a sequence for Megatron's forward step: S tokens, and the following token of each as its label.
 
-    With document_mask also the document of each token: positions begin again in each, and its last token predicts nothing.
+    With document_mask, also the document of each token. Positions then restart in each document, whose last token has no loss.
     """
     tokens = torch.from_numpy(reader.tokens(offset, seq_length + 1).astype("int64"))
     sample = {"tokens": tokens[:-1], "labels": tokens[1:]}
@@ -100,24 +100,24 @@ def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -
 
 
 def _packed_sample(reader: PackedReader, number: int, document_mask: bool) -> dict[str, torch.Tensor]:
-    """Return a packed sequence; neither padding nor the last token of a piece predicts anything."""
+    """Return a packed sequence. Padding and the last token of a piece have no loss."""
     tokens, ids, loss_mask = map(torch.from_numpy, reader.sequence(number))
     sample = {"tokens": tokens, "labels": tokens.roll(-1), "loss_mask": loss_mask}
     return sample | (_by_document(ids) if document_mask else {"position_ids": torch.arange(len(tokens))})
 
 
 def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the document of each token, and its position within it."""
+    """Return the document of each token, and the token's position within it."""
     first = torch.searchsorted(ids, ids)  # the position of the document's first token
     return {"position_ids": torch.arange(len(ids)) - first, "document_ids": ids}
 
 
 def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
-    """Return each source's held-out sequences, by source.
+    """Return the held-out sequences by source.
 
     Raises: InputError naming a source whose held-out part is shorter than one sequence.
     """
-    found = {}
+    by_source = {}
     for source in prepared.sources:
         if source.valid is None:
             continue
@@ -126,14 +126,14 @@ def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool
             raise InputError(
                 Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more")
             )
-        found[source.name] = HeldOut(source, seq_length, seed, document_mask)
-    return found
+        by_source[source.name] = HeldOut(source, seq_length, seed, document_mask)
+    return by_source
 
 
 def batches(
     dataset: Any, first_step: int, steps: int, batch: BatchConfig, position: Position, num_workers: int, pin_memory: bool
 ) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Yield this rank's microbatches of each step from `first_step` (0 is the first) up to `steps`."""
+    """Yield this rank's microbatches of each step from `first_step` (counted from 0) up to `steps`."""
     from torch.utils.data import DataLoader
 
     per_rank = batch.global_size // position.dp
@@ -147,7 +147,7 @@ def batches(
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator(),  # its own: the loader must not move the run's generator
+            generator=torch.Generator(),  # the loader must not advance the run's generator
         )
     )
     for _ in range(first_step, steps):
@@ -155,19 +155,19 @@ def batches(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Slurm tells every process of a job that it ends: the trainer finishes its step, and needs its batches for that."""
+    """Ignore Slurm's signals in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
 
 
 def valid_batches(dataset: Any, sequences: int, micro_size: int, position: Position, multiple: int = 1) -> list[dict[str, torch.Tensor]]:
-    """Return this rank's microbatches of a validation set's first `sequences`; the rest of the last ones is masked out.
+    """Return this rank's microbatches of a validation set's first `sequences`. Surplus rows of the last ones are masked.
 
-    The same sequences are read whatever the number of ranks; `multiple` is what the number of microbatches must divide by.
+    The sequences read do not depend on the number of ranks. The number of microbatches is a multiple of `multiple`.
     """
     from torch.utils.data import default_collate
 
     wanted: list[int | None] = list(range(min(sequences, len(dataset))))
-    wanted += [None] * (-len(wanted) % (micro_size * position.dp * multiple))  # None is a sequence that is masked out whole
+    wanted += [None] * (-len(wanted) % (micro_size * position.dp * multiple))  # None: a fully masked sequence
     mine = wanted[position.dp_rank :: position.dp]
     return [default_collate([dataset[index] for index in mine[i : i + micro_size]]) for i in range(0, len(mine), micro_size)]

@@ -23,7 +23,7 @@ AGAIN = "run prism prepare again"
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """A source's part of a budget: share is tokens / budget; epochs is tokens / what the source has (None: not known)."""
+    """A source's part of a budget. share: tokens / budget. epochs: tokens / the source's available tokens (None: not known)."""
 
     name: str
     weight: float
@@ -34,7 +34,7 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split of a prepared source: the prefixes of its .bin/.idx pairs, in order, and what they hold together."""
+    """One split of a prepared source: the prefixes of its .bin/.idx pairs, in order, and their totals."""
 
     prefixes: tuple[Path, ...]
     num_tokens: int
@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Packing:
-    """A source's training documents packed into sequences (packed.py); efficiency: the share of their tokens that is no padding."""
+    """A source's training documents packed into sequences (packed.py). efficiency: the share of tokens that is not padding."""
 
     seq_length: int
     num_sequences: int
@@ -52,7 +52,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One prepared source; valid is None where nothing is held out, packing where documents are read end to end."""
+    """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated."""
 
     name: str
     weight: float
@@ -67,12 +67,12 @@ class PreparedSource:
         return self.packing.num_sequences * self.packing.seq_length if self.packing else self.train.num_tokens
 
     def reader(self, pad_id: int | None) -> Reader | PackedReader:
-        """Return the training tokens, or the sequences they are packed into."""
+        """Return the reader of the training tokens, or of the packed sequences."""
         reader = Reader(self.train.prefixes)
         if self.packing is None:
             return reader
         assert self.packing_prefix is not None
-        return PackedReader(reader, self.packing_prefix, self.packing.seq_length, pad_id or 0)  # what pads is masked
+        return PackedReader(reader, self.packing_prefix, self.packing.seq_length, pad_id or 0)  # padding is masked, so any id will do
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Prepared:
 
 
 def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budget_tokens: int | None) -> tuple[SourcePlan, ...]:
-    """Share a budget over sources by weight; the tokens sum to the budget exactly (largest remainder, ties to the first).
+    """Split a budget over sources by weight. The tokens sum to the budget exactly (largest remainder, ties to the first).
 
-    budget_tokens None is the largest budget for which no source exceeds one epoch. Weights need not sum to 100.
-    A source missing from available_tokens has unknown epochs; without a budget none may be missing.
+    budget_tokens None means the largest budget for which no source exceeds one epoch. Weights need not sum to 100.
+    A source missing from available_tokens has unknown epochs. Without a budget none may be missing.
     """
     exact = {name: Fraction(str(weight)) for name, weight in weights.items()}  # 27.5 as written, not as a float holds it
     total = sum(exact.values())
@@ -110,7 +110,7 @@ def plan(weights: Mapping[str, float], available_tokens: Mapping[str, int], budg
 
 
 def walk(prepared: Prepared, weights: Mapping[str, float], seq_length: int, seed: int) -> Walk:
-    """Return the walk of a run through those of a prepared mixture's sources that have a weight."""
+    """Return the walk of a run through the sources of a prepared mixture that have a weight."""
     tokens = {source.name: source.stream_tokens for source in prepared.sources}
     streams = tuple(Stream(name, weight, tokens[name]) for name, weight in weights.items())
     return Walk(streams, seq_length, seed)
@@ -134,7 +134,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The keys of a prepared mixture's manifest.json that reading it needs; the rest is provenance."""
+    """The keys of manifest.json that reading a prepared mixture needs. All others are provenance."""
 
     kind: Literal["prepared"]
     tokenizer: _Tokenizer
@@ -142,7 +142,7 @@ class _Manifest:
 
 
 def read_prepared(path: Path) -> Prepared:
-    """Return a prepared mixture once every file of its manifest is there with the size it was written with.
+    """Read a prepared mixture, and check that every file of its manifest exists with the recorded size.
 
     Raises: InputError naming each manifest key that is wrong and each file that is missing or of another size.
     """
@@ -155,12 +155,12 @@ def read_prepared(path: Path) -> Prepared:
         raise InputError(Problem(str(file), f"no JSON ({error})", MANIFEST, AGAIN)) from None
     manifest = build(values, _Manifest, lambda key: ":".join([str(file), *([".".join(map(str, key))] if key else [])]))
     raise_problems([problem for source in manifest.sources for problem in _check_files(path, source)])
-    tokenizer, found = manifest.tokenizer, tuple(_prepared(path, source) for source in manifest.sources)
-    return Prepared(path, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, found)
+    tokenizer, prepared_sources = manifest.tokenizer, tuple(_prepared(path, source) for source in manifest.sources)
+    return Prepared(path, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, prepared_sources)
 
 
 def _check_files(root: Path, source: _Source) -> list[Problem]:
-    if Path(source.name).name != source.name or source.name in ("", ".", ".."):  # a name that leaves the folder is not ours
+    if Path(source.name).name != source.name or source.name in ("", ".", ".."):  # refuse a name that leads out of the folder
         return [Problem(f"{root}/manifest.json:sources", f"a source named {source.name!r}", "the name of a folder in it")]
     folder = root / source.name
     files = {folder / name: file for name, file in source.packing_files.items()}

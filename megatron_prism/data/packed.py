@@ -1,6 +1,6 @@
-"""A packing (packing.py) on disk, and the sequences it makes of a source's documents.
+"""A packing on disk (made by prepare/packing.py), and the packed sequences of a source's documents.
 
-Two files of numbers, mapped, not read: PREFIX.pieces.npy holds each bin's pieces in turn, PREFIX.bins.npy where each bin's begin.
+Two memory-mapped files: PREFIX.pieces.npy holds the pieces, bin after bin; PREFIX.bins.npy holds where each bin begins in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_PIECE = np.dtype("<i8")
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Pieces in bin order: document, first token within it, tokens; bin b holds pieces bin_starts[b] to bin_starts[b + 1]."""
+    """Pieces in bin order: document, first token within it, number of tokens. Bin b holds pieces bin_starts[b] to bin_starts[b + 1]."""
 
     document: np.ndarray
     start: np.ndarray
@@ -35,27 +35,27 @@ class Packed:
 
     @property
     def num_tokens(self) -> int:
-        """Return the tokens in pieces: what chunks share is counted in each."""
+        """Return the tokens in all pieces. A token shared by two chunks counts twice."""
         return int(self.length.sum(dtype=np.int64))
 
     @property
     def efficiency(self) -> float:
-        """Return the share of the bins' room that holds tokens."""
+        """Return the share of the bins' capacity that holds tokens."""
         return self.num_tokens / max(self.num_bins * self.seq_length, 1)
 
 
 def prefix(folder: Path) -> Path:
-    """Return where the packing of a source's folder is."""
+    """Return the path prefix of the packing in a source's folder."""
     return folder / "train"
 
 
 def pieces_path(prefix: Path) -> Path:
-    """Return the pieces' file of a prefix (a prefix may contain dots)."""
+    """Return the pieces file of a prefix (a prefix may contain dots)."""
     return prefix.with_name(prefix.name + ".pieces.npy")
 
 
 def bins_path(prefix: Path) -> Path:
-    """Return the file of a prefix that says where each bin's pieces begin."""
+    """Return the bins file of a prefix."""
     return prefix.with_name(prefix.name + ".bins.npy")
 
 
@@ -72,7 +72,7 @@ def save(packed: Packed, prefix: Path) -> None:
                 np.save(stream, values, allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-        paths[1].unlink(missing_ok=True)  # of an earlier packing: its bins must not stand beside these pieces
+        paths[1].unlink(missing_ok=True)  # bins of an earlier packing must not be read with the new pieces
         for part, path in zip(parts, paths, strict=True):
             part.replace(path)
     finally:
@@ -81,9 +81,9 @@ def save(packed: Packed, prefix: Path) -> None:
 
 
 class PackedReader:
-    """The sequences that a packing makes of a source's documents, by number: memory holds what is read.
+    """The packed sequences of a source's documents, by number. Files are memory-mapped, so only what is read takes memory.
 
-    Raises: InputError naming the file, when it is opened or when a sequence is read whose pieces are not the source's.
+    Raises: InputError naming the file, at opening, or at reading a sequence whose pieces do not match the source.
     """
 
     def __init__(self, reader: Reader, prefix: Path, seq_length: int, pad_id: int):
@@ -98,9 +98,9 @@ class PackedReader:
         return self._bins.size - 1
 
     def sequence(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return a bin's tokens, the document of each from 0 on, and where there is a loss; shapes (S,), int64, int32, float32.
+        """Return a bin's tokens, their document numbers (from 0) and the loss mask: shapes (S,), int64, int32, float32.
 
-        What is left of the bin is padding, a document of its own. Neither padding nor a piece's last token predicts anything.
+        The rest of the bin is padding, which counts as one more document. Padding and a piece's last token have no loss.
         """
         pieces = self.pieces(number)
         tokens = np.full(self.seq_length, self.pad_id, np.int64)
@@ -120,7 +120,7 @@ class PackedReader:
         return self._pieces[slice(*self._bins[number : number + 2].tolist())].tolist()
 
     def find(self, document: int, token: int) -> tuple[int, int]:
-        """Return (bin, position in it) of a document's token: of several chunks that hold it, the first."""
+        """Return (bin, position in it) of a document's token, in the first chunk that holds it."""
         pieces = self._pieces
         at = np.flatnonzero((pieces["document"] == document) & (pieces["start"] <= token) & (token < pieces["start"] + pieces["length"]))
         piece = int(at[np.argmin(pieces["start"][at])])
@@ -129,7 +129,7 @@ class PackedReader:
         return number, before + token - int(pieces["start"][piece])
 
     def _offset(self, number: int, document: int, start: int, length: int, room: int) -> int:
-        """Return a piece's first token of the source, once the piece lies within its document and its bin."""
+        """Return the source offset of a piece's first token. Check that the piece lies within its document and its bin."""
         if 0 <= document < self.reader.num_documents:
             offset = self.reader.start(document)
             size = self.reader.start(document + 1) - offset
@@ -141,15 +141,15 @@ class PackedReader:
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Return a file's array, mapped, once it is one of this type and fills the file."""
+    """Memory-map a file's array. Check that it has this dtype and fills the file."""
     if not path.is_file():
         raise InputError(Problem(str(path), "no such file", "the .pieces.npy and the .bins.npy of a packed source"))
     try:
-        found = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # of a damaged header numpy raises what its parser meets: ValueError, SyntaxError, TokenError
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # on a damaged header numpy raises ValueError, SyntaxError, TokenError, ...
         raise InputError(Problem(str(path), str(error), "an array as numpy saves it")) from error
-    if found.dtype != dtype or found.ndim != 1:
-        raise InputError(Problem(str(path), f"{found.dtype} of shape {found.shape}", f"one row of {dtype}"))
-    if path.stat().st_size != found.offset + found.nbytes:
-        raise InputError(Problem(str(path), f"{path.stat().st_size} bytes", f"{found.offset + found.nbytes} for {found.size} entries"))
-    return found
+    if array.dtype != dtype or array.ndim != 1:
+        raise InputError(Problem(str(path), f"{array.dtype} of shape {array.shape}", f"one row of {dtype}"))
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise InputError(Problem(str(path), f"{path.stat().st_size} bytes", f"{array.offset + array.nbytes} for {array.size} entries"))
+    return array

@@ -1,6 +1,7 @@
-"""The mixtures that a run reads, one after the other: its first, and what `data.changes` puts in its place at a step.
+"""The mixtures that a run reads in turn: the first, and those that `data.changes` switches to at given steps.
 
-All follow from the config, so a resumed run finds its place as any other does; a source that stays is read on from where it is.
+All segments follow from the config alone, so a resumed run finds its place by arithmetic. A source in two successive mixtures continues
+where it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Segment(NamedTuple):
 def read(data: DataConfig, global_size: int, seed: int) -> tuple[Segment, ...]:
     """Return a run's segments.
 
-    Raises: InputError naming weights that are not the mixture's, and a source that is other data than under its name before.
+    Raises: InputError naming weights of sources that the mixture lacks, and a source whose data changed under the same name.
     """
     prepared = mixture.read_prepared(data.prepared)
     weights = _weights(data.weights, prepared, "data.weights")
@@ -68,7 +69,7 @@ def _other_length(prepared: Prepared, seq_length: int) -> list[Problem]:
 
 
 def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: str) -> list[Problem]:
-    """A source is known by its name: where its tokens are others, what was read of it has no place in them."""
+    """Return a problem for each source whose data differs from the earlier data of that name: its position would mean nothing."""
     known = {source.name: source.stream_tokens for segment in segments for source in segment.prepared.sources}
     return [
         Problem(
@@ -83,7 +84,7 @@ def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: s
 
 
 def realised(segments: Sequence[Segment], num_sequences: int) -> tuple[SourcePlan, ...]:
-    """Return what a run of `num_sequences` reads of each source: tokens, share and epochs; weight is the last one it had."""
+    """Return what a run of `num_sequences` reads of each source: tokens, share, epochs, and the source's last weight."""
     counts: Counter[str] = Counter()
     streams: dict[str, Stream] = {}
     ends = [*(segment.walk.first_sequence for segment in segments[1:]), num_sequences]
@@ -99,7 +100,7 @@ def realised(segments: Sequence[Segment], num_sequences: int) -> tuple[SourcePla
 
 
 def check_epochs(parts: Sequence[SourcePlan], max_epochs: float | None, key: str) -> list[Problem]:
-    """Return a problem for each source that a run reads more often than allowed."""
+    """Return a problem for each source that a run reads for more epochs than allowed."""
     fix = "give it less weight, find more of it, or allow more"
     return [
         Problem(key, f"source {part.name} read {part.epochs:.2f} times", f"at most {max_epochs}", fix)

@@ -1,7 +1,7 @@
-"""Which tokens begin and end a text: what the files of a Hugging Face folder say of them, file by file.
+"""The tokens that begin and end a text, as each file of a Hugging Face folder names them.
 
-They may disagree: a model's chat release often ends a turn with another token than its base model ends a text with, and only one of the
-files says so. A document ends with the first that is named (`first_id`); a generation ends at any that is named (`end_ids`).
+The files may disagree: a chat model often ends a turn with another token than its base model's end of text, and only one file names it.
+A document ends with the first named token (`first_id`). A generation ends at any named token (`end_ids`).
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from typing import Any, Literal
 from megatron_prism.core.errors import InputError, Problem
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
-FILES = (CONFIG, "config.json", "generation_config.json")  # in the order they are asked for a document's EOS, and for BOS
+FILES = (CONFIG, "config.json", "generation_config.json")  # in order of precedence for a document's EOS, and for BOS
 TokenToId = Callable[[str], int | None]
-Ends = tuple[tuple[str, tuple[int, ...]], ...]  # a file's name, and the end tokens it names
+Ends = tuple[tuple[str, tuple[int, ...]], ...]  # (file name, the end tokens it names)
 
 
 def first_id(folder: Path, role: Literal["bos", "eos"], token_to_id: TokenToId) -> int | None:
-    """Return the first token of a role that FILES name, None where none does. In one file a token's spelling goes before its id.
+    """Return the first token of a role that FILES name, or None. Within one file a token's spelling takes precedence over its id.
 
-    Raises: InputError naming a file that is no JSON object, or names no token of the tokenizer.
+    Raises: InputError naming a file that is not a JSON object, or names a token that the tokenizer lacks.
     """
     return next((token_id for name in FILES for token_id in _ids(folder / name, role, token_to_id)), None)
 
 
 def end_ids(folder: Path, token_to_id: TokenToId) -> Ends:
-    """Return the end-of-text tokens that each file names, files that name none left out.
+    """Return the end-of-text tokens of each file that names any.
 
-    Raises: InputError naming a file that is no JSON object, or names no token of the tokenizer.
+    Raises: InputError naming a file that is not a JSON object, or names a token that the tokenizer lacks.
     """
     named = ((name, tuple(dict.fromkeys(_ids(folder / name, "eos", token_to_id)))) for name in (*FILES, MAP))
     return tuple((name, ids) for name, ids in named if ids)
 
 
 def spellings(folder: Path) -> dict[str, str]:
-    """Return the tokens that a folder names by key (bos_token, eos_token, ...), as a chat template sees them.
+    """Return a folder's special tokens by key (bos_token, eos_token, ...), as a chat template sees them.
 
-    Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained: MAP stands over CONFIG, unless CONFIG has added_tokens_decoder.
+    MAP overrides CONFIG, unless CONFIG has added_tokens_decoder.
+    Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained.
     """
     config = read_object(folder / CONFIG)
     named = config if "added_tokens_decoder" in config else {**config, **read_object(folder / MAP)}
@@ -49,9 +50,9 @@ def spellings(folder: Path) -> dict[str, str]:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Return a file's JSON object, an empty one where there is no file.
+    """Return a file's JSON object; an empty one where there is no file.
 
-    Raises: InputError where it is anything else.
+    Raises: InputError where the file holds anything else.
     """
     if not path.is_file():
         return {}
@@ -71,11 +72,11 @@ def _ids(path: Path, role: str, token_to_id: TokenToId) -> Iterator[int]:
         if (token_id := token_to_id(str(token))) is None:
             raise InputError(Problem(f"{path}:{role}_token", repr(token), "a token of tokenizer.json"))
         yield token_id
-    for token_id in named if isinstance(named, list) else [] if named is None else [named]:  # of several the first is the model's own
+    for token_id in named if isinstance(named, list) else [] if named is None else [named]:  # the first of several is the model's own
         if isinstance(token_id, bool) or not isinstance(token_id, int):
             raise InputError(Problem(f"{path}:{role}_token_id", repr(token_id), "a token id"))
         yield token_id
 
 
 def _spelling(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token  # a dict is an added token, written out
+    return token.get("content") if isinstance(token, dict) else token  # a dict describes an added token

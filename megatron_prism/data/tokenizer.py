@@ -1,7 +1,7 @@
 """One tokenizer for preparing, generating, verifying, RL and evaluation: a Hugging Face folder's tokenizer.json, without truncation or padding.
 
-Three ways in. A document (`encode_documents`) is encoded alone and gets no special token but an EOS at its end. A prompt (`encode_prompt`) gets
-what the tokenizer itself puts before a text, such as BOS. A rendered chat (`encode_text`) gets nothing: its template spells its tokens out.
+There are three ways to encode. A document (`encode_documents`) is encoded alone and gets only an EOS at its end. A prompt (`encode_prompt`)
+gets what the tokenizer puts before a text, such as BOS. A rendered chat (`encode_text`) gets nothing, since its template writes its tokens.
 Special tokens spelled out in a text become their ids, as in transformers and in Megatron-LM's tools/preprocess_data.py.
 """
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tokenizer.json"
-SHOWN_TOKENS = 3  # that a problem names
+SHOWN_TOKENS = 3  # tokens named in a problem
 Backend = Literal["tokenizers", "gigatoken"]
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer's identity. vocab_size is the largest id + 1: what an embedding must cover. sha256 is that of tokenizer.json.
+    """A tokenizer's identity. vocab_size: the largest id + 1, which an embedding must cover. sha256: the hash of tokenizer.json.
 
-    eos_id ends a document: the first that `special_tokens.FILES` name, in their order. `ends` are the end tokens by file; a generation ends at
-    any of them. backend encodes documents; where it is gigatoken, texts with a character that it takes for another, `different`, are left to
-    tokenizers.
+    eos_id ends a document: the first EOS that `special_tokens.FILES` name, in their order. `ends`: the end tokens by file; a generation
+    ends at any of them. backend: the library that encodes documents. Under gigatoken, tokenizers still encodes texts with a character in
+    `different`, whose class the two libraries disagree on.
     """
 
     folder: Path
@@ -58,8 +58,8 @@ class TokenizerSpec:
 def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") -> TokenizerSpec:
     """Return what identifies the tokenizer of a Hugging Face folder.
 
-    Raises: InputError where tokenizer.json is missing or broken, a file names a special token that it lacks, no EOS token is named and one is
-    needed, or the backend does not read it; BackendMissing where the backend is not installed.
+    Raises: InputError where tokenizer.json is missing or broken, a file names a special token that it lacks, a needed EOS token is not named,
+    or the backend cannot read it. BackendMissing where the backend is not installed.
     """
     path = folder / FILE
     if not path.is_file():
@@ -92,7 +92,7 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
 
 
 def log_ends(spec: TokenizerSpec) -> None:
-    """Log a line that names files and tokens where the folder's files differ in the end token they name first; more behind it is no matter."""
+    """Log the files and tokens where the folder's files disagree on the first end token. Further end tokens may differ."""
     if len({ids[0] for _, ids in spec.ends}) > 1:
         named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
         last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
@@ -102,7 +102,7 @@ def log_ends(spec: TokenizerSpec) -> None:
 
 
 def encode_documents(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return documents as tokens, end to end, and the number of each; a text that a normalizer leaves nothing of has none."""
+    """Return documents as tokens, concatenated, and the number of tokens of each. A text that the normalizer empties has none."""
     is_fast = spec.backend == "gigatoken" and not any(fast_tokenizer.has_any(text, _apart(spec)) for text in texts)
     tokens, lengths = _encode_fast(texts, spec) if is_fast else _encode(texts, spec)
     if append_eos and spec.eos_id is not None:
@@ -114,7 +114,7 @@ def encode_documents(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool
 def encode_prompt(text: str, spec: TokenizerSpec) -> list[int]:
     """Return the ids of a text to be continued, as transformers' tokenizer(text) gives them: with BOS where the post-processor adds one.
 
-    An end token that the post-processor adds is left out. An empty prompt is BOS alone, whether or not one is added elsewhere. As in
+    An end token that the post-processor adds is dropped. An empty prompt becomes BOS alone, even where the post-processor adds no BOS. As in
     transformers 5, tokenizer_config.json's add_bos_token is not read: the post-processor of tokenizer.json decides.
     Raises: InputError for an empty prompt where no BOS is named.
     """
@@ -130,23 +130,23 @@ def encode_prompt(text: str, spec: TokenizerSpec) -> list[int]:
 
 
 def encode_text(text: str, spec: TokenizerSpec) -> list[int]:
-    """Return the ids of a text alone, no token added: what a chat template rendered spells its own BOS."""
+    """Return the ids of a text with no token added. A rendered chat template holds its own BOS."""
     return _tokenizer(spec).encode(text, add_special_tokens=False).ids
 
 
 def decode(ids: Sequence[int] | np.ndarray, spec: TokenizerSpec, skip_special: bool = False) -> str:
-    """Return the text of tokens, special tokens as they are spelled, or without them."""
+    """Return the text of tokens, with special tokens spelled out or skipped."""
     return _tokenizer(spec).decode(np.asarray(ids).tolist(), skip_special_tokens=skip_special)
 
 
 def continuation(prompt: Sequence[int], ids: Sequence[int], spec: TokenizerSpec) -> str:
-    """Return the text of the tokens after a prompt, as it reads behind it (spaces and split characters included), without special tokens."""
+    """Return the text of the tokens after a prompt, decoded in its context (spaces, split characters), without special tokens."""
     before = decode(prompt, spec, skip_special=True)
     return decode([*prompt, *ids], spec, skip_special=True)[len(before) :]
 
 
 def check_vocabulary(path: Path, vocab_size: int) -> list[Problem]:
-    """Return what is wrong with a tokenizer.json beside an embedding of vocab_size rows: the tokens beyond it by name, or what keeps it shut."""
+    """Return the problems of a tokenizer.json for an embedding of vocab_size rows: tokens beyond it by name, or why the file does not load."""
     try:
         tokenizer = _open(path)
     except InputError as error:
@@ -172,7 +172,7 @@ def _encode(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.n
 def _encode_fast(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
     """Encode with gigatoken.
 
-    Raises: InputError where tokenizers gives the first text, which stands for the others, other ids.
+    Raises: InputError where tokenizers gives different ids for the first text, which is checked as a sample.
     """
     tokens, lengths = fast_tokenizer.encode(_fast_tokenizer(spec), texts)
     if texts and tokens[: lengths[0]].tolist() != encode_text(texts[0], spec):
@@ -187,8 +187,8 @@ def _shown(token_id: int, spec: TokenizerSpec) -> str:
 
 @lru_cache(maxsize=1)
 def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
-    """Return the tokenizer, loaded once a process; the spec's hash of the file keeps the cache true."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism; threads beside them would compete
+    """Return the tokenizer, loaded once per process. The file's hash in the spec is part of the cache key."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # worker processes are the parallelism; threads would compete with them
     return _open(spec.folder / FILE)
 
 
@@ -203,18 +203,18 @@ def _apart(spec: TokenizerSpec) -> np.ndarray:
 
 
 def _open(path: Path) -> Tokenizer:
-    """Return the tokenizer of a file: the only place that opens one.
+    """Open a tokenizer file. No other code opens one.
 
-    Raises: InputError where tokenizers does not read it.
+    Raises: InputError where tokenizers cannot read it.
     """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except BaseException as error:  # tokenizers raises plain Exception, and where its Rust half panics no Exception
+    except BaseException as error:  # tokenizers raises plain Exception; a panic of its Rust half is not even an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
-    tokenizer.no_truncation()  # a tokenizer saved with either would cut or fill a text without a word
+    tokenizer.no_truncation()  # a tokenizer saved with either would silently cut or pad a text
     tokenizer.no_padding()
     return tokenizer

@@ -1,9 +1,8 @@
-"""The walk through a mixture: which tokens each sequence of a run holds. A pure function of the position; nothing is laid out in memory.
+"""The walk through a mixture: which tokens each sequence of a run holds. A pure function of the position, without tables in memory.
 
-A source is an endless stream, its tokens epoch after epoch, cut into chunks of seq_length. The chunks that begin in an epoch are taken in an
-order of that epoch's own, so each token is read once an epoch, whatever seq_length is. Sources take turns by weight: each sequence of a
-source has a time, spaced by its weight, and the walk is in order of time. So every stretch of it holds each source's share to within
-a few sequences.
+A source is an endless stream: its tokens, epoch after epoch, cut into chunks of seq_length. Each epoch permutes the chunks that begin in it,
+so each token is read once per epoch, whatever seq_length is. Sources alternate by weight: each sequence of a source has a time, spaced by the
+weight, and the walk sorts by time. So every stretch of the walk holds each source's share to within a few sequences.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ROUNDS = 4
 
 
 class Stream(NamedTuple):
-    """A source as the walk sees it. taken: the sequences of it that were read before this walk begins."""
+    """A source as the walk sees it. taken: its sequences that were read before this walk begins."""
 
     name: str
     weight: float
@@ -29,7 +28,7 @@ class Stream(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a sequence's first token is: in which source (its index), in which pass over it, at which token."""
+    """The position of a sequence's first token: the source's index, the epoch, the token."""
 
     source: int
     epoch: int
@@ -50,19 +49,19 @@ class Walk:
 
     @cached_property
     def _rates(self) -> tuple[int, ...]:
-        """The weights as whole numbers."""
+        """The weights as integers."""
         weights = [Fraction(str(stream.weight)) for stream in self.streams]  # 27.5 as written, not as a float holds it
         common = math.lcm(*(weight.denominator for weight in weights))
         return tuple(int(weight * common) for weight in weights)
 
     @cached_property
     def _periods(self) -> tuple[int, ...]:
-        """The time between two sequences of each source, in whole numbers: exact, however long the run."""
+        """The time between two sequences of each source, as integers: exact, however long the run."""
         whole = math.lcm(*self._rates)
-        return tuple(2 * (whole // rate) for rate in self._rates)  # even: a source's first sequence stands at half its period
+        return tuple(2 * (whole // rate) for rate in self._rates)  # even, since a source's first sequence is at half its period
 
     def counts(self, sequence: int) -> tuple[int, ...]:
-        """Return how many sequences of each source lie before a sequence of the run, counted from this walk's first."""
+        """Return the number of sequences of each source before a sequence of the run, counted from this walk's first."""
         wanted = sequence - self.first_sequence
         assert wanted >= 0
         early = 2 * wanted - len(self.streams)  # twice: rounding moves a source by half a sequence at most
@@ -74,7 +73,7 @@ class Walk:
         return tuple(counts)
 
     def _count(self, source: int, time: int) -> int:
-        """Return the sequences of a source before or at a time."""
+        """Return the number of a source's sequences up to and at a time."""
         period = self._periods[source]
         return (time + period // 2) // period
 
@@ -97,7 +96,7 @@ class Walk:
         return Place(source, epoch, chunk * self.seq_length - epoch * stream.num_tokens)
 
     def find(self, source: int, epoch: int, offset: int) -> tuple[int, int]:
-        """Return (sequence of the run, position in it) of a token: the way back from `place`. Before the walk's first: negative."""
+        """Return (sequence of the run, position in it) of a token, the inverse of `place`. Before the walk's first: negative."""
         stream = self.streams[source]
         assert 0 <= offset < stream.num_tokens
         chunk, position = divmod(epoch * stream.num_tokens + offset, self.seq_length)
@@ -119,7 +118,7 @@ class Walk:
         return time % period == period // 2
 
     def _chunks(self, stream: Stream, epoch: int) -> tuple[int, int]:
-        """Return the first chunk that begins in an epoch, and how many do."""
+        """Return the first chunk that begins in an epoch, and the number of such chunks."""
         first, end = (-(-number * stream.num_tokens // self.seq_length) for number in (epoch, epoch + 1))
         return first, end - first
 
@@ -127,7 +126,7 @@ class Walk:
         return hashlib.blake2b(f"{self.seed}/{name}/{epoch}".encode(), digest_size=16).digest()
 
     def changed(self, sequence: int, weights: Mapping[str, float], num_tokens: Mapping[str, int]) -> Walk:
-        """Return the walk that goes on from a sequence with another mixture: what was read of a source is not read again in its epoch."""
+        """Return the walk that continues from a sequence with another mixture. Within an epoch no token of a source is read twice."""
         counts = dict(zip((stream.name for stream in self.streams), self.counts(sequence), strict=True))
         taken = {stream.name: stream.taken + counts[stream.name] for stream in self.streams}
         streams = tuple(Stream(name, weight, num_tokens[name], taken.get(name, 0)) for name, weight in weights.items())
@@ -135,9 +134,9 @@ class Walk:
 
 
 def permute(index: int, size: int, key: bytes, back: bool = False) -> int:
-    """Return where a keyed permutation of range(size) puts an index; `back`: which index it puts there.
+    """Apply a keyed permutation of range(size) to an index. `back`: apply the inverse.
 
-    A Feistel network over the next power of four, walked until it falls within range(size): under four turns on average.
+    A Feistel network over the next power of four, iterated until the value is within range(size): under four rounds on average.
     """
     assert 0 <= index < size
     half = (max(size - 1, 1).bit_length() + 1) // 2

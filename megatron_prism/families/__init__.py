@@ -1,1 +1,1 @@
-"""Layer 1: what a model family is, as data: how its config.json reads, and which tensor goes where."""
+"""Model families as data: how a config.json is read and written, and which tensor goes where."""

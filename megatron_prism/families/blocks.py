@@ -1,8 +1,8 @@
-"""What a family's rules mean: a Megatron-Core tensor is made of blocks of rows of its Hugging Face parts, and no value is changed.
+"""Apply a family's rules: a Megatron-Core tensor consists of blocks of rows of its Hugging Face parts, and no value changes.
 
-A block's rows lie together on either side. checkpoint/convert.py moves files block by block; to_mcore and to_hf do the same to tensors
-in memory. Both sides are whole tensors: what tensor or pipeline parallelism splits must be gathered first, and the rows that pad a
-vocabulary cut off.
+A block's rows are contiguous on both sides. checkpoint/convert.py moves files block by block; to_mcore and to_hf do the same with tensors
+in memory. Both sides are whole tensors. Tensors split by tensor or pipeline parallelism must be gathered first, and a vocabulary's padding
+rows removed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Block(NamedTuple):
 
 
 def blocks(rule: Rule) -> list[Block]:
-    """Return the blocks of rows that make up a rule's Megatron-Core tensor, from its top to its bottom."""
+    """Return the blocks of rows that make up a rule's Megatron-Core tensor, from top to bottom."""
     if rule.rows is not None:
         start, stop = rule.rows
         return [Block(0, start, stop - start)]
-    counts = [shape[0] // rule.num_groups for _, shape in rule.hf]  # qkv: of each group its queries' rows, its key's, its value's
+    counts = [shape[0] // rule.num_groups for _, shape in rule.hf]  # qkv: for each group the rows of its queries, key and value
     return [Block(part, group * count, count) for group in range(rule.num_groups) for part, count in enumerate(counts)]
 
 
 def to_mcore(rule: Rule, parts: Mapping[str, Tensor]) -> Tensor:
-    """Return a rule's Megatron-Core tensor, made of the Hugging Face tensors that the rule names among `parts`.
+    """Return a rule's Megatron-Core tensor, built from the Hugging Face tensors in `parts` that the rule names.
 
-    A tensor of one block is a view of its part.
+    A tensor of a single block is a view of its part.
     """
     import torch
 
@@ -48,9 +48,9 @@ def to_mcore(rule: Rule, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def to_hf(rule: Rule, tensor: Tensor) -> dict[str, Tensor]:
-    """Return a rule's Hugging Face tensors by name; of a slice only the rows that it holds: hf_tensors puts these together.
+    """Return a rule's Hugging Face tensors by name. A slice gives only its own rows; hf_tensors joins slices.
 
-    A part of one block is a view of the tensor.
+    A part of a single block is a view of the tensor.
     """
     import torch
 
@@ -65,7 +65,7 @@ def to_hf(rule: Rule, tensor: Tensor) -> dict[str, Tensor]:
 def hf_tensors(rules: Iterable[Rule], read: Callable[[Rule], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield every Hugging Face tensor of a model with its name. `read` returns a rule's Megatron-Core tensor.
 
-    Memory holds the tensors of one rule, or those of all slices of one tensor.
+    Memory holds the tensors of one rule, or all slices of one tensor.
     """
     import torch
 
@@ -76,5 +76,5 @@ def hf_tensors(rules: Iterable[Rule], read: Callable[[Rule], Tensor]) -> Iterato
                 yield name, tensor
                 continue
             slices.setdefault(name, []).append(tensor)
-            if rule.rows[1] == rule.hf[0][1][0]:  # the last one: rules.check_names has them in order and complete
+            if rule.rows[1] == rule.hf[0][1][0]:  # the last slice: rules.check_names has checked that slices are complete and in order
                 yield name, torch.cat(slices.pop(name))

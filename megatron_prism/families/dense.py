@@ -1,4 +1,4 @@
-"""What the dense families share: pre-norm attention and a gated MLP, rotary positions, HF names under `model.layers`."""
+"""Code shared by the dense families: pre-norm attention and a gated MLP, rotary positions, HF names under `model.layers`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LLAMA3_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max
 
 
 def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", **more: Any) -> ModelConfig:
-    """Return the architecture a config.json describes, in the spellings of transformers 4 and 5; `more` is the family's own.
+    """Return the architecture of a config.json, in the spelling of transformers 4 or 5. `more`: fields of the family itself.
 
-    Raises: CheckpointError listing every key that is missing or holds what the family cannot do.
+    Raises: CheckpointError listing every key that is missing or holds an unsupported value.
     """
     problems = [
         *require(hf, "hidden_act", ["silu"], where, "silu"),
@@ -60,7 +60,7 @@ def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "
 
 
 def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
-    """Return the config.json of a model trained from scratch, but for the family's own keys."""
+    """Return the config.json of a model trained from scratch, without the family's own keys."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
     if model.rope_scaling is not None:
         rope |= {"rope_type": "llama3", **vars(model.rope_scaling)}

@@ -20,7 +20,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def multipliers(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Granite's four multipliers; each is 1 where config.json is silent (transformers' GraniteConfig)."""
+    """Return Granite's four multipliers. A missing one is 1, as in transformers' GraniteConfig."""
     return {key: hf.get(key, 1.0) for key in MULTIPLIERS}
 
 

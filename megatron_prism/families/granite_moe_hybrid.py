@@ -1,7 +1,7 @@
 """Granite 4.0 Micro and H-Micro: HF GraniteMoeHybridForCausalLM (transformers/models/granitemoehybrid), without experts.
 
-Each HF layer is a mixer, attention or Mamba-2, and an MLP. With Mamba among them Megatron-Core's hybrid model holds the two as
-layers of their own (HF layer i is Megatron's 2i and 2i + 1); all attention, it is an ordinary decoder with Granite's multipliers.
+Each HF layer is a mixer (attention or Mamba-2) and an MLP. If any mixer is Mamba, Megatron-Core's hybrid model holds mixer and MLP as
+separate layers (HF layer i is Megatron's 2i and 2i + 1). If all are attention, the model is an ordinary decoder with Granite's multipliers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     kinds, problems = hybrid.letters(hf.get("layer_types") or hf.get("layers_block_type"), "M*", f"{where}:layer_types")
     positions = hf.get("position_embedding_type")
     problems += [
-        *check_experts({"num_local_experts": 8, **hf}, where),  # transformers' GraniteMoeHybridConfig, where config.json is silent
+        *check_experts({"num_local_experts": 8, **hf}, where),  # the default of transformers' GraniteMoeHybridConfig
         *require(hf, "position_embedding_type", ["rope", "nope", None], where, None),
     ]
     if not problems and len(kinds) != hf.get("num_hidden_layers"):

@@ -1,4 +1,4 @@
-"""What the Mamba hybrids share: how config.json names their layers and their mixers' sizes, in transformers 4 and 5."""
+"""Code shared by the Mamba hybrids: their layers' names and mixers' sizes in config.json, in transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LETTERS = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attent
 
 
 def letters(kinds: Any, allowed: str, where: str) -> tuple[str, list[Problem]]:
-    """Return layers named in HF's words, or already in letters, as letters; and a problem where one is not among `allowed`."""
+    """Return layers (HF's names, or already letters) as letters, and a problem where a letter is not in `allowed`."""
     spelled = [LETTERS.get(kind, str(kind)) for kind in kinds] if isinstance(kinds, (list, str)) else []
     wrong = sorted({kind for kind in spelled if kind not in allowed or len(kind) != 1})
     if spelled and not wrong:
@@ -25,9 +25,9 @@ def letters(kinds: Any, allowed: str, where: str) -> tuple[str, list[Problem]]:
 
 
 def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Return MambaConfig's fields from a config.json, by the family's keys; and what Megatron-Core's MambaMixer cannot do.
+    """Return MambaConfig's fields from a config.json, by the family's keys, and problems where Megatron-Core's MambaMixer cannot do it.
 
-    It does not clamp the time step.
+    MambaMixer does not clamp the time step.
     """
     wrong = [key for key in keys.values() if type(hf.get(key)) is not int or hf[key] < 1]
     problems = [Problem(f"{where}:{key}", repr(hf.get(key)), "a whole number above 0") for key in wrong]
@@ -45,9 +45,9 @@ def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tu
 
 
 def check(model: ModelConfig, hf: Mapping[str, Any], where: str, expand: str, epsilon: str) -> list[Problem]:
-    """Return what the heads and the norms of a hybrid leave to be wrong.
+    """Return the problems of a hybrid's heads and norms.
 
-    The heads make up the mixer's width, expand x hidden_size; MambaMixer's own norm has an epsilon of 1e-5, so all must have it.
+    The heads must make up the mixer's width, expand x hidden_size. MambaMixer's own norm has an epsilon of 1e-5, so all norms must have it.
     """
     assert model.mamba is not None
     width = model.mamba.num_heads * model.mamba.head_dim

@@ -1,4 +1,4 @@
-"""The layers that families are made of, as rules: attention, MLP and Mamba-2 of one Megatron-Core layer, and both ends.
+"""The layers of all families, as rules: attention, MLP and Mamba-2 of one Megatron-Core layer, and both ends of a model.
 
 Keys are those of a torch_dist checkpoint, the same under the local and the Transformer Engine spec: a norm before a linear layer is
 that layer's `layer_norm_weight`.
@@ -33,7 +33,7 @@ def attention(layer: int, norm: str, hf: str, model: ModelConfig) -> list[Rule]:
 
 
 def mlp(layer: int, norm: str, up: Sequence[str], down: str, model: ModelConfig) -> list[Rule]:
-    """Return the rules of layer `layer`'s MLP; `up` names gate and up, or the one tensor that is all of Megatron's linear_fc1."""
+    """Return the rules of layer `layer`'s MLP. `up` names gate and up, or the single tensor that is Megatron's whole linear_fc1."""
     hidden, ffn, mcore = model.hidden_size, model.ffn_hidden_size, f"decoder.layers.{layer}.mlp"
     rows = ffn * (2 if model.activation == "swiglu" else 1) // len(up)
     return [
@@ -44,9 +44,9 @@ def mlp(layer: int, norm: str, up: Sequence[str], down: str, model: ModelConfig)
 
 
 def mamba(layer: int, norm: str, hf: str, model: ModelConfig) -> list[Rule]:
-    """Return the rules of layer `layer`'s Mamba-2 mixer; `hf` is the prefix of in_proj, conv1d and the rest.
+    """Return the rules of layer `layer`'s Mamba-2 mixer. `hf` is the prefix of in_proj, conv1d and the rest.
 
-    Megatron-Core stores in_proj and conv1d in the pieces that tensor parallelism splits one by one
+    Megatron-Core stores in_proj and conv1d in pieces, since tensor parallelism splits each piece by itself
     (megatron/core/ssm/mamba_mixer.py, sharded_state_dict).
     """
     assert model.mamba is not None
@@ -67,7 +67,7 @@ def mamba(layer: int, norm: str, hf: str, model: ModelConfig) -> list[Rule]:
 
 
 def ends(embedding: str, norm: str, head: str, layers: Sequence[Rule], model: ModelConfig) -> list[Rule]:
-    """Return a whole model's rules: the embedding, `layers`, the final norm and, where it is not tied, the output layer."""
+    """Return a whole model's rules: the embedding, `layers`, the final norm and, if it is not tied, the output layer."""
     table, final = (model.vocab_size, model.hidden_size), "final_layernorm" if model.layer_pattern is None else "final_norm"
     all_but_head = [
         Rule("embedding.word_embeddings.weight", "copy", ((embedding, table),)),

@@ -11,7 +11,7 @@ from megatron_prism.families.rules import Rule
 
 NAME = "mistral"
 ARCHITECTURES = ("MistralForCausalLM",)
-DEFAULT_WINDOW = 4096  # transformers' MistralConfig, where config.json is silent; null means none
+DEFAULT_WINDOW = 4096  # the default of transformers' MistralConfig; null means no window
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:

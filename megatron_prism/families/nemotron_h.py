@@ -1,7 +1,7 @@
 """Nemotron-H: HF NemotronHForCausalLM (transformers/models/nemotron_h), without experts.
 
 Each HF layer is one norm and one mixer (Mamba-2, attention without positions, or a squared-ReLU MLP), as in Megatron-Core's hybrid
-model. Names are those on disk: `backbone.*`, which transformers turns into `model.*` in memory.
+model. Names are those on disk (`backbone.*`); transformers renames them to `model.*` in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAMBA_KEYS = {
 MAMBA_DEFAULTS = {"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "chunk_size": 128}
 KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}  # as transformers 5 spells them
 EPSILON = "layer_norm_epsilon"
-HEAD_DIM = 128  # transformers' NemotronHConfig, where config.json is silent
+HEAD_DIM = 128  # the default of transformers' NemotronHConfig
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
@@ -55,7 +55,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(problems)
     own: dict[str, Any] = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
     own |= {"norm_epsilon": hf.get(EPSILON, 1e-5), "kv_channels": hf.get("head_dim") or hf.get("attention_head_dim") or HEAD_DIM}
-    # transformers writes n_routed_experts of a model without experts too: what counts is that no layer is of them
+    # transformers writes n_routed_experts for a model without experts too; what counts is that no layer has experts
     model = dense.read_config({**hf, "num_hidden_layers": len(pattern), "n_routed_experts": 0}, where, NAME, **own)
     raise_problems(hybrid.check(model, hf, where, "expand", EPSILON))
     return model
@@ -65,7 +65,7 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
     assert model.layer_pattern is not None
     written = dense.write_config(model, ARCHITECTURES[0], NAME)
-    for key in ("hidden_act", "rms_norm_eps", "rope_parameters"):  # no keys of this class
+    for key in ("hidden_act", "rms_norm_eps", "rope_parameters"):  # keys that this class does not have
         del written[key]
     own = {
         "layers_block_type": [KINDS[kind] for kind in model.layer_pattern],

@@ -1,4 +1,4 @@
-"""From `architectures` in a config.json, or the name in a ModelConfig, to the family that knows it."""
+"""Find the family for `architectures` in a config.json, or for the name in a ModelConfig."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ EXPERTS_IN_NAME = re.compile("moe(?!hybrid)|mixtral", re.IGNORECASE)  # GraniteM
 
 
 def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
-    """Return the family of an architecture that stands at `where`.
+    """Return the family of an architecture. `where`: the key for messages.
 
-    Raises: InputError where there is none of that name.
+    Raises: InputError for an unknown name.
     """
     for family in FAMILIES:
         if model.family == family.NAME:
@@ -31,7 +31,7 @@ def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
     """Return the family of a config.json.
 
-    Raises: CheckpointError where no family knows its architecture; it says so where that is a mixture of experts.
+    Raises: CheckpointError where no family knows its architecture. The message names a mixture of experts as such.
     """
     named = hf.get("architectures")
     for family in FAMILIES:
@@ -49,7 +49,7 @@ def num_parameters(model: ModelConfig) -> int:
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
-    """Return the name of each Megatron-Core parameter, and its size."""
+    """Return the size of each Megatron-Core parameter, by name."""
     sizes: dict[str, int] = {}
     for rule in rules(model):
         sizes[rule.parameter] = sizes.get(rule.parameter, 0) + math.prod(rule.shape)
@@ -57,7 +57,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 
 
 def rules(model: ModelConfig) -> list[Rule]:
-    """Return the weight map of an architecture, every tensor named once."""
+    """Return the weight map of an architecture, checked to name every tensor once."""
     family_rules = of_model(model).rules(model)
     check_names(family_rules)
     return family_rules

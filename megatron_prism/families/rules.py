@@ -1,4 +1,4 @@
-"""The vocabulary in which a family describes its weights: one rule a Megatron-Core tensor, used in both directions."""
+"""How a family describes its weights: one rule per Megatron-Core tensor, used in both directions."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from megatron_prism.core.errors import CheckpointError, Problem
 
 Shape = tuple[int, ...]
 Op = Literal["copy", "rows", "qkv", "slice"]
-NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # as config.json counts them, by family
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # the keys in config.json, by family
 NO_EXPERTS = "mixtures of experts are not supported: docs/ADD_A_MODEL.md says what they would take"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One Megatron-Core tensor and the Hugging Face tensors it is made of.
+    """One Megatron-Core tensor and the Hugging Face tensors that make it up.
 
     mcore: its key in a torch_dist checkpoint (the same under the local and the TE layer spec).
     hf: (on-disk name, shape) of each part, in order.
-    op: copy, the same tensor. rows: the parts one above the other. qkv: per query group [its queries | key | value]
-    (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). slice: rows [start, stop) of the one part.
+    op: copy, the same tensor. rows: the parts concatenated along rows. qkv: per query group [its queries | key | value]
+    (megatron/core/transformer/attention.py, SelfAttention.get_query_key_value_tensors). slice: rows [start, stop) of the single part.
     rows: [start, stop) of a slice.
-    num_groups: the query groups of a qkv.
+    num_groups: the number of query groups of a qkv.
     """
 
     mcore: str
@@ -44,12 +44,12 @@ class Rule:
 
     @property
     def parameter(self) -> str:
-        """The parameter of the model that the tensor is, or is a piece of."""
+        """The model's parameter that this tensor is, or is a piece of."""
         return self.mcore if self.rows is None else self.mcore.rpartition(".")[0]
 
 
 def slices(mcore: str, name: str, shape: Shape, sizes: Mapping[str, int]) -> list[Rule]:
-    """Return the rules of an HF tensor that Megatron-Core stores in pieces, `mcore.KEY` of so many rows each, in order."""
+    """Return the rules of an HF tensor that Megatron-Core stores in pieces. sizes: the rows of each piece `mcore.KEY`, in order."""
     pieces, start = [], 0
     for key, rows in sizes.items():
         pieces.append(Rule(f"{mcore}.{key}", "slice", ((name, shape),), (start, start + rows)))
@@ -58,7 +58,7 @@ def slices(mcore: str, name: str, shape: Shape, sizes: Mapping[str, int]) -> lis
 
 
 def check_names(rules: Sequence[Rule]) -> None:
-    """Make sure that every tensor, on both sides, is named by exactly one rule; of a sliced one, every row."""
+    """Check that exactly one rule names each tensor on either side, and that slices cover every row of a sliced tensor."""
     sliced = [rule for rule in rules if rule.rows is not None]
     whole = {rule.hf[0] for rule in sliced}
     hf = [name for rule in rules if rule.rows is None for name, _ in rule.hf] + [name for name, _ in whole]
@@ -72,7 +72,7 @@ def check_names(rules: Sequence[Rule]) -> None:
 
 
 def check_present(rules: Sequence[Rule], present: Mapping[str, Shape], where: str, files: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Check a folder's tensors against the rules; `files` names the file of each tensor in the folder `where`.
+    """Check a folder's tensors against the rules. `files` names the file of each tensor in the folder `where`.
 
     Raises: CheckpointError naming every tensor that is missing, extra or of another shape.
     """
@@ -90,7 +90,7 @@ def check_present(rules: Sequence[Rule], present: Mapping[str, Shape], where: st
 
 
 def require(hf: Mapping[str, Any], key: str, accepted: Iterable[Any], where: str, default: Any) -> list[Problem]:
-    """Return a problem where a config.json key holds a value this family cannot do."""
+    """Return a problem where a config.json key holds a value that this family does not support."""
     value, accepted = hf.get(key, default), list(accepted)
     if value in accepted:
         return []

@@ -1,1 +1,1 @@
-"""Text from a model: an engine takes prompts and returns rollouts (engine.py); cached.py is the first."""
+"""Generate text: an engine takes prompts and returns rollouts (engine.py). cached.py is the embedded engine."""

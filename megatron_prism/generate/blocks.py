@@ -1,9 +1,9 @@
 """A model's residual blocks on plain tensors: attention, MLP and Mamba mixer over a cache, without Megatron's modules around them.
 
-Each block adds out(mix(norm(hidden))) to the hidden states; what Megatron calls a transformer layer is two blocks. Tokens lie one behind
-another, (T, D): in prefill T = R x L, each row padded on the right, so that no token's position is ever shifted; in decoding T = R.
+Each block adds out(mix(norm(hidden))) to the hidden states. Megatron's transformer layer is two blocks. Tokens are packed, (T, D): in
+prefill T = R x L, with each row padded on the right, so no token's position is shifted; in decoding T = R.
 Shape legend: T tokens, R rows, L tokens of a row in a prefill, K tokens of a row so far, D hidden, Y a block's channels before its output
-projection, G groups of heads that share a key (or a mixer's B and C), J heads of a group, H heads, P channels of a head, F half of them,
+projection, G groups of heads that share a key (or a mixer's B and C), J heads per group, H heads, P channels per head, F half of P,
 C channels of a convolution, W its taps, N state. Heads, groups and channels are this tensor-parallel rank's own.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LARGE = 2**21  # multiplications of a matrix product; below it oneDNN's call costs more than it gains
-NO_TIME = -1e4  # a time step before softplus: 0 after it, so the state passes a token of padding unchanged
+NO_TIME = -1e4  # time step before softplus: softplus makes it 0, so padding leaves the state unchanged
 
 
 def linear(x_TY: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def linear(x_TY: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class State:
-    """What a cache holds of each row for a block: its shape, whose second dimension counts tokens where has_tokens."""
+    """The shape of what a cache holds per row for a block. The second dimension counts tokens if has_tokens."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -41,11 +41,12 @@ class State:
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass over the first R rows of a cache; what its blocks share.
+    """One forward pass over the first R rows of a cache: the values that all blocks share.
 
-    start: the position of a prefill's first token, or None: each row decodes one token. length_R: the tokens of a prefill's rows that are
-    no padding; position_R: where each row decodes. size_K: the tokens a row holds afterwards, or the longest.
-    mask: added to a token's scores, -inf for the keys it does not see, (R, 1, 1, K) or in prefill (L, K). cos_TP and sin_TP: rotary angles, the first half of sin negated.
+    start: the position of a prefill's first token. None: each row decodes one token. length_R: the tokens of each row of a prefill, without
+    padding. position_R: the position that each row decodes. size_K: the tokens in the longest row afterwards.
+    mask: added to a token's scores, -inf for the keys it does not see, (R, 1, 1, K) or in prefill (L, K). cos_TP and sin_TP: cosines and
+    sines of the rotary angles, with the first half of sin negated.
     """
 
     num_rows: int
@@ -61,7 +62,7 @@ class Call:
 
 
 def prefill(start: int, lengths: list[int], size_L: int, rules: Positions, device: torch.device) -> Call:
-    """Return the pass that reads tokens start to start + L of rows 0, 1, ...; lengths: how many of them each row has."""
+    """Return the pass that reads tokens start to start + L of rows 0, 1, ... lengths: the number of these tokens in each row."""
     position_L = torch.arange(start, start + size_L, device=device)
     mask_LK = rules.mask(position_L, start + size_L)
     angles = rules.angles(position_L)
@@ -71,7 +72,7 @@ def prefill(start: int, lengths: list[int], size_L: int, rules: Positions, devic
 
 
 def decode(positions: list[int], rules: Positions, device: torch.device) -> Call:
-    """Return the pass that reads one token of each of rows 0, 1, ...; positions: where it stands."""
+    """Return the pass that reads one token of each of rows 0, 1, ... positions: the token's position in each row."""
     position_R, size_K = torch.tensor(positions, device=device), max(positions) + 1
     row_R = torch.arange(len(positions), device=device)
     return Call(
@@ -81,14 +82,14 @@ def decode(positions: list[int], rules: Positions, device: torch.device) -> Call
 
 @dataclass(frozen=True)
 class Positions:
-    """What a token's position means to a model: its rotary angle (inverse_F, None: none), and the tokens it sees (window, or None: all)."""
+    """How a model uses positions: rotary frequencies (inverse_F; None: no rotary positions) and a window (None: a token sees all before it)."""
 
     inverse_F: Tensor | None
     window: int | None
     dtype: torch.dtype
 
     def angles(self, position_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Source: megatron/core/models/common/embeddings/rotary_pos_embedding.py, get_freqs_non_repeated; the same bits."""
+        """Return cosines and sines of the rotary angles, with Megatron's bits (rotary_pos_embedding.py, get_freqs_non_repeated)."""
         if self.inverse_F is None:
             return None, None
         angle_TF = torch.outer(position_T.to(self.inverse_F.dtype), self.inverse_F)
@@ -102,7 +103,7 @@ class Positions:
 
 
 def rotate(x_TGJP: Tensor, call: Call) -> Tensor:
-    """Turn queries and keys by their tokens' angles. Source: rope_utils.py, _apply_rotary_pos_emb_bshd."""
+    """Rotate queries and keys by their tokens' angles. Source: rope_utils.py, _apply_rotary_pos_emb_bshd."""
     if call.cos_TP is None or call.sin_TP is None:
         return x_TGJP
     return torch.addcmul(x_TGJP * call.cos_TP[:, None, None], x_TGJP.roll(x_TGJP.shape[-1] // 2, -1), call.sin_TP[:, None, None])
@@ -121,7 +122,7 @@ class Attention:
     scale: float
 
     def states(self, size_K: int) -> tuple[State, ...]:
-        """Keys and values. Shape of a row: (G, K, P)."""
+        """Return the states: keys and values. Shape per row: (G, K, P)."""
         return (State((self.num_groups, size_K, self.head_dim), self.qkv.dtype, has_tokens=True),) * 2
 
     def mix(self, x_TD: Tensor, call: Call, state: tuple[Tensor, ...]) -> Tensor:
@@ -174,7 +175,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class Mamba:
-    """Megatron's MambaMixer: a prefill by the chunked scan, which padding passes unchanged, a token by the recurrence; kernels: models/mamba.py."""
+    """Megatron's MambaMixer, with the kernels of models/mamba.py. Prefill uses the chunked scan (padding keeps the state), decoding the recurrence."""
 
     norm_D: Tensor
     in_proj: Tensor
@@ -192,7 +193,7 @@ class Mamba:
     kernels: Any = field(repr=False)
 
     def states(self, size_K: int) -> tuple[State, ...]:
-        """The inputs of the last W tokens, and the state-space state in fp32. Shapes of a row: (W, C), (H, P, N)."""
+        """Return the states: the inputs of the last W tokens, and the state-space state in fp32. Shapes per row: (W, C), (H, P, N)."""
         size_C, size_W = self.conv_CW.shape
         return State((size_W, size_C), self.in_proj.dtype), State((len(self.A_H), self.head_dim, self.state_dim), torch.float32)
 
@@ -214,7 +215,7 @@ class Mamba:
         xBC_RC = self.kernels.causal_conv1d_update(xBC_RC, conv_RWC.transpose(1, 2), self.conv_CW, self.conv_bias_C, "silu")
         x_RHP, B_RGN, C_RGN = self._parts(xBC_RC)
         dt, A, D, dt_bias = (part[..., None].expand(*part.shape, self.head_dim) for part in (dt_RH, self.A_H, self.D_H, self.dt_bias_H))
-        A = A[..., None].expand(*A.shape, self.state_dim)  # of stride 0: a number a head, which both kernels know
+        A = A[..., None].expand(*A.shape, self.state_dim)  # stride 0: one number per head, which both kernels recognise
         y_RHP = self.kernels.selective_state_update(ssm_RHPN, x_RHP, dt, A, B_RGN, C_RGN, D, dt_bias=dt_bias, dt_softplus=True)
         return y_RHP.flatten(1)
 

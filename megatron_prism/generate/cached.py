@@ -1,7 +1,7 @@
 """The embedded engine: generation on the Megatron-Core model itself, with a cache, on any TP x PP x DP layout, dense or hybrid.
 
-The model is computed from its parameters (blocks.py), not through Megatron's modules: nothing is put on them or taken off, and training
-goes on afterwards as if nothing had been. Run on hosts; written for CUDA as well, but not run on a GPU.
+The model is computed from its parameters (blocks.py), not through Megatron's modules. The modules stay unchanged, so training can continue
+afterwards. Run on hosts; written for CUDA as well, but not run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from megatron_prism.parallel.groups import Groups
 
 @dataclass(frozen=True)
 class Cached:
-    """An engine (engine.Engine) over this rank's model chunk, whose weights are read anew for each call of generate().
+    """An engine (engine.Engine) over this rank's model chunk. Each call of generate() reads the current weights.
 
-    chunks: as models.build gives them, wrapped or not. num_rows: rollouts that decode together, on each data-parallel replica.
+    chunks: from models.build, wrapped or not. num_rows: the rollouts that decode together on each data-parallel replica.
     prefill_tokens: the most tokens of a forward pass over prompts. max_context: the most tokens of a prompt and its rollout; None: the
     model's own positions. A replica's cache holds num_rows times the longest prompt and max_tokens, and is allocated once.
-    Raises: InputError for what it does not serve: virtual pipeline stages, context parallelism, fp8.
+    Raises: InputError for what it does not support: virtual pipeline stages, context parallelism, fp8.
     """
 
     chunks: Sequence[Any]
@@ -48,9 +48,9 @@ class Cached:
         values = {"num_rows": self.num_rows, "prefill_tokens": self.prefill_tokens}
         return [Problem(name, str(value), "at least 1") for name, value in values.items() if value < 1]
 
-    @torch.no_grad()  # not inference_mode: what it makes may not take part in training afterwards
+    @torch.no_grad()  # not inference_mode: its tensors could not take part in training afterwards
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
-        """Return the rollouts of all prompts on every rank; data-parallel replicas share the prompts out among them."""
+        """Return the rollouts of all prompts on every rank. The prompts are divided among data-parallel replicas."""
         max_context = self.model.max_position_embeddings if self.max_context is None else self.max_context
         raise_problems(problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, max_context))
         self._check_ranks(prompts, num_samples, sampling, seeds)
@@ -70,7 +70,7 @@ class Cached:
         return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
 
     def _check_ranks(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> None:
-        """Refuse weights that are still to arrive, and ranks that were asked for different things: they would wait for each other."""
+        """Refuse weights that are still being gathered, and ranks with different arguments, which would wait for each other."""
         chunk = self.chunks[0]
         if getattr(chunk, "remove_forward_pre_hook_handles", None):
             fix = "generate within train.optim.settled"
@@ -86,7 +86,7 @@ class Cached:
 
 
 def unsupported(vpp: int | None, cp: int, is_fp8: bool) -> list[Problem]:
-    """Return what of a layout the engine does not serve: to be asked before anything starts."""
+    """Return a problem for each part of a layout that the engine does not support. Call it before anything starts."""
     wrong = []
     if vpp is not None:
         wrong.append(Problem("parallel.vpp", str(vpp), "none to generate: one model chunk a pipeline stage"))

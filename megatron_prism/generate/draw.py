@@ -1,4 +1,4 @@
-"""The next token of each row: drawn by inverting the distribution at a number that depends on the rollout and the token's index alone.
+"""Draw the next token of each row: invert the distribution at a number that depends only on the rollout and the token's index.
 
 Shape legend: R rows, S draws of a row, V vocabulary, K blocks of it, B tokens (or blocks) of a block, M the likeliest tokens.
 """
@@ -14,15 +14,15 @@ from torch.nn import functional
 
 from megatron_prism.generate.engine import Sampling
 
-BLOCK = 64  # tokens summed together: running sums over the whole vocabulary cost more than a small model's layers
-LIKELIEST = 256  # tokens sorted for top_p before the whole vocabulary is
+BLOCK = 64  # tokens per partial sum: running sums over the whole vocabulary cost more than a small model's layers
+LIKELIEST = 256  # tokens sorted for top_p at first; the whole vocabulary is sorted only if these do not suffice
 BELOW = 1 - 2.0**-52
 
 
 def uniforms(streams: Sequence[int], indices: Sequence[int]) -> np.ndarray:
-    """Return a number in [0, 1) for each stream (64 bits) at an index of it, in fp64.
+    """Return a number in [0, 1), fp64, for each stream (64 bits) at an index.
 
-    Source: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014); its state is a counter.
+    Source: SplitMix64, whose state is a counter (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
     """
     mixed = np.asarray(streams, np.uint64) + (np.asarray(indices, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -31,9 +31,9 @@ def uniforms(streams: Sequence[int], indices: Sequence[int]) -> np.ndarray:
 
 
 def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Return the chosen tokens (R, S) and their log-probabilities as engine.Rollout defines them. Greedy draws are all the same.
+    """Return the chosen tokens (R, S) and their log-probabilities as engine.Rollout defines them. Greedy draws of a row are equal.
 
-    logits are fp32, those of no token -inf.
+    logits are fp32, and -inf for the vocabulary's padding.
     """
     greedy = sampling.temperature == 0
     scaled_RV = logits_RV if greedy or sampling.temperature == 1 else logits_RV / sampling.temperature
@@ -50,7 +50,7 @@ def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[T
 
 
 def _blocks(weight_RV: Tensor) -> Tensor:
-    """Return the tokens in blocks (R, K, B), the last one filled up with zeros."""
+    """Return the vocabulary in blocks (R, K, B), the last one padded with zeros."""
     missing = -weight_RV.shape[1] % BLOCK
     return (functional.pad(weight_RV, (0, missing)) if missing else weight_RV).unflatten(1, (-1, BLOCK))
 
@@ -77,7 +77,7 @@ def _invert(weight_RKB: Tensor, uniform_RS: Tensor) -> Tensor:
 
 
 def _likeliest(weight_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Return the weights with those that top_k and top_p leave out at zero."""
+    """Return the weights, with zero for tokens that top_k or top_p exclude."""
     size_V = weight_RV.shape[1]
     best_RM = weight_RV.topk(min(sampling.top_k or LIKELIEST, size_V)).values
     mass_R1 = (weight_RV if sampling.top_k is None else best_RM).sum(-1, keepdim=True, dtype=torch.float64) * sampling.top_p

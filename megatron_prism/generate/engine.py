@@ -1,4 +1,4 @@
-"""What every generation engine takes and returns: prompts as token ids, how to sample, and rollouts. No torch here."""
+"""The interface of all generation engines: prompts as token ids, sampling settings, and rollouts. No torch here."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Ending = Literal["end_token", "max_tokens", "max_context"]
 class Sampling:
     """How each next token is chosen, and when a rollout ends.
 
-    temperature: the logits are divided by it; 0 is greedy. top_k, then top_p, keep the likeliest tokens: so many of them, and the
-    smallest set of that probability; the likeliest always stays, and so does what is exactly as likely as the last one kept.
-    end_ids: the tokens that end a rollout; the rollout holds the one that ended it.
+    temperature: divides the logits; 0 is greedy. top_k keeps this many of the likeliest tokens, then top_p the smallest set of at least this
+    probability. The likeliest token is always kept, and so are tokens exactly as likely as the last one kept.
+    end_ids: the tokens that end a rollout. The rollout includes the end token.
     """
 
     max_tokens: int
@@ -33,10 +33,10 @@ class Sampling:
 class Rollout:
     """One continuation of a prompt.
 
-    prompt and sample number it within its call of generate(); seed is its prompt's. token_ids: the tokens after the prompt.
-    logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary, so the distribution that was
-    sampled from where top_p is 1 and top_k None, which is what policy gradients want; at temperature 0 under softmax(logits).
-    ended: by an end token, after max_tokens, or with as many tokens as the model's context holds, the prompt's included.
+    prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt.
+    logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary. With top_p 1 and top_k None this is
+    the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits).
+    ended: by an end token, after max_tokens, or when prompt and rollout fill the model's context.
     """
 
     prompt: int
@@ -51,10 +51,10 @@ class Engine(Protocol):
     """Continues prompts with one model."""
 
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
-        """Return num_samples rollouts of each prompt, ordered by prompt and sample; seeds holds one seed a prompt.
+        """Return num_samples rollouts of each prompt, ordered by prompt and sample. seeds: one seed per prompt.
 
-        Every rank of the gang calls this with the same arguments, and every rank returns all rollouts. Which number a token is drawn
-        with depends on its prompt's seed, the number of its sample and its index in the rollout alone: not on the other prompts, the
+        Every rank of the gang calls this with the same arguments, and every rank returns all rollouts. The random number for a token
+        depends only on its prompt's seed, its sample's number and its index in the rollout. It does not depend on the other prompts, the
         number of rows that decode together, or the layout.
         Raises: InputError with every problem of the arguments, on every rank.
         """
@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed (63 bits) of some numbers: seed_of(a run's seed, step, prompt) differs wherever one of them does."""
+    """Return a seed (63 bits) from numbers, for example seed_of(a run's seed, step, prompt). It differs wherever one number differs."""
     text = ",".join(str(int(number)) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -76,7 +76,7 @@ def problems(
     max_context: int,
     max_shown: int = 8,
 ) -> list[Problem]:
-    """Return what is wrong with the arguments of generate()."""
+    """Return the problems of the arguments of generate()."""
     wrong = []
     for name, value, is_right, required in (
         ("num_samples", num_samples, num_samples >= 1, "at least 1"),

@@ -1,7 +1,7 @@
-"""Rows that decode together: prompts enter as rows become free, finished ones leave, a prompt's samples share one prefill.
+"""Rows that decode together: prompts enter as rows become free, finished rollouts leave, and a prompt's samples share one prefill.
 
-Every rank of a model runs the same lanes and learns every chosen token, so none has to be told what comes next. As many lanes as
-pipeline stages keep all stages busy: while one lane's tokens are on the second stage, the first computes another lane's.
+Every rank of a model runs the same lanes and receives every chosen token, so no rank needs instructions. One lane per pipeline stage keeps
+all stages busy: while one lane's tokens are on the second stage, the first stage computes another lane's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from megatron_prism.generate.engine import Ending, Rollout, Sampling, seed_of
 from megatron_prism.generate.stage import Message, Stage
 from megatron_prism.parallel import host
 
-FILL = 0.75  # prompts of one prefill are at least so much of its longest; a lane refills when no more of its rows are busy
+FILL = 0.75  # a prefill's prompts have at least this share of its longest; a lane refills when at most this share of its rows is busy
 
 
 @dataclass
 class Draft:
-    """A rollout under way; stream: where its random numbers come from; max_tokens: what its sampling and its context allow."""
+    """An unfinished rollout. stream: the stream of its random numbers. max_tokens: the limit from its sampling and its context."""
 
     prompt: int
     sample: int
@@ -37,7 +37,7 @@ class Draft:
     logprobs: list[float] = field(default_factory=list)
 
     def extend(self, token: int, logprob: float, sampling: Sampling) -> Rollout | None:
-        """Add a token; return the rollout where it is the last one."""
+        """Append a token. If it is the last one, return the finished rollout."""
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         if token not in sampling.end_ids and len(self.token_ids) < self.max_tokens:
@@ -49,7 +49,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Request:
-    """What generate() was asked for, and the limits it keeps: rows of a lane, tokens of a prefill's forward pass, tokens of a context."""
+    """The arguments of generate(), and its limits: rows per lane, tokens per forward pass of a prefill, tokens per context."""
 
     prompts: Sequence[Sequence[int]]
     num_samples: int
@@ -60,14 +60,14 @@ class Request:
     max_context: int
 
     def drafts(self, prompt: int) -> list[Draft]:
-        """Return a prompt's rollouts, none of them begun."""
+        """Return drafts, still empty, for all samples of a prompt."""
         length, seed = len(self.prompts[prompt]), self.seeds[prompt]
         most = min(self.sampling.max_tokens, self.max_context - length)
         return [Draft(prompt, sample, seed, length, most, seed_of(seed, sample)) for sample in range(self.num_samples)]
 
 
 class Lane:
-    """A batch of rows. The busy ones are the first of the cache; `ready` wait for a row, their prompts read into `read`."""
+    """A batch of rows. Busy rows are first in the cache. Drafts in `ready` wait for a row; their prompts are already in the cache `read`."""
 
     def __init__(self, stage: Stage, request: Request, waiting: list[int]):
         self.stage, self.request, self.waiting = stage, request, waiting  # the longest prompts first
@@ -77,13 +77,13 @@ class Lane:
         self.rows: list[Draft | None] = []
         self.ready: list[tuple[Draft, int]] = []
         self.read: Cache | None = None
-        self.asked: list[list[Draft]] = []  # whose next tokens are under way: draws by row of the forward pass
+        self.asked: list[list[Draft]] = []  # the drafts whose next tokens are being computed, by row of the forward pass
         self.choice: Tensor | None = None
         self.sent: list[Message] = []
         self.from_prefill = False
 
     def advance(self, finished: list[Rollout]) -> bool:
-        """Take the tokens chosen last, run one forward pass (or the chunks of a long prompt), choose; return whether there was anything to do."""
+        """Take the last chosen tokens, run one forward pass (or the chunks of a long prompt), and choose. Return whether there was work."""
         self._take(finished)
         self._enter()
         num_free = self.num_rows - sum(draft is not None for draft in self.rows)
@@ -116,7 +116,7 @@ class Lane:
         self.asked, self.sent, self.choice = [], [], None
 
     def _enter(self) -> None:
-        """Give free rows to those that are ready."""
+        """Assign free rows to ready drafts."""
         free = [row for row, draft in enumerate(self.rows) if draft is None]
         free += range(len(self.rows), self.num_rows)
         pairs = list(zip(free, self.ready, strict=False))
@@ -128,7 +128,7 @@ class Lane:
             self.read = None
 
     def _close_up(self) -> None:
-        """Give free rows to the last ones, so that the busy rows are the first."""
+        """Move the last busy rows into free rows, so that busy rows come first."""
         rows: list[int] = []
         sources: list[int] = []
         for row in [row for row, draft in enumerate(self.rows) if draft is None]:
@@ -146,13 +146,13 @@ class Lane:
             self.cache.copy_rows(rows, source, source_rows, max(self._position(row) for row in rows))
 
     def _position(self, row: int) -> int:
-        """Return the position of the token that a row feeds next: that many tokens are in its cache."""
+        """Return the position of a row's next input token, which is the number of tokens in its cache."""
         draft = self.rows[row]
         assert draft is not None
         return draft.num_prompt_tokens + len(draft.token_ids) - 1
 
     def _prefill(self, num_free: int) -> None:
-        """Read as many prompts of about one length as free rows can continue; one that is longer than a forward pass may be, in chunks."""
+        """Prefill prompts of similar length, as many as there are free rows for. Read a prompt longer than prefill_tokens in chunks."""
         prompts, size_L = self.request.prompts, len(self.request.prompts[self.waiting[0]])
         most = max(1, min(-(-num_free // self.request.num_samples), self.request.prefill_tokens // size_L))
         taken = list(itertools.takewhile(lambda prompt: len(prompts[prompt]) >= FILL * size_L, self.waiting[:most]))
@@ -166,7 +166,7 @@ class Lane:
             hidden_TD = self.stage.forward(feed_RL.view(-1), call, self.read, self.sent)
         if hidden_TD is not None:
             assert call.length_R is not None
-            hidden_TD = hidden_TD[call.row_R * call.size_L + call.length_R - 1]  # each row's last token: the only one that needs logits
+            hidden_TD = hidden_TD[call.row_R * call.size_L + call.length_R - 1]  # each row's last token; only it needs logits
         self._ask([self.request.drafts(prompt) for prompt in taken], hidden_TD)
 
     def _decode(self) -> None:

@@ -1,6 +1,6 @@
-"""The oracle: the whole text is computed again for every token, through the training forward pass, one rollout after another.
+"""The reference engine: it recomputes the whole text for every token with the training forward pass, one rollout after another.
 
-Slow, and as exact as training itself. Not under sequence parallelism (a text's length need not divide by tp), nor data parallelism.
+It is slow, and as exact as training. It supports neither sequence parallelism (a text's length need not divide by tp) nor data parallelism.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron_prism.parallel.groups import Groups
 
 @dataclass(frozen=True)
 class Recompute:
-    """An engine (engine.Engine) that shares nothing with cached.py but how a token is chosen."""
+    """An engine (engine.Engine) that shares with cached.py only the choice of a token."""
 
     chunks: Sequence[Any]
     model: ModelConfig

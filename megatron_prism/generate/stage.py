@@ -1,7 +1,7 @@
 """A pipeline stage's forward pass on plain tensors: embedding, blocks, logits, and the messages between the ranks of a model.
 
-Sequence parallelism is how training cuts its activations; here every tensor-parallel rank holds each token whole.
-Shape legend: T tokens, D hidden, R rows, S draws of a row, V vocabulary.
+Sequence parallelism only concerns training's activations. Here every tensor-parallel rank holds all tokens.
+Shape legend: T tokens, D hidden, R rows, S draws per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from megatron_prism.generate.engine import Sampling
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
-Message = Any  # of torch.distributed, under way: its wait() returns when it is sent
+Message = Any  # a pending send of torch.distributed: its wait() returns when it is done
 
 
 class Stage:
-    """This rank's part of the model, its weights as they are now."""
+    """This rank's part of the model, with its current weights."""
 
     def __init__(self, chunk: Any, model: ModelConfig, groups: Groups):
         self.blocks, self._outside, self.positions = weights.read(chunk, model, groups)
         self.model, self.groups, self.dtype = model, groups, self.positions.dtype
 
     def forward(self, token_T: Tensor, call: Call, cache: Cache, sent: list[Message]) -> Tensor | None:
-        """Run the blocks over a call's tokens; return the hidden states (T, D) on the last stage, elsewhere send them on: None."""
+        """Run the blocks over a call's tokens. Return the hidden states (T, D) on the last stage; on others send them on and return None."""
         groups, epsilon = self.groups, self.model.norm_epsilon
         if groups.is_first_stage:
             hidden_TD = self._embed(token_T)
@@ -67,7 +67,7 @@ class Stage:
         hidden_TD.add_(output_TD, alpha=self.model.residual_multiplier)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Return the logits (R, padded V) in fp32 after some tokens; those of the vocabulary's padding are -inf. On the last stage."""
+        """Return the logits (R, padded V) in fp32, -inf for the vocabulary's padding. Only for the last stage."""
         normed_RD = functional.rms_norm(hidden_RD, hidden_RD.shape[1:], self._outside["norm"], self.model.norm_epsilon)
         logits_RV = linear(normed_RD, self._outside["output"])
         if self.model.logits_scaling != 1:
@@ -81,9 +81,9 @@ class Stage:
         return logits_RV
 
     def choose(self, logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling, sent: list[Message]) -> Tensor:
-        """Return the chosen tokens and their log-probabilities (2, R, S), in fp64 on the host; send them to the other stages.
+        """Return the chosen tokens and their log-probabilities (2, R, S), in fp64 on the host, and send them to the other stages.
 
-        Tensor-parallel rank 0 chooses: a sum on a GPU may differ from rank to rank.
+        Tensor-parallel rank 0 chooses, since a sum on a GPU may differ from rank to rank.
         """
         groups, choice = self.groups, torch.empty(2, *uniform_RS.shape, dtype=torch.float64)
         if groups.tp_rank == 0:
@@ -95,7 +95,7 @@ class Stage:
         return choice
 
     def receive_choice(self, num_rows: int, num_draws: int) -> Tensor:
-        """Return what the last stage chose, on another stage."""
+        """Receive the last stage's choice, on another stage."""
         choice = torch.empty(2, num_rows, num_draws, dtype=torch.float64)
         dist.recv(choice, group_src=self.groups.pp - 1, group=self.groups.pp_group)
         return choice

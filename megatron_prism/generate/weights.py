@@ -1,4 +1,4 @@
-"""A Megatron model chunk's own parameters as the residual blocks of blocks.py: references, never copies, so training moves them too."""
+"""A Megatron model chunk's parameters as the residual blocks of blocks.py: references, not copies, so they follow training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Parameters = dict[str, Tensor]
 
 
 def read(chunk: Any, model: ModelConfig, groups: Groups) -> tuple[list[Block], Parameters, Positions]:
-    """Return a chunk's blocks in order, the parameters outside its layers, and what a position means.
+    """Return a chunk's blocks in order, the parameters outside its layers, and its Positions.
 
-    The parameters outside: `embedding`, `norm` and `output`, as far as the chunk has them.
-    Raises: InputError naming a parameter that generation would leave out.
+    The parameters outside are `embedding`, `norm` and `output`, if the chunk has them.
+    Raises: InputError naming a parameter that generation would ignore.
     """
     bare = unwrap(chunk)
     layers: dict[int, Parameters] = {}
@@ -53,7 +53,7 @@ def read(chunk: Any, model: ModelConfig, groups: Groups) -> tuple[list[Block], P
 
 
 def _fused_name(name: str) -> str:
-    """Return a layer's parameter's name as Transformer Engine has it, which keeps a norm with the linear layer behind it."""
+    """Return the Transformer Engine name of a layer's parameter. TE keeps a norm with the linear layer after it."""
     for local, fused in LOCAL_NORMS.items():
         if name.startswith(local):
             return fused + name.removeprefix(local)
@@ -61,7 +61,7 @@ def _fused_name(name: str) -> str:
 
 
 def _blocks(layer: Parameters, model: ModelConfig, groups: Groups) -> list[Block]:
-    """Take a Megatron layer's parameters out of `layer`, and return the one or two blocks that they are."""
+    """Take a Megatron layer's parameters out of `layer`, and return its one or two blocks."""
     blocks: list[Block] = []
     if "self_attention.linear_qkv.weight" in layer:
         blocks.append(_attention(layer, model, groups))
@@ -87,7 +87,7 @@ def _attention(layer: Parameters, model: ModelConfig, groups: Groups) -> Attenti
 
 def _mamba(layer: Parameters, model: ModelConfig, groups: Groups) -> Mamba:
     assert model.mamba is not None
-    weight_WC = layer.pop("mixer.conv1d.weight").flatten(1).t().contiguous()  # a copy for each call of generate(): 4 numbers a channel
+    weight_WC = layer.pop("mixer.conv1d.weight").flatten(1).t().contiguous()  # copied in each call of generate(): 4 numbers per channel
     return Mamba(
         norm_D=layer.pop("mixer.in_proj.layer_norm_weight"),
         in_proj=layer.pop("mixer.in_proj.weight"),

@@ -1,1 +1,1 @@
-"""Hugging Face folders at the level of bytes: safetensors in and out, values as bits, NaN and inf found."""
+"""Hugging Face folders at the level of bytes: read and write safetensors, cast values as bits, find NaN and inf."""

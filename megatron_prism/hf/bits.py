@@ -1,6 +1,6 @@
-"""Values on their way between files: read, cast and written a piece at a time, so that memory holds a piece and the processor's cache too.
+"""Move values between files: read, cast and write them in pieces that fit in memory and in the processor's cache.
 
-They are held as unsigned integers of their width, called bits: nothing but a cast looks at them as numbers, and numpy has no bfloat16.
+Values are held as unsigned integers of their width, called bits. Only a cast treats them as numbers, and numpy has no bfloat16.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ _UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
 def spans(start: int, count: int, bytes_each: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, number) of pieces that cover [start, start + count): of PIECE_BYTES at most, or one of what is counted."""
+    """Yield (first, number) of pieces that cover [start, start + count). A piece is at most PIECE_BYTES, but at least one item."""
     step = max(1, PIECE_BYTES // max(1, bytes_each))
     for first in range(start, start + count, step):
         yield first, min(step, start + count - first)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Bits:
-    """Return room for the bits of values."""
+    """Return an uninitialised array for the bits of values."""
     return np.empty(shape, f"u{dtype.itemsize}")
 
 
 def to_tensor(bits: Bits, dtype: torch.dtype) -> torch.Tensor:
-    """Return bits as a tensor; it shares their memory."""
+    """Return bits as a tensor that shares their memory."""
     return torch.from_numpy(bits).view(dtype)
 
 
 def of_tensor(tensor: torch.Tensor) -> Bits:
-    """Return a tensor's bits; a contiguous tensor shares its memory."""
+    """Return a tensor's bits. They share the memory of a contiguous tensor."""
     return cast(Bits, tensor.detach().contiguous().view(_UNSIGNED[tensor.dtype.itemsize]).numpy())
 
 
 def convert(bits: Bits, source: torch.dtype, target: torch.dtype) -> Bits:
-    """Return the bits of values cast to another dtype; the same bits where it is the same."""
+    """Return the bits of values cast to another dtype. For the same dtype return the bits unchanged."""
     return bits if source == target else of_tensor(to_tensor(bits, source).to(target))
 
 
 def read_at(stream: FileIO, position: int, bits: Bits) -> int:
-    """Fill contiguous bits from a place in a file; return the bytes read, fewer where the file ends."""
+    """Fill contiguous bits from a position in a file. Return the bytes read, fewer at the file's end."""
     view, done = _bytes(bits), 0
     while done < len(view) and (count := os.preadv(stream.fileno(), [view[done:]], position + done)):
         done += count
@@ -54,7 +54,7 @@ def read_at(stream: FileIO, position: int, bits: Bits) -> int:
 
 
 def write_at(stream: FileIO, position: int, bits: Bits) -> int:
-    """Write bits at a place in a file; return where they end."""
+    """Write bits at a position in a file. Return the position after them."""
     view, done = _bytes(bits), 0
     while done < len(view):
         done += os.pwrite(stream.fileno(), view[done:], position + done)

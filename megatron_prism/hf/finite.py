@@ -1,4 +1,4 @@
-"""Non-finite values found by their bits: exact for every float dtype, and faster than memory."""
+"""Find NaN and inf by their bits. Exact for every float dtype, and faster than memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F80
 
 
 def first_nonfinite(bits: Bits, dtype: torch.dtype) -> int | None:
-    """Return the index of the first NaN or infinity, counted in row-major order; None where all values are finite.
+    """Return the index of the first NaN or inf in row-major order, None where all values are finite.
 
-    As integers, the bits of a positive value that is not finite are at least infinity's; a negative one has the sign bit more.
+    As integers, the bits of a positive NaN or inf are at least those of inf. A negative one also has the sign bit.
     """
     if not bits.size:
         return None

@@ -1,6 +1,6 @@
 """Hugging Face folders at the level of bytes: safetensors headers read and checked, tensors read and written one by one.
 
-Headers are kept as they stand on disk, so a folder that is written back has the same files, order and offsets.
+Headers are kept exactly as on disk, so a folder that is written back has the same files, order and offsets.
 
 Reading: open_shards (a folder's headers, checked), open_files, read_values (a piece of a tensor). hf/tensors.py reads whole tensors by name.
 Writing: new_shards (headers), create_shards, write_values, index_of.
@@ -38,7 +38,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor's bytes lie: file, dtype, shape, and [start, end) from the beginning of the file."""
+    """The location of a tensor's bytes: file, dtype, shape, and [start, end) from the beginning of the file."""
 
     name: str
     file: str
@@ -50,7 +50,7 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its name, its header's JSON as it stands on disk, its tensors."""
+    """One safetensors file: its name, its header's JSON exactly as on disk, its tensors."""
 
     file: str
     header: str
@@ -62,7 +62,7 @@ class Shard:
 
 
 def open_shards(root: Path) -> list[Shard]:
-    """Return the safetensors files of a Hugging Face folder, in order, their headers checked.
+    """Return the safetensors files of a Hugging Face folder, in order, with checked headers.
 
     Raises: CheckpointError naming the file and tensor that is damaged, listed twice or missing.
     """
@@ -71,7 +71,7 @@ def open_shards(root: Path) -> list[Shard]:
         raise CheckpointError(_no_weights(root))
     files = [SINGLE] if listed is None else sorted(set(listed.values()))
     unlisted = [path for path in sorted(root.iterdir()) if WEIGHTS_NAME.fullmatch(path.name) and path.name not in files]
-    if unlisted:  # transformers would read a model.safetensors before it looks at an index
+    if unlisted:  # transformers reads model.safetensors before any index
         wanted = "no other weights of the model than " + (SINGLE if listed is None else f"those that {INDEX} lists")
         raise CheckpointError(
             [Problem(str(path), "a file that is not one of the model's", wanted, "remove what does not belong") for path in unlisted]
@@ -111,8 +111,8 @@ def _read_index(root: Path) -> dict[str, str]:
 
 
 def is_file_name(file: Any) -> bool:
-    """Say whether a text is the plain name of a safetensors file, which leads nowhere else."""
-    if not isinstance(file, str) or not file.isprintable():  # no NUL, and nothing that is no UTF-8
+    """Say whether a text is a plain name of a safetensors file, without a path."""
+    if not isinstance(file, str) or not file.isprintable():  # no NUL, and only valid UTF-8
         return False
     return Path(file).name == file and file.endswith(".safetensors") and len(file.encode()) < 256
 
@@ -143,7 +143,7 @@ def _check_index(root: Path, listed: Mapping[str, str], shards: Sequence[Shard])
 
 
 def read_header(path: Path) -> Shard:
-    """Return one safetensors file's tensors; the file must be exactly as long as its header says.
+    """Read one safetensors file's header. The file must be exactly as long as its header says.
 
     Raises: CheckpointError naming the file, and each tensor at fault.
     """
@@ -172,14 +172,14 @@ def read_header(path: Path) -> Shard:
             Problem(str(path), f"{size} bytes", f"{end} bytes, from its header", "the file is truncated or has grown: fetch it again")
         )
     try:
-        with safe_open(path, framework="np"):  # the library has the last word: nothing is read here that others cannot read
+        with safe_open(path, framework="np"):  # the library must accept it too: read nothing that others cannot read
             return Shard(path.name, header, tensors)
     except SafetensorError as error:
         raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "what the safetensors library reads")) from None
 
 
 def fault(path: Path) -> str | None:
-    """Say what keeps a path from being read as a file of its folder; it is not opened: a pipe would wait for ever."""
+    """Say why a path cannot be read as a file of its folder. This does not open it: opening a pipe would block."""
     try:
         if not is_inside(path):
             return "a link out of the folder"
@@ -195,16 +195,16 @@ def fault(path: Path) -> str | None:
 
 
 def is_inside(path: Path) -> bool:
-    """Say whether a file lies in its folder once links are followed; a snapshot of the hub's cache may link to ../../blobs."""
+    """Say whether a file is inside its folder after resolving links. A snapshot in the hub's cache may link to ../../blobs."""
     root = path.parent.resolve()
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     return path.resolve().parent in allowed
 
 
 def read_object(path: Path, required: str) -> dict[str, Any]:
-    """Return the JSON object in a file of a folder, each of its keys once.
+    """Return the JSON object in a file of a folder. A repeated key is an error.
 
-    Raises: CheckpointError naming the file; `required` says what it should be.
+    Raises: CheckpointError naming the file. `required` says what it should hold.
     """
     if damage := fault(path):
         raise CheckpointError(Problem(str(path), damage, required))
@@ -230,7 +230,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tuple[TensorPlace, ...]:
-    """Return the tensors of a header in the order of their bytes, which must follow each other without a gap.
+    """Return the tensors of a header in byte order. They must follow each other without gaps.
 
     Raises: CheckpointError naming each tensor at fault.
     """
@@ -266,11 +266,11 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorPl
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # True is no 1 here
+    return type(value) is int and 0 <= value < 2**63  # bool is not accepted as int
 
 
 def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> bits.Bits:
-    """Return values [start, start + count) of one tensor, counted in row-major order."""
+    """Return values [start, start + count) of one tensor, in row-major order."""
     piece = bits.empty((count,), place.dtype)
     got = bits.read_at(stream, place.start + start * place.dtype.itemsize, piece)
     if got != piece.nbytes:
@@ -282,14 +282,14 @@ def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> b
 
 @contextmanager
 def open_files(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
-    """Open every file of a folder to be read."""
+    """Open every file of a folder for reading."""
     with ExitStack() as stack:
         yield {shard.file: stack.enter_context((root / shard.file).open("rb", buffering=0)) for shard in shards}
 
 
 @contextmanager
 def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, FileIO]]:
-    """Open every file of a folder to be written, headers in place; at the end each is whole on disk (fsync)."""
+    """Create every file of a folder, with its header, for writing. At the end each file is synced to disk (fsync)."""
     with ExitStack() as stack:
         files = {}
         for shard in shards:
@@ -304,13 +304,13 @@ def create_shards(root: Path, shards: Sequence[Shard]) -> Iterator[dict[str, Fil
 
 
 def write_values(stream: FileIO, place: TensorPlace, start: int, piece: bits.Bits) -> None:
-    """Write values of one tensor, in its dtype, from value `start` on."""
+    """Write values of one tensor, in its dtype, beginning at value `start`."""
     end = bits.write_at(stream, place.start + start * place.dtype.itemsize, piece)
     assert end <= place.end, (place, start, piece.shape)
 
 
 def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
-    """Return the headers of a new folder, as `save_pretrained` writes them: names in order, files of at most 5 GB."""
+    """Return the headers of a new folder, as `save_pretrained` writes them: sorted names, files of at most 5 GB."""
     bins: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():

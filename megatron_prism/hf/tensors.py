@@ -1,10 +1,10 @@
-"""A Hugging Face folder's weights as a mapping of name to tensor, each read when it is asked for.
+"""A Hugging Face folder's weights as a mapping from name to tensor. Each access reads the tensor from disk.
 
     with open_tensors(base) as before, open_tensors(other) as after:
         for name in before:
             moved = (after[name].double() - before[name].double()).norm()
 
-Nothing is kept: memory holds the tensors that the caller holds. families/blocks.to_mcore takes such a mapping as it is.
+Nothing is cached: memory holds only the tensors that the caller holds. families/blocks.to_mcore accepts such a mapping.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_prism.hf import bits, safetensors
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of an open folder, in the order of its files. `places` has their shapes and dtypes without reading a value."""
+    """The tensors of an open folder, in the order of its files. `places` gives their shapes and dtypes without reading a value."""
 
     def __init__(self, places: Mapping[str, safetensors.TensorPlace], files: Mapping[str, FileIO]):
         self.places = places
@@ -33,7 +33,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         return bits.to_tensor(values, place.dtype).view(place.shape)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.places  # Mapping's own would read the tensor
+        return name in self.places  # Mapping's default would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -46,7 +46,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 def open_tensors(root: Path) -> Iterator[Tensors]:
     """Open a Hugging Face folder's weights, one file or several.
 
-    Raises: CheckpointError where a header or the index does not hold (safetensors.open_shards), or a file shrinks while it is read.
+    Raises: CheckpointError where a header or the index is invalid (safetensors.open_shards), or a file shrinks while it is read.
     """
     shards = safetensors.open_shards(root)
     with safetensors.open_files(root, shards) as files:

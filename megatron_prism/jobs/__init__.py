@@ -1,1 +1,1 @@
-"""Layer 5: one straight-line file a job."""
+"""One straight-line file per job."""

@@ -1,4 +1,4 @@
-"""`prism config`: the keys of a job's YAML, from the dataclasses that define them; or the JSON Schema that an editor checks the YAML by."""
+"""`prism config`: the keys of a job's YAML, read from its dataclasses, or the JSON Schema with which an editor checks the YAML."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ INDENT, WIDEST = "    ", 140
 
 
 def run(job: str) -> dict[str, Any]:
-    """Return {"job", "sections"}: each section of a job's config once, with its words, all the places where it stands, and its keys.
+    """Return {"job", "sections"}: each section of a job's config once, with its description, all its places, and its keys.
 
-    Raises: InputError where there is no such job.
+    Raises: InputError for an unknown job.
     """
-    found: dict[type, dict[str, Any]] = {}
+    by_section: dict[type, dict[str, Any]] = {}
     for place, section, keys in sections(_config_of(job)):
-        if section in found:
-            found[section]["places"].append(place.removesuffix("."))
+        if section in by_section:
+            by_section[section]["places"].append(place.removesuffix("."))
         else:
             said = words(section)
             described = [_describe(place, key, said.get(key.name, "")) for key in keys]
-            found[section] = {"places": [place.removesuffix(".")], "words": _paragraphs(section), "keys": described}
-    return {"job": job, "sections": list(found.values())}
+            by_section[section] = {"places": [place.removesuffix(".")], "words": _paragraphs(section), "keys": described}
+    return {"job": job, "sections": list(by_section.values())}
 
 
 def schema(job: str) -> dict[str, Any]:
-    """Return the JSON Schema of a job's config. Raises: InputError where there is no such job."""
+    """Return the JSON Schema of a job's config. Raises: InputError for an unknown job."""
     return schema_of(_config_of(job))
 
 
@@ -67,7 +67,7 @@ def _paragraphs(section: type) -> list[str]:
 
 
 def _kind(kind: Any) -> str:
-    """Return a type in a reader's words."""
+    """Return a type's name for a reader."""
     if typing.get_origin(kind) is Literal:
         return ", ".join(typing.get_args(kind)[:-1]) + f" or {typing.get_args(kind)[-1]}"
     if (inner := values_of(kind)) is not None:
@@ -79,11 +79,11 @@ def _kind(kind: Any) -> str:
     return KINDS.get(kind, "section")
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print the sections: a key a line with its default and facts, its words below."""
+def show(config: Mapping[str, Any]) -> None:
+    """Print the sections: one line per key with its default and facts, and its description below."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    for section in found["sections"]:
-        print(f"\n{', '.join(section['places']) or found['job']}")
+    for section in config["sections"]:
+        print(f"\n{', '.join(section['places']) or config['job']}")
         for text in section["words"]:
             print(textwrap.fill(text, width))
         for key in section["keys"]:
@@ -93,6 +93,6 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def facts(key: Mapping[str, Any]) -> list[str]:
-    """Return what holds of a key beside its default: type, bounds, whether it is required, whether a resumed run may change it."""
+    """Return a key's facts beside its default: type, bounds, whether it is required, whether a resumed run may change it."""
     marks = ["required"] * key["is_required"] + ["a resumed run may change it"] * key["may_change"]
     return [key["type"], *filter(None, [key["bounds"]]), *marks]

@@ -1,4 +1,4 @@
-"""`prism convert import|export|verify`: a Hugging Face folder to a Megatron checkpoint, and back; and whether the two are one model."""
+"""`prism convert import|export|verify`: a Hugging Face folder to a Megatron checkpoint, back, and a check that both are the same model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ TEXT = (
     "The area of a circle of radius 3 is 9 pi. Let f(x) = x^2 - 4x + 3; its roots are 1 and 3, since (x - 1)(x - 3) = 0.\n"
     "def mean(values):\n    return sum(values) / len(values)\n\n"
     "Water boils at 100 degrees Celsius at sea level; the mitochondrion makes most of a cell's ATP. Once upon a time there was a river.\n"
-)  # math, code, science and prose: what verify compares on where there is a tokenizer
+)  # math, code, science and prose: the text that verify compares on, if there is a tokenizer
 
 
 def run_import(hf: Path, out: Path, dry_run: bool) -> dict[str, Any]:
-    """Write `hf` as a Megatron checkpoint at `out`; a dry run checks everything and writes nothing."""
+    """Write `hf` as a Megatron checkpoint at `out`. A dry run checks everything and writes nothing."""
     folder.refuse_existing(out)
     plan = convert.plan_import(hf)
     return _apply(plan, out, dry_run, lambda tick: convert.import_hf(plan, out, tick))
 
 
 def run_export(ckpt: Path, out: Path, dry_run: bool) -> dict[str, Any]:
-    """Write a checkpoint (or the latest of a run) as a Hugging Face folder at `out`; a dry run checks and writes nothing."""
+    """Write a checkpoint (or the latest of a run) as a Hugging Face folder at `out`. A dry run checks and writes nothing."""
     folder.refuse_existing(out)
     plan, reader = convert.plan_export(ckpt)
     return _apply(plan, out, dry_run, lambda tick: convert.export_hf(plan, reader, out, tick))
 
 
 def check_verify(hf: Path, ckpt: Path, tp: int, pp: int, world_size: int) -> None:
-    """Check what a verification compares, and its layout, before anything starts.
+    """Check a verification's inputs and layout before anything starts.
 
     Raises: InputError with every problem.
     """
@@ -53,7 +53,7 @@ def check_verify(hf: Path, ckpt: Path, tp: int, pp: int, world_size: int) -> Non
 def run_verify(
     hf: Path, ckpt: Path, tokens: int, precision: Precision, tolerance: float | None, tp: int, pp: int, seed: int
 ) -> dict[str, Any]:
-    """Return how far a checkpoint's logits are from transformers' on the same tokens; every rank of the gang calls this.
+    """Return the difference between a checkpoint's logits and transformers' on the same tokens. Every rank of the gang calls this.
 
     `passed` says whether the largest difference, as a share of the largest logit, is within the tolerance.
     """
@@ -68,15 +68,15 @@ def run_verify(
         ours_SV = hand_to_first(parity.checkpoint_logits(ckpt, ids, config, groups), (len(ids), vocab_size), groups)
         if ours_SV is None:
             return {}
-        found = parity.compare(ours_SV, parity.hf_logits(hf, ids, precision))
+        comparison = parity.compare(ours_SV, parity.hf_logits(hf, ids, precision))
     return {
         "hf": str(hf),
         "ckpt": str(ckpt),
         "tokens": kind,
         "precision": precision,
-        **vars(found),
+        **vars(comparison),
         "tolerance": limit,
-        "passed": found.relative_difference <= limit,
+        "passed": comparison.relative_difference <= limit,
     }
 
 
@@ -93,7 +93,7 @@ def _apply(plan: convert.Plan, out: Path, dry_run: bool, apply: Callable[[conver
 
 @contextmanager
 def _ticking(total: int) -> Iterator[convert.Tick]:
-    """Show how far it is."""
+    """Show a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""`prism doctor`: what this machine has, at which version, and what each absence costs."""
+"""`prism doctor`: which packages and devices this machine has, their versions, and what does not work without each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Package:
-    """A package: the module to import, its distribution, what its absence costs, and the compiled module that does its work."""
+    """A package: the module to import, its distribution, what does not work without it, and its compiled module."""
 
     module: str
     distribution: str
@@ -22,7 +22,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Finding:
-    """A package as it was found: no version where it is absent; broken says why it cannot work though it is installed."""
+    """The state of a package. version: None where it is absent. broken: why it cannot work though it is installed."""
 
     name: str
     version: str | None
@@ -67,7 +67,7 @@ REQUIRED = {"torch", "megatron-core", "psutil", "tokenizers", "tensorboard", "tr
 
 
 def run() -> dict[str, Any]:
-    """Return the findings: packages, programs, devices, and whether the required ones are here and whole. No package is imported but torch."""
+    """Return the findings: packages, programs, devices, and whether the required ones are present and work. This imports no package but torch."""
     packages = [asdict(find(package)) for package in PACKAGES]
     programs = [{"name": name, "path": shutil.which(name), "absence_costs": costs} for name, costs in PROGRAMS]
     missing = [entry["name"] for entry in packages if entry["name"] in REQUIRED and (entry["version"] is None or entry["broken"])]
@@ -75,7 +75,7 @@ def run() -> dict[str, Any]:
 
 
 def find(package: Package) -> Finding:
-    """Return what is there of a package, told from files alone: its metadata, its module, its compiled module."""
+    """Return the state of a package, from its files alone: its metadata, its module, its compiled module."""
     try:
         version = importlib.metadata.version(package.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -98,7 +98,7 @@ def _folder(module: str) -> Path | None:
 
 
 def _is_compiled(name: str, folder: Path) -> bool:
-    """Say whether a compiled module lies beside its package, or, as Transformer Engine's may, within it."""
+    """Say whether a compiled module lies beside its package, or within it (as Transformer Engine's may)."""
     return importlib.util.find_spec(name) is not None or any(folder.rglob(f"{name}*.so"))
 
 
@@ -110,19 +110,19 @@ def _devices() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
-def show(found: dict[str, Any]) -> None:
+def show(findings: dict[str, Any]) -> None:
     """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     table = Table("", "found", "without it", title="prism doctor", title_justify="left")
-    for entry in (*found["packages"], *found["programs"]):
+    for entry in (*findings["packages"], *findings["programs"]):
         value = entry.get("version") or entry.get("path")
         if entry.get("broken"):
             table.add_row(entry["name"], f"[red]{value}, broken[/red]", f"{entry['broken']} ({entry['absence_costs']})")
         else:
             table.add_row(entry["name"], value or "[yellow]absent[/yellow]", "" if value else entry["absence_costs"])
-    devices = ", ".join(found["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging"
+    devices = ", ".join(findings["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging"
     table.add_row("CUDA devices", devices, "")
     console.print(table)

@@ -1,4 +1,4 @@
-"""`prism generate`: continue a text with a Megatron checkpoint on any TP x PP layout, or with plain transformers as its oracle."""
+"""`prism generate`: continue a text with a Megatron checkpoint on any TP x PP layout, or with plain transformers as the reference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(tp: int, pp: int, world_size: int, ckpt: Path) -> None:
 
 
 def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: int, pp: int) -> str:
-    """Return the continuation of a prompt by a checkpoint (or the latest of a run); every rank of the gang calls this."""
+    """Return a checkpoint's (or a run's latest) continuation of a prompt. Every rank of the gang calls this."""
     from megatron_prism.checkpoint import sharded
     from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
@@ -50,7 +50,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
 
 
 def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
-    """Return the continuation of a prompt by plain transformers: what a converted checkpoint must agree with."""
+    """Return plain transformers' continuation of a prompt. A converted checkpoint must agree with it."""
     import torch
 
     from megatron_prism.checkpoint import reference

@@ -1,4 +1,4 @@
-"""`prism locate CONFIG`: what a step of a run reads, document by document; or the step that reads a document."""
+"""`prism locate CONFIG`: the documents that a step of a run reads, or the step that reads a document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_TOKENS = 64  # of each document, as text
 
 
 def contents(config: TrainConfig, world_size: int, sample: Sample) -> dict[str, Any]:
-    """Return the documents of a sequence, each with where it is stored and how it begins there.
+    """Return the documents of a sequence, each with its location on disk and its first tokens there as text.
 
     Raises: InputError where the run has no such step, rank or sample.
     """
@@ -39,7 +39,7 @@ def contents(config: TrainConfig, world_size: int, sample: Sample) -> dict[str, 
 
 
 def reader_of(config: TrainConfig, world_size: int, source: str, epoch: int, document: int, token: int) -> dict[str, Any]:
-    """Return the step, rank and sample that reads a token of a document.
+    """Return the step, rank and sample that read a token of a document.
 
     Raises: InputError where the run has no such source, document or token.
     """
@@ -53,11 +53,11 @@ def reader_of(config: TrainConfig, world_size: int, source: str, epoch: int, doc
     length = reader.start(document + 1) - reader.start(document)
     if not 0 <= token < length:
         raise InputError(Problem("--token", str(token), f"0 to {length - 1}"))
-    found = locate.find(run, source, epoch, document, token)
+    place = locate.find(run, source, epoch, document, token)
     asked = {"source": source, "epoch": epoch, "document": document, "token": token}
-    if found is None or found[0] >= config.steps * config.batch.global_size:
+    if place is None or place[0] >= config.steps * config.batch.global_size:
         return {**asked, "is_read": False}
-    sequence, position = found
+    sequence, position = place
     return {
         **asked,
         "is_read": True,

@@ -1,6 +1,6 @@
-"""`prism plan`: what a training run will need, before a GPU is asked for. It reads a config, and writes nothing.
+"""`prism plan`: what a training run will need, before any GPU is requested. It reads a config, and writes nothing.
 
-Parameters are counted on Megatron-Core's own model, built on the meta device as every distinct rank; the rest is arithmetic (planning/).
+Parameters are counted on Megatron-Core's own model, built without memory for each distinct rank. The rest is arithmetic (planning/).
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ ON_TERMINAL = 20  # layouts of a sweep
 
 
 def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
-    """Return the plan of a run on the GPUs it is laid out for, or as few as its layout needs.
+    """Return the plan of a run on the config's world_size, or on the fewest GPUs that its layout needs.
 
-    Raises: InputError where the config does not hold. A plan that does not fit is returned: see `too_large`.
+    A plan that does not fit is returned too: see `too_large`.
+    Raises: InputError for an invalid config.
     """
     world_size = num_gpus(config)
     model = check(config, world_size)
-    found = predict(built(model, config), model, config, world_size)
+    prediction = predict(built(model, config), model, config, world_size)
     sizes = registry.parameters(model)
     dp = data_parallel_size(config, world_size)
     return {
@@ -40,21 +41,21 @@ def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
         "world_size": world_size,
         "layout": layout(config, world_size),
         "microbatches": config.batch.global_size // (config.batch.micro_size * dp),
-        "parameters_per_rank_max": max(stage.parameters for stage in found.stages),
-        **figures(found, config, world_size, usd_per_gpu_hour),
+        "parameters_per_rank_max": max(stage.parameters for stage in prediction.stages),
+        **figures(prediction, config, world_size, usd_per_gpu_hour),
     }
 
 
 def num_gpus(gang: GangConfig) -> int:
-    """Return the GPUs of a plan."""
+    """Return the number of GPUs of a plan."""
     grid = gang.parallel
     return gang.world_size or max(grid.tp * grid.pp * grid.cp, 1)
 
 
 def check(config: TrainConfig, world_size: int) -> ModelConfig:
-    """Return the architecture of a config that holds on so many GPUs.
+    """Check a config on `world_size` GPUs, and return its architecture.
 
-    Raises: InputError with every problem found.
+    Raises: InputError with every problem.
     """
     raise_problems(check_train(config, world_size))
     model = architecture(config)
@@ -67,7 +68,7 @@ def check(config: TrainConfig, world_size: int) -> ModelConfig:
 
 
 def architecture(config: TrainConfig) -> ModelConfig:
-    """Return what `model` says, else what the checkpoint is: a plan needs no checkpoint where the config names the model."""
+    """Return the config's `model`, else the checkpoint's architecture. With `model` a plan needs no checkpoint."""
     if config.model is not None:
         return config.init.extend(config.model)
     assert config.init.checkpoint is not None  # check_train
@@ -75,23 +76,23 @@ def architecture(config: TrainConfig) -> ModelConfig:
 
 
 def without_gpu() -> None:
-    """Keep this process off the machine's GPUs: a plan builds the host's layers, which have the names and sizes of the others."""
+    """Hide the machine's GPUs from this process. A plan builds the host's layers, which have the same names and sizes as the GPU's."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
-    """Return the pipeline's stages, counted on the models that its distinct ranks would build; of tensor-parallel ranks the largest."""
+    """Return the pipeline's stages, counted on the models that its distinct ranks would build. The largest tensor-parallel rank counts."""
     parallel = _split(config.parallel)
-    letters, found = stage_letters(model, parallel), []
+    letters, stages = stage_letters(model, parallel), []
     for stage in range(parallel.pp):
         ranks = [_sizes_of_rank(model, parallel, config.precision, rank, stage) for rank in range(parallel.tp)]
         held = [of_sizes(sizes, letters[stage], stage == 0, stage == parallel.pp - 1, config) for sizes in ranks]
-        found.append(max(held, key=lambda one: one.parameters))
-    return found
+        stages.append(max(held, key=lambda one: one.parameters))
+    return stages
 
 
 def derived(model: ModelConfig, config: TrainConfig) -> list[Stage]:
-    """Return the same stages from one model that is built without a pipeline: a sweep then builds one for each tp."""
+    """Return the same stages from one model built without a pipeline, so that a sweep builds one model for each tp."""
     from megatron_prism.models import shapes
 
     parallel = _split(config.parallel)
@@ -109,7 +110,7 @@ def stage_letters(model: ModelConfig, parallel: ParallelConfig) -> list[str]:
 
 
 def _split(parallel: ParallelConfig) -> ParallelConfig:
-    """Return what decides which parameters a rank holds, and nothing else."""
+    """Return only the settings that decide which parameters a rank holds."""
     return ParallelConfig(tp=parallel.tp, pp=parallel.pp, vpp=parallel.vpp, sequence_parallel=parallel.tp > 1)
 
 
@@ -122,25 +123,25 @@ def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Prec
 
 
 def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """Return a layout's keys, for a reader."""
+    """Return a layout's keys for display."""
     grid, recompute = config.parallel, config.recompute
-    found = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
+    keys = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
     recomputed = {"none": "none", "selective": ", ".join(recompute.modules), "full": f"{recompute.num_layers or 'all'} layers"}[
         recompute.granularity
     ]
-    return {**found, "micro_size": config.batch.micro_size, "recompute": recomputed}
+    return {**keys, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 
 def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
-    """Return every valid layout on so many GPUs that fits, the fastest first.
+    """Return every valid layout on `world_size` GPUs that fits, fastest first.
 
-    Raises: InputError where the config does not hold on any layout, or none fits.
+    Raises: InputError where no layout is valid, or none fits.
     """
     config = replace(config, world_size=world_size)
     if config.model is None and config.init.checkpoint is None:
         raise_problems(check_train(config, world_size))
     model = architecture(config)
-    if next(layouts.valid(config, model, world_size), None) is None:  # what is wrong is not the layout
+    if next(layouts.valid(config, model, world_size), None) is None:  # the problem is not in the layout
         raise_problems([*check_train(config, world_size), *check_model(model, config)])
     without_gpu()
     ranked = fitting(config, model, world_size)
@@ -158,18 +159,18 @@ def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict
 
 
 def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tuple[TrainConfig, Prediction]]:
-    """Return the valid layouts that fit with their predictions, the fastest first."""
-    found = []
+    """Return the valid layouts that fit, with their predictions, fastest first."""
+    candidates = []
     for laid in layouts.valid(config, model, world_size):
         stages = derived(model, laid)
         if all(stage.trainable for stage in stages):
             prediction = predict(stages, model, laid, world_size)
-            found += [(laid, prediction)] if prediction.fits else []
-    return sorted(found, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
+            candidates += [(laid, prediction)] if prediction.fits else []
+    return sorted(candidates, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
 
 
 def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
-    """Return what is wrong with a plan that does not fit, and the nearest layout that does: the fewest keys changed, then the fastest."""
+    """Return the problem of a plan that does not fit, with the nearest layout that fits: fewest keys changed, then fastest."""
     world_size = plan["world_size"]
     worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
     near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
@@ -179,23 +180,23 @@ def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
     return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(plan: Mapping[str, Any]) -> None:
     """Print a plan or a sweep: tables on a terminal, else plain lines."""
     from rich.console import Console
 
-    console, key = Console(soft_wrap=True, highlight=False, markup=False), "layouts" if "layouts" in found else "stages"
-    for name, value in found.items():
+    console, key = Console(soft_wrap=True, highlight=False, markup=False), "layouts" if "layouts" in plan else "stages"
+    for name, value in plan.items():
         if name != key:
             console.print(f"{name}: {_plain(value)}")
-    entries = [{name: _plain(value) for name, value in entry.items()} for entry in found[key]]
+    entries = [{name: _plain(value) for name, value in entry.items()} for entry in plan[key]]
     if not console.is_terminal:
         console.print(f"{key}:")
         for entry in entries:
             console.print("  " + "  ".join(f"{name} {value}" for name, value in entry.items()))
-    elif key == "stages":  # a column each
+    elif key == "stages":  # one column per key
         console.print(_table([[name, *(entry[name] for entry in entries)] for name in entries[0]]))
     else:
-        names = [name for name in entries[0] if name != "overrides"]  # the columns say as much
+        names = [name for name in entries[0] if name != "overrides"]  # the other columns say the same
         console.print(_table([names, *([entry[name] for name in names] for entry in entries[:ON_TERMINAL])]))
         console.print(f"{max(len(entries) - ON_TERMINAL, 0)} more: --json FILE has all, with the overrides of each")
 

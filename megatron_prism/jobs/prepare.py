@@ -1,7 +1,7 @@
 """`prism prepare CONFIG`: weighted sources become Megatron .bin/.idx files, a planned blend and a manifest.
 
-Reads records, writes `out`: SOURCE/00000.train.bin/.idx and so on, a shard for each file read, and manifest.json. All of it is written in
-`out`.partial, which becomes `out` at the end: `out` is whole or not there. A run that ended early goes on from the shards it finished.
+It reads records and writes `out`: SOURCE/00000.train.bin/.idx and so on, one shard per input file, and manifest.json. All files are written
+in `out`.partial, which is renamed to `out` at the end, so `out` is whole or absent. An interrupted run resumes from its finished shards.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from megatron_prism.report import blend, sample_page
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend")  # config keys that leave the prepared bytes as they are
-NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # documents a source in a report; tokens and characters of each
-FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do too
+NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend")  # config keys that do not change the prepared bytes
+NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # of a report: documents per source; tokens and characters per document
+FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do not change them either
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
-    """Prepare a mixture and return its manifest, each source with its part of the blend; a dry run writes nothing.
+    """Prepare a mixture and return its manifest, each source with its part of the blend. A dry run writes nothing.
 
-    Raises: InputError for a wrong config, tokenizer or record; EnvironmentFault for a full disk or a dead worker.
+    Raises: InputError for a wrong config, tokenizer or record. EnvironmentFault for a full disk or a dead worker.
     """
     raise_problems([*check_prepare(config), *_check_parts(config)])
     if dry_run:
@@ -45,27 +45,27 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     tokenizer.log_ends(spec)
     evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
     if config.decontaminate:
-        documents.evaluation_overlap(config.decontaminate)  # what is wrong with these files is told now
+        documents.evaluation_overlap(config.decontaminate)  # report problems of the evaluation files before any work
     with pool.workers(config.num_workers) as run_in_order:
         paths = [*_tokenizer_files(spec), *dict.fromkeys(file.path for part in (*files, evaluation) for file in part)]
         sha256 = dict(zip(map(str, paths), run_in_order(manifest.sha256_file, paths), strict=True))
-        if config.out.exists() and (found := _already_prepared(config, sha256)):
+        if config.out.exists() and (existing := _already_prepared(config, sha256)):
             log.get().info("%s: already prepared from the same config and files", config.out)
-            return _shown(_result(found))
+            return _shown(_result(existing))
         with workspace.folder(config.out) as folder, log.told(_progress()) as progress:
             work = Work(config, folder, run_in_order, progress, sha256)
-            made = [make_shards(source, found, spec, work) for source, found in zip(config.sources, files, strict=True)]
-            facts = [_facts(source, found, pack_shards(source, found, work)) for source, found in zip(config.sources, made, strict=True)]
+            made = [make_shards(source, inputs, spec, work) for source, inputs in zip(config.sources, files, strict=True)]
+            facts = [_facts(source, done, pack_shards(source, done, work)) for source, done in zip(config.sources, made, strict=True)]
             described = _describe(config, spec, facts, sha256)
             manifest.write_json(folder / "manifest.json", described)
-            workspace.tidy(folder, {source.name: len(found) for source, found in zip(config.sources, made, strict=True)})
+            workspace.tidy(folder, {source.name: len(done) for source, done in zip(config.sources, made, strict=True)})
     return _shown(_result(described))
 
 
 def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw the blend, and show and write sample documents where there are any: into out/report, a plan's into `out`.plan.
+    """Draw the blend, and show and write sample documents, if any, into out/report. A dry run writes into `out`.plan.
 
-    Raises: BackendMissing without matplotlib; EnvironmentFault where the folder cannot be written.
+    Raises: BackendMissing without matplotlib. EnvironmentFault where the folder cannot be written.
     """
     is_plan = result["kind"] == "plan"
     folder = config.out.with_name(f"{config.out.name}.plan") if is_plan else config.out / "report"
@@ -86,14 +86,14 @@ def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _samples(config: PrepareConfig) -> dict[str, list[str]]:
-    """Return a few documents of each source as the model will read them: from their tokens, evenly over the source."""
-    spec, found = tokenizer.load(config.tokenizer, need_eos=False), {}
+    """Return a few documents of each source, evenly spaced, decoded from their tokens as the model will read them."""
+    spec, by_source = tokenizer.load(config.tokenizer, need_eos=False), {}
     for source in mixture.read_prepared(config.out).sources:
         reader = indexed.Reader(source.train.prefixes)
         chosen = {reader.num_documents * number // NUM_SAMPLES for number in range(NUM_SAMPLES)}
         starts = [(reader.start(document), reader.start(document + 1)) for document in sorted(chosen)]
-        found[source.name] = [tokenizer.decode(reader.tokens(start, min(end - start, SAMPLE_TOKENS)), spec) for start, end in starts]
-    return found
+        by_source[source.name] = [tokenizer.decode(reader.tokens(start, min(end - start, SAMPLE_TOKENS)), spec) for start, end in starts]
+    return by_source
 
 
 def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
@@ -101,8 +101,8 @@ def _show_samples(samples: Mapping[str, Sequence[str]]) -> None:
     from rich.text import Text
 
     console = Console(stderr=True)
-    for name, found in samples.items():
-        for text in found:
+    for name, texts in samples.items():
+        for text in texts:
             shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]} ..."
             console.rule(Text(name), align="left")
             console.print(Text(printable(shown, keep="\n")))
@@ -120,7 +120,7 @@ def _check_parts(config: PrepareConfig) -> list[Problem]:
 
 
 def _dry_run(config: PrepareConfig) -> dict[str, Any]:
-    """Return the blend that the config alone decides; what a source has is known only once it is tokenized."""
+    """Return the blend that the config alone decides. The true size of a source is known only after tokenizing."""
     weights = {source.name: source.weight for source in config.sources}
     available = {source.name: source.available_tokens for source in config.sources if source.available_tokens is not None}
     if config.tokens is None:
@@ -138,7 +138,7 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the manifest.
 
-    Raises: InputError where the budget reads a source more often than it may.
+    Raises: InputError where the budget reads a source for more epochs than allowed.
     """
     available = {
         fact["name"]: held["num_sequences"] * held["seq_length"] if (held := fact["packing"]) else fact["train_tokens"] for fact in facts
@@ -164,27 +164,27 @@ def _describe(
     )
 
 
-def _facts(source: SourceConfig, found: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a source's part of the manifest."""
+def _facts(source: SourceConfig, source_shards: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source's entry in the manifest."""
     totals = {
-        f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in found if (pair := shard.pairs().get(split)))
+        f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in source_shards if (pair := shard.pairs().get(split)))
         for split in formats.SPLITS
         for unit in ("tokens", "documents")
     }
-    left_out: Counter[str] = sum((Counter(shard.left_out) for shard in found), Counter())
+    left_out: Counter[str] = sum((Counter(shard.left_out) for shard in source_shards), Counter())
     return {
         "name": source.name,
         "weight": source.weight,
         **totals,
         "left_out": dict(left_out),
-        "bad_records": sum(shard.bad_records for shard in found),
-        "shards": [to_dict(shard) for shard in found],
+        "bad_records": sum(shard.bad_records for shard in source_shards),
+        "shards": [to_dict(shard) for shard in source_shards],
         **packing,
     }
 
 
 def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """Return the manifest of an `out` that holds just what this run would write, None for an empty folder.
+    """Return the manifest of an `out` that already holds exactly what this run would write, None for an empty folder.
 
     Raises: InputError where `out` holds anything else.
     """
@@ -194,12 +194,12 @@ def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mappi
     if not (config.out / "manifest.json").is_file():
         raise InputError(Problem(where, "files that prepare did not write", "no folder, or an empty one", fix))
     mixture.read_prepared(config.out)  # a damaged mixture is refused, by file
-    found = manifest.read_json(config.out / "manifest.json")
-    if found.get("config_sha256") != _config_sha256(config):
+    existing = manifest.read_json(config.out / "manifest.json")
+    if existing.get("config_sha256") != _config_sha256(config):
         raise InputError(Problem(where, "a mixture prepared from another config", "the same config", fix))
-    if changed := sorted(path for path in {**sha256, **found["inputs"]} if sha256.get(path) != found["inputs"].get(path)):
+    if changed := sorted(path for path in {**sha256, **existing["inputs"]} if sha256.get(path) != existing["inputs"].get(path)):
         raise InputError(Problem(where, f"a mixture prepared before {', '.join(changed)} changed", "the same input files", fix))
-    return found
+    return existing
 
 
 def _config_sha256(config: PrepareConfig) -> str:
@@ -216,7 +216,7 @@ def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest whose sources carry their part of the blend too."""
+    """Return a manifest with each source's part of the blend merged into its entry."""
     planned = described["blend"]["sources"]
     return {**described, "sources": [{**source, **part} for source, part in zip(described["sources"], planned, strict=True)]}
 
@@ -243,11 +243,11 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     for header in headers:
         table.add_column(header, justify="left" if header == "source" else "right")
     for row in result["sources"]:
-        found = [_number(row.get("train_documents")), _number(row.get("train_tokens"))]
+        counts = [_number(row.get("train_documents")), _number(row.get("train_tokens"))]
         epochs = "-" if row["epochs"] is None else f"{row['epochs']:.4f}"
         efficiency = [f"{100 * row['packing']['efficiency']:.2f}"] if is_packed else []
-        table.add_row(row["name"], *found, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency)
-    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)  # a log file need not be 80 columns wide
+        table.add_row(row["name"], *counts, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)  # a log file is not limited to 80 columns
     return result
 
 

@@ -1,4 +1,4 @@
-"""`prism status`: how far a run is, or the jobs of a pipeline, from their files and from Slurm where there is one."""
+"""`prism status`: the progress of a run, or of a pipeline's jobs, from their files and from Slurm if there is one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ METRICS = "metrics.jsonl"
 
 
 def run(path: Path) -> dict[str, Any]:
-    """Return {"run", "rows"}: a row a job (or an element of its array), or one for a run that was not submitted.
+    """Return {"run", "rows"}: one row per job (or array element), or one row for a run that was not submitted.
 
-    Raises: InputError where there is neither a run nor a submission.
+    Raises: InputError where the path holds neither a run nor a submission.
     """
     folder = pipeline.submission_folder(path)
     if not (folder / submit.SUBMITTED).is_file():
@@ -63,7 +63,7 @@ def _rows(folder: Path, entry: Mapping[str, Any], state: str | None) -> list[dic
 
 
 def progress(run_dir: Path) -> dict[str, Any]:
-    """Return how far a run folder is: step of steps, the last loss, tokens/s, seconds left, restarts, the newest checkpoint's step."""
+    """Return a run's progress: step and steps, last loss, tokens/s, seconds left, restarts, the newest checkpoint's step."""
     if not (run_dir / run_folder.CONFIG).is_file():
         return {"run_dir": str(run_dir), "step": 0}
     steps, last = load(run_dir / run_folder.CONFIG, TrainConfig).steps, _last(run_dir / METRICS)
@@ -82,7 +82,7 @@ def progress(run_dir: Path) -> dict[str, Any]:
 
 
 def _last(path: Path, tail_bytes: int = 1 << 16) -> dict[str, Any]:
-    """Return the last whole line of a training step's metrics; a validation's line has no loss."""
+    """Return the last whole metrics line of a training step (a validation's line has no loss)."""
     if not path.is_file():
         return {}
     with path.open("rb") as stream:
@@ -90,15 +90,15 @@ def _last(path: Path, tail_bytes: int = 1 << 16) -> dict[str, Any]:
         lines = stream.read().decode("utf-8", "replace").splitlines()
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            metrics = json.loads(line)
         except ValueError:
-            continue  # being written, or cut off at the front
-        if isinstance(found, dict) and "loss" in found:
-            return found
+            continue  # still being written, or cut at the front
+        if isinstance(metrics, dict) and "loss" in metrics:
+            return metrics
     return {}
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(status: Mapping[str, Any]) -> None:
     """Print the rows as a table."""
     from rich import box
     from rich.console import Console
@@ -106,14 +106,14 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     console = Console()
-    if not console.is_terminal:  # a file has no edge
+    if not console.is_terminal:  # a file has no width
         console.width = 200
     table = Table(
-        title=Text(f"prism status {found['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=Text(f"prism status {status['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
         table.add_column(name, no_wrap=name != "last event", overflow="fold")
-    for row in found["rows"]:
+    for row in status["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
         left = "" if row.get("left_s") is None else _clock(row["left_s"])
         numbers = (_short(row.get("loss"), ".4f"), _short(row.get("tokens_per_s"), ",.0f"), left, _short(row.get("restarts"), "d"))
@@ -126,7 +126,7 @@ def show(found: Mapping[str, Any]) -> None:
             _short(row.get("checkpoint_step"), "d"),
             row["last_event"] or "",
         )
-        table.add_row(*map(Text, cells))  # Text: no markup in what a file says
+        table.add_row(*map(Text, cells))  # Text: no markup from a file's content
     console.print(table)
 
 

@@ -1,7 +1,7 @@
-"""`prism submit`: a job or a pipeline to sbatch scripts, and to Slurm.
+"""`prism submit`: write sbatch scripts for a job or a pipeline, and submit them to Slurm.
 
-What is submitted is kept beside what it makes: RUN_DIR/slurm/ has each job's script, its logs, its events (a line for each start,
-save, fault and end, written by the script) and submitted.json.
+RUN_DIR/slurm/ keeps each job's script, its logs, its events (one line per start, save, fault and end, written by the script) and
+submitted.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUBMITTED = "submitted.json"
 
 @dataclass(frozen=True)
 class Planned:
-    """A job as the pipeline's YAML has it, as Slurm gets it, and the configs of its gang (one an element of an array)."""
+    """A job as in the pipeline's YAML, the same job for Slurm, and the configs of its gang (one per array element)."""
 
     entry: JobConfig
     job: slurm.Job
@@ -36,9 +36,9 @@ class Planned:
 
 
 def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
-    """Plan every job of a pipeline, and unless dry_run submit those that are not done; return what became of each.
+    """Plan every job of a pipeline. Unless dry_run, submit those that are not done. Return the outcome of each.
 
-    words: a job and its arguments, or a pipeline's path and its overrides; before them overrides of the cluster (`cluster.a=b`).
+    words: a job and its arguments, or a pipeline's path and its overrides. Overrides of the cluster (`cluster.a=b`) come before them.
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
@@ -58,7 +58,7 @@ def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> 
 
 
 def plan(entries: Sequence[JobConfig], title: str, folder: Path, cluster: ClusterConfig, read: Read) -> list[Planned]:
-    """Return each job as Slurm gets it. Raises: InputError with the problems of all."""
+    """Return each job for Slurm. Raises: InputError with the problems of all jobs."""
     planned, problems = [], []
     for entry in entries:
         try:
@@ -104,7 +104,7 @@ def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
-    """Check in full, with data and checkpoint, what would start at once: a job that waits for others cannot be checked yet."""
+    """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
         from megatron_prism.jobs import train  # brings torch along
 
@@ -126,7 +126,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
 
 
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Write the scripts and submit them; what an earlier submission of the same command has done is left out, but not behind what is not."""
+    """Write the scripts and submit them. Skip a job that an earlier submission of the same command finished, unless it follows one not done."""
     before = {entry["name"]: entry for entry in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
     _refuse_twice(before, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
 
 
 def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """A job that still waits or runs is not submitted again: two gangs would share a run folder."""
+    """Refuse to submit a job again that still waits or runs: two gangs would share a run folder."""
     states = slurm.states([entry["job"] for entry in before.values()])
     active = [entry for entry in before.values() if slurm.is_active(states.get(entry["job"], ""))]
     required, fix = "no job of this run in the queue", "wait for it (prism status), or scancel it first"
@@ -159,6 +159,6 @@ def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None
 
 
 def events(folder: Path, entry: Mapping[str, Any]) -> list[list[str]]:
-    """Return what a job's script has noted, for each element of its array: lines of "time job what"."""
+    """Return the events that a job's script wrote, for each array element: lines of "time job event"."""
     paths = [folder / f"{entry['name']}_{index}.events" for index in range(len(entry["array"]))] or [folder / f"{entry['name']}.events"]
     return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]

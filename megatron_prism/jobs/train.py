@@ -1,7 +1,7 @@
-"""`prism train`: resolve what is asked, join the gang, build the model, fit.
+"""`prism train`: resolve the config, join the gang, build the model, fit.
 
-From a checkpoint, from scratch, or from where the run stopped (checkpoint/start.py), and a prepared mixture, to a run folder
-(checkpoint/run_folder.py).
+Input: a checkpoint, a model from scratch, or the run's own last checkpoint (checkpoint/start.py), and a prepared mixture.
+Output: a run folder (checkpoint/run_folder.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run before a process starts: where it starts, what it reads, and the figures that follow from its config."""
+    """A checked run, before any process starts: its start, its data, and the figures that follow from its config."""
 
     config: TrainConfig
     start: Start
@@ -48,9 +48,9 @@ class Resolved:
 
 
 def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """Train; every rank of the gang calls this and returns the run's result.
+    """Train. Every rank of the gang calls this and returns the run's result.
 
-    Raises: InputError before anything is written where the config does not hold, or not on this rank's machine.
+    Raises: InputError, before anything is written, where the config is invalid, or invalid on this rank's machine.
     """
     resolved = resolve(config, world_size)
     resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
@@ -64,10 +64,10 @@ def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
 
 
 def resolve(config: TrainConfig, world_size: int) -> Resolved:
-    """Check everything that can be checked before a process starts, and return what a run needs to know.
+    """Check everything that can be checked before a process starts, and return the resolved run. This writes nothing.
 
-    The machine is not looked at: a run on GPUs can be planned where there is none. Nothing is written.
-    Raises: InputError with every problem found.
+    It does not look at the machine, so a run on GPUs can be planned on a machine without one.
+    Raises: InputError with every problem.
     """
     mixtures, of_data = start.attempt(partial(segments.read, config.data, config.batch.global_size, config.seed), "data.prepared")
     begins, of_start = start.attempt(partial(start.resolve, config))
@@ -86,7 +86,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
 
 
 def _check_tokenizer(config: TrainConfig, begins: Start, prepared: Prepared) -> list[Problem]:
-    """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
+    """Check that the data's ids are rows of the embedding, and that the model's own tokenizer made them."""
     where, path = str(config.data.prepared), begins.assets / tokenizer.FILE
     absent_as_imported = config.init.checkpoint is not None and not path.is_file()
     is_same = not absent_as_imported and tokenizer.load(begins.assets).sha256 == prepared.tokenizer_sha256
@@ -121,15 +121,15 @@ def _figures(config: TrainConfig, begins: Start, sizes: Mapping[str, int], blend
 
 
 def train_on(resolved: Resolved, groups: Groups) -> dict[str, Any]:
-    """Train on a rank grid that stands: hold the run folder, build the model, fit it.
+    """Train on an existing rank grid: lock the run folder, build the model, fit it.
 
-    Raises: Stopped where the run was asked to stop, and is saved. ResultFailure, EnvironmentFault, CheckpointError.
+    Raises: Stopped after a request to stop, with the state saved. ResultFailure, EnvironmentFault, CheckpointError.
     """
     from megatron_prism.checkpoint import sharded
     from megatron_prism.parallel.groups import from_first
     from megatron_prism.train import loop, stop, watchdog
 
-    config, begins = resolved.config, from_first(resolved.start)  # the ranks may have looked at the folder at different times
+    config, begins = resolved.config, from_first(resolved.start)  # the ranks may have read the folder at different times
     with ExitStack() as stack:
         asked = stack.enter_context(stop.StopRequest(config.limits.wall_clock_s))
         dog = stack.enter_context(watchdog.Watchdog(config.limits.hang_timeout_s, groups.rank))
@@ -152,7 +152,7 @@ def train_on(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 
 
 def _say(resolved: Resolved) -> None:
-    """Log what the run is, and note the blend in its manifest: rank 0 alone."""
+    """Log what the run is, and write the blend into its manifest (rank 0 only)."""
     config, figures = resolved.config, resolved.figures
     log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
     log.get().info("environment: %s", environment.in_words(environment.variables(config), figures["environment"]))
@@ -163,7 +163,7 @@ def _say(resolved: Resolved) -> None:
 
 
 def _build(config: TrainConfig, begins: Start, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
-    """Return (model chunks, optimizer, the run's newest whole checkpoint, whose state they hold; None where the run begins)."""
+    """Return (model chunks, optimizer, the checkpoint that they were resumed from, or None for a new run)."""
     import torch
 
     from megatron_prism.checkpoint import saving, sharded
@@ -197,7 +197,7 @@ def _assemble(
     asked: StopRequest,
     dog: Watchdog,
 ) -> Iterator[Run]:
-    """Yield everything the loop works on: batches from the first step on, the recorder, the saver, the guard."""
+    """Yield everything that the loop uses: batches from the first step on, the recorder, the saver, the guard."""
     from megatron_prism.checkpoint import saving
     from megatron_prism.parallel import host
     from megatron_prism.train import guard, loop
@@ -207,7 +207,7 @@ def _assemble(
     dataset = loader.Sequences(mixtures, config.data.document_mask)
     valid = loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed, config.data.document_mask)
     position = loader.Position(groups.dp_rank, groups.dp)
-    even = groups.pp if groups.vpp else 1  # interleaving wants its microbatches in multiples of pp
+    even = groups.pp if groups.vpp else 1  # interleaving requires a multiple of pp microbatches
     contents = run_folder.Contents(config, begins, groups.world_size)
     with (
         Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder,
@@ -237,7 +237,7 @@ def _assemble(
 
 
 def _sample_log(config: TrainConfig, dataset: loader.Sequences, groups: Groups, first_step: int) -> SampleLog | None:
-    """Return where this rank notes what it reads; None where that is not wanted, or another rank reads the same."""
+    """Return this rank's log of the samples it reads. None: log.samples is off, or another rank reads the same data."""
     from megatron_prism.train.metrics import SampleLog
 
     if not config.log.samples or groups.tp_rank or groups.cp_rank or groups.pp_rank:

@@ -1,1 +1,1 @@
-"""From a job to a place where it runs: Slurm."""
+"""Run a job on a cluster: Slurm."""

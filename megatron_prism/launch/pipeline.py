@@ -1,4 +1,4 @@
-"""From the words of `prism submit` to a pipeline: a job as the command line reads it, or a pipeline's YAML."""
+"""From the arguments of `prism submit` to a pipeline: either one job with its arguments, or a pipeline's YAML."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig,
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 
-GANG_JOBS = ("train",)  # jobs whose config says of how many ranks their gang is; all others are one process on the cluster's `cpu`
-CONFIGS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}  # a job's config, which says where it writes
+GANG_JOBS = ("train",)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
+CONFIGS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
 
 @dataclass(frozen=True)
 class Call:
-    """A job (`train`, `convert export`) and its arguments, as the command line reads them."""
+    """A job (`train`, `convert export`) and its arguments, parsed by the command line."""
 
     job: str
     arguments: Mapping[str, Any]
@@ -30,11 +30,11 @@ class Call:
         return Path(self.arguments["config"]), list(self.arguments["overrides"] or ())
 
 
-Read = Callable[[Sequence[str]], Call | None]  # from words to the job they call; None: the first word is no job
+Read = Callable[[Sequence[str]], Call | None]  # from words to the job that they call; None: the first word is not a job
 
 
 def split(words: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
-    """Return what is to be submitted, and the overrides of the cluster: before a job, or anywhere beside a pipeline."""
+    """Split the words into what to submit and the overrides of the cluster (before a job, or anywhere beside a pipeline)."""
     first = next((index for index, word in enumerate(words) if not word.startswith(CLUSTER)), len(words))
     end = len(words) if first == len(words) or read(words[first:]) is None else first
     rest = [word for index, word in enumerate(words) if index >= end or not word.startswith(CLUSTER)]
@@ -44,7 +44,7 @@ def split(words: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
 
 
 def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Path]:
-    """Return what is asked for as a pipeline, and the folder that its submission is kept in."""
+    """Return the words as a pipeline, and the folder of its submission."""
     if call := read(words):
         return _of_command(words, call)
     path, overrides = Path(words[0]), words[1:]
@@ -55,9 +55,9 @@ def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Pat
 
 
 def in_full(words: list[str], read: Read) -> list[str]:
-    """Return words that are a config of train or prepare behind the job that it is for; a job and a pipeline stay as they are.
+    """Put the job's name before words that are only a config of train or prepare. A job or a pipeline stays unchanged.
 
-    A file is for the job whose config it loads as. Where all refuse it, it is for the one that has the fewest problems with it.
+    A file belongs to the job whose config it loads as. If it loads as none, it belongs to the job with the fewest problems.
     """
     if read(words) is not None:
         return words
@@ -79,7 +79,7 @@ def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
 
 
 def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]:
-    """Return a pipeline of one job. It is kept with what the job writes, or else in a folder of the job's name."""
+    """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name."""
     name = call.job.replace(" ", "-")
     title, run_dir = name, Path(call.arguments.get("out") or name)
     if call.job in CONFIGS:
@@ -92,16 +92,16 @@ def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]
 
 
 def submission_folder(run_dir: Path) -> Path:
-    """Return where the submission of a run is kept: within it, or beside what `prism prepare` writes, whose folder must be new."""
+    """Return the folder of a run's submission: within the run, or beside the output of `prism prepare`, whose folder must be new."""
     beside = run_dir.parent / f"{run_dir.name}.{FOLDER}"  # with_name would refuse "."
     return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
 
 
 def call_of(words: Sequence[str], read: Read) -> Call:
-    """Return the job that words call. Raises: InputError where it is none, or says itself how many ranks a node has."""
+    """Return the job that words call. Raises: InputError where there is no such job, or the words set --nproc themselves."""
     call = read(words)
     if call is None:
         raise InputError(Problem("command", " ".join(words), "a job of prism and its arguments, as [train, my_run.yaml]"))
-    if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script adds --nproc behind them
+    if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script appends --nproc
         raise InputError(Problem("command", " ".join(words), "neither --nproc nor --", "the ranks of a node follow from world_size"))
     return call

@@ -1,7 +1,7 @@
-"""A job as an sbatch script that a person can read, its submission, and what Slurm says of it later.
+"""Write a job as a readable sbatch script, submit it, and ask Slurm for its state.
 
-Every text of a user stands in the script quoted, so that a process gets it byte for byte: by shlex.quote in bash, and in an #SBATCH
-line, which Slurm reads itself, in double quotes. core/check/cluster.py has refused what cannot be written so.
+Every text from a user is quoted in the script, so that a process gets it byte for byte: by shlex.quote in bash, and in double quotes on an
+#SBATCH line, which Slurm reads itself. core/check/cluster.py has refused texts that cannot be quoted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from shlex import quote
 from megatron_prism.core.config import ClusterConfig
 from megatron_prism.core.errors import EnvironmentFault
 
-TASK_WAIT_S = 60  # srun: how long the other tasks may take once one has ended
+TASK_WAIT_S = 60  # srun: the time that the other tasks get once one has ended
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to run: prism's arguments, on how many nodes with how many ranks each (0: no gang, one process of the cluster's `cpu`).
+    """A job for Slurm: prism's arguments, the number of nodes, and the ranks per node (0: no gang, one process on the cluster's `cpu`).
 
-    array: the words that each element of a job array adds to the command, by its index.
+    array: the words that each element of a job array adds to the command, by index.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Job:
         return self.folder / f"{self.name}.sbatch"
 
     def events(self, index: int | None = None) -> Path:
-        """Return the file that the script notes what happens in."""
+        """Return the file to which the script writes events."""
         return self.folder / (f"{self.name}.events" if index is None else f"{self.name}_{index}.events")
 
 
@@ -104,14 +104,14 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
 
 
 def _slurm_quote(text: str) -> str:
-    """Return a value as sbatch reads it from an #SBATCH line: within double quotes a backslash keeps the next letter as it is."""
+    """Quote a value for an #SBATCH line. Within double quotes sbatch takes the character after a backslash literally."""
     if re.fullmatch(r"[A-Za-z0-9%._/:@,+=-]+", text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _srun(job: Job, cluster: ClusterConfig) -> str:
-    """Return the command that starts the tasks; its options are written out, for Slurm hands down fewer with each version."""
+    """Return the command that starts the tasks. It repeats the options, since newer versions of Slurm pass fewer of them on to srun."""
     cpus = cluster.cpus_per_task if job.ranks_per_node else cluster.cpu.cpus_per_task
     lines = [f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1 {f'--cpus-per-task={cpus} ' if cpus else ''}--export=ALL"]
     lines.append(f"--kill-on-bad-exit=0 --wait={TASK_WAIT_S}")
@@ -121,7 +121,7 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
             lines.append(f"--container-mounts={quote(','.join(container.mounts))}")
         workdir = quote(container.workdir) if container.workdir else '"$PWD"'
         lines.append(f"--container-workdir={workdir}")
-        if job.environment:  # else the image's own values win
+        if job.environment:  # otherwise the image's own values win
             lines.append(f"--container-env={','.join(job.environment)}")
     ranks = f" --nproc {job.ranks_per_node}" if job.ranks_per_node else ""
     lines.append(f"prism {_words(job.command)}" + (' "${words[@]}"' if job.array else "") + ranks)
@@ -129,9 +129,9 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
 
 
 def submit(script: Path, after: Sequence[str] = ()) -> str:
-    """Submit a script; return its job id. after: the jobs that must be done before; where one of them fails, this one is cancelled.
+    """Submit a script and return its job id. after: jobs that must succeed first; if one fails, Slurm cancels this job.
 
-    Raises: EnvironmentFault where there is no Slurm, or it refuses the script.
+    Raises: EnvironmentFault where there is no Slurm, or Slurm refuses the script.
     """
     if shutil.which("sbatch") is None:
         raise EnvironmentFault("sbatch is not here: submit from a login node of the cluster, or look at the script with --dry-run")
@@ -143,35 +143,35 @@ def submit(script: Path, after: Sequence[str] = ()) -> str:
 
 
 def states(ids: Sequence[str]) -> dict[str, str]:
-    """Return what Slurm says of jobs, by id: of those still in its queue from squeue, of the others from its accounting, where it has one.
+    """Return the Slurm states of jobs, by id: from squeue for queued jobs, else from Slurm's accounting if there is one.
 
-    A job array is one state for each that its elements are in. An id that is not known any more is absent.
+    A job array lists each distinct state of its elements. An id that Slurm no longer knows is absent.
     """
-    found: dict[str, list[str]] = {}
+    by_id: dict[str, list[str]] = {}
     queue = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r"]
     past = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}", "--format=JobID,State"]
     for command in (queue, past) if ids else ():
-        missing = set(ids) - set(found)
+        missing = set(ids) - set(by_id)
         for line in _lines(command) if missing else ():
             number, state, *reason = line.split("|")
             if (number := number.split("_")[0]) in missing:
                 waits = f" ({reason[0]})" if reason and state == "PENDING" else ""
-                found.setdefault(number, []).append(state.split(" ")[0] + waits)
-    return {number: ", ".join(dict.fromkeys(each)) for number, each in found.items()}
+                by_id.setdefault(number, []).append(state.split(" ")[0] + waits)
+    return {number: ", ".join(dict.fromkeys(each)) for number, each in by_id.items()}
 
 
 def is_active(state: str) -> bool:
-    """Say whether a job of this state, or an element of an array, waits or runs."""
+    """Say whether a job (or any element of an array) in this state waits or runs."""
     return any(word in state for word in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE"))
 
 
 def is_here() -> bool:
-    """Say whether this machine can ask a Slurm."""
+    """Say whether this machine has Slurm's commands."""
     return shutil.which("squeue") is not None
 
 
 def _lines(command: Sequence[str]) -> list[str]:
-    """Return what a command of Slurm's says; nothing where it is absent or fails (squeue does for an id it has forgotten)."""
+    """Return the output lines of a Slurm command; none where it is absent or fails (squeue fails for an id it has forgotten)."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,1 +1,1 @@
-"""Layer 2: an architecture and a rank grid become a Megatron-Core model."""
+"""From an architecture and a rank grid to a Megatron-Core model."""

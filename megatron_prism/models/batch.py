@@ -1,4 +1,4 @@
-"""A microbatch as a model takes it: per-token tensors by name, folded into one row where documents are masked, on this rank's device.
+"""A microbatch as a model's input: per-token tensors by name on this rank's device. Masked documents are folded into one row.
 
 Shape legend: B sequences of a microbatch, S tokens of a sequence, T = B * S tokens of all its documents in one row.
 """
@@ -18,10 +18,10 @@ INPUTS = ("tokens", "position_ids", "labels")
 
 
 def model_batch(batch: Batch, names: Sequence[str], groups: Groups) -> dict[str, torch.Tensor]:
-    """Return a microbatch's named tensors as this rank's model takes them: (B, S), or (1, T) where documents are masked.
+    """Return a microbatch's named tensors as this rank's model input: (B, S), or (1, T) where documents are masked.
 
-    Under context parallelism they are this rank's part of each sequence (B, S / cp), all cut alike.
-    Raises: ValueError where one is absent or not of one value a token, and for masked documents under context parallelism.
+    Under context parallelism each is this rank's part of the sequences (B, S / cp), all cut the same way.
+    Raises: ValueError where a tensor is absent or does not hold one value per token, and for masked documents under context parallelism.
     """
     size_BS = batch["tokens"].shape
     wrong = {name: tuple(batch[name].shape) if name in batch else "absent" for name in names}
@@ -36,7 +36,7 @@ def model_batch(batch: Batch, names: Sequence[str], groups: Groups) -> dict[str,
 
 
 def packed_documents(batch: Batch) -> Any:
-    """Return Megatron's PackedSeqParams of a microbatch's documents; None where they are not masked. A sequence's end is a document's."""
+    """Return Megatron's PackedSeqParams of a microbatch's documents, None where they are not masked. A document ends with its sequence."""
     if "document_ids" not in batch:
         return None
     ids_BS = batch["document_ids"]
@@ -45,15 +45,16 @@ def packed_documents(batch: Batch) -> Any:
     size_S, size_T = ids_BS.shape[1], ids_BS.numel()
     cu_seqlens = torch.cat([begins_BS.view(-1).nonzero()[:, 0], torch.tensor([size_T])]).int()
     longest = int(cu_seqlens.diff().max())
-    # A bound, of few values: Megatron keeps 32 rotary tables by length. And never size_T: thd then counts positions through the row.
+    # An upper bound with few distinct values: Megatron caches 32 rotary tables by length. Never size_T: thd would then count positions
+    # through the whole row.
     bound = min(1 << (longest - 1).bit_length(), size_S) + 1
     return megatron_versions.packed_sequences(cu_seqlens.to(host.device(), non_blocking=True), bound, size_T)
 
 
 def padded_batch(batch: Batch, multiple: int) -> Batch:
-    """Return what a model takes of a microbatch, its sequences a multiple of so many tokens: token 0 behind their ends, a document of its own.
+    """Return a microbatch's model inputs with sequences padded to a multiple of `multiple` tokens. The padding (token 0) is its own document.
 
-    Models are causal: no token of a sequence sees what is added.
+    Models are causal, so no token of a sequence sees the padding.
     """
     size_S = batch["tokens"].shape[1]
     extra = -size_S % multiple

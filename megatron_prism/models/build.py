@@ -1,6 +1,6 @@
-"""An architecture and a rank grid become this rank's Megatron-Core model chunks: the one place that knows its model classes.
+"""From an architecture and a rank grid to this rank's Megatron-Core model chunks. No other module knows the model classes.
 
-GPTModel, or for a hybrid MambaModel (0.16) or HybridModel (0.19); what their layers are stands in models/spec.py.
+The class is GPTModel, or for a hybrid MambaModel (0.16) or HybridModel (0.19). models/spec.py defines their layers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
-        window_size=None if model.window_size is None else (model.window_size - 1, 0),  # Megatron counts the tokens before
+        window_size=None if model.window_size is None else (model.window_size - 1, 0),  # Megatron counts only the tokens before
         softmax_scale=model.attention_multiplier,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
@@ -49,7 +49,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         params_dtype=DTYPES[gang.precision],
         pipeline_dtype=DTYPES[gang.precision],
         bf16=gang.precision == "bf16",
-        calculate_per_token_loss=True,  # the mean over the tokens of the whole step, whatever the layout
+        calculate_per_token_loss=True,  # the mean over all tokens of the step, whatever the layout
         **(_hybrid_settings(model, gang.parallel.pp) if model.layer_pattern else _dense_settings(model, gang.parallel)),
         **_parallel_settings(gang.parallel),
         **_recompute_settings(gang.recompute),
@@ -66,11 +66,13 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
 
 
 def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
-    """Pipeline messages are batched, but with model chunks (vpp) overlapped and one by one: two batched messages between
-    the same two ranks are paired wrongly at pp 2, and the gradients are silently wrong (Megatron-Core 0.16 and 0.19).
+    """Return the parallel settings. Pipeline messages are batched; with model chunks (vpp) they are overlapped and sent one by one.
+
+    With vpp at pp 2, two batched messages between the same two ranks are paired wrongly, and the gradients are silently wrong
+    (Megatron-Core 0.16 and 0.19).
     """
     interleaved = parallel.vpp is not None
-    # gloo may still be sending them: wrong losses, seen; so may NCCL with model chunks before 0.19 (Megatron-LM's pull request 4047)
+    # gloo may still be sending these outputs (wrong losses were seen); so may NCCL with model chunks before 0.19 (Megatron-LM's PR 4047)
     deallocates = parallel.pp > 1 and host.has_cuda() and (not interleaved or megatron_versions.core_version() >= (0, 19))
     return {
         "tensor_model_parallel_size": parallel.tp,
@@ -142,9 +144,9 @@ def _hybrid_settings(model: ModelConfig, num_stages: int) -> dict[str, Any]:
 
 
 def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | None]:
-    """Return the layers of the first and the last stage where the stages cannot be equal: the others hold the same number.
+    """Return the numbers of layers of the first and the last stage, where the stages cannot be equal. All others hold the same number.
 
-    A hybrid's stages are cut so (megatron/core/ssm/mamba_block.py); it knows no other cut.
+    This is the only uneven split of a hybrid (megatron/core/ssm/mamba_block.py).
     """
     if num_layers % num_stages == 0:
         return None, None
@@ -156,7 +158,7 @@ def uneven_ends(num_layers: int, num_stages: int) -> tuple[int | None, int | Non
 
 
 def uneven_stages(num_layers: int, num_stages: int) -> list[list[str]] | None:
-    """Return each stage's layers, in Megatron's words, where the stages cannot be equal: the earlier ones hold one more. None: they are equal."""
+    """Return each stage's layers, in Megatron's names. Earlier stages hold one layer more. None: all stages are equal."""
     each, more = divmod(num_layers, num_stages)
     if not more:
         return None
@@ -228,9 +230,9 @@ def _hybrid(model: ModelConfig, ends: dict[str, Any]) -> Any:
 
 
 def mask_padded_vocabulary(chunk: Any, vocab_size: int, padded: int, groups: Groups) -> None:
-    """Keep the rows that only pad the vocabulary out of every softmax, so that the loss is the unpadded model's.
+    """Mask the vocabulary's padding rows in every softmax, so that the loss is the unpadded model's.
 
-    Without it each padded row adds exp(its logit) to the softmax: the loss would depend on tp.
+    Otherwise each padding row adds exp(its logit) to the softmax, and the loss depends on tp.
     """
     rows = padded // groups.tp
     valid = min(max(vocab_size - groups.tp_rank * rows, 0), rows)  # of this rank's rows

@@ -1,4 +1,4 @@
-"""The entropy of a model's next token, from logits whose vocabulary lies split over the tensor-parallel ranks.
+"""The entropy of a model's next token, from logits whose vocabulary is split over the tensor-parallel ranks.
 
 Shape legend: B sequences, S tokens of a sequence, T = S * B tokens, V this rank's part of the vocabulary.
 """
@@ -15,14 +15,14 @@ import torch.distributed as dist
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel.groups import Groups
 
-PIECE_BYTES = 2**28  # of a rank's logits in fp32 that are looked at at a time
+PIECE_BYTES = 2**28  # of a rank's fp32 logits processed at a time
 
 
 @contextmanager
 def of_output(model: torch.nn.Module, groups: Groups) -> Iterator[list[torch.Tensor]]:
-    """Yield a list to which each pass of the output layer adds its entropy (B, S); a chunk without one adds nothing.
+    """Yield a list. Each pass of the output layer appends its entropy (B, S); a chunk without an output layer appends nothing.
 
-    It is taken where the logits leave the layer (scaled, padded rows masked): the model's loss overwrites them.
+    The entropy is computed as the logits leave the layer (scaled, padding rows masked), because the model's loss overwrites them.
     """
     entropies: list[torch.Tensor] = []
     last = unwrap(model)
@@ -43,7 +43,7 @@ def of_output(model: torch.nn.Module, groups: Groups) -> Iterator[list[torch.Ten
 def entropy(logits_SBV: torch.Tensor, groups: Groups) -> torch.Tensor:
     """Return the entropy in nats (S, B), fp32.
 
-    No rank holds another's part of the vocabulary. The memory beside the logits is a few times PIECE_BYTES.
+    No rank gathers another's part of the vocabulary. The memory beside the logits is a few times PIECE_BYTES.
     """
     entropies = []
     for logits_TV in logits_SBV.flatten(0, 1).split(max(1, PIECE_BYTES // (4 * logits_SBV.shape[-1]))):

@@ -1,7 +1,7 @@
 """The training forward pass alone, on any layout: a text's logits, and the log-probability of every label.
 
-Reinforcement learning, evaluation and verification read a model here. The schedule is Megatron-Core's, the loss the model's own: a
-log-probability is the negative of the very number that a training step minimises, from the same kernels.
+Reinforcement learning, evaluation and verification use it. The schedule is Megatron-Core's and the loss is the model's own, so a
+log-probability is the negative of the number that a training step minimises, from the same kernels.
 Shape legend: M microbatches, B sequences of one, S tokens of a sequence, V the vocabulary (padded; under TP this rank's part of it).
 """
 
@@ -30,11 +30,11 @@ def schedule(
     forward_only: bool,
     collect: bool = False,
 ) -> list[Any]:
-    """Run Megatron's schedule for this layout; return what its reports are by microbatch: on the last pipeline stage, else nothing.
+    """Run Megatron's schedule for this layout. Return the reports by microbatch on the last pipeline stage, nothing elsewhere.
 
-    forward_step and its loss function are Megatron's (megatron/core/pipeline_parallel/schedules.py); with `collect` the loss function
-    returns any data, and no loss.
-    Raises: ValueError where the microbatches are not of one shape: pipeline stages send each other tensors of a known one.
+    forward_step and its loss function follow Megatron's protocol (megatron/core/pipeline_parallel/schedules.py). With `collect` the loss
+    function returns any data, and no loss.
+    Raises: ValueError where the microbatches differ in shape, since pipeline stages exchange tensors of a fixed shape.
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -60,7 +60,7 @@ def schedule(
 
 @contextmanager
 def evaluating(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Put the chunks in evaluation mode for a while, without gradients."""
+    """Put the chunks in evaluation mode without gradients, for the length of a block."""
     modes = [chunk.training for chunk in chunks]
     for chunk in chunks:
         chunk.eval()
@@ -73,9 +73,9 @@ def evaluating(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def logits(chunks: Sequence[torch.nn.Module], tokens: Sequence[int], groups: Groups, last_only: bool = False) -> torch.Tensor | None:
-    """Return the logits (S, padded vocabulary) of a text, or of its last token (1, V); None but on the last pipeline stage.
+    """Return the logits (S, padded vocabulary) of a text, or of its last token (1, V), on the last pipeline stage; None elsewhere.
 
-    On any TP x PP, sequence-parallel too: a text that does not divide is padded behind its end. Not under context parallelism.
+    Works on any TP x PP, also sequence-parallel: a text of indivisible length is padded at its end. Not under context parallelism.
     """
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -96,11 +96,11 @@ def logits(chunks: Sequence[torch.nn.Module], tokens: Sequence[int], groups: Gro
 def log_probs(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], groups: Groups) -> list[torch.Tensor]:
     """Return the log-probability of every label, for each of this rank's microbatches (B, S), fp32, on its device.
 
-    Every rank of a model replica (TP, PP, CP) calls this with the same whole microbatches, and gets the same values; data-parallel ranks
-    come with their own, of the same number and shape. Any layout, dense and hybrid, document_ids or not. Labels must be ids of the
-    vocabulary; what a label without meaning gets is for the caller to mask. A length that the layout does not divide (by tp under
-    sequence parallelism, by 2 * cp) is padded within.
-    The weights must be in place: under overlap_param_gather within optim.settled.
+    Every rank of a model replica (TP, PP, CP) calls this with the same whole microbatches, and gets the same values. Data-parallel ranks
+    pass their own microbatches, equal in number and shape. Any layout works, dense and hybrid, with or without document_ids. Labels must be
+    ids of the vocabulary; the caller masks the values of meaningless labels. A length that the layout does not divide (by tp under sequence
+    parallelism, by 2 * cp) is padded internally.
+    The weights must be complete: under overlap_param_gather, call this within optim.settled.
     """
     return [scores_BS for (scores_BS,) in _scores(chunks, microbatches, groups, with_entropy=False)]
 
@@ -108,7 +108,7 @@ def log_probs(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], 
 def log_probs_and_entropies(
     chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], groups: Groups
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return what log_probs does, and each position's entropy over the vocabulary in nats (B, S), fp32."""
+    """Return the results of log_probs, and each position's entropy over the vocabulary in nats (B, S), fp32."""
     return [(log_probs_BS, entropies_BS) for log_probs_BS, entropies_BS in _scores(chunks, microbatches, groups, with_entropy=True)]
 
 
@@ -139,7 +139,7 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
 
 
 def _for_layout(microbatches: Sequence[Batch], chunks: Sequence[torch.nn.Module], groups: Groups) -> list[Batch]:
-    """Return the microbatches with lengths that this layout divides; interleaving wants their number in multiples of pp too: repeats of the last."""
+    """Return the microbatches padded to lengths that this layout divides. Interleaving also needs a multiple of pp of them: repeat the last."""
     sequence_parallel = unwrap(chunks[0]).config.sequence_parallel
     multiple = math.prod([groups.tp if sequence_parallel else 1, 2 * groups.cp if groups.cp > 1 else 1])
     ready = [padded_batch(microbatch, multiple) for microbatch in microbatches]
@@ -147,7 +147,7 @@ def _for_layout(microbatches: Sequence[Batch], chunks: Sequence[torch.nn.Module]
 
 
 def _of_whole_sequences(part: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Return the values of whole sequences (..., S) from those that each context-parallel rank holds (..., S / cp)."""
+    """Return the values of whole sequences (..., S) from each context-parallel rank's part (..., S / cp)."""
     parts = [torch.empty_like(part) for _ in range(groups.cp)]
     dist.all_gather(parts, part.contiguous(), group=groups.cp_group)
     positions = [zigzag(part.shape[-1], rank, groups.cp, part.device) for rank in range(groups.cp)]

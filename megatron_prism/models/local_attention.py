@@ -1,7 +1,7 @@
-"""Megatron-Core's local attention, and the two things that it refuses: documents packed into a row, and context parallelism.
+"""Megatron-Core's local attention, extended by two things that it refuses: documents packed into a row, and context parallelism.
 
-On CUDA both are Transformer Engine's. All around them (the fold of the row, which tokens a rank holds, rotary positions) is
-Megatron's own on both, so that a host walks the way of the GPU. Memory is O(S * S): for a host's tests and tiny models.
+On CUDA Transformer Engine does both. Everything around attention (folding the row, which tokens a rank holds, rotary positions) is
+Megatron's own code on both, so a host follows the GPU's path. Memory is O(S * S): for a host's tests and tiny models.
 Shape legend: S tokens of a sequence on this rank, K of all ranks, T tokens of all documents in a row.
 """
 
@@ -14,16 +14,16 @@ import torch
 
 
 def core_attention() -> type:
-    """Return DotProductAttention that also takes PackedSeqParams in thd format, or a context-parallel rank's part of a sequence.
+    """Return a DotProductAttention that also accepts PackedSeqParams in thd format, or a context-parallel rank's part of a sequence.
 
-    Shapes, packed: query, key and value (T, heads, channels); returns (T, 1, heads * channels). Else (S, B, heads, channels).
+    Shapes, packed: query, key and value (T, heads, channels); returns (T, 1, heads * channels). Otherwise (S, B, heads, channels).
     """
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     class LocalAttention(DotProductAttention):  # type: ignore[misc]  # Megatron-Core is untyped here
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             alone = copy.copy(config)
-            alone.context_parallel_size = 1  # the parent refuses any other
+            alone.context_parallel_size = 1  # the parent class refuses any other value
             super().__init__(alone, *args, **kwargs)
             self.config = config
 
@@ -48,7 +48,7 @@ def core_attention() -> type:
                 key, value = gathered(key, group), gathered(value, group)
             else:
                 return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias)
-            softmax.window_size = None  # with one it puts a mask of its own in place of the one it is given
+            softmax.window_size = None  # with a window it replaces the given mask by its own
             try:
                 return super().forward(query, key, value, hidden, attn_mask_type, attention_bias)
             finally:
@@ -58,28 +58,30 @@ def core_attention() -> type:
 
 
 def unseen(query_S: torch.Tensor, key_K: torch.Tensor, window: tuple[int, int] | None) -> torch.Tensor:
-    """Return which tokens (by position) each token does not attend to (S, K): later ones, and those before a causal window."""
+    """Return the tokens that each token does not attend to, as a mask (S, K): later ones, and those before a causal window."""
     before_SK = query_S[:, None] - key_K[None, :]
     later_SK = before_SK < 0
     return later_SK if window is None else later_SK | (before_SK > window[0])
 
 
 def outside_document(cu_seqlens: torch.Tensor, window: tuple[int, int] | None) -> torch.Tensor:
-    """Return which tokens of a row each does not attend to (T, T): those it may not see, and other documents."""
+    """Return the tokens of a row that each token does not attend to, as a mask (T, T): those of `unseen`, and other documents."""
     position_T = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device)
     document_T = torch.repeat_interleave(torch.arange(cu_seqlens.numel() - 1, device=cu_seqlens.device), cu_seqlens.diff())
     return unseen(position_T, position_T, window) | (document_T[:, None] != document_T[None, :])
 
 
 def zigzag(size_S: int, rank: int, cp: int, device: Any = None) -> torch.Tensor:
-    """Return the positions of the tokens that a context-parallel rank holds: of 2 * cp chunks the one from the front and the one from
-    the back, so that causal attention is as much work on each (get_batch_on_this_cp_rank in megatron/core/utils.py)."""
+    """Return the positions of a context-parallel rank's tokens. Of 2 * cp chunks it holds chunk `rank` from the front and from the back.
+
+    So causal attention is equal work on each rank (get_batch_on_this_cp_rank in megatron/core/utils.py).
+    """
     chunks = torch.arange(size_S * cp, device=device).view(2 * cp, -1)
     return torch.cat([chunks[rank], chunks[2 * cp - 1 - rank]])
 
 
 def gathered(part: torch.Tensor, group: Any) -> torch.Tensor:
-    """Return all ranks' tokens behind each other (K, ...); a token's gradient is the sum of what all ranks' queries give it."""
+    """Return all ranks' tokens, concatenated (K, ...). A token's gradient is the sum over all ranks' queries."""
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
     return gather_from_sequence_parallel_region(part.contiguous(), group=group)

@@ -1,7 +1,7 @@
-"""Megatron-Core's MambaMixer on this device: mamba_ssm's CUDA kernels, or on a host models/ssd.py in their place.
+"""Megatron-Core's MambaMixer on this device: with mamba_ssm's CUDA kernels, or on a host with models/ssd.py.
 
-The device decides, never mcore's HAVE_MAMBA_SSM: a mamba_ssm built without CUDA half imports, sets that flag, and dies in its first
-forward pass. Only names within mcore's own module are filled; no module poses as mamba_ssm.
+The device decides, not mcore's HAVE_MAMBA_SSM: a mamba_ssm built without CUDA half imports, sets that flag, and fails in its first
+forward pass. Only names within mcore's own module are set; no module pretends to be mamba_ssm.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def mixer_module() -> Any:
         ):
             setattr(mamba_mixer, name, getattr(ssd, name))
         mamba_mixer.ExtendedRMSNorm, mamba_mixer.HAVE_MAMBA_SSM = _ShardedNorm, True
-        mamba_mixer._check_mamba_sequence_packing_support = lambda **kwargs: (True, None)  # it asks for the packages' versions
+        mamba_mixer._check_mamba_sequence_packing_support = lambda **kwargs: (True, None)  # it checks the packages' versions
     return mamba_mixer
 
 
 def kernels() -> Any:
-    """Return what holds the four kernels of a mixer that keeps its states: mamba_ssm and causal_conv1d, or on a host models/ssd.py.
+    """Return the four kernels of a mixer that caches its states: mamba_ssm's and causal_conv1d's, or on a host models/ssd.py's.
 
-    Raises: BackendMissing on a CUDA device without them.
+    Raises: BackendMissing on a CUDA device without these packages.
     """
     if not host.has_cuda():
         return ssd
@@ -59,7 +59,7 @@ def kernels() -> Any:
 
 
 class _ShardedNorm(ssd.GatedRMSNorm):
-    """The gated norm as MambaMixer stores it: split over tensor parallelism along its channels (mamba_mixer.ExtendedRMSNorm)."""
+    """The gated norm as MambaMixer stores it: its channels are split over tensor parallelism (mamba_mixer.ExtendedRMSNorm)."""
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None) -> Any:
         from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint

@@ -1,7 +1,7 @@
-"""Granite's multipliers as scalars at run time: weights stay as they are on disk, so training, merging and analysis see the model's own.
+"""Granite's multipliers, applied as scalars at run time. Weights stay as on disk, so training, merging and analysis see the model's own.
 
 attention: Megatron-Core's softmax_scale. residual: in the layer's residual addition. embedding and logits: a hook on the output
-of the embedding and of the output layer (elementwise, so right on any vocabulary or sequence shard).
+of the embedding and of the output layer (elementwise, so correct on any vocabulary or sequence shard).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_prism.core.errors import InputError, Problem
 def scaled_residual(scale: float) -> Callable[..., Any]:
     """Return a layer spec's residual addition: residual + scale * x, in place of get_bias_dropout_add.
 
-    Source: megatron/core/fusions/fused_bias_dropout.py. Dropout is not applied: the models have none.
+    Dropout is not applied: the models have none. Source: megatron/core/fusions/fused_bias_dropout.py.
     """
 
     def get_add(training: bool, fused: bool) -> Callable[..., torch.Tensor]:
@@ -42,7 +42,7 @@ def residual_addition(scale: float) -> Callable[..., Any]:
 def scale_ends(chunk: Any, model: ModelConfig, first: bool, last: bool) -> None:
     """Scale the embedding's output and divide the logits, on the chunks that hold them.
 
-    Raises: InputError beside a fused linear loss: it reads the output layer's weight and passes the hook by.
+    Raises: InputError under a fused linear loss, which reads the output layer's weight and bypasses the hook.
     """
     if first and model.embedding_multiplier != 1.0:
         chunk.embedding.register_forward_hook(lambda module, args, output: output * model.embedding_multiplier)

@@ -1,4 +1,4 @@
-"""RMSNorm for the local layer spec: Megatron-Core's own refuses sequence parallelism and keeps its weight in fp32."""
+"""RMSNorm for the local layer spec. Megatron-Core's own refuses sequence parallelism and keeps its weight in fp32."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 class LocalNorm(torch.nn.RMSNorm):
-    """RMSNorm in params_dtype whose weight is marked for sequence parallelism, as Transformer Engine's is.
+    """RMSNorm in params_dtype, with its weight marked for sequence parallelism as Transformer Engine's is.
 
-    Without the mark the norms' gradients would not be summed over the tensor-parallel ranks, silently.
+    Without the mark the norms' gradients would silently not be summed over the tensor-parallel ranks.
     Source: megatron/core/extensions/transformer_engine.py, TENorm; megatron/core/distributed/finalize_model_grads.py.
     """
 
@@ -21,7 +21,7 @@ class LocalNorm(torch.nn.RMSNorm):
 
 
 class LocalFinalNorm(LocalNorm):
-    """The final norm, with TE's (empty) extra state: a checkpoint saved without TE then loads strictly with it."""
+    """The final norm, with TE's (empty) extra state. So a checkpoint saved without TE loads strictly with TE."""
 
     def get_extra_state(self) -> None:
         return None

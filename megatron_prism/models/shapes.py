@@ -1,4 +1,4 @@
-"""A model as any rank of any world would build it, in one process and without its memory: torch's fake process group and tensors."""
+"""Build a model as any rank of any world would, in one process and without memory: torch's fake process group and fake tensors."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ States = Callable[[Sequence[Any]], Mapping[str, Mapping[str, Any]]]
 
 
 def sizes(model: ModelConfig, gang: GangConfig, tp_rank: int, pp_rank: int, states: States) -> dict[str, int]:
-    """Return the parameters that a rank holds, by name as in a checkpoint, built as a training run would build them.
+    """Return the sizes of a rank's parameters by checkpoint name, from a model built as in a training run.
 
-    states: the chunks' sharded state, in order (checkpoint/sharded.weights): it alone knows a layer's number in the whole model.
-    A tied embedding that the last stage holds too has the embedding's name there.
+    states: the chunks' sharded state, in order (checkpoint/sharded.weights). Only it has a layer's number in the whole model.
+    The last stage's copy of a tied embedding has the embedding's name.
     """
     parallel = gang.parallel
-    rank = tp_rank + pp_rank * parallel.tp * parallel.cp  # order tp-cp-dp-pp, of a world with one data-parallel replica
+    rank = tp_rank + pp_rank * parallel.tp * parallel.cp  # order tp-cp-dp-pp, in a world with one data-parallel replica
     with world(gang, parallel.tp * parallel.cp * parallel.pp, rank) as groups, shapes_only():
         chunks = build.build(model, groups, gang)
-        found: dict[str, int] = {}
+        by_name: dict[str, int] = {}
         for chunk, state in zip(map(build.unwrap, chunks), states(chunks).values(), strict=True):
             for name, parameter in chunk.named_parameters():
-                assert state[name].key not in found, f"{state[name].key} twice on one rank"
-                found[state[name].key] = parameter.numel()
-    return found
+                assert state[name].key not in by_name, f"{state[name].key} twice on one rank"
+                by_name[state[name].key] = parameter.numel()
+    return by_name
 
 
 def split(whole: Mapping[str, int], model: ModelConfig, parallel: ParallelConfig) -> list[dict[str, int]]:
-    """Cut the parameters that a rank holds without a pipeline into those that each pipeline rank holds: as `sizes` finds them, without building."""
+    """Split a rank's parameters without a pipeline into those of each pipeline rank. The result equals that of `sizes`, without building."""
     of_layer = {layer: stage for stage, layers in enumerate(build.stages(model, parallel)) for layer in layers}
-    found: list[dict[str, int]] = [{} for _ in range(parallel.pp)]
+    by_stage: list[dict[str, int]] = [{} for _ in range(parallel.pp)]
     for name, size in whole.items():
         layer = re.match(r"decoder\.layers\.(\d+)\.", name)
         if layer:
-            found[of_layer[int(layer[1])]][name] = size
+            by_stage[of_layer[int(layer[1])]][name] = size
         elif name.startswith("embedding."):
-            found[0][name] = size
+            by_stage[0][name] = size
             if model.tie_word_embeddings:
-                found[-1][name] = size
+                by_stage[-1][name] = size
         else:
-            found[-1][name] = size
-    return found
+            by_stage[-1][name] = size
+    return by_stage
 
 
 @contextmanager
 def world(gang: GangConfig, world_size: int, rank: int) -> Iterator[Groups]:
-    """Lay the grid of a world of which this process is one rank, and no other is there."""
+    """Build the grid of a world in which this process is one rank, and no other rank exists."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     host.install()
@@ -70,7 +70,7 @@ def world(gang: GangConfig, world_size: int, rank: int) -> Iterator[Groups]:
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Let tensors be made without storage, and leave out what needs it: random states, and moving a module to its device and dtype."""
+    """Create tensors without storage, and skip what needs storage: random states, and moving a module to its device and dtype."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -1,7 +1,7 @@
-"""The layers of a model as Megatron-Core specs: Transformer Engine's (on CUDA) or Megatron's own (local), dense or hybrid, from one place.
+"""The layers of a model as Megatron-Core specs: Transformer Engine's (on CUDA) or Megatron's own (local), dense or hybrid.
 
-Names and shapes of what is stored are the same in all: where TE fuses a norm into the linear layer behind it, the local layer's key
-map names the norm so. Source: megatron/core/models/gpt/gpt_layer_specs.py, models/mamba/mamba_layer_specs.py.
+All specs store the same names and shapes. TE fuses a norm into the following linear layer; the local layer's key map gives its norm the
+same name. Source: megatron/core/models/gpt/gpt_layer_specs.py, models/mamba/mamba_layer_specs.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def use_transformer_engine() -> bool:
 
 
 def dense(config: Any, model: ModelConfig, with_te: bool, vp_stage: int | None) -> Any:
-    """Return GPTModel's spec: this chunk's layers, and the final norm."""
+    """Return GPTModel's spec: this chunk's layers and the final norm."""
     layer = _transformer_layer(model, with_te)
     if with_te:
         return layer
@@ -39,7 +39,7 @@ def dense(config: Any, model: ModelConfig, with_te: bool, vp_stage: int | None) 
 
 
 def hybrid(model: ModelConfig, with_te: bool) -> Any:
-    """Return the hybrid stack's spec: what a Mamba, an attention and an MLP layer are. The last two are halves of the dense layer."""
+    """Return the hybrid stack's spec: its Mamba, attention and MLP layers. The last two are halves of the dense layer."""
     from megatron.core.ssm.mlp_layer import MLPLayer
     from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.spec_utils import ModuleSpec

@@ -1,11 +1,11 @@
 """Mamba-2 in plain torch for a host without CUDA: the five kernels that Megatron-Core's MambaMixer calls, with their signatures.
 
-Shape legend: B batch, L length, D channels, W taps of the convolution, H heads, P channels a head, G groups of heads that share
-their B and C, R heads a group, N state. Scans run in fp32 (fp64 for fp64 inputs), whatever the input's dtype. Memory is
+Shape legend: B batch, L length, D channels, W taps of the convolution, H heads, P channels per head, G groups of heads that share
+their B and C, R heads per group, N state. Scans run in fp32 (fp64 for fp64 inputs), whatever the input's dtype. Memory is
 O(L * chunk_size * H): for tests and tiny models, not for 8k training.
 
-`seq_idx` (B, L) numbers the documents packed into a row, rising from 0: neither the convolution nor the state passes from one to
-the next. A given initial state belongs to document 0.
+`seq_idx` (B, L) numbers the documents packed into a row, ascending from 0. Neither the convolution nor the state crosses from one document
+to the next. A given initial state belongs to document 0.
 Source: the equations of "Transformers are SSMs" (arXiv 2405.21060), sections 6 and 8; signatures and conventions of the packages
 mamba_ssm (ops/triton/ssd_combined.py, selective_state_update.py, layernorm_gated.py) and causal_conv1d.
 """
@@ -30,7 +30,7 @@ def causal_conv1d_fn(
     initial_states: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """Convolve each channel with the taps before and at a token. Shapes: x (B, D, L), weight (D, W), initial_states (B, D, W - 1)."""
+    """Convolve each channel causally. Shapes: x (B, D, L), weight (D, W), initial_states (B, D, W - 1)."""
     taps = weight.shape[1]
     past = x.new_zeros(*x.shape[:2], taps - 1) if initial_states is None else initial_states.to(x.dtype)
     row = torch.cat([past, x], dim=-1).to(_compute_dtype(x))
@@ -54,8 +54,8 @@ def causal_conv1d_update(
 ) -> Tensor:
     """Convolve one new token, and shift it into `conv_state` in place. Shapes: x (B, D), conv_state (B, D, W), weight (D, W).
 
-    conv_state_indices: which rows of conv_state are those of x; -1 for a token of padding, whose output is 0. Fast where the channels lie
-    next to each other in conv_state's memory.
+    conv_state_indices: the row of conv_state for each row of x. -1 marks padding, whose output is 0. Fast where conv_state's channels are
+    contiguous in memory.
     """
     if conv_state_indices is not None:
         rows, is_token = _cache_rows(conv_state_indices)
@@ -88,11 +88,11 @@ def mamba_chunk_scan_combined(
     return_final_states: bool = False,
     return_varlen_states: bool = False,
 ) -> Any:
-    """Run the state-space recurrence over a row, a chunk at a time; within a chunk as a masked matrix product.
+    """Run the state-space recurrence over a row, chunk by chunk. Within a chunk it is a masked matrix product.
 
     s_t = exp(dt_t A) s_(t-1) + dt_t x_t B_t, y_t = C_t s_t + D x_t, times silu(z_t) where z is given.
     Shapes: x and z (B, L, H, P), dt (B, L, H), A (H), B and C (B, L, G, N), D (H) or (H, P), states (B, H, P, N).
-    Returns y, or (y, final states in the scan's dtype): of each row's last document.
+    Returns y, or (y, final states of each row's last document, in the scan's dtype).
     """
     assert not return_varlen_states, "states of each packed document: only mamba_ssm's own kernels return them"
     kind = _compute_dtype(x)
@@ -100,7 +100,7 @@ def mamba_chunk_scan_combined(
     size_G, size_N = B.shape[2:]
     by_group = (size_G, size_H // size_G)
     step_BLH = _time_step(dt.to(kind), dt_bias, dt_softplus, dt_limit)
-    decay_BLGR = (step_BLH.double() * A.double()).unflatten(2, by_group)  # sums of many small numbers follow: in fp64
+    decay_BLGR = (step_BLH.double() * A.double()).unflatten(2, by_group)  # fp64, since sums of many small numbers follow
     input_BLGRP = (x.to(kind) * step_BLH[..., None]).unflatten(2, by_group)
     state_BHPN = x.new_zeros(size_B, size_H, size_P, size_N) if initial_states is None else initial_states
     state_BGRPN = state_BHPN.to(kind).unflatten(1, by_group)
@@ -125,7 +125,7 @@ def mamba_chunk_scan_combined(
 def _scan_chunk(
     input_BLGRP: Tensor, decay_BLGR: Tensor, B_BLGN: Tensor, C_BLGN: Tensor, state_BGRPN: Tensor, seq_BL: Tensor, owner_B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return one chunk's output (B, L, G, R, P) and the state after it; M stands for the tokens that L looks back to."""
+    """Return one chunk's output (B, L, G, R, P) and the state after it. M: the tokens that L looks back to."""
     kind = input_BLGRP.dtype
     total_BGRL = decay_BLGR.cumsum(1).permute(0, 2, 3, 1)
     same_BLM = (seq_BL[:, :, None] == seq_BL[:, None, :]).tril()[:, None, None]
@@ -156,8 +156,8 @@ def selective_state_update(
     """Run the recurrence over one new token, and update `state` in place.
 
     Shapes: state (B, H, P, N), x, dt and z (B, H, P), A (H, P, N), B and C (B, G, N), D and dt_bias (H, P).
-    state_batch_indices: which rows of state are those of x; -1 for a token of padding, whose output is 0. Fast where dt, A and dt_bias are
-    one number a head (expanded, of stride 0).
+    state_batch_indices: the row of state for each row of x. -1 marks padding, whose output is 0. Fast where dt, A and dt_bias hold one
+    number per head (expanded, stride 0).
     """
     if state_batch_indices is not None:
         rows, is_token = _cache_rows(state_batch_indices)
@@ -200,17 +200,17 @@ def mamba_split_conv1d_scan_combined(
     ngroups: int = 1,
     norm_before_gate: bool = True,
 ) -> Any:
-    """Split a mixer's input projection into z, x, B, C and dt, convolve, scan, and gate with z: what MambaMixer trains through.
+    """Split a mixer's input projection into z, x, B, C and dt, convolve, scan, and gate with z. MambaMixer trains through this.
 
     Shapes: zxbcdt (B, L, 2 H P + 2 G N + H), conv1d_weight (H P + 2 G N, W), D (H) or (H, P). Returns (B, L, H P).
-    norm_before_gate is only of meaning with a norm inside, which MambaMixer keeps outside.
+    norm_before_gate has no effect here: MambaMixer applies its norm outside.
     """
     size_H = dt_bias.shape[0]
     inner = size_H * (D.shape[1] if headdim is None else headdim)
     z, xBC, dt = zxbcdt.split([inner, conv1d_weight.shape[0], size_H], dim=-1)
     xBC = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation).transpose(1, 2)
     x, B, C = xBC.split([inner, *[(conv1d_weight.shape[0] - inner) // 2] * 2], dim=-1)
-    found = mamba_chunk_scan_combined(
+    scanned = mamba_chunk_scan_combined(
         x.unflatten(-1, (size_H, -1)),
         dt,
         A,
@@ -226,11 +226,11 @@ def mamba_split_conv1d_scan_combined(
         dt_limit=dt_limit,
         return_final_states=return_final_states,
     )
-    return (found[0].flatten(2), found[1]) if return_final_states else found.flatten(2)
+    return (scanned[0].flatten(2), scanned[1]) if return_final_states else scanned.flatten(2)
 
 
 class GatedRMSNorm(torch.nn.Module):
-    """RMSNorm over each group of channels, gated by silu(z) after the norm, or before it as MambaMixer asks."""
+    """RMSNorm over each group of channels, gated by silu(z) after the norm, or before it (as in MambaMixer)."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class GatedRMSNorm(torch.nn.Module):
 
 
 def _cache_rows(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which row of a cache each of the batch's tokens reads (any row, for padding), and which of them are tokens."""
+    """Return the cache row of each token of the batch (any row for padding), and a mask of the real tokens."""
     return indices.long().clamp(min=0), indices >= 0
 
 

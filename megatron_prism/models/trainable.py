@@ -1,4 +1,4 @@
-"""Which parameters train: patterns over their names as a checkpoint has them (decoder.layers.12.self_attention.linear_qkv.weight)."""
+"""Which parameters train: patterns over checkpoint names (decoder.layers.12.self_attention.linear_qkv.weight)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_prism.models.build import stages, unwrap
 
 
 def is_trainable(name: str, patterns: Sequence[str]) -> bool:
-    """Say whether one of the patterns (fnmatch's: * for any text) matches a parameter's name."""
+    """Say whether a pattern (fnmatch: * stands for any text) matches a parameter's name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check(patterns: Sequence[str], names: Iterable[str], model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
-    """Return a problem for each pattern that matches none of a model's parameters, and one where a pipeline stage has none that train."""
+    """Return a problem for each pattern that matches no parameter, and one where a pipeline stage has no trainable parameter."""
     names = list(names)
-    kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))  # of all layers one
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))  # one name for all layers
     problems = []
     for pattern in patterns:
         if not any(is_trainable(name, [pattern]) for name in names):
@@ -39,7 +39,7 @@ def check(patterns: Sequence[str], names: Iterable[str], model: ModelConfig, par
 
 
 def stages_of(name: str, model: ModelConfig, parallel: ParallelConfig) -> set[int]:
-    """Return the pipeline stages that hold a parameter: one, or both ends for a tied embedding."""
+    """Return the pipeline stages that hold a parameter: one stage, or the first and the last for a tied embedding."""
     if layer := re.match(r"decoder\.layers\.(\d+)\.", name):
         return {stage for stage, layers in enumerate(stages(model, parallel)) if int(layer[1]) in layers}
     if name.startswith("embedding."):
@@ -48,9 +48,10 @@ def stages_of(name: str, model: ModelConfig, parallel: ParallelConfig) -> set[in
 
 
 def freeze(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]], patterns: Sequence[str]) -> None:
-    """Freeze what no pattern matches, before gradients and optimizer are laid out; states: the chunks' sharded state, in order.
+    """Freeze the parameters that no pattern matches. Call this before gradient buffers and optimizer exist.
 
-    Only it knows a layer's number in the whole model: on each pipeline stage a chunk's own names count from 0.
+    states: the chunks' sharded state, in order. Only it has a layer's number in the whole model; a chunk's own names count from 0 on each
+    pipeline stage.
     """
     for chunk, state in zip(map(unwrap, chunks), states.values(), strict=True):
         for name, parameter in chunk.named_parameters():
@@ -60,5 +61,5 @@ def freeze(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]], patte
 
 
 def _with_gradient(module: Any, args: Any, output: Any) -> Any:
-    """Ask for the gradient of a frozen embedding's output: a layer that is recomputed has none, silently, where its input has none."""
+    """Require the gradient of a frozen embedding's output. A recomputed layer silently has no gradient where its input requires none."""
     return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output

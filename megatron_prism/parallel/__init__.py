@@ -1,1 +1,1 @@
-"""Layer 1: the machine and its ranks. A CPU stands in for CUDA, one rank grid, one place for version differences."""
+"""The machine and its ranks: a CPU in place of CUDA, the rank grid, and one place for version differences."""

@@ -1,8 +1,8 @@
-"""The environment variables of a run: what NCCL, CUDA, torch and Transformer Engine read when they start.
+"""The environment variables of a run, which NCCL, CUDA, torch and Transformer Engine read when they start.
 
 Source: NVIDIA's recipes for H100 (DGXC benchmarking, Megatron-Bridge's perf_recipes); megatron/training/determinism.py (0.19).
-TORCH_NCCL_AVOID_RECORD_STREAMS is not among them: torch does so by default now, and warns where it is set (read in 2.13's NCCL process
-group); under interleaved pipelines it has given wrong losses (Megatron-LM, issue 1586).
+TORCH_NCCL_AVOID_RECORD_STREAMS is not set. It is torch's default now, and torch warns where it is set (read in 2.13's NCCL process group).
+Under interleaved pipelines it has given wrong losses (Megatron-LM, issue 1586).
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from megatron_prism.core.config import GangConfig
 
 
 def variables(gang: GangConfig) -> dict[str, str]:
-    """Return the variables that follow from how a gang computes, and over them its own `environment`."""
+    """Return the variables that follow from a gang's config, overridden by its own `environment`."""
     grid = gang.parallel
     derived = {"NCCL_NVLS_ENABLE": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    if grid.tp * grid.cp > 1:  # lets communication start before the GEMMs it overlaps; read when CUDA starts
+    if grid.tp * grid.cp > 1:  # communication can then start before the GEMMs that it overlaps; CUDA reads this at its start
         derived["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     if grid.pp > 1:
         derived["NCCL_P2P_NET_CHUNKSIZE"] = "2097152"
-    if grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None:  # leaves NCCL's kernels room beside the norms'
+    if (
+        grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None
+    ):  # the norms' kernels then leave SMs for NCCL's kernels
         derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20"}
     if gang.deterministic:
         derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -29,16 +31,16 @@ def variables(gang: GangConfig) -> dict[str, str]:
 
 
 def effective(wanted: Mapping[str, str], exported: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that the wanted variables get: what is exported stays as it is."""
-    if old := exported.get("PYTORCH_CUDA_ALLOC_CONF"):  # the same setting under its older name; torch reads either one first
+    """Return the values of the wanted variables. An exported variable keeps its value."""
+    if old := exported.get("PYTORCH_CUDA_ALLOC_CONF"):  # the older name of the same setting; torch reads either
         exported = {"PYTORCH_ALLOC_CONF": old, **exported}
     return {name: exported.get(name, value) for name, value in wanted.items()}
 
 
 def set_variables(gang: GangConfig) -> dict[str, str]:
-    """Set a run's variables, for this process and those it starts, before CUDA and NCCL read them; return their values.
+    """Set a run's variables for this process and its children, before CUDA and NCCL read them. Return their values.
 
-    A process that was started so finds them exported: a second call changes nothing.
+    Child processes find them exported, so a second call changes nothing.
     """
     values = effective(variables(gang), os.environ)
     os.environ.update(values)
@@ -46,6 +48,6 @@ def set_variables(gang: GangConfig) -> dict[str, str]:
 
 
 def in_words(wanted: Mapping[str, str], values: Mapping[str, str]) -> str:
-    """Return one line that says what was set, and what was kept as it was exported."""
+    """Return one line: the variables set, and those kept as exported."""
     kept = {name: f" (as exported; the run's own: {value})" for name, value in wanted.items() if values[name] != value}
     return "  ".join(f"{name}={value}{kept.get(name, '')}" for name, value in values.items())

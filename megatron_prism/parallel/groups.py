@@ -25,7 +25,7 @@ TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class Groups:
-    """Where this rank stands in the grid, and the process groups a trainer needs. Order as in mcore: tp-cp-dp-pp."""
+    """This rank's coordinates in the grid, and the process groups that a trainer needs. Order as in mcore: tp-cp-dp-pp."""
 
     rank: int
     world_size: int
@@ -55,9 +55,10 @@ class Groups:
 
 @contextmanager
 def gang(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
-    """Join the process group, build the rank grid, seed the ranks; leave everything as it was at the end.
+    """Join the process group, build the rank grid, seed the ranks. Undo all of it at the end.
 
-    On GPUs an error of this rank alone leaves the process group: it ends with the process (cli/entry.py), whose peers learn of it at once.
+    On GPUs, after an error of this rank alone, the process group is not destroyed. It ends with the process (cli/entry.py), and the peers see
+    the loss at once.
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them, one process.
     """
     agreed = False
@@ -75,15 +76,15 @@ def gang(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     else:
         agreed = True
     finally:
-        if dist.is_initialized() and (agreed or not host.has_cuda()):  # NCCL's would wait for peers that may be in a collective
+        if dist.is_initialized() and (agreed or not host.has_cuda()):  # destroying NCCL's would wait for peers that may be in a collective
             dist.destroy_process_group()
 
 
 def is_silence(error: BaseException, stack: Sequence[FrameSummary] | None = None) -> bool:
-    """Say whether an error is that of a process group of which another rank is gone or silent.
+    """Say whether an error means that another rank of a process group is gone or silent.
 
-    NCCL's errors have types of their own. Gloo's are plain RuntimeErrors, raised within torch's collectives; where Megatron-Core waits for
-    one itself, host.py gives them NCCL's type. stack: where it was raised, of an error that another rank sent.
+    NCCL's errors have their own types. Gloo's are plain RuntimeErrors, raised within torch's collectives; where Megatron-Core waits for a
+    collective itself, host.py gives them NCCL's type. stack: where the error was raised, for an error sent by another rank.
     """
     if isinstance(error, dist.DistError) or type(error) is not RuntimeError:
         return isinstance(error, dist.DistError)
@@ -92,12 +93,12 @@ def is_silence(error: BaseException, stack: Sequence[FrameSummary] | None = None
 
 
 def silence(error: BaseException) -> str:
-    """Say what such an error means."""
+    """Return the message for such an error."""
     return f"another rank is gone or silent: {' '.join(str(error).encode('ascii', 'ignore').decode().split())[:300]}"
 
 
 def join(timeout_s: float = TIMEOUT_S) -> None:
-    """Join the process group of this gang: NCCL for CUDA tensors, gloo for the host's. A rank waits timeout_s for another, then fails."""
+    """Join the gang's process group: NCCL for CUDA tensors, gloo for host tensors. A rank that waits longer than timeout_s fails."""
     host.install()
     megatron_versions.check_supported()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -105,7 +106,7 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
         os.environ.update(alone)
     if host.has_cuda():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group of ranks has gloo's sockets too: some 1,400 files on 128 ranks
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group also opens gloo sockets: about 1,400 files on 128 ranks
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
@@ -113,7 +114,7 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
 
 @contextmanager
 def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
-    """Lay the rank grid over the joined processes and seed Megatron's generators; a gang may lay one after another."""
+    """Build the rank grid over the joined processes, and seed Megatron's generators. A gang may build several grids in turn."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -124,17 +125,17 @@ def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
         virtual_pipeline_model_parallel_size=parallel.vpp,
         context_parallel_size=parallel.cp,
         hierarchical_context_parallel_sizes=parallel.cp_sizes,
-        create_gloo_process_groups=dist.get_backend() != "fake",  # torch's process group for one process that plays any rank
+        create_gloo_process_groups=dist.get_backend() != "fake",  # fake: torch's process group in which one process plays any rank
         distributed_timeout_minutes=timeout_s / 60,
     )
     try:
         groups = _read_grid(parallel.vpp)
-        stage_seed = config.seed + 100 * groups.pp_rank  # else the stages would begin with the same weights
+        stage_seed = config.seed + 100 * groups.pp_rank  # otherwise all stages would begin with the same weights
         torch.manual_seed(stage_seed)
         model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
         yield groups
         del groups
-        if not host.has_cuda():  # gloo's keep threads and sockets that Megatron-Core forgets; NCCL's end together, with the gang
+        if not host.has_cuda():  # Megatron-Core leaks the threads and sockets of gloo groups; NCCL's groups end with the gang
             for group in filter(None, parallel_state._global_process_group_list or ()):
                 dist.destroy_process_group(group)
     finally:
@@ -173,7 +174,7 @@ def chunk_ends(groups: Groups) -> list[tuple[int | None, bool, bool]]:
 
 
 def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: Groups) -> torch.Tensor | None:
-    """Bring the last pipeline stage's host tensor to rank 0; return it there, None elsewhere. Every rank calls this."""
+    """Send the last pipeline stage's host tensor to rank 0. Return it there, None elsewhere. Every rank calls this."""
     if groups.pp == 1:
         return tensor if groups.rank == 0 else None
     held = tensor if tensor is not None else torch.empty(shape)
@@ -183,37 +184,37 @@ def hand_to_first(tensor: torch.Tensor | None, shape: tuple[int, ...], groups: G
 
 
 def replica_group() -> Any:
-    """Return the group of the ranks that hold the same weights as this one: over data and context parallelism."""
+    """Return the group of ranks with the same weights as this one (data and context parallelism)."""
     from megatron.core import parallel_state
 
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def tensor_parallel_group() -> Any:
-    """Return the group of this rank's tensor-parallel split, for a module that Megatron-Core constructs without telling it."""
+    """Return this rank's tensor-parallel group, for a module that Megatron-Core constructs without passing it."""
     from megatron.core import parallel_state
 
     return parallel_state.get_tensor_model_parallel_group()
 
 
 def agree(values: Sequence[float]) -> list[float]:
-    """Return the largest of each value over all ranks of the gang. On the host: it waits for no device."""
+    """Return the maximum of each value over all ranks of the gang. This runs on the host and waits for no device."""
     if dist.get_world_size() == 1:
         return list(values)
-    found = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return found.tolist()
+    maxima = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
 def total(value: int) -> int:
     """Return the sum of a value over all ranks of the gang."""
-    found = torch.tensor([value], dtype=torch.int64)
-    dist.all_reduce(found)
-    return int(found)
+    sum_tensor = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(sum_tensor)
+    return int(sum_tensor)
 
 
 def gather(value: Any, group: Any = None) -> list[Any]:
-    """Return a small value of each rank of a group (None: of the gang), by rank."""
+    """Return every rank's small value, by rank, for a group (None: the gang)."""
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values

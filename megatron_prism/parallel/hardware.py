@@ -1,4 +1,4 @@
-"""What the machine of this rank is, as facts that core/check/precision.py judges."""
+"""The facts of this rank's machine, which core/check/precision.py checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_prism.parallel import host
 
 
 def read() -> Machine:
-    """Return the facts of this rank's device; nothing is started on it, no heavy package is imported."""
+    """Return the facts of this rank's device. This starts nothing on it and imports no heavy package."""
     if not host.has_cuda():
         return Machine(has_cuda=False)
     return Machine(

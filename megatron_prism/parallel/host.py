@@ -1,12 +1,12 @@
-"""A CPU stands in for CUDA, so that unmodified Megatron-Core runs under gloo. No effect where CUDA is present.
+"""Run unmodified Megatron-Core on a CPU under gloo. No effect where CUDA is present.
 
-Megatron-Core names "cuda" in three ways, and each gets one answer on a host without it:
+Megatron-Core uses "cuda" in three ways, and each has one replacement on a host without it:
 1. functions of `torch.cuda` (streams, events, generators, the current device): host versions, `HOST_FUNCTIONS`.
 2. `device="cuda"` literals, `.cuda()`, `pin_memory` and `.type()` names: one TorchFunctionMode, the mechanism of
-   `torch.set_default_device`. It costs about 1.4 us an operation.
+   `torch.set_default_device`. It costs about 1.4 us per operation.
 3. torch.compile as its fuser: the identity while megatron.core is imported (compiling C++ takes minutes, gains nothing here).
-A collective that fails raises the type that NCCL's raises (`_give_gloo_a_type`).
-`torch.cuda.is_available()` stays False: code that asks is told the truth.
+A failed collective raises the same type as under NCCL (`_give_gloo_a_type`).
+`torch.cuda.is_available()` stays False, so code that asks gets the truth.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def device_name() -> str:
 
 
 def install() -> None:
-    """Make `import megatron.core` and everything it calls work on this machine; a second call does nothing.
+    """Make `import megatron.core` and everything it calls work on this machine. A second call does nothing.
 
-    Raises: EnvironmentFault where megatron.core was imported before on a machine without CUDA.
+    Raises: EnvironmentFault where megatron.core was already imported on a machine without CUDA.
     """
     if has_cuda() or getattr(torch.cuda, "_prism_host", False):
         return
@@ -59,7 +59,7 @@ def install() -> None:
     _stay_host_in_backward()
     _give_gloo_a_type()
     with _compile_is_identity(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # known here, and `prism doctor` says so
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")  # expected; `prism doctor` reports it
         import megatron.core
         import megatron.core.optimizer  # noqa: F401
     _refuse_triton_kernels()
@@ -69,7 +69,7 @@ def install() -> None:
 
 
 class _HostAsCuda(TorchFunctionMode):
-    """Turns every request for a CUDA device into one for the host."""
+    """Redirects every request for a CUDA device to the host."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -87,12 +87,12 @@ class _HostAsCuda(TorchFunctionMode):
 
 
 def without_stand_in() -> contextlib.AbstractContextManager[Any]:
-    """Leave the mode aside for a while, and with it what it costs: for code in which every tensor is made on device()."""
+    """Disable the mode, and its cost, within a block in which every tensor is created on device()."""
     return contextlib.nullcontext() if has_cuda() else torch._C.DisableTorchFunction()
 
 
 def _stay_host_in_backward() -> None:
-    """Keep the mode on while gradients run: torch leaves it inside torch.autograd.backward, where recompute runs forward again."""
+    """Keep the mode active in the backward pass. torch disables it inside torch.autograd.backward, where recompute runs forward again."""
     run_engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run_on_host(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +103,7 @@ def _stay_host_in_backward() -> None:
 
 
 def _give_gloo_a_type() -> None:
-    """Let what waits for a collective get an error of a rank that is gone in the type that NCCL's has: gloo's is a plain RuntimeError."""
+    """Raise NCCL's error type when a gloo collective fails because a rank is gone. gloo's own error is a plain RuntimeError."""
     work = torch.distributed.Work
     wait = work.wait
 
@@ -124,7 +124,7 @@ def _on_host(where: Any) -> Any:
 
 
 class _HostStream:
-    """Stands in for a CUDA stream, event or device guard: the host is always in order."""
+    """Replaces a CUDA stream, event or device guard: the host always runs in order."""
 
     cuda_stream = 0
     device = CPU
@@ -161,7 +161,7 @@ class _HostGenerators:
 
 
 def _returns(value: Any = None) -> Any:
-    return lambda *args, **kwargs: value  # a new function each time: torch._dynamo wants one object a name
+    return lambda *args, **kwargs: value  # a new function each time: torch._dynamo requires a distinct object for each name
 
 
 def _replace_cuda_functions() -> None:
@@ -205,7 +205,7 @@ def _replace_cuda_functions() -> None:
 
 @contextlib.contextmanager
 def _compile_is_identity() -> Any:
-    """Let Megatron-Core bind the identity as its fuser; torch.compile itself is put back."""
+    """Let Megatron-Core bind the identity as its fuser, then restore torch.compile."""
     compiled = torch.compile
     torch.compile = lambda model=None, **kwargs: model if model is not None else (lambda function: function)  # type: ignore
     try:
@@ -215,7 +215,7 @@ def _compile_is_identity() -> Any:
 
 
 def _refuse_triton_kernels() -> None:
-    """Let Megatron's Mamba mixer be imported without triton (1 GB): 0.16 wants three kernels of dynamic inference for it."""
+    """Let Megatron's Mamba mixer be imported without triton (1 GB). 0.16 imports three triton kernels of dynamic inference for it."""
     if importlib.util.find_spec("triton") is not None:
         return
     name = "megatron.core.inference.contexts.attention_context.triton.tensor_ops"
@@ -230,8 +230,8 @@ def _refuse_triton_kernels() -> None:
 
 
 def _quiet_megatron() -> None:
-    """Drop what is no news on a host: missing GPU packages, and the guard against drawing from the host's generator,
-    which here IS the 'CUDA' one."""
+    """Silence what is expected on a host: warnings of missing GPU packages, and the guard against drawing from the host's generator,
+    which here is the 'CUDA' one."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core\.")
     warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core\.|torch\.distributed\.")

@@ -1,4 +1,4 @@
-"""From one command to a gang of processes: torchrun started here, on one machine or on the nodes of an srun; or a gang joined."""
+"""From one command to a gang of processes: start torchrun, on one machine or on the nodes of an srun, or join an existing gang."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import psutil  # here, not where a signal is handled: a second one may come within the import
+import psutil  # not in the signal handler: a second signal may arrive during the import
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault, Stopped
@@ -24,14 +24,14 @@ from megatron_prism.core.patch import replaced
 GANG_FAILED = 4
 HANDLED: dict[str, Any] = {
     "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"
-}  # by torch's launcher, where its version has the key: SIGTERM is handed on here
-SHUTDOWN_S = 5  # once a rank has failed, the others have nothing left to do
+}  # for torch's launcher, if its version has the key: SIGTERM is forwarded here
+SHUTDOWN_S = 5  # the time that the other ranks get to end after one has failed
 
 
 def in_gang() -> bool:
-    """Say whether this process was started as one of a gang: by torchrun, or by srun with several tasks.
+    """Say whether this process was started as part of a gang: by torchrun, or by srun with several tasks.
 
-    SLURM_STEP_NUM_TASKS is srun's own; SLURM_NTASKS also stands in the batch script, where no gang runs yet.
+    SLURM_STEP_NUM_TASKS is set by srun alone. SLURM_NTASKS is also set in the batch script, where no gang runs yet.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return True
@@ -39,7 +39,7 @@ def in_gang() -> bool:
 
 
 def world_size() -> int:
-    """Return the size of the gang this process belongs to; 1 where it is alone."""
+    """Return the size of this process's gang, 1 where it is alone."""
     if not in_gang():
         return 1
     return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_STEP_NUM_TASKS"])
@@ -47,7 +47,7 @@ def world_size() -> int:
 
 @dataclass(frozen=True)
 class Span:
-    """The machines of a gang that is started: how many, which of them this is, and where they meet."""
+    """The machines of a gang to start: their number, the index of this one, and the address where they meet."""
 
     num_nodes: int = 1
     node: int = 0
@@ -59,9 +59,9 @@ ALONE = Span()
 
 
 def slurm_span() -> Span:
-    """Return the span of an srun that started one task a node, each to start its node's ranks; elsewhere that of this machine alone.
+    """Return the span of an srun with one task per node, each of which starts its node's ranks. Elsewhere: this machine alone.
 
-    Raises: EnvironmentFault where srun started several tasks on a node: each of them would start all its ranks.
+    Raises: EnvironmentFault where srun started several tasks on a node, since each would start all the node's ranks.
     """
     if "WORLD_SIZE" in os.environ or not in_gang():
         return ALONE
@@ -74,7 +74,7 @@ def slurm_span() -> Span:
 
 
 def adopt_slurm() -> None:
-    """Give a bare srun task torchrun's variables; does nothing under torchrun or without Slurm."""
+    """Set torchrun's variables in a bare srun task. Does nothing under torchrun or without Slurm."""
     if "WORLD_SIZE" in os.environ or not in_gang():
         return
     address, port = _meeting_point()
@@ -88,7 +88,7 @@ def adopt_slurm() -> None:
 
 
 def _meeting_point() -> tuple[str, int]:
-    """Return where the processes of a Slurm step meet: what is exported, else its first host and a port that follows from the job."""
+    """Return the (host, port) where a Slurm step's processes meet: the exported one, else the first host and a port derived from the job id."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
     return os.environ.get("MASTER_ADDR") or first_host(nodes), int(os.environ.get("MASTER_PORT") or 20000 + job % 20000)
@@ -103,23 +103,23 @@ def first_host(nodelist: str) -> str:
 
 
 def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -> int:
-    """Run `python COMMAND` as a torchrun gang, this machine's part of it; return its exit code. On one machine it listens on loopback only.
+    """Run `python COMMAND` as this machine's part of a torchrun gang, and return its exit code. On one machine it listens on loopback only.
 
-    num_processes: on this machine. Each machine of a span calls this; the first one listens where they meet, on all its networks.
-    Raises: EnvironmentFault where the machines do not meet (10 minutes).
-    The exit code is that of the process whose failure says most, so what the job said reaches the shell. SIGTERM and SIGUSR1 are handed on:
-    the processes save and end of themselves, however long that takes (torch itself would kill them after 30 seconds).
+    num_processes: on this machine. Each machine of a span calls this; the first one listens at the meeting point, on all its networks.
+    The exit code is that of the process whose failure says most, so the job's own code reaches the shell. SIGTERM and SIGUSR1 are forwarded:
+    the processes save and exit by themselves, however long that takes (torch itself would kill them after 30 seconds).
+    Raises: EnvironmentFault where the machines do not meet within 10 minutes.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it says "failed" of each exit code; the ranks have said more
+    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it logs "failed" for each exit code; the ranks have said more
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # of torch's launcher, which leaves them behind
+    notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # for the files that torch's launcher leaves behind
     config = LaunchConfig(
         logs_specs=DefaultLogsSpecs(log_dir=notes.name),
         min_nodes=span.num_nodes,
@@ -143,9 +143,9 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
 
 
 def _exit_code(failures: Mapping[int, Any]) -> int:
-    """Return a gang's exit code: that of the first rank that failed. One that ends with 4 beside others may only have lost its peer."""
+    """Return a gang's exit code: the first failed rank's. Code 4 counts last, since such a rank may only have lost its peer."""
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
-    if failure.exitcode == -signal.SIGUSR1:  # a rank that could not heed it yet
+    if failure.exitcode == -signal.SIGUSR1:  # a rank without its handler yet
         return Stopped.exit_code
     if failure.exitcode < 0:
         log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
@@ -153,8 +153,10 @@ def _exit_code(failures: Mapping[int, Any]) -> int:
 
 
 def _close_soon(close: Callable[..., None]) -> Callable[..., None]:
-    """Return torch's end of a gang, a rank of which failed: SIGTERM to the others and, where they do not end (one stands still), SIGKILL after
-    5 seconds, not 30, which no option of its launcher reaches."""
+    """Wrap torch's shutdown of a gang after a rank has failed: SIGTERM to the others, then SIGKILL after 5 seconds to those that hang.
+
+    torch's default is 30 seconds, and its launcher has no option for it.
+    """
 
     def close_soon(context: Any, death_sig: Any = None, timeout: int = SHUTDOWN_S) -> None:
         close(context, death_sig, min(timeout, SHUTDOWN_S))
@@ -163,9 +165,10 @@ def _close_soon(close: Callable[..., None]) -> Callable[..., None]:
 
 
 def _rendezvous(span: Span) -> dict[str, Any]:
-    """Return torchrun's rendezvous: c10d's own on one machine; on several, the store that the first one holds until it ends.
+    """Return torchrun's rendezvous: c10d on one machine; on several, a store that the first machine holds until it ends.
 
-    There torchrun's elastic one would end a machine's ranks as soon as another machine's have ended, and number machines by their addresses.
+    On several machines torchrun's elastic rendezvous would end a machine's ranks as soon as another's have ended, and would number machines
+    by address.
     """
     endpoint = f"{span.address}:{span.port}"
     if span.num_nodes > 1:
@@ -175,7 +178,7 @@ def _rendezvous(span: Span) -> dict[str, Any]:
 
 
 def heed_signals_while_starting() -> None:
-    """Let SIGUSR1 (Slurm's notice that the time is up) end a process that only starts as one that was asked to stop: exit code 3."""
+    """Before the first step, exit with code 3 on SIGUSR1 (Slurm's notice that the time limit is near)."""
     signal.signal(signal.SIGUSR1, _not_begun)
 
 
@@ -184,7 +187,7 @@ def _not_begun(number: int, frame: FrameType | None) -> None:
 
 
 def _hand_on(number: int, frame: FrameType | None) -> None:
-    """Send a signal on to the processes of the gang; where there are none yet, there will be none."""
+    """Forward a signal to the gang's processes. Where there are none yet, exit before any starts."""
     children = psutil.Process().children()
     if not children:
         _not_begun(number, frame)

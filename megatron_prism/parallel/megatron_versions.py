@@ -1,4 +1,4 @@
-"""What differs between the Megatron-Core lines 0.16 (Python 3.11) and 0.19 (Python 3.12): stated here, and nowhere else."""
+"""The differences between Megatron-Core 0.16 (Python 3.11) and 0.19 (Python 3.12). No other module knows them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class HybridClasses:
 
     @contextmanager
     def final_norm(self, norm: Any) -> Iterator[None]:
-        """Let the stack build `norm` as its final norm, where it names Transformer Engine's itself."""
+        """Make the stack build `norm` as its final norm, where its code names Transformer Engine's."""
         with replaced(sys.modules[self.stack.__module__], "TENorm", norm):
             yield
 
 
 def hybrid_classes() -> HybridClasses:
-    """Return MambaModel of 0.16, or HybridModel, which took its place in 0.19."""
+    """Return MambaModel (0.16), or HybridModel, which replaced it in 0.19."""
     if core_version() >= (0, 18):
         from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
         from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -65,7 +65,7 @@ def hybrid_classes() -> HybridClasses:
 
 
 def weight_name(name: str) -> str:
-    """Return a parameter's name as 0.16 and checkpoints have it: in 0.19 a mixer's convolution is no module of its own."""
+    """Return a parameter's name as in 0.16 and in checkpoints. In 0.19 a mixer's convolution is not a module of its own."""
     return name.replace("mixer.conv1d_", "mixer.conv1d.")
 
 
@@ -81,9 +81,9 @@ def save_arguments() -> dict[str, Any]:
 
 
 def write_results_in_memory() -> None:
-    """Give Megatron-Core's checkpoint writer a plain queue: it else spawns a server process that imports torch again (10 s and more).
+    """Give Megatron-Core's checkpoint writer a plain queue. Otherwise it spawns a server process that imports torch again (10 s and more).
 
-    This process fills it and reads it; what forked writers say reaches it in another way.
+    This process both fills and reads the queue. Forked writers report through pipes instead.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
@@ -100,9 +100,9 @@ def batch_of_context_rank(batch: dict[str, torch.Tensor], group: torch.distribut
 
 
 def packed_sequences(cu_seqlens: torch.Tensor, max_seqlen: int, num_tokens: int) -> Any:
-    """Return the PackedSeqParams of documents that follow each other in a row; cu_seqlens (int32, where each begins, and the end).
+    """Return the PackedSeqParams of documents packed into a row. cu_seqlens: int32, the start of each document, and the end.
 
-    0.19's Mamba mixer numbers the documents only where the row's tokens are named too, and else lets its state pass on, silently.
+    0.19's Mamba mixer separates documents only if the row's number of tokens is given too. Otherwise its state silently crosses documents.
     """
     from megatron.core.packed_seq_params import PackedSeqParams
 

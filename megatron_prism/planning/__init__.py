@@ -1,1 +1,1 @@
-"""Layer 2: arithmetic about a run before it runs: FLOPs, memory, throughput. No torch."""
+"""Arithmetic about a run before it runs: FLOPs, memory, throughput. No torch."""

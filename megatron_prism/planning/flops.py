@@ -1,4 +1,4 @@
-"""FLOPs of a token, in both conventions the field uses, and the peak a device could reach."""
+"""FLOPs per token, in the field's two conventions, and the peak of a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PEAK_TFLOPS = {"bf16": {"H100": 989.0, "H200": 989.0, "A100": 312.0}, "fp8": {"H
 
 @dataclass(frozen=True)
 class Flops:
-    """Forward and backward FLOPs of one token: attention counted causal (half the scores) or full.
+    """Forward and backward FLOPs of one token, with attention counted causal (half the scores) or full.
 
     NVIDIA's published tables count full up to release 25.07 and causal from 25.09.
     """
@@ -22,11 +22,11 @@ class Flops:
 
 
 def flops_per_token(model: ModelConfig, seq_length: int) -> Flops:
-    """Return the FLOPs of one token at a sequence length; backward counts twice the forward, recompute not at all.
+    """Return the FLOPs of one token at a sequence length. Backward counts as twice the forward. Recompute does not count.
 
     Source: 3 (A (2H(hq + 2kv)d + 2 hq d H + c S hq d) + F(2 or 3 matrices of 2HF) + M (mixer) + 2HV) with A, F and M the layers of
-    attention, MLP and Mamba, c = 2 causal, 4 full. A Mamba mixer counts its projections, its convolution, and 7 a state element for
-    the scan, as Megatron-LM counts it (megatron/training/training.py, mamba_layer_flops); the chunked form does more.
+    attention, MLP and Mamba, c = 2 causal, 4 full. A Mamba mixer counts its projections, its convolution, and 7 per state element for
+    the scan, as Megatron-LM does (megatron/training/training.py, mamba_layer_flops). The chunked form does more.
     """
     hidden, head = model.hidden_size, model.kv_channels
     queries, keys = model.num_attention_heads * head, model.num_query_groups * head
@@ -48,5 +48,5 @@ def _mamba_forward(mamba: MambaConfig, hidden: int) -> int:
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
-    """Return a device's dense peak in TFLOP/s in fp32, bf16 or fp8 where it is known (PEAK_TFLOPS), else None."""
+    """Return a device's dense peak in TFLOP/s in fp32, bf16 or fp8, or None where it is not in PEAK_TFLOPS."""
     return next((peak for name, peak in PEAK_TFLOPS.get(precision, {}).items() if name in device_name), None)

@@ -1,4 +1,4 @@
-"""Which layouts a run could have on so many GPUs, and how far one is from another."""
+"""The layouts that a run could have on a number of GPUs, and the distance between two layouts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from megatron_prism.core.load import flat
 from megatron_prism.planning.throughput import GPUS_PER_NODE
 
 MAX_PP, MAX_VPP, MICRO_SIZES = 16, 10, (1, 2, 4)
-MIN_TOKENS = 2048  # of a sequence on a rank: less leaves a GPU little to do
+MIN_TOKENS = 2048  # of a sequence on a rank: fewer would leave a GPU idle
 
 
 def valid(config: TrainConfig, model: ModelConfig, world_size: int) -> Iterator[TrainConfig]:
-    """Yield every layout that core/check/train.py lets train: tp within a node, pp, vpp, cp in powers of two, micro_size, recompute."""
+    """Yield every layout that core/check/train.py accepts: tp within a node, pp, vpp, cp in powers of two, micro_size, recompute."""
     powers = [2**power for power in range(world_size.bit_length())]
     cps = [cp for cp in powers if cp == 1 or config.data.seq_length // cp >= MIN_TOKENS]
     for tp, pp, cp in itertools.product([tp for tp in powers if tp <= GPUS_PER_NODE], [pp for pp in powers if pp <= MAX_PP], cps):
@@ -40,7 +40,7 @@ def _chunks(model: ModelConfig, pp: int) -> list[int | None]:
 
 
 def _recomputes(model: ModelConfig, chunks: int) -> list[RecomputeConfig]:
-    """None; whole layers: a quarter of a chunk's, a half, all. Of a hybrid, which Megatron-Core cannot recompute so, the mlp layers."""
+    """Return the recompute options: none; full recompute of a quarter, half or all of a chunk's layers. A hybrid (without full): mlp layers."""
     if model.layer_pattern is not None:
         return [RecomputeConfig(), RecomputeConfig(granularity="selective", modules=("mlp",))]
     layers = model.num_layers // chunks
@@ -49,7 +49,7 @@ def _recomputes(model: ModelConfig, chunks: int) -> list[RecomputeConfig]:
 
 
 def distance(one: TrainConfig, other: TrainConfig) -> float:
-    """Return how many keys differ between two layouts, and then by how much: doublings of sizes, steps of recompute."""
+    """Return ten times the number of keys that differ between two layouts, plus by how much: doublings of sizes, a change of recompute."""
     sizes = [(getattr(one.parallel, name), getattr(other.parallel, name)) for name in ("tp", "pp", "cp")]
     sizes += [(one.batch.micro_size, other.batch.micro_size), (one.parallel.vpp or 1, other.parallel.vpp or 1)]
     moved = [abs(math.log2(a / b)) for a, b in sizes] + [float(one.recompute != other.recompute)]

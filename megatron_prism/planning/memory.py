@@ -1,7 +1,8 @@
-"""Memory of a rank, by what fills it: arithmetic on its stage's parameters, layers and microbatches in flight.
+"""Memory of a rank by use: arithmetic on its stage's parameters, layers and microbatches in flight.
 
-Weights, gradients and optimizer follow Megatron-Core's buffers exactly, but for their padding. Activations are what each layer keeps for
-its backward pass under Transformer Engine, flash attention and mamba_ssm's memory-efficient scan: read from their sources, not measured.
+Weights, gradients and optimizer follow Megatron-Core's buffers exactly, except for padding. Activations are what each layer keeps for
+its backward pass under Transformer Engine, flash attention and mamba_ssm's memory-efficient scan. They are read from the sources, not
+measured.
 Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, here for grouped queries, RMSNorm, SwiGLU or squared ReLU, and Mamba-2.
 """
 
@@ -14,15 +15,15 @@ from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig,
 from megatron_prism.planning.stage import Stage
 
 GIB = 2**30
-GPU_GIB = 79.1  # an H100 with 80 GB as torch reports its capacity, CUDA's own context within it
+GPU_GIB = 79.1  # capacity of an 80 GB H100 as torch reports it, including CUDA's own context
 CONTEXT_GIB = 2.0  # CUDA context, kernels, cuBLAS and Transformer Engine workspaces: an allowance, not measured
-GROUP_GIB = 0.4  # NCCL's buffers for each kind of communication that a rank takes part in: an allowance
-FRAGMENTATION = 0.05  # of what comes and goes, under expandable_segments: an allowance
+GROUP_GIB = 0.4  # NCCL's buffers, for each kind of communication of a rank: an allowance
+FRAGMENTATION = 0.05  # of the memory that is allocated and freed, under expandable_segments: an allowance
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at their peak. working: logits, or what one layer needs beside what it keeps."""
+    """Peak bytes of one rank. working: the logits, or one layer's temporary memory, beside the kept activations."""
 
     weights: float
     gradients: float
@@ -50,8 +51,9 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
 def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
-    bf16: 2 a weight, with FP8 copies of 1 each way (fp8.param: these alone); fp32 gradients; fp32 weights and AdamW's two moments, which
-    the distributed optimizer divides over data and context parallelism. Frozen parameters have weights alone.
+    bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are fp32. The optimizer holds
+    fp32 weights and AdamW's two moments, which the distributed optimizer divides over data and context parallelism. Frozen parameters have
+    only weights.
     """
     shards = replicas if gang.parallel.distributed_optimizer else 1
     on_gpu = 1 - gang.offload.optimizer_fraction
@@ -64,7 +66,7 @@ def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float
 
 
 def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:
-    """Return the microbatches whose activations a stage holds at its peak: a chunk's share of one counts as that share.
+    """Return the number of microbatches whose activations a stage holds at its peak. One chunk's activations count as a fraction.
 
     1F1B: pp - index. Interleaved: 2 (pp - index - 1) + (vpp - 1) pp + 1 chunks of vpp (megatron/core/pipeline_parallel/schedules.py).
     """
@@ -75,15 +77,15 @@ def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:
 
 
 def tokens_of_rank(config: TrainConfig) -> float:
-    """Return the tokens of a microbatch that a rank computes on."""
+    """Return the number of tokens of a microbatch on a rank."""
     return config.batch.micro_size * config.data.seq_length / config.parallel.cp
 
 
 def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
-    """Return the bytes that the backward pass of one microbatch needs of a stage's layers."""
+    """Return the bytes that a stage's layers keep for the backward pass of one microbatch."""
     tokens = tokens_of_rank(config)
     whole = sum(kept_by_layer(letter, model, config) for letter in stage.letters) * tokens
-    recompute, layers = config.recompute, len(stage.letters) / 2  # dense: recompute of whole layers is for them alone
+    recompute, layers = config.recompute, len(stage.letters) / 2  # a dense layer is two letters; only dense models recompute whole layers
     if recompute.granularity == "full":
         count = layers if recompute.num_layers is None else min(recompute.num_layers * (config.parallel.vpp or 1), layers)
         inputs = _element(config) * model.hidden_size / _sequence_split(config) * tokens
@@ -94,10 +96,10 @@ def kept_by_stage(stage: Stage, model: ModelConfig, config: TrainConfig) -> floa
 
 
 def kept_by_layer(letter: str, model: ModelConfig, gang: GangConfig) -> float:
-    """Return the bytes a token that a layer keeps on a rank: input and norm, then what tensor parallelism splits.
+    """Return the bytes per token that a layer keeps on a rank: input and norm, then what tensor parallelism splits.
 
-    Of a linear layer its input is kept, in 1 byte under FP8. Selective recompute of core_attn gives up flash attention's sums alone, of mlp
-    all but its input.
+    A linear layer keeps its input, in 1 byte under FP8. Selective recompute of core_attn frees only flash attention's sums; of mlp it frees
+    all but the input.
     """
     tp, element, linear = gang.parallel.tp, _element(gang), 1.0 if gang.fp8 is not None else _element(gang)
     ends = (element + linear) * model.hidden_size / _sequence_split(gang)
@@ -107,16 +109,16 @@ def kept_by_layer(letter: str, model: ModelConfig, gang: GangConfig) -> float:
     if letter == "-" and "mlp" in modules:
         return ends
     if letter == "-":
-        outputs = 2 if model.activation == "swiglu" else 1  # of the first matrix
+        outputs = 2 if model.activation == "swiglu" else 1  # gate and up are both outputs of the first matrix
         return ends + (element * outputs + linear) * model.ffn_hidden_size / tp
     queries, keys = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    output = element + (linear if linear < element else 0)  # attention keeps its output; in FP8 the layer behind it keeps its own
+    output = element + (linear if linear < element else 0)  # attention keeps its output; under FP8 the next layer keeps its own copy
     sums = 0 if "core_attn" in modules else 4 * model.num_attention_heads
     return ends + (element * (queries + 2 * keys) + output * queries + sums) / tp
 
 
 def _kept_by_mixer(model: ModelConfig, element: float, linear: float) -> float:
-    """in_proj's output, the scan's output before and behind its gate, and out_proj's input; convolution and states are made again."""
+    """Count in_proj's output, the scan's output before and after its gate, and out_proj's input. Convolution and states are recomputed."""
     assert model.mamba is not None
     inner, states = model.mamba.num_heads * model.mamba.head_dim, model.mamba.num_groups * model.mamba.state_dim
     projected = 2 * inner + 2 * states + model.mamba.num_heads
@@ -124,21 +126,21 @@ def _kept_by_mixer(model: ModelConfig, element: float, linear: float) -> float:
 
 
 def _logits(model: ModelConfig, config: TrainConfig) -> float:
-    """Return the bytes of the loss: logits, their fp32 softmax in place, one more copy where padding or Granite's scale makes it."""
+    """Return the bytes of the loss: logits, their fp32 softmax in place, and one more copy under padding or Granite's scale."""
     rows = padded_vocab_size(model.vocab_size, config.parallel.tp)
     copies = (model.logits_scaling != 1.0) + (rows > model.vocab_size)
     return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens_of_rank(config)
 
 
 def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:
-    """Return the bytes beside what is kept: the largest layer's gradients, and what is made again of a layer at a time."""
+    """Return the temporary bytes of the backward pass: the largest layer's gradients, and the recomputed activations of one layer."""
     plain = replace(config, recompute=RecomputeConfig())
     kinds = sorted(set(stage.letters))
     kept = [kept_by_layer(letter, model, plain) for letter in kinds]
     again = sum(kept) - (0.0 if config.recompute.granularity == "full" else sum(kept_by_layer(letter, model, config) for letter in kinds))
-    gathered = 2 * _element(config) * model.hidden_size * (config.parallel.tp > 1)  # the whole sequence, forward and its gradient
+    gathered = 2 * _element(config) * model.hidden_size * (config.parallel.tp > 1)  # the whole sequence, and its gradient
     states = 0.0
-    if "M" in stage.letters and model.mamba is not None:  # of each chunk of tokens, made again in fp32, and their gradients
+    if "M" in stage.letters and model.mamba is not None:  # the states of each chunk of tokens, recomputed in fp32, and their gradients
         inner = model.mamba.num_heads * model.mamba.head_dim / config.parallel.tp
         states = 8.0 * inner * model.mamba.state_dim / model.mamba.chunk_size + 2 * _element(config) * inner
     return (again + max(kept) + gathered + states) * tokens_of_rank(config)

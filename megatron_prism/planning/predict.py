@@ -1,4 +1,4 @@
-"""What a run is predicted to need: memory and time of every stage, rates, hours and checkpoints."""
+"""The prediction for a run: memory and time of every stage, rates, hours and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
 
 @dataclass(frozen=True)
 class Prediction:
-    """A layout's memory, by pipeline stage, and the time of a step."""
+    """A layout's memory by pipeline stage, and the time of a step."""
 
     stages: tuple[Stage, ...]
     memories: tuple[memory.Memory, ...]
@@ -36,7 +36,7 @@ class Prediction:
 def predict(
     stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION
 ) -> Prediction:
-    """Return the prediction for a layout whose pipeline ranks hold `stages`; the config has been checked."""
+    """Return the prediction for a layout with these pipeline stages. The config must have been checked."""
     dp = world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
     time = throughput.of_step(stages, model, config, world_size, attention)
     return Prediction(
@@ -49,7 +49,7 @@ def predict(
 
 
 def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
-    """Return a prediction as the plan's plain values. MFU is named by its convention; the price is the caller's assumption."""
+    """Return a prediction as the plan's plain values. MFU is named by its convention. The price is the caller's assumption."""
     peak = throughput.peak_flops(throughput.precision_of(config))
     rate, tokens_per_step = prediction.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
     hours = tokens_per_step * config.steps / rate / 3600
@@ -82,7 +82,7 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
 
 
 def checkpoint_bytes(stages: Sequence[Stage], gang: GangConfig) -> float:
-    """Return a training checkpoint's size: the weights, and for what trains the optimizer's own: fp32 weights and two moments, in fp32 too."""
+    """Return a training checkpoint's size: the weights, and for trainable parameters fp32 weights and two fp32 moments."""
     element = 4.0 if gang.precision == "fp32" else 2.0
     return gang.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
 

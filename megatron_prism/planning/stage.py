@@ -1,4 +1,4 @@
-"""What one pipeline rank holds: its layers and its parameters. The planner's unit, for memory and for time."""
+"""The layers and parameters of one pipeline rank. This is the planner's unit for memory and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
 
-# the matrix products that Transformer Engine can do in FP8, by their parameter's name in a checkpoint
+# the matrix products that Transformer Engine can do in FP8, by the parameter's checkpoint name
 FP8_WEIGHTS = (
     "*.linear_qkv.weight",
     "*.linear_proj.weight",
@@ -21,9 +21,9 @@ FP8_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One pipeline rank, of one tensor-parallel rank: its layers' letters (M, *, -), and how many parameters it holds and trains.
+    """One pipeline rank, on one tensor-parallel rank: its layers' letters (M, *, -), and how many parameters it holds and trains.
 
-    matrices are those that its layers multiply with, fp8 those of them in FP8; embedding and output layer are in neither.
+    matrices: the parameters of its layers' matrices. fp8: those of them in FP8. Neither counts the embedding and the output layer.
     """
 
     letters: str
@@ -37,7 +37,7 @@ class Stage:
 
 
 def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bool, config: TrainConfig) -> Stage:
-    """Return the stage that holds parameters of these sizes, by name as in a checkpoint."""
+    """Return the stage that holds parameters of these sizes (by checkpoint name)."""
     trainable = [name for name in sizes if _matches(name, config.trainable)]
     matrices = [name for name in sizes if _matches(name, FP8_WEIGHTS)]
     return Stage(
@@ -57,5 +57,5 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def letters_of(model: ModelConfig, layers: Sequence[int]) -> str:
-    """Return the letters of some of a model's layers: a dense layer is two, attention and MLP."""
+    """Return the letters of some of a model's layers. A dense layer has two: attention and MLP."""
     return "".join("*-" if model.layer_pattern is None else model.layer_pattern[layer] for layer in sorted(layers))

@@ -1,8 +1,8 @@
-"""Seconds of a training step on H100s, from what each stage multiplies, moves and waits for. A model with few constants, not a simulation.
+"""Seconds of a training step on H100s: a model with few constants, not a simulation.
 
-A microbatch takes a stage the time of its matrix products, attention, elementwise work and the communication that is not hidden behind
-them. The slowest stage sets the pace of the pipeline; gradients, optimizer and weights follow once a step. Fitted constants are marked;
-docs/PLANNER.md shows them against published rows.
+A stage's time for a microbatch is the sum of its matrix products, attention, elementwise work and exposed communication. The slowest stage
+sets the pace of the pipeline. Gradients, optimizer and weights add their time once per step. Fitted constants are marked, and
+docs/PLANNER.md compares them with published rows.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from megatron_prism.planning.stage import Stage
 
 MATMUL = {"fp8": 0.50, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
 ATTENTION = 0.60  # of the bf16 peak, causal FLOPs, with the kernels of 2025 and later: fitted
-TENSOR_EXPOSED = 0.5  # of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
-SCAN = 0.05  # of the bf16 peak, a Mamba scan's 7 FLOPs a state element: an assumption, nothing is published
-PASSES = 4.0  # how often a byte that is kept for the backward pass is written or read, all in all: an assumption
-FP32_TFLOPS = 67.0  # NVIDIA's data sheet, outside its tensor cores
+TENSOR_EXPOSED = 0.5  # share of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
+SCAN = 0.05  # of the bf16 peak, for a Mamba scan's 7 FLOPs per state element: an assumption, nothing is published
+PASSES = 4.0  # writes and reads, in total, of a byte that is kept for the backward pass: an assumption
+FP32_TFLOPS = 67.0  # NVIDIA's data sheet, outside the tensor cores
 HBM_BYTES_S = 3.35e12 * 0.75
 NVLINK_BYTES_S = 450e9 * 0.75  # one way
-INFINIBAND_BYTES_S = 50e9 * 0.85  # one 400 Gbit/s port a GPU
+INFINIBAND_BYTES_S = 50e9 * 0.85  # one 400 Gbit/s port per GPU
 GPUS_PER_NODE = 8
-HOST_LINK_BYTES_S = 50e9  # PCIe 5, one way: what is offloaded
+HOST_LINK_BYTES_S = 50e9  # PCIe 5, one way: for offloading
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step on the slowest stage, by what they go into; they add up to the step."""
+    """Seconds of a step on the slowest stage, by use. They add up to the step."""
 
     matmul_s: float
     attention_s: float
@@ -50,7 +50,7 @@ class StepTime:
 
 
 def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION) -> StepTime:
-    """Return the time of a step; its slowest stage sets it. attention: what the kernels reach, as ATTENTION."""
+    """Return the time of a step, which the slowest stage sets. attention: the kernels' share of the peak, as ATTENTION."""
     grid = config.parallel
     dp = world_size // (grid.tp * grid.pp * grid.cp)
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
@@ -64,7 +64,7 @@ def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, wo
 
 
 def precision_of(gang: GangConfig) -> str:
-    """Return what a run's layers multiply in."""
+    """Return the precision of a run's matrix products."""
     return "fp8" if gang.fp8 is not None else gang.precision
 
 
@@ -74,12 +74,12 @@ def peak_flops(precision: str) -> float:
 
 
 def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float) -> dict[str, float]:
-    """Return the seconds of a stage's forward and backward pass over one microbatch, by what they go into."""
+    """Return the seconds of a stage's forward and backward pass over one microbatch, by use."""
     tokens, tp = tokens_of_rank(config), config.parallel.tp
     layers, others = precision_of(config), config.precision
     peak = peak_flops(others)
     forward = 2 * stage.matrices / (peak_flops(layers) * MATMUL[layers])
-    trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix has a gradient of its input alone
+    trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix needs only the gradient of its input
     matmul = forward * (2 + trained)
     if stage.is_last:
         matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL[others])
@@ -126,14 +126,14 @@ def _recomputed_mlp(stage: Stage, model: ModelConfig, gang: GangConfig) -> float
 
 
 def _tensor(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
-    """Gather and scatter before and behind each layer, forward and backward: 4 times the hidden state, over NVLink."""
+    """Return the seconds of gather and scatter around each layer, forward and backward: 4 times the hidden state, over NVLink."""
     tp = gang.parallel.tp
     moved = 4 * 2 * model.hidden_size * (tp - 1) / tp * len(stage.letters)
     return TENSOR_EXPOSED * moved / _link(tp)
 
 
 def _context(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
-    """Pass keys and values around forward, and with their gradients backward; a Mamba layer exchanges its tokens for heads."""
+    """Return the seconds of passing keys and values forward, and with their gradients backward. A Mamba layer exchanges tokens for heads."""
     grid = gang.parallel
     if grid.cp == 1:
         return 0.0
@@ -146,14 +146,14 @@ def _context(stage: Stage, model: ModelConfig, gang: GangConfig) -> float:
 
 
 def _link(span: int) -> float:
-    """Return the bandwidth of one GPU to neighbours `span` ranks wide: within a node, or between nodes."""
+    """Return the bandwidth of one GPU in a group that spans `span` ranks: within a node, or between nodes."""
     return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
 
 
 def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float) -> tuple[float, float]:
-    """Return the seconds of gradients and weights that no computation hides, and of the optimizer.
+    """Return the exposed seconds of gradients and weights, and the seconds of the optimizer.
 
-    A ring over nodes uses the port of every GPU of a node that belongs to it. What overlaps hides behind one microbatch's pass.
+    A ring over nodes uses the port of each of its GPUs in a node. Overlapped communication hides behind one microbatch's pass.
     """
     grid, replicas = gang.parallel, dp * gang.parallel.cp
     local = max(1, GPUS_PER_NODE // grid.tp)  # ranks of one ring within a node

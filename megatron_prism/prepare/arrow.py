@@ -1,6 +1,6 @@
 """Read the records of columnar files: `.parquet`, and the `.arrow` streams of a folder that `datasets` saved to disk.
 
-A damaged file is an OSError here, whatever Arrow calls it, so that a reader of texts treats all its files alike.
+A damaged file raises OSError here, whatever Arrow raises, so a reader of texts handles all formats alike.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = (".parquet", ".arrow")
-BATCH_ROWS = 256  # of a parquet file: a batch of long documents stays small; a stream comes in the batches it was written in
+BATCH_ROWS = 256  # for parquet: small, since documents may be long; an Arrow stream comes in the batches it was written in
 BUFFER_BYTES = 1 << 20
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # Source: Arrow columnar format, IPC streaming format, end-of-stream marker
 
@@ -25,7 +25,7 @@ STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # Source: Arrow columnar format, IPC s
 def saved_files(folder: Path) -> tuple[Path, ...]:
     """Return the data files of a folder written by `datasets.Dataset.save_to_disk`, in the order of its rows.
 
-    Raises: InputError for any other folder, a DatasetDict among them, and for a file that is not there.
+    Raises: InputError for any other folder (a DatasetDict too), and for a missing file.
     """
     state = folder / "state.json"
     if (folder / "dataset_dict.json").is_file():
@@ -34,11 +34,11 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
     if not state.is_file():
         raise InputError(Problem(str(folder), "a folder without state.json", "a folder of Dataset.save_to_disk", "name files, or a glob"))
     try:
-        found = json.loads(state.read_bytes())
-        names = [str(file["filename"]) for file in found["_data_files"]]
+        saved_state = json.loads(state.read_bytes())
+        names = [str(file["filename"]) for file in saved_state["_data_files"]]
     except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
         raise InputError(Problem(str(state), f"no list of data files ({error})", "_data_files, as save_to_disk writes it")) from None
-    if not names or found.get("_indices_data_files"):  # the second: an old writer's rows, chosen and reordered by another file
+    if not names or saved_state.get("_indices_data_files"):  # an old writer put the choice and order of rows in the indices file
         raise InputError(
             Problem(
                 str(state),
@@ -47,15 +47,16 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
                 "save it again with a newer `datasets`",
             )
         )
-    inside = {path.name for path in folder.glob("*.arrow") if path.is_file()}  # a name that leads out of the folder is not among them
+    inside = {path.name for path in folder.glob("*.arrow") if path.is_file()}  # so a name that leads out of the folder is refused
     raise_problems([Problem(f"{state}: _data_files", repr(name), "an .arrow file in the folder") for name in names if name not in inside])
     return tuple(folder / name for name in names)
 
 
 def records(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row's number, from 1, and its values of the columns `names`: bytes for a string, within lists and structs too, None for a null.
+    """Yield each row's number, from 1, and its values in the columns `names`.
 
-    Raises: InputError naming each column that is missing or of a type that JSON has not; OSError for a damaged file.
+    A string comes as bytes, within lists and structs too. A null comes as None.
+    Raises: InputError naming each column that is missing or of a type that JSON lacks. OSError for a damaged file.
     """
     import pyarrow as pa
 
@@ -67,7 +68,7 @@ def records(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterato
             for row in range(batch.num_rows):
                 number += 1
                 yield number, {name: column[row].as_py() for name, column in zip(names, columns, strict=True)}
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError) as error:  # a damaged file may ask for any size
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError) as error:  # MemoryError: a damaged file may ask for any size
         raise OSError(f"damaged {path.suffix[1:]} file: {error}") from None
 
 
@@ -87,7 +88,7 @@ def _stream(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterato
         _check(path, stream.schema, names)
         yield from stream
         raw.seek(-len(STREAM_END), io.SEEK_END)
-        if raw.read() != STREAM_END:  # Arrow takes a file that is cut between two batches for a whole one
+        if raw.read() != STREAM_END:  # Arrow accepts a file that is cut between two batches
             raise EOFError("the Arrow stream has no end")
 
 
@@ -104,9 +105,9 @@ def _check(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
 
 
 def _as_bytes(kind: pa.DataType, is_inner: bool = False) -> pa.DataType | None:
-    """Return a type with bytes for each string in it and no dictionary, None where JSON has no such value.
+    """Return the type with strings as bytes and dictionaries decoded, or None where JSON has no such value.
 
-    Beside the turns that are read, a list of them often holds times: they become whole numbers.
+    A list of turns often holds times beside the text. Inner times become integers.
     """
     import pyarrow as pa
     from pyarrow import types
@@ -126,7 +127,7 @@ def _as_bytes(kind: pa.DataType, is_inner: bool = False) -> pa.DataType | None:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Return a column whose values can be read one by one: offsets checked, no dictionary, strings as bytes not yet decoded."""
+    """Return a column whose values can be read one by one: offsets checked, dictionaries decoded, strings left as bytes."""
     from pyarrow import types
 
     wanted = _as_bytes(column.type)
@@ -140,7 +141,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _bytes_types() -> dict[pa.DataType, pa.DataType]:
-    """Return the types of text, each with the type of its bytes: one string of invalid UTF-8 is one bad record, not a bad file."""
+    """Return the binary type for each string type. Decoding later makes invalid UTF-8 a bad record, not a bad file."""
     import pyarrow as pa
 
     kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}

@@ -1,7 +1,7 @@
-"""Find runs of words that a document shares with evaluation texts, exactly.
+"""Find runs of words that a document shares with evaluation texts. The answer is exact.
 
-Words are lower-case runs of `\\w`, so neither punctuation nor white space nor the layout of LaTeX hides a copy.
-A 64-bit hash of a run's first words finds candidates; they are compared word by word, so no hash decides.
+Words are lower-case runs of `\\w`, so punctuation, white space and the layout of LaTeX cannot hide a copy.
+A 64-bit hash of a run's first words finds candidates. Candidates are compared word by word, so a hash collision changes nothing.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 
 WORD = re.compile(r"\w+")
 FACTOR = 0x9E3779B97F4A7C15  # odd: 2**64 over the golden ratio
-FILTER_BITS_PER_RUN = 64  # a table of so many bits (bytes, in memory) a run lets one in 64 other runs through
+FILTER_BITS_PER_RUN = 64  # table entries per run (one byte each in memory): one in 64 other runs passes this filter
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The words of the evaluation texts, made to be searched. num_texts counts all of them, num_too_short those not looked for.
+    """An index over the words of the evaluation texts. num_texts counts all texts, num_too_short those too short to search for.
 
-    A run is what must not be shared: `ngram` words in a row, or a shorter text. Runs are ordered by the hash of their first words.
+    A run is what a document must not share: `ngram` words in a row, or all words of a shorter text. Runs are sorted by hash.
     """
 
     num_texts: int
     num_too_short: int
-    num_hashed: int  # words of a run that are hashed: those of the shortest run
-    vocabulary: dict[str, int]  # from 1: 0 is every other word
-    words: np.ndarray  # uint64: of all texts, one after the other
+    num_hashed: int  # how many words of each run are hashed: the length of the shortest run
+    vocabulary: dict[str, int]  # numbers from 1; 0 stands for every unknown word
+    words: np.ndarray  # uint64: all texts, concatenated
     hashes: np.ndarray  # uint64 [runs]
     starts: np.ndarray  # int64 [runs], in `words`
     lengths: np.ndarray  # int64 [runs], in words
-    table: np.ndarray  # bool: is there a hash with these first bits?
+    table: np.ndarray  # bool: whether any hash begins with these bits
 
     def first(self, text: str) -> str | None:
-        """Return the shared run of words that begins first, of those the longest; None where there is none."""
+        """Return the first shared run of words, the longest where several begin there. None: nothing is shared."""
         words = WORD.findall(text.lower())
         numbers = np.fromiter(map(self.vocabulary.get, words, repeat(0)), np.uint64, len(words))
         hashes = _hash_runs(numbers, self.num_hashed)
@@ -53,20 +53,20 @@ class Overlap:
 
 
 def overlap(texts: Iterable[str], ngram: int, shortest: int) -> Overlap:
-    """Return what finds `ngram` words in a row of any of `texts`; of a shorter text all words, if they are at least `shortest`."""
+    """Build the index over `texts`: runs of `ngram` words. A text shorter than that is one run, if it has at least `shortest` words."""
     vocabulary: dict[str, int] = {}
     words: list[int] = []
     runs: list[tuple[int, int]] = []  # start, length
     num_texts = num_too_short = 0
     for text in texts:
-        found = WORD.findall(text.lower())
-        length = min(len(found), ngram)
+        text_words = WORD.findall(text.lower())
+        length = min(len(text_words), ngram)
         num_texts += 1
-        if len(found) < max(shortest, 1):
+        if len(text_words) < max(shortest, 1):
             num_too_short += 1
             continue
-        runs += [(len(words) + index, length) for index in range(len(found) - length + 1)]
-        words += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in found]
+        runs += [(len(words) + index, length) for index in range(len(text_words) - length + 1)]
+        words += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in text_words]
     starts, lengths = np.array(runs, np.int64).reshape(-1, 2).T
     num_hashed = int(lengths.min(initial=ngram))
     numbers = np.array(words, np.uint64)
@@ -82,7 +82,7 @@ def _shift(table: np.ndarray) -> np.uint64:
 
 
 def _hash_runs(words: np.ndarray, length: int) -> np.ndarray:
-    """Return a 64-bit hash of every run of `length` words, a polynomial in FACTOR; it doubles to runs of 2, 4, ..., then overlaps."""
+    """Return a 64-bit polynomial hash (in FACTOR) of every run of `length` words. Runs double: 2, 4, ...; the last step overlaps."""
     hashes, size = words * np.uint64(FACTOR), 1
     while size < length:
         step = min(size, length - size)

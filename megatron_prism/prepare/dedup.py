@@ -1,6 +1,6 @@
-"""Leave out a document that was there before: the same text, or (MinHash) one that shares most of its runs of five words.
+"""Drop duplicate documents: the same text (exact), or one that shares most of its runs of five words (MinHash).
 
-Of those alike the first in order is kept. A document is known by a row of 64-bit numbers that any process makes from its text alone.
+The first of several duplicates is kept. A document's key is a row of 64-bit numbers, computed from its text alone in any process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 WORD = re.compile(r"\w+")
-NUM_BANDS, BAND_ROWS = 14, 8  # two texts of similarity s share a band with the probability 1 - (1 - s**8)**14: half of them at s = 0.69
+NUM_BANDS, BAND_ROWS = 14, 8  # texts of similarity s share a band with probability 1 - (1 - s**8)**14: one half at s = 0.69
 SHINGLE_WORDS = 5
 MINHASH_SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 over the golden ratio
-PIECE = 4096  # shingles at a time: so many times 112 numbers of 4 bytes is 2 MB
+PIECE = 4096  # shingles at a time: 4096 x 112 numbers of 4 bytes are 2 MB
 
 
 def exact_key(text: str) -> bytes:
@@ -32,7 +32,8 @@ def exact_key(text: str) -> bytes:
 def minhash_bands(text: str) -> np.ndarray:
     """Return the hash of each band of the text's MinHash signature, uint64 [14].
 
-    Shingles are runs of five words, lower-case runs of `\\w`; a text of fewer is one shingle, and one without words is itself.
+    A shingle is five words in a row; a word is a lower-case run of `\\w`. A text of fewer words is one shingle. A text without words
+    is its own single shingle.
     """
     sketch = _empty().copy()
     shingles = _shingles(text)
@@ -47,12 +48,12 @@ def minhash_bands(text: str) -> np.ndarray:
 def _empty() -> MinHash:
     from datasketch import MinHash
 
-    # The shingles come hashed. `affine32` is named, since a library's next default would disagree with what earlier shards kept.
+    # The shingles are hashed already. `affine32` is named because a new default of the library would not match the keys of older shards.
     return MinHash(NUM_BANDS * BAND_ROWS, seed=MINHASH_SEED, hashfunc=int, scheme="affine32")
 
 
 def _shingles(text: str) -> np.ndarray:
-    """Return a 32-bit hash of each shingle, mixed from those of its words, so that a word is hashed once for five shingles."""
+    """Return a 32-bit hash of each shingle, mixed from its words' hashes: each word is hashed once, not five times."""
     words = WORD.findall(text.lower()) or [text]
     hashes = np.fromiter(map(crc32, map(str.encode, words)), np.uint64, len(words))
     size = min(SHINGLE_WORDS, len(words))
@@ -64,9 +65,9 @@ def _shingles(text: str) -> np.ndarray:
 
 
 class Seen:
-    """The documents kept so far, by their rows: those of `exact_key` agree in both numbers, those of `minhash_bands` in any.
+    """The keys of the documents kept so far. Exact keys match in both numbers, MinHash keys in any band.
 
-    Memory: about 90 bytes (exact) or 1.2 kB (minhash) a document kept.
+    Memory: about 90 bytes (exact) or 1.2 kB (minhash) per document kept.
     """
 
     def __init__(self, kind: Literal["exact", "minhash"]):
@@ -74,25 +75,25 @@ class Seen:
         self._marks: set[int] = set()
 
     def are_new(self, rows: np.ndarray) -> np.ndarray:
-        """Return for each document whether none kept is like it, and keep it then: bool [documents].
+        """Return which documents are new (bool [documents]), and keep those.
 
-        rows: uint64 [documents, 2 or 14], in order; a document may be like one before it in the same call.
+        rows: uint64 [documents, 2 or 14], in order. A document is also compared with those before it in the same call.
         """
-        found = np.zeros(len(rows), bool)
+        is_new = np.zeros(len(rows), bool)
         for index, row in enumerate(rows.tolist()):
             marks = self._of(row)
             if self._marks.isdisjoint(marks):
                 self._marks.update(marks)
-                found[index] = True
-        return found
+                is_new[index] = True
+        return is_new
 
     def add(self, rows: np.ndarray) -> None:
-        """Keep documents unasked, as earlier calls kept them: uint64 [documents, 2 or 14]."""
+        """Add the keys of documents that an earlier run kept: uint64 [documents, 2 or 14]."""
         for row in rows.tolist():
             self._marks.update(self._of(row))
 
     def _of(self, row: list[int]) -> list[int]:
-        """Return the marks of a document, any of which makes another like it."""
+        """Return a document's marks. Two documents with a mark in common are duplicates."""
         if self._kind == "exact":
             return [row[0] << 64 | row[1]]
         return [number << 4 | band for band, number in enumerate(row)]

@@ -1,7 +1,7 @@
-"""From records to documents: a record's text, then what leaves it out, then its tokens. All that a worker process does.
+"""From records to documents: text, filters, tokens. This is all that a worker process does.
 
-A document's way: keep -> text -> sample -> decontaminate -> tokens -> min_tokens; dedup (dedup.py) needs all documents in order and
-comes after. What becomes of a record depends on it and the recipe alone, so neither order nor the number of workers moves it.
+The steps are keep -> text -> sample -> decontaminate -> tokens -> min_tokens. Dedup (dedup.py) needs all documents in order, so it runs
+afterwards in the parent. The result for a record depends on the record and the recipe alone, not on order or the number of workers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from megatron_prism.prepare import decontaminate, dedup, records, sample, source
 from megatron_prism.prepare.decontaminate import Overlap
 from megatron_prism.prepare.sources import Input, OpenFile, Record
 
-BATCH_BYTES = 1 << 19  # a fraction of a second's work, and all that a worker holds at a time
+BATCH_BYTES = 1 << 19  # a fraction of a second of work; a worker holds one batch at a time
 LeftOut = Literal["keep", "sample", "decontaminate", "min_tokens", "dedup"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides, beside the file, which documents its records become."""
+    """The settings that decide which documents a file's records become."""
 
     source: str
     tokenizer: TokenizerSpec
@@ -43,7 +43,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """Records of one file, in order, with their numbers, and what to do with them."""
+    """Records of one file, in order, with their numbers and the recipe for them."""
 
     recipe: Recipe
     file: Input
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a batch: documents as tokens end to end, each one's length, side of the split and keys to know it again by."""
+    """The documents of one batch: tokens, concatenated; per document its length, its side of the split and its dedup key."""
 
     file: Input
     tokens: np.ndarray
@@ -66,7 +66,7 @@ class Made:
 
 
 def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None = None) -> Iterator[Batch]:
-    """Yield the records of files in batches of about BATCH_BYTES; a file's last batch may be empty.
+    """Yield the records of files in batches of about BATCH_BYTES. The last batch of a file may be empty.
 
     Raises: InputError naming a file that cannot be read.
     """
@@ -83,31 +83,31 @@ def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None =
 
 
 def make(batch: Batch) -> Made:
-    """Return what becomes of a batch of records."""
+    """Turn a batch of records into documents."""
     recipe, file = batch.recipe, batch.file
     left_out: Counter[LeftOut] = Counter()
     bad: list[Problem] = []
-    found = [text for text, group in read_texts(file, batch.records, left_out, bad) if _is_drawn(recipe, file, text, group, left_out)]
+    texts = [text for text, group in read_texts(file, batch.records, left_out, bad) if _is_drawn(recipe, file, text, group, left_out)]
     if recipe.decontaminate:
         overlap = evaluation_overlap(recipe.decontaminate)
-        clean = [text for text in found if overlap.first(text) is None]
-        left_out["decontaminate"] += len(found) - len(clean)
-        found = clean
-    tokens, lengths = tokenizer.encode_documents(found, recipe.tokenizer, recipe.append_eos)
+        clean = [text for text in texts if overlap.first(text) is None]
+        left_out["decontaminate"] += len(texts) - len(clean)
+        texts = clean
+    tokens, lengths = tokenizer.encode_documents(texts, recipe.tokenizer, recipe.append_eos)
     enough = lengths >= max(recipe.min_tokens, 1)
     if not enough.all():
         left_out["min_tokens"] += int((~enough).sum())
-        tokens, lengths, found = (
+        tokens, lengths, texts = (
             tokens[np.repeat(enough, lengths)],
             lengths[enough],
-            [text for text, is_in in zip(found, enough, strict=True) if is_in],
+            [text for text, is_in in zip(texts, enough, strict=True) if is_in],
         )
-    is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for text in found], bool)
-    return Made(file, tokens, lengths, is_valid, _keys(found, recipe.dedup), left_out, bad, batch.is_last)
+    is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for text in texts], bool)
+    return Made(file, tokens, lengths, is_valid, _keys(texts, recipe.dedup), left_out, bad, batch.is_last)
 
 
 def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
-    """Yield what became of one file's batches, and look no further: what is wrong with the next file is not this one's matter."""
+    """Yield the batches of one file and stop before the next, so an error in the next file does not end this one."""
     for part in made:
         yield part
         if part.is_last:
@@ -115,15 +115,15 @@ def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
 
 
 def lots(batch: Batch) -> list[tuple[str, int]]:
-    """Return (group, lot) of each text of a batch whose part is sampled: what `sample.Draw` chooses from."""
-    recipe, found = batch.recipe, read_texts(batch.file, batch.records, Counter(), [])
-    return [(group, sample.lot(text, recipe.seed, recipe.source)) for text, group in found if group is not None]
+    """Return (group, lot) of each text in a batch of a sampled part: the candidates of `sample.Draw`."""
+    recipe, texts = batch.recipe, read_texts(batch.file, batch.records, Counter(), [])
+    return [(group, sample.lot(text, recipe.seed, recipe.source)) for text, group in texts if group is not None]
 
 
 def read_texts(
     file: Input, numbered: Iterable[tuple[int, Record]], left_out: Counter[LeftOut], bad: list[Problem]
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield each record's text and the group it is sampled from; what is left out is counted, what is bad is told."""
+    """Yield each record's text and its sample group. Count filtered records in `left_out`; append bad ones to `bad`."""
     for number, record in numbered:
         try:
             text, group = records.text_of(record, file.part, file.is_plain)
@@ -137,7 +137,7 @@ def read_texts(
 
 
 def is_held_out(text: str, valid_percent: float) -> bool:
-    """Return whether a document is among the valid_percent held out, by a hash of its text: equal texts stay together."""
+    """Return whether a document is held out (valid_percent). A hash of its text decides, so equal texts stay together."""
     if not valid_percent:
         return False
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -159,9 +159,9 @@ def evaluation_files(config: DecontaminateConfig) -> tuple[Input, ...]:
 
 @lru_cache(maxsize=1)
 def evaluation_overlap(config: DecontaminateConfig) -> Overlap:
-    """Return what to look for in documents, read once a process from the evaluation sets.
+    """Return the index of the evaluation sets, read once per process.
 
-    Raises: InputError with every record of theirs that gives no text.
+    Raises: InputError with every evaluation record that gives no text.
     """
     problems: list[Problem] = []
     wanted = [text for file in evaluation_files(config) for text, _ in read_texts(file, sources.read_records(file), Counter(), problems)]
@@ -181,11 +181,11 @@ def _is_drawn(recipe: Recipe, file: Input, text: str, group: str | None, left_ou
     return drawn
 
 
-def _keys(found: Sequence[str], kind: Literal["none", "exact", "minhash"]) -> np.ndarray:
-    """Return what `dedup` knows each text by, uint64 [texts, numbers of one]."""
-    if kind == "none" or not found:
-        return np.zeros((len(found), 0), np.uint64)
-    rows = [dedup.minhash_bands(text) if kind == "minhash" else np.frombuffer(dedup.exact_key(text), np.uint64) for text in found]
+def _keys(texts: Sequence[str], kind: Literal["none", "exact", "minhash"]) -> np.ndarray:
+    """Return the dedup key of each text, uint64 [texts, numbers per key]."""
+    if kind == "none" or not texts:
+        return np.zeros((len(texts), 0), np.uint64)
+    rows = [dedup.minhash_bands(text) if kind == "minhash" else np.frombuffer(dedup.exact_key(text), np.uint64) for text in texts]
     return np.stack(rows)
 
 

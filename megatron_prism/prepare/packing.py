@@ -1,7 +1,7 @@
-"""Best-fit-decreasing packing: documents, or chunks of those that are too long, into bins of seq_length tokens (paper, section 8.1).
+"""Best-fit-decreasing packing of documents into bins of seq_length tokens (paper, section 8.1).
 
-A document longer than a bin is cut into chunks. Pieces are taken from the longest to the shortest, and each goes to the bin whose
-remaining room is sufficient and minimal, else to a new bin. Pure arithmetic on lengths; its files are packed.py's.
+A document longer than a bin is cut into chunks. Pieces (documents or chunks) are placed from the longest to the shortest. Each goes to
+the bin with the least sufficient room, else to a new bin. Pure arithmetic on lengths; data/packed.py reads and writes the files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from megatron_prism.data.packed import Packed
 def pack(lengths: np.ndarray, seq_length: int, overlap: int = 0) -> Packed:
     """Pack documents of these lengths (tokens, each at least 1) into bins of `seq_length`, by best-fit decreasing.
 
-    Chunks of a longer document begin at 0, L - overlap, 2 (L - overlap), ...; the last one holds the rest. Memory and time grow with
-    the documents, not with their square.
+    Chunks of a longer document begin at 0, L - overlap, 2 (L - overlap), ...; the last one holds the rest. Memory and time do not grow
+    with the square of the number of documents.
     Source: paper, section 8.1.
     """
     assert 0 <= overlap < seq_length <= np.iinfo(np.int32).max
@@ -28,7 +28,7 @@ def pack(lengths: np.ndarray, seq_length: int, overlap: int = 0) -> Packed:
     sizes, counts = np.unique(length, return_counts=True)
     bins, runs = _best_fit(sizes[::-1].tolist(), counts[::-1].tolist(), seq_length)
     bin_of = np.repeat(np.frombuffer(bins, np.int64), np.frombuffer(runs, np.int64))
-    order = order[np.argsort(bin_of, kind="stable")]  # stable: within a bin in the order they were put
+    order = order[np.argsort(bin_of, kind="stable")]  # stable: pieces keep the order in which they were placed
     bin_starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(bin_of))])
     return Packed(document[order], start[order], length[order].astype(np.int32), bin_starts, seq_length)
 
@@ -44,14 +44,14 @@ def _pieces(lengths: np.ndarray, seq_length: int, overlap: int) -> tuple[np.ndar
 
 
 def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[array[int], array[int]]:
-    """Return runs of pieces, from the longest on: the bin that each run goes to, and how many pieces it is.
+    """Return runs of pieces, longest first: the bin of each run, and the number of pieces in it.
 
-    sizes fall; counts are how many pieces there are of each. A bin that took a piece and has room for another of the same size is
-    then the best fit itself, so that pieces of one size fill bin after bin.
+    sizes are decreasing; counts hold the number of pieces of each size. A bin that took a piece and has room for another of the same
+    size is again the best fit, so pieces of one size fill bin after bin.
     """
     bins, runs = array("q"), array("q")
     bins_by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []  # the keys of bins_by_room, rising
+    rooms: list[int] = []  # the keys of bins_by_room, ascending
 
     def put(filled: list[int], room: int) -> None:
         if not filled or not room:
@@ -66,7 +66,7 @@ def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[arr
         while count:
             best = bisect_left(rooms, size)
             room = rooms[best] if best < len(rooms) else seq_length
-            each = room // size  # pieces a bin
+            each = room // size  # pieces per bin
             wanted = -(-count // each)  # bins
             if best == len(rooms):
                 taken = list(range(num_bins, num_bins + wanted))
@@ -82,7 +82,7 @@ def _best_fit(sizes: list[int], counts: list[int], seq_length: int) -> tuple[arr
             runs.extend(repeat(each, full))
             put(taken[:full], room - each * size)
             count -= full * each
-            if full < len(taken):  # the last bin takes what is left
+            if full < len(taken):  # the last bin takes the remainder
                 runs.append(count)
                 put(taken[full:], room - count * size)
                 count = 0

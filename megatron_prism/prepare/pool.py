@@ -1,4 +1,4 @@
-"""Run a function over tasks in other processes, its results in the order of the tasks."""
+"""Map a function over tasks in worker processes, with the results in task order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Map = Callable[[Callable[[Task], Result], Iterable[Task]], Iterator[Result]]
 
 @contextmanager
 def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
-    """Yield a `map` over `num_workers` processes (None: one a core; 1: this one). It holds a few tasks a process, however many there are.
+    """Yield a `map` over `num_workers` processes (None: one per core; 1: this process). It holds at most a few tasks per process.
 
     Raises: EnvironmentFault where a process dies.
     """
@@ -30,7 +30,7 @@ def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
     if num_workers == 1:
         yield map
         return
-    # Spawned, not forked: the parent may hold threads and locks (torch, a progress bar) that a fork would copy half-way.
+    # Spawned, not forked: the parent may have threads and locks (torch, a progress bar) that a fork would copy in an unknown state.
     pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_follow_parent)
 
     def run(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
@@ -51,7 +51,7 @@ def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
 
 
 def _follow_parent() -> None:
-    """Leave a worker's end to its parent: an interrupt is the parent's to handle, and a killed parent leaves no worker waiting."""
+    """Tie a worker to its parent: the parent handles interrupts, and the worker ends when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

@@ -1,6 +1,6 @@
-"""From a record to its text: conditions, a template or turns, and the value of the field that a sample is drawn by.
+"""From a record to its text: conditions, then a template or turns, and the field that names the sample group.
 
-A dot in a field's name leads into a nested object, unless the record has a field of just that name.
+A dot in a field's name leads into a nested object, unless the record has a field with that whole name.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from megatron_prism.core.errors import Problem
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 PLAIN_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 SPEAKERS = {"user": "User: ", "human": "User: ", "assistant": "Assistant: ", "gpt": "Assistant: ", "system": None}
-WITHOUT_FIELD = "all"  # the one group of a sample without a field
+WITHOUT_FIELD = "all"  # the only group of a sample without a field
 TURN_KEYS = (("role", "content"), ("from", "value"))
 
 
 class BadRecord(Exception):
-    """A record that gives no document: what was found, what is required, and how many lines into the record it stands."""
+    """A record that gives no document: the value found, what is required, and the line of it, counted from the record's first."""
 
     def __init__(self, found: str, required: str, line: int = 0):
         self.found, self.required, self.line = found, required, line
 
 
 def fields(part: PartConfig) -> tuple[str, ...]:
-    """Return the top-level fields of a record that `part` reads, each once: of `a.b` the `a`."""
+    """Return the top-level fields of a record that `part` reads, each once (`a` for `a.b`)."""
     names = [part.turns.field] if part.turns else PLACEHOLDER.findall(part.text)
     names += [condition.field for condition in part.keep] + ([part.sample.field] if part.sample and part.sample.field else [])
     return tuple(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bool) -> tuple[str | None, str | None]:
-    """Return a record's text, None where a condition of `keep` is not met, and the value of the sample's field.
+    """Return a record's text and the value of the sample's field. The text is None where a condition of `keep` is not met.
 
-    record: a line of JSON, a row whose strings are bytes not yet decoded, or (is_plain) the bytes of a text.
-    Raises: BadRecord for what is no text; a value of a type that a condition cannot compare is one, and never just left out.
+    record: a line of JSON, a row with strings still as bytes, or (is_plain) the bytes of a text.
+    Raises: BadRecord where there is no text, and where a condition cannot compare a value's type (such a record is never dropped silently).
     """
     group = None
     try:
@@ -47,11 +47,13 @@ def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bo
             text = record.decode()
         else:
             row = _parse(record.decode()) if isinstance(record, bytes) else dict(record)
-            if not all([_holds(condition, row) for condition in part.keep]):  # a list: each is looked at, so that a bad one is named
+            if not all(
+                [_holds(condition, row) for condition in part.keep]
+            ):  # a list, not a generator: evaluate every condition, so a bad one is named
                 return None, None
             group = _group(row, part.sample) if part.sample else None
             text = _chat(row, part.turns) if part.turns else _render(row, part.text)
-        (text + (group or "")).encode()  # a JSON escape can spell half a surrogate pair, which is no text
+        (text + (group or "")).encode()  # raises for half a surrogate pair, which a JSON escape can spell
     except UnicodeDecodeError as error:
         line = record.count(b"\n", 0, error.start) if isinstance(record, bytes) else 0
         raise BadRecord(f"invalid UTF-8 ({error.reason})", "UTF-8 text", line) from None
@@ -63,7 +65,7 @@ def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bo
 
 
 def check_part(part: PartConfig, where: str) -> list[Problem]:
-    """Return what is wrong with a part's conditions, turns and sample; `where` is its key."""
+    """Return the problems of a part's conditions, turns and sample. `where` is the part's key."""
     problems = []
     for index, condition in enumerate(part.keep):
         if len(names := list(_operations(condition))) != 1:
@@ -98,7 +100,7 @@ def _parse(line: str) -> dict[str, Any]:
 
 
 def _value(record: dict[str, Any], name: str, key: str) -> object:
-    """Return a field's value; a string of a columnar file is decoded."""
+    """Return a field's value. Decode it where a columnar file gave bytes."""
     value: object = record
     for part in [name] if name in record else name.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -141,7 +143,7 @@ def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
     ((operation, operand),) = _operations(condition).items()
     value = _value(record, condition.field, "keep")
     required = _kind(condition.one_of[0] if operation == "one_of" else operand)
-    if _kind(value) != required:  # -1 is never equal to "-1": a typing error in the config would keep, or leave out, every record
+    if _kind(value) != required:  # -1 never equals "-1": a wrong type in the config would keep, or drop, every record
         found = f"field {condition.field!r} of type {type(value).__name__}" if _kind(value) != "nan" else f"field {condition.field!r} nan"
         raise BadRecord(found, f"{required}, as `{operation}` is")
     match operation:
@@ -157,11 +159,11 @@ def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
 
 
 def _chat(record: dict[str, Any], turns: TurnsConfig) -> str:
-    found = _value(record, turns.field, "turns")
-    if not isinstance(found, list):
-        raise BadRecord(f"field {turns.field!r} of type {type(found).__name__}", "a list of turns")
+    listed = _value(record, turns.field, "turns")
+    if not isinstance(listed, list):
+        raise BadRecord(f"field {turns.field!r} of type {type(listed).__name__}", "a list of turns")
     utterances = []
-    for number, turn in enumerate(found, 1):
+    for number, turn in enumerate(listed, 1):
         keys = [keys for keys in TURN_KEYS if isinstance(turn, dict) and turn.get(keys[0]) is not None and keys[1] in turn]
         if not keys:
             raise BadRecord(f"turn {number} of {turns.field!r} without a role", "{role, content}, or {from, value}")

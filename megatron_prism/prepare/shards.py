@@ -1,7 +1,7 @@
-"""A shard: what one file of a source became. Its .bin/.idx pairs, and a manifest of its own that is written last.
+"""A shard is one prepared file of a source: its .bin/.idx pairs, and a manifest that is written last.
 
-A shard whose manifest stands is whole; one without is written again. Source folder: 00000.train.bin, .idx, 00000.valid.*, 00000.json, and
-until the source is whole 00000.keys.npy: what `dedup` knows its documents by.
+A shard with a manifest is whole. A shard without one is written again. A source's folder holds 00000.train.bin and .idx, 00000.valid.*,
+00000.json and, until the source is whole, 00000.keys.npy (the dedup keys).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 
 def read(folder: Path, number: int, made_from: str) -> Shard | None:
-    """Return the shard that stands in a source's folder, None where it is not whole or was made from anything else."""
+    """Return a shard of a source's folder, None where it is not whole or was made from other input or settings."""
     try:
-        found = build(manifest.read_json(_manifest_path(folder, number)), Shard, str)
+        shard = build(manifest.read_json(_manifest_path(folder, number)), Shard, str)
     except (OSError, ValueError, InputError):
         return None
-    if (found.number, found.made_from) != (number, made_from):
+    if (shard.number, shard.made_from) != (number, made_from):
         return None
-    for split, pair in found.pairs().items():
+    for split, pair in shard.pairs().items():
         for path, recorded in zip(files(folder, number, split), (pair.bin, pair.idx), strict=True):
             if not path.is_file() or path.stat().st_size != recorded.size_bytes or manifest.sha256_file(path) != recorded.sha256:
                 return None
-    return found
+    return shard
 
 
 def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen: Seen | None, dtype: np.dtype) -> Shard:
-    """Write a shard from what became of its file's batches, less the documents that were `seen` before."""
+    """Write a shard from its file's batches, without the documents that were `seen` before."""
     folder.mkdir(exist_ok=True)
-    for path in folder.glob(f"{number:05}.*"):  # of a shard that is out of date
+    for path in folder.glob(f"{number:05}.*"):  # files of an outdated shard
         path.unlink()
     left_out: Counter[str] = Counter()
     bad_records = 0
@@ -71,17 +71,17 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
 
 
 def has_keys(folder: Path, number: int) -> bool:
-    """Say whether what `dedup` knows a shard's documents by is still there."""
+    """Say whether a shard's dedup keys are still there."""
     return _keys_path(folder, number).is_file()
 
 
 def keys(folder: Path, number: int) -> np.ndarray:
-    """Return what `dedup` knows a shard's documents by."""
+    """Return a shard's dedup keys."""
     return np.load(_keys_path(folder, number), allow_pickle=False)
 
 
 def written(path: Path) -> File:
-    """Return a file as it stands."""
+    """Return the size and hash of a file."""
     return File(path.stat().st_size, manifest.sha256_file(path))
 
 
@@ -94,7 +94,7 @@ def _pair(folder: Path, number: int, split: Split) -> Pair | None:
 
 
 def _write_keys(path: Path, parts: list[np.ndarray]) -> None:
-    with path.open("wb") as stream:  # whole before the shard's manifest is
+    with path.open("wb") as stream:  # on disk before the shard's manifest
         np.save(stream, np.concatenate(parts), allow_pickle=False)
         stream.flush()
         os.fsync(stream.fileno())

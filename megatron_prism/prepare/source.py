@@ -1,4 +1,4 @@
-"""One source's files to its shards: those that stand are taken, the others made; then packed, where that is asked for."""
+"""From a source's files to its shards: whole shards are reused, the others written. Then the source is packed, if configured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = 20  # bad records named at once
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What making any source needs: where to write, the processes, the progress, the hashes of all files read."""
+    """What every source's preparation shares: where to write, the processes, the progress bar, the hashes of all files read."""
 
     config: PrepareConfig
     folder: Path
@@ -36,9 +36,9 @@ class Work:
 
 
 def make_shards(source: SourceConfig, files: Sequence[Input], spec: TokenizerSpec, work: Work) -> tuple[Shard, ...]:
-    """Write a source's shards in `work.folder`, those that stand already excepted, and return all of them.
+    """Write a source's missing shards in `work.folder`, and return all shards.
 
-    Raises: InputError where a record is bad and none may be, or there is nothing to train on.
+    Raises: InputError for a bad record where on_bad_record is `error`, and where there is nothing to train on.
     """
     config, folder = work.config, work.folder / source.name
     recipe = Recipe(
@@ -52,33 +52,33 @@ def make_shards(source: SourceConfig, files: Sequence[Input], spec: TokenizerSpe
         config.decontaminate if source.decontaminate else None,
     )
     made_from = _made_from(recipe, files, work.sha256)
-    found = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
-    if config.on_bad_record == "error":  # bad records were skipped when this shard was made: now they are to be named
-        found = [shard if shard and not shard.bad_records else None for shard in found]
-    if all(found):
-        return _checked(source, [shard for shard in found if shard])
+    ready = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
+    if config.on_bad_record == "error":  # a shard made with bad records skipped is made again, to name them
+        ready = [shard if shard and not shard.bad_records else None for shard in ready]
+    if all(ready):
+        return _checked(source, [shard for shard in ready if shard])
     if recipe.dedup != "none":
-        found = [shard if shard and shards.has_keys(folder, shard.number) else None for shard in found]
-    to_read = [file for file, shard in zip(_drawn(recipe, files, work), found, strict=True) if shard is None]
+        ready = [shard if shard and shards.has_keys(folder, shard.number) else None for shard in ready]
+    to_read = [file for file, shard in zip(_drawn(recipe, files, work), ready, strict=True) if shard is None]
     made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
     good = _without_bad(made, source, config)
     seen = None if recipe.dedup == "none" else dedup.Seen(recipe.dedup)
-    for number, shard in enumerate(found):
+    for number, shard in enumerate(ready):
         if shard is None:
-            found[number] = shards.write(
+            ready[number] = shards.write(
                 folder, number, made_from[number], documents.of_one_file(good), seen, indexed.token_dtype(spec.vocab_size)
             )
         elif seen:
             seen.add(shards.keys(folder, number))
-    return _checked(source, [shard for shard in found if shard])
+    return _checked(source, [shard for shard in ready if shard])
 
 
-def pack_shards(source: SourceConfig, found: Sequence[Shard], work: Work) -> dict[str, Any]:
-    """Pack a source's training documents, where that is asked for, and return the manifest's part of it."""
+def pack_shards(source: SourceConfig, source_shards: Sequence[Shard], work: Work) -> dict[str, Any]:
+    """Pack a source's training documents, if configured, and return the entry for the manifest."""
     wanted, folder = work.config.packing, work.folder / source.name
     if wanted is None:
         return {"packing": None, "packing_files": {}}
-    prefixes = [formats.prefix(folder, shard.number, "train") for shard in found if shard.train]
+    prefixes = [formats.prefix(folder, shard.number, "train") for shard in source_shards if shard.train]
     made = packing.pack(indexed.Reader(prefixes).lengths(), wanted.seq_length, wanted.overlap)
     prefix = packed.prefix(folder)
     packed.save(made, prefix)
@@ -88,9 +88,9 @@ def pack_shards(source: SourceConfig, found: Sequence[Shard], work: Work) -> dic
 
 
 def _drawn(recipe: Recipe, files: Sequence[Input], work: Work) -> list[Input]:
-    """Return the files with the lots that `sample` draws: a pass over the files of each part that is sampled.
+    """Return the files with the limits of their samples. This reads the files of each sampled part once.
 
-    Raises: InputError naming each group that has fewer texts than are wanted.
+    Raises: InputError naming each group with fewer texts than its sample needs.
     """
     drawn = list(files)
     problems = []
@@ -115,13 +115,13 @@ def _drawn(recipe: Recipe, files: Sequence[Input], work: Work) -> list[Input]:
 
 
 def _watched(title: str, files: Sequence[Input], work: Work) -> sources.OpenFile:
-    """Return what opens files so that a bar shows how much of them is read."""
+    """Return a function that opens files and shows a progress bar of the bytes read."""
     task = work.progress.add_task(title, total=sum(file.path.stat().st_size for file in files))
     return Watched.opener(lambda count: work.progress.advance(task, count))
 
 
 def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConfig) -> Iterator[Made]:
-    """Yield what was made as long as no bad record is found, or all of it where they are skipped."""
+    """Yield the batches. Raise at the first bad records, unless the config skips them."""
     is_first = True
     for part in made:
         if part.bad and config.on_bad_record == "error":
@@ -135,29 +135,29 @@ def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConf
 def _made_from(recipe: Recipe, files: Sequence[Input], sha256: Mapping[str, str]) -> list[str]:
     """Return for each file a hash of all that its shard depends on.
 
-    Where equal documents are dropped, that is the files before it too; where texts are drawn by lot, all files of the part.
+    Under dedup a shard also depends on the files before it. Under sampling it depends on all files of its part.
     """
     values = dataclasses.asdict(recipe) | {"tokenizer": recipe.tokenizer.sha256, "eos_id": recipe.tokenizer.eos_id}
     if recipe.decontaminate:
         values["decontaminate"] |= {"against": [sha256[str(file.path)] for file in documents.evaluation_files(recipe.decontaminate)]}
-    found: list[str] = []
+    hashes: list[str] = []
     for file in files:
         facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[str(file.path)]}
         facts |= {"path": str(file.path), "hf_id": None}
         facts["drawn_from"] = [sha256[str(other.path)] for other in files if other.part == file.part] if file.part.sample else None
-        facts["before"] = found[-1] if found and recipe.dedup != "none" else None
-        found.append(manifest.sha256_json({"recipe": values, "file": facts}))
-    return found
+        facts["before"] = hashes[-1] if hashes and recipe.dedup != "none" else None
+        hashes.append(manifest.sha256_json({"recipe": values, "file": facts}))
+    return hashes
 
 
-def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
+def _checked(source: SourceConfig, source_shards: Sequence[Shard]) -> tuple[Shard, ...]:
     """Return a source's shards.
 
     Raises: InputError where there is nothing to train on, or nothing in the files held out.
     """
-    has = {split for shard in found for split in shard.pairs()}
+    has = {split for shard in source_shards for split in shard.pairs()}
     paths = [path for part in sources.parts(source) for path in part.path]
-    left_out = sum((Counter(shard.left_out) for shard in found), Counter())
+    left_out = sum((Counter(shard.left_out) for shard in source_shards), Counter())
     fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
     if "train" not in has:
         raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
@@ -169,6 +169,6 @@ def _checked(source: SourceConfig, found: Sequence[Shard]) -> tuple[Shard, ...]:
         )
     if source.valid_percent and "valid" not in has:
         log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
-    if num_bad := sum(shard.bad_records for shard in found):
+    if num_bad := sum(shard.bad_records for shard in source_shards):
         log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
-    return tuple(found)
+    return tuple(source_shards)

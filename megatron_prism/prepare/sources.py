@@ -1,4 +1,4 @@
-"""Find a source's files and read their records, streamed: `.jsonl` and `.txt`, plain or compressed as `.gz` or `.zst`, and the files of columns.py."""
+"""Find a source's files and stream their records: `.jsonl` and `.txt`, plain, `.gz` or `.zst`, and the columnar files of arrow.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_prism.core.config import PartConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.prepare import arrow, records
 
-Record = bytes | Mapping[str, object]  # a line or a document of a text file; a row's columns, strings as bytes not yet decoded
+Record = bytes | Mapping[str, object]  # a line or a document of a text file; or a row's columns, with strings still as bytes
 OpenFile = Callable[[Path], io.BufferedReader]
 FORMATS = (".jsonl", ".txt", *arrow.FORMATS)
 COMPRESSIONS = (".gz", ".zst")
@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Input:
-    """One file of a source, and how its records become texts; limits: the largest lot of each group, where `part.sample` was drawn."""
+    """One file of a source, and how its records become texts. limits: the largest lot of each group, once `part.sample` is drawn."""
 
     path: Path
     part: PartConfig
@@ -35,34 +35,34 @@ class Input:
 
     @property
     def is_plain(self) -> bool:
-        """Say whether a record is a text as it stands."""
+        """Say whether a record is itself the text."""
         return _format(self.path) == ".txt"
 
     def place(self, number: int) -> str:
-        """Return how a message names a record, by its number from 1."""
+        """Return the name of a record in messages. number: from 1."""
         return f"{self.path}:{' row ' if self.path.suffix in arrow.FORMATS else ''}{number}"
 
 
 def parts(source: SourceConfig) -> tuple[PartConfig, ...]:
-    """Return the parts of a source: those it lists, or itself as the only one."""
+    """Return the parts of a source. A source that lists none is its own only part."""
     own = PartConfig(**{field.name: getattr(source, field.name) for field in dataclasses.fields(PartConfig)})
     return source.parts or (own,)
 
 
 def dedup(source: SourceConfig) -> Literal["none", "exact", "minhash"]:
-    """Return how a source's documents are known again; `sample` chooses among different texts, so it needs `exact` at least."""
+    """Return the dedup of a source. `sample` chooses among distinct texts, so it implies at least `exact`."""
     is_sampled = any(part.sample for part in parts(source))
     return "exact" if source.dedup == "none" and is_sampled else source.dedup
 
 
 def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
-    """Return the files of each source in reading order, those held out first (what `dedup` drops is then the training copy).
+    """Return the files of each source in reading order. Held-out files come first, so `dedup` drops the training copy.
 
-    Globs are expanded and sorted; a folder of Dataset.save_to_disk is its data files; a file is read once.
-    Raises: InputError with every pattern that matches no file and every format that is not read.
+    Globs are expanded and sorted. A folder of Dataset.save_to_disk stands for its data files. No file is read twice.
+    Raises: InputError with every pattern that matches no file and every unsupported format.
     """
     problems: list[Problem] = []
-    found = []
+    inputs = []
     for index, source in enumerate(sources):
         own, key = parts(source), f"sources.{index}"
         valid = files(dataclasses.replace(own[0], path=source.valid_path, sample=None), f"{key}.valid_path", problems, is_held_out=True)
@@ -73,23 +73,23 @@ def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
                 if file.path.resolve() not in known:
                     train.append(file)
                 known.add(file.path.resolve())
-        found.append((*valid, *train))
+        inputs.append((*valid, *train))
     raise_problems(problems)
-    return tuple(found)
+    return tuple(inputs)
 
 
 def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool = False) -> tuple[Input, ...]:
-    """Return the files of a part's patterns; what is wrong with them joins `problems`."""
-    found = tuple(Input(path, part, is_held_out) for path in _expand(part.path, key, problems))
-    if any(not file.is_plain for file in found) and not records.fields(dataclasses.replace(part, keep=(), sample=None)):
+    """Return the files of a part's patterns, and append what is wrong to `problems`."""
+    inputs = tuple(Input(path, part, is_held_out) for path in _expand(part.path, key, problems))
+    if any(not file.is_plain for file in inputs) and not records.fields(dataclasses.replace(part, keep=(), sample=None)):
         problems.append(Problem(f"{key.rpartition('.')[0]}.text", repr(part.text), "at least one {field} of the records"))
-    if plain := [file.path.name for file in found if file.is_plain and (part.keep or part.turns or part.sample)]:
+    if plain := [file.path.name for file in inputs if file.is_plain and (part.keep or part.turns or part.sample)]:
         problems.append(Problem(key, f"{plain[0]}, which has no fields", "records with fields for keep, turns and sample"))
-    return found
+    return inputs
 
 
 def read_records(file: Input, open_file: OpenFile | None = None) -> Iterator[tuple[int, Record]]:
-    """Yield a file's records and their numbers, from 1; `open_file` opens its raw bytes (a progress bar watches there).
+    """Yield a file's records and their numbers, from 1. `open_file` opens the raw bytes, so that a progress bar can count them.
 
     Raises: InputError naming a file that cannot be read or ends in the middle of its compressed stream.
     """
@@ -105,7 +105,7 @@ def read_records(file: Input, open_file: OpenFile | None = None) -> Iterator[tup
 
 
 class Watched(io.FileIO):
-    """A file that reports the bytes read, its size in all: a columnar reader skips some bytes and comes back to others."""
+    """A file that reports the bytes read. The sum is its size, although a columnar reader skips some bytes and rereads others."""
 
     def __init__(self, path: Path, advance: Callable[[int], None]):
         super().__init__(path)
@@ -113,7 +113,7 @@ class Watched(io.FileIO):
 
     @classmethod
     def opener(cls, advance: Callable[[int], None]) -> OpenFile:
-        """Return what opens files so."""
+        """Return a function that opens a file and reports to `advance`."""
         return lambda path: io.BufferedReader(cls(path, advance), BLOCK_BYTES)
 
     def readinto(self, buffer: Any) -> int:
@@ -142,7 +142,7 @@ def open_raw(path: Path) -> io.BufferedReader:
 
 
 def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple[Path, ...]:
-    paths: dict[Path, None] = {}  # in order, and a file that two patterns match is read once
+    paths: dict[Path, None] = {}  # a dict: ordered, and without duplicates
     for pattern in patterns:
         is_literal = Path(pattern).exists()
         matches = [Path(match) for match in ([pattern] if is_literal else sorted(glob.glob(pattern, recursive=True)))]
@@ -165,13 +165,13 @@ def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple
 
 
 def _format(path: Path) -> str:
-    """Return the format, without the compression of a text format; a compressed columnar file keeps its name's end, and is refused."""
+    """Return a file's format: the suffix without a text file's compression. A compressed columnar file keeps `.gz`, and is refused."""
     inner = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     return path.suffix if inner in arrow.FORMATS else inner
 
 
 def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[tuple[int, bytes]]:
-    """Yield each record's bytes with the number of its first line; blank lines of a jsonl file carry none."""
+    """Yield each record's bytes with the number of its first line. Blank lines of a jsonl file are no records."""
     if stream.peek(3).startswith(BOM_UTF8):
         stream.read(3)
     if split == "file":
@@ -199,7 +199,7 @@ def _decompress(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.
 
 
 class _Zstd(io.RawIOBase):
-    """A zstd file of one or more frames; zstandard's own stream reader takes a truncated file for a whole one."""
+    """A zstd file of one or more frames. (zstandard's own stream reader accepts a truncated file.)"""
 
     def __init__(self, raw: io.BufferedReader):
         self._blocks = _inflate(raw)

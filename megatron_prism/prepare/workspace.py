@@ -1,4 +1,4 @@
-"""The folder beside `out` that a mixture is prepared in: one process at a time writes it, a later run goes on in it, whole it becomes `out`."""
+"""The work folder beside `out`. One process at a time writes it, a later run resumes in it, and the whole mixture is renamed to `out`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOCK = ".lock"
 
 @contextmanager
 def folder(out: Path) -> Iterator[Path]:
-    """Yield `out`.partial, which becomes `out` on a clean exit; on any other it stays where it holds whole shards, and else goes away.
+    """Yield `out`.partial, which becomes `out` on a clean exit. On an error it is kept if it holds whole shards, else removed.
 
-    Raises: InputError where another process writes it; EnvironmentFault where the disk is full or cannot be written.
+    Raises: EnvironmentFault where another process writes it, or the disk is full or cannot be written.
     """
     out = out.absolute()
     work = out.with_name(f"{out.name}.partial")
@@ -33,12 +33,12 @@ def folder(out: Path) -> Iterator[Path]:
             except BaseException:
                 _leave(work)
                 raise
-    except OSError as error:  # readers raise InputError: what is left is writing
+    except OSError as error:  # readers raise InputError, so this came from writing
         raise EnvironmentFault(f"{error.filename or work}: {error.strerror or error}; nothing was written to {out}") from error
 
 
 def tidy(work: Path, num_shards: Mapping[str, int]) -> None:
-    """Remove what only going on needs, and what an earlier config left there: other sources, and shards beyond those of a source."""
+    """Remove what only a resume needs, and the leftovers of an earlier config: other sources, and surplus shards of a source."""
     for folder in [path for path in work.iterdir() if path.is_dir()]:
         if folder.name not in num_shards:
             shutil.rmtree(folder)

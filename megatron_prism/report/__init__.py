@@ -1,1 +1,1 @@
-"""Layer 4: results as a reader sees them: figures and pages. Plain data in, files out."""
+"""Results for a reader: figures and pages. Plain data in, files out."""

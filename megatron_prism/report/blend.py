@@ -1,4 +1,4 @@
-"""A mixture as a figure: bars of its sources beside a ring of its domains. A domain has a colour, a source a tint of it."""
+"""Draw a mixture: bars of its sources beside a ring of its domains. Each domain has a colour, and its sources have tints of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Colour = tuple[float, float, float]  # red, green, blue
-# Okabe and Ito's colours, told apart by colour-blind readers; a known domain has the same one in every figure.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. A known domain has the same colour in every figure.
 COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8, "hatch.linewidth": 0.8, "svg.hashsalt": "blend", "text.parse_math": False}
@@ -27,7 +27,7 @@ MAX_NAME, MAX_TITLE = 32, 120  # characters shown
 
 @dataclass(frozen=True)
 class BlendPart:
-    """A source's part of a mixture: its share of the training tokens (all of them sum to 1); None is not known."""
+    """A source's part of a mixture: its share of the training tokens (shares sum to 1). None: not known."""
 
     name: str
     domain: str | None
@@ -37,7 +37,7 @@ class BlendPart:
 
 
 def draw(parts: Sequence[BlendPart], title: str, out: Path) -> list[Path]:
-    """Write `out`/blend.png and `out`/blend.svg, the same bytes for the same parts and matplotlib.
+    """Write `out`/blend.png and `out`/blend.svg. The same parts and matplotlib give the same bytes.
 
     Raises: BackendMissing without matplotlib.
     """
@@ -83,7 +83,7 @@ def _domain(part: BlendPart) -> str:
 
 
 def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[Colour]) -> None:
-    """Draw a bar a source, with its numbers at its end; one that is read more than once is hatched."""
+    """Draw one bar per source, with its numbers at the end. A source read more than once is hatched."""
     bars = axes.barh(range(len(rows)), [100 * part.share for part in rows], color=colours, edgecolor="white", linewidth=0, height=0.74)
     for bar, part in zip(bars, rows, strict=True):
         bar.set_hatch("////" if (part.epochs or 0) > 1 else "")
@@ -99,7 +99,9 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[Colour]) -> N
 def _ring(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> None:
     """Draw the sources around their domains, clockwise from the top, the largest domain first."""
     domains = domain_shares(rows)
-    around = sorted(zip(rows, _tints(rows, colours), strict=True), key=lambda row: list(domains).index(_domain(row[0])))  # stable: by share
+    around = sorted(
+        zip(rows, _tints(rows, colours), strict=True), key=lambda row: list(domains).index(_domain(row[0]))
+    )  # stable: within a domain by share
     style: dict[str, Any] = {"startangle": 90, "counterclock": False, "wedgeprops": {"edgecolor": "white", "linewidth": 0.8, "width": 0.3}}
     axes.pie([part.share for part, _ in around], colors=[tint for _, tint in around], **style)
     wedges = axes.pie(list(domains.values()), colors=[colours[name] for name in domains], radius=0.7, **style)[0]
@@ -116,7 +118,7 @@ def _colours(rows: Sequence[BlendPart]) -> dict[str, Colour]:
 
 
 def _tints(rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> list[Colour]:
-    """Return a colour a source: its domain's own for the domain's largest source, lighter for the others."""
+    """Return one colour per source: the domain's colour for its largest source, lighter tints for the others."""
     tints = []
     for row, part in enumerate(rows):
         is_own = [_domain(other) == _domain(part) for other in rows]
@@ -128,7 +130,7 @@ def _tints(rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> list[Col
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Draw by matplotlib's own defaults, whatever the user's matplotlibrc says, and give them back after."""
+    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says, and restore the settings afterwards."""
     try:
         import matplotlib
     except ImportError:
@@ -140,7 +142,7 @@ def _style() -> Iterator[None]:
 
 
 def _shown(text: str, max_length: int) -> str:
-    """Return a text in characters that the font has, cut in the middle where it is longer."""
+    """Return a text in characters that the font has, cut in the middle if longer than max_length."""
     from matplotlib.font_manager import findfont, get_font
 
     known = get_font(findfont("DejaVu Sans")).get_charmap()

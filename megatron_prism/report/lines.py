@@ -1,4 +1,4 @@
-"""A job's result as lines of text: what standard output carries."""
+"""A job's result as lines of text for standard output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a line a value; a list of entries as a line each."""
+    """Yield one line per value, and one line per entry of a list."""
     for key, value in result.items():
         if isinstance(value, dict):
             yield f"{key}: {'  '.join(f'{name} {_plain(part)}' for name, part in value.items())}"

@@ -1,4 +1,4 @@
-"""A few documents of a mixture as a page: cut, and fenced so that nothing in them is Markdown."""
+"""A page with a few documents of a mixture, shortened, and fenced so that their text is not read as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_CHARS = 800  # of a document
 
 
 def write(texts: Mapping[str, Sequence[str]], out: Path) -> Path:
-    """Write `out`/samples.md: a heading a source, its documents below."""
+    """Write `out`/samples.md: one heading per source, with its documents below."""
     lines = ["# Samples"]
     for name, documents in texts.items():
         lines += ["", f"## {_code(name)}"]
@@ -30,12 +30,12 @@ def write(texts: Mapping[str, Sequence[str]], out: Path) -> Path:
 
 
 def _code(text: str) -> str:
-    """Return a text as an inline piece of Markdown code."""
+    """Return a text as inline Markdown code."""
     shown = printable(text)
     fence = _fence(shown, shortest=1)
     return f"{fence} {shown} {fence}"
 
 
 def _fence(text: str, shortest: int) -> str:
-    """Return more backticks than stand in a row anywhere in a text."""
+    """Return a fence of more backticks than any run of them in the text."""
     return "`" * max(shortest, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,4 +1,4 @@
-"""Whether a step may be taken: its loss and gradients are numbers, and the loss is no spike. Decided before the weights move."""
+"""Whether a step may be applied: loss and gradients are finite, and the loss is no spike. Decided before the weights move."""
 
 from __future__ import annotations
 

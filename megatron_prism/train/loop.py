@@ -36,10 +36,10 @@ class Saver(Protocol):
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
 
     def is_saving(self) -> bool:
-        """Say whether a checkpoint is on its way: begun, and not finished."""
+        """Say whether a save was begun and is not finished."""
 
     def is_writing(self) -> bool:
-        """Say whether this rank's processes still write it."""
+        """Say whether this rank's child processes still write it."""
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it the newest."""
@@ -129,7 +129,7 @@ def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Time
 
 
 def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
-    """Deal with a step that was not taken: its data is passed over, the next step reads on.
+    """Handle a step that was not applied: its data is passed over, and the next step reads on.
 
     Raises: ResultFailure where the run is to stop.
     """
@@ -169,7 +169,7 @@ def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
 
 
 def _never_save(run: Run, step: int) -> None:
-    """Deal with weights that are no numbers after a step whose loss and gradients were: from here on they are a checkpoint's, or the run ends."""
+    """Handle NaN or inf weights found before a save: reload the last checkpoint, or stop."""
     why = "weights that are not finite"
     if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
         raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")
@@ -193,8 +193,8 @@ class _Pace:
 class _Losses:
     by_source: dict[str, dict[str, float]]
 
-    def add(self, step: int, found: Mapping[str, float]) -> None:
-        for name, loss in found.items():
+    def add(self, step: int, losses: Mapping[str, float]) -> None:
+        for name, loss in losses.items():
             self.by_source[name][str(step)] = loss
 
 
@@ -221,8 +221,8 @@ def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -
 def _validate(run: Run, step: int) -> dict[str, float]:
     run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
-        found = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
-    if found:
-        run.recorder.record_validation(step, found)
-        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in found.items()))
-    return found
+        losses = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
+    if losses:
+        run.recorder.record_validation(step, losses)
+        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+    return losses

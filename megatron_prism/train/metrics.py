@@ -119,7 +119,7 @@ def _progress_bar(first_step: int, steps: int) -> tuple[Any, Any]:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that lie after a step, and a torn last line."""
+    """Drop the lines of a metrics file after a step, and a torn last line."""
     if not path.is_file():
         return
     kept = []

@@ -16,7 +16,7 @@ WALL_CLOCK = 1000.0  # beside the signals' numbers
 
 
 class StopRequest:
-    """Remembers that the run was asked to stop. A second signal changes nothing: the step is finished and saved all the same."""
+    """Remembers a request to stop the run. Further signals change nothing: the step is finished and saved."""
 
     def __init__(self, wall_clock_s: float | None):
         self._signal = 0
@@ -29,14 +29,14 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for name, handler in self._kept.items():  # a launcher that sees the first rank end tells the others to: they are about to
+        for name, handler in self._kept.items():  # when the first rank ends, the launcher signals the others, which are about to end anyway
             signal.signal(name, signal.SIG_IGN if kind is Stopped else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
 
     def reason(self, reserve_s: float) -> float:
-        """Return why to stop after this step, 0 for no reason; reserve_s is what the next step and a save may take."""
+        """Return the reason to stop after this step (0: none). reserve_s: what the next step and a save may take."""
         if self._signal:
             return float(self._signal)
         return WALL_CLOCK if self._ends is not None and time.time() + reserve_s > self._ends else 0.0

@@ -1,4 +1,4 @@
-"""Where a step's time goes: seconds by phase, on this rank and on the slowest. On a device by its events, so that nothing waits for the clock."""
+"""Where a step's time goes: seconds by phase, on this rank and the slowest. Device time is measured by CUDA events, without waiting."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class Timers:
         self._events.append((name, began, event))
 
     def read(self) -> dict[str, float]:
-        """Return the seconds by phase, and begin anew. Waits for the device."""
+        """Return the seconds by phase, and reset. Waits for the device."""
         if self._events:
             self._events[-1][2].synchronize()
         for name, began, ended in self._events:
             self._seconds[name] += began.elapsed_time(ended) / 1e3
-        found = dict(self._seconds)
+        by_phase = dict(self._seconds)
         self._events.clear()
         self._seconds.clear()
-        return found
+        return by_phase
 
 
 class _Phase:
@@ -95,6 +95,6 @@ def summary(seconds: Mapping[str, float], num_steps: int) -> dict[str, float]:
     own = sum(seconds.get(phase, 0.0) for phase in COMPUTE)
     by_rank = groups.gather(own)
     slowest = max(range(len(by_rank)), key=by_rank.__getitem__)
-    found = {f"time/{phase}_s": value / num_steps for phase, value in sorted(seconds.items())}
+    metrics = {f"time/{phase}_s": value / num_steps for phase, value in sorted(seconds.items())}
     middle = median(by_rank)
-    return found | {"time/straggler": by_rank[slowest] / middle if middle else 1.0, "time/slowest_rank": float(slowest)}
+    return metrics | {"time/straggler": by_rank[slowest] / middle if middle else 1.0, "time/slowest_rank": float(slowest)}

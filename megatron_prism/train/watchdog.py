@@ -1,6 +1,6 @@
-"""Ends a process that hangs, or is left alone.
+"""End a process that hangs, or whose launcher is gone.
 
-torch's process groups notice a rank that is silent, but not a loader, a file system or a kernel that is.
+torch's process groups notice a silent rank, but not a loader, a file system or a kernel that hangs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HUNG = 4  # EnvironmentFault's exit code
 
 
 class Watchdog:
-    """Says where every thread is, and ends the process, once nothing was done for timeout_s (None: never). Ends it too when its launcher is gone."""
+    """Prints every thread's stack and ends the process after timeout_s without progress (None: never), or when its launcher is gone."""
 
     def __init__(self, timeout_s: float | None, rank: int):
         self._timeout_s, self._rank = timeout_s, rank
@@ -33,7 +33,7 @@ class Watchdog:
         self._stopped.set()
 
     def doing(self, what: str) -> None:
-        """Note that something has begun: there is progress."""
+        """Note progress: what begins now."""
         self._doing, self._since = what, time.monotonic()
 
     def _watch(self) -> None:

@@ -132,14 +132,15 @@ def scores(config: TrainConfig, grid: Groups, length: int) -> dict[str, Any]:
 def oracle(config: TrainConfig, grid: Groups, length: int) -> dict[str, Any]:
     """Return the same by torch's log_softmax in fp64 over a plain model's whole logits, each document alone."""
     (chunk,) = bare_model(config, grid)
+    assert config.init.checkpoint is not None
+    vocab_size = folder.read(config.init.checkpoint).model.vocab_size
     whole, log_probs, entropies = global_batch(config), [], []
     for row in range(config.batch.global_size):
         tokens, labels = whole["tokens"][row, :length], whole["labels"][row, :length]
         ids = whole.get("document_ids", torch.zeros_like(whole["tokens"]))[row, :length]
-        found = []
-        for document in tokens.split(torch.unique_consecutive(ids, return_counts=True)[1].tolist()):
-            found.append(chunk(document[None], torch.arange(len(document))[None], None)[0])
-        log_softmax = torch.log_softmax(torch.cat(found)[:, : folder.read(config.init.checkpoint).model.vocab_size].double(), -1)
+        alone = tokens.split(torch.unique_consecutive(ids, return_counts=True)[1].tolist())
+        logits = torch.cat([chunk(document[None], torch.arange(len(document))[None], None)[0] for document in alone])
+        log_softmax = torch.log_softmax(logits[:, :vocab_size].double(), -1)
         log_probs.append(log_softmax.gather(1, labels[:, None])[:, 0].tolist())
         entropies.append((-log_softmax.exp() * log_softmax).sum(-1).tolist())
     return {"log_probs": log_probs, "entropies": entropies}

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE, SCORE_TOLERANCE = 1e-5, 5e-6  # the least log-probability is -8.7
 PROGRAM = Path(__file__).with_name("objectives.py")
 TP2, SP, PP2 = {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}
@@ -86,21 +88,21 @@ def oracle_of(name: str) -> str:
     return f"oracle {model} {length} {layout.get('batch')} {layout.get('data')}"
 
 
-def worst(found: list[dict[str, float]], reference: list[dict[str, float]], metric: str) -> float:
-    return max(abs(a[metric] - b[metric]) for a, b in zip(found, reference, strict=True))
+def worst(run: list[dict[str, float]], reference: list[dict[str, float]], metric: str) -> float:
+    return max(abs(a[metric] - b[metric]) for a, b in zip(run, reference, strict=True))
 
 
-def apart(found: dict[str, Any], reference: dict[str, Any], score: str) -> float:
+def apart(scores: dict[str, Any], reference: dict[str, Any], score: str) -> float:
     """Return the largest difference of two (B, S) of scores."""
-    pairs = [pair for rows in zip(found[score], reference[score], strict=True) for pair in zip(*rows, strict=True)]
+    pairs = [pair for rows in zip(scores[score], reference[score], strict=True) for pair in zip(*rows, strict=True)]
     return max(abs(a - b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) -> None:
-    found, single = results[layout], results["single packed" if "packed" in layout else "single"]
+    run, single = results[layout], results["single packed" if "packed" in layout else "single"]
     for metric in ("loss", "grad_norm", "weight", "off_policy"):
-        assert worst(found, single, metric) <= TOLERANCE, metric
+        assert worst(run, single, metric) <= TOLERANCE, metric
     assert single[0]["weight"] % 1 > 0.1 and single[-1]["loss"] < single[0]["loss"] - 0.05
     assert single[-1]["clipped"] > 0.1, "nothing was clipped"
 
@@ -123,9 +125,9 @@ def test_controls_are_seen(results: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_forward_only_is_log_softmax_over_the_whole_vocabulary(results: dict[str, Any], name: str) -> None:
-    found, oracle = results[name], results[oracle_of(name)]
-    assert apart(found, oracle, "log_probs") <= SCORE_TOLERANCE and apart(found, oracle, "entropies") <= SCORE_TOLERANCE
-    assert found["is_equal"] and found["ranks_agree"]
+    scores, oracle = results[name], results[oracle_of(name)]
+    assert apart(scores, oracle, "log_probs") <= SCORE_TOLERANCE and apart(scores, oracle, "entropies") <= SCORE_TOLERANCE
+    assert scores["is_equal"] and scores["ranks_agree"]
 
 
 def test_forward_only_controls_are_seen(results: dict[str, Any]) -> None:
@@ -138,6 +140,6 @@ def test_forward_only_controls_are_seen(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", BESIDE)
 def test_measure_and_apply_are_megatrons_step_bit_for_bit(results: dict[str, Any], name: str) -> None:
     """Under clipping, and after a step that was measured and not taken."""
-    found = results[f"beside {name}"]
-    assert found["are_equal"] and found["have_moved"]
-    assert found["norms"][::2] == found["norms"][1::2] and min(found["norms"]) > 0.1
+    both = results[f"beside {name}"]
+    assert both["are_equal"] and both["have_moved"]
+    assert both["norms"][::2] == both["norms"][1::2] and min(both["norms"]) > 0.1

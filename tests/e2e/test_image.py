@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,6 +22,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path: Path) -> None:
     assert "DL3006" in hadolint(tmp_path / "Dockerfile").stdout
 
 
+@pytest.mark.slow
 def test_the_smoke_test_passes_here() -> None:
     import torch
 

@@ -15,8 +15,8 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-STEPS, SEQ_LENGTH, SEQUENCES, SEED = 200, 128, 32, 1234
-MARGIN_NATS = 3.0  # measured: held-out GSM8K 5.58 to 2.11, WikiText 5.42 to 2.64
+STEPS, SEQ_LENGTH, SEQUENCES, SEED = 100, 128, 32, 1234
+MARGIN_NATS = 2.5  # measured: held-out GSM8K 5.32 to 2.28, WikiText 5.04 to 2.88
 
 
 def prism(*arguments: object) -> str:

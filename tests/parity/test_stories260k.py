@@ -67,7 +67,14 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> P
     return root
 
 
-@pytest.mark.parametrize("layout", [(), ("--tp", 2), ("--pp", 2)], ids=["tp1", "tp2", "pp2"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param((), id="tp1"),
+        pytest.param(("--tp", 2), id="tp2", marks=pytest.mark.slow),
+        pytest.param(("--pp", 2), id="pp2", marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_text_is_the_published_one(stories: Path, stories_checkpoint: Path, layout: tuple) -> None:
     """Five layers: at pp 2 the stages are uneven."""
     golden = (stories / "GOLDEN.txt").read_text().removesuffix("\n")

@@ -189,6 +189,8 @@ def test_a_run_on_gpus_is_planned_without_one_and_not_begun(config: Path) -> Non
 def test_every_line_of_a_refusal_is_a_problem(config: Path) -> None:
     done = prism("train", config, "optimizer.lr=-1", "schedule.final_factor=2")
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["override:optimizer.lr", "override:schedule.final_factor"]
+    done = prism("train", config, "data.weights.a=-100", "--dry-run")  # the bound of a weight, and the sum: once each, though checked twice
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["override:data.weights.a", "override:data.weights"]
 
 
 def test_what_a_step_reads_and_the_step_that_reads_it_name_each_other(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bounds that stand at the keys of a config, checked on any of its values: for a file's config and one constructed in code alike."""
+"""Check the bounds declared at the keys of a config, whether it was loaded from a file or constructed in code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from megatron_prism.core.errors import Problem
 
 
 def check_bounds(config: Any, prefix: str = "") -> Iterator[Problem]:
-    """Yield a problem for each value of a config, of its sections and lists, that is outside its key's bounds; `prefix` stands before each key."""
+    """Yield a problem for each value, also in sections and lists, that is outside its key's bounds. `prefix` is put before each key."""
     for key in keys(type(config)):  # type: ignore[arg-type]  # a class is hashable
-        yield from _check(getattr(config, key.name), key.kind, key.bounds, f"{prefix}{key.name}", ", or null" if key.is_nullable else "")
+        yield from check_value(
+            getattr(config, key.name), key.kind, key.bounds, f"{prefix}{key.name}", ", or null" if key.is_nullable else ""
+        )
 
 
-def _check(value: Any, kind: Any, bounds: Sequence[Bound], where: str, or_null: str = "") -> Iterator[Problem]:
+def check_value(value: Any, kind: Any, bounds: Sequence[Bound], where: str, or_null: str = "") -> Iterator[Problem]:
+    """Yield a problem for each part of a value that is outside its bounds, or outside those that its type holds; None has none."""
     if value is None:
         return
     for bound in bounds:
@@ -28,4 +31,4 @@ def _check(value: Any, kind: Any, bounds: Sequence[Bound], where: str, or_null: 
     elif isinstance(value, (tuple, dict)):
         inner, marks = bare(values_of(kind))
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _check(part, inner, bounds_of(marks), f"{where}.{name}")
+            yield from check_value(part, inner, bounds_of(marks), f"{where}.{name}")

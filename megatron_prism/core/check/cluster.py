@@ -1,4 +1,4 @@
-"""What must hold of a cluster and of a pipeline: pure functions that return every problem, before anything is submitted."""
+"""Checks of a cluster and of a pipeline: pure functions that return every problem, before anything is submitted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_prism.core.config import ClusterConfig, GangConfig, PipelineConfig
 from megatron_prism.core.errors import Problem
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# What the script itself says: a second value would take its place in silence.
+# Options that the script sets itself: a second value would silently override them.
 OURS = {
     "nodes",
     "ntasks",
@@ -39,7 +39,7 @@ OURS = {
 
 
 def check_cluster(cluster: ClusterConfig) -> list[Problem]:
-    """Return what is wrong with a cluster's keys."""
+    """Return the problems of a cluster's keys."""
     return [*check_bounds(cluster), *_check_words(cluster), *_check_text(cluster)]
 
 
@@ -64,7 +64,7 @@ def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def _check_text(cluster: ClusterConfig) -> Iterator[Problem]:
-    """A value of an #SBATCH line ends with its line; nothing that is handed to a process holds a NUL."""
+    """Check that values on #SBATCH lines have no line break, and that no argument of a process holds a NUL."""
     lines = {
         "account": cluster.account,
         "partition": cluster.partition,
@@ -93,7 +93,7 @@ def _check_text(cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def is_argument(text: str) -> bool:
-    """Say whether a process can be given this text: no NUL, and nothing that UTF-8 cannot write."""
+    """Say whether a text can be an argument of a process: no NUL, and encodable as UTF-8."""
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -102,39 +102,41 @@ def _no_argument(key: str) -> Problem:
 
 
 def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
-    """Return what is wrong with a pipeline's jobs, their names and what they wait for."""
+    """Return the problems of a pipeline's jobs: their names, commands and dependencies."""
     names = [job.name for job in pipeline.stages]
-    found = [*check_bounds(pipeline)]
+    problems = [*check_bounds(pipeline)]
     if not names:
-        found.append(Problem("stages", "none", "at least one"))
+        problems.append(Problem("stages", "none", "at least one"))
     folder = str(pipeline.run_dir)
     if not folder.isprintable() or "\\" in folder:
-        found.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
+        problems.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
     for index, job in enumerate(pipeline.stages):
         place = f"stages.{index}"
         if job.name in names[:index]:
-            found.append(Problem(f"{place}.name", repr(job.name), "a name that no other stage has"))
+            problems.append(Problem(f"{place}.name", repr(job.name), "a name that no other stage has"))
         if not job.command:
-            found.append(Problem(f"{place}.command", "no words", "a job of prism and its arguments, as [train, my_run.yaml]"))
+            problems.append(Problem(f"{place}.command", "no words", "a job of prism and its arguments, as [train, my_run.yaml]"))
         if not all(map(is_argument, (*job.command, *(word for words in job.array for word in words)))):
-            found.append(_no_argument(f"{place}.command"))
-        found += [
+            problems.append(_no_argument(f"{place}.command"))
+        problems += [
             Problem(f"{place}.after", repr(name), f"one of the stages: {', '.join(names)}") for name in job.after if name not in names
         ]
     try:
         order(pipeline)
     except graphlib.CycleError as error:
-        found.append(Problem("stages", f"stages that wait for each other: {' <- '.join(error.args[1])}", "an order in which they can run"))
-    return found
+        problems.append(
+            Problem("stages", f"stages that wait for each other: {' <- '.join(error.args[1])}", "an order in which they can run")
+        )
+    return problems
 
 
 def order(pipeline: PipelineConfig) -> list[str]:
-    """Return the jobs' names, each behind those it waits for, else as they stand. Raises: graphlib.CycleError."""
+    """Return the jobs' names, each after those it waits for, otherwise in the given order. Raises: graphlib.CycleError."""
     return list(graphlib.TopologicalSorter({job.name: job.after for job in pipeline.stages}).static_order())
 
 
 def check_world_size(gang: GangConfig, cluster: ClusterConfig) -> list[Problem]:
-    """Return why a gang cannot be given whole nodes, or a part of one."""
+    """Return why a gang does not fit on whole nodes, or on a part of one."""
     size, each = gang.world_size, cluster.ranks_per_node
     if size is None:
         fix = "set it, here or in the config: world_size=8; prism plan says which sizes fit"

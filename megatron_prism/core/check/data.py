@@ -1,20 +1,25 @@
-"""What must hold between the values of a prepare config: pure functions that return every problem, before anything starts."""
+"""Checks between the values of a prepare config: pure functions that return every problem, before anything starts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from megatron_prism.core.check.bounds import check_bounds
+from megatron_prism.core.check.bounds import check_bounds, check_value
 from megatron_prism.core.config import PartConfig, PrepareConfig, SourceConfig
+from megatron_prism.core.config.train import Weight
 from megatron_prism.core.errors import Problem
 
-WEIGHT_TOLERANCE = 1e-6  # percent points a mixture's weights may miss 100 by
-RESERVED = ("manifest.json", "report")  # names in a prepared folder that are no source's
+WEIGHT_TOLERANCE = 1e-6  # in percentage points, of the sum of a mixture's weights around 100
+RESERVED = ("manifest.json", "report")  # names in a prepared folder that no source may have
 
 
 def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
-    """Return what is wrong with the sum of a mixture's weights, in percent."""
+    """Return what is wrong with a mixture's weights, in percent."""
+    return [*check_value(dict(weights), dict[str, Weight], (), where), *_check_sum(weights, where)]
+
+
+def _check_sum(weights: Mapping[str, float], where: str) -> list[Problem]:
     total = sum(weights.values())
     if abs(total - 100) <= WEIGHT_TOLERANCE:
         return []
@@ -23,7 +28,7 @@ def check_weights(weights: Mapping[str, float], where: str) -> list[Problem]:
 
 
 def check_prepare(config: PrepareConfig) -> list[Problem]:
-    """Return what is wrong with the values of a prepare config, and between them."""
+    """Return the problems of a prepare config's values, and between them."""
     if not config.sources:
         return [Problem("sources", "an empty list", "at least one source")]
     names = [source.name for source in config.sources]
@@ -35,23 +40,23 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
         problems += _check_source(source, f"sources.{index}")
     problems += [*_check_decontaminate(config), *_check_packing(config)]
     if len(set(names)) == len(names):
-        problems += check_weights({source.name: source.weight for source in config.sources}, "sources.weight")
+        problems += _check_sum({source.name: source.weight for source in config.sources}, "sources.weight")
     return problems
 
 
 def _check_decontaminate(config: PrepareConfig) -> Iterator[Problem]:
-    found = config.decontaminate
-    if found is None:
+    settings = config.decontaminate
+    if settings is None:
         return
-    if not found.against:
+    if not settings.against:
         yield Problem("decontaminate.against", "an empty list", "at least one evaluation set")
-    for index, part in enumerate(found.against):
+    for index, part in enumerate(settings.against):
         if not part.path:
             yield Problem(f"decontaminate.against.{index}.path", "an empty list", "at least one file or glob")
         if part.sample:
             yield Problem(f"decontaminate.against.{index}.sample", "a sample of an evaluation set", "all of it", "remove it")
-    if found.shortest > found.ngram:
-        yield Problem("decontaminate.shortest", str(found.shortest), f"1 to ngram {found.ngram}")
+    if settings.shortest > settings.ngram:
+        yield Problem("decontaminate.shortest", str(settings.shortest), f"1 to ngram {settings.ngram}")
 
 
 def _check_packing(config: PrepareConfig) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
-"""What must hold within the section that says how a gang computes, for training and any other job: pure functions that return every problem.
+"""Checks within the gang's section, for training and any other job: pure functions that return every problem.
 
-The bounds of single keys are core/check/bounds.py's; a check here lets a value that is outside them pass.
+core/check/bounds.py checks the bounds of single keys. A check here ignores a value that is out of bounds.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from megatron_prism.core.errors import Problem
 
 
 def data_parallel_size(gang: GangConfig, world_size: int) -> int:
-    """Return the ranks left for data parallelism once tp, pp and cp are taken."""
+    """Return the data-parallel size: the world size divided by tp, pp and cp."""
     return world_size // (gang.parallel.tp * gang.parallel.pp * gang.parallel.cp)
 
 
 def check_gang(gang: GangConfig, world_size: int) -> list[Problem]:
-    """Return what is wrong between the keys of a gang's section on `world_size` ranks."""
+    """Return the problems between the keys of a gang's section on `world_size` ranks."""
     return [*(check_size(gang, world_size) or _check_grid(gang.parallel)), *_check_recompute(gang.recompute), *precision.check_keys(gang)]
 
 
 def check_size(gang: GangConfig, world_size: int) -> list[Problem]:
-    """Return why a gang of `world_size` ranks is not the one that is laid out."""
+    """Return why a gang of `world_size` ranks does not match the config's layout."""
     grid = gang.parallel
     if gang.world_size is not None and gang.world_size != world_size:
         fix = f"start {gang.world_size} (prism submit, torchrun, --nproc), or set world_size={world_size}"
@@ -62,7 +62,7 @@ def _check_recompute(recompute: RecomputeConfig) -> Iterator[Problem]:
 
 
 def check_model_on_gang(model: ModelConfig, gang: GangConfig) -> list[Problem]:
-    """Return what keeps an architecture from being built as a gang's section says."""
+    """Return why an architecture cannot be built under a gang's section."""
     grid = gang.parallel
     problems = check_split(model, grid.tp, grid.pp * (grid.vpp or 1), "parallel.tp", "parallel.pp")
     problems += _check_context(model, grid)
@@ -75,12 +75,12 @@ def check_model_on_gang(model: ModelConfig, gang: GangConfig) -> list[Problem]:
 
 
 def _check_context(model: ModelConfig, grid: ParallelConfig) -> Iterator[Problem]:
-    """What Transformer Engine's attention and Megatron-Core's Mamba mixer ask of a model under context parallelism."""
+    """Check the requirements of Transformer Engine's attention and Megatron-Core's Mamba mixer under context parallelism."""
     if min(grid.tp, grid.cp) < 1 or grid.cp == 1:
         return
     if model.window_size is not None and grid.cp_comm_type not in ("all_gather", "a2a"):
         yield Problem("parallel.cp_comm_type", grid.cp_comm_type, f"all_gather or a2a, for a model with a window ({model.window_size})")
-    split = grid.tp * (grid.cp_a2a_size or grid.cp)  # over so many ranks a2a splits heads
+    split = grid.tp * (grid.cp_a2a_size or grid.cp)  # the number of ranks over which a2a splits heads
     for name in ("num_attention_heads", "num_query_groups") if "a2a" in grid.cp_comm_type else ():
         if getattr(model, name) % split:
             where, fix = f"parallel.cp_comm_type ({name} {getattr(model, name)})", "take p2p or all_gather"

@@ -1,4 +1,4 @@
-"""What must hold within an architecture, and of its split over ranks: pure functions that return every problem."""
+"""Checks of an architecture, and of its split over ranks: pure functions that return every problem."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ VOCAB_MULTIPLE = 128  # rows of a vocabulary shard, as in Megatron-LM
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """Return the vocabulary rounded up to a multiple of 128 a tensor-parallel rank."""
+    """Return the vocabulary size rounded up to a multiple of 128 per tensor-parallel rank."""
     multiple = VOCAB_MULTIPLE * tp
     return -(-vocab_size // multiple) * multiple
 
 
 def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Problem]:
-    """Return what is wrong within an architecture; `prefix` stands before each key."""
+    """Return the problems within an architecture. `prefix` is put before each key."""
     problems = [*check_bounds(model, prefix)]
     if not problems and model.num_attention_heads % model.num_query_groups:
         required = f"a divisor of num_attention_heads {model.num_attention_heads}"
@@ -47,7 +47,7 @@ def _check_hybrid(model: ModelConfig, prefix: str) -> Iterator[Problem]:
 
 
 def check_split(model: ModelConfig, tp: int, num_stages: int, tp_key: str, pp_key: str) -> list[Problem]:
-    """Return what keeps an architecture from being split over `tp` ranks and `num_stages` pipeline stages."""
+    """Return why an architecture cannot be split over `tp` ranks and `num_stages` pipeline stages."""
     sizes = {name: getattr(model, name) for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size")}
     if model.mamba is not None:
         sizes |= {"mamba.num_heads": model.mamba.num_heads, "mamba.num_groups": model.mamba.num_groups}

@@ -1,4 +1,4 @@
-"""What FP8, offloading, determinism and the environment want of a gang's section, an architecture and a machine: pure functions."""
+"""Checks of FP8, offloading, determinism and the environment against a gang's section, an architecture and a machine: pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Version = tuple[int, int]
 OF_DELAYED = ("amax_history_len", "amax_compute_algo", "margin")
 LEAST_TE: dict[str, Version] = {"delayed": (1, 0), "tensorwise": (2, 2), "blockwise": (2, 3)}  # megatron/core/fp8_utils.py, get_fp8_recipe
 LEAST_CAPABILITY: dict[str, Version] = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)}  # TE's check_recipe_support
-BLOCKWISE_CUDA: Version = (12, 9)  # the same
+BLOCKWISE_CUDA: Version = (12, 9)  # TE's check_recipe_support
 VARIABLE = re.compile(r"(NCCL|NVTE|CUDA|TORCH|PYTORCH|CUBLAS|GLOO|OMP|UCX|TRITON)_[A-Z0-9_]+")
 ATTENTION = r"NVTE_(FLASH|FUSED|UNFUSED)_ATTN"  # language_module.py: AttnBackend.auto asserts all three
 # Values that Megatron-Core vouches for (megatron/training/determinism.py of 0.19); NCCL_ALGO may list several.
@@ -26,7 +26,7 @@ DETERMINISTIC = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank computes on: versions are (major, minor), None where there is none."""
+    """A rank's machine. Versions are (major, minor); None where the part is absent."""
 
     has_cuda: bool
     capability: Version | None = None
@@ -35,7 +35,7 @@ class Machine:
 
 
 def check_keys(gang: GangConfig) -> list[Problem]:
-    """Return what is wrong between the keys of FP8, offloading, determinism and the environment."""
+    """Return the problems between the keys of FP8, offloading, determinism and the environment."""
     return [*_check_fp8(gang), *_check_offload(gang), *_check_names(gang.environment), *check_variables(gang, gang.environment)]
 
 
@@ -107,7 +107,7 @@ def _check_attention(values: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def check_variables(gang: GangConfig, values: Mapping[str, str]) -> list[Problem]:
-    """Return the variables among `values` that would undo `deterministic`, or that Megatron-Core does not take."""
+    """Return a problem for each variable in `values` that would undo `deterministic`, or that Megatron-Core does not accept."""
     return [*_check_attention(values)] + [
         Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
         for name, accepted in DETERMINISTIC.items()
@@ -116,7 +116,7 @@ def check_variables(gang: GangConfig, values: Mapping[str, str]) -> list[Problem
 
 
 def check_sizes(model: ModelConfig, gang: GangConfig) -> list[Problem]:
-    """Return what keeps an architecture from FP8, or from the offloading that is asked for."""
+    """Return why an architecture cannot use FP8, or the configured offloading."""
     return [*_check_fp8_layers(model, gang), *_check_fp8_sizes(model, gang), *_check_offloaded_layers(model, gang)]
 
 
@@ -124,7 +124,7 @@ def _check_fp8_layers(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]
     if gang.fp8 is None:
         return
     start, end = gang.fp8.num_layers_at_start_in_bf16, gang.fp8.num_layers_at_end_in_bf16
-    of_a_stage = model.num_layers // max(gang.parallel.pp, 1)  # Megatron-Core's rule; it counts no chunks (vpp)
+    of_a_stage = model.num_layers // max(gang.parallel.pp, 1)  # Megatron-Core's rule, which ignores chunks (vpp)
     for name, count in {"start": start, "end": end}.items():
         if count > of_a_stage:
             yield Problem(f"fp8.num_layers_at_{name}_in_bf16", str(count), f"at most {of_a_stage}, the layers of a pipeline stage")
@@ -135,7 +135,7 @@ def _check_fp8_layers(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]
 
 
 def _check_fp8_sizes(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]:
-    """Every matrix product of a rank is of multiples of 16; blockwise gathers quantized blocks under sequence_parallel, of 128 x 128.
+    """Check that all dimensions of a rank's matrix products are multiples of 16 (of 128 where blockwise gathers blocks under sequence_parallel).
 
     Source: TE's documentation of autocast; assert_dim_for_fp8_exec and assert_dim_for_all_gather (transformer_engine/pytorch/utils.py);
     the checks on NVTE_BLOCK_SCALING_1D and 2D in transformer_engine/common/gemm/cublaslt_gemm.cu; megatron/core/ssm/mamba_mixer.py.
@@ -148,7 +148,7 @@ def _check_fp8_sizes(model: ModelConfig, gang: GangConfig) -> Iterator[Problem]:
 
 
 def check_tokens(gang: GangConfig, tokens: int, where: str) -> list[Problem]:
-    """Return why FP8 cannot multiply a microbatch of so many tokens; `where` says what they are. Source: as of _check_fp8_sizes."""
+    """Return why FP8 cannot multiply a microbatch of `tokens` tokens. `where` names them in the message. Source: as for _check_fp8_sizes."""
     grid = gang.parallel
     if gang.fp8 is None or min(grid.tp, grid.cp) < 1:
         return []
@@ -156,7 +156,7 @@ def check_tokens(gang: GangConfig, tokens: int, where: str) -> list[Problem]:
 
 
 def _gathered(gang: GangConfig) -> int:
-    """Return what a dimension that sequence parallelism gathers must be a multiple of."""
+    """Return the number that must divide a dimension gathered by sequence parallelism."""
     return 128 if gang.fp8 is not None and gang.fp8.recipe == "blockwise" and gang.parallel.sequence_parallel else 16
 
 
@@ -193,7 +193,7 @@ def _check_offloaded_layers(model: ModelConfig, gang: GangConfig) -> Iterator[Pr
 
 
 def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
-    """Return what a rank's machine lacks for the run. Megatron-Core without CUDA or TE would ignore fp8 in silence."""
+    """Return what a rank's machine lacks for the run. Without CUDA or TE, Megatron-Core would silently ignore fp8."""
     asked = {
         "fp8": gang.fp8 is not None,
         "offload.optimizer_fraction": gang.offload.optimizer_fraction > 0,

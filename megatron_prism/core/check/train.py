@@ -1,4 +1,4 @@
-"""What must hold between the values of a training config: pure functions that return every problem, before anything starts."""
+"""Checks between the values of a training config: pure functions that return every problem, before anything starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_prism.core.errors import Problem
 
 
 def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
-    """Return what is wrong with the values of a training config on `world_size` ranks, and between them."""
+    """Return the problems of a training config's values on `world_size` ranks, and between them."""
     return [
         *check_bounds(config),
         *check_origin(config),
@@ -27,7 +27,7 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
 
 
 def check_origin(config: TrainConfig) -> Iterator[Problem]:
-    """Yield what is wrong with where a run starts: a checkpoint, or from scratch."""
+    """Yield the problems of a run's start: from a checkpoint, or from scratch."""
     init = config.init
     if init.checkpoint is None:
         if config.model is None:
@@ -61,7 +61,7 @@ def _check_batch(config: TrainConfig, world_size: int) -> Iterator[Problem]:
 
 
 def _check_sequence(config: TrainConfig) -> Iterator[Problem]:
-    """A sequence's tokens are split over cp (two chunks a rank), and under sequence_parallel each rank's over tp again."""
+    """Check that a sequence divides over cp (two chunks per rank), and under sequence_parallel each rank's part over tp."""
     grid, length = config.parallel, config.data.seq_length
     tp, chunks = grid.tp if grid.sequence_parallel else 1, 2 * grid.cp if grid.cp > 1 else 1
     if min(tp, length) >= 1 and length % (tp * chunks):
@@ -98,7 +98,7 @@ def _check_times(config: TrainConfig) -> Iterator[Problem]:
 
 
 def check_model(model: ModelConfig, config: TrainConfig) -> list[Problem]:
-    """Return what is wrong between an architecture and the training config that builds it."""
+    """Return the problems between an architecture and the training config that builds it."""
     problems = check_model_on_gang(model, config)
     longest, length = model.max_position_embeddings, config.data.seq_length
     if length > longest:

@@ -1,7 +1,7 @@
-"""What a job's YAML may say: frozen dataclasses, one spelling from the YAML key to the field to the metric.
+"""The keys of a job's YAML, as frozen dataclasses: one spelling from the YAML key to the field to the metric.
 
-Each key carries its bounds and its words (section.py). No default stands anywhere else. Defaults that the paper states carry its table; the
-others are ours. docs/CONFIG.md is generated from here.
+Each key carries its bounds and its description (section.py). Defaults are defined here only. A default from the paper names its table; all
+others are ours. docs/CONFIG.md is generated from these classes.
 """
 
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig

@@ -1,4 +1,4 @@
-"""What a cluster's YAML (configs/clusters/) and a pipeline's YAML may say. Defaults are ours."""
+"""The keys of a cluster's YAML (configs/clusters/) and of a pipeline's YAML. Defaults are ours."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ContainerConfig(Section):
     """An image with prism in it."""
 
     mounts: tuple[str, ...] = ()
-    """What the container sees of the file systems: host:container, or host:container:flags."""
+    """The file systems that are mounted in the container: host:container, or host:container:flags."""
 
     workdir: str | None = None
-    """Where the container starts. Null: where the job was submitted, which a mount must show."""
+    """The container's working directory. Null: where the job was submitted, which must be mounted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuConfig(Section):
-    """What a job gets that needs no gang (prepare, convert): one process on one node."""
+    """The resources of a job without a gang (prepare, convert): one process on one node."""
 
     partition: str | None = None
     """Null: the cluster's own."""
@@ -40,7 +40,7 @@ class CpuConfig(Section):
     """The cores of the process."""
 
     mem: str | None = None
-    """The memory, in Slurm's words."""
+    """The memory, in Slurm's notation."""
 
     time_limit: TimeLimit = "24:00:00"
     """The time limit, in Slurm's words."""
@@ -51,7 +51,7 @@ class ClusterConfig(Section):
     """A Slurm cluster, and how jobs run on it."""
 
     gpus_per_node: Annotated[int, Range(ge=0)]
-    """The GPUs of a node, a rank each. 0: a cluster of CPUs, where processes_per_node stands in its place."""
+    """The GPUs of a node, one rank each. 0: a cluster of CPUs, which uses processes_per_node instead."""
 
     processes_per_node: Annotated[int, Range(ge=0)] = 0
     """On a cluster of CPUs: the ranks of a node."""
@@ -66,32 +66,32 @@ class ClusterConfig(Section):
     """The Slurm quality of service."""
 
     gres: str | None = "gpu"
-    """As the cluster calls its GPUs: gpu, or gpu:h100. Null: GPUs are asked for by --gpus-per-node."""
+    """The cluster's name for its GPUs: gpu, or gpu:h100. Null: GPUs are requested by --gpus-per-node."""
 
     cpus_per_task: Annotated[int | None, Range(ge=1)] = None
     """The cores of a node's task, which starts the node's ranks."""
 
     mem: str | None = None
-    """The memory of a node, in Slurm's words: "0" is all of it."""
+    """The memory of a node, in Slurm's notation: "0" is all of it."""
 
     time_limit: TimeLimit = "24:00:00"
-    """The time limit, in Slurm's words: "24:00:00", "1-00:00:00"."""
+    """The time limit, in Slurm's notation: "24:00:00", "1-00:00:00"."""
 
     signal_before_s: Annotated[int, Range(ge=1, le=65535, fix="Slurm takes no other")] = 300
-    """A job is told so long before its time limit to save, and to go on in its next start."""
+    """Slurm signals a job this long before its time limit. The job then saves, and resumes in its next start."""
 
     max_restarts: Annotated[int, Range(ge=0)] = 3
-    """A job is started again after so many faults (a rank killed, a node gone silent). Starts after a save, or that Slurm itself decides on,
+    """A job is restarted at most this often after a fault (a killed rank, a silent node). Restarts after a save, or by Slurm's own decision,
     do not count."""
 
     exclusive: bool = True
     """A gang has its nodes to itself."""
 
     sbatch: tuple[Option, ...] = ()
-    """Further options of sbatch, as --constraint=h100."""
+    """Further options of sbatch, such as --constraint=h100."""
 
     setup: tuple[tuple[str, ...], ...] = ()
-    """Commands before prism starts, a list of words each: [module, load, cuda/12.8]."""
+    """Commands to run before prism, each a list of words: [module, load, cuda/12.8]."""
 
     venv: Path | None = None
     """A virtual environment that is activated on every node. Or use container."""
@@ -100,7 +100,7 @@ class ClusterConfig(Section):
     """A container that prism runs in. Or use venv."""
 
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables exported to every job. They win over those that a recipe's config implies; the recipe's own `environment` wins over them."""
+    """Variables exported to every job. They override those that a recipe's config implies. The recipe's own `environment` overrides them."""
 
     cpu: CpuConfig = field(default_factory=CpuConfig)
 
@@ -118,13 +118,13 @@ class JobConfig(Section):
     """The job's name, used once in a pipeline."""
 
     command: tuple[str, ...]
-    """What stands behind `prism`, a list of words: [train, my_run.yaml]."""
+    """The words after `prism`, as a list: [train, my_run.yaml]."""
 
     after: tuple[str, ...] = ()
-    """The jobs that must be done before, by name."""
+    """The jobs that must be done first, by name."""
 
     array: tuple[tuple[str, ...], ...] = ()
-    """A Slurm job array: an element for each list of words, which are added to the command."""
+    """A Slurm job array: one element for each list of words, which are added to the command."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How a gang of ranks computes: the rank grid, precision, recompute, FP8, offloading, the environment. What every job on GPUs shares."""
+"""How a gang of ranks computes: the rank grid, precision, recompute, FP8, offloading, the environment. Every job on GPUs shares these keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Section):
-    """The rank grid. Data parallelism is what the world size leaves over."""
+    """The rank grid. The data parallel size is the world size divided by tp, pp and cp."""
 
     tp: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
     """Tensor parallel size."""
@@ -24,10 +24,10 @@ class ParallelConfig(Section):
     """Context parallel size: each rank holds a part of every sequence."""
 
     cp_comm_type: Annotated[Literal["p2p", "all_gather", "a2a", "a2a+p2p"], MAY_CHANGE] = "p2p"
-    """How attention passes keys and values between context-parallel ranks on a GPU, in Megatron-Core's words."""
+    """How attention passes keys and values between context-parallel ranks on a GPU, by Megatron-Core's names."""
 
     cp_a2a_size: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
-    """Under a2a+p2p: groups of so many neighbours exchange heads (a2a), and the groups exchange keys and values (p2p)."""
+    """Under a2a+p2p: groups of this many neighbours exchange heads (a2a), and the groups exchange keys and values (p2p)."""
 
     vpp: Annotated[int | None, Range(ge=2, fix="remove it for plain 1F1B"), MAY_CHANGE] = None
     """The number of model chunks that a pipeline rank holds (interleaved 1F1B). Null: one chunk."""
@@ -58,7 +58,7 @@ class RecomputeConfig(Section):
     """`full` recomputes whole layers, `selective` some modules of each layer."""
 
     num_layers: Annotated[int | None, Range(ge=1)] = None
-    """Under full: the first so many layers of a pipeline stage. Null: all of them."""
+    """Under full: recompute this many first layers of a pipeline stage. Null: all of them."""
 
     modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
     """Under selective: Megatron-Core's names. core_attn saves much with unfused attention and next to nothing with Transformer Engine's."""
@@ -76,7 +76,7 @@ class FP8Config(Section):
     """hybrid is e4m3 in the forward pass and e5m2 in the backward pass."""
 
     amax_history_len: Annotated[int, Range(ge=1)] = 1024
-    """Under delayed: the steps whose maxima count. The default is Transformer Engine's; Megatron-Core's, 1, follows every outlier."""
+    """Under delayed: the number of steps whose maxima count. The default is Transformer Engine's; Megatron-Core's, 1, follows every outlier."""
 
     amax_compute_algo: Literal["max", "most_recent"] = "max"
     """Under delayed: which of those maxima counts. The default is Transformer Engine's; Megatron-Core's, most_recent, follows every outlier."""
@@ -85,13 +85,13 @@ class FP8Config(Section):
     """Under delayed: scales are smaller by this power of two. The default is Transformer Engine's."""
 
     num_layers_at_start_in_bf16: Annotated[int, Range(ge=0)] = 0
-    """The first so many layers stay in bf16."""
+    """This many first layers stay in bf16."""
 
     num_layers_at_end_in_bf16: Annotated[int, Range(ge=0)] = 0
-    """The last so many layers stay in bf16."""
+    """This many last layers stay in bf16."""
 
     param: bool = False
-    """Hold the layers' weights in FP8 too. For runs from scratch alone."""
+    """Hold the layers' weights in FP8 too. Only for runs from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,27 +102,27 @@ class OffloadConfig(Section):
     """This fraction of the optimizer: its state and its arithmetic. It needs parallel.distributed_optimizer."""
 
     activation_layers: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
-    """The activations of so many layers. Dense models alone, without pipeline parallelism and recompute."""
+    """The number of layers whose activations are offloaded. Only for dense models, without pipeline parallelism and recompute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GangConfig(Section):
-    """How a gang of ranks computes. Its keys stand at the top of every job's YAML that runs on a gang."""
+    """How a gang of ranks computes. Its keys are at the top level of the YAML of every job that runs on a gang."""
 
     world_size: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
-    """The ranks that the run is laid out for, a GPU each. A gang of another size is refused. Null: any size."""
+    """The number of ranks of the run, one GPU each. A gang of another size is refused. Null: any size."""
 
     seed: Annotated[int, Range(ge=0, lt=2**32, fix="numpy takes no other")] = 1234
-    """The seed of the data's order, and of weights that begin at random."""
+    """The seed of the data's order, and of randomly initialised weights."""
 
     precision: Precision = "bf16"
-    """What weights and activations are held in. Under bf16 the optimizer's weights and the gradients are in fp32."""
+    """The dtype of weights and activations. Under bf16 the optimizer's weights and the gradients are in fp32."""
 
     deterministic: Annotated[bool, MAY_CHANGE] = False
-    """Ask torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine for the same bits again on the same ranks."""
+    """Make torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine deterministic: the same ranks give the same bits."""
 
     environment: Annotated[dict[str, str], MAY_CHANGE] = field(default_factory=dict)
-    """Variables for NCCL, CUDA, torch and Transformer Engine. They win over those that follow from the config (parallel/environment.py)."""
+    """Variables for NCCL, CUDA, torch and Transformer Engine. They override those that follow from the config (parallel/environment.py)."""
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

@@ -1,4 +1,4 @@
-"""The keys of a config dataclass as data: type, default, bounds, words and mark of each. Checks, schema and documents are made from them."""
+"""The keys of a config dataclass as data: type, default, bounds, description and mark. Checks, schema and documents are made from them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Key:
 
     @property
     def required(self) -> str:
-        """What a value must be, in a message's words; empty where any will do."""
+        """What a value must be, for a message; empty where any value will do."""
         return " and ".join(map(str, self.bounds)) + (", or null" if self.bounds and self.is_nullable else "")
 
 
@@ -59,7 +59,7 @@ def _key(field: dataclasses.Field[Any], hint: Any) -> Key:
 
 
 def bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return a type without the marks of its Annotated, and the marks."""
+    """Split an Annotated type into the type and its marks."""
     return (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
 
 
@@ -69,18 +69,18 @@ def bounds_of(marks: Sequence[Any]) -> tuple[Bound, ...]:
 
 
 def options(kind: Any) -> tuple[Any, ...]:
-    """Return the types of a union; of any other type, itself."""
+    """Return the types of a union. Any other type is its own only option."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
 def values_of(kind: Any) -> Any:
-    """Return the type, with its marks, of a list's entries or a mapping's values; None where the type is neither."""
+    """Return the type, with marks, of a list's entries or a mapping's values. None: the type is neither."""
     of, kinds = typing.get_origin(kind), typing.get_args(kind)
     return kinds[0] if of is tuple else kinds[1] if of is dict else None
 
 
 def sections(section: type, place: str = "", may_change: bool = False) -> Iterator[tuple[str, type, list[Key]]]:
-    """Yield (place, section, its keys) of a section and of all below it. A place ends with a dot; a whole section's mark is on each key."""
+    """Yield (place, section, its keys) of a section and of all below it. A place ends with a dot. A section's mark applies to all its keys."""
     own = [replace(key, may_change=key.may_change or may_change) for key in keys(section)]
     yield place, section, own
     for key in own:
@@ -95,18 +95,18 @@ def walk(section: type) -> Iterator[tuple[str, Key]]:
 
 
 def section_of(kind: Any) -> type | None:
-    """Return the section that a type is, or is a list of; None where it is neither."""
+    """Return the section that a type is, or is a list of. None: it is neither."""
     inner = values_of(kind) or kind
     return inner if dataclasses.is_dataclass(inner) and isinstance(inner, type) else None
 
 
 @functools.cache
 def words(section: type) -> dict[str, str]:
-    """Return the docstrings under a section's keys, inherited ones too. They are read from the source, for Python keeps none of them."""
-    found: dict[str, str] = {}
+    """Return the docstrings under a section's keys, inherited ones too. They are parsed from the source, since Python does not keep them."""
+    by_key: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(section.__mro__)):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         for line, below in pairwise(typing.cast(ast.ClassDef, definition).body):
             if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(line.target)] = " ".join(ast.literal_eval(below.value).split())
-    return found
+                by_key[ast.unparse(line.target)] = " ".join(ast.literal_eval(below.value).split())
+    return by_key

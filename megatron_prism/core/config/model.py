@@ -1,4 +1,4 @@
-"""A decoder's architecture, in Megatron-Core's words."""
+"""A decoder's architecture, in Megatron-Core's terms."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class MambaConfig(Section):
     """The channels of a head."""
 
     state_dim: Annotated[int, Range(ge=1)]
-    """The size of the state, a channel."""
+    """The size of the state, per channel."""
 
     num_groups: Annotated[int, Range(ge=1)]
-    """The heads of one group share their B and C. It divides num_heads."""
+    """The number of groups. The heads of one group share their B and C. It divides num_heads."""
 
     conv_kernel: Annotated[int, Range(ge=1)] = 4
     """The tokens that the convolution sees."""
@@ -53,7 +53,7 @@ class MambaConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """A decoder's architecture, in Megatron-Core's words. A family reads it from HF's config.json and writes it back.
+    """A decoder's architecture, in Megatron-Core's terms. A family reads it from HF's config.json and writes it back.
 
     The multipliers are Granite's. They are applied when the model runs, and never folded into weights.
     """
@@ -62,7 +62,7 @@ class ModelConfig(Section):
     """The name of the family that knows the architecture (a file of families/)."""
 
     num_layers: Size
-    """Megatron-Core's layers: a dense layer is attention and MLP, a hybrid's is a letter of layer_pattern."""
+    """Megatron-Core's number of layers: a dense layer is attention and MLP, a hybrid's layer is one letter of layer_pattern."""
 
     hidden_size: Size
     """The width of the residual stream."""
@@ -86,10 +86,10 @@ class ModelConfig(Section):
     """The longest sequence that the model takes."""
 
     layer_pattern: str | None = None
-    """Of a hybrid: a letter a layer, M for Mamba, * for attention, - for MLP. Null: num_layers of attention and MLP."""
+    """For a hybrid: one letter per layer, M for Mamba, * for attention, - for MLP. Null: num_layers of attention and MLP."""
 
     mamba: MambaConfig | None = None
-    """Of a hybrid: the sizes of its Mamba-2 mixers."""
+    """For a hybrid: the sizes of its Mamba-2 mixers."""
 
     activation: Literal["swiglu", "relu2"] = "swiglu"
     """The MLP's activation: SwiGLU, or squared ReLU without a gate."""
@@ -113,7 +113,7 @@ class ModelConfig(Section):
     """The output layer has the embedding's weights."""
 
     init_method_std: Annotated[float, Range(ge=0)] = 0.02
-    """The standard deviation of weights that begin at random."""
+    """The standard deviation of randomly initialised weights."""
 
     window_size: Annotated[int | None, Range(ge=1)] = None
     """The tokens that a token attends to, itself included (HF's sliding_window). Null: all before it."""

@@ -13,9 +13,9 @@ Name = Annotated[str, Pattern(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*", "letters, digit
 
 @dataclass(frozen=True, kw_only=True)
 class KeepConfig(Section):
-    """A condition on a field of the record. One of the five operations is set.
+    """A condition on a field of the record. Exactly one of the five operations must be set.
 
-    A record that does not meet it is left out and counted. A record without the field is a bad record.
+    A record that does not meet the condition is left out and counted. A record without the field is a bad record.
     """
 
     field: str
@@ -34,7 +34,7 @@ class KeepConfig(Section):
     """The field is one of these texts."""
 
     starts_with: str | None = None
-    """The field is a text that begins so."""
+    """The field is a text that begins with this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class TurnsConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Section):
-    """So many different texts for each value of a field of the record, chosen by lot (paper, section 3.1)."""
+    """A random sample: a number of different texts for each value of a field of the record (paper, section 3.1)."""
 
     counts: dict[str, int]
-    """How many texts, by the field's value. Records with other values are left out."""
+    """The number of texts, by the field's value. Records with other values are left out."""
 
     field: str | None = None
     """The record's field. Null: all records are of one group, `all`."""
@@ -67,7 +67,7 @@ class PartConfig(Section):
     """Files or globs: .jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
 
     keep: tuple[KeepConfig, ...] = ()
-    """Conditions on a record, all of which must hold."""
+    """Conditions on a record. All must hold."""
 
     text: str = "{text}"
     """How a record becomes a text: `{field}` in braces stands for the record's field. Or use turns."""
@@ -82,12 +82,12 @@ class PartConfig(Section):
     """A .txt file is split into documents at blank lines (paragraph), or taken whole (file)."""
 
     hf_id: str | None = None
-    """Where it comes from, for the reader."""
+    """The data's origin, for the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(PartConfig):
-    """One source of a mixture: a part of its own, or several `parts` end to end."""
+    """One source of a mixture: a single part, or several `parts`, concatenated."""
 
     name: Name
     """The source's name, used once in a mixture."""
@@ -108,16 +108,16 @@ class SourceConfig(PartConfig):
     """Shorter documents are left out (the paper does so before the 128k step, and does not give its threshold)."""
 
     dedup: Literal["none", "exact", "minhash"] = "none"
-    """`exact` leaves out a text that was there before, `minhash` also one much like it (the paper names no method: ours)."""
+    """`exact` leaves out repeated texts, `minhash` near-duplicates too (the paper names no method: ours)."""
 
     decontaminate: bool = True
     """Leave out what the mixture's `decontaminate` finds."""
 
     domain: str | None = None
-    """What reports add the source to."""
+    """The group of sources that reports add this one to."""
 
     available_tokens: Annotated[int | None, Range(ge=1)] = None
-    """The tokens that the source is said to hold, for a plan without data."""
+    """The tokens that the source is expected to hold, for a plan without data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +128,10 @@ class DecontaminateConfig(Section):
     """The evaluation sets' texts."""
 
     ngram: Annotated[int, Range(ge=1)] = 13
-    """A document that shares so many words in a row with one of the texts is left out."""
+    """A document that shares this many words in a row with an evaluation text is left out."""
 
     shortest: Annotated[int, Range(ge=1)] = 8
-    """A text of fewer than ngram words is looked for whole, a text of fewer than so many not at all (and counted)."""
+    """A text of fewer than ngram words is searched for as a whole. A text of fewer words than this is counted and not searched for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +159,10 @@ class PrepareConfig(Section):
     """The sources of the mixture."""
 
     tokens: Annotated[int | None, Range(ge=1)] = None
-    """The training budget whose blend is planned and reported. Null: what the scarcest source gives in one epoch."""
+    """The training budget for the planned and reported blend. Null: the largest for which no source exceeds one epoch."""
 
     max_epochs: Annotated[float | None, Range(gt=0, finite=False)] = None
-    """How often the budget may read a source over. Null: no limit."""
+    """The most epochs of a source that the budget may read. Null: no limit."""
 
     seed: int = 1234
     """The seed of `sample`."""
@@ -177,7 +177,7 @@ class PrepareConfig(Section):
     """End each document with the tokenizer's end-of-text token."""
 
     num_workers: Annotated[int | None, Range(ge=1)] = None
-    """The processes that tokenize. Null: one a core."""
+    """The number of processes that tokenize. Null: one per core."""
 
     tokenizer_backend: Literal["tokenizers", "gigatoken"] = "tokenizers"
     """gigatoken gives the same ids, several times as fast, for the kinds of tokenizer that it reads."""

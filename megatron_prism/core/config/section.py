@@ -1,7 +1,7 @@
-"""What every config dataclass is made of: the base class, the bounds of a key, and the mark of a key that may change in a resumed run.
+"""The parts of every config dataclass: the base class, the bounds of a key, and the mark of a key that may change in a resumed run.
 
-A key is a line and a docstring: `lr: Annotated[float, Range(ge=0)] = 5e-5`. Its type is pydantic's to check when a file is loaded; its
-bounds are core/check/bounds.py's, so that they are reported together with what does not hold between keys.
+A key is a line and a docstring: `lr: Annotated[float, Range(ge=0)] = 5e-5`. pydantic checks its type when a file is loaded.
+core/check/bounds.py checks its bounds, so that they are reported together with the problems between keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a key takes; never NaN, and no infinity unless `finite` is false. `fix` goes into the message of a number outside."""
+    """The numbers that a key accepts: never NaN, and inf only if `finite` is false. `fix` goes into the message for a number out of range."""
 
     ge: float | None = None
     gt: float | None = None
@@ -33,8 +33,8 @@ class Range:
     def holds(self, value: float) -> bool:
         """Say whether a number is in the range."""
         return (
-            not math.isnan(value)
-            and not (self.finite and math.isinf(value))
+            value == value  # no NaN; math.isnan fails on an integer that is too large for a float
+            and not (self.finite and abs(value) == math.inf)
             and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
@@ -43,7 +43,7 @@ class Range:
         )
 
     def schema(self) -> dict[str, Any]:
-        """Return the range in JSON Schema's words."""
+        """Return the range as JSON Schema."""
         words = {"minimum": self.ge, "exclusiveMinimum": self.gt, "maximum": self.le, "exclusiveMaximum": self.lt}
         schema: dict[str, Any] = {word: bound for word, bound in words.items() if bound is not None}
         return schema if self.ne is None else {**schema, "not": {"const": self.ne}}
@@ -64,7 +64,7 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The texts that a key takes: those that the regular expression matches as a whole; `words` say for a reader what they are."""
+    """The texts that a key accepts: those that the regular expression matches as a whole. `words` describe them for a reader."""
 
     regex: str
     words: str
@@ -75,7 +75,7 @@ class Pattern:
         return re.fullmatch(self.regex, value, re.ASCII) is not None
 
     def schema(self) -> dict[str, Any]:
-        """Return the pattern in JSON Schema's words."""
+        """Return the pattern as JSON Schema."""
         return {"pattern": f"^(?:{self.regex})$"}
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class _MayChange:
-    """A resumed run may give the key another value; on a section, each of its keys."""
+    """A resumed run may change this key's value. On a section: each of its keys."""
 
 
 MAY_CHANGE: Final = _MayChange()

@@ -1,4 +1,4 @@
-"""`prism train`'s config, and the sections that only training has."""
+"""The config of `prism train`, and the sections that only training has."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class InitConfig(Section):
     """The checkpoint to start from, or a run folder (its latest). It brings its own tokenizer. A resumed run does not read it."""
 
     tokenizer: Annotated[Path | None, MAY_CHANGE] = None
-    """The tokenizer's folder, of a run from scratch."""
+    """The tokenizer's folder, for a run from scratch."""
 
     max_position_embeddings: Annotated[int | None, Range(ge=1)] = None
-    """The positions that a checkpoint's model is extended to, also in its config.json when it is written back. Nothing else of the model
+    """The positions that a checkpoint's model is extended to. Its config.json has them when it is written back. Nothing else of the model
     changes: the paper's step to 128k mentions no change of the rotary positions."""
 
     def extend(self, model: ModelConfig) -> ModelConfig:
-        """Return a checkpoint's architecture as the run begins with it."""
+        """Return a checkpoint's architecture, extended as the run begins with it."""
         return model if self.max_position_embeddings is None else replace(model, max_position_embeddings=self.max_position_embeddings)
 
 
@@ -38,13 +38,13 @@ class MixtureChange(Section):
     """Another mixture, from a step on."""
 
     step: Annotated[int, Range(ge=1)]
-    """The change comes after so many steps are done."""
+    """The change comes after this many steps."""
 
     weights: dict[str, Weight] | None = None
-    """The weights from there on, by source name, in percent. Null: the mixture's own."""
+    """The weights from then on, by source name, in percent. Null: the mixture's own."""
 
     prepared: Path | None = None
-    """Another prepared mixture. Null: the one that was read before."""
+    """Another prepared mixture. Null: the previous one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ class DataConfig(Section):
     """Other mixtures later in the run. A resumed run may change those that it has not reached."""
 
     max_epochs: Annotated[float | None, Range(gt=0, finite=False), MAY_CHANGE] = None
-    """How often a source may be read over. The paper reads one 4.4 times (Table 1) and states no limit. Null: no limit."""
+    """The most epochs of a source. The paper reads one 4.4 times (Table 1) and states no limit. Null: no limit."""
 
     document_mask: bool = False
-    """Neither attention nor a Mamba layer's state passes from one document to the next, and positions begin again in each. The paper
+    """Neither attention nor a Mamba layer's state crosses from one document to the next, and positions restart in each. The paper
     describes no masking at 8k: off."""
 
     num_workers: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
-    """The processes a rank that read data. 0: the rank itself reads."""
+    """The number of processes per rank that read data. 0: the rank itself reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class BatchConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """AdamW. Defaults are the paper's (Table 16), but for clip_grad."""
+    """AdamW. Defaults are the paper's (Table 16), except clip_grad."""
 
     lr: Annotated[float, Range(ge=0)] = 5e-5
     """The learning rate at the end of the warm-up (paper, Table 16)."""
@@ -105,7 +105,7 @@ class OptimizerConfig(Section):
     """Decoupled weight decay (paper, Table 16). Biases and norms are not decayed."""
 
     clip_grad: Annotated[float, Range(ge=0)] = 1.0
-    """The gradient norm that gradients are cut down to. 0: never. The paper does not state it: lm-engine's default."""
+    """The largest gradient norm: larger gradients are scaled down to it. 0: never. The paper does not state it: lm-engine's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class ScheduleConfig(Section):
     """Learning rate over steps: linear warm-up, then `kind` down to lr * final_factor at the last step."""
 
     kind: Literal["cosine", "linear", "exponential", "wsd", "constant"] = "cosine"
-    """The shape of the way down (paper: cosine, Table 16). exponential is lm-engine's, which reaches its end exactly. wsd is warm-up,
+    """The shape of the decay (paper: cosine, Table 16). exponential is lm-engine's, which reaches its end exactly. wsd is warm-up,
     stable, decay."""
 
     warmup_steps: Annotated[int, Range(ge=0)] = 0
@@ -131,7 +131,7 @@ class TrainConfig(GangConfig):
     """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
 
     run_dir: Annotated[Path, MAY_CHANGE]
-    """The run's folder: new, or a run's. Started again with the same folder, a run is resumed."""
+    """The run's folder. A run that is started again with the same folder resumes."""
 
     steps: Annotated[int, Range(ge=1)]
     """The optimizer steps of the whole run."""
@@ -143,14 +143,14 @@ class TrainConfig(GangConfig):
     init: InitConfig = field(default_factory=InitConfig)
 
     model: ModelConfig | None = None
-    """The architecture of a run from scratch. Beside init.checkpoint: what the checkpoint must be."""
+    """The architecture of a run from scratch. With init.checkpoint: the architecture that the checkpoint must have."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     trainable: tuple[str, ...] = ("*",)
-    """Patterns of parameter names as a checkpoint has them. All others stay as they are, bit for bit."""
+    """Patterns of the checkpoint names of the parameters to train. All others keep their values, bit for bit."""
 
     validation: Annotated[ValidationConfig, MAY_CHANGE] = field(default_factory=ValidationConfig)
 

@@ -62,6 +62,10 @@ def test_a_value_outside_the_bounds_of_its_key_is_named(full: Full, cls: type, n
     assert not key.is_nullable or not list(check_bounds(put(config, name.split("."), None)))
 
 
+def test_an_integer_that_no_float_holds_is_compared() -> None:
+    assert Range(ge=1).holds(10**400) and not Range(ge=1, lt=2**31).holds(10**400) and not Range(gt=0, finite=False).holds(-(10**400))
+
+
 def test_bounds_of_what_a_list_or_a_mapping_holds(full: Full) -> None:
     config = build(full[TrainConfig], TrainConfig, str)
     broken = put(put(config, ["data", "weights"], {"a": -1.0, "b": 1.0}), ["data", "changes", PLACE, "weights"], {"c": math.nan})

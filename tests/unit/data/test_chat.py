@@ -299,7 +299,7 @@ def test_messages_that_a_template_refuses_are_told_in_its_words(make_folder: Mak
 @pytest.mark.parametrize(
     ("messages", "said"),
     [([], "no message"), (["2 + 2"], "no JSON"), ([{"role": "user", "content": {1, 2}}], "no JSON"), ([{"content": object()}], "no JSON")],
-    ids=str,
+    ids=["none", "a text", "a set", "an object"],
 )
 def test_messages_that_are_none_are_refused(make_folder: Make, messages: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):

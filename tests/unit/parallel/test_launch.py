@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import types
 
 import pytest
 
@@ -132,3 +133,19 @@ def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])  # this process may have some, of other tests
     with pytest.raises(Stopped, match="SIGUSR1 before the first step"):
         launch._hand_on(signal.SIGUSR1, None)
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"),
+    [
+        ([(4, 10), (70, 11)], 70),  # rank 0 has lost its peer, and is seen first
+        ([(70, 10), (4, 10)], 70),
+        ([(4, 10), (-signal.SIGKILL, 11)], 4),
+        ([(4, 10), (4, 11)], 4),
+        ([(2, 10), (70, 11)], 2),
+        ([(-signal.SIGUSR1, 10)], 3),
+    ],
+)
+def test_a_gang_ends_as_the_rank_that_knows_why(failures: list[tuple[int, int]], code: int) -> None:
+    by_rank = {rank: types.SimpleNamespace(exitcode=exits, timestamp=at, pid=1) for rank, (exits, at) in enumerate(failures)}
+    assert launch._exit_code(by_rank) == code
