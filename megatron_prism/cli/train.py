@@ -32,13 +32,13 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
         nproc * span.num_nodes if nproc and span.num_nodes > 1 else gang.world_size(nproc or (settings.world_size if dry_run else None))
     )
     with placed(config, TrainConfig, overrides or []):
-        figures = job.resolve(settings, world_size).figures
+        resolved = job.resolve(settings, world_size)
     if dry_run:
-        finish(figures, json)
+        finish(resolved.figures, json)
         return
     environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
     gang.become(world_size, span)
-    result = job.run(settings, world_size)
+    result = job.run(resolved)
     if gang.speaks():
         finish(result, json)
 
