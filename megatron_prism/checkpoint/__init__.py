@@ -1,1 +1,1 @@
-"""Layer 3: weights at rest. Hugging Face folders, Megatron torch_dist checkpoints, and the way between them."""
+"""Weights at rest. Hugging Face folders, Megatron torch_dist checkpoints, and the way between them."""

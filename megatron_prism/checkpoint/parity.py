@@ -66,8 +66,6 @@ def checkpoint_logits(path: Path, tokens: list[int], gang: GangConfig, groups: G
     chunks = build.build(checkpoint.model, groups, gang)
     sharded.require_whole(checkpoint.root)
     sharded.load_weights(checkpoint.root, chunks)
-    for chunk in chunks:
-        chunk.eval()
     logits_SV = logits(chunks, tokens, groups)
     if logits_SV is None or groups.tp_rank:
         return None

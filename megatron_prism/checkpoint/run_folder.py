@@ -61,14 +61,16 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     path = config.run_dir / CONFIG
     before = load(path, TrainConfig)
     then, now = flat(before), flat(config)
+    fixes: dict[str, str] = {}
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
     may_change = {name for name, key in walk(TrainConfig) if key.may_change}
     changed = [key for key in keys if then.get(key) != now.get(key) and key not in may_change]
     if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
         changed.append("data.changes")
-        fix = f"a mixture may change from step {step} on; {fix}"
-    return [Problem(key, str(now.get(key)), f"{then.get(key)}, as in {path} of the run that goes on", fix) for key in changed]
+        fixes["data.changes"] = f"a mixture may change from step {step} on; {fix}"
+    required = f"as in {path} of the run that goes on"
+    return [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fixes.get(key, fix)) for key in changed]
 
 
 def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
@@ -120,14 +122,18 @@ def begin(config: TrainConfig, start: Start, figures: Mapping[str, Any], groups:
 
 @contextmanager
 def _held(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> Iterator[None]:
-    try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        with disk.held(config.run_dir / LOCK, "prism train"):
+    with ExitStack() as stack:
+        try:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(disk.held(config.run_dir / LOCK, "prism train"))
+            if (step := last_step(config.run_dir)) != start.step:  # another gang was at work between the look and the lock
+                fault = f"{config.run_dir} stood at step {start.step} when this run looked, and stands at step {step} now"
+                raise EnvironmentFault(f"{fault}; start it again")
             tidy(config.run_dir)
             _lay_out(config, start, figures)
-            yield
-    except OSError as error:
-        raise EnvironmentFault(f"{error.filename or config.run_dir}: {error.strerror or error}") from error
+        except OSError as error:
+            raise EnvironmentFault(f"{error.filename or config.run_dir}: {error.strerror or error}") from error
+        yield
 
 
 def _lay_out(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> None:

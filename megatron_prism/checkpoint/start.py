@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,8 @@ from megatron_prism.core.check.train import check_origin
 from megatron_prism.core.config import InitConfig, ModelConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import flat
+from megatron_prism.data import tokenizer
+from megatron_prism.data.mixture import Prepared
 
 T = TypeVar("T")
 
@@ -91,3 +93,23 @@ def _check_expected(init: InitConfig, expected: ModelConfig | None, actual: Mode
     fix = "the checkpoint is the truth: correct model.* or leave it out; or is it another checkpoint?"
     keys = [key for key in dict.fromkeys((*said, *is_so)) if said.get(key) != is_so.get(key)]
     return [Problem(f"model.{key}", str(said.get(key)), f"{is_so.get(key)}, as in {init.checkpoint}", fix) for key in keys]
+
+
+def check_tokenizer(config: TrainConfig, start: Start, mixtures: Sequence[Prepared]) -> list[Problem]:
+    """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
+    path = start.assets / tokenizer.FILE
+    absent_as_imported = config.init.checkpoint is not None and not path.is_file()
+    sha256 = None if absent_as_imported else tokenizer.load(start.assets).sha256
+    problems = []
+    for prepared in mixtures:
+        where, is_same = str(prepared.root), sha256 == prepared.tokenizer_sha256
+        if prepared.vocab_size > start.model.vocab_size and is_same:
+            problems += tokenizer.check_vocabulary(path, start.model.vocab_size)
+        elif prepared.vocab_size > start.model.vocab_size:
+            ids = f"data of a tokenizer with {prepared.vocab_size} ids"
+            fix = "prepare it with the model's tokenizer"
+            problems.append(Problem(where, ids, f"at most the model's vocab_size {start.model.vocab_size}", fix))
+        elif not absent_as_imported and not is_same:
+            required = f"the one in {start.assets}"
+            problems.append(Problem(where, "data tokenized by another tokenizer", required, "prepare it again with that tokenizer"))
+    return list(dict.fromkeys(problems))

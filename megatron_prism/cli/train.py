@@ -30,13 +30,13 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     span = launch.slurm_span() if nproc else launch.ALONE
     world_size = gang.world_size(nproc or (settings.world_size if dry_run else None), span)
     with placed(config, TrainConfig, overrides or []):
-        figures = job.resolve(settings, world_size).figures
+        resolved = job.resolve(settings, world_size)
     if dry_run:
-        finish(figures, json)
+        finish(resolved.figures, json)
         return
     environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
     gang.become(world_size, span)
-    result = job.run(settings, world_size)
+    result = job.run(resolved)
     if gang.speaks():
         finish(result, json)
 

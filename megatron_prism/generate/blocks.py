@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LARGE = 2**21  # multiplications of a matrix product; below it oneDNN's call costs more than it gains
 NO_TIME = -1e4  # time step before softplus: softplus makes it 0, so padding leaves the state unchanged
+
+
+def linear(x_TY: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight.T + bias; large products in fp32 on a host by oneDNN, which has twice MKL's speed on AMD processors.
+
+    bench/README.md has the figures; torch's own linear takes MKL for fp32.
+    """
+    if x_TY.is_cpu and x_TY.dtype == torch.float32 and x_TY.shape[0] * weight.numel() >= LARGE and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x_TY, weight, bias, "none", [], "")
+    return functional.linear(x_TY, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class Attention:
         return (State((self.num_groups, size_K, self.head_dim), self.qkv.dtype, has_tokens=True),) * 2
 
     def mix(self, x_TD: Tensor, call: Call, state: tuple[Tensor, ...]) -> Tensor:
-        qkv_TGJP = functional.linear(x_TD, self.qkv, self.bias).view(len(x_TD), self.num_groups, -1, self.head_dim)
+        qkv_TGJP = linear(x_TD, self.qkv, self.bias).view(len(x_TD), self.num_groups, -1, self.head_dim)
         turned_TGJP = rotate(qkv_TGJP[:, :, :-1], call)
         query_TGJP, key_TGP, value_TGP = turned_TGJP[:, :, :-1], turned_TGJP[:, :, -1], qkv_TGJP[:, :, -1]
         if call.start is None:
@@ -155,7 +166,7 @@ class MLP:
         return ()
 
     def mix(self, x_TD: Tensor, call: Call, state: tuple[Tensor, ...]) -> Tensor:
-        inner = functional.linear(x_TD, self.fc1)
+        inner = linear(x_TD, self.fc1)
         if not self.is_gated:
             return inner.relu_().square_()
         gate_TY, up_TY = inner.chunk(2, -1)
@@ -188,7 +199,7 @@ class Mamba:
 
     def mix(self, x_TD: Tensor, call: Call, state: tuple[Tensor, ...]) -> Tensor:
         inner, size_C = self.out_DY.shape[1], len(self.conv_CW)
-        z_TY, xBC_TC, dt_TH = functional.linear(x_TD, self.in_proj).split([inner, size_C, len(self.A_H)], -1)
+        z_TY, xBC_TC, dt_TH = linear(x_TD, self.in_proj).split([inner, size_C, len(self.A_H)], -1)
         conv_RWC, ssm_RHPN = (part[: call.num_rows] for part in state)
         step = self._decode if call.start is None else self._prefill
         return self._gated_norm(step(xBC_TC, dt_TH, call, conv_RWC, ssm_RHPN), z_TY)

@@ -19,8 +19,7 @@ from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.generate.engine import Rollout, Sampling, problems
 from megatron_prism.generate.lane import Lane, Request
 from megatron_prism.generate.stage import Stage
-from megatron_prism.parallel import groups as ranks
-from megatron_prism.parallel import host
+from megatron_prism.parallel import groups, host
 from megatron_prism.parallel.groups import Groups
 
 
@@ -66,7 +65,7 @@ class Cached:
             lanes = [Lane(stage, request, share) for share in shares]
             while lanes:
                 lanes = [lane for lane in lanes if lane.advance(finished)]
-        everyones = ranks.gather(finished, self.groups.dp_cp_group) if dp > 1 else [finished]
+        everyones = groups.gather(finished, self.groups.dp_cp_group) if dp > 1 else [finished]
         return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
 
     def _check_ranks(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> None:
@@ -81,7 +80,7 @@ class Cached:
             digest = hashlib.blake2b(repr((num_samples, sampling, list(seeds))).encode())
             for prompt in prompts:
                 digest.update(np.asarray([len(prompt), *prompt], np.int64).tobytes())
-            if len(set(ranks.gather(digest.hexdigest()))) > 1:
+            if len(set(groups.gather(digest.hexdigest()))) > 1:
                 raise InputError(Problem("generate()", "other arguments on another rank", "the same on every rank")).agreed()
 
 

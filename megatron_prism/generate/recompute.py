@@ -1,6 +1,7 @@
 """The reference engine: it recomputes the whole text for every token with the training forward pass, one rollout after another.
 
-It is slow, and as exact as training. It supports neither sequence parallelism (a text's length need not divide by tp) nor data parallelism.
+It is slow, and as exact as training. Its layouts are those of forward.logits, so no context parallelism; its own tests ran it on one rank.
+It does not divide the prompts among data-parallel replicas.
 """
 
 from __future__ import annotations
@@ -30,19 +31,11 @@ class Recompute:
     groups: Groups
     max_context: int | None = None
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
         max_context = self.model.max_position_embeddings if self.max_context is None else self.max_context
         raise_problems(problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, max_context))
         request = Request(prompts, num_samples, sampling, seeds, 1, max_context, max_context)
-        was_training = self.chunks[0].training
-        for chunk in self.chunks:
-            chunk.eval()
-        try:
-            return [self._finish(draft, request) for prompt in range(len(prompts)) for draft in request.drafts(prompt)]
-        finally:
-            for chunk in self.chunks:
-                chunk.train(was_training)
+        return [self._finish(draft, request) for prompt in range(len(prompts)) for draft in request.drafts(prompt)]
 
     def _finish(self, draft: Draft, request: Request) -> Rollout:
         rollout = None

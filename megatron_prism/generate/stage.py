@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.generate import weights
-from megatron_prism.generate.blocks import Call
+from megatron_prism.generate.blocks import Call, linear
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.draw import choose
 from megatron_prism.generate.engine import Sampling
@@ -61,18 +61,15 @@ class Stage:
 
     def _add(self, hidden_TD: Tensor, y_TY: Tensor, out_DY: Tensor) -> None:
         """Add a block's output to the hidden states, in place."""
-        scale = self.model.residual_multiplier
-        if self.groups.tp == 1:
-            hidden_TD.addmm_(y_TY, out_DY.t(), alpha=scale)
-        else:
-            partial_TD = functional.linear(y_TY, out_DY)
-            dist.all_reduce(partial_TD, group=self.groups.tp_group)
-            hidden_TD.add_(partial_TD, alpha=scale)
+        output_TD = linear(y_TY, out_DY)
+        if self.groups.tp > 1:
+            dist.all_reduce(output_TD, group=self.groups.tp_group)
+        hidden_TD.add_(output_TD, alpha=self.model.residual_multiplier)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Return the logits (R, padded V) in fp32, -inf for the vocabulary's padding. Only for the last stage."""
         normed_RD = functional.rms_norm(hidden_RD, hidden_RD.shape[1:], self._outside["norm"], self.model.norm_epsilon)
-        logits_RV = functional.linear(normed_RD, self._outside["output"])
+        logits_RV = linear(normed_RD, self._outside["output"])
         if self.model.logits_scaling != 1:
             logits_RV = logits_RV.div_(self.model.logits_scaling)
         if self.groups.tp > 1:

@@ -62,7 +62,10 @@ def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
     if sampling.temperature:  # top_k 0 is all tokens; transformers' default is 50
         choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     eos = {"eos_token_id": list(spec.end_ids)} if spec.end_ids else {}
-    output = model.generate(torch.tensor([ids]), max_new_tokens=sampling.max_tokens, pad_token_id=0, **choice, **eos)
+    ids_1S = torch.tensor([ids])
+    # the mask: without it transformers takes each 0 of the prompt for padding
+    options = {"attention_mask": torch.ones_like(ids_1S), "pad_token_id": 0, "max_new_tokens": sampling.max_tokens}
+    output = model.generate(ids_1S, **options, **choice, **eos)
     return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in spec.end_ids], spec)
 
 

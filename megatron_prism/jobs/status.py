@@ -16,8 +16,7 @@ from megatron_prism.core.load import load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
 from megatron_prism.launch import pipeline, slurm
-
-METRICS = "metrics.jsonl"
+from megatron_prism.train.metrics import METRICS
 
 
 def run(path: Path) -> dict[str, Any]:

@@ -7,39 +7,36 @@ Output: a run folder (checkpoint/run_folder.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megatron_prism.checkpoint import folder, run_folder, start
+from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.precision import check_machine, check_variables
 from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.data import loader, segments, tokenizer
-from megatron_prism.data.mixture import Prepared, SourcePlan
+from megatron_prism.core.errors import raise_problems
+from megatron_prism.data import loader, segments
 from megatron_prism.data.segments import Segment
 from megatron_prism.families import registry
-from megatron_prism.models import trainable
-from megatron_prism.parallel import environment
+from megatron_prism.models import build, trainable
+from megatron_prism.parallel import environment, hardware, host
+from megatron_prism.parallel.groups import Groups, from_first, gang
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
-
-if TYPE_CHECKING:
-    from megatron_prism.parallel.groups import Groups
-    from megatron_prism.train.loop import Run
-    from megatron_prism.train.metrics import SampleLog
-    from megatron_prism.train.stop import StopRequest
-    from megatron_prism.train.watchdog import Watchdog
+from megatron_prism.train import loop, optim
+from megatron_prism.train.guard import Guard
+from megatron_prism.train.metrics import Recorder, sample_log
+from megatron_prism.train.stop import StopRequest
+from megatron_prism.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked run, before any process starts: its start, its data, and the figures that follow from its config."""
+    """A run before a process starts: where it starts, what it reads, and the figures that follow from its config."""
 
     config: TrainConfig
     start: Start
@@ -47,63 +44,29 @@ class Resolved:
     figures: dict[str, Any]
 
 
-def run(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """Train. Every rank of the gang calls this and returns the run's result.
-
-    Raises: InputError, before anything is written, where the config is invalid, or invalid on this rank's machine.
-    """
-    resolved = resolve(config, world_size)
-    resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
-
-    from megatron_prism.parallel import hardware
-    from megatron_prism.parallel.groups import gang
-
-    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
-    with gang(config, config.limits.collective_timeout_s) as groups:
-        return train_on(resolved, groups)
-
-
 def resolve(config: TrainConfig, world_size: int) -> Resolved:
-    """Check everything that can be checked before a process starts, and return the resolved run. This writes nothing.
+    """Check everything that can be checked before a process starts, and return what a run needs to know.
 
-    It does not look at the machine, so a run on GPUs can be planned on a machine without one.
-    Raises: InputError with every problem.
+    The machine is not checked: a run on GPUs can be planned where there is none. Nothing is written.
+    Raises: InputError with every problem found.
     """
-    mixtures, of_data = start.attempt(partial(segments.read, config.data, config.batch.global_size, config.seed), "data.prepared")
-    begins, of_start = start.attempt(partial(start.resolve, config))
-    raise_problems(list(dict.fromkeys([*check_train(config, world_size), *run_folder.check_place(config), *of_start, *of_data])))
-    assert mixtures is not None and begins is not None
-    sizes, blend = registry.parameters(begins.model), segments.realised(mixtures, config.steps * config.batch.global_size)
+    mixtures, data_problems = start.attempt(partial(segments.read, config.data, config.batch.global_size, config.seed), "data.prepared")
+    begin, start_problems = start.attempt(partial(start.resolve, config))
+    problems = [*check_train(config, world_size), *run_folder.check_place(config), *start_problems, *data_problems]
+    raise_problems(list(dict.fromkeys(problems)))
+    assert mixtures is not None and begin is not None
+    sizes, blend = registry.parameters(begin.model), segments.realised(mixtures, config.steps * config.batch.global_size)
     raise_problems(
         [
-            *(check_model(begins.model, config) or trainable.check(config.trainable, sizes, begins.model, config.parallel)),
-            *dict.fromkeys(problem for segment in mixtures for problem in _check_tokenizer(config, begins, segment.prepared)),
+            *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
+            *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
             *run_folder.check_resume(config),
         ]
     )
-    return Resolved(config, begins, mixtures, _figures(config, begins, sizes, blend, world_size))
-
-
-def _check_tokenizer(config: TrainConfig, begins: Start, prepared: Prepared) -> list[Problem]:
-    """Check that the data's ids are rows of the embedding, and that the model's own tokenizer made them."""
-    where, path = str(config.data.prepared), begins.assets / tokenizer.FILE
-    absent_as_imported = config.init.checkpoint is not None and not path.is_file()
-    is_same = not absent_as_imported and tokenizer.load(begins.assets).sha256 == prepared.tokenizer_sha256
-    if prepared.vocab_size > begins.model.vocab_size:
-        if is_same:
-            return tokenizer.check_vocabulary(path, begins.model.vocab_size)
-        ids, required = f"data of a tokenizer with {prepared.vocab_size} ids", f"at most the model's vocab_size {begins.model.vocab_size}"
-        return [Problem(where, ids, required, "prepare it with the model's tokenizer")]
-    if absent_as_imported or is_same:
-        return []
-    return [Problem(where, "data tokenized by another tokenizer", f"the one in {begins.assets}", "prepare it again with that tokenizer")]
-
-
-def _figures(config: TrainConfig, begins: Start, sizes: Mapping[str, int], blend: Sequence[SourcePlan], world_size: int) -> dict[str, Any]:
     tokens_per_step, dp = config.batch.global_size * config.data.seq_length, data_parallel_size(config, world_size)
-    flops = flops_per_token(begins.model, config.data.seq_length)
-    return {
+    flops = flops_per_token(begin.model, config.data.seq_length)
+    figures = {
         "parameters": sum(sizes.values()),
         "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
         "world_size": world_size,
@@ -116,31 +79,64 @@ def _figures(config: TrainConfig, begins: Start, sizes: Mapping[str, int], blend
         "sources": [vars(source) for source in blend],
         "environment": environment.variables(config),
         "run_dir": str(config.run_dir),
-        "resumes_at_step": begins.step,
+        "resumes_at_step": begin.step,
     }
+    return Resolved(config, begin, mixtures, figures)
 
 
-def train_on(resolved: Resolved, groups: Groups) -> dict[str, Any]:
-    """Train on an existing rank grid: lock the run folder, build the model, fit it.
+def run(resolved: Resolved) -> dict[str, Any]:
+    """Train; every rank of the gang calls this and returns the run's result.
 
-    Raises: Stopped after a request to stop, with the state saved. ResultFailure, EnvironmentFault, CheckpointError.
+    Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    from megatron_prism.checkpoint import sharded
-    from megatron_prism.parallel.groups import from_first
-    from megatron_prism.train import loop, stop, watchdog
+    config = resolved.config
+    resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
+    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
+    with gang(config, config.limits.collective_timeout_s) as groups:
+        return train_in_gang(resolved, groups)
 
-    config, begins = resolved.config, from_first(resolved.start)  # the ranks may have read the folder at different times
+
+def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
+    """Train on an existing rank grid: hold the run folder, build the model, fit it.
+
+    Raises: Stopped where the run was asked to stop, and is saved. ResultFailure, EnvironmentFault, CheckpointError.
+    """
+    config, is_first = resolved.config, groups.rank == 0
+    begin = from_first(resolved.start)  # the ranks may have read the folder at different times
     with ExitStack() as stack:
-        asked = stack.enter_context(stop.StopRequest(config.limits.wall_clock_s))
-        dog = stack.enter_context(watchdog.Watchdog(config.limits.hang_timeout_s, groups.rank))
-        if begins.weights is not None:
-            sharded.require_whole(begins.weights)
-        stack.enter_context(run_folder.begin(config, begins, resolved.figures, groups))
-        if groups.rank == 0:
-            _say(resolved)
-        chunks, optimizer, resumed = _build(config, begins, groups)
-        run = stack.enter_context(_assemble(resolved, begins, groups, chunks, optimizer, resumed, asked, dog))
-        losses = loop.fit(run, resumed.step if resumed else 0)
+        stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
+        watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
+        if begin.weights is not None:
+            sharded.require_whole(begin.weights)
+        stack.enter_context(run_folder.begin(config, begin, resolved.figures, groups))
+        if is_first:
+            _announce(resolved)
+        chunks, optimizer, resumed = _build(config, begin, groups)
+        first_step = resumed.step if resumed else 0
+        dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
+        position = loader.Position(groups.dp_rank, groups.dp)
+        recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
+        contents = run_folder.Contents(config, begin, groups.world_size)
+        saver = stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups))
+        run = loop.Run(
+            config=config,
+            groups=groups,
+            chunks=chunks,
+            optimizer=optimizer,
+            train_batches=loader.batches(
+                dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
+            ),
+            valid_batches=_valid_batches(resolved, position, groups),
+            flops=flops_per_token(begin.model, config.data.seq_length),
+            peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), "fp8" if config.fp8 else config.precision),
+            recorder=recorder,
+            samples=sample_log(config, groups, first_step, dataset.describe),
+            saver=saver,
+            guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
+            stop=stop_request,
+            watchdog=watchdog,
+        )
+        losses = loop.fit(run, first_step)
     return {
         "run_dir": str(config.run_dir),
         "checkpoint": str(run_folder.step_folder(config.run_dir, config.steps)),
@@ -151,8 +147,8 @@ def train_on(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _say(resolved: Resolved) -> None:
-    """Log what the run is, and write the blend into its manifest (rank 0 only)."""
+def _announce(resolved: Resolved) -> None:
+    """Log the run's size, environment and blend, and note the blend in its manifest: rank 0 alone."""
     config, figures = resolved.config, resolved.figures
     log.get().info("%s", "  ".join(f"{key} {figures[key]:,}" for key in ("parameters", "tokens_per_step", "tokens")))
     log.get().info("environment: %s", environment.in_words(environment.variables(config), figures["environment"]))
@@ -162,19 +158,12 @@ def _say(resolved: Resolved) -> None:
     run_folder.note(config.run_dir, realised_blend=figures["sources"])
 
 
-def _build(config: TrainConfig, begins: Start, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
-    """Return (model chunks, optimizer, the checkpoint that they were resumed from, or None for a new run)."""
-    import torch
-
-    from megatron_prism.checkpoint import saving, sharded
-    from megatron_prism.models import build
-    from megatron_prism.train import optim
-
-    torch.use_deterministic_algorithms(config.deterministic)
+def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
+    """Return (model chunks, optimizer, the run's newest whole checkpoint, whose state they hold; None where the run begins)."""
     newest = saving.newest(config.run_dir)
-    bare = build.build(begins.model, groups, config)
-    if begins.weights is not None:
-        sharded.load_weights(begins.weights, bare)  # before the optimizer takes its fp32 copy
+    bare = build.build(begin.model, groups, config)
+    if begin.weights is not None:
+        sharded.load_weights(begin.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
     chunks = optim.wrap(bare, config)
     optimizer = optim.build(chunks, config.optimizer, config)
@@ -186,60 +175,12 @@ def _build(config: TrainConfig, begins: Start, groups: Groups) -> tuple[Any, Any
     return chunks, optimizer, resumed
 
 
-@contextmanager
-def _assemble(
-    resolved: Resolved,
-    begins: Start,
-    groups: Groups,
-    chunks: Sequence[Any],
-    optimizer: Any,
-    resumed: folder.Checkpoint | None,
-    asked: StopRequest,
-    dog: Watchdog,
-) -> Iterator[Run]:
-    """Yield everything that the loop uses: batches from the first step on, the recorder, the saver, the guard."""
-    from megatron_prism.checkpoint import saving
-    from megatron_prism.parallel import host
-    from megatron_prism.train import guard, loop
-    from megatron_prism.train.metrics import Recorder
-
-    config, mixtures, first_step = resolved.config, resolved.mixtures, resumed.step if resumed else 0
-    dataset = loader.Sequences(mixtures, config.data.document_mask)
-    valid = loader.held_out(mixtures[0].prepared, config.data.seq_length, config.seed, config.data.document_mask)
-    position = loader.Position(groups.dp_rank, groups.dp)
-    even = groups.pp if groups.vpp else 1  # interleaving requires a multiple of pp microbatches
-    contents = run_folder.Contents(config, begins, groups.world_size)
-    with (
-        Recorder(config.run_dir, first_step, config.steps, enabled=groups.rank == 0) as recorder,
-        saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups) as saver,
-    ):
-        yield loop.Run(
-            config=config,
-            groups=groups,
-            chunks=chunks,
-            optimizer=optimizer,
-            train_batches=loader.batches(
-                dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
-            ),
-            valid_batches={
-                name: loader.valid_batches(part, config.validation.sequences, config.batch.micro_size, position, even)
-                for name, part in valid.items()
-            },
-            flops=flops_per_token(begins.model, config.data.seq_length),
-            peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), "fp8" if config.fp8 else config.precision),
-            recorder=recorder,
-            samples=_sample_log(config, dataset, groups, first_step),
-            saver=saver,
-            guard=guard.Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
-            stop=asked,
-            watchdog=dog,
-        )
-
-
-def _sample_log(config: TrainConfig, dataset: loader.Sequences, groups: Groups, first_step: int) -> SampleLog | None:
-    """Return this rank's log of the samples it reads. None: log.samples is off, or another rank reads the same data."""
-    from megatron_prism.train.metrics import SampleLog
-
-    if not config.log.samples or groups.tp_rank or groups.cp_rank or groups.pp_rank:
-        return None
-    return SampleLog(config.run_dir, first_step, groups.dp_rank, groups.dp, dataset.describe)
+def _valid_batches(resolved: Resolved, position: loader.Position, groups: Groups) -> dict[str, Any]:
+    """Return this rank's microbatches of each source's held-out documents, those of the first mixture."""
+    config = resolved.config
+    held_out = loader.held_out(resolved.mixtures[0].prepared, config.data.seq_length, config.seed, config.data.document_mask)
+    multiple = groups.pp if groups.vpp else 1  # interleaving needs microbatches in multiples of pp
+    return {
+        name: loader.valid_batches(part, config.validation.sequences, config.batch.micro_size, position, multiple)
+        for name, part in held_out.items()
+    }

@@ -38,10 +38,7 @@ def schedule(
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    shapes = {tuple(microbatch["tokens"].shape) for microbatch in microbatches}
-    if len(shapes) != 1:
-        raise ValueError(f"microbatches of one shape are needed, found {sorted(shapes)}")
-    size_B, size_S = shapes.pop()
+    size_B, size_S = _shape(microbatches)
     if "document_ids" in microbatches[0]:
         size_B, size_S = 1, size_B * size_S
     iterators = [iter(microbatches) for _ in chunks]
@@ -56,6 +53,17 @@ def schedule(
         forward_only=forward_only,
         collect_non_loss_data=collect,
     )
+
+
+def _shape(microbatches: Sequence[Batch]) -> tuple[int, int]:
+    """Return the (B, S) of all microbatches.
+
+    Raises: ValueError where they differ.
+    """
+    shapes = {(tokens_BS.shape[0], tokens_BS.shape[1]) for tokens_BS in (microbatch["tokens"] for microbatch in microbatches)}
+    if len(shapes) != 1:
+        raise ValueError(f"microbatches of one shape are needed, found {sorted(shapes)}")
+    return shapes.pop()
 
 
 @contextmanager
@@ -75,10 +83,12 @@ def evaluating(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 def logits(chunks: Sequence[torch.nn.Module], tokens: Sequence[int], groups: Groups, last_only: bool = False) -> torch.Tensor | None:
     """Return the logits (S, padded vocabulary) of a text, or of its last token (1, V), on the last pipeline stage; None elsewhere.
 
-    Works on any TP x PP, also sequence-parallel: a text of indivisible length is padded at its end. Not under context parallelism.
+    Works on any TP x PP, also sequence-parallel: a text of indivisible length is padded at its end. Not under context parallelism (ValueError).
     """
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
+    if groups.cp > 1:
+        raise ValueError(f"logits of a text under context parallelism {groups.cp}: each rank would have a part of them")
     tokens_BS = torch.tensor([tokens])
     text = {"tokens": tokens_BS, "position_ids": torch.arange(len(tokens))[None], "labels": tokens_BS}
     first = len(tokens) - 1 if last_only else 0
@@ -114,7 +124,7 @@ def log_probs_and_entropies(
 
 def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], groups: Groups, with_entropy: bool) -> torch.Tensor:
     """Return log-probabilities, and entropies, of each microbatch (M, 1 or 2, B, S)."""
-    num_scores, (size_B, size_S) = 1 + with_entropy, microbatches[0]["tokens"].shape
+    num_scores, (size_B, size_S) = 1 + with_entropy, _shape(microbatches)
 
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         microbatch = next(iterator)

@@ -119,6 +119,8 @@ def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     parallel = config.parallel
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -140,6 +142,8 @@ def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
                 dist.destroy_process_group(group)
     finally:
         parallel_state.destroy_model_parallel()
+        if config.deterministic:
+            torch.use_deterministic_algorithms(False)
 
 
 def _read_grid(vpp: int | None) -> Groups:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
@@ -37,7 +38,7 @@ def predict(
     stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION
 ) -> Prediction:
     """Return the prediction for a layout with these pipeline stages. The config must have been checked."""
-    dp = world_size // (config.parallel.tp * config.parallel.pp * config.parallel.cp)
+    dp = data_parallel_size(config, world_size)
     time = throughput.of_step(stages, model, config, world_size, attention)
     return Prediction(
         stages=tuple(stages),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.planning.flops import PEAK_TFLOPS
@@ -52,7 +53,7 @@ class StepTime:
 def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION) -> StepTime:
     """Return the time of a step, which the slowest stage sets. attention: the kernels' share of the peak, as ATTENTION."""
     grid = config.parallel
-    dp = world_size // (grid.tp * grid.pp * grid.cp)
+    dp = data_parallel_size(config, world_size)
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
     times = [microbatch(stage, model, config, attention) for stage in stages]
     slowest = max(range(len(times)), key=lambda index: sum(times[index].values()))

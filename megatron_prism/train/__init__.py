@@ -1,1 +1,1 @@
-"""Layer 3: one training step, the loop around it, and what it writes down."""
+"""One training step, the loop around it, and what it writes down."""

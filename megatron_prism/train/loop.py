@@ -14,7 +14,7 @@ from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import ResultFailure, Stopped
 from megatron_prism.models.batch import Batch
-from megatron_prism.parallel import groups as gang
+from megatron_prism.parallel import groups
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
 from megatron_prism.train import optim, stop
@@ -75,9 +75,10 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     Raises: ResultFailure where the guard stops the run: no checkpoint is written after that. Stopped where it was asked to stop,
     after the step was saved.
     """
-    config, losses = run.config, _Losses({name: {} for name in run.valid_batches})
+    config = run.config
+    losses: dict[str, dict[str, float]] = {name: {} for name in run.valid_batches}
     if first_step == 0:
-        losses.add(0, _validate(run, 0))
+        _validate(run, 0, losses)
     timers, since_log, longest_s = Timers(), _Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
@@ -94,7 +95,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         _remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
-        since_log = since_log.plus(int(means.weight), seconds)
+        since_log = since_log.plus(means.num_tokens, seconds)
         if run.samples is not None:
             run.samples.record(step, microbatches)
         if _due(step, config.log.interval, config.steps):
@@ -105,7 +106,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         else:
             run.recorder.advance(step)
         if _due(step, config.validation.interval, config.steps):
-            losses.add(step, _validate(run, step))
+            _validate(run, step, losses)
         if _due(step, config.save.interval, config.steps) or decision.stop_reason:
             _save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
         longest_s = max(longest_s, time.perf_counter() - started)
@@ -114,7 +115,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             raise Stopped(f"stopped by {why} after step {step}, which is saved; the same command goes on from there")
     run.watchdog.doing("waiting for the last checkpoint")
     run.saver.finish()
-    return losses.by_source
+    return losses
 
 
 def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Timers) -> None:
@@ -161,7 +162,7 @@ def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
     with timers.phase("save"):
         run.saver.finish()  # the one before
         with optim.settled(run.chunks, run.config.parallel):
-            if gang.agree([not optim.are_finite(run.chunks)])[0]:
+            if groups.agree([not optim.are_finite(run.chunks)])[0]:
                 _never_save(run, step)
             run.saver.begin(step, run.guard.state())
         if wait:
@@ -189,15 +190,6 @@ class _Pace:
         return _Pace(self.num_steps + 1, self.num_tokens + num_tokens, self.seconds + seconds)
 
 
-@dataclass(frozen=True)
-class _Losses:
-    by_source: dict[str, dict[str, float]]
-
-    def add(self, step: int, losses: Mapping[str, float]) -> None:
-        for name, loss in losses.items():
-            self.by_source[name][str(step)] = loss
-
-
 def _due(step: int, interval: int, steps: int) -> bool:
     return step == steps or (interval > 0 and step % interval == 0)
 
@@ -218,11 +210,13 @@ def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -
     }
 
 
-def _validate(run: Run, step: int) -> dict[str, float]:
+def _validate(run: Run, step: int, losses: dict[str, dict[str, float]]) -> None:
+    """Add each source's validation loss after a step to `losses`, {source: {step: loss}}."""
     run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
-        losses = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
-    if losses:
-        run.recorder.record_validation(step, losses)
-        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
-    return losses
+        by_source = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
+    for name, loss in by_source.items():
+        losses[name][str(step)] = loss
+    if by_source:
+        run.recorder.record_validation(step, by_source)
+        log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items()))

@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from megatron_prism.core import log
+from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.manifest import write_text
+from megatron_prism.parallel.groups import Groups
 
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
@@ -100,6 +102,13 @@ class SampleLog:
         """Write what a step has read."""
         samples = [self._describe(place) for batch in microbatches for place in batch["place"].tolist()]
         self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
+
+
+def sample_log(config: TrainConfig, groups: Groups, first_step: int, describe: Callable[[Sequence[int]], Any]) -> SampleLog | None:
+    """Return where this rank notes what it reads; None where that is not asked for, or another rank reads the same."""
+    if not config.log.samples or groups.tp_rank or groups.cp_rank or groups.pp_rank:
+        return None
+    return SampleLog(config.run_dir, first_step, groups.dp_rank, groups.dp, describe)
 
 
 def _short(value: float) -> str:

@@ -23,10 +23,14 @@ from megatron_prism.train.timers import Timers
 
 @dataclass(frozen=True)
 class Means:
-    """An objective over all microbatches and ranks of a step, on every rank the same: its loss and reports over its weight, and the weight."""
+    """An objective over all microbatches and ranks of a step, on every rank the same: its loss and reports over its weight, and the weight.
+
+    num_tokens: the tokens of the loss mask, or all where the objective needs none.
+    """
 
     loss: float
     weight: float
+    num_tokens: int
     reports: Mapping[str, float]
 
 
@@ -53,7 +57,7 @@ def evaluate(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Ob
 
 
 def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups, forward_only: bool) -> torch.Tensor:
-    """Return [loss, weight, reports...] summed over this rank's microbatches; zeros but on the last pipeline stage."""
+    """Return [loss, weight, tokens, reports...] summed over this rank's microbatches; zeros but on the last pipeline stage."""
     names = (*INPUTS, *objective.needs)
 
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
@@ -64,14 +68,15 @@ def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Object
 
     outputs = forward.schedule(chunks, forward_step, microbatches, forward_only)
     if not outputs:  # only the last stage has a loss
-        return torch.zeros(2 + len(objective.reports), dtype=torch.float64, device=host.device())
+        return torch.zeros(3 + len(objective.reports), dtype=torch.float64, device=host.device())
     return torch.stack([output["sums"] for output in outputs]).double().sum(0)
 
 
 def _loss(nll_BS: torch.Tensor, objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Return (loss sum, no tokens, sums) as Megatron's schedules take them: they count tokens in int32; the weight is divided by in forward_backward."""
     terms = objective.terms(nll_BS.float(), batch)
-    sums = [terms.loss, terms.weight, *(terms.sums[name] for name in objective.reports)]
+    num_tokens = batch["loss_mask"].sum() if "loss_mask" in batch else torch.tensor(nll_BS.numel(), device=nll_BS.device)
+    sums = [terms.loss, terms.weight, num_tokens, *(terms.sums[name] for name in objective.reports)]
     return terms.loss, torch.tensor(0, dtype=torch.int), {"sums": torch.stack([value.detach().to(terms.loss.dtype) for value in sums])}
 
 
@@ -81,6 +86,6 @@ def _reduce(sums: torch.Tensor, objective: Objective, groups: Groups) -> Means:
         dist.all_reduce(sums, group=groups.dp_cp_group)
     if groups.pp > 1:
         dist.broadcast(sums, groups.last_stage_rank, group=groups.pp_group)
-    loss, weight, *reports = sums.tolist()
+    loss, weight, num_tokens, *reports = sums.tolist()
     means = [value / (weight if weight > 0 else 1.0) for value in (loss, *reports)]
-    return Means(means[0], weight, dict(zip(objective.reports, means[1:], strict=True)))
+    return Means(means[0], weight, int(num_tokens), dict(zip(objective.reports, means[1:], strict=True)))

@@ -118,7 +118,7 @@ def scores(config: TrainConfig, grid: Groups, length: int) -> dict[str, Any]:
     alone = torch.cat(forward.log_probs(chunks, batches, grid))
     both = [torch.cat(parts) for parts in zip(*forward.log_probs_and_entropies(chunks, batches, grid), strict=True)]
     assert all(chunk.training for chunk in chunks) and alone.dtype == both[1].dtype == torch.float32
-    logits = forward.logits(chunks, batches[0]["tokens"][0].tolist(), grid)
+    logits = None if grid.cp > 1 else forward.logits(chunks, batches[0]["tokens"][0].tolist(), grid)
     return {
         "log_probs": alone.tolist(),
         "entropies": both[1].tolist(),

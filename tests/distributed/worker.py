@@ -61,7 +61,7 @@ def train_cases(folder: Path) -> None:
             if case["call"]:
                 results[case["name"]] = call(case["call"], config, grid)
             else:
-                train.train_on(train.resolve(config, grid.world_size), grid)
+                train.train_in_gang(train.resolve(config, grid.world_size), grid)
                 results[case["name"]] = summary(Path(case["config"]["run_dir"]))
         del grid
         forget()

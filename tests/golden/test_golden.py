@@ -19,6 +19,7 @@ from . import runs
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = json.loads(runs.RECORD.read_text(encoding="utf-8"))
 CASES, RECORDED = runs.cases(), RECORD["cases"]
+FAST = ("dense", "hybrid", "dense_dp2_overlap_resume")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "dense" else pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in CASES])
 def test_training_computes_what_it_did(home: Path, name: str) -> None:
     difference = runs.first_difference(RECORDED[name], runs.run(ROOT, home, name), CASES[name].get("tolerance", runs.TOLERANCE))
     assert difference is None, f"{difference}; recorded with {RECORD['versions']}"

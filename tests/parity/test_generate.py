@@ -91,6 +91,7 @@ def cases_of(folders: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
             if family in families
         ]
         if family in RECOMPUTED:
+            alone.append(case("drawn by oneDNN", family, sampling=DRAWN, num_samples=2, control="every product by oneDNN"))
             short = {"sampling": {**DRAWN, "max_tokens": 8, "top_p": 0.9}, "num_samples": 2, "prompts": prompts()[2:5]}
             alone += [case("nucleus", family, **short), case("nucleus by recompute", family, engine="recompute", limits={}, **short)]
     alone += [case("bf16", family, precision="bf16", sampling={"max_tokens": 32, "temperature": 1.0}) for family in IN_BF16]
@@ -180,6 +181,12 @@ def test_logprobs_are_those_of_a_full_forward_pass(results: dict[str, Any], fold
 def test_one_row_at_a_time_draws_the_same(results: dict[str, Any], family: str) -> None:
     """Batches of one, prefills of 16 tokens."""
     assert tokens_of(results[f"{family} drawn one by one"]) == tokens_of(results[f"{family} drawn"])
+
+
+@pytest.mark.parametrize("family", RECOMPUTED)
+def test_large_products_draw_the_same(results: dict[str, Any], folders: dict[str, Path], family: str) -> None:
+    rows = results[f"{family} drawn by oneDNN"]
+    assert tokens_of(rows) == tokens_of(results[f"{family} drawn"]) and worst(folders[family] / "hf", rows, 0.8) <= LOGPROB
 
 
 @pytest.mark.parametrize("family", RECOMPUTED)

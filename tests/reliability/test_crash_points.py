@@ -14,6 +14,8 @@ from megatron_prism.checkpoint import integrity, run_folder
 
 from .conftest import losses, samples
 
+pytestmark = pytest.mark.slow
+
 POINTS: dict[str, tuple[str, str]] = {  # (audit event, how a path of its ends)
     "the new folder is made": ("os.mkdir", "/state"),
     "the writer opens its file": ("open", "__0_0.distcp"),

@@ -20,6 +20,8 @@ from megatron_prism.checkpoint import folder, integrity, run_folder
 
 from .conftest import losses
 
+pytestmark = pytest.mark.slow
+
 Damage = Callable[[Path, Path], Any]  # (the newest checkpoint, the one before)
 
 

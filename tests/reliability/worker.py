@@ -229,7 +229,7 @@ def train_in_child(case: dict[str, Any], stderr: Path) -> None:
         build_in(case["fault"])
     code = 0
     try:
-        train.run(build(case["config"], TrainConfig, str), 1)
+        train.run(train.resolve(build(case["config"], TrainConfig, str), 1))
     except PrismError as error:
         print(f"prism: {error}", file=sys.stderr)
         code = error.exit_code

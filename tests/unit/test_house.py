@@ -32,7 +32,7 @@ ROOMS_BY_LAYER = [
 LAYER = {room: layer for layer, rooms in enumerate(ROOMS_BY_LAYER) for room in rooms}
 HEAVY = {"megatron", "transformer_engine", "apex", "mamba_ssm", "nemo", "nemo_aligner", "nemo_rl", "vllm", "transformers"}
 LIGHT_ROOMS = {"core", "families", "cli", "jobs", "planning", "data", "prepare", "grade"}  # no heavy package at import
-NO_TORCH_ROOMS = {"core", "families", "planning", "cli", "jobs", "prepare", "grade"}
+NO_TORCH_ROOMS = {"core", "families", "planning", "cli", "prepare", "grade"}  # nor torch
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 FORBIDDEN_WORDS = ("TO" + "DO", "FIX" + "ME")  # in two parts: this file is read as well
 
@@ -224,6 +224,57 @@ def imported_with(modules: list[str]) -> set[str]:
     done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
+
+
+EFFECTS = """
+import importlib, logging, os, signal, sys, threading
+sys.path[0] = os.getcwd()  # the empty name would follow a change of directory
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "handlers": [list(logging.getLogger(name).handlers) for name in (None, "megatron_prism")],
+        "threads": threading.active_count(),
+        "directory": os.getcwd(),
+    }
+
+import torch  # what torch does at import is torch's
+for name in sys.argv[1:]:
+    before = state()
+    importlib.import_module(name)
+    after = state()
+    if changed := [part for part in before if before[part] != after[part]]:
+        print(f"importing {name} changes: {', '.join(changed)}")
+"""
+
+
+def effects_of(modules: list[str], folder: Path = ROOT) -> list[str]:
+    """Return what importing each of `modules` changes in a fresh interpreter: environment, signals, log handlers, threads, working directory."""
+    done = subprocess.run([sys.executable, "-c", EFFECTS, *modules], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_importing_a_module_has_no_effect() -> None:
+    paths = [source.path for source in HOUSE if not source.path.endswith("/__main__.py")]
+    effects = effects_of([path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths])
+    assert not effects, "\n".join(["", *effects])
+
+
+def test_each_kind_of_effect_is_seen(tmp_path: Path) -> None:
+    offenders = {
+        "environment": "import os; os.environ['A'] = '1'",
+        "signals": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "handlers": "import logging; logging.basicConfig()",
+        "threads": "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "directory": "import os; os.chdir('/')",
+    }
+    for part, line in offenders.items():
+        (tmp_path / f"offender_{part}.py").write_text(line)
+    names = [f"offender_{part}" for part in offenders]
+    (tmp_path / "innocent.py").write_text("import json")
+    assert effects_of(["innocent", *names], tmp_path) == [f"importing offender_{part} changes: {part}" for part in offenders]
 
 
 def test_the_command_line_starts_without_torch() -> None:

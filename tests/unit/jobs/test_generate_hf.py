@@ -38,6 +38,17 @@ def greedy(folder: Path, model: Any, num_tokens: int = 12, **choices: Any) -> li
     ].tolist()
 
 
+def by_forward_passes(folder: Path, model: Any, prompt: str, num_tokens: int, mask_from: int | None = None) -> list[int]:
+    """Return the likeliest tokens by whole forward passes. With mask_from, ids equal to it are masked: what from_hf must not do."""
+    ids = tokenizer.encode_prompt(prompt, tokenizer.load(folder))
+    length = len(ids)
+    for _ in range(num_tokens):
+        mask_1S = torch.tensor([[int(token != mask_from) for token in ids[:length]] + [1] * (len(ids) - length)])
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), attention_mask=mask_1S).logits[0, -1].argmax()))
+    return ids[length:]
+
+
 def said(folder: Path, ids: list[int]) -> str:
     spec = tokenizer.load(folder)
     return tokenizer.continuation(tokenizer.encode_prompt(PROMPT, spec), ids, spec)
@@ -63,3 +74,16 @@ def test_a_generation_ends_at_a_token_that_one_file_names(tiny: tuple[Path, Any]
         == said(folder, ids[: ids.index(stop)])
         != said(folder, ids)
     )
+
+
+def test_a_prompt_token_with_id_0_is_read(tiny: tuple[Path, Any]) -> None:
+    folder, model = tiny
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    prompt = f"<unk><unk>{PROMPT}"
+    spec = tokenizer.load(folder)
+    prompt_ids = tokenizer.encode_prompt(prompt, spec)
+    assert prompt_ids[:2] == [0, 0]
+    ids = by_forward_passes(folder, model, prompt, 12)
+    assert by_forward_passes(folder, model, prompt, 12, mask_from=0) != ids
+    text = generate.from_hf(folder, prompt, Sampling(max_tokens=12, temperature=0.0), 0)
+    assert text == tokenizer.continuation(prompt_ids, ids, spec)
