@@ -18,6 +18,7 @@ from megatron_prism import __version__
 from megatron_prism.cli import convert, data, gang, generate, report, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
+from megatron_prism.launch import slurm
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
 LAST_WORD_S = 1.0  # a rank with exit code 4 waits this long for a rank with another code
@@ -78,6 +79,7 @@ def _leave(code: int, is_agreed: bool = False) -> None:
 
     Code 4 may only mean that another rank is gone. Such a rank ends last, because the launcher reports the first, which may know the cause.
     """
+    slurm.note_exit_code(code)
     sys.stdout.flush()
     sys.stderr.flush()
     if code == EnvironmentFault.exit_code and not is_agreed and gang.has_peers():

@@ -6,14 +6,18 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from megatron_prism.launch import slurm
+
 if TYPE_CHECKING:
     from megatron_prism.parallel.launch import Span
 
 
-def world_size(nproc: int | None) -> int:
-    """Return the size of the gang that this process is in, or else the requested size."""
+def world_size(nproc: int | None, span: Span | None = None) -> int:
+    """Return the size of the gang that this process is in or is to start: `nproc` ranks on each of a span's machines, if there are several."""
     from megatron_prism.parallel import launch
 
+    if nproc and span is not None and span.num_nodes > 1:  # each machine's task is no rank: it starts its ranks
+        return nproc * span.num_nodes
     return launch.world_size() if launch.in_gang() else nproc or 1
 
 
@@ -29,6 +33,7 @@ def become(world_size: int, span: Span | None = None) -> None:
         launch.adopt_slurm()
     if span.num_nodes > 1 or (world_size > 1 and not launch.in_gang()):
         code = launch.start_gang(world_size // span.num_nodes, ["-m", "megatron_prism.cli", *sys.argv[1:]], span)
+        slurm.note_exit_code(code)
         sys.stdout.flush()
         os._exit(code)  # the gang has printed everything
 

@@ -28,9 +28,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     from megatron_prism.jobs import train as job
 
     span = launch.slurm_span() if nproc else launch.ALONE
-    world_size = (
-        nproc * span.num_nodes if nproc and span.num_nodes > 1 else gang.world_size(nproc or (settings.world_size if dry_run else None))
-    )
+    world_size = gang.world_size(nproc or (settings.world_size if dry_run else None), span)
     with placed(config, TrainConfig, overrides or []):
         resolved = job.resolve(settings, world_size)
     if dry_run:

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from types import TracebackType
+
+from megatron_prism.core.errors import PrismError
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 REPORT = "a defect in megatron_prism: please report it to the project's issue tracker, with this traceback and `prism doctor --json FILE`"
-OURS = ("megatron_prism", "__main__")  # __main__ starts our code
+OURS = ("megatron_prism", "__main__", "__mp_main__")  # __main__ starts our code; __mp_main__ is what a spawned process calls it
 MACHINE = (OSError, MemoryError, BrokenExecutor, subprocess.SubprocessError)
+
+
+class WorkerDefect(Exception):
+    """A defect that a worker process met: the traceback's text, since the frames by which it was judged stay in the worker."""
+
+
+class WorkerFault(Exception):
+    """A library's error that a worker process met: the traceback's text."""
+
+
+@contextmanager
+def judged_here() -> Iterator[None]:
+    """In a worker process: judge an unexpected exception while its frames are there. One whose type says whose it is stays as it is."""
+    try:
+        yield
+    except (PrismError, KeyboardInterrupt, SystemExit, *MACHINE):
+        raise
+    except BaseException as error:
+        raise (WorkerDefect if is_defect(error) else WorkerFault)(f"in a worker process:\n{traceback.format_exc()}") from None
 
 
 def is_defect(error: BaseException) -> bool:
@@ -21,6 +45,8 @@ def is_defect(error: BaseException) -> bool:
     (RuntimeError, ValueError, KeyError, ...) belongs to the package whose Python code raised it, or called the native code that raised it.
     Code of the standard library counts as its caller's.
     """
+    if isinstance(error, (WorkerDefect, WorkerFault)):
+        return isinstance(error, WorkerDefect)
     if isinstance(error, MACHINE):
         return False
     if isinstance(error, ImportError):

@@ -42,18 +42,28 @@ class PrismError(Exception):
         self.is_agreed = True
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the error whole, whatever its class takes to be made: it crosses from one process to another."""
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(cls: type[PrismError], args: tuple[Any, ...]) -> PrismError:
+    return cls.__new__(cls, *args)  # without __init__, whose parameters differ from class to class
+
 
 class InputError(PrismError):
-    """The input is wrong: a config, a checkpoint, a data file. Carries every problem found, not the first."""
+    """The input is wrong: a config, a checkpoint, a data file. Carries every problem found, not the first.
+
+    problems: a text stands for itself, without a Problem: torch's DataLoader makes an error of its worker again from its message alone.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: Problem | Sequence[Problem]):
-        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        super().__init__("\n".join(map(str, self.problems)))
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.problems,)  # pickled from one process to another
+    def __init__(self, problems: Problem | Sequence[Problem] | str):
+        self.problems: tuple[Problem, ...] = ()
+        if not isinstance(problems, str):
+            self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__(problems if isinstance(problems, str) else "\n".join(map(str, self.problems)))
 
 
 class CheckpointError(InputError):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megatron_prism.core.config import BatchConfig
+from megatron_prism.core.defect import judged_here
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import segments
 from megatron_prism.data.indexed import Reader
@@ -86,6 +87,17 @@ class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return tensors if sequence is not None else tensors | {"loss_mask": torch.zeros(self.seq_length)}
 
 
+class _InWorker(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """A dataset in the DataLoader's workers. torch raises an error again from its type and message alone: whose it is, is judged there."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+        with judged_here():
+            return self.dataset[sequence]
+
+
 def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
     """Return a sequence for Megatron's forward step: S tokens, and the following token of each as its label.
 
@@ -141,7 +153,7 @@ def batches(
     order = [list(range(start, start + batch.micro_size)) for first in firsts for start in range(first, first + per_rank, batch.micro_size)]
     loader = iter(
         DataLoader(
-            dataset,
+            _InWorker(dataset) if num_workers else dataset,
             batch_sampler=order,
             num_workers=num_workers,
             pin_memory=pin_memory,

@@ -44,7 +44,7 @@ PACKAGES = (
     Package(
         "transformer_engine",
         "transformer-engine",
-        "no FP8 and no fused layers on GPUs (Megatron-Core's local layers are used)",
+        "no training on a GPU",
         "transformer_engine_torch",
     ),
     Package("apex", "apex", "no fused gradient accumulation on GPUs", "fused_weight_gradient_mlp_cuda"),

@@ -6,6 +6,8 @@ Every text from a user is quoted in the script, so that a process gets it byte f
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from shlex import quote
 from megatron_prism.core.config import ClusterConfig
 from megatron_prism.core.errors import EnvironmentFault
 
+EXIT_CODES = "PRISM_EXIT_CODES"  # the variable by which a script tells its tasks where to note their exit codes
 TASK_WAIT_S = 60  # srun: the time that the other tasks get once one has ended
 
 
@@ -60,6 +63,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         events=quote(str(job.folder / job.name)),
         max_restarts=cluster.max_restarts,
         environment=[(name, quote(value)) for name, value in job.environment.items()],
+        exit_codes=EXIT_CODES,
         is_gang=job.ranks_per_node > 0,
         setup=[_words(command) for command in setup],
         array=[(index, _words(words)) for index, words in job.array.items()],
@@ -126,6 +130,17 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
     ranks = f" --nproc {job.ranks_per_node}" if job.ranks_per_node else ""
     lines.append(f"prism {_words(job.command)}" + (' "${words[@]}"' if job.array else "") + ranks)
     return " \\\n    ".join(lines)
+
+
+def note_exit_code(code: int) -> None:
+    """In a task of a job's script, note its exit code for the script. A rank that the task started notes nothing.
+
+    Where the folder is not there (in a container without it), nothing is noted, and the script has srun's exit code alone.
+    """
+    prefix, task = os.environ.get(EXIT_CODES), os.environ.get("SLURM_PROCID")
+    if prefix and task and "RANK" not in os.environ:
+        with contextlib.suppress(OSError):
+            Path(f"{prefix}.{task}").write_text(f"{code}\n")
 
 
 def submit(script: Path, after: Sequence[str] = ()) -> str:

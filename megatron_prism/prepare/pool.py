@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
+from megatron_prism.core.defect import WorkerDefect, WorkerFault, judged_here
 from megatron_prism.core.errors import EnvironmentFault
 
 Task = TypeVar("Task")
@@ -36,7 +37,7 @@ def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
     def run(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
-            waiting.append(pool.submit(function, task))
+            waiting.append(pool.submit(_judged, function, task))
             if len(waiting) > 2 * num_workers:  # bounds the memory: the reader waits for the oldest task
                 yield waiting.popleft().result()
         while waiting:
@@ -46,8 +47,15 @@ def workers(num_workers: int | None) -> Iterator[Map[Any, Any]]:
         yield run
     except BrokenProcessPool:
         raise EnvironmentFault("a worker process died (out of memory?); set num_workers lower") from None
+    except (WorkerDefect, WorkerFault) as error:
+        raise error from None  # its text is the worker's traceback already
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _judged(function: Callable[[Task], Result], task: Task) -> Result:
+    with judged_here():
+        return function(task)
 
 
 def _follow_parent() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.defect import is_defect
+from megatron_prism.core.defect import WorkerDefect, WorkerFault, is_defect, judged_here
+from megatron_prism.core.errors import InputError
 
 
 def raised_by(function: Callable[[], Any], module: str) -> BaseException:
@@ -82,3 +83,23 @@ def test_what_our_code_raises_is_a_defect_and_in_a_library_it_is_not(name: str) 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_a_machine_or_a_library_raises_is_none(name: str) -> None:
     assert not is_defect(raised_by(OTHERS[name], "megatron_prism.train.loop"))
+
+
+def test_what_a_spawned_process_calls_its_main_module_is_ours() -> None:
+    assert is_defect(raised_by(DEFECTS["a key"], "__mp_main__"))
+
+
+@pytest.mark.parametrize("name", ["a value, in numpy's own Python code", "a full disk", "a key"])
+def test_a_worker_judges_where_the_frames_are(name: str) -> None:
+    def run() -> None:
+        with judged_here():
+            raise raised_by({**DEFECTS, **OTHERS}[name], "megatron_prism.data.loader")
+
+    error = raised_by(run, "megatron_prism.prepare.pool").with_traceback(None)  # with the frames lost
+    assert is_defect(error) == (name in DEFECTS)
+    assert type(error) is (WorkerDefect if name in DEFECTS else OSError if name == "a full disk" else WorkerFault)
+
+
+def test_a_worker_leaves_an_error_for_the_user_as_it_is() -> None:
+    with pytest.raises(InputError), judged_here():
+        raise InputError("a")

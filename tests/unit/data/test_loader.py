@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from megatron_prism.core.config import BatchConfig, DataConfig, MixtureChange
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.defect import is_defect
+from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import indexed, loader, mixture, segments
 from megatron_prism.data.segments import Segment
 
@@ -114,6 +115,32 @@ def test_a_run_reads_what_its_blend_says(sequences: loader.Sequences) -> None:
     blend = segments.realised(sequences.segments, 40)
     assert [part.tokens for part in blend] == [sum(token < 1000 for token in tokens), sum(token >= 1000 for token in tokens)] == [240, 80]
     assert [(part.share, part.epochs) for part in blend] == [(0.75, 240 / 63), (0.25, 80 / 30)]
+
+
+class Raising(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """A dataset that meets an error: of our code, of a library's, or of the input."""
+
+    def __init__(self, sequences: loader.Sequences, name: str):
+        self.sequences, self.name = sequences, name
+
+    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+        if self.name == "input":
+            raise InputError(Problem("a.idx", "x", "y"))
+        if self.name == "library":
+            np.stack([])
+        return self.sequences[-1]  # no place of the walk
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("name", "is_ours"), [("ours", True), ("library", False), ("input", False)])
+def test_an_error_of_a_worker_is_judged_as_one_of_the_trainer(
+    sequences: loader.Sequences, num_workers: int, name: str, is_ours: bool
+) -> None:
+    """torch raises a worker's error again from its own code, made of a type and a message."""
+    with pytest.raises(Exception, match="a.idx: found x; required y" if name == "input" else None) as caught:
+        list(loader.batches(Raising(sequences, name), 0, 1, BATCH, loader.Position(0, 1), num_workers, False))
+    assert is_defect(caught.value) == is_ours or isinstance(caught.value, InputError)
+    assert isinstance(caught.value, InputError) == (name == "input")
 
 
 def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

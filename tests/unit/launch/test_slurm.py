@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,6 +268,51 @@ def test_what_becomes_of_an_exit_code(
     assert not requeued or (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
     start, last = (line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train.events").read_text().splitlines())
     assert (start, last) == ("start 0 on node[1-2]", event)
+
+
+TASKS = {  # srun as it is: every task in turn, and the highest exit code of all; prism: notes as cli/entry does, unless it is killed
+    "srun": 'while [ "$1" != prism ]; do shift; done; for task in 0 1; do SLURM_PROCID=$task "$@"; code=$?; [ $code -le "${high:-0}" ] || high=$code; done; exit $high',
+    "prism": f"""codes=($STUB_CODES); code=${{codes[$SLURM_PROCID]}}
+        [ $code -gt 128 ] || {sys.executable} -c "from megatron_prism.launch import slurm; slurm.note_exit_code($code)"; exit $code""",
+}
+
+
+@pytest.mark.parametrize(
+    ("codes", "exits", "event"),
+    [
+        ("70 137", 70, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
+        ("4 2", 2, "stopped: exit code 2, the input is wrong"),
+        ("1 137", 1, "stopped: exit code 1, the result is a failure"),
+        ("2 70", 70, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
+        ("3 4", 4, "fault: exit code 4 on node[1-2]"),
+        ("0 137", 4, "fault: exit code 137 on node[1-2]"),
+    ],
+)
+def test_a_nodes_own_exit_code_outweighs_what_srun_tells(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, codes: str, exits: int, event: str
+) -> None:
+    for name, text in TASKS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    stage = job(Path("a run's/slurm"))
+    (tmp_path / stage.folder).mkdir(parents=True)
+    (tmp_path / stage.folder / "train.40017.7.0").write_text("70\n")  # of an earlier start
+    code, output = ended(run(stage, CPU, STUB_CODES=codes, SLURM_RESTART_COUNT="8"))
+    assert code == exits, output
+    assert (tmp_path / stage.folder / "train.events").read_text().splitlines()[-1].split(" ", 2)[2] == event
+    assert not list((tmp_path / stage.folder).glob("train.40017.8.*"))
+
+
+def test_a_rank_notes_no_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {slurm.EXIT_CODES: str(tmp_path / "codes"), "SLURM_PROCID": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    slurm.note_exit_code(4)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.delenv("RANK")
+    slurm.note_exit_code(2)
+    assert (tmp_path / "codes.1").read_text() == "2\n"
+    monkeypatch.setenv(slurm.EXIT_CODES, str(tmp_path / "absent" / "codes"))
+    slurm.note_exit_code(2)
 
 
 def test_an_element_of_an_array_requeues_itself_alone(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

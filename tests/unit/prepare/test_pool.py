@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
-from megatron_prism.prepare import pool
+from megatron_prism.core.defect import WorkerDefect, WorkerFault, is_defect
+from megatron_prism.core.errors import BackendMissing, EnvironmentFault, InputError, Problem
+from megatron_prism.prepare import dedup, pool
 
 
 def counted(count: int, read: list[int]) -> Iterator[int]:
@@ -44,6 +46,29 @@ def test_what_a_worker_raises_arrives_whole(num_workers: int) -> None:
     with pytest.raises(InputError) as caught, pool.workers(num_workers) as run:
         list(run(wrong, ["a"]))
     assert [problem.where for problem in caught.value.problems] == ["a", "b"]
+
+
+def sparse(name: str) -> None:
+    raise BackendMissing(name, "a figure", "install it")
+
+
+RAISERS: dict[
+    str, tuple[Callable[..., object], object, type[BaseException], bool]
+] = {  # what a worker runs, its task, what arrives, and whether that is a defect of ours
+    "numpy's own code": (np.stack, [], WorkerFault, False),
+    "our code": (dedup.exact_key, None, WorkerDefect, True),
+    "an error for the user": (sparse, "a", BackendMissing, False),
+    "the machine": (os.stat, "absent/file", FileNotFoundError, False),
+}
+
+
+@pytest.mark.parametrize("name", RAISERS)
+def test_an_error_is_judged_in_the_worker_that_met_it(name: str) -> None:
+    function, task, kind, is_ours = RAISERS[name]
+    with pytest.raises(kind) as caught, pool.workers(2) as run:
+        list(run(function, [task]))
+    assert type(caught.value) is kind and (kind is BackendMissing or is_defect(caught.value) == is_ours)
+    assert kind is not WorkerFault or "need at least one array to stack" in str(caught.value)
 
 
 def test_a_readers_error_ends_the_workers() -> None:
