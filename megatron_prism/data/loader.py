@@ -7,7 +7,7 @@ So a run resumes at any step and on any number of ranks.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,11 @@ def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool
 
 def batches(
     dataset: Any, first_step: int, steps: int, batch: BatchConfig, position: Position, num_workers: int, pin_memory: bool
-) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Yield this rank's microbatches of each step from `first_step` (counted from 0) up to `steps`."""
+) -> Generator[list[dict[str, torch.Tensor]]]:
+    """Yield this rank's microbatches of each step from `first_step` (counted from 0) up to `steps`.
+
+    Close the generator when a run ends early: its workers ignore SIGTERM, so Python would wait for them for ever at exit.
+    """
     from torch.utils.data import DataLoader
 
     per_rank = batch.global_size // position.dp
@@ -162,8 +165,12 @@ def batches(
             generator=torch.Generator(),  # the loader must not advance the run's generator
         )
     )
-    for _ in range(first_step, steps):
-        yield [next(loader) for _ in range(per_rank // batch.micro_size)]
+    try:
+        for _ in range(first_step, steps):
+            yield [next(loader) for _ in range(per_rank // batch.micro_size)]
+    finally:
+        if num_workers:
+            loader._shutdown_workers()  # type: ignore[attr-defined]  # an error's traceback keeps the iterator, so it is not deleted
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -7,7 +7,7 @@ Output: a run folder (checkpoint/run_folder.py).
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -118,14 +118,15 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
         contents = run_folder.Contents(config, begin, groups.world_size)
         saver = stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups))
+        train_batches = loader.batches(
+            dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
+        )
         run = loop.Run(
             config=config,
             groups=groups,
             chunks=chunks,
             optimizer=optimizer,
-            train_batches=loader.batches(
-                dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
-            ),
+            train_batches=stack.enter_context(closing(train_batches)),
             valid_batches=_valid_batches(resolved, position, groups),
             flops=flops_per_token(begin.model, config.data.seq_length),
             peak_tflops=config.log.peak_tflops or peak_tflops(host.device_name(), "fp8" if config.fp8 else config.precision),

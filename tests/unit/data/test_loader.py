@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -141,6 +142,15 @@ def test_an_error_of_a_worker_is_judged_as_one_of_the_trainer(
         list(loader.batches(Raising(sequences, name), 0, 1, BATCH, loader.Position(0, 1), num_workers, False))
     assert is_defect(caught.value) == is_ours or isinstance(caught.value, InputError)
     assert isinstance(caught.value, InputError) == (name == "input")
+    assert not multiprocessing.active_children(), "a worker that ignores SIGTERM keeps Python from ending"
+
+
+def test_a_run_that_ends_early_leaves_no_worker(sequences: loader.Sequences) -> None:
+    batches = loader.batches(sequences, 0, 2, BATCH, loader.Position(0, 1), 1, False)
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
