@@ -8,7 +8,7 @@ ARG CPU_BASE=python:3.11-slim
 FROM ${CPU_BASE} AS cpu
 ARG TORCH=torch==2.13.0
 ENV PIP_NO_CACHE_DIR=1 PATH=/opt/megatron_prism/.venv/bin:$PATH
-# the tests ask git which files there are; Debian drops a package's older versions, so a pinned one would not be found for long
+# the tests ask git which files there are; any version does
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
     && git config --system --add safe.directory /opt/megatron_prism

@@ -53,7 +53,12 @@ class Ranks:
         return outcome["results"]
 
     def end(self) -> None:
-        self._server.communicate(timeout=30)  # closes its input
+        """End the process. It is told to: another child of this one may hold its input open, which then has no end."""
+        assert self._server.stdin is not None
+        if self._server.poll() is None:
+            self._server.stdin.write("\n")
+            self._server.stdin.flush()
+        self._server.wait(30)
 
 
 def serve() -> None:
@@ -64,7 +69,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     host.install()
     importlib.import_module("megatron.core.models.gpt")  # once, not in each rank
-    for line in sys.stdin:
+    while line := sys.stdin.readline().strip():
         module, name, num_ranks, timeout_s, folder, arguments = json.loads(line)
         function = getattr(importlib.import_module(module), name)
         print(json.dumps(gang(function, num_ranks, timeout_s, Path(folder), arguments)), file=answers, flush=True)
