@@ -1,6 +1,6 @@
 """The sandboxed jinja2 that renders chat templates. A template is third-party code; it gets what transformers would give it, and no more.
 
-A template cannot reach Python internals, and it ends: range() has jinja2's limit, a rendering lasts at most MAX_RENDER_S, repetition and the
+A template cannot reach Python internals, and it ends: range() has jinja2's limit, a rendering takes at most MAX_RENDER_S of processor time, repetition and the
 text have a maximum length. Other memory it takes is not limited. This module is imported only where a template is rendered.
 Source: transformers 5.24, utils/chat_template_utils.py, _cached_compile_jinja_template.
 """
@@ -23,7 +23,7 @@ from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_RENDER_S = 10.0
+MAX_RENDER_S = 10.0  # of this thread's processor time: a busy machine refuses no template
 MAX_CHARS = 10_000_000
 
 
@@ -54,7 +54,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, now: datetime | None):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension])
-        self._now, self._ends = now, time.monotonic() + MAX_RENDER_S
+        self._now, self._ends = now, time.thread_time() + MAX_RENDER_S
         self.filters["tojson"] = tojson
         self.globals |= {"raise_exception": raise_exception, "strftime_now": self.strftime_now, "dict": Dict(), "namespace": SafeNamespace}
 
@@ -64,8 +64,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function for a template. Each call checks the time limit."""
-        if time.monotonic() > self._ends:
-            raise SecurityError(f"more than {MAX_RENDER_S:g} s")
+        if time.thread_time() > self._ends:
+            raise SecurityError(f"more than {MAX_RENDER_S:g} s of processor time")
         return super().call(context, function, *args, **kwargs)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:

@@ -252,6 +252,7 @@ def test_the_date_can_be_fixed(make_folder: Make) -> None:
     assert chat.render(template, [USER], now=datetime(2024, 7, 26)) == "26 Jul 2024"
 
 
+TOO_LONG = "more than 0.3 s"
 HOSTILE = {
     "class": ("{{ messages.__class__ }}", "unsafe"),
     "subclasses": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
@@ -268,12 +269,12 @@ HOSTILE = {
     "a power": ("{{ 10 ** 10 ** 10 }}", "operator"),
     "repetition": ("{{ 'a' * 1000000000000 }}", "operator"),
     "output": ("{% for n in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "characters"),
-    "nested loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than"),
+    "nested loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", TOO_LONG),
     "loops without a call": (
         "{% set r = range(9999)|list %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}",
-        "more than",
+        TOO_LONG,
     ),
-    "a recursion in two": ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "more than"),
+    "a recursion in two": ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", TOO_LONG),
     "a recursion without an end": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "syntax": ("{% for %}", "TemplateSyntaxError"),
     "a fault": ("{{ 1 / 0 }}", "ZeroDivisionError"),
@@ -283,8 +284,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_refused(make_folder: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(jinja_sandbox, "MAX_RENDER_S", 0.3)
     text, said = HOSTILE[name]
+    if said == TOO_LONG:  # the others have all the time
+        monkeypatch.setattr(jinja_sandbox, "MAX_RENDER_S", 0.3)
     folder = make_folder(text)
     with pytest.raises(InputError, match=said) as caught:
         chat.render(chat.load(folder), [USER])
