@@ -218,7 +218,7 @@ def _check_fp8_machine(recipe: str, machine: Machine) -> Iterator[Problem]:
     ]
     if recipe == "blockwise":
         wanted.append(("CUDA (torch's)", machine.cuda, BLOCKWISE_CUDA))
-    for name, found, least in wanted:
-        if found is None or found < least:
-            there = "none" if found is None else ".".join(map(str, found))
+    for name, actual, least in wanted:
+        if actual is None or actual < least:
+            there = "none" if actual is None else ".".join(map(str, actual))
             yield Problem("fp8.recipe", f"{recipe} with {name} {there}", f"{name} {'.'.join(map(str, least))} or newer")
