@@ -9,8 +9,8 @@ revision prepares its own data and trains in a temporary folder, on this machine
 PYTHONPATH goes before an editable install. Loss, gradient norm, validation loss and the steps that the guard passed over must be equal bit for
 bit. A line a case: `equal`, or the first step that differs and both values. Exit code 0: all are equal. 1: one is not, or a run failed.
 
-tests/golden/figures.json, which tests/golden/test_golden.py compares with, holds figures of one processor, and the versions that they were made
-with. Record it from a work tree whose runs this tool has found equal to those before.
+tests/golden/figures.json, which tests/golden/test_golden.py compares with on any machine, says which versions it was recorded with. Where only
+these have changed, compare with the revision before first, and then record.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def export(revision: str, folder: Path) -> None:
 
 
 def write(names: list[str], folder: Path) -> int:
-    """Run the cases with the work tree's code and record their figures; print what became of each case."""
+    """Run the cases with the work tree's code and record their figures; print a line a case: how it differs from what was recorded."""
     record = json.loads(runs.RECORD.read_text(encoding="utf-8")) if runs.RECORD.is_file() else {"versions": versions(), "cases": {}}
     if record["versions"] != versions() and len(names) < len(runs.cases()):
         sys.exit(f"golden: {runs.RECORD.name} was made with {record['versions']}, here are {versions()}: record all cases")

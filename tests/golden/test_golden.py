@@ -1,7 +1,7 @@
 """Training computes what it did when tests/golden/figures.json was recorded: losses, gradient norms, which steps the guard passed over.
 
-The record is of another processor, so figures may differ by rounding; tools/golden.py compares two revisions bit for bit. Where training is meant
-to compute something else, it also records anew.
+It was recorded on one processor, and another one rounds otherwise: hence a tolerance. tools/golden.py compares two revisions bit for bit on one
+machine, and records anew where training is meant to compute something else.
 """
 
 from __future__ import annotations
