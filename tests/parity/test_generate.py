@@ -17,8 +17,6 @@ import torch
 from . import generate_worker
 from .tiny import FAMILIES
 
-pytestmark = pytest.mark.slow
-
 LOGPROB = 1e-5  # fp32: the largest difference from transformers' own
 SEEN = 5 * LOGPROB  # and what a fault moves it by, at least
 TIE = 2e-5  # two logits as near as that are equally likely
