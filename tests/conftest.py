@@ -297,9 +297,7 @@ class LivingGang:
             if not self.is_alive() or time.monotonic() > ends:
                 self._launcher.kill()
                 said = (self._home / "log").read_text().splitlines()
-                raise AssertionError(
-                    "\n".join(line for line in said if "registered at" not in line)[-6000:]
-                )  # torch lists its whole dispatcher
+                raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-6000:])  # torch lists its dispatcher
             time.sleep(0.05)
         return json.loads((folder / "results.json").read_text())
 

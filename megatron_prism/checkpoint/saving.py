@@ -144,9 +144,8 @@ class Saving:
 
     def __init__(self, target: Path, state: Mapping[str, Any], write_contents: Callable[[Path], None], timeout_s: float):
         self.target, self._write_contents = target, write_contents
-        self._temporary = target.with_name(
-            f".{target.name}.{groups.from_first(secrets.token_hex(4))}.tmp"
-        )  # random, so a writer left over from a crashed start cannot write here
+        part = groups.from_first(secrets.token_hex(4))  # random, so a writer left over from a crashed start cannot write here
+        self._temporary = target.with_name(f".{target.name}.{part}.tmp")
         self._is_first = dist.get_rank() == 0
         with _faults_named(self._temporary, self._clean):
             if self._is_first:
@@ -229,9 +228,8 @@ def _faults_named(path: Path, clean: Callable[[], None]) -> Iterator[None]:
     except (PrismError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
-        told = (
-            groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)
-        )  # before cleaning up: the disk's state is part of the message
+        # before cleaning up: the disk's state is part of the message
+        told = groups.silence(error) if groups.is_silence(error) else writers.describe(path, error)
         clean()
         if is_defect(error):
             raise

@@ -20,10 +20,8 @@ from megatron_prism.core.errors import InputError, Problem
 
 Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
 OVERRIDE, BASE, LAYOUTS, WORLD_SIZE = "override", "base", "layouts", "world_size"
-MAX_VALUES, MAX_DEPTH = (
-    20_000,
-    50,
-)  # of a YAML file with its aliases expanded: a few lines of aliases can expand to more than fits in memory
+# Of a YAML file with its aliases expanded: a few lines of aliases can expand to more than fits in memory.
+MAX_VALUES, MAX_DEPTH = 20_000, 50
 
 
 def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:

@@ -232,10 +232,8 @@ class Mamba:
         )
         conv_RWC.copy_(with_past_RWC[call.row_R[:, None], last_RW])
         x, B, C = (part.contiguous() for part in self._parts(xBC_RCL.transpose(1, 2)))
-        y_RLHP, after_RHPN = self.kernels.mamba_chunk_scan_combined(
-            x, dt_RLH, self.A_H, B, C, self.chunk_size, D=self.D_H, dt_bias=self.dt_bias_H, initial_states=ssm_RHPN, dt_softplus=True,
-            return_final_states=True,
-        )  # fmt: skip
+        own = {"D": self.D_H, "dt_bias": self.dt_bias_H, "initial_states": ssm_RHPN, "dt_softplus": True, "return_final_states": True}
+        y_RLHP, after_RHPN = self.kernels.mamba_chunk_scan_combined(x, dt_RLH, self.A_H, B, C, self.chunk_size, **own)
         ssm_RHPN.copy_(after_RHPN)
         return y_RLHP.flatten(0, 1).flatten(1)
 

@@ -13,11 +13,12 @@ from megatron_prism.core.check.model import check_split
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.core.errors import Problem, raise_problems
 
+# Math, code, science and prose: the text that verify compares on, if there is a tokenizer.
 TEXT = (
     "The area of a circle of radius 3 is 9 pi. Let f(x) = x^2 - 4x + 3; its roots are 1 and 3, since (x - 1)(x - 3) = 0.\n"
     "def mean(values):\n    return sum(values) / len(values)\n\n"
     "Water boils at 100 degrees Celsius at sea level; the mitochondrion makes most of a cell's ATP. Once upon a time there was a river.\n"
-)  # math, code, science and prose: the text that verify compares on, if there is a tokenizer
+)
 
 
 def run_import(hf: Path, out: Path, dry_run: bool) -> dict[str, Any]:

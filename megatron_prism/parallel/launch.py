@@ -22,9 +22,8 @@ from megatron_prism.core.errors import EnvironmentFault, Stopped
 from megatron_prism.core.patch import replaced
 
 GANG_FAILED = 4
-HANDLED: dict[str, Any] = {
-    "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"
-}  # for torch's launcher, if its version has the key: SIGTERM is forwarded here
+# For torch's launcher, if its version has the key: SIGTERM is forwarded here.
+HANDLED: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"}
 SHUTDOWN_S = 5  # the time that the other ranks get to end after one has failed
 
 

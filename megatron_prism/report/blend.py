@@ -99,9 +99,8 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[Colour]) -> N
 def _ring(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> None:
     """Draw the sources around their domains, clockwise from the top, the largest domain first."""
     domains = domain_shares(rows)
-    around = sorted(
-        zip(rows, _tints(rows, colours), strict=True), key=lambda row: list(domains).index(_domain(row[0]))
-    )  # stable: within a domain by share
+    tinted = zip(rows, _tints(rows, colours), strict=True)
+    around = sorted(tinted, key=lambda row: list(domains).index(_domain(row[0])))  # stable: within a domain by share
     style: dict[str, Any] = {"startangle": 90, "counterclock": False, "wedgeprops": {"edgecolor": "white", "linewidth": 0.8, "width": 0.3}}
     axes.pie([part.share for part, _ in around], colors=[tint for _, tint in around], **style)
     wedges = axes.pie(list(domains.values()), colors=[colours[name] for name in domains], radius=0.7, **style)[0]

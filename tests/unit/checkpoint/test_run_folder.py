@@ -86,7 +86,7 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
         train.resolve(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
     run_folder.step_folder(longer.run_dir, 1).mkdir(
         parents=True
-    )  # it goes on: without the checkpoint it began with, and with no other number
+    )  # a resume: without the checkpoint it began with, and with no other number
     gone = replace(longer, init=replace(longer.init, checkpoint=tmp_path / "gone"))
     assert train.resolve(gone, 1).start.step == 1
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found None"):

@@ -29,9 +29,8 @@ def test_a_hybrid_counts_each_layer_by_its_kind(nemotron_h_8b: ModelConfig) -> N
     model, pattern = nemotron_h_8b, nemotron_h_8b.layer_pattern
     assert pattern is not None
     inner, conv, num_mamba = 8192, 8192 + 2 * 8 * 128, pattern.count("M")
-    no_matrices = (
-        131072 * 4096 + 53 * 4096 + num_mamba * (3 * 128 + inner + conv)
-    )  # embedding, norms; dt_bias, A_log, D, gated norm, conv bias
+    # embedding, norms; dt_bias, A_log, D, gated norm, conv bias
+    no_matrices = 131072 * 4096 + 53 * 4096 + num_mamba * (3 * 128 + inner + conv)
     scan = 3 * 7 * inner * 128 * num_mamba
     assert flops_per_token(model, 0).causal == 6 * (registry.num_parameters(model) - no_matrices) + scan
     at_8k = flops_per_token(model, 8192)

@@ -213,9 +213,8 @@ def test_the_files_are_a_png_and_an_svg_and_the_same_again(tmp_path: Path) -> No
         "s.loader.exec_module(t); t.blend.draw(t.paper(), 'MCS', Path(sys.argv[3]))"
     )
     root = Path(blend.__file__).resolve().parents[2]
-    subprocess.run(
-        [sys.executable, "-c", code, str(root), __file__, str(tmp_path / "c")], check=True
-    )  # another process, another matplotlibrc
+    # another process, another matplotlibrc
+    subprocess.run([sys.executable, "-c", code, str(root), __file__, str(tmp_path / "c")], check=True)
     assert [(tmp_path / "c" / path.name).read_bytes() for path in (png, svg)] == [png.read_bytes(), svg.read_bytes()]
 
 
