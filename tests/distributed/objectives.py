@@ -105,7 +105,9 @@ def train(config: TrainConfig, grid: Groups, kind: str, shift: int) -> list[dict
         means = forward_backward(chunks, ready, OBJECTIVES[kind], grid, Timers())
         grad_norm = optim.measure(optimizer)
         optim.apply(optimizer, grad_norm, config.optimizer.lr, config.optimizer.weight_decay)
-        steps.append({"loss": means.loss, "weight": means.weight, "grad_norm": float(grad_norm), **means.reports})
+        steps.append(
+            {"loss": means.loss, "weight": means.weight, "num_tokens": means.num_tokens, "grad_norm": float(grad_norm), **means.reports}
+        )
     return steps
 
 

@@ -101,8 +101,9 @@ def apart(scores: dict[str, Any], reference: dict[str, Any], score: str) -> floa
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) -> None:
     run, single = results[layout], results["single packed" if "packed" in layout else "single"]
-    for metric in ("loss", "grad_norm", "weight", "off_policy"):
+    for metric in ("loss", "grad_norm", "weight", "num_tokens", "off_policy"):
         assert worst(run, single, metric) <= TOLERANCE, metric
+    assert single[0]["num_tokens"] == 8 * 32, "the rates count tokens, whatever the weights"
     assert single[0]["weight"] % 1 > 0.1 and single[-1]["loss"] < single[0]["loss"] - 0.05
     assert single[-1]["clipped"] > 0.1, "nothing was clipped"
 

@@ -12,7 +12,7 @@ from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, TrainConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import load, to_yaml
 from megatron_prism.jobs import train
 
@@ -48,6 +48,24 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, changes: tuple[MixtureChange, ...], is_held: bool) -> None:
     problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)))
     assert [problem.where for problem in problems] == ([] if is_held else ["data.changes"])
+
+
+def test_what_to_do_belongs_to_the_key(config: TrainConfig) -> None:
+    """A seed is not mended by a mixture that changes later."""
+    data = replace(config.data, changes=(OTHER,))
+    fixes = {problem.where: problem.fix for problem in run_folder.check_resume(replace(config, data=data, seed=config.seed + 1))}
+    assert "a mixture may change" in fixes["data.changes"] and "a mixture may change" not in fixes["seed"]
+
+
+def test_a_run_folder_that_moved_on_since_it_was_looked_at_is_left_alone(config: TrainConfig, tmp_path: Path) -> None:
+    """It stands at step 5: a start that found it empty would train random weights, or weights whose config was not compared."""
+    before = sorted(tmp_path.iterdir())
+    for step in (0, 4):
+        looked = Start(config.model, Path("assets"), None, 0, "float32", step)  # type: ignore[arg-type]
+        said = f"stood at step {step} when this run looked, and stands at step 5"
+        with pytest.raises(EnvironmentFault, match=said), run_folder._held(config, looked, {}):
+            raise AssertionError("the run began")
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != run_folder.LOCK] == before
 
 
 def test_where_it_runs_may_change_and_what_it_computes_may_not(config: TrainConfig) -> None:

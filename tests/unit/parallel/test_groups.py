@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from megatron_prism.parallel import host
+from megatron_prism.core.config import GangConfig
+from megatron_prism.parallel import groups, host
 
 RANKS = """
 import json, os, signal, sys, time
@@ -62,3 +64,9 @@ def test_a_peer_that_is_gone_is_told_from_other_errors() -> None:
     ranks[1].communicate(timeout=60)
     silences = {name: name not in ("shapes", "shapes, in torch", "words") for name in told}
     assert len(told) == 14 and told == silences
+
+
+def test_determinism_is_the_gangs_and_ends_with_it() -> None:
+    with groups.gang(GangConfig(deterministic=True)):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
