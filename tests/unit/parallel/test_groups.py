@@ -1,4 +1,4 @@
-"""What a rank is told when its peer is gone: gloo raises nothing narrower than RuntimeError, and its words are not looked at."""
+"""A gang of ranks: what one is told when its peer is gone (gloo raises nothing narrower than RuntimeError), and the determinism it asks for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from megatron_prism.core.config import GangConfig
-from megatron_prism.parallel import groups, host
+from megatron_prism.parallel import host
 
 RANKS = """
 import json, os, signal, sys, time
@@ -67,6 +65,15 @@ def test_a_peer_that_is_gone_is_told_from_other_errors() -> None:
 
 
 def test_determinism_is_the_gangs_and_ends_with_it() -> None:
-    with groups.gang(GangConfig(deterministic=True)):
-        assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.are_deterministic_algorithms_enabled()
+    gang = """
+import torch
+from megatron_prism.core.config import GangConfig
+from megatron_prism.parallel import groups
+
+for deterministic in (False, True):
+    with groups.gang(GangConfig(deterministic=deterministic)):
+        print(torch.are_deterministic_algorithms_enabled())
+    print(torch.are_deterministic_algorithms_enabled())
+"""
+    done = subprocess.run([sys.executable, "-c", gang], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "False", "True", "False"], done.stderr
