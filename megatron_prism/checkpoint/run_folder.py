@@ -51,7 +51,7 @@ def origin(run_dir: Path) -> folder.Checkpoint:
 
 
 def check_resume(config: TrainConfig) -> list[Problem]:
-    """Return which keys of a run that goes on have changed and must not.
+    """Return the keys that a resumed run has changed and must not.
 
     A key may change where its definition has the mark MAY_CHANGE: the same sequences, in the same steps, with the same learning rates, follow
     from the keys without it.
@@ -69,7 +69,7 @@ def check_resume(config: TrainConfig) -> list[Problem]:
     if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
         changed.append("data.changes")
         fixes["data.changes"] = f"a mixture may change from step {step} on; {fix}"
-    required = f"as in {path} of the run that goes on"
+    required = f"as in {path} of the run that is resumed"
     return [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fixes.get(key, fix)) for key in changed]
 
 

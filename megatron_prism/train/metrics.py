@@ -20,7 +20,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
 class Recorder:
-    """Records metrics by rank 0 of a gang; on the other ranks it does nothing.
+    """Records metrics on rank 0 of a gang. On the other ranks it does nothing.
 
     On resume the lines of steps that are run again are dropped, so that each step stands once.
     """
@@ -78,7 +78,7 @@ class Recorder:
             self._board.add_scalar(name, loss, step)
 
     def advance(self, step: int) -> None:
-        """Move the progress bar to a step that is not logged."""
+        """Advance the progress bar to a step that is not logged."""
         if self.enabled and self._progress is not None:
             self._progress.update(self._task, completed=step)
 
@@ -99,13 +99,13 @@ class SampleLog:
         self._file = (folder / f"rank_{dp_rank:05d}.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, microbatches: Sequence[Mapping[str, Any]]) -> None:
-        """Write what a step has read."""
+        """Write which sequences a step has read."""
         samples = [self._describe(place) for batch in microbatches for place in batch["place"].tolist()]
         self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
 
 
 def sample_log(config: TrainConfig, groups: Groups, first_step: int, describe: Callable[[Sequence[int]], Any]) -> SampleLog | None:
-    """Return where this rank notes what it reads; None where that is not asked for, or another rank reads the same."""
+    """Return the file of this rank's samples. None: not configured, or another rank reads the same sequences."""
     if not config.log.samples or groups.tp_rank or groups.cp_rank or groups.pp_rank:
         return None
     return SampleLog(config.run_dir, first_step, groups.dp_rank, groups.dp, describe)
@@ -128,7 +128,7 @@ def _progress_bar(first_step: int, steps: int) -> tuple[Any, Any]:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file after a step, and a torn last line."""
+    """Remove the lines of a metrics file after a step, and a last line that a crash cut off."""
     if not path.is_file():
         return
     kept = []
@@ -137,5 +137,5 @@ def forget_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
-            continue  # a line torn by a crash
+            continue  # a line cut off by a crash
     write_text(path, "".join(kept))
