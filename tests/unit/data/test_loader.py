@@ -37,8 +37,8 @@ def prepared(tmp_path: Path) -> mixture.Prepared:
             write(pairs[-1], part, first + index * sum(lengths[:2]))
         write(tmp_path / f"{name}.valid", [20, 7], first + 2000)
         train = mixture.Tokens(tuple(pairs), sum(lengths), len(lengths))
-        sources.append(mixture.PreparedSource(name, 50.0, train, mixture.Tokens((tmp_path / f"{name}.valid",), 27, 2)))
-    return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
+        sources.append(mixture.PreparedSource(name, 50.0, train, mixture.Tokens((tmp_path / f"{name}.valid",), 27, 2), sha256=name))
+    return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources), sha256="")
 
 
 @pytest.fixture
@@ -201,6 +201,11 @@ def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, mo
     change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
     with pytest.raises(InputError, match=r"data.changes.0.prepared \(other\): found source a of 62 tokens; required 63 tokens"):
         segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], sha256="of other documents"),))
+    with pytest.raises(InputError, match=r"\(other\): found source a of other documents; required the same ones .*another name"):
+        segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+    other = replace(prepared, root=Path("other"))  # a copy
+    assert len(segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)) == 2
 
 
 def test_a_source_that_is_read_too_often_is_named(sequences: loader.Sequences) -> None:
