@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import tempfile
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +146,40 @@ def test_an_error_of_a_worker_is_judged_as_one_of_the_trainer(
     assert is_defect(caught.value) == is_ours or isinstance(caught.value, InputError)
     assert isinstance(caught.value, InputError) == (name == "input")
     assert not multiprocessing.active_children(), "a worker that ignores SIGTERM keeps Python from ending"
+
+
+def ring(*_: Any) -> None:
+    raise AssertionError("waited for a batch that no worker can hand over")
+
+
+@pytest.mark.parametrize("place", ["a" * 60 + "/" + "b" * 60, "gone"])
+def test_a_worker_hands_over_where_a_socket_has_no_place(
+    sequences: loader.Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """TMPDIR as a site's prolog sets it: its path too long for a socket, or no folder. The batches are those of no worker, to the bit."""
+    if place != "gone":
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / place))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(30)
+    try:
+        alone, found = (list(loader.batches(sequences, 0, 3, BATCH, loader.Position(0, 2), count, False)) for count in (0, 2))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    for batch, other in zip(chain(*alone), chain(*found), strict=True):
+        assert list(batch) == list(other) and all(torch.equal(batch[name], other[name]) for name in batch)
+        assert [tensor.dtype for tensor in batch.values()] == [tensor.dtype for tensor in other.values()]
+        other["tokens"] += 1  # a batch may be written to
+
+
+def test_a_handed_over_batch_is_pinned_as_a_whole(sequences: loader.Sequences, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DataLoader's thread asks the batch itself; page-locked memory needs a GPU, so a stand-in says where it was asked for."""
+    batch = loader._Arrays.collate([sequences[0], sequences[1]])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    assert not isinstance(pinned := torch.utils.data._utils.pin_memory.pin_memory(batch), loader._Arrays)
+    assert all(torch.equal(pinned[name], tensor + 1) for name, tensor in batch.tensors().items()) and list(pinned) == list(batch)
 
 
 def test_a_run_that_ends_early_leaves_no_worker(sequences: loader.Sequences) -> None:
