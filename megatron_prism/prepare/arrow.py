@@ -33,7 +33,12 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
         raise InputError(Problem(str(folder), f"a DatasetDict with the splits {splits or '(none)'}", "the folder of one split"))
     if not state.is_file():
         raise InputError(
-            Problem(str(folder), "a folder without state.json", "a folder of Dataset.save_to_disk", f"name its files, as {folder}/*")
+            Problem(
+                str(folder),
+                "a folder without state.json",
+                "a folder of Dataset.save_to_disk",
+                f"name its files, as {folder}/*{folder.suffix if folder.suffix in FORMATS else ''}",
+            )
         )
     try:
         saved_state = json.loads(state.read_bytes())

@@ -74,13 +74,15 @@ def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
     for index, source in enumerate(sources):
         own, key = parts(source), f"sources.{index}"
         valid = files(dataclasses.replace(own[0], path=source.valid_path, sample=None), f"{key}.valid_path", problems, is_held_out=True)
-        known = {file.path.resolve() for file in valid}
+        known = {file.path.resolve(): file.path for file in valid}
         train = []
         for number, part in enumerate(own):
             for file in files(part, f"{key}.parts.{number}.path" if source.parts else f"{key}.path", problems):
-                if file.path.resolve() not in known:
+                first = known.setdefault(file.path.resolve(), file.path)
+                if first is file.path:
                     train.append(file)
-                known.add(file.path.resolve())
+                elif first != file.path:  # two links to one file, as the hub's cache has of equal files
+                    log.get().warning("source %s: %s is the file %s, and is not read again", source.name, file.path, first)
         inputs.append((*valid, *train))
     raise_problems(problems)
     return tuple(inputs)
@@ -292,7 +294,7 @@ def _inflate(raw: io.BufferedReader) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
     frame = None
-    while block := raw.read(64 << 10):  # small: a block may inflate a thousandfold
+    while block := raw.read(1 << 10):  # small: 4 bytes of it may inflate to 128 KiB
         while block:
             frame = frame or ZstdDecompressor(max_window_size=WINDOW_BYTES).decompressobj()
             try:

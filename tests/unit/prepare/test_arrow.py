@@ -94,6 +94,8 @@ def test_saved_folder_is_read_in_the_order_of_its_state(tmp_path: Path) -> None:
 def test_folder_of_splits_and_other_folders_are_refused(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "all" / "train", pa.table({"text": ["x"]}))
     assert "without state.json" in refused(tmp_path / "all")
+    (tmp_path / "spark.parquet").mkdir()
+    assert f"name its files, as {tmp_path}/spark.parquet/*.parquet" in refused(tmp_path / "*.parquet")
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert "sources.0.path: " in refused(tmp_path / "all") and "splits train; required the folder of one split" in refused(tmp_path / "all")
     assert read(tmp_path / "all" / "train", text="{text}")[0] == ["x"]

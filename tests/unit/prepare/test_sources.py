@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import logging
 import os
 import resource
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,17 @@ def test_a_glob_into_folders_reads_them_or_names_those_it_cannot_enter(tmp_path:
         assert f"{tmp_path}/raw/disk, a link to /mnt/not_mounted" in problems(source(tmp_path / "raw" / pattern))[0]
 
 
+def test_a_second_link_to_a_file_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "blob").write_text('{"text": "x"}')
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").symlink_to("blob")
+    pattern = tmp_path / "*.jsonl"
+    with caplog.at_level(logging.WARNING, logger=log.NAME):
+        assert texts(source(pattern, pattern)) == ["x"]  # a pattern given twice matches what it matched
+        assert read(source(pattern, valid_path=(str(tmp_path / "a.jsonl"),)))[0] == [("x", "valid")]
+    assert caplog.messages == [f"source s: {tmp_path}/b.jsonl is the file {tmp_path}/a.jsonl, and is not read again"] * 2
+
+
 @pytest.mark.parametrize("name", ["b.jsonl.gz", "b.txt.zst", "b.json.gz", "b.parquet", "b.arrow"])
 def test_a_file_of_0_bytes_is_refused_where_its_format_has_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}')
@@ -266,6 +279,9 @@ def test_a_zstd_window_as_long_as_the_tool_writes_is_read_in_bounded_memory(tmp_
         file.write_bytes(frame(window_log, b'{"text": "one"}\n') * 2)
         assert texts(source(file)) == ["one", "one"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB: a window holds what was written into it
+    block = (1 << 20 | 1 << 1).to_bytes(3, "little") + b"\n"  # 4 bytes for 128 KiB of line breaks
+    bomb = frame(27, b"")[:6] + block * 4096 + b"\1\0\0"
+    assert max(map(len, islice(sources._inflate(io.BufferedReader(io.BytesIO(bomb))), 3))) <= 32 << 20
     file.write_bytes(frame(32, b'{"text": "one"}\n'))
     with pytest.raises(InputError, match=r"its window is larger than 2 GiB; compress it again with --long=31 or less"):
         read(source(file))
