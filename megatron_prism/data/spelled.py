@@ -7,9 +7,12 @@ whatever their mark. Other added tokens (`<think>`, `<tool_call>` in many releas
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,15 +65,21 @@ def _unknown(tokenizer: Tokenizer) -> int | None:
 
 def _pattern(spellings: Iterable[str]) -> re.Pattern[str] | None:
     known = sorted(set(filter(None, spellings)))
-    return re.compile(_branches(known)) if known else None
+    if not known:
+        return None
+    try:
+        return re.compile(_branches(known))
+    except RecursionError:  # hundreds of tokens, each the beginning of the next
+        return re.compile("|".join(map(re.escape, reversed(known))))
 
 
 def _branches(endings: Sequence[str]) -> str:
-    """Return an expression for the longest of these, as a tree of their letters: one branch a token would take seconds for a page of `<`."""
-    by_letter: dict[str, list[str]] = {}
-    for ending in filter(None, endings):
-        by_letter.setdefault(ending[0], []).append(ending[1:])
-    branches = [re.escape(letter) + _branches(rest) for letter, rest in by_letter.items()]
-    if "" in endings:
-        return f"(?:{'|'.join(branches)})?" if branches else ""
-    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+    """Return an expression for the longest of these, as a tree of their letters: one branch a token would take seconds for a page of `<`.
+
+    endings: sorted, each once.
+    """
+    common = os.path.commonprefix(endings)  # noqa: RUF071 - letters, not parts of a path
+    rest = [ending[len(common) :] for ending in endings]
+    branches = [_branches(list(alike)) for _, alike in groupby(filter(None, rest), key=itemgetter(0))]
+    group = f"(?:{'|'.join(branches)}){'' if rest[0] else '?'}" if branches else ""
+    return re.escape(common) + group

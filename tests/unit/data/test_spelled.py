@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError
-from megatron_prism.data import indexed, mixture, tokenizer
+from megatron_prism.data import indexed, mixture, spelled, tokenizer
 from megatron_prism.jobs import prepare
 
 TEXTS = [
@@ -64,6 +65,14 @@ def folder_of(made: Tokenizer, folder: Path) -> Path:
 def rows(texts: list[str], spec: tokenizer.TokenizerSpec, in_text: tokenizer.InText) -> list[list[int]]:
     tokens, lengths = tokenizer.encode_documents(texts, spec, False, in_text)
     return [row.tolist() for row in np.split(tokens, np.cumsum(lengths)[:-1])]
+
+
+def spelled_by(tokens: list[str]) -> re.Pattern[str]:
+    made = Tokenizer(models.BPE())
+    made.add_special_tokens(tokens)
+    any_of = spelled.encode_as_text(made, []).any_of
+    assert any_of is not None
+    return any_of
 
 
 @pytest.mark.parametrize("backend", ["tokenizers", "gigatoken"])
@@ -117,8 +126,10 @@ def test_the_longest_of_many_tokens_is_found_in_little_time(tmp_path: Path) -> N
     spec = tokenizer.load(folder_of(made, tmp_path / "t"), True)
     not_allowed = tokenizer.not_allowed(spec, "error")
     assert not_allowed is not None
-    spelled = not_allowed.findall("<SPECIAL_77> <SPECIAL_7>! <SPECIAL_7> <SPECIAL_x> <SPECIAL_1000> axb a.b [x] <tool> <s>")
-    assert spelled == ["<SPECIAL_77>", "<SPECIAL_7>!", "<SPECIAL_7>", "<SPECIAL_", "<SPECIAL_", "a.b", "[x]", "<s>"]
+    found = not_allowed.findall("<SPECIAL_77> <SPECIAL_7>! <SPECIAL_7> <SPECIAL_x> <SPECIAL_1000> axb a.b [x] <tool> <s>")
+    assert found == ["<SPECIAL_77>", "<SPECIAL_7>!", "<SPECIAL_7>", "<SPECIAL_", "<SPECIAL_", "a.b", "[x]", "<s>"]
+    long, nested = "<" + "x" * 5000 + ">", ["y" * length for length in range(1, 600)]
+    assert spelled_by([long, *nested]).findall(f"{long} {'y' * 700}") == [long, "y" * 599, "y" * 101]
     began = time.process_time()
     assert tokenizer.num_spelled(["<div> x < y " * 300_000], spec).tolist() == [0]
     assert time.process_time() - began < 0.5  # with one branch a token: 1 s
