@@ -12,7 +12,7 @@ from megatron_prism.families import layers, rope
 from megatron_prism.families.rules import Rule, check_experts, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
-READ = {
+READ: Mapping[str, list[Any]] = {
     "hidden_act": ["silu", "swish"],
     "attention_bias": [False, None],
     "mlp_bias": [False, None],

@@ -53,6 +53,6 @@ def read(hf: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Proble
 
 def unread(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Return ModelConfig's rotary fields of a model without rotary positions. No class reads them there, so no value is wrong."""
-    rope = next((hf[key] for key in ("rope_parameters", "rope_scaling") if isinstance(hf.get(key), dict)), {})
+    rope: Mapping[str, Any] = next((hf[key] for key in ("rope_parameters", "rope_scaling") if isinstance(hf.get(key), dict)), {})
     base = rope.get("rope_theta", hf.get("rope_theta", BASE))
     return {"rotary_base": base if type(base) in (int, float) and 0 < base < float("inf") else BASE, "rope_scaling": None}

@@ -23,13 +23,13 @@ STARTS = {  # what a download or a rename leaves in place of a file, by its firs
 }
 
 
-def refusal(path: Path, required: str) -> Problem | None:
-    """Return why a path cannot be read as a file of its folder, None where it can.
+def refusal(path: Path, required: str, root: Path | None = None) -> Problem | None:
+    """Return why a path cannot be read as a file of a folder (its own, where none is given), None where it can.
 
     A pipe is not opened: that would block. `required` says what the file should hold.
     """
     try:
-        if not is_inside(path):
+        if not is_inside(path, root):
             return Problem(str(path), "a link out of the folder", required, "copy the file there: cp -L follows links")
         if not stat.S_ISREG(path.stat().st_mode):
             return Problem(str(path), "no regular file", required)

@@ -21,7 +21,11 @@ QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 DEQUANTISE = "take the model's release in bf16 or fp32, or save it dequantised (transformers: model.dequantize())"
 OTHERS: tuple[tuple[str, str, str], ...] = (  # a pattern of file names, what the folder is, what to do
     (r"prism\.json", "a Megatron checkpoint of prism", "write it as a Hugging Face folder: prism convert export --ckpt"),
-    (r".*\.nemo|model_config\.yaml|model_weights|context/model\.yaml", "a checkpoint of NeMo", "export it to Hugging Face with NeMo's own converter"),
+    (
+        r".*\.nemo|model_config\.yaml|model_weights|context/model\.yaml",
+        "a checkpoint of NeMo",
+        "export it to Hugging Face with NeMo's own converter",
+    ),
     (
         r"latest_checkpointed_iteration\.txt|iter_\d+|.*\.distcp|\.metadata|pytorch_model_fsdp_\d+",
         "a distributed checkpoint (Megatron's or torch's)",
