@@ -18,7 +18,7 @@ from megatron_prism.checkpoint import folder, integrity, torch_dist
 from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.data import tokenizer
+from megatron_prism.data import split_pattern, tokenizer
 from megatron_prism.families import names, registry
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, files, layout, recognise, safetensors
@@ -83,6 +83,7 @@ def plan_import(root: Path) -> Plan:
     check_present(spelled.rules, shapes, str(root), {name: places[name].file for name in shapes})
     raise_problems([*check_dtypes(spelled.rules, places, root), *check_vocabulary(root, model.vocab_size)])
     raise_problems(list(_differing_copies(root, on_disk, places, spelled.copies)))
+    notes += [fault] if (fault := split_pattern.fault(root)) else []
     notes += [f"left behind: {left}" for left in folder.left_behind(root)]
     return Plan(root, model, spelled.rules, shards, kept, spelled.copies, tuple(notes))
 

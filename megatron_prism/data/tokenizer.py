@@ -20,8 +20,9 @@ import numpy as np
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import fast_tokenizer, special_tokens
+from megatron_prism.data import fast_tokenizer, special_tokens, split_pattern
 from megatron_prism.data.indexed import token_dtype
+from megatron_prism.hf.files import refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +93,9 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
 
 
 def log_ends(spec: TokenizerSpec) -> None:
-    """Log the files and tokens where the folder's files disagree on the first end token. Further end tokens may differ."""
+    """Log a split pattern known to be wrong, and the files and tokens where they disagree on the first end token. Further ones may differ."""
+    if fault := split_pattern.fault(spec.folder):
+        log.get().warning("%s: %s", spec.folder, fault)
     if len({ids[0] for _, ids in spec.ends}) > 1:
         named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
         last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
@@ -214,7 +217,8 @@ def _open(path: Path) -> Tokenizer:
     except BaseException as error:  # tokenizers raises plain Exception; a panic of its Rust half is not even an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
+        required = "a tokenizer.json that tokenizers reads"
+        raise InputError(refusal(path, required) or Problem(str(path), " ".join(str(error).split()), required)) from None
     tokenizer.no_truncation()  # a tokenizer saved with either would silently cut or pad a text
     tokenizer.no_padding()
     return tokenizer

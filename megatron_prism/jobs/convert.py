@@ -88,7 +88,7 @@ def _apply(plan: Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick],
         "%s: %s parameters in %d tensors, %.2f GB", plan.root, f"{summary['parameters']:,}", summary["tensors"], summary["bytes"] / 1e9
     )
     for note in plan.notes:
-        log.get().info("%s: %s", plan.root, note)
+        log.get().warning("%s: %s", plan.root, note)
     if not dry_run:
         with _ticking(len(plan.rules)) as tick:
             apply(tick)

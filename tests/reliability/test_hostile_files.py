@@ -91,14 +91,8 @@ def test_a_changed_model_folder_is_refused_and_does_not_run(hf_root: Path, marke
 @pytest.mark.parametrize("change", [pickled_weights, pickle_as_safetensors, own_model], ids=lambda change: change.__name__)
 def test_nor_does_it_run_in_transformers(hf_root: Path, marker: Path, change: Callable) -> None:
     change(hf_root, Payload(marker))
-    try:
+    with pytest.raises(CheckpointError, match=str(hf_root)):
         reference.load(hf_root)
-    except CheckpointError:
-        pass
-    except Exception as error:  # a damaged safetensors file is the library's to name
-        assert type(error).__name__ == "SafetensorError"
-    else:
-        pytest.fail("was loaded")
     assert not marker.exists()
 
 
