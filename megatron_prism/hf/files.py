@@ -29,6 +29,7 @@ def refusal(path: Path, required: str, root: Path | None = None) -> Problem | No
     A pipe is not opened: that would block. `required` says what the file should hold.
     """
     try:
+        path.resolve(strict=True)
         if not is_inside(path, root):
             return Problem(str(path), "a link out of the folder", required, "copy the file there: cp -L follows links")
         if not stat.S_ISREG(path.stat().st_mode):
