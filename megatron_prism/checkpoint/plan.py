@@ -84,7 +84,8 @@ def plan_import(root: Path) -> Plan:
     raise_problems([*check_dtypes(spelled.rules, places, root), *check_vocabulary(root, model.vocab_size)])
     raise_problems(list(_differing_copies(root, on_disk, places, spelled.copies)))
     notes += [fault] if (fault := split_pattern.fault(root)) else []
-    notes += [f"left behind: {left}" for left in folder.left_behind(root)]
+    if left := folder.left_behind(root):
+        notes.append(f"left behind, as no file of this model: {_first(left)}")
     return Plan(root, model, spelled.rules, shards, kept, spelled.copies, tuple(notes))
 
 
@@ -111,12 +112,15 @@ def _cleaned(
     kept = tuple(layout.rewritten(shard, plain) for shard, read in zip(on_disk, shards, strict=True) if read.tensors or not shard.tensors)
     notes = []
     if dropped:
-        notes.append(
-            f"{len(dropped)} tensors are left out, as transformers leaves them out: {', '.join(dropped[:3])}{', ...' * (len(dropped) > 3)}"
-        )
+        notes.append(f"{len(dropped)} tensors are left out, as transformers leaves them out: {_first(dropped)}")
     if wrapped := [name for name, short in plain.items() if name != short]:
         notes.append(f"{len(wrapped)} tensors lose what their trainer wrapped them in: {wrapped[0]} is {plain[wrapped[0]]}")
     return shards, kept, notes
+
+
+def _first(texts: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(texts) - count} more" if len(texts) > count else ""
+    return f"{', '.join(texts[:count])}{more}"
 
 
 def _differing_copies(

@@ -17,6 +17,7 @@ STARTS = {  # what a download or a rename leaves in place of a file, by its firs
     b"<!doctype": (HTML, "fetch the file itself: hf download, with a login where the model asks for one"),
     b"<html": (HTML, "fetch the file itself: hf download, with a login where the model asks for one"),
     b"<?xml": (HTML, "fetch the file itself: hf download, with a login where the model asks for one"),
+    b"../": ("a link saved as text, not the file", "copy the folder where links work, with cp -rL, which follows them"),
     b"gguf": ("a GGUF file of another name", "take the model's safetensors release"),
     b"pk\x03\x04": ("a zip archive, as torch.save writes it", "save the model anew as safetensors: pickles are not read"),
     b"\x1f\x8b": ("a file compressed with gzip", "decompress it"),

@@ -187,7 +187,7 @@ def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tu
     Raises: CheckpointError naming each tensor at fault.
     """
     parsed = [_parse_entry(name, entry, path, data_start) for name, entry in entries.items()]
-    problems = _one_of_a_cause([problem for problem in parsed if isinstance(problem, Problem)])
+    problems = [problem for problem in parsed if isinstance(problem, Problem)]
     places = sorted((place for place in parsed if isinstance(place, TensorPlace)), key=lambda place: (place.start, place.end))
     ends = [data_start, *(place.end for place in places)]
     problems = problems or [

@@ -32,6 +32,11 @@ FOREIGN = [
         *(data(file, lambda raw: PAGE) for file in (FIRST, INDEX, CONFIG, TOKENIZER)),
     ),
     case(
+        "link saved as text",
+        "found a link saved as text & cp -rL",
+        *(data(file, lambda raw: b"../../blobs/0123abc") for file in (FIRST, INDEX, CONFIG, TOKENIZER)),
+    ),
+    case(
         "text for weights",
         f"{FIRST}: found text ('Access to model & fetch it again",
         data(FIRST, lambda raw: b"Access to model X is restricted.\n"),

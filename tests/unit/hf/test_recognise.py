@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.errors import CheckpointError
-from megatron_prism.hf import files
+from megatron_prism.hf import files, safetensors
 
 FOLDERS: dict[str, tuple[list[str], str]] = {  # what it holds, and what its refusal says
     "adapter": (["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"], "an adapter alone .*merge_and_unload"),
@@ -81,6 +84,28 @@ def test_what_lies_in_place_of_the_weights_is_named(tmp_path: Path, kind: str) -
     sizes = '"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9'
     (root / "config.json").write_text(f'{{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8, {sizes}}}')
     assert re.search(said, refused(root))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int8", "float8_e4m3fn"])
+def test_quantised_weights_are_one_line_whatever_their_number(tmp_path: Path, dtype: str) -> None:
+    names = {f"model-0000{file}-of-00002.safetensors": [f"model.layers.{file}.{part}.qweight" for part in range(20)] for file in (1, 2)}
+    for file, tensors in names.items():
+        save_file({name: torch.ones(4).to(getattr(torch, dtype)) for name in tensors}, tmp_path / file)
+    listed = {name: file for file, tensors in names.items() for name in tensors}
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(CheckpointError, match=r"found dtype '.*' \(and 39 more\); .*are its weights quantised") as caught:
+        safetensors.open_shards(tmp_path)
+    assert len(caught.value.problems) == 1
+
+
+def test_thirty_pointers_are_one_line(tmp_path: Path) -> None:
+    listed = {f"tensor{number}": f"model-{number:05d}-of-00030.safetensors" for number in range(1, 31)}
+    for file in listed.values():
+        (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(CheckpointError, match=r"found a Git-LFS pointer, not the file \(and 29 more\)") as caught:
+        safetensors.open_shards(tmp_path)
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize(
