@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_prism.checkpoint import integrity, reference, torch_dist
+from megatron_prism.checkpoint import integrity, parity, reference, torch_dist
 from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.hf import bits, safetensors
@@ -247,3 +247,15 @@ def test_errors_of_transformers_are_the_verifications(tmp_path: Path, keys: dict
     with pytest.raises(CheckpointError, match=f"{tmp_path}/hf: found .*({said}).* of transformers: ") as caught:
         logits(tmp_path / "hf")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_verifys_text_is_not_cut_by_a_tokenizer_saved_so(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """transformers saves the truncation and padding of its last call in tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    saved = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    saved.enable_truncation(4)
+    saved.enable_padding(length=24)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    whole = parity.tokens_of(tiny_tokenizer, convert.TEXT, 64, 384, 0)
+    assert parity.tokens_of(tmp_path, convert.TEXT, 64, 384, 0) == whole and whole[1] == "text"
