@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,10 @@ def read(path: Path) -> Checkpoint:
     if root is None:
         raise CheckpointError(
             Problem(
-                str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"
+                str(path),
+                f"no {META}" if path.is_dir() else "no such folder",
+                "a checkpoint of `prism convert import` or `prism train`",
+                "a Hugging Face folder? Make a checkpoint of it: prism convert import" if (path / "config.json").is_file() else "",
             )
         )
     where = root / META
@@ -150,10 +153,14 @@ def publish(temporary: Path, path: Path) -> None:
     disk.sync([path.parent])
 
 
-def copy_assets(source: Path, target: Path) -> list[Path]:
-    """Copy a Hugging Face folder's files but its weights, with those of its subfolders; return what was copied."""
+def copy_assets(source: Path, target: Path, subfolders: Collection[str] | None = None) -> list[Path]:
+    """Copy a Hugging Face folder's files but its weights, with those of its subfolders (None: of all); return what was copied."""
     target.mkdir()
-    kept, _ = _sorted_out(source)
+    kept = [
+        path
+        for path in _sorted_out(source)[0]
+        if path.parent == source or subfolders is None or path.relative_to(source).parts[0] in subfolders
+    ]
     for path in kept:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

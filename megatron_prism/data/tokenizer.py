@@ -22,6 +22,7 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import fast_tokenizer, special_tokens, split_pattern
 from megatron_prism.data.indexed import token_dtype
+from megatron_prism.hf import recognise
 from megatron_prism.hf.files import refusal
 
 if TYPE_CHECKING:
@@ -64,14 +65,11 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError(
-            Problem(
-                "tokenizer",
-                f"no file {path}",
-                "a Hugging Face folder with tokenizer.json",
-                "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-            )
-        )
+        other = None if (folder / "config.json").is_file() else recognise.no_model(folder)
+        found, fix = f"no file {path}", "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        if other is not None and other.fix:
+            found, fix = f"{found} ({other.found})", other.fix
+        raise InputError(Problem("tokenizer", found, "a Hugging Face folder with tokenizer.json", fix))
     tokenizer = _open(path)
     vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
     eos_id = special_tokens.first_id(folder, "eos", tokenizer.token_to_id)

@@ -15,7 +15,14 @@ from megatron_prism.families.rules import NO_EXPERTS, Rule, check_experts, check
 
 FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h, qwen2)
 # what trainers put in place of the class that they wrap; the model_type tells which it is
-WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "DeepSpeedEngine"}
+WRAPPERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "DeepSpeedEngine",
+    "PeftModelForCausalLM",
+}
 EXPERTS_IN_NAME = re.compile("moe(?!hybrid)|mixtral", re.IGNORECASE)  # GraniteMoe, Qwen2Moe, Olmoe, HunYuanMoEV1, ...
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_prism.core.errors import CheckpointError, Problem
 
+ABSENT = "no such file"
 HTML = "a web page, not the file"
 STARTS = {  # what a download or a rename leaves in place of a file, by its first bytes (in lower case)
     b"version https://git-lfs": ("a Git-LFS pointer, not the file", "fetch the file itself: git lfs pull, or hf download"),
@@ -41,7 +42,7 @@ def refusal(path: Path, required: str, root: Path | None = None) -> Problem | No
             first = stream.read(64).lstrip().lower()
     except FileNotFoundError:
         if not path.is_symlink():
-            return Problem(str(path), "no such file", required)
+            return Problem(str(path), ABSENT, required)
         return Problem(
             str(path), f"a link to {os.readlink(path)}, which is not there", required, "copy the folder with cp -rL, which follows links"
         )

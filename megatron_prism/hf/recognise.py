@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,8 @@ def no_model(root: Path) -> Problem | None:
     models = [name for name in names if (root / name / "config.json").is_file()]
     if models:
         return Problem(str(root), f"a folder of model folders ({', '.join(models[:3])})", FOLDER, "give one of them")
-    below = [f"{name}/{path.name}" for name in names if (root / name).is_dir() for path in sorted((root / name).iterdir())]
+    folders = [name for name in names if (root / name).is_dir() and os.access(root / name, os.R_OK | os.X_OK)]
+    below = [f"{name}/{path.name}" for name in folders for path in sorted((root / name).iterdir())]
     if other := _other(root, [*names, *below], FOLDER):
         return other
     return None if names else Problem(str(root), "an empty folder", FOLDER)
@@ -115,6 +117,8 @@ def adapter_beside(root: Path) -> list[Problem]:
     names = sorted(path.name for path in root.iterdir() if ADAPTER.fullmatch(path.name))
     if not names:
         return []
+    if not (root / "model.safetensors").exists() and not (root / "model.safetensors.index.json").exists():
+        return [Problem(str(root), f"an adapter alone ({', '.join(names)})", FOLDER, MERGE)]
     fix = f"{MERGE}, or move the adapter's files to a folder of their own"
     return [Problem(str(root), f"an adapter beside the model ({', '.join(names)})", "a model without an adapter", fix)]
 

@@ -23,7 +23,7 @@ import torch
 
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.hf import bits
-from megatron_prism.hf.files import parse_object, read_object, refusal
+from megatron_prism.hf.files import ABSENT, parse_object, read_object, refusal
 from megatron_prism.hf.recognise import DEQUANTISE, no_weights
 
 INDEX = "model.safetensors.index.json"
@@ -93,7 +93,7 @@ def _one_of_a_cause(problems: Sequence[Problem]) -> list[Problem]:
     """Return the problems, with those alike in all but the place as one: thirty Git-LFS pointers are one mistake."""
     alike: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
-        cause = (problem.found if problem.fix else problem.where, problem.required, problem.fix)
+        cause = (problem.found if problem.fix or problem.found == ABSENT else problem.where, problem.required, problem.fix)
         alike.setdefault(cause, []).append(problem)
     return [replace(first, found=f"{first.found} (and {len(more)} more)" if more else first.found) for first, *more in alike.values()]
 

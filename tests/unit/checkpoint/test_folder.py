@@ -146,6 +146,8 @@ def test_assets_are_all_files_but_weights(hf_root: Path, tmp_path: Path) -> None
     copied = {str(path.relative_to(hf_root)) for path in folder.copy_assets(hf_root, tmp_path / "assets")}
     assert copied == {str(path.relative_to(tmp_path / "assets")) for path in (tmp_path / "assets").rglob("*") if path.is_file()}
     assert copied == {*KEPT, "config.json", "tokenizer.json", "tokenizer_config.json"}
+    templates = folder.copy_assets(hf_root, tmp_path / "of_a_tokenizer", subfolders=("additional_chat_templates",))
+    assert {path.parent.name for path in templates} == {"hf", "additional_chat_templates"}
     left = folder.left_behind(hf_root)
     assert left == sorted([*OTHER_WEIGHTS, "corpus.txt", "lora/ (it holds weights)", "original/ (it holds weights)"])
 

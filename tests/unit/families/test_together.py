@@ -172,6 +172,7 @@ def test_a_familys_model_type_is_that_of_its_class(family: Any) -> None:
         ["FullyShardedDataParallel"],
         ["DistributedDataParallel"],
         ["OptimizedModule"],
+        ["PeftModelForCausalLM"],
         [],
         None,
     ],

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_prism.checkpoint.plan import plan_import
-from megatron_prism.core.errors import CheckpointError
+from megatron_prism.core.errors import CheckpointError, InputError
+from megatron_prism.data import tokenizer
 from megatron_prism.hf import files, safetensors
 
 FOLDERS: dict[str, tuple[list[str], str]] = {  # what it holds, and what its refusal says
@@ -37,6 +38,7 @@ FOLDERS: dict[str, tuple[list[str], str]] = {  # what it holds, and what its ref
     "a tokenizer": (["tokenizer.json"], "config.json: found no such file"),
 }
 BESIDE_CONFIG: dict[str, tuple[list[str], str]] = {
+    "adapter": (["adapter_config.json", "adapter_model.safetensors"], "an adapter alone .*merge_and_unload"),
     "shards without an index": (
         ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"],
         "2 of 3 shards.* fetch the index",
@@ -64,7 +66,7 @@ def fill(root: Path, names: list[str]) -> Path:
 
 
 def refused(root: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(InputError) as caught:
         plan_import(root)
     text = str(caught.value)
     assert str(root) in text and len(text.splitlines()) == 1
@@ -120,6 +122,22 @@ def test_a_name_on_the_hub_is_to_be_downloaded(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     text = refused(Path(given))
     assert re.search(said, text) and ("hf download" in text) == (given.count("/") == 1)
+
+
+def test_the_tokenizer_of_such_a_folder_is_not_merely_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = fill(tmp_path / "models--org--name", ["snapshots/0123abc/config.json"])
+    for given, said in ((Path("org/name"), "hf download org/name"), (cache, "give the snapshot: .*snapshots/0123abc")):
+        with pytest.raises(InputError, match=f"tokenizer: found no file {given}/tokenizer.json .*{said}"):
+            tokenizer.load(given)
+
+
+def test_shards_that_were_not_fetched_are_one_line(tmp_path: Path) -> None:
+    listed = {f"tensor{number}": f"model-{number:05d}-of-00030.safetensors" for number in range(1, 31)}
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(CheckpointError, match=r"00001-of-00030.safetensors: found no such file \(and 29 more\)") as caught:
+        safetensors.open_shards(tmp_path)
+    assert len(caught.value.problems) == 1
 
 
 def test_a_file_and_a_dangling_link_are_named(tmp_path: Path) -> None:
