@@ -27,7 +27,7 @@ from megatron_prism.models import build, trainable
 from megatron_prism.parallel import environment, hardware, host
 from megatron_prism.parallel.groups import Groups, from_first, gang
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
-from megatron_prism.train import loop, optim
+from megatron_prism.train import kernels, loop, optim
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder, sample_log
 from megatron_prism.train.stop import StopRequest
@@ -113,6 +113,10 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             _announce(resolved)
         chunks, optimizer, resumed = _build(config, begin, groups)
         first_step = resumed.step if resumed else 0
+        computing = kernels.find(chunks, optimizer, config, groups)
+        if is_first:
+            log.get().info("kernels: %s", kernels.in_words(computing))
+            run_folder.note(config.run_dir, kernels=computing)
         dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
         position = loader.Position(groups.dp_rank, groups.dp)
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))

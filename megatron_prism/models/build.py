@@ -26,6 +26,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
     """Return Megatron-Core's TransformerConfig."""
     from megatron.core.activations import squared_relu
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.enums import AttnBackend
 
     fused = spec.use_transformer_engine()
     return TransformerConfig(
@@ -55,6 +56,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         **_recompute_settings(gang.recompute),
         **_fp8_settings(gang.fp8),
         **_offload_settings(gang.offload),
+        attention_backend=AttnBackend[gang.attention_backend],
         deterministic_mode=gang.deterministic,
         bias_activation_fusion=fused and model.activation == "swiglu",
         bias_dropout_fusion=fused,

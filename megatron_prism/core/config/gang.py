@@ -118,6 +118,10 @@ class GangConfig(Section):
     precision: Precision = "bf16"
     """The dtype of weights and activations. Under bf16 the optimizer's weights and the gradients are in fp32."""
 
+    attention_backend: Annotated[Literal["auto", "unfused"], MAY_CHANGE] = "auto"
+    """On a GPU: `auto` is the fused attention that Transformer Engine chooses (flash-attn or cuDNN), and a run of sequences of 1,024 tokens and
+    more for which it has none is refused. `unfused` takes its slow one."""
+
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """Make torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine deterministic: the same ranks give the same bits."""
 
