@@ -18,6 +18,7 @@ from megatron_prism.parallel import groups
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
 from megatron_prism.train import optim, stop
+from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Decision, Guard, Verdict, decide
 from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
@@ -66,6 +67,7 @@ class Run:
     guard: Guard
     stop: stop.StopRequest
     watchdog: Watchdog
+    against_plan: AgainstPlan
     objective: Objective = CROSS_ENTROPY
 
 
@@ -95,6 +97,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         _remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
+        run.against_plan.record(step, seconds)
         since_log = since_log.plus(means.num_tokens, seconds)
         if run.samples is not None:
             run.samples.record(step, microbatches)
