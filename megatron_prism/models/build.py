@@ -14,7 +14,7 @@ import torch
 
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import FP8Config, GangConfig, ModelConfig, OffloadConfig, ParallelConfig, RecomputeConfig
-from megatron_prism.models import multipliers, spec
+from megatron_prism.models import chunked_loss, multipliers, spec
 from megatron_prism.models.norm import LocalFinalNorm
 from megatron_prism.parallel import host, megatron_versions
 from megatron_prism.parallel.groups import Groups, chunk_ends
@@ -186,7 +186,10 @@ def stages(model: ModelConfig, parallel: ParallelConfig) -> list[set[int]]:
 def build(model: ModelConfig, groups: Groups, gang: GangConfig) -> list[Any]:
     """Return this rank's model chunks (one, or vpp of them) on its device, randomly initialised, not yet wrapped."""
     config = transformer_config(model, gang)
-    return [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
+    chunks = [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
+    if gang.logits_chunk_tokens is not None and (last := unwrap(chunks[-1])).post_process:
+        chunked_loss.install(last, gang.logits_chunk_tokens)
+    return chunks
 
 
 def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None, first: bool, last: bool) -> Any:

@@ -8,6 +8,7 @@ Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, here for grouped 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from megatron_prism.core.check.model import padded_vocab_size
@@ -129,7 +130,8 @@ def _logits(model: ModelConfig, config: TrainConfig) -> float:
     """Return the bytes of the loss: logits, their fp32 softmax in place, and one more copy under padding or Granite's scale."""
     rows = padded_vocab_size(model.vocab_size, config.parallel.tp)
     copies = (model.logits_scaling != 1.0) + (rows > model.vocab_size)
-    return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens_of_rank(config)
+    tokens = min(tokens_of_rank(config), config.logits_chunk_tokens or math.inf)
+    return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens
 
 
 def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:

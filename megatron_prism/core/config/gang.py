@@ -122,6 +122,10 @@ class GangConfig(Section):
     """On a GPU: `auto` is the fused attention that Transformer Engine chooses (flash-attn or cuDNN), and a run of sequences of 1,024 tokens and
     more for which it has none is refused. `unfused` takes its slow one."""
 
+    logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
+    """Compute logits and loss of this many of a rank's tokens at a time, and again in the backward pass, so that their memory does not grow
+    with the sequence. Null: of all tokens at once."""
+
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """Make torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine deterministic: the same ranks give the same bits."""
 
