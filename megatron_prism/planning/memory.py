@@ -52,7 +52,7 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
 def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
-    bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are fp32. The optimizer holds
+    bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are of parallel.grad_reduce. The optimizer holds
     fp32 weights and AdamW's two moments, which the distributed optimizer divides over data and context parallelism. Frozen parameters have
     only weights.
     """
@@ -60,10 +60,10 @@ def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float
     on_gpu = 1 - gang.offload.optimizer_fraction
     if gang.precision == "fp32":
         return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
-    weights = 2.0 * stage.parameters + 2.0 * stage.fp8
+    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, 4.0 if gang.parallel.grad_reduce == "fp32" else 2.0
     if gang.fp8 is not None and gang.fp8.param:
         weights -= 2.0 * stage.fp8
-    return weights, 4.0 * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
+    return weights, gradient * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
 
 
 def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:
