@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import subprocess
+import traceback
 import types
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -112,12 +113,14 @@ def test_a_torch_function_mode_counts_as_its_caller() -> None:
     def hand_on(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
-    ours = types.FunctionType(
-        hand_on.__code__, {**hand_on.__globals__, "__name__": "megatron_prism.parallel.host"}, name="__torch_function__"
+    code, place = (
+        hand_on.__code__.replace(co_name="__torch_function__"),
+        {**hand_on.__globals__, "__name__": "megatron_prism.parallel.host"},
     )
-    ours.__code__ = ours.__code__.replace(co_name="__torch_function__")
-    mode = type("Mode", (torch.overrides.TorchFunctionMode,), {"__torch_function__": ours})
+    function = types.FunctionType(code, place, argdefs=hand_on.__defaults__)
+    mode = type("Mode", (torch.overrides.TorchFunctionMode,), {"__torch_function__": function})
     shapes = DEFECTS["shapes, in torch's native code"]
     with mode():
+        assert code in [frame.f_code for frame, _ in traceback.walk_tb(raised_by(shapes, "a").__traceback__)]
         assert not is_defect(raised_by(shapes, "megatron.core.optimizer"))
         assert is_defect(raised_by(shapes, "megatron_prism.train.loop"))
