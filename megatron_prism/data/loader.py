@@ -23,6 +23,7 @@ from megatron_prism.data.mixture import Prepared, PreparedSource
 from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.segments import Segment
 from megatron_prism.data.walk import permute
+from megatron_prism.parallel import signals
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def batches(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore Slurm's signals in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
-    for name in (signal.SIGTERM, signal.SIGUSR1):
+    """Ignore requests to stop in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
+    for name in signals.STOPPING:
         signal.signal(name, signal.SIG_IGN)
 
 
