@@ -9,7 +9,6 @@ import pytest
 
 from megatron_prism.core.check.cluster import check_cluster, check_pipeline, order, seconds
 from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
-from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,9 +109,3 @@ def test_a_cycle_is_named() -> None:
 
 def test_no_stages_is_a_problem() -> None:
     assert [problem.where for problem in check_pipeline(pipeline(name="a b"))] == ["name", "stages"]
-
-
-def test_a_time_that_yaml_reads_as_a_number_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("gpus_per_node: 8\ntime_limit: 24:00:00\n")
-    with pytest.raises(InputError, match="time_limit.*86400.*string"):
-        load(tmp_path / "a.yaml", ClusterConfig)
