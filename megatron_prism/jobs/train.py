@@ -60,6 +60,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
+            *loader.check_held_out(mixtures[0].prepared, config.data.seq_length),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
             *run_folder.check_resume(config),
         ]

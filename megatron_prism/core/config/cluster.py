@@ -8,9 +8,7 @@ from typing import Annotated
 
 from megatron_prism.core.config.section import IS_PATH, Pattern, Range, Section
 
-TimeLimit = Annotated[
-    str, Pattern(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes')
-]
+TimeLimit = Annotated[str, Pattern(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes')]
 Option = Annotated[str, Pattern(r"--[a-z][a-z-]*(=.*)?", "an option of sbatch in one word, as --constraint=h100")]
 Name = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "letters, digits, . _ -")]  # of a file, and of a job in Slurm's lists
 
