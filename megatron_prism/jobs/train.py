@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
+from megatron_prism.checkpoint import folder, frozen, run_folder, saving, sharded, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
@@ -167,6 +167,8 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
     if begin.weights is not None:
         sharded.load_weights(begin.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
+    if source := newest or begin.weights:
+        frozen.keep(source, bare)
     chunks = optim.wrap(bare, config)
     optimizer = optim.build(chunks, config.optimizer, config)
     if newest is None:
