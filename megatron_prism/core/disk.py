@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, Problem
 
 
 @contextmanager
@@ -65,6 +65,26 @@ def await_path(path: Path, timeout_s: float = 90.0) -> None:
         if time.monotonic() > end:
             raise FileNotFoundError(errno.ENOENT, "what another process has written does not appear here", str(path))
         time.sleep(0.2)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, give an error of the operating system a message that names the file, or the path where the error does not.
+
+    Raises: EnvironmentFault where the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def unfit_output(path: Path) -> Problem | None:
+    """Return a problem where a new folder cannot be renamed to `path`: it is where a disk is mounted."""
+    if not path.resolve().is_mount():  # a link is none itself
+        return None
+    required = "a folder that can be made as a whole, then renamed"
+    return Problem(str(path), "the mount point of a disk", required, f"choose a folder on it: {path / 'out'}")
 
 
 def sync(paths: Iterable[Path]) -> None:

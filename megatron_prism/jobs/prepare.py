@@ -55,7 +55,10 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         with workspace.folder(config.out) as folder, log.told(_progress()) as progress:
             work = Work(config, folder, run_in_order, progress, sha256)
             made = [make_shards(source, inputs, spec, work) for source, inputs in zip(config.sources, files, strict=True)]
-            facts = [_facts(source, done, pack_shards(source, done, work)) for source, done in zip(config.sources, made, strict=True)]
+            facts = [
+                _facts(source, done, pack_shards(source, done, work), config.special_tokens_in_text)
+                for source, done in zip(config.sources, made, strict=True)
+            ]
             described = _describe(config, spec, facts, sha256)
             manifest.write_json(folder / "manifest.json", described)
             workspace.tidy(folder, {source.name: len(done) for source, done in zip(config.sources, made, strict=True)})
@@ -164,7 +167,7 @@ def _describe(
     )
 
 
-def _facts(source: SourceConfig, source_shards: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(source: SourceConfig, source_shards: Sequence[Shard], packing: Mapping[str, Any], in_text: str) -> dict[str, Any]:
     """Return a source's entry in the manifest."""
     totals = {
         f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in source_shards if (pair := shard.pairs().get(split)))
@@ -172,12 +175,17 @@ def _facts(source: SourceConfig, source_shards: Sequence[Shard], packing: Mappin
         for unit in ("tokens", "documents")
     }
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in source_shards), Counter())
+    spelled = {unit: sum(shard.special_tokens_in_text.get(unit, 0) for shard in source_shards) for unit in ("texts", "tokens")}
+    if spelled["texts"]:
+        message = "source %s: %d texts spell %d special tokens (special_tokens_in_text: %s)"
+        log.get().warning(message, source.name, spelled["texts"], spelled["tokens"], in_text)
     return {
         "name": source.name,
         "weight": source.weight,
         **totals,
         "left_out": dict(left_out),
         "bad_records": sum(shard.bad_records for shard in source_shards),
+        "special_tokens_in_text": spelled,
         "shards": [to_dict(shard) for shard in source_shards],
         **packing,
     }

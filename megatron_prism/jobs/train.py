@@ -27,7 +27,8 @@ from megatron_prism.models import build, trainable
 from megatron_prism.parallel import environment, hardware, host
 from megatron_prism.parallel.groups import Groups, from_first, gang
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
-from megatron_prism.train import loop, optim
+from megatron_prism.train import against_plan, garbage, kernels, loop, optim
+from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder, sample_log
 from megatron_prism.train.stop import StopRequest
@@ -56,13 +57,14 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
     raise_problems(list(dict.fromkeys(problems)))
     assert mixtures is not None and begin is not None
     sizes, blend = registry.parameters(begin.model), segments.realised(mixtures, config.steps * config.batch.global_size)
+    described = segments.describe(mixtures, config.batch.global_size)
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
             *loader.check_held_out(mixtures[0].prepared, config.data.seq_length),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
-            *run_folder.check_resume(config),
+            *run_folder.check_resume(config, described),
         ]
     )
     tokens_per_step, dp = config.batch.global_size * config.data.seq_length, data_parallel_size(config, world_size)
@@ -78,6 +80,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in blend],
+        "mixtures": described,
         "environment": environment.variables(config),
         "run_dir": str(config.run_dir),
         "resumes_at_step": begin.step,
@@ -114,6 +117,10 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             _announce(resolved)
         chunks, optimizer, resumed = _build(config, begin, groups)
         first_step = resumed.step if resumed else 0
+        computing = kernels.find(chunks, optimizer, config, groups)
+        if is_first:
+            log.get().info("kernels: %s", kernels.in_words(computing))
+            run_folder.note(config.run_dir, kernels=computing)
         dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
         position = loader.Position(groups.dp_rank, groups.dp)
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
@@ -137,8 +144,14 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
             stop=stop_request,
             watchdog=watchdog,
+            against_plan=AgainstPlan(against_plan.prediction(begin.model, config, chunks, sharded.weights, groups), first_step),
+            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
         )
-        losses = loop.fit(run, first_step)
+        try:
+            losses = loop.fit(run, first_step)
+        finally:
+            if is_first and (compared := run.against_plan.as_values()):
+                run_folder.note(config.run_dir, against_plan=compared)
     return {
         "run_dir": str(config.run_dir),
         "checkpoint": str(run_folder.step_folder(config.run_dir, config.steps)),

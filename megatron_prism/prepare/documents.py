@@ -7,6 +7,7 @@ afterwards in the parent. The result for a record depends on the record and the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from megatron_prism.core.config import DecontaminateConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import tokenizer
-from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.data.tokenizer import InText, TokenizerSpec
 from megatron_prism.prepare import decontaminate, dedup, records, sample, sources
 from megatron_prism.prepare.decontaminate import Overlap
 from megatron_prism.prepare.sources import Input, OpenFile, Record
@@ -34,6 +35,7 @@ class Recipe:
     source: str
     tokenizer: TokenizerSpec
     append_eos: bool
+    special_tokens_in_text: InText
     min_tokens: int
     dedup: Literal["none", "exact", "minhash"]
     valid_percent: float
@@ -53,13 +55,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Made:
-    """The documents of one batch: tokens, concatenated; per document its length, its side of the split and its dedup key."""
+    """The documents of one batch: tokens, concatenated; per document its length, its side of the split, its dedup key, and how many
+    special tokens its text spells.
+    """
 
     file: Input
     tokens: np.ndarray
     lengths: np.ndarray
     is_valid: np.ndarray
     keys: np.ndarray
+    num_spelled: np.ndarray
     left_out: Mapping[LeftOut, int]
     bad: Sequence[Problem]
     is_last: bool
@@ -87,13 +92,14 @@ def make(batch: Batch) -> Made:
     recipe, file = batch.recipe, batch.file
     left_out: Counter[LeftOut] = Counter()
     bad: list[Problem] = []
-    texts = [text for text, group in read_texts(file, batch.records, left_out, bad) if _is_drawn(recipe, file, text, group, left_out)]
+    read = _read_allowed(batch, left_out, bad)
+    texts = [text for text, group in read if _is_drawn(recipe, file, text, group, left_out)]
     if recipe.decontaminate:
         overlap = evaluation_overlap(recipe.decontaminate)
         clean = [text for text in texts if overlap.first(text) is None]
         left_out["decontaminate"] += len(texts) - len(clean)
         texts = clean
-    tokens, lengths = tokenizer.encode_documents(texts, recipe.tokenizer, recipe.append_eos)
+    tokens, lengths = tokenizer.encode_documents(texts, recipe.tokenizer, recipe.append_eos, recipe.special_tokens_in_text)
     enough = lengths >= max(recipe.min_tokens, 1)
     if not enough.all():
         left_out["min_tokens"] += int((~enough).sum())
@@ -103,7 +109,8 @@ def make(batch: Batch) -> Made:
             [text for text, is_in in zip(texts, enough, strict=True) if is_in],
         )
     is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for text in texts], bool)
-    return Made(file, tokens, lengths, is_valid, _keys(texts, recipe.dedup), left_out, bad, batch.is_last)
+    num_spelled = tokenizer.num_spelled(texts, recipe.tokenizer)
+    return Made(file, tokens, lengths, is_valid, _keys(texts, recipe.dedup), num_spelled, left_out, bad, batch.is_last)
 
 
 def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
@@ -116,14 +123,26 @@ def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
 
 def lots(batch: Batch) -> list[tuple[str, int]]:
     """Return (group, lot) of each text in a batch of a sampled part: the candidates of `sample.Draw`."""
-    recipe, texts = batch.recipe, read_texts(batch.file, batch.records, Counter(), [])
+    recipe, texts = batch.recipe, _read_allowed(batch, Counter(), [])
     return [(group, sample.lot(text, recipe.seed, recipe.source)) for text, group in texts if group is not None]
 
 
+def _read_allowed(batch: Batch, left_out: Counter[LeftOut], bad: list[Problem]) -> Iterator[tuple[str, str | None]]:
+    not_allowed = tokenizer.not_allowed(batch.recipe.tokenizer, batch.recipe.special_tokens_in_text)
+    return read_texts(batch.file, batch.records, left_out, bad, not_allowed)
+
+
 def read_texts(
-    file: Input, numbered: Iterable[tuple[int, Record]], left_out: Counter[LeftOut], bad: list[Problem]
+    file: Input,
+    numbered: Iterable[tuple[int, Record]],
+    left_out: Counter[LeftOut],
+    bad: list[Problem],
+    not_allowed: re.Pattern[str] | None = None,
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield each record's text and its sample group. Count filtered records in `left_out`; append bad ones to `bad`."""
+    """Yield each record's text and its sample group. Count filtered records in `left_out`; append bad ones to `bad`.
+
+    not_allowed: finds the special tokens that make a record a bad one.
+    """
     for number, record in numbered:
         try:
             text, group = records.text_of(record, file.part, file.is_plain)
@@ -132,6 +151,10 @@ def read_texts(
             continue
         if text is None:
             left_out["keep"] += 1
+        elif not_allowed and (spelled := not_allowed.search(text)):
+            found = f"the special token {spelled[0]!r} in the text"
+            fix = "remove it, or change special_tokens_in_text, or set on_bad_record: skip"
+            bad.append(Problem(file.place(number), found, "a text whose tokens are all ordinary", fix))
         else:
             yield text, group
 

@@ -47,6 +47,7 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
         path.unlink()
     left_out: Counter[str] = Counter()
     bad_records = 0
+    num_spelled = Counter(texts=0, tokens=0)
     input_path = ""
     kept_keys = []
     writers = {split: indexed.Writer(prefix(folder, number, split), dtype) for split in SPLITS}
@@ -56,6 +57,7 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
             left_out.update(made.left_out)
             left_out["dedup"] += int((~is_new).sum())
             bad_records += len(made.bad)
+            num_spelled.update(texts=int((made.num_spelled[is_new] > 0).sum()), tokens=int(made.num_spelled[is_new].sum()))
             input_path = str(made.file.path)
             kept_keys += [made.keys[is_new]] if seen else []
             for writer, chosen in ((train, is_new & ~made.is_valid), (valid, is_new & made.is_valid)):
@@ -65,7 +67,7 @@ def write(folder: Path, number: int, made_from: str, parts: Iterable[Made], seen
         _write_keys(_keys_path(folder, number), [part for part in kept_keys if part.size] or [np.zeros(0, np.uint64)])
     pairs = {split: _pair(folder, number, split) for split in SPLITS}
     counts = {name: count for name, count in left_out.items() if count}
-    shard = Shard(number, input_path, made_from, pairs["train"], pairs["valid"], counts, bad_records)
+    shard = Shard(number, input_path, made_from, pairs["train"], pairs["valid"], counts, bad_records, dict(num_spelled))
     manifest.write_json(_manifest_path(folder, number), to_dict(shard))
     return shard
 

@@ -45,6 +45,7 @@ def make_shards(source: SourceConfig, files: Sequence[Input], spec: TokenizerSpe
         source.name,
         spec,
         config.append_eos,
+        config.special_tokens_in_text,
         source.min_tokens,
         sources.dedup(source),
         source.valid_percent,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import disk, log
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, InputError
 
 LOCK = ".lock"
 
@@ -17,9 +17,11 @@ LOCK = ".lock"
 def folder(out: Path) -> Iterator[Path]:
     """Yield `out`.partial, which becomes `out` on a clean exit. On an error it is kept if it holds whole shards, else removed.
 
-    Raises: EnvironmentFault where another process writes it, or the disk is full or cannot be written.
+    Raises: EnvironmentFault where another process writes it, or the disk is full or cannot be written. InputError where `out` is a mount point.
     """
-    out = out.absolute()
+    out = out.resolve()  # beside a link would be another disk than the one that it leads to
+    if problem := disk.unfit_output(out):
+        raise InputError(problem)
     work = out.with_name(f"{out.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ class MixtureChange(Section):
 class DataConfig(Section):
     """A prepared mixture, and how a run reads it."""
 
-    prepared: Path
-    """The mixture's folder (`prism prepare`)."""
+    prepared: Annotated[Path, MAY_CHANGE]
+    """The mixture's folder (`prism prepare`). A resumed run may find the same mixture at another path, and no other mixture."""
 
     seq_length: Annotated[int, Range(ge=1)]
     """The tokens of a sequence."""
@@ -148,6 +148,9 @@ class TrainConfig(GangConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    gc_interval: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
+    """Collect Python's garbage every this many steps, on all ranks at once. 0: whenever Python does, on each rank at another step."""
 
     trainable: tuple[str, ...] = ("*",)
     """Patterns of the checkpoint names of the parameters to train. All others keep their values, bit for bit."""
