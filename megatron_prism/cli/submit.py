@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import LATER, Json, finish
+from megatron_prism.cli.options import LATER, Json, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def submit(
     words: Annotated[list[str], typer.Argument(metavar="PIPELINE | -- JOB ...", help="A pipeline's YAML, or a job as prism takes it.")],
-    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
+    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False, callback=a_path)],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")
     ] = False,

@@ -17,13 +17,14 @@ import torch
 
 from megatron_prism.core.config import BatchConfig
 from megatron_prism.core.defect import judged_here
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import Problem
 from megatron_prism.data import segments
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.mixture import Prepared, PreparedSource
 from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.segments import Segment
 from megatron_prism.data.walk import permute
+from megatron_prism.parallel import signals
 
 
 @dataclass(frozen=True)
@@ -147,21 +148,22 @@ def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
-    """Return the held-out sequences by source.
+    """Return the held-out sequences by source. `check_held_out` has found no problem."""
+    return {source.name: HeldOut(source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None}
 
-    Raises: InputError naming a source whose held-out part is shorter than one sequence.
-    """
-    by_source = {}
-    for source in prepared.sources:
-        if source.valid is None:
-            continue
-        if source.valid.num_tokens <= seq_length:
-            where = f"{prepared.root}: source {source.name}"
-            raise InputError(
-                Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more")
-            )
-        by_source[source.name] = HeldOut(source, seq_length, seed, document_mask)
-    return by_source
+
+def check_held_out(prepared: Prepared, seq_length: int) -> list[Problem]:
+    """Return a problem for each source whose held-out part is shorter than one sequence."""
+    return [
+        Problem(
+            f"{prepared.root}: source {source.name}",
+            f"{source.valid.num_tokens} held-out tokens",
+            f"more than data.seq_length {seq_length}",
+            "hold out more, or nothing",
+        )
+        for source in prepared.sources
+        if source.valid is not None and source.valid.num_tokens <= seq_length
+    ]
 
 
 def batches(
@@ -198,8 +200,8 @@ def batches(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore Slurm's signals in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
-    for name in (signal.SIGTERM, signal.SIGUSR1):
+    """Ignore requests to stop in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
+    for name in signals.STOPPING:
         signal.signal(name, signal.SIG_IGN)
 
 

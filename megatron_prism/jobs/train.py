@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
+from megatron_prism.checkpoint import folder, frozen, run_folder, saving, sharded, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
@@ -62,6 +62,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
+            *loader.check_held_out(mixtures[0].prepared, config.data.seq_length),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
             *run_folder.check_resume(config, described),
         ]
@@ -179,6 +180,8 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
     if begin.weights is not None:
         sharded.load_weights(begin.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
+    if source := newest or begin.weights:
+        frozen.keep(source, bare)
     chunks = optim.wrap(bare, config)
     optimizer = optim.build(chunks, config.optimizer, config)
     if newest is None:

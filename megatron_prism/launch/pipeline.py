@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -47,7 +48,7 @@ def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Pat
     """Return the words as a pipeline, and the folder of its submission."""
     if call := read(words):
         return _of_command(words, call)
-    path, overrides = Path(words[0]), words[1:]
+    path, overrides = _path(words[0]), words[1:]
     pipeline = load(path, PipelineConfig, overrides)
     with placed(path, PipelineConfig, overrides):
         raise_problems(check_pipeline(pipeline))
@@ -61,13 +62,21 @@ def in_full(words: list[str], read: Read) -> list[str]:
     """
     if read(words) is not None:
         return words
-    path = Path(words[0])
+    path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
     problems = {"": _num_problems(path, PipelineConfig, words[1:])}
     problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
     job = min(problems, key=problems.__getitem__)
     return [job, *words] if job else words
+
+
+def _path(word: str) -> Path:
+    """Return the YAML that a word names. Raises: InputError where it has a variable that is not set."""
+    try:
+        return Path(paths.expanded(word))
+    except ValueError as error:
+        raise InputError(Problem("command", str(error), "a path", paths.FIX)) from None
 
 
 def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Pattern, Range, Section
+from megatron_prism.core.config.section import IS_PATH, Pattern, Range, Section
 
 Name = Annotated[str, Pattern(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*", "letters, digits, '_', '-' and '.', the first no '.': it names a folder")]
 
@@ -66,7 +66,7 @@ class SampleConfig(Section):
 class PartConfig(Section):
     """Files, and how their records become texts."""
 
-    path: tuple[str, ...] = ()
+    path: Annotated[tuple[str, ...], IS_PATH] = ()
     """Files or globs: JSON lines (.jsonl, .json, .ndjson) or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
 
     keep: tuple[KeepConfig, ...] = ()
@@ -101,7 +101,7 @@ class SourceConfig(PartConfig):
     parts: tuple[PartConfig, ...] = ()
     """Several parts, in place of the source's own path, keep, text, turns, sample and split."""
 
-    valid_path: tuple[str, ...] = ()
+    valid_path: Annotated[tuple[str, ...], IS_PATH] = ()
     """Files held out for validation, read like the source's own."""
 
     valid_percent: Annotated[float, Range(ge=0, lt=100)] = 0.0
