@@ -161,6 +161,11 @@ class Reader:
         self._document_ends = [0, *accumulate(starts.size for starts in self._starts)]
         self.num_tokens, self.num_documents = self._token_ends[-1], self._document_ends[-1]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the dtype of a token, of the first pair."""
+        return self._tokens[0].dtype
+
     def tokens(self, offset: int, count: int) -> np.ndarray:
         """Return `count` tokens from `offset` on. After the last pair the first follows again."""
         parts = []
