@@ -17,11 +17,17 @@ def prepare(
     report: Annotated[
         bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="I/N", help="Only make task I's shards of N tasks (I from 0); without it, the mixture is finished."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Tokenize a weighted mixture of sources into Megatron data files.
 
     Example: prism prepare configs/mixtures/math.yaml out=data/math --dry-run
+
+    `--task I/N` on N machines with one file system, then the same command without it: prism submit writes that as a job array.
     """
     from megatron_prism.core.config import PrepareConfig
     from megatron_prism.core.load import load, placed
@@ -30,6 +36,9 @@ def prepare(
     from megatron_prism.jobs import prepare as job
 
     with placed(config, PrepareConfig, overrides or []):
+        if task is not None and not dry_run:
+            finish(job.run_task(settings, *_task(task)), json)
+            return
         result = job.run(settings, dry_run=dry_run)
     if report:
         result |= job.report(settings, result)
@@ -38,6 +47,13 @@ def prepare(
         typer.echo(f"report: {path}")
     if not dry_run:
         typer.echo(f"out: {settings.out}")
+
+
+def _task(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise InputError(Problem("--task", repr(text), "I/N, as 0/8"))
+    return int(index), int(count)
 
 
 def locate(

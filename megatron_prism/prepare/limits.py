@@ -68,7 +68,8 @@ class Limits:
 
     def _draw(self) -> list[Mapping[str, int]]:
         """Read all files of each part, and write down the limits. It reads all of a sampled part, whatever is needed of it."""
-        problems, drawn = [], []
+        problems: list[Problem] = []
+        drawn: list[Mapping[str, int]] = []
         for part, inputs in self._parts:
             assert part.sample is not None
             draw = sample.Draw(part.sample.counts)

@@ -141,7 +141,8 @@ class Maker:
             shard = ready[number]
             if shard and shard.bad_records and self._work.config.on_bad_record == "error":
                 ready[number] = None  # made with bad records skipped: made again, to name them
-            made_tokens = None if made_tokens is None or ready[number] is None else made_tokens + shards.num_train_tokens(shard)  # type: ignore[arg-type]
+            shard = ready[number]
+            made_tokens = None if made_tokens is None or shard is None else made_tokens + shards.num_train_tokens(shard)
         is_done = num_tokens is None and in_order and all(shard and self.is_finished(shard) for shard in ready.values())
         if self.recipe.dedup != "none" and not is_done:
             ready = {number: shard if shard and shards.has_tables(self.folder, number) else None for number, shard in ready.items()}

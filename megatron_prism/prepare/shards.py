@@ -74,7 +74,8 @@ def write(
                 made, is_cut = _up_to(made, cut.num_tokens - num_train)
             num_train += int(made.lengths[~made.is_valid].sum())
             left_out += np.bincount(made.left_out["reason"], minlength=len(REASONS))
-            for split, chosen in (("train", ~made.is_valid), ("valid", made.is_valid)):
+            for split in SPLITS:
+                chosen = made.is_valid == (split == "valid")
                 if chosen.any():
                     pairs[split].add(made.tokens[np.repeat(chosen, made.lengths)], made.lengths[chosen])
             if keys and left and row:
@@ -103,8 +104,8 @@ def finish(folder: Path, shard: Shard, made_from: str, is_duplicate: np.ndarray,
             kept[num_rows:] = False
             left = left[: np.searchsorted(left["number"], rows["number"][num_rows - 1], "right")]
             made_from = cut.made_from
-    for split, is_side in (("train", ~rows["is_valid"]), ("valid", rows["is_valid"])):
-        _keep(folder, shard, split, kept[is_side & stands])  # type: ignore[arg-type]
+    for split in SPLITS:
+        _keep(folder, shard, split, kept[stands & (rows["is_valid"] == (split == "valid"))])
     counts, num_bad = _counts(np.bincount(left["reason"], minlength=len(REASONS)))
     counts |= {"dedup": num_again} if (num_again := int(is_duplicate[:num_rows].sum())) else {}
     return _sealed(folder, dataclasses.replace(shard, made_from=made_from, left_out=counts, bad_records=num_bad))
@@ -164,7 +165,7 @@ def written(path: Path) -> File:
 
 def _sealed(folder: Path, shard: Shard) -> Shard:
     """Write a shard's manifest, and return the shard with its files' sizes and hashes."""
-    shard = dataclasses.replace(shard, **{split: _pair(folder, shard.number, split) for split in SPLITS})
+    shard = dataclasses.replace(shard, train=_pair(folder, shard.number, "train"), valid=_pair(folder, shard.number, "valid"))
     manifest.write_json(_manifest_path(folder, shard.number), to_dict(shard))
     return shard
 
