@@ -63,8 +63,8 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
             facts = [_facts(source, made[source.name], pack_shards(source, made[source.name].shards, work)) for source in config.sources]
             described = _describe(config, spec, facts, inputs.of(made))
             manifest.write_json(folder / "manifest.json", described)
-            to_go_on = {source.name for source in config.sources if sources.dedup(source) != "none" and made[source.name].has_more}
-            workspace.tidy(folder, {name: len(done.shards) for name, done in made.items()}, to_go_on)
+            num_tables = {source.name: made[source.name].num_whole if sources.dedup(source) != "none" else 0 for source in config.sources}
+            workspace.tidy(folder, {name: len(done.shards) for name, done in made.items()}, num_tables)
     return _shown(_result(described))
 
 

@@ -37,9 +37,9 @@ class Prepared:
     is_cut: bool
 
     @property
-    def has_more(self) -> bool:
-        """Say whether there is more to read."""
-        return self.is_cut or len(self.shards) < len(self.pieces)
+    def num_whole(self) -> int:
+        """Return how many shards a mixture that reads more of the source can go on from; 0 where there is no more."""
+        return len(self.shards) - self.is_cut if self.is_cut or len(self.shards) < len(self.pieces) else 0
 
 
 def needed_tokens(config: PrepareConfig) -> dict[str, int | None]:
@@ -65,10 +65,10 @@ def make_shards(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerS
     need = needed_tokens(work.config)[source.name]
     maker = Maker(source, order, spec, work, need)
     maker.make_until(need)
-    again = _duplicates(maker)
+    again = _duplicates(maker, need)
     while need is not None and again is not None and not maker.is_exhausted and (kept := _num_kept(maker, again)) < need:
         maker.make_until(math.ceil(maker.num_tokens * ONCE_MORE * need / max(kept, 1)))
-        again = _duplicates(maker)
+        again = _duplicates(maker, need)
     done = _finish(maker, again, need)
     _check(source, done)
     return Prepared(tuple(done), order, is_cut=done[-1].made_from != maker.final_hash(done[-1].number))
@@ -134,10 +134,10 @@ def reading(done: Prepared) -> dict[str, Any]:
     }
 
 
-def _duplicates(maker: Maker) -> list[Any] | None:
-    """Return which documents of each shard are duplicates (bool), None without dedup."""
+def _duplicates(maker: Maker, need: int | None) -> list[Any] | None:
+    """Return which documents of each shard are duplicates (bool), None without dedup, and where they are out and all is read."""
     kind = maker.recipe.dedup
-    if kind == "none" or maker.is_final:
+    if kind == "none" or (need is None and maker.is_final):
         return None
     keys = [shards.keys(maker.folder, shard.number) for shard in maker.shards]
     is_again = duplicates.find(keys, kind, maker.folder / "duplicates")

@@ -6,7 +6,7 @@ One process at a time writes it, or several tasks, each its own shards.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,10 +63,10 @@ def _held(out: Path, lock: str, other: str) -> Iterator[tuple[Path, Path]]:
         raise EnvironmentFault(f"{error.filename or work}: {error.strerror or error}; nothing was written to {out}") from error
 
 
-def tidy(work: Path, num_shards: Mapping[str, int], keep_tables: Container[str]) -> None:
+def tidy(work: Path, num_shards: Mapping[str, int], num_tables: Mapping[str, int]) -> None:
     """Remove what only a resume needs, and the leftovers of an earlier config: other sources, and surplus shards of a source.
 
-    keep_tables: the sources whose tables stay, for a later mixture that reads more of them.
+    num_tables: of each source, how many shards' tables stay, for a later mixture that reads more of it.
     """
     for folder in [path for path in work.iterdir() if path.is_dir()]:
         if folder.name not in num_shards:
@@ -75,7 +75,7 @@ def tidy(work: Path, num_shards: Mapping[str, int], keep_tables: Container[str])
         for path in folder.iterdir():
             number, _, rest = path.name.partition(".")
             is_surplus = number.isdigit() and int(number) >= num_shards[folder.name]
-            is_table = rest in shards.TABLES and folder.name not in keep_tables
+            is_table = rest in shards.TABLES and int(number) >= num_tables[folder.name]
             if is_surplus or is_table or path.name in (limits.FILE, limits.LOCK):
                 path.unlink()
 
