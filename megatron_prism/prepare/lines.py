@@ -37,13 +37,12 @@ def records(stream: Stream, split: str, max_bytes: int) -> Iterator[tuple[int, b
 
 def records_of_range(stream: io.BufferedReader, start: int, end: int, max_bytes: int) -> Iterator[tuple[int, bytes | TooLong]]:
     """Yield the lines whose first byte lies in [start, end) of a file, each with the place of that byte. Blank lines are no records."""
-    position = max(start - 1, 0)  # the byte before tells whether a line begins at `start`
-    stream.seek(position)
+    stream.seek(max(start - 1, 0))  # the byte before tells whether a line begins at `start`
     if start == 0:
-        position = len(BOM_UTF8) if stream.peek(3).startswith(BOM_UTF8) else 0
-        stream.seek(position)
+        position = stream.seek(len(BOM_UTF8) if stream.peek(3).startswith(BOM_UTF8) else 0)
+        end = max(end, position + 1)  # the first line is this range's, however small it is
     else:
-        position += _skip_line(stream)
+        position = start - 1 + _skip_line(stream)
     lines = _lines(stream, max_bytes)
     while position < end and (line := next(lines, None)) is not None:
         if not _is_blank(line):
