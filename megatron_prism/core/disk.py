@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault
+
+SPARE_FILES = 256  # beyond those asked for: sockets, logs, the files of libraries
 
 
 @contextmanager
@@ -76,6 +79,14 @@ def link_or_copy(path: Path, to: Path) -> None:
     except OSError:
         shutil.copy2(path, to)
         sync([to])
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may, so that `count` more can be open. Many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -19,6 +19,7 @@ from types import TracebackType
 
 import numpy as np
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError, Problem
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -150,6 +151,7 @@ class Reader:
 
     def __init__(self, prefixes: Sequence[Path]):
         assert prefixes
+        disk.allow_open_files(2 * len(prefixes))  # each map holds its file open
         self._tokens, self._starts = [], []
         for prefix in prefixes:
             dtype, num_documents, _ = _header(idx_path(prefix))

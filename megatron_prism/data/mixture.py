@@ -52,7 +52,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated."""
+    """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated.
+
+    unread_share: the share of the source's bytes that prepare did not read, since its budget needed no more. is_last_cut: of the last piece
+    it read a part.
+    """
 
     name: str
     weight: float
@@ -60,6 +64,8 @@ class PreparedSource:
     valid: Tokens | None
     packing: Packing | None = None
     packing_prefix: Path | None = None
+    unread_share: float = 0.0
+    is_last_cut: bool = False
 
     @property
     def stream_tokens(self) -> int:
@@ -124,12 +130,24 @@ class _Tokenizer:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    num_bytes: int
+    unread_bytes: int
+    is_last_cut: bool = False
+
+    @property
+    def unread_share(self) -> float:
+        return self.unread_bytes / max(self.num_bytes + self.unread_bytes, 1)
+
+
+@dataclass(frozen=True)
 class _Source:
     name: str
     weight: float
     shards: tuple[Shard, ...]
     packing: Packing | None = None
     packing_files: dict[str, File] = field(default_factory=dict)
+    reading: _Reading = _Reading(0, 0)
 
 
 @dataclass(frozen=True)
@@ -185,4 +203,7 @@ def _prepared(root: Path, source: _Source) -> PreparedSource:
 
     valid = tokens("valid")
     prefix = packed.prefix(root / source.name) if source.packing else None
-    return PreparedSource(source.name, source.weight, tokens("train"), valid if valid.prefixes else None, source.packing, prefix)
+    held_out, reading = valid if valid.prefixes else None, source.reading
+    return PreparedSource(
+        source.name, source.weight, tokens("train"), held_out, source.packing, prefix, reading.unread_share, reading.is_last_cut
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_prism.core.config import KeepConfig, PackingConfig, PrepareConfig, SampleConfig, SourceConfig
+from megatron_prism.core.config import DataConfig, KeepConfig, PackingConfig, PrepareConfig, SampleConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
-from megatron_prism.data import indexed, mixture, tokenizer
+from megatron_prism.data import indexed, mixture, segments, tokenizer
 from megatron_prism.jobs import prepare
 from megatron_prism.prepare import pieces, shards, sources
 
@@ -247,3 +248,31 @@ def decoded(config: PrepareConfig, folder: Path) -> list[str]:
     reader = indexed.Reader(mixture.read_prepared(config.out).sources[0].train.prefixes)
     starts = [reader.start(document) for document in range(reader.num_documents + 1)]
     return [tokenizer.decode(reader.tokens(start, end - start), spec) for start, end in itertools.pairwise(starts)]
+
+
+def test_a_run_that_repeats_what_is_left_unread_says_so(config: PrepareConfig) -> None:
+    prepare.run(config)
+
+    def said(num_sequences: int) -> list[str]:
+        read = segments.read(DataConfig(prepared=config.out, seq_length=64), 4, 1)
+        return segments.repeated(segments.realised(read, num_sequences), read)
+
+    assert not said(450)
+    lines, rows = said(900)
+    assert re.fullmatch(r"source lines is read 1\.\d\d times while 8\d % of its bytes are unread: prepare more tokens", lines)
+    assert rows.startswith("source rows is read 1.") and "small" not in lines + rows, "of small nothing is left"
+
+
+def test_more_shards_are_read_than_files_may_be_open_at_first(config: PrepareConfig) -> None:
+    """As at the paper's size, where a source has hundreds of shards and a shell allows 1,024 open files."""
+    prepare.run(config)
+    code = """
+import resource, sys
+from pathlib import Path
+from megatron_prism.data import mixture
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 4096))
+readers = [source.reader(None) for source in mixture.read_prepared(Path(sys.argv[1])).sources for _ in range(20)]
+print(sum(len(source.train.prefixes) for source in mixture.read_prepared(Path(sys.argv[1])).sources) * 40)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(config.out)], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr[-2000:]
