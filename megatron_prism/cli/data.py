@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,10 +43,20 @@ def prepare(
     if report:
         result |= job.report(settings, result)
     finish(result, json, quiet=True)
+    for line in result.get("downloads", []):
+        typer.echo(_download(line))
     for path in result.get("report", []):
         typer.echo(f"report: {path}")
     if not dry_run:
         typer.echo(f"out: {settings.out}")
+
+
+def _download(line: dict[str, Any]) -> str:
+    """Return a source's download as lines for a shell: a comment, and the command."""
+    share = "" if line["share"] is None else f", {line['share']:.1%} of its files"
+    size = "" if line["text_bytes"] is None else f", about {line['text_bytes'] / 1e9:.1f} GB of text before compression"
+    note = f"; {line['note']}" if line["note"] else ""
+    return "\n".join([f"# {line['source']}{share}{size}{note}", *([line["command"]] if line["command"] else [])])
 
 
 def _task(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, printable, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import formats, indexed, mixture, segments, special_tokens, tokenizer
-from megatron_prism.prepare import documents, pieces, pool, records, sources, workspace
+from megatron_prism.prepare import documents, download, pieces, pool, records, sources, workspace
 from megatron_prism.prepare.pieces import Piece
 from megatron_prism.prepare.source import Prepared, make_shards, make_task, needed_tokens, pack_shards, read_order, reading
 from megatron_prism.prepare.sources import Input
@@ -39,7 +39,7 @@ OF_READING = (
     "packing",
 )  # that do not change a shard, but how many there are and what is made of them
 NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # of a report: documents per source; tokens and characters per document
-FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do not change them either
+FOR_THE_READER = ("hf_id", "hf_files", "available_tokens", "domain")  # keys of a source that do not change them either
 Orders = Mapping[str, tuple[Piece, ...]]  # of each source, its pieces as they are read
 
 
@@ -215,7 +215,9 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
         plan = mixture.plan(weights, available, config.tokens)
         raise_problems(segments.check_epochs(plan, config.max_epochs, "max_epochs"))
         planned = [dataclasses.asdict(part) for part in plan]
-    return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": planned}, "sources": planned, "config": to_dict(config)}
+    lines = [dataclasses.asdict(line) for line in download.downloads(config, needed_tokens(config))]
+    blend = {"tokens": config.tokens, "sources": planned}
+    return {"kind": "plan", "blend": blend, "sources": planned, "downloads": lines, "config": to_dict(config)}
 
 
 def _describe(

@@ -20,6 +20,7 @@ MEMORY_BYTES = 256 << 20
 SORT_BYTES = 96  # of memory for an entry that is sorted: itself, its copies and its place
 OPEN_FILES = 256
 KEY_BITS = 64
+SCRATCH = "duplicates"  # a folder within the source's
 
 
 def find(keys: Sequence[np.ndarray], kind: Literal["exact", "minhash"], scratch: Path, memory_bytes: int = MEMORY_BYTES) -> np.ndarray:

@@ -206,6 +206,7 @@ class Maker:
         facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[file.name]}
         facts |= {"path": str(file.path), "hf_id": None, "drawn_from": self._limits.drawn_from(file), "before": before}
         facts |= {"span": file.span} if file.span else {}
+        del facts["hf_files"]
         return manifest.sha256_json({"recipe": values, "file": facts, **more})
 
 

@@ -140,7 +140,7 @@ def _duplicates(maker: Maker, need: int | None) -> list[Any] | None:
     if kind == "none" or (need is None and maker.is_final):
         return None
     keys = [shards.keys(maker.folder, shard.number) for shard in maker.shards]
-    is_again = duplicates.find(keys, kind, maker.folder / "duplicates")
+    is_again = duplicates.find(keys, kind, maker.folder / duplicates.SCRATCH)
     ends = [0, *itertools.accumulate(map(len, keys))]
     return [is_again[start:end] for start, end in itertools.pairwise(ends)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_prism.core import disk, log
 from megatron_prism.core.errors import EnvironmentFault
-from megatron_prism.prepare import limits, shards
+from megatron_prism.prepare import duplicates, limits, shards
 
 LOCK, TASK_LOCK = ".lock", ".task{}.lock"
 
@@ -72,11 +72,13 @@ def tidy(work: Path, num_shards: Mapping[str, int], num_tables: Mapping[str, int
         if folder.name not in num_shards:
             shutil.rmtree(folder)
             continue
+        shutil.rmtree(folder / duplicates.SCRATCH, ignore_errors=True)
         for path in folder.iterdir():
             number, _, rest = path.name.partition(".")
             is_surplus = number.isdigit() and int(number) >= num_shards[folder.name]
             is_table = rest in shards.TABLES and int(number) >= num_tables[folder.name]
-            if is_surplus or is_table or path.name in (limits.FILE, limits.LOCK):
+            is_part = number == ""  # a hidden file: what a killed process had not written whole, or a lock
+            if is_surplus or is_table or is_part or path.name == limits.FILE:
                 path.unlink()
 
 

@@ -84,6 +84,9 @@ class PartConfig(Section):
     hf_id: str | None = None
     """The data's origin, for the reader."""
 
+    hf_files: str | None = None
+    """The origin's files, a pattern for `hf download` that the dry run prints. `{number}` stands for a file's number, so that a part is taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(PartConfig):

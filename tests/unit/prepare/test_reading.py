@@ -150,6 +150,7 @@ def test_the_bytes_are_those_of_any_tasks_even_where_one_is_killed(config: Prepa
                 patch.undo()
         before = {path: path.stat().st_mtime_ns for path in killed.out.with_name("killed.partial").glob("*/*.json")}
         prepare.run_task(killed, task, 4)
+        (killed.out.with_name("killed.partial") / "rows" / ".00009.train.bin.99.tmp").write_bytes(b"what a killed process leaves")
         assert before.items() <= {path: path.stat().st_mtime_ns for path in killed.out.with_name("killed.partial").glob("*/*.json")}.items()
     prepare.run(replace(killed, num_workers=2))
     assert contents(killed.out) == whole
