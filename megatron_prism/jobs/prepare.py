@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import log, manifest
@@ -19,11 +18,10 @@ from megatron_prism.core.check.data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, printable, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import formats, indexed, mixture, segments, special_tokens, tokenizer
-from megatron_prism.prepare import documents, download, pieces, pool, records, sources, workspace
-from megatron_prism.prepare.pieces import Piece
+from megatron_prism.data import formats, indexed, mixture, segments, tokenizer
+from megatron_prism.prepare import documents, download, pool, records, sources, workspace
+from megatron_prism.prepare.inputs import Inputs, Orders
 from megatron_prism.prepare.source import Prepared, make_shards, make_task, needed_tokens, pack_shards, read_order, reading
-from megatron_prism.prepare.sources import Input
 from megatron_prism.prepare.work import Work
 from megatron_prism.report import blend, sample_page
 
@@ -40,7 +38,6 @@ OF_READING = (
 )  # that do not change a shard, but how many there are and what is made of them
 NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # of a report: documents per source; tokens and characters per document
 FOR_THE_READER = ("hf_id", "hf_files", "available_tokens", "domain")  # keys of a source that do not change them either
-Orders = Mapping[str, tuple[Piece, ...]]  # of each source, its pieces as they are read
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -53,7 +50,7 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         return _shown(_dry_run(config))
     orders, spec = _orders(config), _tokenizer(config)
     with pool.workers(config.num_workers) as run_in_order:
-        inputs = _Inputs(config, orders, spec, run_in_order)
+        inputs = Inputs(config, orders, spec, run_in_order)
         if config.out.exists() and (existing := _already_prepared(config, inputs)):
             log.get().info("%s: already prepared from the same config and files", config.out)
             return _shown(_result(existing))
@@ -81,7 +78,7 @@ def run_task(config: PrepareConfig, task: int, num_tasks: int) -> dict[str, Any]
         return {"kind": "task", "task": task, "num_tasks": num_tasks, "shards": {}}
     orders, spec = _orders(config), _tokenizer(config)
     with pool.workers(config.num_workers) as run_in_order:
-        inputs = _Inputs(config, orders, spec, run_in_order, is_task=True)
+        inputs = Inputs(config, orders, spec, run_in_order, is_task=True)
         with workspace.of_task(config.out, task) as folder, log.told(_progress()) as progress:
             work = Work(config, folder, run_in_order, progress, inputs.sha256, config.reuse)
             made = {source.name: make_task(source, orders[source.name], spec, work, task, num_tasks) for source in config.sources}
@@ -101,50 +98,6 @@ def _tokenizer(config: PrepareConfig) -> tokenizer.TokenizerSpec:
     if config.decontaminate:
         documents.evaluation_overlap(config.decontaminate)  # report problems of the evaluation files before any work
     return spec
-
-
-class _Inputs:
-    """The hashes of what is read. Where all of a source is read, they are known before the work; else as its pieces are read.
-
-    A task hashes its own pieces only.
-    """
-
-    def __init__(
-        self, config: PrepareConfig, orders: Orders, spec: tokenizer.TokenizerSpec, run: pool.Map[Any, Any], is_task: bool = False
-    ):
-        own = _tokenizer_files(spec)
-        self._evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
-        self._orders, self._run = orders, run
-        self._always = [str(path) for path in own] + [file.name for file in self._evaluation]
-        self.sha256: dict[str, str] = dict(zip(map(str, own), run(manifest.sha256_file, own), strict=True))
-        whole = [name for name, need in needed_tokens(config).items() if need is None and not is_task]
-        self.hash([*self._evaluation, *(piece.file for name in whole for piece in orders[name])])
-
-    def hash(self, files: Iterable[Input]) -> None:
-        """Add the hashes of what is not known yet."""
-        missing = list({file.name: file for file in files if file.name not in self.sha256}.values())
-        self.sha256.update(zip((file.name for file in missing), self._run(pieces.sha256, missing), strict=True))
-
-    def of(self, made: Mapping[str, Prepared]) -> dict[str, str]:
-        """Return the hashes of what was read, by name: sampled files whole."""
-        names = [*self._always, *(piece.file.name for done in made.values() for piece in done.pieces[: len(done.shards)])]
-        names += [str(piece.file.path) for done in made.values() for piece in done.pieces if piece.file.part.sample]
-        return {name: self.sha256[name] for name in dict.fromkeys(names)}
-
-    def changed(self, existing: Mapping[str, Any]) -> list[str]:
-        """Return the names of what is not as a manifest says: what was read, by its hash, and what was not, by its size."""
-        known = {piece.file.name: piece.file for order in self._orders.values() for piece in order}
-        known |= {str(file.path): dataclasses.replace(file, span=None) for file in known.values()}
-        read = existing["inputs"]
-        self.hash(known[name] for name in read if name in known)
-        changed = {name for name in read if self.sha256.get(name) != read[name]} | {name for name in self._always if name not in read}
-        for entry in existing["sources"]:
-            unread = entry.get("reading", {}).get("unread_files", {})
-            paths = {str(piece.file.path) for piece in self._orders[entry["name"]]}
-            of_read = {str(file.path) for name in read if (file := known.get(name))}
-            changed |= paths - of_read - set(unread)
-            changed |= {path for path, num_bytes in unread.items() if path not in paths or Path(path).stat().st_size != num_bytes}
-        return sorted(changed)
 
 
 def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +244,7 @@ def _existing(config: PrepareConfig) -> Mapping[str, Any] | None:
     return existing
 
 
-def _already_prepared(config: PrepareConfig, inputs: _Inputs) -> Mapping[str, Any] | None:
+def _already_prepared(config: PrepareConfig, inputs: Inputs) -> Mapping[str, Any] | None:
     """Return the manifest of an `out` that already holds exactly what this run would write, None for an empty folder.
 
     Raises: InputError where `out` holds anything else.
@@ -326,10 +279,6 @@ def _without_words(values: Mapping[str, Any]) -> str:
 
     listed = [without(source) | {"parts": [without(part) for part in source["parts"]]} for source in values["sources"]]
     return manifest.sha256_json({**values, "sources": listed})
-
-
-def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:
-    return [path for name in (tokenizer.FILE, *special_tokens.FILES) if (path := spec.folder / name).is_file()]
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:

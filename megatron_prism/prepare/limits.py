@@ -73,10 +73,10 @@ class Limits:
         for part, inputs in self._parts:
             assert part.sample is not None
             draw = sample.Draw(part.sample.counts)
-            watched = self._work.watched(f"{self._recipe.source} (lots)", list(map(pieces.whole, inputs)))
-            for lots in self._work.run(documents.lots, documents.batches(inputs, self._recipe, watched)):
-                for group, lot in lots:
-                    draw.add(group, lot)
+            with self._work.watched(f"{self._recipe.source} (lots)", list(map(pieces.whole, inputs))) as opened:
+                for lots in self._work.run(documents.lots, documents.batches(inputs, self._recipe, opened)):
+                    for group, lot in lots:
+                        draw.add(group, lot)
             where = f"sources.{self._recipe.source}.sample.counts"
             problems += [
                 Problem(f"{where}.{group}", f"{count} different texts", f"{part.sample.counts[group]}")

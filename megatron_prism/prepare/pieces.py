@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.prepare import pool
 from megatron_prism.prepare.sources import Input
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ def sha256(piece: Input) -> str:
     except OSError as error:
         raise InputError(Problem(str(piece.path), error.strerror or str(error), "a file that can be read")) from None
     return digest.hexdigest()
+
+
+def add_sha256(known: dict[str, str], files: Iterable[Input], run: pool.Map[Any, Any]) -> None:
+    """Add to `known` the hash of each piece that is not in it, by its name."""
+    missing = list({file.name: file for file in files if file.name not in known}.values())
+    known.update(zip((file.name for file in missing), run(sha256, missing), strict=True))
 
 
 def _draw(seed: int, source: str, name: str, span: tuple[int, int] | None) -> bytes:

@@ -55,6 +55,7 @@ class Maker:
         self._row = shards.row_dtype(dedup.KEY_NUMBERS[self.recipe.dedup]) if self.recipe.dedup != "none" or need is not None else None
         against = documents.evaluation_files(self.recipe.decontaminate) if self.recipe.decontaminate else ()
         self._against = [work.sha256[file.name] for file in against]
+        self._old = {shard["made_from"]: shard["number"] for shard in work.old_shards(source.name)}
         self._num_too_long = 0
 
     @property
@@ -92,6 +93,11 @@ class Maker:
         """Make the shards of these numbers, whole and with their duplicates, whatever those before them are."""
         return list(self._make(numbers, None, in_order=False))
 
+    def in_old_mixture(self) -> set[int]:
+        """Return the numbers of the shards that the mixture that is reused seems to have, by number and piece. Who takes them over checks them."""
+        inputs = {shard["number"]: shard["input"] for shard in self._work.old_shards(self._source.name)}
+        return {number for number, piece in enumerate(self._order) if inputs.get(number) == piece.file.name}
+
     def raw_hash(self, number: int) -> str:
         """Return what a shard is made from that holds all documents of its piece."""
         return self._hash(number, None, **({"stage": "raw"} if self.recipe.dedup != "none" else {}))
@@ -117,7 +123,8 @@ class Maker:
         for number in numbers:
             cut = None if num_tokens is None else self._cut(number, num_tokens - made_tokens)
             shard, one = ready[number], parts
-            if shard and cut and shards.num_train_tokens(shard) > cut.num_tokens and not shards.has_tables(self.folder, number):
+            is_to_cut = shard and cut and shard.made_from != cut.made_from and shards.num_train_tokens(shard) >= cut.num_tokens
+            if is_to_cut and not shards.has_tables(self.folder, number):
                 shard, one = None, self._read([number])  # it cannot be cut without its tables
             if shard is None:
                 one_piece = documents.of_one_file(one)
@@ -136,8 +143,8 @@ class Maker:
         for number in numbers:
             if ready[number] is None and num_tokens is not None and made_tokens is not None and made_tokens < num_tokens:
                 ready[number] = shards.read(self.folder, number, self._cut(number, num_tokens - made_tokens).made_from)
-            if ready[number] is None and self._work.reuse and (in_order or self.recipe.dedup == "none"):
-                ready[number] = self._taken_over(number, self._work.reuse / self._source.name)
+            if ready[number] is None and self._old and (in_order or self.recipe.dedup == "none"):
+                ready[number] = self._taken_over(number)
             shard = ready[number]
             if shard and shard.bad_records and self._work.config.on_bad_record == "error":
                 ready[number] = None  # made with bad records skipped: made again, to name them
@@ -148,10 +155,13 @@ class Maker:
             ready = {number: shard if shard and shards.has_tables(self.folder, number) else None for number, shard in ready.items()}
         return ready
 
-    def _taken_over(self, number: int, old: Path) -> Shard | None:
-        if self.recipe.dedup != "none" and not shards.has_tables(old, number):
+    def _taken_over(self, number: int) -> Shard | None:
+        """Take a shard from the mixture that is reused, if it has it: under dedup with its tables, for the shards after it."""
+        made_from, old = self.final_hash(number), self._work.reuse / self._source.name  # type: ignore[operator]
+        old_number = self._old.get(made_from)
+        if old_number is None or (self.recipe.dedup != "none" and not shards.has_tables(old, old_number)):
             return None
-        return shards.take_over(old, self.folder, number, self.final_hash(number))
+        return shards.take_over(old, old_number, self.folder, number, made_from)
 
     def _cut(self, number: int, num_tokens: int) -> Cut:
         if self.recipe.dedup == "none":
@@ -165,16 +175,16 @@ class Maker:
             in_flight = 2 * (config.num_workers or len(os.sched_getaffinity(0))) + 1
             num_bytes = min(documents.BATCH_BYTES, max(documents.LEAST_BATCH_BYTES, int(self._need * AHEAD / TOKENS_A_BYTE) // in_flight))
         files = self._limits.drawn([order[number].file for number in numbers])
-        opened = self._work.watched(self._source.name, [order[number] for number in numbers])
         is_first = True
-        for part in self._work.run(documents.make, documents.batches(files, self.recipe, opened, num_bytes)):
-            self._tell(part.too_long)
-            if part.bad and config.on_bad_record == "error":
-                raise InputError(list(dict.fromkeys(part.bad))[:SHOWN])
-            if part.bad and is_first:
-                log.get().warning("source %s: first record skipped: %s", self._source.name, part.bad[0])
-                is_first = False
-            yield part
+        with self._work.watched(self._source.name, [order[number] for number in numbers]) as opened:
+            for part in self._work.run(documents.make, documents.batches(files, self.recipe, opened, num_bytes)):
+                self._tell(part.too_long)
+                if part.bad and config.on_bad_record == "error":
+                    raise InputError(list(dict.fromkeys(part.bad))[:SHOWN])
+                if part.bad and is_first:
+                    log.get().warning("source %s: first record skipped: %s", self._source.name, part.bad[0])
+                    is_first = False
+                yield part
 
     def _tell(self, too_long: Iterable[str]) -> None:
         for place in too_long:

@@ -143,17 +143,18 @@ def keys(folder: Path, number: int) -> np.ndarray:
     return keys_table(folder, number)["key"]
 
 
-def take_over(old: Path, folder: Path, number: int, *made_from: str) -> Shard | None:
-    """Link the files of another mixture's shard into `folder`, or copy them, and return the shard; None where it is not the same or not whole."""
-    shard = read(old, number, *made_from)
+def take_over(old: Path, old_number: int, folder: Path, number: int, made_from: str) -> Shard | None:
+    """Link the files of another mixture's shard into `folder`, or copy them, and return it; None where it is not the same or not whole."""
+    shard = read(old, old_number, made_from)
     if shard is None:
         return None
     folder.mkdir(exist_ok=True, parents=True)
     for path in folder.glob(f"{number:05}.*"):
         path.unlink()
-    for path in old.glob(f"{number:05}.*"):
-        if path != _manifest_path(old, number):
-            disk.link_or_copy(path, folder / path.name)
+    for path in old.glob(f"{old_number:05}.*"):
+        if path != _manifest_path(old, old_number):
+            disk.link_or_copy(path, folder / f"{number:05}{path.name.removeprefix(f'{old_number:05}')}")
+    shard = dataclasses.replace(shard, number=number)
     manifest.write_json(_manifest_path(folder, number), to_dict(shard))
     return shard
 

@@ -81,7 +81,8 @@ def make_task(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerSpe
     """
     need = needed_tokens(work.config)[source.name]
     maker = Maker(source, order, spec, work, need)
-    numbers = range(task, len(order), num_tasks)
+    known = set() if sources.dedup(source) == "none" else maker.in_old_mixture()
+    numbers = [number for number in range(task, len(order), num_tasks) if number not in known]
     before = [0, *itertools.accumulate(piece.num_bytes for piece in order)]
     num_tokens = num_bytes = 0
     made: list[int] = []
@@ -91,7 +92,8 @@ def make_task(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerSpe
         ]
         if not wanted:
             break
-        wanted = wanted if need is None or num_tokens else wanted[:1]  # the first tells the tokens of a byte
+        if need is not None:  # half of them at a time, the first alone: what is made tells the tokens of a byte
+            wanted = wanted[: (len(wanted) + 1) // 2] if num_tokens else wanted[:1]
         done = maker.make(wanted)
         num_tokens += sum(map(shards.num_train_tokens, done))
         num_bytes += sum(order[number].num_bytes for number in wanted if not order[number].file.is_held_out)
@@ -186,5 +188,7 @@ def _check(source: SourceConfig, source_shards: Sequence[Shard]) -> None:
         )
     if source.valid_percent and "valid" not in has:
         log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
+    if num_long := left_out["too_long"]:
+        log.get().warning("source %s: %d records longer than max_record_bytes left out", source.name, num_long)
     if num_bad := sum(shard.bad_records for shard in source_shards):
         log.get().warning("source %s: %d bad records skipped", source.name, num_bad)

@@ -197,10 +197,32 @@ def test_more_is_added_without_making_again_what_is_there(config: PrepareConfig,
     }
     assert (more.out / "rows/00000.train.bin").samefile(config.out / "rows/00000.train.bin")
     written.clear()
+    for task in range(2):
+        prepare.run_task(by_tasks := beside(config, "by_tasks", tokens=60_000, reuse=config.out), task, 2)
+    prepare.run(by_tasks)
+    assert contents(by_tasks.out) == contents(more.out)
+    assert not {(name, number) for name, number in written if name != "small" and number < first[name]}
     less = beside(config, "less", tokens=15_000, reuse=more.out)
     prepare.run(less)
     prepare.run(beside(config, "less_fresh", tokens=15_000))
     assert contents(less.out) == contents(less.out.with_name("less_fresh"))
+
+
+def test_a_file_that_is_added_leaves_what_was_made_of_the_others(config: PrepareConfig, written: list, many: Path) -> None:
+    """Its pieces take their places among the others', whose numbers change."""
+    rows = replace(config, sources=(replace(config.sources[1], weight=100),))
+    prepare.run(rows)
+    shutil.copy(many / "2.parquet", many / "9.parquet")
+    written.clear()
+    more = beside(rows, "more", tokens=50_000, reuse=rows.out)
+    source = prepare.run(more)["sources"][0]
+    num_made = len(written)
+    prepare.run(beside(rows, "fresh", tokens=50_000))
+    assert contents(more.out) == contents(more.out.with_name("fresh"))
+    inputs = {shard["input"] for shard in source["shards"]}
+    old = {shard["input"] for shard in json.loads((rows.out / "manifest.json").read_text())["sources"][0]["shards"][:-1]}
+    assert old < inputs and any("9.parquet" in name for name in inputs)
+    assert num_made == len(inputs - old)
 
 
 def test_a_copy_is_dropped_wherever_its_first_is(config: PrepareConfig, tokenizer_folder: Path) -> None:
