@@ -42,9 +42,11 @@ class Limits:
         if file.part.sample is None:
             return None
         inputs = next(inputs for part, inputs in self._parts if part == file.part)
-        if not self._sha256:
-            self._sha256 = self._kept().get("sha256") or self._hashed()
+        if not self._sha256 and any(each.name not in self._work.sha256 for each in inputs):
+            self.drawn([file])  # one of several tasks reads and hashes the files, for all of them
+            self._sha256 = dict(self._kept()["sha256"])
             self._work.sha256.update(self._sha256)
+        self._sha256 = self._sha256 or self._hashed()
         return [self._sha256[each.name] for each in inputs]
 
     def drawn(self, files: Sequence[Input]) -> list[Input]:

@@ -83,7 +83,7 @@ def make_task(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerSpe
     maker = Maker(source, order, spec, work, need)
     known = set() if sources.dedup(source) == "none" else maker.in_old_mixture()
     numbers = [number for number in range(task, len(order), num_tasks) if number not in known]
-    before = [0, *itertools.accumulate(piece.num_bytes for piece in order)]
+    before = [0, *itertools.accumulate(0 if piece.file.is_held_out else piece.num_bytes for piece in order)]
     num_tokens = num_bytes = 0
     made: list[int] = []
     while len(made) < len(numbers):
@@ -120,7 +120,7 @@ def reading(done: Prepared) -> dict[str, Any]:
     read, unread = done.pieces[: len(done.shards)], done.pieces[len(done.shards) :]
     num_bytes, unread_bytes = (sum(piece.num_bytes for piece in part) for part in (read, unread))
     read_files = {piece.file.path for piece in read}
-    unread_files = {piece.file.path: piece.file.path.stat().st_size for piece in unread if piece.file.path not in read_files}
+    unread_files = sorted({piece.file.path for piece in unread} - read_files)
     whole = [(piece, shard) for piece, shard in zip(read, done.shards, strict=True) if not piece.file.is_held_out]
     whole = whole[: len(whole) - done.is_cut]
     whole_tokens, whole_bytes = sum(shards.num_train_tokens(shard) for _, shard in whole), sum(piece.num_bytes for piece, _ in whole)
@@ -132,7 +132,7 @@ def reading(done: Prepared) -> dict[str, Any]:
         "unread_pieces": len(unread),
         "unread_bytes": unread_bytes,
         "unread_tokens_estimate": round(unread_bytes * whole_tokens / whole_bytes) if whole_bytes else None if unread else 0,
-        "unread_files": {str(path): size_bytes for path, size_bytes in unread_files.items()},
+        "unread_files": {str(path): path.stat().st_size for path in unread_files},
     }
 
 

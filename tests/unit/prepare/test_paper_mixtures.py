@@ -115,7 +115,8 @@ def test_the_dry_run_prints_how_to_fetch_what_is_needed(capsys: pytest.CaptureFi
         "--include 'data/math-*[0-8]0-of-*.parquet' --local-dir data/sources/nemotron_pt_v1_math"
     )
     assert lines["data/sources/mot_math"]["share"] == 1 and lines["data/sources/opencodereasoning_2/cpp"]["note"] == ""
-    assert "36." not in lines["data/sources/megamath_web_pro"]["command"] and "% would do" in lines["data/sources/megamath_web_pro"]["note"]
+    assert "'megamath-web-pro/*_*[0-3].parquet'" in lines["data/sources/megamath_web_pro"]["command"]
+    assert lines["data/sources/wildchat"]["command"].split("'")[1] == "*.parquet" and lines["data/sources/wildchat"]["share"] == 1
     read = {source.name: source for source in load(MIXTURES / "math_code_science.yaml", PrepareConfig).sources}
     for name in ("nemotron_pt_v1_math", "dclm_edu", "starcoder2", "refinecode", "mot_code"):
         (line,) = [line for line in plan["downloads"] if line["source"] == name]

@@ -20,6 +20,7 @@ import pytest
 
 from megatron_prism.core.config import DataConfig, KeepConfig, PackingConfig, PrepareConfig, SampleConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
+from megatron_prism.core.load import to_yaml
 from megatron_prism.data import indexed, mixture, segments, tokenizer
 from megatron_prism.jobs import prepare
 from megatron_prism.prepare import pieces, shards, sources
@@ -177,6 +178,24 @@ def test_tasks_keep_out_of_the_way_of_the_job_that_finishes(config: PrepareConfi
         process.kill()
     with pytest.raises(InputError, match=r"--task: found 4/4; required I/N, with I from 0 to N - 1 = 3"):
         prepare.run_task(config, 4, 4)
+
+
+def test_one_of_several_tasks_draws_a_sample_and_the_others_wait(config: PrepareConfig, tmp_path: Path) -> None:
+    held_out = replace(config.sources[1], valid_path=(str(tmp_path / "many" / "0.parquet"),), weight=50)
+    sampled = replace(config.sources[2], path=(str(tmp_path / "many" / "*.parquet"),), sample=SampleConfig(counts={"all": 900}), weight=50)
+    config = replace(config, sources=(sampled, held_out), tokens=20_000)
+    result = prepare.run(config)
+    assert [source["valid_documents"] > 0 for source in result["sources"]] == [False, True]
+    by_tasks = beside(config, "tasks")
+    (tmp_path / "tasks.yaml").write_text(to_yaml(by_tasks))
+    code = "import sys; from megatron_prism.prepare import pieces; pieces.LEAST_BYTES = 2048; from megatron_prism.cli import main; main()"
+    command = [sys.executable, "-c", code, "prepare", str(tmp_path / "tasks.yaml"), "--task"]
+    tasks = [subprocess.Popen([*command, f"{task}/3"], stderr=subprocess.PIPE, text=True) for task in range(3)]
+    said = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0, 0], said
+    prepare.run(by_tasks)
+    assert contents(by_tasks.out) == contents(config.out)
+    assert len([name for name in result["inputs"] if name.endswith(".parquet")]) == NUM_FILES, "the sampled files are hashed whole"
 
 
 def test_more_is_added_without_making_again_what_is_there(config: PrepareConfig, written: list, many: Path) -> None:
