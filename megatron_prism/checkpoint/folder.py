@@ -138,7 +138,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def copy_assets(source: Path, target: Path) -> list[Path]:
-    """Copy a Hugging Face folder's files but its weights; return what was copied."""
+    """Copy the files of a Hugging Face folder, except its weights. Return the copies."""
     target.mkdir()
     assets = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
     for path in assets:

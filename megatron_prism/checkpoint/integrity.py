@@ -74,7 +74,7 @@ def _check_file(path: Path, sha256: str) -> Problem | None:
 
 def _absent(error: OSError, path: Path, required: str) -> Problem:
     if error.errno not in NOT_THERE:
-        unknown = f"{error.filename or path}: {error.strerror or error}: it cannot be told whether the checkpoint is whole"
+        unknown = f"{error.filename or path}: {error.strerror or error}: whether the checkpoint is whole is unknown"
         raise EnvironmentFault(
             f"{unknown}; if it stays so, move that folder away by hand, and the run resumes from the one before"
         ) from error

@@ -82,7 +82,7 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
 
 
 def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
-    """Take over what was loaded. The tensors of `sharded` hold their values already; only the number of steps is left to set."""
+    """Set the number of steps from what was loaded. The tensors of `sharded` hold their values already."""
     if "step" not in loaded:  # Megatron-Core's own
         optimizer.load_state_dict(loaded)
         return

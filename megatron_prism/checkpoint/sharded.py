@@ -29,7 +29,7 @@ def weights(chunks: Sequence[Any]) -> dict[str, Any]:
 
 
 def check(root: Path) -> list[Problem]:
-    """Return what is wrong with a checkpoint folder; every rank of the gang calls this, reads its part, and is told everything.
+    """Return what is wrong with a checkpoint folder; every rank of the gang calls this, reads its part, and returns the problems of all.
 
     Raises: EnvironmentFault on every rank where one of them cannot read it now.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_prism.core.config import BatchConfig
@@ -98,6 +99,27 @@ class _InWorker(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return self.dataset[sequence]
 
 
+class _Arrays(dict[str, np.ndarray]):
+    """A microbatch on its way from a worker, as bytes in a pipe.
+
+    torch would hand its tensors over as files in /dev/shm, through a socket in TMPDIR. A worker that cannot (a path too long for a socket, a
+    folder that is full) writes a traceback and goes on, and the run would wait for its batch until the watchdog ends it.
+    """
+
+    @classmethod
+    def collate(cls, samples: list[dict[str, torch.Tensor]]) -> _Arrays:
+        """Return the samples as a microbatch."""
+        return cls((name, tensor.numpy()) for name, tensor in torch.utils.data.default_collate(samples).items())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the microbatch as it was collated."""
+        return {name: torch.from_numpy(array) for name, array in self.items()}
+
+    def pin_memory(self) -> dict[str, torch.Tensor]:
+        """Return the microbatch in page-locked memory. The DataLoader calls this in a thread of its own."""
+        return {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+
+
 def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
     """Return a sequence for Megatron's forward step: S tokens, and the following token of each as its label.
 
@@ -159,6 +181,7 @@ def batches(
             _InWorker(dataset) if num_workers else dataset,
             batch_sampler=order,
             num_workers=num_workers,
+            collate_fn=_Arrays.collate if num_workers else None,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
@@ -167,7 +190,8 @@ def batches(
     )
     try:
         for _ in range(first_step, steps):
-            yield [next(loader) for _ in range(per_rank // batch.micro_size)]
+            microbatches = [next(loader) for _ in range(per_rank // batch.micro_size)]
+            yield [microbatch.tensors() if isinstance(microbatch, _Arrays) else microbatch for microbatch in microbatches]
     finally:
         if num_workers:
             loader._shutdown_workers()  # type: ignore[attr-defined]  # an error's traceback keeps the iterator, so it is not deleted

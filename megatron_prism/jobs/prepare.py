@@ -57,7 +57,10 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
         with workspace.folder(config.out) as folder, log.told(_progress()) as progress:
             work = Work(config, folder, run_in_order, progress, inputs.sha256, config.reuse)
             made = {source.name: make_shards(source, orders[source.name], spec, work) for source in config.sources}
-            facts = [_facts(source, made[source.name], pack_shards(source, made[source.name].shards, work)) for source in config.sources]
+            facts = [
+                _facts(source, done := made[source.name], pack_shards(source, done.shards, work), config.special_tokens_in_text)
+                for source in config.sources
+            ]
             described = _describe(config, spec, facts, inputs.of(made))
             manifest.write_json(folder / "manifest.json", described)
             num_tables = {source.name: made[source.name].num_whole if sources.dedup(source) != "none" else 0 for source in config.sources}
@@ -204,7 +207,7 @@ def _describe(
     )
 
 
-def _facts(source: SourceConfig, done: Prepared, packing: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(source: SourceConfig, done: Prepared, packing: Mapping[str, Any], in_text: str) -> dict[str, Any]:
     """Return a source's entry in the manifest."""
     source_shards = done.shards
     totals = {
@@ -213,6 +216,10 @@ def _facts(source: SourceConfig, done: Prepared, packing: Mapping[str, Any]) -> 
         for unit in ("tokens", "documents")
     }
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in source_shards), Counter())
+    spelled = {unit: sum(shard.special_tokens_in_text.get(unit, 0) for shard in source_shards) for unit in ("texts", "tokens")}
+    if spelled["texts"]:
+        message = "source %s: %d texts spell %d special tokens (special_tokens_in_text: %s)"
+        log.get().warning(message, source.name, spelled["texts"], spelled["tokens"], in_text)
     return {
         "name": source.name,
         "weight": source.weight,
@@ -220,6 +227,7 @@ def _facts(source: SourceConfig, done: Prepared, packing: Mapping[str, Any]) -> 
         "left_out": dict(left_out),
         "bad_records": sum(shard.bad_records for shard in source_shards),
         "reading": reading(done),
+        "special_tokens_in_text": spelled,
         "shards": [to_dict(shard) for shard in source_shards],
         **packing,
     }

@@ -56,12 +56,13 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
     raise_problems(list(dict.fromkeys(problems)))
     assert mixtures is not None and begin is not None
     sizes, blend = registry.parameters(begin.model), segments.realised(mixtures, config.steps * config.batch.global_size)
+    described = segments.describe(mixtures, config.batch.global_size)
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
-            *run_folder.check_resume(config),
+            *run_folder.check_resume(config, described),
         ]
     )
     if log.is_first():
@@ -80,6 +81,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in blend],
+        "mixtures": described,
         "environment": environment.variables(config),
         "run_dir": str(config.run_dir),
         "resumes_at_step": begin.step,

@@ -7,6 +7,7 @@ afterwards (duplicates.py). The result for a record depends on the record and th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 from megatron_prism.core.config import DecontaminateConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import tokenizer
-from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.data.tokenizer import InText, TokenizerSpec
 from megatron_prism.prepare import decontaminate, dedup, records, sample, sources
 from megatron_prism.prepare.decontaminate import Overlap
 from megatron_prism.prepare.lines import UNBOUNDED, TooLong
@@ -44,6 +45,7 @@ class Recipe:
     source: str
     tokenizer: TokenizerSpec
     append_eos: bool
+    special_tokens_in_text: InText
     min_tokens: int
     dedup: Literal["none", "exact", "minhash"]
     valid_percent: float
@@ -64,7 +66,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Made:
-    """The documents of one batch, in order: tokens, concatenated; per document its record's number, length, side of the split, dedup key.
+    """The documents of one batch, in order: tokens, concatenated; per document its record's number, length, side of the split, dedup key,
+    and how many special tokens its text spells.
 
     left_out: LEFT_OUT for each other record, in order. too_long: the places and sizes of those that were too long.
     """
@@ -75,6 +78,7 @@ class Made:
     lengths: np.ndarray
     is_valid: np.ndarray
     keys: np.ndarray
+    num_spelled: np.ndarray
     left_out: np.ndarray
     bad: Sequence[Problem]
     too_long: Sequence[str]
@@ -114,17 +118,15 @@ def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None =
 def make(batch: Batch) -> Made:
     """Turn a batch of records into documents."""
     recipe, file, without = batch.recipe, batch.file, Without()
-    texts = [
-        (number, text)
-        for number, text, group in _texts(file, batch.records, without, recipe.max_record_bytes)
-        if _is_drawn(recipe, file, number, text, group, without)
-    ]
+    texts = [(number, text) for number, text, group in _of_batch(batch, without) if _is_drawn(recipe, file, number, text, group, without)]
     if recipe.decontaminate:
         overlap = evaluation_overlap(recipe.decontaminate)
         dirty = {number for number, text in texts if overlap.first(text) is not None}
         without.records += [(number, "decontaminate") for number in dirty]
         texts = [(number, text) for number, text in texts if number not in dirty]
-    tokens, lengths = tokenizer.encode_documents([text for _, text in texts], recipe.tokenizer, recipe.append_eos)
+    tokens, lengths = tokenizer.encode_documents(
+        [text for _, text in texts], recipe.tokenizer, recipe.append_eos, recipe.special_tokens_in_text
+    )
     enough = lengths >= max(recipe.min_tokens, 1)
     if not enough.all():
         without.records += [(number, "min_tokens") for (number, _), is_in in zip(texts, enough, strict=True) if not is_in]
@@ -132,8 +134,11 @@ def make(batch: Batch) -> Made:
         texts = [pair for pair, is_in in zip(texts, enough, strict=True) if is_in]
     numbers = np.array([number for number, _ in texts], np.int64)
     is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for _, text in texts], bool)
-    keys = _keys([text for _, text in texts], recipe.dedup)
-    return Made(file, tokens, numbers, lengths, is_valid, keys, without.table(), without.bad, without.too_long, batch.is_last)
+    keys, num_spelled = (
+        _keys([text for _, text in texts], recipe.dedup),
+        tokenizer.num_spelled([text for _, text in texts], recipe.tokenizer),
+    )
+    return Made(file, tokens, numbers, lengths, is_valid, keys, num_spelled, without.table(), without.bad, without.too_long, batch.is_last)
 
 
 def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
@@ -146,7 +151,7 @@ def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
 
 def lots(batch: Batch) -> list[tuple[str, int]]:
     """Return (group, lot) of each text in a batch of a sampled part: the candidates of `sample.Draw`."""
-    recipe, texts = batch.recipe, _texts(batch.file, batch.records, Without(), batch.recipe.max_record_bytes)
+    recipe, texts = batch.recipe, _of_batch(batch, Without())
     return [(group, sample.lot(text, recipe.seed, recipe.source)) for _, text, group in texts if group is not None]
 
 
@@ -156,13 +161,28 @@ def read_texts(
     """Yield each record's text and its sample group. Count filtered records in `left_out`; append bad ones to `bad`."""
     for record in numbered:
         without = Without()
-        yield from ((text, group) for _, text, group in _texts(file, [record], without, UNBOUNDED))
+        yield from ((text, group) for _, text, group in _texts(file, [record], without))
         left_out.update(reason for _, reason in without.records if reason != "bad")  # type: ignore[misc]
         bad += without.bad
 
 
-def _texts(file: Input, numbered: Iterable[tuple[int, Record]], without: Without, max_bytes: int) -> Iterator[tuple[int, str, str | None]]:
-    """Yield each record's number, text and sample group. A text of more than max_bytes is too long, as a record is."""
+def _of_batch(batch: Batch, without: Without) -> Iterator[tuple[int, str, str | None]]:
+    recipe = batch.recipe
+    not_allowed = tokenizer.not_allowed(recipe.tokenizer, recipe.special_tokens_in_text)
+    return _texts(batch.file, batch.records, without, recipe.max_record_bytes, not_allowed)
+
+
+def _texts(
+    file: Input,
+    numbered: Iterable[tuple[int, Record]],
+    without: Without,
+    max_bytes: int = UNBOUNDED,
+    not_allowed: re.Pattern[str] | None = None,
+) -> Iterator[tuple[int, str, str | None]]:
+    """Yield each record's number, text and sample group. A text of more than max_bytes is too long, as a record is.
+
+    not_allowed: finds the special tokens that make a record a bad one.
+    """
     for number, record in numbered:
         num_bytes = record.num_bytes if isinstance(record, TooLong) else 0
         if not isinstance(record, TooLong):
@@ -177,7 +197,13 @@ def _texts(file: Input, numbered: Iterable[tuple[int, Record]], without: Without
                 without.records.append((number, "keep"))
                 continue
             if 4 * len(text) <= max_bytes or (num_bytes := len(text.encode())) <= max_bytes:
-                yield number, text, group
+                if not_allowed and (spelled := not_allowed.search(text)):
+                    found = f"the special token {spelled[0]!r} in the text"
+                    fix = "remove it, or change special_tokens_in_text, or set on_bad_record: skip"
+                    without.bad.append(Problem(file.place(number), found, "a text whose tokens are all ordinary", fix))
+                    without.records.append((number, "bad"))
+                else:
+                    yield number, text, group
                 continue
         without.records.append((number, "too_long"))
         without.too_long.append(f"{file.place(number)}: {num_bytes} bytes")

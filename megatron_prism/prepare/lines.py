@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from gzip import GzipFile
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES, BEGIN_BYTES = 1 << 20, 64
 UNBOUNDED = (1 << 62) - 1  # bytes of a record
 Stream = io.BufferedReader | GzipFile
 
 
 @dataclass(frozen=True)
 class TooLong:
-    """A record over the bound, in its place. num_bytes: its size."""
+    """A record over the bound, in its place. num_bytes: its size. begin: its first bytes."""
 
     num_bytes: int
+    begin: bytes = field(default=b"", compare=False)
 
 
 def records(stream: Stream, split: str, max_bytes: int) -> Iterator[tuple[int, bytes | TooLong]]:
@@ -56,7 +57,7 @@ def _lines(stream: Stream, max_bytes: int) -> Iterator[bytes | TooLong]:
         if len(line) <= max_bytes or line.endswith(b"\n"):
             yield line
         else:
-            yield TooLong(len(line) + _skip_line(stream))
+            yield TooLong(len(line) + _skip_line(stream), line[:BEGIN_BYTES])
 
 
 def _skip_line(stream: Stream) -> int:

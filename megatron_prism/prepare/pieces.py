@@ -1,6 +1,6 @@
 """Cut a source's files into pieces, order them by lot, and hash what is read of them.
 
-A piece is a range of bytes of an uncompressed .jsonl file (a line belongs to the range that holds its first byte), a range of row groups of
+A piece is a range of bytes of an uncompressed file of JSON lines (a line belongs to the range that holds its first byte), a range of row groups of
 a .parquet file, or a whole file. The lot spreads over all files: any number of pieces from its start holds about the same share of each file.
 It depends on the seed, the source's name, and the files' names and sizes, not on where their folder lies.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.prepare import pool
-from megatron_prism.prepare.sources import Input
+from megatron_prism.prepare.sources import JSON_LINES, Input
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
@@ -100,7 +100,7 @@ def _fraction(draw: bytes) -> float:
 def _cut(file: Input, size_bytes: int) -> Iterator[Piece]:
     file_bytes = file.path.stat().st_size
     groups = _group_bytes(file.path) if file.path.suffix == ".parquet" and file_bytes > size_bytes else []
-    if file.path.suffix == ".jsonl" and file_bytes > size_bytes:
+    if file.path.suffix in JSON_LINES and file_bytes > size_bytes:
         for start in range(0, file_bytes, size_bytes):
             end = min(start + size_bytes, file_bytes)
             yield Piece(dataclasses.replace(file, span=(start, end)), end - start)

@@ -38,6 +38,7 @@ class Maker:
             source.name,
             spec,
             config.append_eos,
+            config.special_tokens_in_text,
             source.min_tokens,
             sources.dedup(source),
             source.valid_percent,

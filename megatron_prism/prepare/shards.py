@@ -1,8 +1,8 @@
 """A shard is one prepared piece of a source: its .bin/.idx pairs, and a manifest that is written last.
 
 A shard with a manifest is whole. A shard without one is written again. A source's folder holds 00000.train.bin and .idx, 00000.valid.*,
-00000.json and, where a later step or a later mixture needs them, the tables 00000.keys.npy (per document its record's number, its side and
-its dedup key) and 00000.left_out.npy (per other record its number, and why it gave no document).
+00000.json and, where a later step or a later mixture needs them, the tables 00000.keys.npy (per document its record's number, its side, the
+special tokens it spells and its dedup key) and 00000.left_out.npy (per other record its number, and why it gave no document).
 
 `write` makes a shard of all documents of its piece. `finish` takes the duplicates out, and what is beyond the tokens that are needed.
 """
@@ -10,6 +10,7 @@ its dedup key) and 00000.left_out.npy (per other record its number, and why it g
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,6 +65,7 @@ def write(
     for path in folder.glob(f"{number:05}.*"):  # files of an outdated shard
         path.unlink()
     left_out, num_train, name, is_cut = np.zeros(len(REASONS), np.int64), 0, "", False
+    num_spelled = Counter(texts=0, tokens=0)
     with ExitStack() as stack:
         pairs = {split: stack.enter_context(indexed.Writer(prefix(folder, number, split), dtype)) for split in SPLITS}
         keys = stack.enter_context(tables.Writer(_table(folder, number, KEYS), row)) if row else None
@@ -74,6 +76,7 @@ def write(
                 made, is_cut = _up_to(made, cut.num_tokens - num_train)
             num_train += int(made.lengths[~made.is_valid].sum())
             left_out += np.bincount(made.left_out["reason"], minlength=len(REASONS))
+            num_spelled.update(_spelled(made.num_spelled))
             for split in SPLITS:
                 chosen = made.is_valid == (split == "valid")
                 if chosen.any():
@@ -84,7 +87,8 @@ def write(
             if is_cut:
                 break
     counts, num_bad = _counts(left_out)
-    return _sealed(folder, Shard(number, name, cut.made_from if cut and is_cut else made_from, None, None, counts, num_bad))
+    made_from = cut.made_from if cut and is_cut else made_from
+    return _sealed(folder, Shard(number, name, made_from, None, None, counts, num_bad, dict(num_spelled)))
 
 
 def finish(folder: Path, shard: Shard, made_from: str, is_duplicate: np.ndarray, cut: Cut | None, is_without_duplicates: bool) -> Shard:
@@ -108,7 +112,9 @@ def finish(folder: Path, shard: Shard, made_from: str, is_duplicate: np.ndarray,
         _keep(folder, shard, split, kept[stands & (rows["is_valid"] == (split == "valid"))])
     counts, num_bad = _counts(np.bincount(left["reason"], minlength=len(REASONS)))
     counts |= {"dedup": num_again} if (num_again := int(is_duplicate[:num_rows].sum())) else {}
-    return _sealed(folder, dataclasses.replace(shard, made_from=made_from, left_out=counts, bad_records=num_bad))
+    spelled = _spelled(rows["num_spelled"][kept])
+    shard = dataclasses.replace(shard, made_from=made_from, left_out=counts, bad_records=num_bad, special_tokens_in_text=spelled)
+    return _sealed(folder, shard)
 
 
 def num_train_tokens(shard: Shard) -> int:
@@ -125,7 +131,7 @@ def num_kept_tokens(folder: Path, shard: Shard, is_duplicate: np.ndarray) -> int
 
 def row_dtype(num_key_numbers: int) -> np.dtype:
     """Return the dtype of a row of the table of documents. num_key_numbers: 64-bit numbers of a dedup key; 0 for none."""
-    return np.dtype([("number", "<i8"), ("is_valid", "?"), ("key", "<u8", (num_key_numbers,))])
+    return np.dtype([("number", "<i8"), ("is_valid", "?"), ("num_spelled", "<i4"), ("key", "<u8", (num_key_numbers,))])
 
 
 def has_tables(folder: Path, number: int) -> bool:
@@ -178,14 +184,20 @@ def _up_to(made: Made, num_tokens: int) -> tuple[Made, bool]:
         return made, False
     count = int(np.searchsorted(ends, num_tokens)) + 1
     left_out = made.left_out[made.left_out["number"] <= made.numbers[count - 1]]
-    columns = {name: getattr(made, name)[:count] for name in ("numbers", "lengths", "is_valid", "keys")}
+    columns = {name: getattr(made, name)[:count] for name in ("numbers", "lengths", "is_valid", "num_spelled", "keys")}
     return dataclasses.replace(made, tokens=made.tokens[: made.lengths[:count].sum()], left_out=left_out, **columns), True
 
 
 def _rows(made: Made, row: np.dtype) -> np.ndarray:
     rows = np.empty(len(made.numbers), row)
-    rows["number"], rows["is_valid"], rows["key"] = made.numbers, made.is_valid, made.keys
+    for name, column in zip(row.names or (), (made.numbers, made.is_valid, made.num_spelled, made.keys), strict=True):
+        rows[name] = column
     return rows
+
+
+def _spelled(num_spelled: np.ndarray) -> dict[str, int]:
+    """Return how many texts spell special tokens, and how many they spell. num_spelled: of each text."""
+    return {"texts": int((num_spelled > 0).sum()), "tokens": int(num_spelled.sum())}
 
 
 def _counts(left_out: np.ndarray) -> tuple[dict[str, int], int]:

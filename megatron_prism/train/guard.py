@@ -12,11 +12,11 @@ from typing import Any
 from megatron_prism.core.config import GuardConfig
 from megatron_prism.parallel import groups
 
-FLOOR = 0.01  # of the median: the least deviation that is looked for, where losses hardly move
+FLOOR = 0.01  # the least deviation, as a part of the median: losses that hardly move would make every step a spike
 
 
 class Verdict(IntEnum):
-    """What to do with a step, the gravest last: ranks that differ agree on the largest."""
+    """What to do with a step, in order of gravity. Ranks whose verdicts differ agree on the largest."""
 
     TAKE = 0
     SKIP = 1
@@ -26,9 +26,9 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do with a step, on every rank the same but for `why`: this rank's reason not to take it.
+    """What all ranks do with a step. Equal on every rank, except `why`: this rank's reason not to take the step.
 
-    stop_reason: why the run stops after this step (train/stop.py), 0 for no reason. is_writing: whether any rank still writes a checkpoint.
+    stop_reason: why the run stops after this step (train/stop.py); 0: it does not. is_writing: whether any rank still writes a checkpoint.
     """
 
     verdict: Verdict
@@ -43,18 +43,18 @@ class Decision:
 
 @dataclass
 class Guard:
-    """The losses of the last steps taken, and the steps that were not. All of it is part of a checkpoint: a resumed run judges alike."""
+    """The losses of the last steps taken, and the number of steps passed over. Both are saved in a checkpoint, so a resumed run judges alike."""
 
     config: GuardConfig
     losses: list[float] = field(default_factory=list)
     num_events: int = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run's guard begins with."""
+        """Return the state that a checkpoint keeps for a resumed run."""
         return {"losses": self.losses, "num_events": self.num_events}
 
     def judge(self, loss: float, grad_norm: float) -> tuple[Verdict, str]:
-        """Return the verdict on a step that is about to be taken, and why it is not."""
+        """Return the verdict on a measured step, and the reason where it is not taken."""
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             return self._event(self.config.on_nonfinite, f"loss {loss}, gradient norm {grad_norm}: not a number")
         if self.config.on_spike != "ignore" and loss > (limit := spike_limit(self.losses, self.config)):
@@ -76,7 +76,7 @@ class Guard:
 
 
 def decide(guard: Guard, loss: float, grad_norm: float, stop_reason: float, is_writing: bool) -> Decision:
-    """Judge a measured step on every rank, and return what they agree on, in one collective: of each answer the largest."""
+    """Judge a measured step on every rank, and return what the ranks agree on: the largest of each answer, in one collective."""
     verdict, why = guard.judge(loss, grad_norm)
     agreed = groups.agree([verdict, stop_reason, is_writing])
     agreed_verdict = Verdict(int(agreed[0]))
@@ -85,7 +85,7 @@ def decide(guard: Guard, loss: float, grad_norm: float, stop_reason: float, is_w
 
 
 def spike_limit(losses: Sequence[float], config: GuardConfig) -> float:
-    """Return the loss above which a step is a spike; infinite until a whole window of losses is there."""
+    """Return the loss above which a step is a spike. It is infinite until the window of losses is full."""
     if len(losses) < config.spike_window:
         return math.inf
     middle = median(losses)

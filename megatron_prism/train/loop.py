@@ -1,6 +1,6 @@
 """The loop: batch, learning rate, forward and backward, measure, decide, apply; then log, validate, save, stop.
 
-It knows no file format, no layout and no objective by name but the validation's.
+It knows no file format and no layout. The one objective that it names is the validation's.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from megatron_prism.train.watchdog import Watchdog
 class Saver(Protocol):
     """What writes the run's checkpoints, one at a time. All ranks call begin, finish and rewind together."""
 
-    longest_s: float  # that a save took
+    longest_s: float  # the longest save so far
 
     def begin(self, step: int, guard: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
 
     def is_saving(self) -> bool:
-        """Say whether a save was begun and is not finished."""
+        """Return whether a save was begun and is not finished."""
 
     def is_writing(self) -> bool:
-        """Say whether this rank's child processes still write it."""
+        """Return whether this rank's child processes still write it."""
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if any, and make it the newest."""
 
     def rewind(self) -> int | None:
-        """Bring model and optimizer back to the newest checkpoint, and return its step; None where there is none."""
+        """Load the newest checkpoint into model and optimizer. Return its step, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Run:
 def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     """Train from `first_step` (steps already done) to config.steps; return validation losses {source: {step: loss}}.
 
-    Raises: ResultFailure where the guard stops the run: no checkpoint is written after that. Stopped where it was asked to stop,
-    after the step was saved.
+    Raises: ResultFailure where the guard stops the run; no checkpoint is written after that. Stopped at a signal or at the time limit, once
+    the step is saved.
     """
     config = run.config
     losses: dict[str, dict[str, float]] = {name: {} for name in run.valid_batches}
@@ -119,7 +119,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
 
 
 def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Timers) -> None:
-    """Finish a checkpoint that every rank has written, and tell the guard what became of the step."""
+    """Finish a checkpoint that every rank has written, and record the decision in the guard."""
     if run.saver.is_saving() and not decision.is_writing:
         with timers.phase("save"):
             run.saver.finish()
@@ -130,7 +130,7 @@ def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Time
 
 
 def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
-    """Handle a step that was not applied: its data is passed over, and the next step reads on.
+    """Handle a step that was not applied. The next step reads the next batch.
 
     Raises: ResultFailure where the run is to stop.
     """
@@ -195,7 +195,7 @@ def _due(step: int, interval: int, steps: int) -> bool:
 
 
 def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -> dict[str, float | None]:
-    """Return a step's metrics; rates are over all ranks, TFLOP/s and MFU a rank, MFU in the causal convention."""
+    """Return a step's metrics. tokens_per_s is of all ranks, TFLOP/s and MFU are per rank, in the causal convention."""
     tokens_per_s = pace.num_tokens / pace.seconds
     tflops = tokens_per_s * run.flops.causal / run.groups.world_size / 1e12
     return {

@@ -1,9 +1,9 @@
-"""What a training step minimises, as a value: what it needs of a batch, and a pure function from the labels' negative log-likelihood.
+"""What a training step minimises: the tensors that it reads of a batch, and a pure function of the labels' negative log-likelihood.
 
-A new objective is a function like cross_entropy below and an Objective that names what it reads; the step, the layouts and packing know
-none by name. It sees per-token tensors alone: what belongs to a sequence or a group (an advantage, 1 / its length) comes as one value a token.
-Shape legend: B sequences of a microbatch, S tokens of a sequence. In one row of masked documents B is 1 and S is T = B * S, under
-context parallelism S is this rank's part; so an objective says nothing of neighbouring positions.
+A new objective is a function like cross_entropy below, and an Objective that names the tensors it reads. The step, the layouts and packing do
+not change. An objective gets per-token tensors only: a value of a sequence or a group (an advantage, 1 / its length) is repeated for each token.
+Shape legend: B sequences of a microbatch, S tokens of a sequence. With a document mask B is 1 and S is the tokens of all sequences. Under
+context parallelism S is this rank's part. So an objective must not combine neighbouring positions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from megatron_prism.models.batch import Batch
 
 @dataclass(frozen=True)
 class Terms:
-    """What one microbatch adds to the step's sums: scalars on its device, of which only `loss` has a gradient.
+    """What one microbatch adds to the step's sums: scalars on its device. Only `loss` has a gradient.
 
-    The step minimises its loss sum over its weight sum, summed over all microbatches and ranks; the weight may be any number above 0.
-    sums: to report, by the names in Objective.reports; each is divided by the weight as well.
+    The step minimises the sum of the losses divided by the sum of the weights, over all microbatches and ranks. The weights may be any numbers
+    whose sum is above 0. sums: what is reported, by the names in Objective.reports, each divided by the weight too.
     """
 
     loss: torch.Tensor
@@ -33,8 +33,8 @@ class Terms:
 class Objective:
     """A pure function (nll_BS, batch) -> Terms, the per-token tensors it reads beside tokens, position_ids and labels, and its reports.
 
-    nll_BS is fp32, with its gradient. Only it is given: logits stay where they lie, split over tensor parallelism. What an objective wants
-    of another model, or of earlier weights (log-probabilities, entropies), comes with the batch, from models.forward.
+    nll_BS is fp32 and has a gradient. Logits are not given: they are split over tensor parallelism. Values of another model or of earlier
+    weights (log-probabilities, entropies) are computed by models.forward and come with the batch.
     """
 
     terms: Callable[[torch.Tensor, Batch], Terms]
@@ -43,7 +43,7 @@ class Objective:
 
 
 def cross_entropy(nll_BS: torch.Tensor, batch: Batch) -> Terms:
-    """Return the negative log-likelihood of the labels where loss_mask is 1, and how many those are."""
+    """Return the negative log-likelihood of the labels where loss_mask is 1, and the number of these labels."""
     mask_BS = batch["loss_mask"]
     return Terms((nll_BS * mask_BS).sum(), mask_BS.sum())
 

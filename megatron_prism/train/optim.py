@@ -72,7 +72,7 @@ def build(chunks: Sequence[Any], optimizer: OptimizerConfig, gang: GangConfig) -
 
 
 def _sum_gradients(chunks: list[Any], num_tokens: torch.Tensor, **groups: Any) -> None:
-    """End a backward pass as Megatron does, but for the division by a number of tokens."""
+    """Finalize the gradients as Megatron does, without its division by the number of tokens."""
     from megatron.core.distributed import finalize_model_grads
 
     finalize_model_grads(chunks, None, **groups)
@@ -87,7 +87,7 @@ def set_rates(optimizer: Any, lr: float, weight_decay: float) -> None:
 
 @torch.no_grad()
 def measure(optimizer: Any) -> Any:
-    """Hand the summed gradients to the optimizer and return their norm over all ranks, before clipping: a number, or a device's scalar.
+    """Copy the reduced gradients to the optimizer, and return their norm over all ranks before clipping, as a float or a scalar tensor.
 
     It is inf where a loss scaler met NaN or inf. The weights do not move. Source: the first half of ChainedOptimizer.step
     (megatron/core/optimizer/optimizer.py).
@@ -98,7 +98,7 @@ def measure(optimizer: Any) -> Any:
 
 @torch.no_grad()
 def apply(optimizer: Any, grad_norm: Any, lr: float, weight_decay: float) -> None:
-    """Clip the measured gradients, and move the weights by them. Source: the second half of ChainedOptimizer.step.
+    """Clip the measured gradients and update the weights. Source: the second half of ChainedOptimizer.step.
 
     A step that is not to be taken is one where this is not called: measure leaves nothing in weights or moments, and the next
     forward_backward begins with gradients of zero.
@@ -116,14 +116,14 @@ def apply(optimizer: Any, grad_norm: Any, lr: float, weight_decay: float) -> Non
 
 @torch.no_grad()
 def are_finite(chunks: Sequence[Any]) -> bool:
-    """Say whether every weight of this rank is a number: a NaN or an infinity makes the sum of its tensor one."""
+    """Return whether every weight of this rank is finite: a NaN or an inf makes the sum of its tensor NaN or inf."""
     sums = [parameter.sum(dtype=torch.float32) for chunk in chunks for parameter in chunk.parameters()]
     return bool(torch.stack(sums).isfinite().all())
 
 
 @contextmanager
 def settled(chunks: Sequence[Any], parallel: ParallelConfig) -> Iterator[None]:
-    """Hold the weights still and whole: under overlap_param_gather they else arrive with the next forward pass."""
+    """Within the block all weights are up to date. Otherwise, under overlap_param_gather, they arrive with the next forward pass."""
     if not parallel.overlap_param_gather:
         yield
         return

@@ -1,4 +1,4 @@
-"""The forward and backward passes of one step, and a validation pass, of any objective over any layout, through Megatron-Core's schedules.
+"""The forward and backward passes of one step, and a validation pass, through Megatron-Core's schedules. Any objective runs on any layout.
 
 A step is four calls: forward_backward, optim.measure, guard.decide, optim.apply.
 """
@@ -23,9 +23,9 @@ from megatron_prism.train.timers import Timers
 
 @dataclass(frozen=True)
 class Means:
-    """An objective over all microbatches and ranks of a step, on every rank the same: its loss and reports over its weight, and the weight.
+    """An objective's loss and reports, each divided by its weight, and the weight: over all microbatches and ranks, equal on every rank.
 
-    num_tokens: the tokens of the loss mask, or all where the objective needs none.
+    num_tokens: the tokens of the loss mask. Without a loss mask: all tokens.
     """
 
     loss: float
@@ -35,7 +35,7 @@ class Means:
 
 
 def forward_backward(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups, timers: Timers) -> Means:
-    """Leave the gradient of the objective's mean in the wrapped chunks' buffers, summed over all ranks as their optimizer wants it."""
+    """Compute the gradient of the objective's mean into the wrapped chunks' buffers, reduced over the ranks as their optimizer needs it."""
     for chunk in chunks:
         chunk.zero_grad_buffer()
         chunk.zero_grad()
@@ -51,13 +51,13 @@ def forward_backward(chunks: Sequence[Any], microbatches: Sequence[Batch], objec
 
 
 def evaluate(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups) -> Means:
-    """Return the objective's means over the microbatches of all data-parallel ranks; no gradient, no trace."""
+    """Return the objective's means over the microbatches of all data-parallel ranks, without gradients. The model's state does not change."""
     with forward.evaluating(chunks):
         return _reduce(_run(chunks, microbatches, objective, groups, forward_only=True), objective, groups)
 
 
 def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups, forward_only: bool) -> torch.Tensor:
-    """Return [loss, weight, tokens, reports...] summed over this rank's microbatches; zeros but on the last pipeline stage."""
+    """Return [loss, weight, tokens, reports...] summed over this rank's microbatches. They are zeros before the last pipeline stage."""
     names = (*INPUTS, *objective.needs)
 
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
@@ -73,7 +73,7 @@ def _run(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Object
 
 
 def _loss(nll_BS: torch.Tensor, objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Return (loss sum, no tokens, sums) as Megatron's schedules take them: they count tokens in int32; the weight is divided by in forward_backward."""
+    """Return (loss sum, 0 tokens, sums), the form of Megatron's schedules. They count tokens in int32, so forward_backward divides by the weight."""
     terms = objective.terms(nll_BS.float(), batch)
     num_tokens = batch["loss_mask"].sum() if "loss_mask" in batch else torch.tensor(nll_BS.numel(), device=nll_BS.device)
     sums = [terms.loss, terms.weight, num_tokens, *(terms.sums[name] for name in objective.reports)]
@@ -81,7 +81,7 @@ def _loss(nll_BS: torch.Tensor, objective: Objective, batch: Batch) -> tuple[tor
 
 
 def _reduce(sums: torch.Tensor, objective: Objective, groups: Groups) -> Means:
-    """Sum over data and context parallelism; the last pipeline stage hands on what it has."""
+    """Sum over data and context parallelism, and broadcast from the last pipeline stage."""
     if groups.is_last_stage and groups.dp * groups.cp > 1:
         dist.all_reduce(sums, group=groups.dp_cp_group)
     if groups.pp > 1:

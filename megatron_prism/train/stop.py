@@ -16,7 +16,7 @@ WALL_CLOCK = 1000.0  # beside the signals' numbers
 
 
 class StopRequest:
-    """Remembers a request to stop the run. Further signals change nothing: the step is finished and saved."""
+    """Remembers a request to stop the run. Further signals change nothing: the step is completed and saved."""
 
     def __init__(self, wall_clock_s: float | None):
         self._signal = 0

@@ -36,7 +36,7 @@ class Timers:
         self.end(name, began)
 
     def begin(self, on_device: bool) -> Any:
-        """Return the beginning of a stretch of work."""
+        """Return the start time of a phase."""
         if not (on_device and host.has_cuda()):
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -44,7 +44,7 @@ class Timers:
         return event
 
     def end(self, name: str, began: Any) -> None:
-        """Add what has passed since `began` to a phase."""
+        """Add the time since `began` to a phase."""
         if isinstance(began, float):
             self._seconds[name] += time.perf_counter() - began
             return

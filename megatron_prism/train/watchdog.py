@@ -33,7 +33,7 @@ class Watchdog:
         self._stopped.set()
 
     def doing(self, what: str) -> None:
-        """Note progress: what begins now."""
+        """Record progress: the name of the work that begins now."""
         self._doing, self._since = what, time.monotonic()
 
     def _watch(self) -> None:

@@ -39,7 +39,10 @@ class KeepConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnsConfig(Section):
-    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break. System turns are left out (ours)."""
+    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break. System turns are left out (ours).
+
+    A content may be a list of parts {type: text, text}, whose texts are joined. A turn with a call or another part is a bad record.
+    """
 
     field: str = "messages"
     """The record's field that holds the turns."""
@@ -64,7 +67,7 @@ class PartConfig(Section):
     """Files, and how their records become texts."""
 
     path: tuple[str, ...] = ()
-    """Files or globs: .jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
+    """Files or globs: JSON lines (.jsonl, .json, .ndjson) or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
 
     keep: tuple[KeepConfig, ...] = ()
     """Conditions on a record. All must hold."""
@@ -190,6 +193,10 @@ class PrepareConfig(Section):
 
     append_eos: bool = True
     """End each document with the tokenizer's end-of-text token."""
+
+    special_tokens_in_text: Literal["text", "ids", "error"] = "text"
+    """A text that spells a special token, such as <|endoftext|>, is encoded as ordinary text (text: ours), gets the token's id (ids: as
+    transformers and Megatron-LM), or is a bad record (error)."""
 
     num_workers: Annotated[int | None, Range(ge=1)] = None
     """The number of processes that tokenize. Null: one per core."""
