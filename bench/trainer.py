@@ -37,6 +37,7 @@ from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
 from megatron_prism.planning.flops import flops_per_token
 from megatron_prism.train import loop, metrics, optim, stop, watchdog
+from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 
 BLOCK_STEPS, WARM_UP_STEPS, SEED, VOCAB_SIZE = 2, 10, 1234, 384
@@ -212,6 +213,8 @@ def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: g
             guard=Guard(config.guard),
             stop=stack.enter_context(stop.StopRequest(3600.0 * 24)),
             watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
+            against_plan=AgainstPlan(None, 0),
+            collect_garbage=lambda step: None,
             optimizer=optim.build(chunks, config.optimizer, config),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
             flops=flops_per_token(config.model, config.data.seq_length),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megatron_prism.checkpoint.start import Start
     from megatron_prism.parallel.groups import Groups
 
+CHAT_TEMPLATES = ("additional_chat_templates",)  # what belongs to a tokenizer among a folder's subfolders
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
 WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
@@ -163,7 +164,7 @@ def _write_origin(start: Start, target: Path) -> None:
             path = target / folder.ASSETS / "config.json"
             write_json(path, {**read_json(path), "max_position_embeddings": start.model.max_position_embeddings})
     else:
-        folder.copy_assets(start.assets, target / folder.ASSETS)
+        folder.copy_assets(start.assets, target / folder.ASSETS, subfolders=CHAT_TEMPLATES)
         ids = tokenizer.load(start.assets, need_eos=False)
         facts = {"bos_token_id": ids.bos_id, "eos_token_id": ids.eos_id, "dtype": start.dtype}
         write_json(target / folder.ASSETS / "config.json", registry.of_model(start.model).write_config(start.model) | facts)

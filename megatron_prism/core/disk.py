@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, Problem
 
 SPARE_FILES = 256  # beyond those asked for: sockets, logs, the files of libraries
 
@@ -99,6 +99,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def unfit_output(path: Path) -> Problem | None:
+    """Return a problem where a new folder cannot be renamed to `path`: it is where a disk is mounted."""
+    if not path.resolve().is_mount():  # a link is none itself
+        return None
+    required = "a folder that can be made as a whole, then renamed"
+    return Problem(str(path), "the mount point of a disk", required, f"choose a folder on it: {path / 'out'}")
 
 
 def sync(paths: Iterable[Path]) -> None:

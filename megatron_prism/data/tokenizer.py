@@ -22,9 +22,11 @@ import numpy as np
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import fast_tokenizer, special_tokens, spelled
+from megatron_prism.data import fast_tokenizer, special_tokens, spelled, split_pattern
 from megatron_prism.data.indexed import token_dtype
 from megatron_prism.data.spelled import Special
+from megatron_prism.hf import recognise
+from megatron_prism.hf.files import refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,14 +69,11 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError(
-            Problem(
-                "tokenizer",
-                f"no file {path}",
-                "a Hugging Face folder with tokenizer.json",
-                "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-            )
-        )
+        other = None if (folder / "config.json").is_file() else recognise.no_model(folder)
+        found, fix = f"no file {path}", "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        if other is not None and other.fix:
+            found, fix = f"{found} ({other.found})", other.fix
+        raise InputError(Problem("tokenizer", found, "a Hugging Face folder with tokenizer.json", fix))
     tokenizer = _open(path)
     vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
     eos_id = special_tokens.first_id(folder, "eos", tokenizer.token_to_id)
@@ -96,7 +95,9 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
 
 
 def log_ends(spec: TokenizerSpec) -> None:
-    """Log the files and tokens where the folder's files disagree on the first end token. Further end tokens may differ."""
+    """Log a split pattern known to be wrong, and the files and tokens where they disagree on the first end token. Further ones may differ."""
+    if fault := split_pattern.fault(spec.folder):
+        log.get().warning("%s: %s", spec.folder, fault)
     if len({ids[0] for _, ids in spec.ends}) > 1:
         named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
         last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
@@ -260,7 +261,8 @@ def _open(path: Path) -> Tokenizer:
     except BaseException as error:  # tokenizers raises plain Exception; a panic of its Rust half is not even an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
+        required = "a tokenizer.json that tokenizers reads"
+        raise InputError(refusal(path, required) or Problem(str(path), " ".join(str(error).split()), required)) from None
     tokenizer.no_truncation()  # a tokenizer saved with either would silently cut or pad a text
     tokenizer.no_padding()
     return tokenizer

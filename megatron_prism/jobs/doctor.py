@@ -1,13 +1,23 @@
-"""`prism doctor`: which packages and devices this machine has, their versions, and what does not work without each."""
+"""`prism doctor`: which packages and devices this machine has, their versions, and what does not work without each.
+
+On a machine with a GPU each kernel of the GPU path is also run once (models/probes.py), in a child process under a time limit.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from megatron_prism.models.probes import Probe
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,17 @@ class Finding:
     name: str
     version: str | None
     broken: str | None
+    absence_costs: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The state of a kernel: works, absent, or broken for a reason. ms: the time of a call on small inputs."""
+
+    name: str
+    state: Literal["works", "absent", "broken"]
+    ms: float | None
+    detail: str
     absence_costs: str
 
 
@@ -63,15 +84,48 @@ PROGRAMS = (
     ("bwrap", "no sandbox for generated code"),
     ("git", "no commit in the manifests"),
 )
+PROBE_LIMIT_S = 240  # mamba_ssm's kernels are compiled and tuned at their first call: a minute and more
 REQUIRED = {"torch", "megatron-core", "psutil", "tokenizers", "tensorboard", "transformers"}
 
 
 def run() -> dict[str, Any]:
-    """Return the findings: packages, programs, devices, and whether the required ones are present and work. This imports no package but torch."""
+    """Return the findings: packages, programs, devices, kernels, and whether the required packages are present and work.
+
+    This process imports no package but torch.
+    """
     packages = [asdict(find(package)) for package in PACKAGES]
     programs = [{"name": name, "path": shutil.which(name), "absence_costs": costs} for name, costs in PROGRAMS]
     missing = [entry["name"] for entry in packages if entry["name"] in REQUIRED and (entry["version"] is None or entry["broken"])]
-    return {"packages": packages, "programs": programs, "devices": _devices(), "missing": missing, "ok": not missing}
+    devices = _devices()
+    kernels = [asdict(finding) for finding in run_kernels()] if devices else []
+    return {"packages": packages, "programs": programs, "devices": devices, "kernels": kernels, "missing": missing, "ok": not missing}
+
+
+def run_kernels() -> Iterator[Kernel]:
+    """Run each kernel of the GPU path once, and yield its state."""
+    from megatron_prism.models import probes
+
+    for probe in probes.PROBES:
+        if absent := [package for package in probe.packages if importlib.util.find_spec(package) is None]:
+            yield Kernel(probe.name, "absent", None, f"without {', '.join(absent)}", probe.absence_costs)
+        else:
+            yield _run(probe)
+
+
+def _run(probe: Probe) -> Kernel:
+    command = [sys.executable, "-m", "megatron_prism.models.probes", probe.name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return Kernel(probe.name, "broken", None, f"no answer within {PROBE_LIMIT_S} s", probe.absence_costs)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return Kernel(probe.name, "broken", None, reason[0][:300], probe.absence_costs)
+    outcome = json.loads(done.stdout.strip().splitlines()[-1])
+    if not outcome["error"] <= probe.max_error:
+        wrong = f"relative error {outcome['error']:.2g}, at most {probe.max_error:g} {outcome['detail']}".strip()
+        return Kernel(probe.name, "broken", outcome["ms"], wrong, probe.absence_costs)
+    return Kernel(probe.name, "works", outcome["ms"], outcome["detail"], probe.absence_costs)
 
 
 def find(package: Package) -> Finding:
@@ -123,6 +177,10 @@ def show(findings: dict[str, Any]) -> None:
             table.add_row(entry["name"], f"[red]{value}, broken[/red]", f"{entry['broken']} ({entry['absence_costs']})")
         else:
             table.add_row(entry["name"], value or "[yellow]absent[/yellow]", "" if value else entry["absence_costs"])
+    for kernel in findings["kernels"]:
+        works = kernel["state"] == "works"
+        value = f"{kernel['ms']:.2f} ms" if works else f"[red]{kernel['state']}[/red]"
+        table.add_row(kernel["name"], value, kernel["detail"] if works else f"{kernel['detail']} ({kernel['absence_costs']})")
     devices = ", ".join(findings["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging"
     table.add_row("CUDA devices", devices, "")
     console.print(table)

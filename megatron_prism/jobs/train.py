@@ -27,7 +27,8 @@ from megatron_prism.models import build, trainable
 from megatron_prism.parallel import environment, hardware, host
 from megatron_prism.parallel.groups import Groups, from_first, gang
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
-from megatron_prism.train import loop, optim
+from megatron_prism.train import against_plan, garbage, kernels, loop, optim
+from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder, sample_log
 from megatron_prism.train.stop import StopRequest
@@ -118,6 +119,10 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             _announce(resolved)
         chunks, optimizer, resumed = _build(config, begin, groups)
         first_step = resumed.step if resumed else 0
+        computing = kernels.find(chunks, optimizer, config, groups)
+        if is_first:
+            log.get().info("kernels: %s", kernels.in_words(computing))
+            run_folder.note(config.run_dir, kernels=computing)
         dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
         position = loader.Position(groups.dp_rank, groups.dp)
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
@@ -141,8 +146,14 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
             stop=stop_request,
             watchdog=watchdog,
+            against_plan=AgainstPlan(against_plan.prediction(begin.model, config, chunks, sharded.weights, groups), first_step),
+            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
         )
-        losses = loop.fit(run, first_step)
+        try:
+            losses = loop.fit(run, first_step)
+        finally:
+            if is_first and (compared := run.against_plan.as_values()):
+                run_folder.note(config.run_dir, against_plan=compared)
     return {
         "run_dir": str(config.run_dir),
         "checkpoint": str(run_folder.step_folder(config.run_dir, config.steps)),

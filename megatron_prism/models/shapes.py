@@ -28,12 +28,16 @@ def sizes(model: ModelConfig, gang: GangConfig, tp_rank: int, pp_rank: int, stat
     parallel = gang.parallel
     rank = tp_rank + pp_rank * parallel.tp * parallel.cp  # order tp-cp-dp-pp, in a world with one data-parallel replica
     with world(gang, parallel.tp * parallel.cp * parallel.pp, rank) as groups, shapes_only():
-        chunks = build.build(model, groups, gang)
-        by_name: dict[str, int] = {}
-        for chunk, state in zip(map(build.unwrap, chunks), states(chunks).values(), strict=True):
-            for name, parameter in chunk.named_parameters():
-                assert state[name].key not in by_name, f"{state[name].key} twice on one rank"
-                by_name[state[name].key] = parameter.numel()
+        return sizes_of(chunks := build.build(model, groups, gang), states(chunks))
+
+
+def sizes_of(chunks: Sequence[Any], states: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Return the sizes of the parameters of a rank's chunks by checkpoint name, with their sharded states."""
+    by_name: dict[str, int] = {}
+    for chunk, state in zip(map(build.unwrap, chunks), states.values(), strict=True):
+        for name, parameter in chunk.named_parameters():
+            assert state[name].key not in by_name, f"{state[name].key} twice on one rank"
+            by_name[state[name].key] = parameter.numel()
     return by_name
 
 

@@ -44,6 +44,14 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if has_cuda() else "cpu"
 
 
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process and its context have held on its CUDA device, 0 on a host."""
+    if not has_cuda():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()
+
+
 def install() -> None:
     """Make `import megatron.core` and everything it calls work on this machine. A second call does nothing.
 

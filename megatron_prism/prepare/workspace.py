@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import disk, log
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.prepare import duplicates, limits, shards
 
 LOCK, TASK_LOCK = ".lock", ".task{}.lock"
@@ -21,7 +21,7 @@ LOCK, TASK_LOCK = ".lock", ".task{}.lock"
 def folder(out: Path) -> Iterator[Path]:
     """Yield `out`.partial, which becomes `out` on a clean exit. On an error it is kept if it holds whole shards, else removed.
 
-    Raises: EnvironmentFault where another process writes it, or the disk is full or cannot be written.
+    Raises: EnvironmentFault where another process writes it, or the disk is full or cannot be written. InputError where `out` is a mount point.
     """
     with _held(out, LOCK, TASK_LOCK.format("*")) as (work, out):
         try:
@@ -49,7 +49,9 @@ def of_task(out: Path, task: int) -> Iterator[Path]:
 @contextmanager
 def _held(out: Path, lock: str, other: str) -> Iterator[tuple[Path, Path]]:
     """Yield `out`.partial and `out` while `lock` is held and none of the `other` locks is. Both sides take their own before they look."""
-    out = out.absolute()
+    out = out.resolve()  # beside a link would be another disk than the one that it leads to
+    if problem := disk.unfit_output(out):
+        raise InputError(problem)
     work = out.with_name(f"{out.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ It knows no file format and no layout. The one objective that it names is the va
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from megatron_prism.parallel import groups
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
 from megatron_prism.train import optim, stop
+from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Decision, Guard, Verdict, decide
 from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
@@ -66,6 +67,8 @@ class Run:
     guard: Guard
     stop: stop.StopRequest
     watchdog: Watchdog
+    against_plan: AgainstPlan
+    collect_garbage: Callable[[int], None]
     objective: Objective = CROSS_ENTROPY
 
 
@@ -95,6 +98,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         _remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
+        run.against_plan.record(step, seconds)
         since_log = since_log.plus(means.num_tokens, seconds)
         if run.samples is not None:
             run.samples.record(step, microbatches)
@@ -109,6 +113,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             _validate(run, step, losses)
         if _due(step, config.save.interval, config.steps) or decision.stop_reason:
             _save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
+        run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:
             why = stop.name(decision.stop_reason)

@@ -15,7 +15,11 @@ LEAST_TE: dict[str, Version] = {"delayed": (1, 0), "tensorwise": (2, 2), "blockw
 LEAST_CAPABILITY: dict[str, Version] = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0)}  # TE's check_recipe_support
 BLOCKWISE_CUDA: Version = (12, 9)  # TE's check_recipe_support
 VARIABLE = re.compile(r"(NCCL|NVTE|CUDA|TORCH|PYTORCH|CUBLAS|GLOO|OMP|UCX|TRITON)_[A-Z0-9_]+")
-ATTENTION = r"NVTE_(FLASH|FUSED|UNFUSED)_ATTN"  # language_module.py: AttnBackend.auto asserts all three
+# megatron/core/models/common/language_module/language_module.py asserts these values, and sets them
+ATTENTION = {
+    "auto": {"NVTE_FLASH_ATTN": "1", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "1"},
+    "unfused": {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "0", "NVTE_UNFUSED_ATTN": "1"},
+}
 # Values that Megatron-Core vouches for (megatron/training/determinism.py of 0.19); NCCL_ALGO may list several.
 DETERMINISTIC = {
     "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
@@ -36,7 +40,7 @@ class Machine:
 
 def check_keys(gang: GangConfig) -> list[Problem]:
     """Return the problems between the keys of FP8, offloading, determinism and the environment."""
-    return [*_check_fp8(gang), *_check_offload(gang), *_check_names(gang.environment), *check_variables(gang, gang.environment)]
+    return [*_check_fp8(gang), *_check_bf16(gang), *_check_offload(gang), *_check_names(gang), *check_variables(gang, gang.environment)]
 
 
 def _check_fp8(gang: GangConfig) -> Iterator[Problem]:
@@ -66,6 +70,15 @@ def _check_fp8(gang: GangConfig) -> Iterator[Problem]:
         yield Problem("fp8.param", "true", "parallel.distributed_optimizer true too", "another optimizer keeps no FP8 weights")
 
 
+def _check_bf16(gang: GangConfig) -> Iterator[Problem]:
+    if gang.precision != "bf16" and gang.parallel.grad_reduce == "bf16":
+        yield Problem("parallel.grad_reduce", f"bf16 with precision {gang.precision}", "fp32, or precision bf16")
+    if gang.precision != "bf16" and gang.fusion.cross_entropy == "native":
+        yield Problem(
+            "fusion.cross_entropy", f"native with precision {gang.precision}", "none or te, or precision bf16", "its gradient is in bf16"
+        )
+
+
 def _check_offload(gang: GangConfig) -> Iterator[Problem]:
     fraction, layers = gang.offload.optimizer_fraction, gang.offload.activation_layers
     if fraction and not gang.parallel.distributed_optimizer:
@@ -84,9 +97,8 @@ def _check_offload(gang: GangConfig) -> Iterator[Problem]:
         yield Problem("offload.activation_layers", found, "one of them", fix)
 
 
-def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
-    yield from _check_attention(environment)
-    for name, value in environment.items():
+def _check_names(gang: GangConfig) -> Iterator[Problem]:
+    for name, value in gang.environment.items():
         if not VARIABLE.fullmatch(name):
             yield Problem(
                 f"environment.{name}",
@@ -100,15 +112,16 @@ def _check_names(environment: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"environment.{name}", repr(value), "printable characters")
 
 
-def _check_attention(values: Mapping[str, str]) -> Iterator[Problem]:
-    for name, value in values.items():
-        if re.fullmatch(ATTENTION, name) and value != "1":
-            yield Problem(f"environment.{name}", value, "1, or no value", "Megatron-Core lets Transformer Engine choose among all")
+def _check_attention(gang: GangConfig, values: Mapping[str, str]) -> Iterator[Problem]:
+    for name, accepted in ATTENTION[gang.attention_backend].items():
+        if values.get(name, accepted) != accepted:
+            required = f"{accepted}, or no value, with attention_backend {gang.attention_backend}"
+            yield Problem(f"environment.{name}", values[name], required, "set attention_backend instead")
 
 
 def check_variables(gang: GangConfig, values: Mapping[str, str]) -> list[Problem]:
     """Return a problem for each variable in `values` that would undo `deterministic`, or that Megatron-Core does not accept."""
-    return [*_check_attention(values)] + [
+    return [*_check_attention(gang, values)] + [
         Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
         for name, accepted in DETERMINISTIC.items()
         if gang.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
@@ -198,6 +211,8 @@ def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
         "fp8": gang.fp8 is not None,
         "offload.optimizer_fraction": gang.offload.optimizer_fraction > 0,
         "offload.activation_layers": gang.offload.activation_layers > 0,
+        "fusion.cross_entropy": gang.fusion.cross_entropy == "te",
+        "fusion.gradient_accumulation": gang.fusion.gradient_accumulation is True,
     }
     if not machine.has_cuda:
         return [

@@ -20,7 +20,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import to_yaml
 from megatron_prism.data import indexed
 from megatron_prism.jobs import prepare
-from megatron_prism.prepare import shards
+from megatron_prism.prepare import shards, workspace
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_bad_record_in_a_later_file_keeps_the_earlier_ones(config: PrepareConfig
 
 SLOW = """
 import sys, time
-from megatron_prism.prepare import shards
+from megatron_prism.prepare import shards, workspace
 
 def write(folder, number, *rest, real=shards.write):
     if number == 2:
@@ -260,3 +260,20 @@ def test_a_shard_whose_keys_are_gone_is_made_again_where_they_are_needed(
     (stopped / "many" / "00003.json").unlink()
     prepare.run(config)
     assert contents(config.out) == whole
+
+
+def test_out_as_a_link_is_written_through_and_a_mount_point_refused(
+    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/out").symlink_to(tmp_path / "disk/real")
+    with workspace.folder(tmp_path / "here/out") as work:
+        assert work.parent == tmp_path / "disk" and [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
+        (work / "file").write_text("x")
+    assert (tmp_path / "here/out/file").read_text() == "x"
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mount")
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(InputError, match="mount: found the mount point of a disk"):
+        prepare.run(replace(config, out=tmp_path / "mount"))
+    assert not list(tmp_path.glob("mount*/*")) and not list(tmp_path.glob("mount.*"))
