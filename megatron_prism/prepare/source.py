@@ -178,6 +178,7 @@ def _check(source: SourceConfig, source_shards: Sequence[Shard]) -> None:
     paths = [path for part in sources.parts(source) for path in part.path]
     left_out = sum((Counter(shard.left_out) for shard in source_shards), Counter())
     fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
+    fix += "; raise max_record_bytes, or split: paragraph for a .txt file" if left_out["too_long"] else ""
     if "train" not in has:
         raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
     if source.valid_path and "valid" not in has:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prism.core.config import PartConfig, PrepareConfig, SourceConfig, TurnsConfig
+from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import to_yaml
 from megatron_prism.jobs import prepare
 from megatron_prism.prepare import lines, sources
@@ -93,6 +94,17 @@ def test_a_text_longer_than_its_record_is_too_long(make_config: Callable[..., Pr
     source = prepare.run(config)["sources"][0]
     assert 0 < source["left_out"]["too_long"] < 60 and source["train_documents"] == 60 - source["left_out"]["too_long"]
     assert re.search(r"source qa: left out, too long: .*qa.jsonl:\d+: \d{3} bytes, more than max_record_bytes 600", caplog.text)
+
+
+def test_a_long_json_document_is_refused_as_such_and_a_long_text_with_the_way_out(
+    make_config: Callable[..., PrepareConfig], corpus: Path
+) -> None:
+    (corpus / "array.json").write_text(json.dumps([{"question": "x" * 900, "answer": 1}]))
+    (corpus / "whole.txt").write_text("word " * 200)
+    with pytest.raises(InputError, match=r"array.json: found one JSON document, an array; required one JSON object a line"):
+        prepare.run(make_config(qa={"path": (str(corpus / "array.json"),)}, max_record_bytes=600))
+    with pytest.raises(InputError, match=r"no train document .*left out: too_long 1; raise max_record_bytes, or split: paragraph"):
+        prepare.run(make_config(prose={"path": (str(corpus / "whole.txt"),), "split": "file"}, max_record_bytes=600))
 
 
 def write_text(path: Path) -> Path:

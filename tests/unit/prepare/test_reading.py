@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import random
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from megatron_prism.core.config import DataConfig, KeepConfig, PackingConfig, PrepareConfig, SampleConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
@@ -143,6 +145,15 @@ def test_the_bytes_are_those_of_any_tasks_even_where_one_is_killed(config: Prepa
     prepare.run(by_tasks)
     assert contents(by_tasks.out) == whole and len(in_tasks) > 20 and len(written) <= 4, "what is left is the last shard of a source, or so"
 
+    stopped = beside(config, "stopped")
+    for place in (("lines", 9), ("rows", 5)):
+        with monkeypatch.context() as patch, pytest.raises(EnvironmentFault):
+            patch.setattr(shards, "write", kill_at(place))
+            prepare.run(stopped)
+    written.clear()
+    prepare.run(stopped)
+    assert contents(stopped.out) == whole and not any(name == "rows" and number < 5 for name, number in written)
+
     killed = beside(config, "killed")
     for task in (3, 1, 0, 2):
         with monkeypatch.context() as patch:
@@ -262,6 +273,19 @@ def test_a_copy_is_dropped_wherever_its_first_is(config: PrepareConfig, tokenize
 def test_with_packing_the_budget_is_one_epoch(config: PrepareConfig) -> None:
     for source in prepare.run(replace(config, packing=PackingConfig(seq_length=128)))["sources"][:2]:
         assert 0.9 < source["epochs"] <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".txt", ".json"])
+def test_a_file_of_one_piece_is_read_from_its_start_as_far_as_needed(config: PrepareConfig, many: Path, suffix: str) -> None:
+    """A .json file of lines has pieces as a .jsonl file has."""
+    texts = [json.loads(line)["text"] for line in (many / "0.jsonl").read_text().splitlines() if line != "{"]
+    data = ("\n\n".join(texts) if suffix == ".txt" else "\n".join(json.dumps({"text": text}) for text in texts)).encode()
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(Path(suffix).suffix, bytes)
+    (many / f"one{suffix}").write_bytes(pack(data))
+    source = SourceConfig(name="one", path=(str(many / f"one{suffix}"),), weight=100, split="paragraph")
+    result = prepare.run(replace(config, sources=(source,), tokens=5_000))["sources"][0]
+    assert 5_100 <= result["train_tokens"] < 5_350 and result["reading"]["is_last_cut"]
+    assert (result["reading"]["num_pieces"] == 1) == (suffix != ".json")
 
 
 def test_the_lot_spreads_and_depends_on_seed_and_names_alone(many: Path, config: PrepareConfig, tmp_path: Path) -> None:
