@@ -57,7 +57,7 @@ class Maker:
         against = documents.evaluation_files(self.recipe.decontaminate) if self.recipe.decontaminate else ()
         self._against = [work.sha256[file.name] for file in against]
         self._old = {shard["made_from"]: shard["number"] for shard in work.old_shards(source.name)}
-        self._num_too_long = 0
+        self.num_taken_over = self._num_too_long = 0
 
     @property
     def num_tokens(self) -> int:
@@ -162,7 +162,9 @@ class Maker:
         old_number = self._old.get(made_from)
         if old_number is None or (self.recipe.dedup != "none" and not shards.has_tables(old, old_number)):
             return None
-        return shards.take_over(old, old_number, self.folder, number, made_from)
+        shard = shards.take_over(old, old_number, self.folder, number, made_from)
+        self.num_taken_over += shard is not None
+        return shard
 
     def _cut(self, number: int, num_tokens: int) -> Cut:
         if self.recipe.dedup == "none":

@@ -71,6 +71,8 @@ def make_shards(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerS
         again = _duplicates(maker, need)
     done = _finish(maker, again, need)
     _check(source, done)
+    if work.reuse:
+        log.get().info("source %s: %d of %d shards taken over from %s", source.name, maker.num_taken_over, len(done), work.reuse)
     return Prepared(tuple(done), order, is_cut=done[-1].made_from != maker.final_hash(done[-1].number))
 
 
