@@ -21,6 +21,9 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")
     ] = False,
+    tasks: Annotated[
+        int | None, typer.Option(help="Make `prepare` a job array of so many tasks. Without it: the cluster's cpu.prepare_tasks.", min=1)
+    ] = None,
     json: Json = None,
 ) -> None:
     """Submit a job, or a pipeline of jobs that wait for each other, to Slurm.
@@ -32,7 +35,7 @@ def submit(
     """
     from megatron_prism.jobs import submit as job
 
-    result = job.run(words, cluster, dry_run, read_command)
+    result = job.run(words, cluster, dry_run, read_command, tasks)
     for text in result.pop("texts", []):
         typer.echo(text, nl=False)
     finish(result, json, quiet=dry_run)

@@ -55,6 +55,8 @@ class Packing:
 class PreparedSource:
     """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated.
 
+    unread_share: the share of the source's bytes that prepare did not read, since its budget needed no more. is_last_cut: of the last piece
+    it read a part.
     sha256: of the sums of the files that training reads, wherever they lie.
     """
 
@@ -64,6 +66,8 @@ class PreparedSource:
     valid: Tokens | None
     packing: Packing | None = None
     packing_prefix: Path | None = None
+    unread_share: float = 0.0
+    is_last_cut: bool = False
     sha256: str = field(kw_only=True)
 
     @property
@@ -130,12 +134,24 @@ class _Tokenizer:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    num_bytes: int
+    unread_bytes: int
+    is_last_cut: bool = False
+
+    @property
+    def unread_share(self) -> float:
+        return self.unread_bytes / max(self.num_bytes + self.unread_bytes, 1)
+
+
+@dataclass(frozen=True)
 class _Source:
     name: str
     weight: float
     shards: tuple[Shard, ...]
     packing: Packing | None = None
     packing_files: dict[str, File] = field(default_factory=dict)
+    reading: _Reading = _Reading(0, 0)
 
 
 @dataclass(frozen=True)
@@ -200,6 +216,15 @@ def _prepared(root: Path, source: _Source) -> PreparedSource:
 
     valid = tokens("valid")
     prefix = packed.prefix(root / source.name) if source.packing else None
-    sha256 = sha256_json(_sums(source, "train"))
-    held_out = valid if valid.prefixes else None
-    return PreparedSource(source.name, source.weight, tokens("train"), held_out, source.packing, prefix, sha256=sha256)
+    held_out, reading = valid if valid.prefixes else None, source.reading
+    return PreparedSource(
+        source.name,
+        source.weight,
+        tokens("train"),
+        held_out,
+        source.packing,
+        prefix,
+        reading.unread_share,
+        reading.is_last_cut,
+        sha256=sha256_json(_sums(source, "train")),
+    )

@@ -122,6 +122,22 @@ def check_epochs(parts: Sequence[SourcePlan], max_epochs: float | None, key: str
     ]
 
 
+def repeated(parts: Sequence[SourcePlan], segments: Sequence[Segment]) -> list[str]:
+    """Return a sentence for each source that a run repeats although prepare left a part of it unread."""
+    sources = {source.name: source for segment in segments for source in segment.prepared.sources}
+    sentences = []
+    for part in parts:
+        source = sources[part.name]
+        if part.epochs is not None and part.epochs > 1 and (source.unread_share or source.is_last_cut):
+            unread = (
+                f"{100 * source.unread_share:.0f} % of its bytes are unread"
+                if source.unread_share
+                else "the last of its files is read in part"
+            )
+            sentences.append(f"source {part.name} is read {part.epochs:.2f} times while {unread}: prepare more tokens")
+    return sentences
+
+
 def at(segments: Sequence[Segment], sequence: int) -> int:
     """Return the index of the segment that a sequence of the run belongs to."""
     return sum(segment.walk.first_sequence <= sequence for segment in segments) - 1

@@ -37,10 +37,11 @@ class Planned:
     configs: tuple[TrainConfig, ...] = ()
 
 
-def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
+def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num_tasks: int | None = None) -> dict[str, Any]:
     """Plan every job of a pipeline. Unless dry_run, submit those that are not done. Return the outcome of each.
 
     words: a job and its arguments, or a pipeline's path and its overrides. Overrides of the cluster (`cluster.a=b`) come before them.
+    num_tasks: of the job array that makes a mixture; None for the cluster's own.
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
@@ -50,7 +51,7 @@ def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> 
         raise_problems(check_cluster(cluster))
     if (words := in_full(asked, read)) != asked:
         log.get().info("%s is no pipeline; in full: prism submit --cluster %s -- %s", asked[0], cluster_path, join(words))
-    pipeline, folder = read_pipeline(words, read)
+    pipeline, folder = read_pipeline(words, read, num_tasks or cluster.cpu.prepare_tasks)
     by_name = {entry.name: entry for entry in pipeline.stages}
     planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     if dry_run:

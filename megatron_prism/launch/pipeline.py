@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,10 @@ def split(words: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
     return rest, [word.removeprefix(CLUSTER) for word in words[:end] if word.startswith(CLUSTER)]
 
 
-def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Path]:
-    """Return the words as a pipeline, and the folder of its submission."""
+def read_pipeline(words: Sequence[str], read: Read, num_tasks: int = 1) -> tuple[PipelineConfig, Path]:
+    """Return the words as a pipeline, and the folder of its submission. num_tasks: of the job array that `prepare` alone becomes."""
     if call := read(words):
-        return _of_command(words, call)
+        return _of_command(words, call, num_tasks)
     path, overrides = _path(words[0]), words[1:]
     pipeline = load(path, PipelineConfig, overrides)
     with placed(path, PipelineConfig, overrides):
@@ -87,15 +87,24 @@ def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]:
-    """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name."""
+def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[PipelineConfig, Path]:
+    """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name.
+
+    `prepare` in several tasks is two: a job array that makes the shards, and the job itself, which waits for them and finishes the mixture.
+    """
     name = call.job.replace(" ", "-")
     title, run_dir = name, Path(call.arguments.get("out") or name)
     if call.job in CONFIGS:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
         title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
-    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=(JobConfig(name=name, command=tuple(words)),))
+    job = JobConfig(name=name, command=tuple(words))
+    stages: tuple[JobConfig, ...] = (job,)
+    if call.job == "prepare" and num_tasks > 1 and call.arguments["task"] is None:
+        tasks = tuple(("--task", f"{task}/{num_tasks}") for task in range(num_tasks))
+        shards = JobConfig(name=f"{name}-tasks", command=tuple(words), array=tasks)
+        stages = (shards, replace(job, after=(shards.name,)))
+    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=stages)
     raise_problems(check_pipeline(pipeline))
     return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
 

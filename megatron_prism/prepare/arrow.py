@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = (".parquet", ".arrow")
-BATCH_ROWS = 256  # for parquet: small, since documents may be long; an Arrow stream comes in the batches it was written in
+BATCH_ROWS, BATCH_BYTES = (
+    256,
+    8 << 20,
+)  # for parquet: small, since documents may be long; an Arrow stream comes in the batches it was written in
 BUFFER_BYTES = 1 << 20
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # Source: Arrow columnar format, IPC streaming format, end-of-stream marker
 
@@ -59,41 +63,62 @@ def saved_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def records(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(
+    path: Path, raw: io.BufferedReader, names: Sequence[str], max_bytes: int = UNBOUNDED, groups: tuple[int, int] | None = None
+) -> Iterator[tuple[int, dict[str, Any] | TooLong]]:
     """Yield each row's number, from 1, and its values in the columns that the fields `names` lie in (records.py says what a dot means).
 
-    A string comes as bytes, within lists and structs too. A null comes as None. Values of a struct that JSON lacks are left out.
+    A row of more than max_bytes comes as its size.
+    A string comes as bytes, within lists and structs too. A null comes as None. Values of a struct
+    that JSON lacks are left out. groups: the row groups of a parquet file, None for all.
     Raises: InputError naming each column that is missing or of a type that JSON lacks. OSError for a damaged file.
     """
     import pyarrow as pa
 
     names = tuple(dict.fromkeys(names))
-    number = 0
     try:
-        for batch in _parquet(path, raw, names) if path.suffix == ".parquet" else _stream(path, raw, names):
+        for number, batch in _parquet(path, raw, names, groups) if path.suffix == ".parquet" else _stream(path, raw, names):
             columns = {name: _plain(batch.column(name)) for name in _columns(batch.schema, names)}
+            may_be_long = sum(column.nbytes for column in columns.values()) > max_bytes
             for row in range(batch.num_rows):
-                number += 1
-                yield number, {name: column[row].as_py() for name, column in columns.items()}
+                if may_be_long and (num_bytes := sum(column.slice(row, 1).nbytes for column in columns.values())) > max_bytes:
+                    yield number + row, TooLong(num_bytes)
+                else:
+                    yield number + row, {name: column[row].as_py() for name, column in columns.items()}
     except (pa.ArrowException, UnicodeDecodeError, OverflowError, MemoryError) as error:  # MemoryError: a damaged file may ask for any size
         raise OSError(f"damaged {path.suffix[1:]} file: {error}") from None
 
 
-def _parquet(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _parquet(
+    path: Path, raw: io.BufferedReader, names: Sequence[str], groups: tuple[int, int] | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield batches of rows, each with the number of its first row."""
     import pyarrow.parquet as pq
 
     # pre_buffer would read a row group's whole columns at once.
     file = pq.ParquetFile(raw, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
     _check(path, file.schema_arrow, names)
-    yield from file.iter_batches(BATCH_ROWS, columns=_columns(file.schema_arrow, names), use_threads=False)
+    number = 1
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        if groups and not groups[0] <= index < groups[1]:
+            number += group.num_rows
+            continue
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+        for batch in file.iter_batches(rows, row_groups=[index], columns=_columns(file.schema_arrow, names), use_threads=False):
+            yield number, batch
+            number += batch.num_rows
 
 
-def _stream(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _stream(path: Path, raw: io.BufferedReader, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     import pyarrow as pa
 
     with pa.ipc.open_stream(raw) as stream:
         _check(path, stream.schema, names)
-        yield from stream
+        number = 1
+        for batch in stream:
+            yield number, batch
+            number += batch.num_rows
         raw.seek(-len(STREAM_END), io.SEEK_END)
         if raw.read() != STREAM_END:  # Arrow accepts a file that is cut between two batches
             raise EOFError("the Arrow stream has no end")

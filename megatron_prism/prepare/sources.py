@@ -11,7 +11,6 @@ import gzip
 import io
 import os
 import zlib
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Any, Literal
 from megatron_prism.core import log
 from megatron_prism.core.config import PartConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.prepare import arrow, records
+from megatron_prism.prepare import arrow, lines, records
+from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 
-Record = bytes | Mapping[str, object]  # a line or a document of a text file; or a row's columns, with strings still as bytes
-OpenFile = Callable[[Path], io.BufferedReader]
+Record = bytes | Mapping[str, object] | TooLong  # a line or a document of a text file; or a row's columns, with strings still as bytes
+OpenFile = Callable[[Any], io.BufferedReader]  # of an Input
 JSON_LINES = (".jsonl", ".json", ".ndjson")  # .json: the name of JSON lines in C4, Dolma and Megatron-LM's examples
 FORMATS = (*JSON_LINES, ".txt", *arrow.FORMATS)
 COMPRESSIONS = (".gz", ".zst")
@@ -34,12 +34,17 @@ WINDOW_BYTES = 1 << 31  # the largest window of a zstd frame that is read: that 
 
 @dataclass(frozen=True)
 class Input:
-    """One file of a source, and how its records become texts. limits: the largest lot of each group, once `part.sample` is drawn."""
+    """One file of a source, or a range of it, and how its records become texts.
+
+    span: the file's bytes (.jsonl) or row groups (.parquet), from the first to before the second; None is the whole file. limits: the
+    largest lot of each group, once `part.sample` is drawn.
+    """
 
     path: Path
     part: PartConfig
     is_held_out: bool = False
     limits: Mapping[str, int] | None = None
+    span: tuple[int, int] | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -48,7 +53,14 @@ class Input:
 
     def place(self, number: int) -> str:
         """Return the name of a record in messages. number: from 1."""
-        return f"{self.path}:{' row ' if self.path.suffix in arrow.FORMATS else ''}{number}"
+        kind = " row " if self.path.suffix in arrow.FORMATS else "byte " if self.span else ""
+        return f"{self.path}:{kind}{number}"
+
+    @property
+    def name(self) -> str:
+        """Return the file, and the range of it that is read."""
+        kind = "row groups" if self.path.suffix in arrow.FORMATS else "bytes"
+        return f"{self.path} [{kind} {self.span[0]} to {self.span[1]}]" if self.span else str(self.path)
 
 
 def parts(source: SourceConfig) -> tuple[PartConfig, ...]:
@@ -98,35 +110,38 @@ def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool
     return inputs
 
 
-def read_records(file: Input, open_file: OpenFile | None = None) -> Iterator[tuple[int, Record]]:
-    """Yield a file's records and their numbers, from 1. `open_file` opens the raw bytes, so that a progress bar can count them.
+def read_records(file: Input, open_file: OpenFile | None = None, max_bytes: int = UNBOUNDED) -> Iterator[tuple[int, Record]]:
+    """Yield a file's records and their numbers (of lines and rows from 1; in a range of a text file, the byte where the record begins).
 
+    `open_file` opens the raw bytes, so that a progress bar can count them. A record of more than max_bytes comes as its size.
     Raises: InputError naming a file that cannot be read, ends in the middle of its compressed stream, or is one JSON document.
     """
     path = file.path
     try:
-        with (open_file or open_raw)(path) as raw, _decompress(path, raw) as stream:
+        with (open_file or open_raw)(file) as raw, _decompress(path, raw) as stream:
             if path.suffix in arrow.FORMATS:
-                yield from arrow.records(path, raw, records.fields(file.part))
+                yield from arrow.records(path, raw, records.fields(file.part), max_bytes, file.span)
             elif file.is_plain:
-                yield from _records(stream, file.part.split)
+                yield from lines.records(stream, file.part.split, max_bytes)
+            elif file.span:
+                yield from _of_lines(file, lines.records_of_range(raw, *file.span, max_bytes))
             else:
-                yield from _of_lines(path, _records(stream, "line"))
+                yield from _of_lines(file, lines.records(stream, "line", max_bytes))
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a file that can be read to its end")) from None
 
 
 class Watched(io.FileIO):
-    """A file that reports the bytes read. The sum is its size, although a columnar reader skips some bytes and rereads others."""
+    """A file that reports the bytes read. The sum is its size (or that of the range read), although a columnar reader skips some bytes and rereads others."""
 
-    def __init__(self, path: Path, advance: Callable[[int], None]):
+    def __init__(self, path: Path, advance: Callable[[int], None], num_bytes: int | None = None):
         super().__init__(path)
-        self._advance, self._left = advance, path.stat().st_size
+        self._advance, self._left = advance, path.stat().st_size if num_bytes is None else num_bytes
 
     @classmethod
-    def opener(cls, advance: Callable[[int], None]) -> OpenFile:
-        """Return a function that opens a file and reports to `advance`."""
-        return lambda path: io.BufferedReader(cls(path, advance), BLOCK_BYTES)
+    def opener(cls, advance: Callable[[int], None], num_bytes: Mapping[str, int]) -> OpenFile:
+        """Return a function that opens a file and reports to `advance`. num_bytes: of each input that is read, by its name."""
+        return lambda file: io.BufferedReader(cls(file.path, advance, num_bytes[file.name]), BLOCK_BYTES)
 
     def readinto(self, buffer: Any) -> int:
         return self._count(super().readinto(buffer) or 0)
@@ -148,9 +163,9 @@ class Watched(io.FileIO):
         return count
 
 
-def open_raw(path: Path) -> io.BufferedReader:
+def open_raw(file: Input) -> io.BufferedReader:
     """Open a file's bytes."""
-    return io.BufferedReader(io.FileIO(path), BLOCK_BYTES)
+    return io.BufferedReader(io.FileIO(file.path), BLOCK_BYTES)
 
 
 def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple[Path, ...]:
@@ -228,39 +243,20 @@ def _format(path: Path) -> str:
     return path.suffix if inner in arrow.FORMATS else inner
 
 
-def _of_lines(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _of_lines(file: Input, numbered: Iterator[tuple[int, bytes | TooLong]]) -> Iterator[tuple[int, bytes | TooLong]]:
     """Yield the lines of a file.
 
     Raises: InputError for a .json file that is one JSON document. As lines it would be bad records, and a few good ones.
     """
-    for index, (number, line) in enumerate(lines):
-        if index == 0 and _format(path) == ".json" and (line.strip() == b"{" or line.lstrip().startswith(b"[")):
-            what = "an array" if line.lstrip().startswith(b"[") else "an object over several lines"
+    is_begin = _format(file.path) == ".json" and (file.span is None or file.span[0] == 0)
+    for number, line in numbered:
+        begin = line.begin if isinstance(line, TooLong) else line
+        if is_begin and (begin.strip() == b"{" or begin.lstrip().startswith(b"[")):
+            what = "an array" if begin.lstrip().startswith(b"[") else "an object over several lines"
             fix = "write it as JSON lines: jq -c '.[]' for an array, jq -c . for an object"
-            raise InputError(Problem(str(path), f"one JSON document, {what}", "one JSON object a line", fix))
+            raise InputError(Problem(str(file.path), f"one JSON document, {what}", "one JSON object a line", fix))
+        is_begin = False
         yield number, line
-
-
-def _records(stream: io.BufferedReader | gzip.GzipFile, split: str) -> Iterator[tuple[int, bytes]]:
-    """Yield each record's bytes with the number of its first line. Blank lines of a jsonl file are no records."""
-    if stream.peek(3).startswith(BOM_UTF8):
-        stream.read(3)
-    if split == "file":
-        yield 1, stream.read()
-        return
-    lines: list[bytes] = []
-    number = 0
-    for number, line in enumerate(stream, 1):
-        blank = not line.strip()
-        if split == "line" and not blank:
-            yield number, line
-        elif split == "paragraph" and not blank:
-            lines.append(line)
-        elif lines:
-            yield number - len(lines), b"".join(lines).rstrip(b"\r\n")
-            lines = []
-    if lines:
-        yield number - len(lines) + 1, b"".join(lines).rstrip(b"\r\n")
 
 
 def _decompress(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:

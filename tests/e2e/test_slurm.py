@@ -1,7 +1,8 @@
 """Training under a real Slurm of two virtual nodes (tools/slurm_cluster.sh), all through `prism submit`: a gang over two nodes, gloo.
 
-Five submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
-a run whose ranks are killed and one that meets a defect of ours, each with a stage that waits for it.
+Six submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
+a run whose ranks are killed and one that meets a defect of ours, each with a stage that waits for it; and, before them, a mixture that a
+job array prepares.
 """
 
 from __future__ import annotations
@@ -426,3 +427,49 @@ def test_sbatch_reads_an_option_as_it_was_written(slurm: None, tmp_path: Path) -
         return found
 
     assert [comment(text) for text in TEXTS] == TEXTS
+
+
+def test_a_mixture_is_prepared_by_a_job_array_of_which_a_task_is_killed(slurm: None, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """The task alone is made again, the job that finishes the mixture waits for it, and the bytes are those of one process."""
+    (tmp_path / "text").mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": f"The sum of {a} and {b} is {a + b}, in file {number}. " * 4}) for a in range(90) for b in range(100)]
+        (tmp_path / "text" / f"{number}.jsonl").write_text("\n".join(lines))
+    source = {"name": "math", "weight": 100, "path": [str(tmp_path / "text" / "*.jsonl")], "valid_percent": 5, "dedup": "exact"}
+    config = {"tokenizer": str(tiny_tokenizer), "sources": [source], "num_workers": 1, "tokens": 1_200_000}
+    for name in ("alone", "array"):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config | {"out": str(tmp_path / name)}))
+    array = Submission(tmp_path / "array.slurm", "cluster.cpu.prepare_tasks=4", "prepare", tmp_path / "array.yaml")
+    assert list(array.jobs) == ["prepare-tasks", "prepare"]
+    kill_when(lambda words: "1/4" in words and str(tmp_path / "array.yaml") in words, array.folder)
+    array.wait("prepare-tasks_1", "fault: exit code 137")
+    assert not (tmp_path / "array").exists() and not array.events("prepare")
+    array.jobs["prepare-tasks_1"] = f"{array.jobs['prepare-tasks']}_1"
+    array.start_again("prepare-tasks_1", 2)
+    array.wait("prepare", "done")
+    starts_of = [sum(event.startswith("start") for event in array.events(f"prepare-tasks_{task}")) for task in range(4)]
+    assert starts_of == [1, 2, 1, 1] and [event.split(" on ")[0] for event in array.events("prepare")] == ["start 0", "done"]
+    prism("prepare", tmp_path / "alone.yaml")
+    alone, made = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"}
+        for folder in (tmp_path / "alone", tmp_path / "array")
+    )
+    assert made == alone and len(made) > 100
+
+
+def kill_when(is_wanted: Callable[[list[str]], bool], folder: Path) -> None:
+    """Kill the process of these words once it has made a shard."""
+
+    def alive() -> list[psutil.Process]:
+        wanted = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                if "python" in process.exe() and is_wanted(words):
+                    wanted.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return wanted if any(folder.with_suffix(".partial").glob("*/*.json")) else []
+
+    for process in wait_for(alive, "a task at work", folder):
+        process.kill()

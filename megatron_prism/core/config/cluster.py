@@ -43,6 +43,9 @@ class CpuConfig(Section):
     time_limit: TimeLimit = "24:00:00"
     """The time limit, in Slurm's words."""
 
+    prepare_tasks: Annotated[int, Range(ge=1)] = 1
+    """`prism submit -- prepare` becomes a job array of so many tasks, one a node at a time, and a job that finishes the mixture. 1: one job."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(Section):

@@ -87,6 +87,9 @@ class PartConfig(Section):
     hf_id: str | None = None
     """The data's origin, for the reader."""
 
+    hf_files: str | None = None
+    """The origin's files, a pattern for `hf download` that the dry run prints. `{number}` stands for a file's number, so that a part is taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(PartConfig):
@@ -162,7 +165,19 @@ class PrepareConfig(Section):
     """The sources of the mixture."""
 
     tokens: Annotated[int | None, Range(ge=1)] = None
-    """The training budget for the planned and reported blend. Null: the largest for which no source exceeds one epoch."""
+    """The training budget: what its blend needs of each source is read. Null: all is read, for the largest budget of at most one epoch."""
+
+    margin: Annotated[float, Range(ge=0)] = 0.02
+    """The share of a source's tokens that is prepared beyond what `tokens` needs of it (ours)."""
+
+    read: Literal["needed", "all"] = "needed"
+    """With tokens: pieces of each source by lot until they hold what is needed, or all of it. Without tokens all is read."""
+
+    reuse: Path | None = None
+    """A mixture prepared before, with other tokens or weights: shards that are the same are linked from it, and not made again."""
+
+    max_record_bytes: Annotated[int, Range(ge=1)] = 16_777_216
+    """A record, or its text in UTF-8, of more bytes is left out and named (ours). It bounds the memory of a worker."""
 
     max_epochs: Annotated[float | None, Range(gt=0, finite=False)] = None
     """The most epochs of a source that the budget may read. Null: no limit."""

@@ -138,6 +138,23 @@ def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
     )
 
 
+def test_a_mixture_in_tasks_is_an_array_and_the_job_that_finishes_it(home: Path) -> None:
+    array, last = scripts("cluster.cpu.prepare_tasks=3", "prepare", "mixture.yaml", "seed=2")
+    assert (
+        "#SBATCH --array=0,1,2\n" in array
+        and "2) words=(--task 2/3) ;;" in array
+        and 'prism prepare mixture.yaml seed=2 "${words[@]}" &' in array
+    )
+    assert "--array" not in last and "    prism prepare mixture.yaml seed=2 &\n" in last
+    words = ["prepare", "mixture.yaml", "seed=2"]
+    assert submit.run(words, Path("cluster.yaml"), True, read_command, num_tasks=3)["texts"] == [array, last]
+    assert len(submit.run(["cluster.cpu.prepare_tasks=3", *words], Path("cluster.yaml"), True, read_command, num_tasks=1)["texts"]) == 1
+    assert len(scripts("cluster.cpu.prepare_tasks=3", *words, "--task", "0/9")) == 1, "one task, by hand"
+    told = submitted("cluster.cpu.prepare_tasks=3", *words)
+    assert [(stage["name"], stage["job"]) for stage in told["stages"]] == [("prepare-tasks", "101"), ("prepare", "102")]
+    assert Path("sbatch.calls").read_text().splitlines()[1].startswith("--parsable --dependency=afterok:101 --kill-on-invalid-dep=yes")
+
+
 JOBS = [  # what the command is, the stage's name, and where the submission is kept
     (["train", "train.yaml", "steps=20", "--json", "later/plan.json"], "train", "run/slurm"),
     (["prepare", "mixture.yaml", "--report"], "prepare", "data.slurm"),
