@@ -61,6 +61,7 @@ def test_what_stands_for_nothing_is_refused(text: str) -> None:
 
 
 PREPARE: dict[str, Any] = {
+    "reuse": "~/before",
     "out": "~/out",
     "tokenizer": "$SCRATCH/tok",
     "sources": [{"name": "a", "weight": 100, "path": ["~/a*.jsonl", "b"], "valid_path": ["$SCRATCH/v"], "parts": [{"path": ["~/p"]}]}],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,6 +18,7 @@ from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.train import against_plan
 
+ROOT = Path(__file__).resolve().parents[3]
 MODEL = {
     "family": "llama",
     "num_layers": 3,
@@ -54,16 +59,23 @@ def prediction_of(grid: Any) -> list[Any]:
     return [[str(stage) for stage in predicted.stages], predicted.time.step_s]
 
 
-def test_the_prediction_of_a_gang_is_the_planners(run_distributed: Callable[..., list[Any]]) -> None:
+def planned() -> list[Any]:
+    """In a process of its own: the same, by `prism plan`."""
     from megatron_prism.jobs import plan
     from megatron_prism.planning.predict import predict
 
     assert CONFIG.model is not None
     stages = plan.built(CONFIG.model, CONFIG)
-    assert stages[0] != stages[1]
-    expected = predict(stages, CONFIG.model, CONFIG, 4)
-    ranks = run_distributed(prediction_of, 4, parallel={"pp": 2, "tp": 2})
-    assert ranks == [[[str(stage) for stage in stages], expected.time.step_s]] * 4
+    return [[str(stage) for stage in stages], predict(stages, CONFIG.model, CONFIG, 4).time.step_s]
+
+
+def test_the_prediction_of_a_gang_is_the_planners(run_distributed: Callable[..., list[Any]]) -> None:
+    program = "import json; from tests.unit.train.test_against_plan import planned; print(json.dumps(planned()))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    stages, step_s = json.loads(done.stdout)
+    assert len(set(stages)) == 2
+    assert run_distributed(prediction_of, 4, parallel={"pp": 2, "tp": 2}) == [[stages, step_s]] * 4
 
 
 @pytest.mark.parametrize(
