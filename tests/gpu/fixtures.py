@@ -1,6 +1,6 @@
 """The tiny models and the mixture that the parts share, made once: python -m tests.gpu.fixtures FOLDER.
 
-FOLDER/NAME/hf and FOLDER/NAME/ckpt of each family (tests/parity/tiny.py), FOLDER/tokenizer, FOLDER/data.
+FOLDER/NAME/hf and FOLDER/NAME/ckpt of each family (tests/parity/tiny.py) and of HYBRID, FOLDER/tokenizer, FOLDER/data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.parity.tiny import FAMILIES, random_model
 from tools.smoke import write_tokenizer
 
 TEXTS = [f"The sum of {a} and {b} is {a + b}, their product {a * b}." for a in range(60) for b in range(60)]
+HYBRID = "hybrid"  # a Nemotron-H whose projections have multiples of 16 rows, as FP8 needs
 
 
 def main(root: Path) -> None:
@@ -27,10 +28,11 @@ def main(root: Path) -> None:
         (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         source = SourceConfig(name="sums", path=(str(root / "texts.jsonl"),), weight=100, valid_percent=5)
         prepare.run(PrepareConfig(out=root / "data", tokenizer=root / "tokenizer", sources=(source,), num_workers=1))
-    for name in FAMILIES:
+    for name in (*FAMILIES, HYBRID):
         if (root / name / "ckpt").is_dir():
             continue
-        random_model(name).save_pretrained(root / name / "hf")
+        model = random_model("nemotron_h", mamba_num_heads=16) if name == HYBRID else random_model(name)
+        model.save_pretrained(root / name / "hf")
         for file in (root / "tokenizer").iterdir():
             shutil.copy(file, root / name / "hf" / file.name)
         convert.run_import(root / name / "hf", root / name / "ckpt", dry_run=False)

@@ -12,9 +12,10 @@ from typing import Any
 
 from megatron_prism.parallel import host
 from tests.gpu import options, runs
+from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
 from tests.gpu.report import check
-from tests.gpu.resume import HYBRID, other_tensors
+from tests.gpu.resume import other_tensors
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {"dense FP8 delayed": ("llama", {"fp8": {"recipe": "delayed"}}), "hybrid bf16": (HYBRID, {})}
 KILLS, WAIT_S = 3, 90.0

@@ -8,9 +8,9 @@ import torch
 
 from megatron_prism.parallel import host
 from tests.gpu import options, runs
+from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
 from tests.gpu.report import check
-from tests.gpu.resume import HYBRID
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp 2": {"tp": 2, "sequence_parallel": True},

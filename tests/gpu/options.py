@@ -1,4 +1,4 @@
-"""What every part is told on its command line: python -m tests.gpu.PART FIXTURES WORK [--tiny] [--data FOLDER]."""
+"""What every part is told on its command line: python -m tests.gpu.PART FIXTURES WORK [--tiny] [--data FOLDER] [--group NAME]."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Options:
-    """fixtures: what fixtures.py made. work: an empty folder of the part's own. tiny: small and few, for a CPU. data: the shared test data."""
+    """fixtures: what fixtures.py made. work: an empty folder of the part's own. tiny: small and few, for a CPU. data: the shared test data.
+    group: which of a part's groups of checks.
+    """
 
     fixtures: Path
     work: Path
     tiny: bool
     data: Path
+    group: str
 
     @property
     def num_at_once(self) -> int:
@@ -32,6 +35,7 @@ def read() -> Options:
     parser.add_argument("work", type=Path)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--group", default="")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    return Options(given.fixtures.resolve(), given.work.resolve(), given.tiny, given.data.resolve())
+    return Options(given.fixtures.resolve(), given.work.resolve(), given.tiny, given.data.resolve(), given.group)

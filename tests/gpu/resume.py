@@ -14,10 +14,10 @@ from megatron_prism.checkpoint import folder, torch_dist
 from megatron_prism.parallel import host
 from tests.distributed.worker import start_from
 from tests.gpu import options, runs
+from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
 from tests.gpu.report import check
 
-HYBRID = "nemotron_h"
 MIDDLE = 6  # the step after which the second run goes on
 Setting = tuple[str, dict[str, Any], str]  # (family, keys of the config, what a CPU does with it)
 ON_CPU, DEVICE, SLOW = "tiny", "device", "cpu"  # runs under --tiny; needs a device; could run on a CPU, and --tiny leaves it out

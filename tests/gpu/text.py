@@ -20,9 +20,9 @@ from megatron_prism.jobs import convert
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
 from tests.gpu import options, runs
+from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
 from tests.gpu.report import check
-from tests.gpu.resume import HYBRID
 from tests.parity import worker
 
 NUM_TOKENS = 200

@@ -60,6 +60,7 @@ def train(given: Options, name: str, cudnn_home: str | None) -> tuple[Path, runs
         "data": {"seq_length": LONG},
         "batch": {"global_size": 2, "micro_size": 1},
         "deterministic": False,
+        "schedule": {"warmup_steps": 0},
         "steps": 3,
     }
     path = runs.config(given, run_dir, **keys)
