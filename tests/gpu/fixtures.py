@@ -31,7 +31,7 @@ def main(root: Path) -> None:
     for name in (*FAMILIES, HYBRID):
         if (root / name / "ckpt").is_dir():
             continue
-        model = random_model("nemotron_h", mamba_num_heads=16) if name == HYBRID else random_model(name)
+        model = random_model("nemotron_h", mamba_num_heads=16, expand=4) if name == HYBRID else random_model(name)
         model.save_pretrained(root / name / "hf")
         for file in (root / "tokenizer").iterdir():
             shutil.copy(file, root / name / "hf" / file.name)
