@@ -81,16 +81,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=given.work) as folder:
         work = Path(folder)
         fixtures = Part("fixtures", 120)
-        made = _run(fixtures, [str(work / "fixtures")], budget.left_s(), work)
+        made = start_part(fixtures, [str(work / "fixtures")], fixtures.limit_s, work)
         finish(made or [_line(fixtures, "made", True, {})])
         if not made:
             together = [part for part in parts if not part.alone]
             with ThreadPoolExecutor(1 if (os.cpu_count() or 1) < 16 else 2) as pool:
-                for found in pool.map(lambda part: _one(part, given, budget, work), together):
+                for found in pool.map(lambda part: run_part(part, given, budget, work), together):
                     finish(found)
             for part in parts:
                 if part.alone:
-                    finish(_one(part, given, budget, work))
+                    finish(run_part(part, given, budget, work))
     print(table(facts, lines))
     failed = [line for line in lines if line["ok"] is False]
     print(f"gpu_check: {len(lines) - len(failed)} of {len(lines)} checks held or were left out, {len(failed)} failed; {given.out}")
@@ -110,7 +110,7 @@ def _read() -> argparse.Namespace:
     return given
 
 
-def _one(part: Part, given: argparse.Namespace, budget: Budget, work: Path) -> list[Line]:
+def run_part(part: Part, given: argparse.Namespace, budget: Budget, work: Path) -> list[Line]:
     """Run a part within its limit and the budget, and return its checks."""
     left_s = budget.left_s()
     if left_s < LEAST_S:
@@ -118,10 +118,10 @@ def _one(part: Part, given: argparse.Namespace, budget: Budget, work: Path) -> l
     limit_s = min(left_s, part.limit_s * (TINY_FACTOR if given.tiny else 1))
     tiny = ["--tiny"] if given.tiny else []
     own = work / part.name.replace(" ", "_")
-    return _run(part, [str(work / "fixtures"), str(own), "--data", str(given.data), "--group", part.group, *tiny], limit_s, work)
+    return start_part(part, [str(work / "fixtures"), str(own), "--data", str(given.data), "--group", part.group, *tiny], limit_s, work)
 
 
-def _run(part: Part, arguments: list[str], limit_s: float, work: Path) -> list[Line]:
+def start_part(part: Part, arguments: list[str], limit_s: float, work: Path) -> list[Line]:
     """Run a part's program. A part that ends badly or too late has a failed check more, with the end of what it said."""
     print(f"gpu_check: {part.name}, at most {limit_s:.0f} s", file=sys.stderr, flush=True)
     began = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_prism.core.config import PrepareConfig, SourceConfig
@@ -19,7 +20,7 @@ TEXTS = [f"The sum of {a} and {b} is {a + b}, their product {a * b}." for a in r
 HYBRID = "hybrid"  # a Nemotron-H whose projections have multiples of 16 rows, as FP8 needs
 
 
-def main(root: Path) -> None:
+def main(root: Path, names: Sequence[str] = (*FAMILIES, HYBRID)) -> None:
     """Make what is not there yet."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / "tokenizer").is_dir():
@@ -28,7 +29,7 @@ def main(root: Path) -> None:
         (root / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         source = SourceConfig(name="sums", path=(str(root / "texts.jsonl"),), weight=100, valid_percent=5)
         prepare.run(PrepareConfig(out=root / "data", tokenizer=root / "tokenizer", sources=(source,), num_workers=1))
-    for name in (*FAMILIES, HYBRID):
+    for name in names:
         if (root / name / "ckpt").is_dir():
             continue
         model = random_model("nemotron_h", mamba_num_heads=16, expand=4) if name == HYBRID else random_model(name)

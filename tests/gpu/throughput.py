@@ -51,6 +51,7 @@ CLAIMS = (
 def main(given: Options) -> None:
     """Measure the shapes of the group in one process, then judge."""
     began = time.monotonic()
+    os.environ.pop("MAMBA_DETERMINISTIC", None)  # speed is that of the kernels which mamba_ssm's autotuner chooses
     environment.set_variables(GangConfig())
     groups.join()
     for shape, names in GROUPS[given.group].items():
