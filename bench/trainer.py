@@ -215,6 +215,7 @@ def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: g
             stop=stack.enter_context(stop.StopRequest(3600.0 * 24)),
             watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             against_plan=AgainstPlan(None, 0),
+            collect_garbage=lambda step: None,
             optimizer=optim.build(chunks, config.optimizer, config),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
             flops=flops_per_token(config.model, config.data.seq_length),

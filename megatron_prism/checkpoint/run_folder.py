@@ -203,7 +203,8 @@ class Contents:
 def note(run_dir: Path, **facts: Any) -> None:
     """Add facts to a run's manifest."""
     path = run_dir / MANIFEST
-    write_json(path, {**read_json(path), **facts})
+    with disk.writing(path):
+        write_json(path, {**read_json(path), **facts})
 
 
 def step_folder(run_dir: Path, step: int) -> Path:

@@ -55,11 +55,12 @@ def is_defect(error: BaseException) -> bool:
 
 
 def raised_in(trace: TracebackType | None) -> str:
-    """Return the module of a traceback's innermost frame outside the standard library, or an empty text."""
+    """Return the module of a traceback's innermost frame outside the standard library, or an empty text. A torch function mode counts as its caller."""
     module = ""
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if _package(name) in OURS or _is_library(name):
+        hands_on = trace.tb_frame.f_code.co_name == "__torch_function__"  # host.py's, between an operation and its caller
+        if not hands_on and (_package(name) in OURS or _is_library(name)):
             module = name
         trace = trace.tb_next
     return module

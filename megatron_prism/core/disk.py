@@ -67,6 +67,18 @@ def await_path(path: Path, timeout_s: float = 90.0) -> None:
         time.sleep(0.2)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, give an error of the operating system a message that names the file, or the path where the error does not.
+
+    Raises: EnvironmentFault where the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}") from error
+
+
 def sync(paths: Iterable[Path]) -> None:
     """Sync files and folders to the disk (fsync)."""
     for path in paths:

@@ -27,7 +27,7 @@ from megatron_prism.models import build, trainable
 from megatron_prism.parallel import environment, hardware, host
 from megatron_prism.parallel.groups import Groups, from_first, gang
 from megatron_prism.planning.flops import flops_per_token, peak_tflops
-from megatron_prism.train import against_plan, kernels, loop, optim
+from megatron_prism.train import against_plan, garbage, kernels, loop, optim
 from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder, sample_log
@@ -142,6 +142,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             stop=stop_request,
             watchdog=watchdog,
             against_plan=AgainstPlan(against_plan.prediction(begin.model, config, chunks, sharded.weights, groups), first_step),
+            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
         )
         try:
             losses = loop.fit(run, first_step)

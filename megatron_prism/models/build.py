@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import FP8Config, GangConfig, ModelConfig, OffloadConfig, ParallelConfig, RecomputeConfig
-from megatron_prism.models import multipliers, spec
+from megatron_prism.core.patch import replaced
+from megatron_prism.models import chunked_loss, multipliers, spec
 from megatron_prism.models.norm import LocalFinalNorm
 from megatron_prism.parallel import host, megatron_versions
 from megatron_prism.parallel.groups import Groups, chunk_ends
@@ -62,9 +64,15 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
-        # TE's layers need no apex for it, but Megatron's output layer refuses to be built without apex's kernel (0.16 and 0.19)
-        gradient_accumulation_fusion=fused and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        gradient_accumulation_fusion=fused
+        and (_has_apex() if gang.fusion.gradient_accumulation is None else gang.fusion.gradient_accumulation),
+        cross_entropy_loss_fusion=gang.fusion.cross_entropy != "none",
+        cross_entropy_fusion_impl="te" if gang.fusion.cross_entropy == "te" else "native",
     )
+
+
+def _has_apex() -> bool:
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def _parallel_settings(parallel: ParallelConfig) -> dict[str, Any]:
@@ -186,7 +194,10 @@ def stages(model: ModelConfig, parallel: ParallelConfig) -> list[set[int]]:
 def build(model: ModelConfig, groups: Groups, gang: GangConfig) -> list[Any]:
     """Return this rank's model chunks (one, or vpp of them) on its device, randomly initialised, not yet wrapped."""
     config = transformer_config(model, gang)
-    return [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
+    chunks = [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
+    if gang.logits_chunk_tokens is not None and (last := unwrap(chunks[-1])).post_process:
+        chunked_loss.install(last, gang.logits_chunk_tokens)
+    return chunks
 
 
 def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None, first: bool, last: bool) -> Any:
@@ -203,12 +214,30 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
         "position_embedding_type": model.position_embedding,
         "rotary_base": model.rotary_base,
     }
-    chunk = _dense(model, ends, vp_stage) if model.layer_pattern is None else _hybrid(model, ends)
+    with _output_layer_without_apex(config.gradient_accumulation_fusion):
+        chunk = _dense(model, ends, vp_stage) if model.layer_pattern is None else _hybrid(model, ends)
+    if last and not _has_apex():
+        chunk.output_layer.gradient_accumulation_fusion = False
     multipliers.scale_ends(chunk, model, first, last)
     if last and padded > model.vocab_size:
         mask_padded_vocabulary(chunk, model.vocab_size, padded, groups)
     chunk.to(host.device())
     return Float16Module(config, chunk) if config.bf16 else chunk
+
+
+@contextlib.contextmanager
+def _output_layer_without_apex(is_fused: bool) -> Iterator[None]:
+    """Within the block, let Megatron's output layer be built beside Transformer Engine's fused layers without apex's kernel.
+
+    TE's layers need no apex for it, but ColumnParallelLinear looks at the whole model's switch (0.16 and 0.19).
+    """
+    from megatron.core.tensor_parallel import layers
+
+    if not is_fused or _has_apex():
+        yield
+        return
+    with replaced(layers, "_grad_accum_fusion_available", True):
+        yield
 
 
 def _dense(model: ModelConfig, ends: dict[str, Any], vp_stage: int | None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_prism.models import chunked_loss
 from megatron_prism.models.build import unwrap
 from megatron_prism.parallel.groups import Groups
 
@@ -35,7 +36,8 @@ def of_output(model: torch.nn.Module, groups: Groups) -> Iterator[list[torch.Ten
 
     hook = last.output_layer.register_forward_hook(add)
     try:
-        yield entropies
+        with chunked_loss.whole(last):
+            yield entropies
     finally:
         hook.remove()
 

@@ -8,6 +8,7 @@ Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 4, here for grouped 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from megatron_prism.core.check.model import padded_vocab_size
@@ -51,7 +52,7 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
 def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
-    bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are fp32. The optimizer holds
+    bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are of parallel.grad_reduce. The optimizer holds
     fp32 weights and AdamW's two moments, which the distributed optimizer divides over data and context parallelism. Frozen parameters have
     only weights.
     """
@@ -59,10 +60,10 @@ def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float
     on_gpu = 1 - gang.offload.optimizer_fraction
     if gang.precision == "fp32":
         return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
-    weights = 2.0 * stage.parameters + 2.0 * stage.fp8
+    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, 4.0 if gang.parallel.grad_reduce == "fp32" else 2.0
     if gang.fp8 is not None and gang.fp8.param:
         weights -= 2.0 * stage.fp8
-    return weights, 4.0 * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
+    return weights, gradient * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
 
 
 def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:
@@ -129,7 +130,8 @@ def _logits(model: ModelConfig, config: TrainConfig) -> float:
     """Return the bytes of the loss: logits, their fp32 softmax in place, and one more copy under padding or Granite's scale."""
     rows = padded_vocab_size(model.vocab_size, config.parallel.tp)
     copies = (model.logits_scaling != 1.0) + (rows > model.vocab_size)
-    return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens_of_rank(config)
+    tokens = min(tokens_of_rank(config), config.logits_chunk_tokens or math.inf)
+    return (_element(config) * (1 + copies) + 4) * rows / config.parallel.tp * tokens
 
 
 def _layer_working(stage: Stage, model: ModelConfig, config: TrainConfig) -> float:

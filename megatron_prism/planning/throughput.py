@@ -83,7 +83,8 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
     trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix needs only the gradient of its input
     matmul = forward * (2 + trained)
     if stage.is_last:
-        matmul += 6 * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL[others])
+        passes = 6 if config.logits_chunk_tokens is None else 8  # in chunks the logits are computed again in the backward pass
+        matmul += passes * model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp / (peak * MATMUL[others])
     attended = stage.letters.count("*") * 2 * config.data.seq_length * model.num_attention_heads * model.kv_channels / tp
     attend = attended / (peak * attention)  # forward
     scan = _scan_flops(stage, model) / tp / (peak * SCAN)

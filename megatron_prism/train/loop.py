@@ -6,7 +6,7 @@ It knows no file format and no layout. The one objective that it names is the va
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +68,7 @@ class Run:
     stop: stop.StopRequest
     watchdog: Watchdog
     against_plan: AgainstPlan
+    collect_garbage: Callable[[int], None]
     objective: Objective = CROSS_ENTROPY
 
 
@@ -112,6 +113,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             _validate(run, step, losses)
         if _due(step, config.save.interval, config.steps) or decision.stop_reason:
             _save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
+        run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:
             why = stop.name(decision.stop_reason)

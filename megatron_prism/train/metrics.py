@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_prism.core import log
+from megatron_prism.core import disk, log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.manifest import write_text
 from megatron_prism.parallel.groups import Groups
@@ -35,9 +35,10 @@ class Recorder:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / METRICS
-        forget_after(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        with disk.writing(self._path):
+            forget_after(self._path, first_step)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._progress, self._task = _progress_bar(first_step, steps)
 
     def __enter__(self) -> Recorder:
@@ -56,10 +57,7 @@ class Recorder:
         if not self.enabled:
             return
         numbers = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        self._write(step, numbers)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None and "/" not in name)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
@@ -72,10 +70,14 @@ class Recorder:
         """Write one validation's losses, a metric a source: valid_loss/SOURCE."""
         if not self.enabled:
             return
-        named = {f"valid_loss/{source}": loss for source, loss in losses.items()}
-        self._file.write(json.dumps({"step": step, **named}) + "\n")
-        for name, loss in named.items():
-            self._board.add_scalar(name, loss, step)
+        self._write(step, {f"valid_loss/{source}": loss for source, loss in losses.items()})
+
+    def _write(self, step: int, values: Mapping[str, float | None]) -> None:
+        with disk.writing(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
 
     def advance(self, step: int) -> None:
         """Advance the progress bar to a step that is not logged."""
@@ -91,17 +93,19 @@ class SampleLog:
 
     def __init__(self, run_dir: Path, first_step: int, dp_rank: int, dp: int, describe: Callable[[Sequence[int]], Any]):
         self._describe = describe
-        folder = run_dir / SAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("rank_*.jsonl"):
-            if int(path.stem.removeprefix("rank_")) % dp == dp_rank:
-                forget_after(path, first_step)
-        self._file = (folder / f"rank_{dp_rank:05d}.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._path = run_dir / SAMPLES / f"rank_{dp_rank:05d}.jsonl"
+        with disk.writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            for path in self._path.parent.glob("rank_*.jsonl"):
+                if int(path.stem.removeprefix("rank_")) % dp == dp_rank:
+                    forget_after(path, first_step)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, microbatches: Sequence[Mapping[str, Any]]) -> None:
         """Write which sequences a step has read."""
         samples = [self._describe(place) for batch in microbatches for place in batch["place"].tolist()]
-        self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
+        with disk.writing(self._path):
+            self._file.write(json.dumps({"step": step, "samples": samples}) + "\n")
 
 
 def sample_log(config: TrainConfig, groups: Groups, first_step: int, describe: Callable[[Sequence[int]], Any]) -> SampleLog | None:

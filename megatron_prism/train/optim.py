@@ -14,7 +14,7 @@ from megatron_prism.models.build import DTYPES
 
 
 def wrap(chunks: Sequence[Any], gang: GangConfig) -> list[Any]:
-    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed in fp32, over DP and CP.
+    """Return the chunks inside Megatron's DistributedDataParallel: gradients summed over DP and CP, in parallel.grad_reduce.
 
     They are sums: what to divide them by, a whole number or not, is the objective's (step.forward_backward).
     """
@@ -26,7 +26,7 @@ def wrap(chunks: Sequence[Any], gang: GangConfig) -> list[Any]:
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         fp8_param_gather=gang.fp8 is not None and gang.fp8.param,
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=parallel.grad_reduce == "fp32",
     )
     config = chunks[0].config
     wrapped = [DistributedDataParallel(config, settings, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]

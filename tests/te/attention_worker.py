@@ -15,9 +15,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from worker import believing_te, built
 
-from megatron_prism.core.config import GangConfig, ModelConfig
+from megatron_prism.core.config import FusionConfig, GangConfig, ModelConfig
 from megatron_prism.core.load import build as read
-from megatron_prism.models import attention_backend
+from megatron_prism.models import attention_backend, build
 from megatron_prism.parallel import groups
 
 FUSED = "NVTE_F16_arbitrary_seqlen"
@@ -39,6 +39,11 @@ def main(root: Path) -> None:
         with groups.grid(GangConfig(), 60.0) as grid:
             chunks = built(model, grid, GangConfig(), "te", None)
             answers[case["name"]] = ask(chunks, case)
+    fused = GangConfig(fusion=FusionConfig(gradient_accumulation=True))
+    with groups.grid(fused, 60.0) as grid:
+        answers["fused gradients"] = {
+            name: fused_gradients(built(model, grid, gang, "te", None)) for name, gang in (("off", GangConfig()), ("on", fused))
+        }
     (root / "answers.json").write_text(json.dumps(answers))
 
 
@@ -57,6 +62,13 @@ def ask(chunks: list[Any], case: dict[str, Any]) -> dict[str, Any]:
         first, second = (dataclasses.asdict(attention_backend.choice(chunks, batch, 1)) for _ in range(2))
     logger = logging.getLogger(attention_backend.LOGGER)
     return {**first, "next_time": second["backend"], "loggers": [logger.level, logger.propagate, len(logger.handlers)]}
+
+
+def fused_gradients(chunks: list[Any]) -> dict[str, bool]:
+    """Return which matrices' gradients are summed within the matrix product, by the module's name."""
+    switches = ("fuse_wgrad_accumulation", "gradient_accumulation_fusion")
+    modules = build.unwrap(chunks[0]).named_modules()
+    return {name: getattr(module, switch) for name, module in modules for switch in switches if hasattr(module, switch)}
 
 
 if __name__ == "__main__":

@@ -74,8 +74,15 @@ def test_the_reason_is_transformer_engines(answers: dict[str, Any]) -> None:
 
 
 def test_the_layer_is_left_as_it_was(answers: dict[str, Any]) -> None:
-    assert all(answer["next_time"] == answer["backend"] for answer in answers.values())
-    assert all(answer["loggers"] == answers["dense"]["loggers"] for answer in answers.values())
+    assert all(answers[name]["next_time"] == answers[name]["backend"] for name in CASES)
+    assert all(answers[name]["loggers"] == answers["dense"]["loggers"] for name in CASES)
+
+
+def test_gradients_are_summed_in_the_layers_without_apex(answers: dict[str, Any]) -> None:
+    """Not in the output layer, which is Megatron-Core's own and needs apex."""
+    told = answers["fused gradients"]
+    assert not any(told["off"].values()) and told["on"].pop("output_layer") is False
+    assert len(told["on"]) == 4 and all(told["on"].values()), told["on"]
 
 
 RUN = {

@@ -40,7 +40,7 @@ class Machine:
 
 def check_keys(gang: GangConfig) -> list[Problem]:
     """Return the problems between the keys of FP8, offloading, determinism and the environment."""
-    return [*_check_fp8(gang), *_check_offload(gang), *_check_names(gang), *check_variables(gang, gang.environment)]
+    return [*_check_fp8(gang), *_check_bf16(gang), *_check_offload(gang), *_check_names(gang), *check_variables(gang, gang.environment)]
 
 
 def _check_fp8(gang: GangConfig) -> Iterator[Problem]:
@@ -68,6 +68,15 @@ def _check_fp8(gang: GangConfig) -> Iterator[Problem]:
         )
     if fp8.param and not gang.parallel.distributed_optimizer:
         yield Problem("fp8.param", "true", "parallel.distributed_optimizer true too", "another optimizer keeps no FP8 weights")
+
+
+def _check_bf16(gang: GangConfig) -> Iterator[Problem]:
+    if gang.precision != "bf16" and gang.parallel.grad_reduce == "bf16":
+        yield Problem("parallel.grad_reduce", f"bf16 with precision {gang.precision}", "fp32, or precision bf16")
+    if gang.precision != "bf16" and gang.fusion.cross_entropy == "native":
+        yield Problem(
+            "fusion.cross_entropy", f"native with precision {gang.precision}", "none or te, or precision bf16", "its gradient is in bf16"
+        )
 
 
 def _check_offload(gang: GangConfig) -> Iterator[Problem]:
@@ -202,6 +211,8 @@ def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
         "fp8": gang.fp8 is not None,
         "offload.optimizer_fraction": gang.offload.optimizer_fraction > 0,
         "offload.activation_layers": gang.offload.activation_layers > 0,
+        "fusion.cross_entropy": gang.fusion.cross_entropy == "te",
+        "fusion.gradient_accumulation": gang.fusion.gradient_accumulation is True,
     }
     if not machine.has_cuda:
         return [

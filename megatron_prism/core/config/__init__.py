@@ -5,7 +5,7 @@ others are ours. docs/CONFIG.md is generated from these classes.
 """
 
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
-from megatron_prism.core.config.gang import FP8Config, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "DataConfig",
     "DecontaminateConfig",
     "FP8Config",
+    "FusionConfig",
     "GangConfig",
     "GuardConfig",
     "InitConfig",

@@ -44,10 +44,26 @@ class ParallelConfig(Section):
     overlap_param_gather: Annotated[bool, MAY_CHANGE] = False
     """Gather the updated weights while the next forward pass runs. It needs distributed_optimizer and overlap_grad_reduce."""
 
+    grad_reduce: Annotated[Literal["fp32", "bf16"], MAY_CHANGE] = "fp32"
+    """The dtype in which gradients are summed over microbatches and ranks. bf16 takes half the memory and messages, and rounds each sum."""
+
     @property
     def cp_sizes(self) -> list[int] | None:
         """The ranks of an a2a and of a p2p group under a2a+p2p, else None."""
         return None if self.cp_a2a_size is None else [self.cp_a2a_size, self.cp // self.cp_a2a_size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig(Section):
+    """Kernels that do several operations in one. What has not been measured on a GPU is off."""
+
+    cross_entropy: Literal["none", "native", "te"] = "none"
+    """The loss from the logits, by Megatron-Core's names: `native` is its compiled one, whose gradient is in bf16, `te` is Transformer Engine's
+    on a GPU. Both divide by Granite's scale and mask the vocabulary's padding before, as `none` does."""
+
+    gradient_accumulation: bool | None = None
+    """Add a weight's gradient to its sum within the matrix product, by Transformer Engine's layers on a GPU. The output layer needs apex's
+    kernel, and is left out without it. Null: where apex is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +138,10 @@ class GangConfig(Section):
     """On a GPU: `auto` is the fused attention that Transformer Engine chooses (flash-attn or cuDNN), and a run of sequences of 1,024 tokens and
     more for which it has none is refused. `unfused` takes its slow one."""
 
+    logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
+    """Compute logits and loss of this many of a rank's tokens at a time, and again in the backward pass, so that their memory does not grow
+    with the sequence. Null: of all tokens at once."""
+
     deterministic: Annotated[bool, MAY_CHANGE] = False
     """Make torch, Megatron-Core, cuBLAS, NCCL and Transformer Engine deterministic: the same ranks give the same bits."""
 
@@ -131,6 +151,8 @@ class GangConfig(Section):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     recompute: Annotated[RecomputeConfig, MAY_CHANGE] = field(default_factory=RecomputeConfig)
+
+    fusion: Annotated[FusionConfig, MAY_CHANGE] = field(default_factory=FusionConfig)
 
     fp8: FP8Config | None = None
     """Null: no FP8. `fp8: {}` is FP8 with the defaults below."""

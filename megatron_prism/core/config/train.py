@@ -149,6 +149,9 @@ class TrainConfig(GangConfig):
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
+    gc_interval: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
+    """Collect Python's garbage every this many steps, on all ranks at once. 0: whenever Python does, on each rank at another step."""
+
     trainable: tuple[str, ...] = ("*",)
     """Patterns of the checkpoint names of the parameters to train. All others keep their values, bit for bit."""
 

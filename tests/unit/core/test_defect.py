@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import subprocess
+import traceback
 import types
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -103,3 +104,23 @@ def test_a_worker_judges_where_the_frames_are(name: str) -> None:
 def test_a_worker_leaves_an_error_for_the_user_as_it_is() -> None:
     with pytest.raises(InputError), judged_here():
         raise InputError("a")
+
+
+def test_a_torch_function_mode_counts_as_its_caller() -> None:
+    """On a host every operation of torch goes through one of ours (parallel/host.py)."""
+    torch = a_library("torch")
+
+    def hand_on(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+    code, place = (
+        hand_on.__code__.replace(co_name="__torch_function__"),
+        {**hand_on.__globals__, "__name__": "megatron_prism.parallel.host"},
+    )
+    function = types.FunctionType(code, place, argdefs=hand_on.__defaults__)
+    mode = type("Mode", (torch.overrides.TorchFunctionMode,), {"__torch_function__": function})
+    shapes = DEFECTS["shapes, in torch's native code"]
+    with mode():
+        assert code in [frame.f_code for frame, _ in traceback.walk_tb(raised_by(shapes, "a").__traceback__)]
+        assert not is_defect(raised_by(shapes, "megatron.core.optimizer"))
+        assert is_defect(raised_by(shapes, "megatron_prism.train.loop"))

@@ -158,3 +158,9 @@ def test_a_window_of_logits_grows_with_what_copies_them() -> None:
     assert memory.of_stage(stage_of(wide), 0, wide, config, 1).working == 6 * 128_000 * tokens
     granite = dataclasses.replace(wide, vocab_size=127_999, logits_scaling=8.0)  # one row of padding, and a division
     assert memory.of_stage(stage_of(granite), 0, granite, config, 1).working == 10 * 128_000 * tokens
+    chunked = dataclasses.replace(config, logits_chunk_tokens=tokens // 4)
+    assert memory.of_stage(stage_of(wide), 0, wide, chunked, 1).working == 6 * 128_000 * tokens // 4
+    assert (
+        memory.of_stage(stage_of(wide), 0, wide, dataclasses.replace(config, logits_chunk_tokens=10 * tokens), 1).working
+        == 6 * 128_000 * tokens
+    )

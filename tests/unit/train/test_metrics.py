@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from megatron_prism.train.metrics import METRICS, Recorder, forget_after
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.train.metrics import METRICS, Recorder, SampleLog, forget_after
 
 
 def lines(path: Path) -> list[dict]:
@@ -80,3 +83,15 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     forget_after(tmp_path / METRICS, 1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("opened", ["metrics.jsonl", "samples/rank_00000.jsonl"])
+def test_a_full_disk_is_named_by_its_file(tmp_path: Path, opened: str) -> None:
+    """/dev/full takes no byte. The files are opened by their names, as after a disk has filled while the run went."""
+    (tmp_path / "samples").mkdir()
+    with contextlib.suppress(OSError), open("/dev/full", "a", buffering=1) as full, Recorder(tmp_path, 0, 1, enabled=True) as recorder:
+        samples = SampleLog(tmp_path, 0, 0, 1, list)
+        (recorder if opened == "metrics.jsonl" else samples)._file = full
+        with pytest.raises(EnvironmentFault, match=rf"{re.escape(str(tmp_path / opened))}: No space left on device"):
+            recorder.record(1, {"loss": 1.0})
+            samples.record(1, [])
