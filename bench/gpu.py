@@ -1,15 +1,15 @@
 """Our training step on a GPU at real widths: beside transformers, a bare Megatron-Core loop, a matrix product, and the planner's figures.
 
 Run: python -m bench.gpu [--shape NAME] [--sides SIDE ...] [--tiny] [--budget-s S]      (from the repository's root)
-A side is a trainer (bench/gpu_sides.py) with options behind plus signs: ours, bare and transformers; fp8, delayed, blockwise; of ours also
-ce-native, ce-te, wgrad, gc, graphs, and all (ce-te, wgrad and gc); of transformers compile.
+A side is a trainer (bench/gpu_sides.py) with options behind plus signs. The trainers: ours, bare, transformers. The options: fp8, delayed,
+blockwise (of ours and bare); ce-native, ce-te, wgrad, grads-bf16, gc, chunks, graphs, and all, which is ce-te, wgrad and gc (of ours); compile
+(of transformers). matmul is a matrix product.
 All sides of one run share a process: for a peak of memory that nothing before it can touch, run a side alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -29,6 +29,7 @@ from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import build
 from megatron_prism.parallel import environment, groups, host
 from megatron_prism.planning.flops import flops_per_token
+from tests.distributed.worker import forget
 
 MODELS = Path(__file__).resolve().parents[1] / "configs" / "models"
 CUBE = 8192
@@ -41,8 +42,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "packed": ("llama-3.1-8b", {"num_layers": 8}, 8192, 1024),
 }
 TOKENS = 32768
-ALONE = ("ce-native", "ce-te", "wgrad", "gc", "all")
-FULL = ("matmul", "ours", *(f"ours+{name}" for name in ALONE), "ours+fp8", "ours+fp8+all", "ours+delayed", "ours+blockwise", "bare", "bare+fp8")
+ALONE = ("ce-native", "ce-te", "wgrad", "grads-bf16", "gc", "chunks", "all", "all+grads-bf16")
+FULL = (
+    "matmul",
+    "ours",
+    *(f"ours+{name}" for name in ALONE),
+    "ours+fp8",
+    "ours+fp8+all",
+    "ours+delayed",
+    "ours+blockwise",
+    "bare",
+    "bare+fp8",
+)
 PEERS = ("transformers", "transformers+compile")
 DEFAULT = {"dense": (*FULL, *PEERS), "hybrid": ("ours", "ours+all", "ours+fp8", "ours+graphs", "transformers")}
 SMALL: dict[str, Any] = {"hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 16}
@@ -65,7 +76,7 @@ def measure(name: str, side: str, tiny: bool) -> dict[str, Any]:
     """Return the figures of a side of a shape, or its error: others can be measured all the same. The process group is joined."""
     shape, (trainer, *options) = shape_of(name, tiny), side.split("+")
     result: dict[str, Any] = {"shape": name, "side": side}
-    gc.collect()
+    forget()  # the side before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:

@@ -7,13 +7,12 @@ write: SDPA, AdamW fused, weights and moments in bf16.
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ import torch
 
 from bench.trainer import Bare, Unused
 from megatron_prism.checkpoint import sharded
-from megatron_prism.core import config as conf
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core import load
 from megatron_prism.core.check.precision import check_machine
+from megatron_prism.core.check.train import check_train
+from megatron_prism.core.config import ModelConfig, OptimizerConfig, TrainConfig
 from megatron_prism.core.errors import raise_problems
+from megatron_prism.core.layers import merge
 from megatron_prism.core.patch import replaced
 from megatron_prism.families import registry
 from megatron_prism.models import build
@@ -32,22 +33,26 @@ from megatron_prism.models.batch import Batch
 from megatron_prism.parallel import hardware, host
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.train import against_plan, kernels, loop, metrics, optim, stop, watchdog
+from megatron_prism.train import against_plan, garbage, kernels, loop, metrics, optim, stop, watchdog
 from megatron_prism.train.against_plan import MEASURED, WARM_UP, AgainstPlan
 from megatron_prism.train.guard import Guard
 
 STEPS = WARM_UP + MEASURED
-LR = 1e-5
-RECIPES = {"fp8": "tensorwise", "delayed": "delayed", "blockwise": "blockwise"}
-# what NVIDIA's recipes set and we do not, by the field of Megatron-Core's TransformerConfig
-SWITCHES: dict[str, dict[str, Any]] = {
-    "ce-native": {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "native"},
-    "ce-te": {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"},
-    "wgrad": {"gradient_accumulation_fusion": True},
-    "graphs": {"cuda_graph_impl": "local"},
-    "gc": {},  # the collector is off while steps run
+# the keys of an option: the recipes of FP8, and what NVIDIA's recipes set and we leave off
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fp8": {"fp8": {}},
+    "delayed": {"fp8": {"recipe": "delayed"}},
+    "blockwise": {"fp8": {"recipe": "blockwise"}},
+    "ce-native": {"fusion": {"cross_entropy": "native"}},
+    "ce-te": {"fusion": {"cross_entropy": "te"}},
+    "wgrad": {"fusion": {"gradient_accumulation": True}},
+    "grads-bf16": {"parallel": {"grad_reduce": "bf16"}},
+    "gc": {"gc_interval": 100},
+    "chunks": {"logits_chunk_tokens": 2048},
+    "all": {"fusion": {"cross_entropy": "te", "gradient_accumulation": True}, "gc_interval": 100},
+    "graphs": {},  # no key of ours: Megatron-Core's CUDA graphs of each layer
 }
-TOGETHER = ("ce-te", "wgrad", "gc")  # the switch `all`
+NVIDIA = ("ce-native", "grads-bf16", "gc")  # of NVIDIA's script for this model, beside what bare() sets itself
 
 
 @dataclass(frozen=True)
@@ -98,55 +103,47 @@ def _microbatch(shape: Shape, generator: torch.Generator) -> Batch:
     return {name: tensor.pin_memory() if host.has_cuda() else tensor for name, tensor in batch.items()}
 
 
-def configure(shape: Shape, folder: Path, recipe: str | None) -> TrainConfig:
-    """Return the run of a shape: one rank, bf16; nothing is read from `data.prepared`.
+def configure(shape: Shape, folder: Path, options: Sequence[str]) -> TrainConfig:
+    """Return the run of a shape: one rank, bf16, a constant rate; nothing is read from `data.prepared`.
 
     Raises: InputError where this machine cannot run it, as FP8 on a CPU.
     """
-    config = TrainConfig(
-        run_dir=folder,
-        steps=STEPS,
-        model=shape.model,
-        fp8=None if recipe is None else conf.FP8Config(recipe=recipe),  # type: ignore[arg-type]
-        data=conf.DataConfig(prepared=folder, seq_length=shape.seq_length, document_mask=shape.documents is not None),
-        batch=conf.BatchConfig(global_size=shape.num_microbatches),
-        optimizer=conf.OptimizerConfig(lr=LR),
-        schedule=conf.ScheduleConfig(kind="constant"),
-        log=conf.LogConfig(interval=1),
+    values: dict[str, Any] = {
+        "run_dir": str(folder),
+        "steps": STEPS,
+        "init": {"tokenizer": str(folder)},
+        "data": {"prepared": str(folder), "seq_length": shape.seq_length, "document_mask": shape.documents is not None},
+        "batch": {"global_size": shape.num_microbatches},
+        "schedule": {"kind": "constant"},
+        "log": {"interval": 1},
+    }
+    config = replace(
+        load.build(merge([("bench", values), *((name, OPTIONS[name]) for name in options)]), TrainConfig, str), model=shape.model
     )
-    raise_problems(check_machine(config, hardware.read()))
+    raise_problems([*check_train(config, 1), *check_machine(config, hardware.read())])
     return config
 
 
 @contextmanager
-def switched(names: Sequence[str]) -> Iterator[None]:
-    """Within the block models are built with some of SWITCHES."""
+def graphed(is_graphed: bool) -> Iterator[None]:
+    """Within the block models are built for CUDA graphs of each layer, which Megatron-Core records after some steps."""
     from megatron.core import transformer
-    from megatron.core.tensor_parallel import layers, model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    original, changes = transformer.TransformerConfig, {key: value for name in names for key, value in SWITCHES[name].items()}
-    with ExitStack() as stack:
-        stack.enter_context(replaced(transformer, "TransformerConfig", lambda **fields: original(**fields | changes)))
-        if "wgrad" in names:  # Transformer Engine's layers need no apex; Megatron's output layer asks for it when it is built
-            stack.enter_context(replaced(layers, "_grad_accum_fusion_available", True))
-        if "graphs" in names:  # dropout's generators must be ones that a graph can hold
-            model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=True, force_reset_rng=True)
-        if "gc" in names:
-            gc.collect()
-            gc.disable()
-            stack.callback(gc.enable)
+    if not is_graphed:
+        yield
+        return
+    original = transformer.TransformerConfig
+    model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=True, force_reset_rng=True)
+    with replaced(transformer, "TransformerConfig", lambda **fields: original(**fields, cuda_graph_impl="local")):
         yield
 
 
 def ours(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
     """Train with loop.fit; only validation and saving are left out."""
-    names = [name for option in options for name in (TOGETHER if option == "all" else (option,)) if name in SWITCHES]
-    recipe = next((RECIPES[option] for option in options if option in RECIPES), None)
-    with tempfile.TemporaryDirectory() as folder, switched(names), ExitStack() as stack:
-        config = configure(shape, Path(folder), recipe)
+    with tempfile.TemporaryDirectory() as folder, graphed("graphs" in options), ExitStack() as stack:
+        config = configure(shape, Path(folder), options)
         bare = build.build(shape.model, grid, config)
-        for chunk in bare if "wgrad" in names else []:
-            build.unwrap(chunk).output_layer.gradient_accumulation_fusion = False
         chunks = optim.wrap(bare, config)
         optimizer = optim.build(chunks, config.optimizer, config)
         computing = kernels.find(chunks, optimizer, config, grid)
@@ -166,6 +163,7 @@ def ours(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
             stop=stack.enter_context(stop.StopRequest(None)),
             watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             against_plan=times,
+            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
             optimizer=optimizer,
             train_batches=iter([steps[number % 2] for number in range(STEPS)]),
             flops=flops_per_token(shape.model, shape.seq_length),
@@ -185,33 +183,34 @@ def _plan(times: Times) -> dict[str, float]:
 def bare(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
     """Train with Megatron-Core alone, its settings those of NVIDIA's script: fused cross-entropy, gradients reduced in bf16, gc by hand."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    recipe = next((RECIPES[option] for option in options if option in RECIPES), None)
-    with tempfile.TemporaryDirectory() as folder, switched(["ce-native", "gc"]):
-        (chunk,) = build.build(shape.model, grid, configure(shape, Path(folder), recipe))
+    with tempfile.TemporaryDirectory() as folder, garbage.collected(100):
+        config = configure(shape, Path(folder), [*NVIDIA, *options])
+        (chunk,) = build.build(shape.model, grid, config)
         settings = DistributedDataParallelConfig(
             use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True, grad_reduce_in_fp32=False
         )
         model = DistributedDataParallel(chunk.config, settings, chunk)
         model.config.finalize_model_grads_func, model.config.no_sync_func = finalize_model_grads, model.no_sync
-        adam = {"adam_beta1": 0.9, "adam_beta2": 0.95, "clip_grad": 1.0, "weight_decay": 0.1}
-        optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=LR,
-                bf16=True,
-                params_dtype=torch.bfloat16,
-                use_distributed_optimizer=True,
-                overlap_param_gather=True,
-                **adam,
-            ),
-            [model],
+        adam = config.optimizer
+        wanted = OptimizerConfig(
+            optimizer="adam",
+            lr=adam.lr,
+            weight_decay=adam.weight_decay,
+            adam_beta1=adam.beta1,
+            adam_beta2=adam.beta2,
+            adam_eps=adam.eps,
+            clip_grad=adam.clip_grad,
+            bf16=True,
+            params_dtype=torch.bfloat16,
+            use_distributed_optimizer=True,
+            overlap_param_gather=True,
         )
+        optimizer = get_megatron_optimizer(wanted, [model])
         for group in optimizer.param_groups:
-            group["weight_decay"] = adam["weight_decay"] * group["wd_mult"]
+            group["weight_decay"] = adam.weight_decay * group["wd_mult"]
         steps = [[{name: tensor.to(host.device()) for name, tensor in each.items()} for each in step] for step in batches(shape)]
 
         def step(number: int) -> float:
@@ -241,7 +240,9 @@ def transformers(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
         model = AutoModelForCausalLM.from_config(written, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.train()
     model.config.use_cache = False
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=host.has_cuda())
+    adam = OptimizerConfig()
+    settings: dict[str, Any] = {"lr": adam.lr, "betas": (adam.beta1, adam.beta2), "eps": adam.eps, "weight_decay": adam.weight_decay}
+    optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=host.has_cuda())
     forward = torch.compile(model) if "compile" in options else model
     steps = [[{name: tensor.to(host.device()) for name, tensor in each.items()} for each in step] for step in batches(shape)]
 

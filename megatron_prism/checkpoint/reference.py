@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import torch
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import CheckpointError, Problem
+
+KERNELS = ("mamba_ssm", "causal_conv1d")
 
 
 def load(root: Path, dtype: torch.dtype | None = None) -> Any:
@@ -21,7 +26,8 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
     choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
+        with without_kernels():
+            model = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
     except (OSError, ValueError) as error:
         raise CheckpointError(
             Problem(str(root), " ".join(str(error).split()), "safetensors weights of a model that transformers itself has")
@@ -32,6 +38,23 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
         )
     model.generation_config = GenerationConfig()  # the caller's choices alone: a published repetition_penalty is no part of the model
     return model.eval()
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within the block mamba_ssm and causal_conv1d cannot be imported, so that transformers computes its Mamba layers with torch.
+
+    It looks for them when a model's file is first imported, and then calls their CUDA kernels for tensors on the host too.
+    Source: transformers/integrations/hub_kernels.py, use_kernel_func_from_hub_with_fallback (5.24).
+    """
+    kept = {name: sys.modules[name] for name in KERNELS if name in sys.modules}
+    sys.modules.update(dict.fromkeys(KERNELS))  # type: ignore[arg-type]  # None: an import fails
+    try:
+        yield
+    finally:
+        for name in KERNELS:
+            del sys.modules[name]
+        sys.modules.update(kept)
 
 
 def unfloor_time_steps(model: Any) -> int:

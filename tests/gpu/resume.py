@@ -44,6 +44,12 @@ SETTINGS: dict[str, Setting] = {
     "full recompute": ("llama", {"recompute": {"granularity": "full"}}, SLOW),
     "mlp recompute, hybrid": (HYBRID, {"recompute": {"granularity": "selective", "modules": ["mlp"]}}, SLOW),
     "overlapped reduce and gather": ("llama", {"parallel": {"overlap_grad_reduce": True, "overlap_param_gather": True}}, SLOW),
+    "logits in chunks": ("llama", {"logits_chunk_tokens": 96}, SLOW),
+    "fused loss and gradient accumulation": (
+        "llama",
+        {"fusion": {"cross_entropy": "te", "gradient_accumulation": True}, "parallel": {"grad_reduce": "bf16"}},
+        DEVICE,
+    ),
     "attention alone trained": ("llama", {"trainable": ["*self_attention*"]}, SLOW),
 }
 # name: (a setting, another, whether their losses are the same); each pair beside its opposite

@@ -30,7 +30,7 @@ class Ended:
     seconds: float
 
 
-def environment(more: Mapping[str, str | None] = {}) -> dict[str, str]:  # noqa: B006
+def environment(more: Mapping[str, str | None] = {}) -> dict[str, str]:
     """Return the variables of a process that runs the code of this tree. A value of None takes a variable away."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {
@@ -43,7 +43,7 @@ def environment(more: Mapping[str, str | None] = {}) -> dict[str, str]:  # noqa:
     return {name: value for name, value in changed.items() if value is not None}
 
 
-def prism(*arguments: object, more: Mapping[str, str | None] = {}, timeout_s: float = TIMEOUT_S) -> Ended:  # noqa: B006
+def prism(*arguments: object, more: Mapping[str, str | None] = {}, timeout_s: float = TIMEOUT_S) -> Ended:
     """Run one prism command to its end; it and its children are killed after timeout_s, and the code is 124."""
     began = time.perf_counter()
     child = subprocess.Popen(

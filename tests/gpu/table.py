@@ -49,7 +49,9 @@ def _version(name: str) -> str:
 
 def table(facts: dict[str, str], lines: list[dict[str, Any]]) -> str:
     """Return the Markdown."""
-    rows = [f"| {line['part']} | {line['check']} | {WORDS[line['ok']]} | {_words(line['figures'])} | {line['seconds']:.0f} |" for line in lines]
+    rows = [
+        f"| {line['part']} | {line['check']} | {WORDS[line['ok']]} | {_words(line['figures'])} | {line['seconds']:.0f} |" for line in lines
+    ]
     head = ["  ".join(f"{name} {value}" for name, value in facts.items()), "", "| part | check | | figures | s |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows])
 

@@ -21,7 +21,7 @@ def main(given: Options) -> None:
     """Run with both, then with torch's alone."""
     home = cudnn_of_torch()
     for name in ("two cuDNNs", "CUDNN_HOME"):
-        with check("two cuDNNs", name) as found:
+        with check("two_cudnns", name) as found:
             if not host.has_cuda():
                 found.skip("no CUDA device")
             elif home is None:
