@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,47 +54,84 @@ TINY_FACTOR = 3.0  # a CPU's time, of a part's limit
 LEAST_S = 15.0  # a part is not begun with less
 
 
-class Budget:
-    """The time that is left."""
+class Runner:
+    """Runs parts within what the command line says and a budget, which begins now; every process of a part ends with it."""
 
-    def __init__(self, budget_s: float):
-        self._ends = time.monotonic() + budget_s
+    def __init__(self, given: argparse.Namespace, work: Path):
+        self._given, self._work, self._ends = given, work, time.monotonic() + given.budget_s
+        self._children: set[subprocess.Popen[bytes]] = set()
 
-    def left_s(self) -> float:
-        return self._ends - time.monotonic()
+    def run(self, part: Part) -> list[Line]:
+        """Run a part within its limit and the budget, and return its checks."""
+        left_s = self._ends - time.monotonic()
+        if left_s < LEAST_S:
+            return [_line(part, "not run", None, {"skipped": "the time budget is spent"})]
+        tiny = ["--tiny"] if self._given.tiny else []
+        folders = [str(self._work / name) for name in ("fixtures", part.name.replace(" ", "_"))]
+        limit_s = min(left_s, part.limit_s * (TINY_FACTOR if tiny else 1))
+        return self.start(part, [*folders, "--data", str(self._given.data), "--group", part.group, *tiny], limit_s)
+
+    def start(self, part: Part, arguments: list[str], limit_s: float) -> list[Line]:
+        """Run a part's program. A part that ends badly or too late has a failed check more, with the end of what it said."""
+        print(f"gpu_check: {part.name}, at most {limit_s:.0f} s", file=sys.stderr, flush=True)
+        began, command = time.monotonic(), [sys.executable, "-m", f"tests.gpu.{part.program}", *arguments]
+        output, said = (self._work / f"{part.name.replace(' ', '_')}.{end}" for end in ("out", "err"))
+        with output.open("w") as stream, said.open("w") as errors:
+            child = subprocess.Popen(
+                command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=stream, stderr=errors, start_new_session=True
+            )
+            self._children.add(child)
+            try:
+                ending = f"exit code {code}" if (code := child.wait(limit_s)) else ""
+            except subprocess.TimeoutExpired:
+                ending = f"stopped after {limit_s:.0f} s"
+                _end(child)
+            self._children.discard(child)
+        lines = report.read(output.read_text(errors="replace"))
+        if ending:
+            lines.append(_line(part, "ended", False, {"error": f"{ending}: {said.read_text(errors='replace')[-800:]}"}))
+        print(f"gpu_check: {part.name}: {len(lines)} checks, {time.monotonic() - began:.0f} s {ending}", file=sys.stderr, flush=True)
+        return lines
+
+    def end(self) -> None:
+        """End what still runs: no process is left on the device."""
+        for child in list(self._children):
+            _end(child)
 
 
 def main() -> int:
     """Run what was asked for; return 0 where nothing failed."""
     given = _read()
-    budget, names = Budget(given.budget_s), given.parts or [part.name for part in PARTS]
-    parts = [part for part in PARTS if part.name in names or part.program in names]
-    lines: list[Line] = []
-    facts = describe()
-    written = threading.Lock()
-
-    def finish(found: list[Line]) -> None:
-        with written:
-            lines.extend(found)
-            _write(given, facts, lines)
-
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parts = [part for part in PARTS if given.parts is None or part.name in given.parts or part.program in given.parts]
+    facts, lines = describe(), list[Line]()
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=given.work) as folder:
-        work = Path(folder)
-        fixtures = Part("fixtures", 120)
-        made = start_part(fixtures, [str(work / "fixtures")], fixtures.limit_s, work)
-        finish(made or [_line(fixtures, "made", True, {})])
-        if not made:
-            together = [part for part in parts if not part.alone]
-            with ThreadPoolExecutor(1 if (os.cpu_count() or 1) < 16 else 2) as pool:
-                for found in pool.map(lambda part: run_part(part, given, budget, work), together):
-                    finish(found)
-            for part in parts:
-                if part.alone:
-                    finish(run_part(part, given, budget, work))
+        runner = Runner(given, Path(folder))
+        try:
+            for found in _in_turn(runner, parts, Path(folder)):
+                lines += found
+                _write(given, facts, lines)
+        finally:
+            runner.end()
     print(table(facts, lines))
     failed = [line for line in lines if line["ok"] is False]
     print(f"gpu_check: {len(lines) - len(failed)} of {len(lines)} checks held or were left out, {len(failed)} failed; {given.out}")
     return 1 if failed else 0
+
+
+def _in_turn(runner: Runner, parts: list[Part], work: Path) -> Iterator[list[Line]]:
+    """Yield the checks of each part: first two parts at a time where the machine has the processors, then those that run alone."""
+    fixtures = Part("fixtures", 120)
+    made = runner.start(fixtures, [str(work / "fixtures")], fixtures.limit_s)
+    yield made or [_line(fixtures, "made", True, {})]
+    if made:
+        return
+    with ThreadPoolExecutor(2 if (os.cpu_count() or 1) >= 16 else 1) as pool:
+        for future in as_completed([pool.submit(runner.run, part) for part in parts if not part.alone]):
+            yield future.result()
+    for part in parts:
+        if part.alone:
+            yield runner.run(part)
 
 
 def _read() -> argparse.Namespace:
@@ -108,40 +145,6 @@ def _read() -> argparse.Namespace:
     given = parser.parse_args()
     given.budget_s = given.budget_s or (1800.0 if given.tiny else 480.0)
     return given
-
-
-def run_part(part: Part, given: argparse.Namespace, budget: Budget, work: Path) -> list[Line]:
-    """Run a part within its limit and the budget, and return its checks."""
-    left_s = budget.left_s()
-    if left_s < LEAST_S:
-        return [_line(part, "not run", None, {"skipped": "the time budget is spent"})]
-    limit_s = min(left_s, part.limit_s * (TINY_FACTOR if given.tiny else 1))
-    tiny = ["--tiny"] if given.tiny else []
-    own = work / part.name.replace(" ", "_")
-    return start_part(part, [str(work / "fixtures"), str(own), "--data", str(given.data), "--group", part.group, *tiny], limit_s, work)
-
-
-def start_part(part: Part, arguments: list[str], limit_s: float, work: Path) -> list[Line]:
-    """Run a part's program. A part that ends badly or too late has a failed check more, with the end of what it said."""
-    print(f"gpu_check: {part.name}, at most {limit_s:.0f} s", file=sys.stderr, flush=True)
-    began = time.monotonic()
-    output, said = (work / f"{part.name.replace(' ', '_')}.{end}" for end in ("out", "err"))
-    with output.open("w") as stream, said.open("w") as errors:
-        command = [sys.executable, "-m", f"tests.gpu.{part.program}", *arguments]
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=stream, stderr=errors, start_new_session=True
-        )
-        try:
-            ending = f"exit code {code}" if (code := child.wait(limit_s)) else ""
-        except subprocess.TimeoutExpired:
-            ending = f"stopped after {limit_s:.0f} s"
-            _end(child)
-    lines = report.read(output.read_text(errors="replace"))
-    if ending:
-        lines.append(_line(part, "ended", False, {"error": f"{ending}: {said.read_text(errors='replace')[-800:]}"}))
-    seconds = time.monotonic() - began
-    print(f"gpu_check: {part.name}: {len(lines)} checks, {seconds:.0f} s {ending}", file=sys.stderr, flush=True)
-    return lines
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu import report, resume, table, throughput
-from tests.gpu.__main__ import PARTS, Budget, Part, run_part, start_part
+from tests.gpu import report, resume, runs, table, throughput, two_cudnns
+from tests.gpu.__main__ import PARTS, Part, Runner
 from tests.gpu.options import ROOT, Options
 
 RUNNER = ["bash", "tools/gpu_check.sh"]
@@ -59,7 +59,7 @@ def test_every_setting_is_a_config_that_is_accepted(tmp_path: Path) -> None:
     from megatron_prism.core import layers, load
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.jobs import train
-    from tests.gpu import fixtures, runs
+    from tests.gpu import fixtures
 
     fixtures.main(tmp_path / "fixtures", sorted({family for family, _, _ in resume.SETTINGS.values()}))
     given = Options(tmp_path / "fixtures", tmp_path, tiny=False, data=tmp_path, group="")
@@ -86,7 +86,7 @@ def test_a_check_that_raises_fails_and_says_why(capfd: pytest.CaptureFixture[str
 
 
 def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path) -> None:
-    (line,) = run_part(PARTS[0], argparse.Namespace(tiny=True, data=tmp_path), Budget(1.0), tmp_path)
+    (line,) = Runner(argparse.Namespace(tiny=True, data=tmp_path, budget_s=1.0), tmp_path).run(PARTS[0])
     assert line["part"] == PARTS[0].name and line["ok"] is None and "budget is spent" in line["figures"]["skipped"]
 
 
@@ -95,8 +95,43 @@ def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path) -> None:
     [("fixtures", 0.3, "stopped after 0 s"), ("no_such_part", 30.0, "exit code 1: ")],
 )
 def test_a_part_that_ends_badly_has_a_failed_check(tmp_path: Path, program: str, limit_s: float, reason: str) -> None:
-    (line,) = start_part(Part(program, limit_s), [str(tmp_path / "new")], limit_s, tmp_path)
+    runner = Runner(argparse.Namespace(budget_s=60.0), tmp_path)
+    (line,) = runner.start(Part(program, limit_s), [str(tmp_path / "new")], limit_s)
     assert line["ok"] is False and reason in line["figures"]["error"]
+
+
+def test_a_site_folder_is_unpacked_entered_and_removed(tmp_path: Path) -> None:
+    """unpack.sh is told where to; what enter.sh sets is there for the parts, before the repository on PYTHONPATH or behind it."""
+    site = tmp_path / "the site"
+    site.mkdir()
+    (site / "unpack.sh").write_text('mkdir -p "$1" && echo "print(open(__file__).name)" > "$1/sitecustomize.py"\n')
+    (site / "enter.sh").write_text("export PYTHONPATH=$1${PYTHONPATH:+:$PYTHONPATH}\n")
+    environment = {**os.environ, "PRISM_PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "tools" / "gpu_check.sh"), "--site", "the site", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    entered, *said = done.stdout.splitlines()
+    assert done.returncode == 0 and said[0].startswith("usage: gpu_check.sh"), done.stderr
+    assert entered.endswith("/site/sitecustomize.py") and not Path(entered).exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "loaded_from", "ok"),
+    [
+        (4, "prism: two cuDNNs are loaded: export CUDNN_HOME=/env/nvidia/cudnn, which", 2, True),
+        (4, "prism: install flash-attn", 2, False),
+        (0, "", 2, False),
+        (0, "", 1, None),
+        (70, "prism: export CUDNN_HOME=/env/nvidia/cudnn", 2, False),
+    ],
+)
+def test_two_cudnns_are_judged(monkeypatch: pytest.MonkeyPatch, code: int, said: str, loaded_from: int, ok: bool | None) -> None:
+    """Refused with exit code 4 and the cure holds; trained all the same fails, or is left out where there was one cuDNN."""
+    noted = {"cudnn": {"version": "9.19.0", "loaded_from": ["/usr/local/cuda/lib64", "/env/nvidia/cudnn/lib"][:loaded_from]}}
+    monkeypatch.setattr(two_cudnns, "train", lambda *args: (Path(), runs.Ended(code, "", said, 1.0)))
+    monkeypatch.setattr(two_cudnns.runs, "kernels", lambda run_dir: noted)
+    found = report.Check()
+    two_cudnns.refused(Options(Path(), Path(), tiny=False, data=Path(), group=""), found, Path("/env/nvidia/cudnn"))
+    assert found.ok is ok, found
 
 
 SIDES = {
