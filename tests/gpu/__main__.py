@@ -127,8 +127,14 @@ def _in_turn(runner: Runner, parts: list[Part], work: Path) -> Iterator[list[Lin
     if made:
         return
     with ThreadPoolExecutor(2 if (os.cpu_count() or 1) >= 16 else 1) as pool:
-        for future in as_completed([pool.submit(runner.run, part) for part in parts if not part.alone]):
-            yield future.result()
+        futures = [pool.submit(runner.run, part) for part in parts if not part.alone]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:  # told to end: the pool waits for its threads, which wait for their parts
+            pool.shutdown(wait=False, cancel_futures=True)
+            runner.end()
+            raise
     for part in parts:
         if part.alone:
             yield runner.run(part)
