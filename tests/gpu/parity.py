@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
+from megatron_prism.models import spec
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import grid, join
 from tests.gpu import options
@@ -41,6 +42,11 @@ CONTROLS: dict[str, dict[str, Any]] = {
 def main(given: Options) -> None:
     """Run every family; tiny: a dense one and a hybrid."""
     join()
+    with check("parity", "Transformer Engine's layers") as found:
+        if host.has_cuda():
+            found.ok = spec.use_transformer_engine()
+        else:
+            found.skip("no CUDA device: Megatron-Core's own layers")
     for family in ("llama", "nemotron_h") if given.tiny else FAMILIES:
         for precision in ("fp32", "bf16"):
             for name, more in (("", {}), (" packed", {"documents": DOCUMENTS})):
