@@ -9,8 +9,9 @@ from typing import Any
 from generated import ROOT, write
 
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.layers import LAYOUTS, merge, read_layers
+from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
+from megatron_prism.core.scalars import LAYOUTS
 from megatron_prism.jobs import plan
 
 DOCUMENT, RECIPES = ROOT / "docs" / "RECIPES.md", ROOT / "configs" / "recipes"

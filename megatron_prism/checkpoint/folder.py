@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,21 @@ from megatron_prism.core.errors import CheckpointError, EnvironmentFault, InputE
 from megatron_prism.core.load import build, to_dict
 from megatron_prism.core.manifest import read_json, write_json, write_text
 from megatron_prism.families import registry
+from megatron_prism.hf import recognise
+from megatron_prism.hf.files import refusal
 
 FORMAT = 1
 META, ASSETS, STATE, LATEST, SHARDS = "prism.json", "hf", "state", "latest", "shards.json"
 STEP = re.compile(r"step_(\d{8,})")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+# weights of any make, their indexes, and what a broken download leaves of them
+WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|h5|keras|msgpack|onnx|onnx_data|tflite|npz|npy|nemo|pkl|pickle|joblib|ot|distcp|pdparams|pdiparams"
+    r"|mlmodel|llamafile|engine|pte)(\.(index\.json|part|incomplete|tmp|data|[0-9]+))?",
+    re.IGNORECASE,
+)
+OWN_WEIGHTS = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?")
+NOT_OURS = re.compile("|".join([recognise.ADAPTER.pattern, *map(re.escape, recognise.QUANTISED_FILES)]))  # true of other weights alone
+MAX_ASSET_BYTES = 100_000_000  # three times the largest tokenizer.json that we know
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,10 @@ def read(path: Path) -> Checkpoint:
     if root is None:
         raise CheckpointError(
             Problem(
-                str(path), f"no {META}" if path.is_dir() else "no such folder", "a checkpoint of `prism convert import` or `prism train`"
+                str(path),
+                f"no {META}" if path.is_dir() else "no such folder",
+                "a checkpoint of `prism convert import` or `prism train`",
+                "a Hugging Face folder? Make a checkpoint of it: prism convert import" if (path / "config.json").is_file() else "",
             )
         )
     where = root / META
@@ -110,6 +123,7 @@ def create(path: Path) -> Iterator[Path]:
     Raises: InputError where `path` exists: nothing is ever overwritten. EnvironmentFault where it cannot be written.
     """
     refuse_existing(path)
+    path = path.resolve()  # beside a link would be another disk than the one that it leads to
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +141,8 @@ def refuse_existing(path: Path) -> None:
     """Raise InputError where an output folder exists and is not empty."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(Problem(str(path), "an existing output", "a new or empty folder", "choose another, or remove it"))
+    if problem := disk.unfit_output(path):
+        raise InputError(problem)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -137,13 +153,64 @@ def publish(temporary: Path, path: Path) -> None:
     disk.sync([path.parent])
 
 
-def copy_assets(source: Path, target: Path) -> list[Path]:
-    """Copy the files of a Hugging Face folder, except its weights. Return the copies."""
+def copy_assets(source: Path, target: Path, subfolders: Collection[str] | None = None) -> list[Path]:
+    """Copy the files of a Hugging Face folder, except its weights, and those of the named subfolders (None: of all). Return the copies."""
     target.mkdir()
-    assets = sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and path.name[0] != ".")
-    for path in assets:
-        shutil.copyfile(path, target / path.name)
-    return assets
+    kept = [
+        path
+        for path in _sorted_out(source)[0]
+        if path.parent == source or subfolders is None or path.relative_to(source).parts[0] in subfolders
+    ]
+    for path in kept:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return kept
+
+
+def left_behind(source: Path) -> list[str]:
+    """Return the files and subfolders of a Hugging Face folder that a checkpoint does not keep, but the model's own weights."""
+    return _sorted_out(source)[1]
+
+
+def foreign_links(root: Path) -> list[Problem]:
+    """Return a problem for each file that is a link out of a folder, or to nothing: another file would be copied, or none."""
+    files = [path for path in sorted(root.iterdir()) if path.is_file() or (path.is_symlink() and not path.exists())]
+    files += [path for path in _sorted_out(root)[0] if path.parent != root]
+    links = [path for path in files if path.is_symlink()]
+    return [problem for path in links if (problem := refusal(path, "a file of the folder", root))]
+
+
+def _sorted_out(source: Path) -> tuple[list[Path], list[str]]:
+    """Return a Hugging Face folder's files that are kept, and in words what is left. A subfolder with weights is another model's: it is left whole."""
+    kept, left = [], []
+    for path in sorted(source.iterdir()):
+        if path.name[0] == ".":
+            continue
+        if path.is_file():
+            if _is_asset(path):
+                kept.append(path)
+            elif not OWN_WEIGHTS.fullmatch(path.name):
+                left.append(path.name)
+        elif path.is_dir():
+            below = [] if path.is_symlink() else _files_below(path)
+            if path.is_symlink() or not all(map(_is_asset, below)):
+                left.append(f"{path.name}/ ({'a link' if path.is_symlink() else 'it holds weights'})")
+            else:
+                kept += below
+    return kept, left
+
+
+def _files_below(root: Path) -> list[Path]:
+    files = []
+    for above, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(above) / name for name in names if name[0] != "."]
+    return sorted(path for path in files if path.is_file())
+
+
+def _is_asset(path: Path) -> bool:
+    return not (WEIGHTS.fullmatch(path.name) or NOT_OURS.fullmatch(path.name)) and path.stat().st_size <= MAX_ASSET_BYTES
 
 
 def copy_hf(source: Path, target: Path) -> None:

@@ -77,7 +77,7 @@ def hf_logits(root: Path, tokens: list[int], precision: Precision) -> torch.Tens
     from megatron_prism.models.build import DTYPES
 
     model = reference.load(root, DTYPES[precision]).to(host.device())
-    with torch.no_grad():
+    with torch.no_grad(), reference.said_of(root):
         return model(torch.tensor([tokens], device=host.device())).logits[0].float().cpu()
 
 

@@ -11,27 +11,26 @@ from typing import Any
 import torch
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.core.errors import CheckpointError, PrismError, Problem
 
 KERNELS = ("mamba_ssm", "causal_conv1d")
+REQUIRED = "a folder that plain transformers loads: safetensors weights, every one of them, of a model that transformers itself has"
 
 
 def load(root: Path, dtype: torch.dtype | None = None) -> Any:
     """Return a folder's model by plain transformers, without custom code, pickled weights or the network; dtype None: as on disk.
 
-    Raises: CheckpointError where transformers cannot load it so.
+    Raises: CheckpointError with what transformers said where it cannot load it so, or would make up weights that the folder lacks.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True}
-    try:
-        with without_kernels():
-            model = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            Problem(str(root), " ".join(str(error).split()), "safetensors weights of a model that transformers itself has")
-        ) from error
+    choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True, "output_loading_info": True}
+    with said_of(root), without_kernels():
+        model, loaded = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
+    if missing := sorted(loaded["missing_keys"]):
+        found = f"no {missing[0]} (and {len(missing) - 1} more), which transformers would draw at random"
+        raise CheckpointError(Problem(str(root), found, REQUIRED))
     if unfloor_time_steps(model):
         log.get().info(
             "transformers holds Nemotron-H's time steps above time_step_min; set to the config's time_step_limit, as it was trained"
@@ -55,6 +54,18 @@ def without_kernels() -> Iterator[None]:
         for name in KERNELS:
             del sys.modules[name]
         sys.modules.update(kept)
+
+
+@contextmanager
+def said_of(root: Path) -> Iterator[None]:
+    """Raise what transformers raises while it loads or runs a folder as a CheckpointError with what it said."""
+    try:
+        yield
+    except (PrismError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # KeyError for a config, RuntimeError for a shape, ImportError for a quantisation, and others
+        said = " ".join(str(error).split())
+        raise CheckpointError(Problem(str(root), f"{type(error).__name__} of transformers: {said}", REQUIRED)) from error
 
 
 def unfloor_time_steps(model: Any) -> int:

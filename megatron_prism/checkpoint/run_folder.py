@@ -5,15 +5,15 @@ Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/lat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.checkpoint import folder, integrity
+from megatron_prism.checkpoint import folder, integrity, same_data
 from megatron_prism.core import disk, log
-from megatron_prism.core.config import MixtureChange, TrainConfig
+from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.config.keys import walk
 from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megatron_prism.checkpoint.start import Start
     from megatron_prism.parallel.groups import Groups
 
+CHAT_TEMPLATES = ("additional_chat_templates",)  # what belongs to a tokenizer among a folder's subfolders
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
 WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
@@ -50,32 +51,29 @@ def origin(run_dir: Path) -> folder.Checkpoint:
     return folder.read(run_dir / ORIGIN)
 
 
-def check_resume(config: TrainConfig) -> list[Problem]:
-    """Return the keys that a resumed run has changed and must not.
+def check_resume(config: TrainConfig, mixtures: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Return the keys that a resumed run has changed and must not, and what is wrong with its mixtures.
 
     A key may change where its definition has the mark MAY_CHANGE: the same sequences, in the same steps, with the same learning rates, follow
-    from the keys without it.
+    from the keys without it, and from the mixtures being the same ones (same_data.py). mixtures: as `segments.describe` gives them.
     """
     if not is_started(config.run_dir):
         return []
     path = config.run_dir / CONFIG
     before = load(path, TrainConfig)
     then, now = flat(before), flat(config)
-    fixes: dict[str, str] = {}
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
     may_change = {name for name, key in walk(TrainConfig) if key.may_change}
     changed = [key for key in keys if then.get(key) != now.get(key) and key not in may_change]
-    if _changes_read(before, step := last_step(config.run_dir)) != _changes_read(config, step):
-        changed.append("data.changes")
-        fixes["data.changes"] = f"a mixture may change from step {step} on; {fix}"
     required = f"as in {path} of the run that is resumed"
-    return [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fixes.get(key, fix)) for key in changed]
+    problems = [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fix) for key in changed]
+    return [*problems, *same_data.check(before.data, config.data, _last_start(config.run_dir), mixtures, last_step(config.run_dir))]
 
 
-def _changes_read(config: TrainConfig, step: int) -> list[MixtureChange]:
-    """Return the changes of a run's mixture that its first `step` steps have read."""
-    return [change for change in config.data.changes if change.step < step]
+def _last_start(run_dir: Path) -> Mapping[str, Any]:
+    path = run_dir / MANIFEST
+    return read_json(path)["starts"][-1] if path.is_file() else {}
 
 
 def check_place(config: TrainConfig) -> list[Problem]:
@@ -166,7 +164,7 @@ def _write_origin(start: Start, target: Path) -> None:
             path = target / folder.ASSETS / "config.json"
             write_json(path, {**read_json(path), "max_position_embeddings": start.model.max_position_embeddings})
     else:
-        folder.copy_assets(start.assets, target / folder.ASSETS)
+        folder.copy_assets(start.assets, target / folder.ASSETS, subfolders=CHAT_TEMPLATES)
         ids = tokenizer.load(start.assets, need_eos=False)
         facts = {"bos_token_id": ids.bos_id, "eos_token_id": ids.eos_id, "dtype": start.dtype}
         write_json(target / folder.ASSETS / "config.json", registry.of_model(start.model).write_config(start.model) | facts)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from megatron_prism.checkpoint import folder, integrity, run_folder, sharded, writers
+from megatron_prism.checkpoint import folder, frozen, integrity, run_folder, sharded, writers
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import SaveConfig
 from megatron_prism.core.defect import is_defect
@@ -51,7 +51,7 @@ class Saver:
         """Begin to write a checkpoint of this step; `guard` is kept with it."""
         assert self._saving is None
         self._began = time.monotonic()
-        state = sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False)
+        state = frozen.in_full(sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False), self._chunks)
         write_contents = partial(self._contents.write, step=step, guard=dict(guard))
         self._saving = Saving(run_folder.step_folder(self._run_dir, step), state, write_contents, self._config.timeout_s)
 

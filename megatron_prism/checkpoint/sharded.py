@@ -59,7 +59,7 @@ def load_weights(path: Path, chunks: Sequence[Any]) -> None:
     wanted = {
         name: {key: value for key, value in state.items() if not key.endswith("_extra_state")} for name, state in weights(chunks).items()
     }
-    loaded = _load(wanted, path)
+    loaded = load(wanted, path)
     for index, chunk in enumerate(chunks):
         missing, unexpected = unwrap(chunk).load_state_dict(loaded[f"chunk{index}"], strict=False)
         lost = [key for key in missing if not key.endswith("_extra_state")] + list(unexpected)
@@ -84,7 +84,7 @@ def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Gro
     same_ranks = folder.read(path).facts.get("world_size") == groups.world_size
     if not same_ranks:  # generators belong to ranks: on another number of ranks they start from the seed
         del wanted["generators"]
-    loaded = _load(wanted, path)
+    loaded = load(wanted, path)
     for index, chunk in enumerate(chunks):
         with unpickle.guarded(path):  # Transformer Engine unpickles its FP8 state here
             unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
@@ -112,7 +112,11 @@ def _restore_generators(states: Mapping[str, Any]) -> None:
     get_cuda_rng_tracker().set_states(states["tracker"])
 
 
-def _load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+def load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a sharded state with the values that a checkpoint has of it; every rank of the gang calls this.
+
+    Raises: CheckpointError where it does not fit. EnvironmentFault where it cannot be read now.
+    """
     from megatron.core import dist_checkpointing
 
     checkpoint = folder.read(path)

@@ -188,6 +188,11 @@ class TensorReader:
         entries = self._metadata.state_dict_metadata.items()
         return {key: tuple(entry.size) for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Return every tensor's dtype by key."""
+        entries = self._metadata.state_dict_metadata.items()
+        return {key: entry.properties.dtype for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
     def read(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Return one tensor; of a padded one the first `shape` part.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import DryRun, Json, Out, finish
+from megatron_prism.cli.options import Ckpt, DryRun, Hf, Json, Out, finish
 from megatron_prism.core.errors import InputError, Problem, ResultFailure
 
 app = typer.Typer(
@@ -19,9 +18,7 @@ app = typer.Typer(
 
 
 @app.command("import")
-def convert_import(
-    hf: Annotated[Path, typer.Option(help="A Hugging Face model folder.")], out: Out, dry_run: DryRun = False, json: Json = None
-) -> None:
+def convert_import(hf: Hf, out: Out, dry_run: DryRun = False, json: Json = None) -> None:
     """Write a Hugging Face folder as a Megatron checkpoint, readable at any TP and PP.
 
     Example: prism convert import --hf Llama-3.1-8B --out ckpt/llama
@@ -33,7 +30,7 @@ def convert_import(
 
 @app.command("export")
 def convert_export(
-    ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")],
+    ckpt: Ckpt,
     out: Out,
     dry_run: DryRun = False,
     json: Json = None,
@@ -49,8 +46,8 @@ def convert_export(
 
 @app.command("verify")
 def convert_verify(
-    hf: Annotated[Path, typer.Option(help="A Hugging Face model folder.")],
-    ckpt: Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).")],
+    hf: Hf,
+    ckpt: Ckpt,
     tokens: Annotated[int, typer.Option(help="Compare on this many tokens.", min=2)] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16: what both models compute in.")] = "fp32",
     tolerance: Annotated[

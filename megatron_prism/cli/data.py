@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,11 +17,17 @@ def prepare(
     report: Annotated[
         bool, typer.Option("--report", help="Draw the blend and show sample documents, into OUT/report; a dry run's into OUT.plan.")
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="I/N", help="Only make task I's shards of N tasks (I from 0); without it, the mixture is finished."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Tokenize a weighted mixture of sources into Megatron data files.
 
     Example: prism prepare configs/mixtures/math.yaml out=data/math --dry-run
+
+    `--task I/N` on N machines with one file system, then the same command without it: prism submit writes that as a job array.
     """
     from megatron_prism.core.config import PrepareConfig
     from megatron_prism.core.load import load, placed
@@ -30,14 +36,34 @@ def prepare(
     from megatron_prism.jobs import prepare as job
 
     with placed(config, PrepareConfig, overrides or []):
+        if task is not None and not dry_run:
+            finish(job.run_task(settings, *_task(task)), json)
+            return
         result = job.run(settings, dry_run=dry_run)
     if report:
         result |= job.report(settings, result)
     finish(result, json, quiet=True)
+    for line in result.get("downloads", []):
+        typer.echo(_download(line))
     for path in result.get("report", []):
         typer.echo(f"report: {path}")
     if not dry_run:
         typer.echo(f"out: {settings.out}")
+
+
+def _download(line: dict[str, Any]) -> str:
+    """Return a source's download as lines for a shell: a comment, and the command."""
+    share = "" if line["share"] is None else f", {line['share']:.1%} of its files"
+    size = "" if line["text_bytes"] is None else f", about {line['text_bytes'] / 1e9:.1f} GB of text before compression"
+    note = f"; {line['note']}" if line["note"] else ""
+    return "\n".join([f"# {line['source']}{share}{size}{note}", *([line["command"]] if line["command"] else [])])
+
+
+def _task(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise InputError(Problem("--task", repr(text), "I/N, as 0/8"))
+    return int(index), int(count)
 
 
 def locate(

@@ -6,6 +6,7 @@ Standard output carries a job's result, standard error the rest. Exit codes: 0 d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from megatron_prism.cli import convert, data, gang, generate, report, submit, tr
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
+from megatron_prism.parallel import launch
 
 EPILOG = "Every job takes --help, with an example. Documentation: docs/ beside the source."
 LAST_WORD_S = 1.0  # a rank with exit code 4 waits this long for a rank with another code
@@ -51,6 +53,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line. Every error becomes a message and an exit code."""
+    launch.drop_leftovers()
     log.setup()
     try:
         app()
@@ -70,8 +73,9 @@ def main() -> None:
 
 def _say(text: str) -> None:
     rank = "" if gang.speaks() else f"rank {os.environ['RANK']}: "
-    for line in text.splitlines():
-        sys.stderr.write(f"prism: {rank}{line}\n")  # in one write: other ranks write too
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        for line in text.splitlines():
+            sys.stderr.write(f"prism: {rank}{line}\n")  # in one write: other ranks write too
 
 
 def _leave(code: int, is_agreed: bool = False) -> None:
@@ -80,8 +84,9 @@ def _leave(code: int, is_agreed: bool = False) -> None:
     Code 4 may only mean that another rank is gone. Such a rank ends last, because the launcher reports the first, which may know the cause.
     """
     slurm.note_exit_code(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     if code == EnvironmentFault.exit_code and not is_agreed and gang.has_peers():
         time.sleep(LAST_WORD_S)
     torch = sys.modules.get("torch")

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import Json, finish
+from megatron_prism.cli.options import Json, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 
 def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue; empty: from the begin-of-text token.")],
-    ckpt: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder (its latest).")] = None,
-    hf: Annotated[Path | None, typer.Option(help="A Hugging Face folder, run by plain transformers.")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder (its latest).", callback=a_path)] = None,
+    hf: Annotated[Path | None, typer.Option(help="A Hugging Face folder, run by plain transformers.", callback=a_path)] = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", min=1)] = 64,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 1.0,

@@ -7,12 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from megatron_prism.core import paths
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
 
-def _in_a_folder(context: typer.Context, path: Path | None) -> Path | None:
+def a_path(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Return a path of the command line with `~` and $VARIABLES replaced: a shell leaves them in --out=~/a, and in quotes."""
+    if path is None:
+        return None
+    try:
+        return Path(paths.expanded(str(path)))
+    except ValueError as error:
+        raise InputError(Problem(parameter.opts[0], str(error), "a path", paths.FIX)) from None
+
+
+def _in_a_folder(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    path = a_path(parameter, path)
     if context.obj == LATER:
         return path
     if path is not None and not path.parent.is_dir():
@@ -22,12 +34,14 @@ def _in_a_folder(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False, callback=a_path)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, as a.b=c.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, write nothing.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file, as JSON.", callback=_in_a_folder)]
 Nproc = Annotated[int | None, typer.Option(help="Start this many processes on this machine (torchrun).", min=1)]
-Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must be new or empty.", callback=a_path)]
+Hf = Annotated[Path, typer.Option(help="A Hugging Face model folder.", callback=a_path)]
+Ckpt = Annotated[Path, typer.Option(help="A checkpoint, or a run folder (its latest).", callback=a_path)]
 
 
 def finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> None:

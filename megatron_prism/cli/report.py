@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_prism.cli.options import Json, finish
+from megatron_prism.cli.options import Json, a_path, finish
 from megatron_prism.core.errors import EnvironmentFault
 
 
@@ -25,7 +25,9 @@ def doctor(json: Json = None) -> None:
         raise EnvironmentFault(f"required but absent: {', '.join(findings['missing'])}")
 
 
-def status(run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline's.", show_default=False)], json: Json = None) -> None:
+def status(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a pipeline's.", show_default=False, callback=a_path)], json: Json = None
+) -> None:
     """Show the progress of a run or a pipeline: jobs, steps, loss, speed, time left, newest checkpoint.
 
     Example: prism status runs/quickstart/mid

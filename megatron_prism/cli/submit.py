@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import LATER, Json, finish
+from megatron_prism.cli.options import LATER, Json, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 def submit(
     words: Annotated[list[str], typer.Argument(metavar="PIPELINE | -- JOB ...", help="A pipeline's YAML, or a job as prism takes it.")],
-    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False)],
+    cluster: Annotated[Path, typer.Option(help="The cluster's YAML (configs/clusters/).", show_default=False, callback=a_path)],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the sbatch scripts; needs neither Slurm nor data, writes nothing.")
     ] = False,
+    tasks: Annotated[
+        int | None, typer.Option(help="Make `prepare` a job array of so many tasks. Without it: the cluster's cpu.prepare_tasks.", min=1)
+    ] = None,
     json: Json = None,
 ) -> None:
     """Submit a job, or a pipeline of jobs that wait for each other, to Slurm.
@@ -32,7 +35,7 @@ def submit(
     """
     from megatron_prism.jobs import submit as job
 
-    result = job.run(words, cluster, dry_run, read_command)
+    result = job.run(words, cluster, dry_run, read_command, tasks)
     for text in result.pop("texts", []):
         typer.echo(text, nl=False)
     finish(result, json, quiet=dry_run)

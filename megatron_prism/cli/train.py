@@ -27,6 +27,8 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     settings = load(config, TrainConfig, overrides or [])  # before the job imports torch
     from megatron_prism.jobs import train as job
 
+    if nproc:
+        launch.check_nproc(nproc)
     span = launch.slurm_span() if nproc else launch.ALONE
     world_size = gang.world_size(nproc or (settings.world_size if dry_run else None), span)
     with placed(config, TrainConfig, overrides or []):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -12,20 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.core.errors import EnvironmentFault, Problem
+
+SPARE_FILES = 256  # beyond those asked for: sockets, logs, the files of libraries
 
 
 @contextmanager
-def held(path: Path, job: str) -> Iterator[None]:
+def held(path: Path, job: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which names its holder. The kernel releases it when the holder ends, however it ends.
 
+    wait: wait for another holder to release it, instead of raising.
     The lock belongs to this process only. A forked child does not inherit it (lockf; flock would), so a child that outlives the run
     does not block the next one.
     Raises: EnvironmentFault where another process holds it. OSError where it cannot be written.
     """
     with path.open("a+") as lock:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):  # which of them is the file system's choice
             lock.seek(0)
             holder = lock.read().strip() or "another process"
@@ -67,6 +72,23 @@ def await_path(path: Path, timeout_s: float = 90.0) -> None:
         time.sleep(0.2)
 
 
+def link_or_copy(path: Path, to: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links or `to` is on another one."""
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copy2(path, to)
+        sync([to])
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may, so that `count` more can be open. Many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Within the block, give an error of the operating system a message that names the file, or the path where the error does not.
@@ -77,6 +99,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def unfit_output(path: Path) -> Problem | None:
+    """Return a problem where a new folder cannot be renamed to `path`: it is where a disk is mounted."""
+    if not path.resolve().is_mount():  # a link is none itself
+        return None
+    required = "a folder that can be made as a whole, then renamed"
+    return Problem(str(path), "the mount point of a disk", required, f"choose a folder on it: {path / 'out'}")
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -8,6 +8,7 @@ for it. The matching entry overrides the file's keys; command-line overrides win
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -16,17 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import paths
 from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.scalars import LAYOUTS, entry, kind_at, quoted
 
 Layer = tuple[str, dict[Any, Any]]  # (where it comes from, its keys)
-OVERRIDE, BASE, LAYOUTS, WORLD_SIZE = "override", "base", "layouts", "world_size"
+OVERRIDE, BASE, WORLD_SIZE = "override", "base", "world_size"
 # Of a YAML file with its aliases expanded: a few lines of aliases can expand to more than fits in memory.
 MAX_VALUES, MAX_DEPTH = 20_000, 50
 
 
 def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
     """Return the layers of a config in the order they are merged: the file's bases, the file, the layout for its world_size, overrides."""
-    files, given = read_layers(path, ()), [parse_override(text) for text in overrides]
+    files, given = read_layers(path, (), cls), [parse_override(text, cls) for text in overrides]
     if not any(item.name == WORLD_SIZE for item in dataclasses.fields(cls)):
         return [*files, *given]
     tuned = [(name, values.pop(LAYOUTS)) for name, values in files if isinstance(values.get(LAYOUTS), dict)]
@@ -40,8 +43,8 @@ def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[
     return [*files, (f"{path}:{LAYOUTS}.{world_size}", layout), *given]
 
 
-def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
-    """Return the layers of a file, its bases first.
+def read_layers(path: Path, above: tuple[Path, ...], kind: Any = None) -> list[Layer]:
+    """Return the layers of a file, its bases first. kind: the section that the file holds; its texts are then read as they are written.
 
     Raises: InputError where a file is missing, is not a YAML mapping, or inherits from itself.
     """
@@ -52,8 +55,9 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
             raise FileNotFoundError
         if path.resolve() in above:
             raise InputError(Problem(f"{path}:base", "a file that inherits from itself", "a chain of bases that ends"))
-        _refuse_bomb(path.read_text(encoding="utf-8"))
-        values = _plain(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        _refuse_bomb(text)
+        values = _plain(OmegaConf.load(io.StringIO(quoted(text, kind))))
     except FileNotFoundError:
         raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
     except InputError:
@@ -62,8 +66,8 @@ def read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         raise InputError(Problem(str(path), " ".join(str(error).split()), "a readable YAML file")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
-    layers = _bases(values, path, BASE, above)
-    return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above)))]
+    layers = _bases(values, path, BASE, above, kind)
+    return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above, kind)))]
 
 
 def _refuse_bomb(text: str) -> None:
@@ -87,28 +91,35 @@ def _refuse_bomb(text: str) -> None:
             raise ValueError(f"more than {MAX_VALUES:,} values, or nested deeper than {MAX_DEPTH}, aliases written out")
 
 
-def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]) -> list[Layer]:
+def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...], kind: Any) -> list[Layer]:
     """Remove the `base` of a mapping, and return the layers that it names."""
     bases = values.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise InputError(Problem(f"{path}:{key}", repr(bases), "a path, or a list of paths"))
-    return [layer for base in bases for layer in read_layers(path.parent / base, (*above, path.resolve()))]
+    try:
+        files = [path.parent / paths.expanded(base) for base in bases]
+    except ValueError as error:
+        raise InputError(Problem(f"{path}:{key}", str(error), "a path", paths.FIX)) from None
+    return [layer for file in files for layer in read_layers(file, (*above, path.resolve()), kind)]
 
 
-def _with_bases(values: Any, path: Path, above: tuple[Path, ...], key: str = "") -> Any:
+def _with_bases(values: Any, path: Path, above: tuple[Path, ...], kind: Any, key: str = "") -> Any:
     """Return the values, with each list entry merged onto its own `base`."""
     if isinstance(values, dict):
-        return {name: _with_bases(value, path, above, f"{key}.{name}" if key else str(name)) for name, value in values.items()}
+        return {
+            name: _with_bases(value, path, above, entry(kind, name), f"{key}.{name}" if key else str(name))
+            for name, value in values.items()
+        }
     if not isinstance(values, list):
         return values
-    entries = []
-    for index, entry in enumerate(values):
+    entries, inner = [], entry(kind, "")
+    for index, value in enumerate(values):
         place = f"{key}.{index}"
-        if isinstance(entry, dict) and BASE in entry:
-            layers = _bases(entry, path, f"{place}.base", above)
-            entry = _merged([*layers, (str(path), entry)])
-        entries.append(_with_bases(entry, path, above, place))
+        if isinstance(value, dict) and BASE in value:
+            layers = _bases(value, path, f"{place}.base", above, inner)
+            value = _merged([*layers, (str(path), value)])
+        entries.append(_with_bases(value, path, above, inner, place))
     return entries
 
 
@@ -128,8 +139,8 @@ def _plain(config: Any) -> Any:
     return values
 
 
-def parse_override(text: str) -> Layer:
-    """Return the layer of one `a.b=c` override. The value is read as YAML. A number in the key is an index of a list.
+def parse_override(text: str, cls: type) -> Layer:
+    """Return the layer of one `a.b=c` override. The value is read as YAML, as in a file. A number in the key is an index of a list.
 
     Raises: InputError where there is no `=`.
     """
@@ -139,6 +150,7 @@ def parse_override(text: str) -> Layer:
     if not equals or not all(key.split(".")):
         raise InputError(Problem(f"{OVERRIDE} {text!r}", "no key=value", "a.b=c"))
     try:
+        value = quoted(value, kind_at(cls, split_key(key)))
         values = _plain(OmegaConf.from_dotlist([f"value={value}"]))["value"]
     except Exception as error:  # yaml and OmegaConf raise many types
         raise InputError(Problem(f"{OVERRIDE} {text!r}", " ".join(str(error).split()), "a.b=c with c as YAML")) from None
@@ -155,7 +167,7 @@ def split_key(key: str) -> list[str | int]:
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return the layers merged in order (files whole, overrides key by key), with interpolations resolved."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     where = layers[-1][0]
     try:
@@ -168,7 +180,9 @@ def merge(layers: Sequence[Layer]) -> dict[str, Any]:
         return typing.cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
     except (OmegaConfBaseException, TypeError, ValueError, IndexError, RecursionError) as error:
         at = getattr(error, "full_key", None)
-        raise InputError(Problem(f"{where}:{at}" if at else where, " ".join(str(error).split()), "values that merge and resolve")) from None
+        fix = "a variable of the environment is written $NAME, without braces" if isinstance(error, InterpolationKeyError) else ""
+        required = "values that merge and resolve"
+        raise InputError(Problem(f"{where}:{at}" if at else where, " ".join(str(error).split()), required, fix)) from None
 
 
 def _only_leaf(values: Any) -> tuple[str, Any]:

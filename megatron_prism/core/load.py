@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_prism.core import paths
 from megatron_prism.core.config.keys import keys, section_of
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.layers import config_layers, merge, origin, split_key
 
 T = TypeVar("T")
@@ -24,10 +25,18 @@ UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for the error
 def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
     """Return `cls` built from a YAML file, its bases and the overrides.
 
+    `~` and $VARIABLES in its paths are replaced.
     Raises: InputError listing every unknown key (with the nearest known one), or if there is none, every missing key and wrong type.
     """
     layers = config_layers(path, cls, overrides)
-    return build(merge(layers), cls, lambda key: f"{origin(layers, key)}:{'.'.join(map(str, key))}")
+
+    def where(key: tuple[Any, ...]) -> str:
+        return f"{origin(layers, key)}:{'.'.join(map(str, key))}"
+
+    values, problems = paths.expand(merge(layers), cls, where)
+    config = build(values, cls, where)
+    raise_problems(problems)
+    return config
 
 
 @contextmanager
@@ -73,7 +82,7 @@ def to_yaml(config: Any) -> str:
     """Return a config dataclass as YAML that `load` reads back to an equal object."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(to_dict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(paths.escape(to_dict(config), type(config)))))
 
 
 def _escaped(value: Any) -> Any:
@@ -114,7 +123,8 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[A
         return Problem(where(key), "an unknown key", f"one of {', '.join(known)}", f"did you mean {near[0]!r}?" if near else "")
     if item["type"] in ("missing", "missing_argument"):
         return Problem(where(key), "no value", "a value", "set this key")
-    return Problem(where(key), repr(item["input"]), item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
+    fix = "write it in quotes" if item["type"] in ("string_type", "path_type") and isinstance(item["input"], int | float) else ""
+    return Problem(where(key), repr(item["input"]), item["msg"].removeprefix("Input should be ").removeprefix("Value error, "), fix)
 
 
 def _known(cls: Any, key: tuple[Any, ...]) -> list[str]:

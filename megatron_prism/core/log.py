@@ -20,13 +20,17 @@ def get() -> logging.Logger:
 
 def setup() -> None:
     """Send the project's log to standard error. Ranks above 0 log from WARNING up."""
-    rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = get()
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if is_first() else logging.WARNING)
+
+
+def is_first() -> bool:
+    """Say whether this process is a gang's rank 0, or in no gang."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from megatron_prism.core.config.keys import PLACE, Key, bare, bounds_of, keys, options, section_of, sections, values_of, words
 from megatron_prism.core.config.section import Bound
-from megatron_prism.core.layers import BASE, LAYOUTS, WORLD_SIZE
+from megatron_prism.core.layers import BASE, WORLD_SIZE
+from megatron_prism.core.scalars import LAYOUTS
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as its manifest describes it. made_from: a hash of the recipe and of the input files."""
+    """A shard as its manifest describes it. made_from: a hash of the recipe and of the input files.
+
+    special_tokens_in_text: how many of its texts spell special tokens, and how many tokens they spell.
+    """
 
     number: int
     input: str
@@ -41,6 +44,7 @@ class Shard:
     valid: Pair | None
     left_out: dict[str, int]
     bad_records: int
+    special_tokens_in_text: dict[str, int] = field(default_factory=dict)
 
     def pairs(self) -> dict[Split, Pair]:
         """Return the existing pairs, by split."""

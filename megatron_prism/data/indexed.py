@@ -19,6 +19,7 @@ from types import TracebackType
 
 import numpy as np
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError, Problem
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -150,6 +151,7 @@ class Reader:
 
     def __init__(self, prefixes: Sequence[Path]):
         assert prefixes
+        disk.allow_open_files(2 * len(prefixes))  # each map holds its file open
         self._tokens, self._starts = [], []
         for prefix in prefixes:
             dtype, num_documents, _ = _header(idx_path(prefix))
@@ -160,6 +162,11 @@ class Reader:
         self._token_ends = [0, *accumulate(tokens.size for tokens in self._tokens)]
         self._document_ends = [0, *accumulate(starts.size for starts in self._starts)]
         self.num_tokens, self.num_documents = self._token_ends[-1], self._document_ends[-1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the dtype of a token, of the first pair."""
+        return self._tokens[0].dtype
 
     def tokens(self, offset: int, count: int) -> np.ndarray:
         """Return `count` tokens from `offset` on. After the last pair the first follows again."""

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_prism.core.config import BatchConfig
 from megatron_prism.core.defect import judged_here
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import Problem
 from megatron_prism.data import segments
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.mixture import Prepared, PreparedSource
 from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.segments import Segment
 from megatron_prism.data.walk import permute
+from megatron_prism.parallel import signals
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,27 @@ class _InWorker(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return self.dataset[sequence]
 
 
+class _Arrays(dict[str, np.ndarray]):
+    """A microbatch on its way from a worker, as bytes in a pipe.
+
+    torch would hand its tensors over as files in /dev/shm, through a socket in TMPDIR. A worker that cannot (a path too long for a socket, a
+    folder that is full) writes a traceback and goes on, and the run would wait for its batch until the watchdog ends it.
+    """
+
+    @classmethod
+    def collate(cls, samples: list[dict[str, torch.Tensor]]) -> _Arrays:
+        """Return the samples as a microbatch."""
+        return cls((name, tensor.numpy()) for name, tensor in torch.utils.data.default_collate(samples).items())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the microbatch as it was collated."""
+        return {name: torch.from_numpy(array) for name, array in self.items()}
+
+    def pin_memory(self) -> dict[str, torch.Tensor]:
+        """Return the microbatch in page-locked memory. The DataLoader calls this in a thread of its own."""
+        return {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
+
+
 def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
     """Return a sequence for Megatron's forward step: S tokens, and the following token of each as its label.
 
@@ -125,21 +148,22 @@ def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
-    """Return the held-out sequences by source.
+    """Return the held-out sequences by source. `check_held_out` has found no problem."""
+    return {source.name: HeldOut(source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None}
 
-    Raises: InputError naming a source whose held-out part is shorter than one sequence.
-    """
-    by_source = {}
-    for source in prepared.sources:
-        if source.valid is None:
-            continue
-        if source.valid.num_tokens <= seq_length:
-            where = f"{prepared.root}: source {source.name}"
-            raise InputError(
-                Problem(where, f"{source.valid.num_tokens} held-out tokens", f"more than data.seq_length {seq_length}", "hold out more")
-            )
-        by_source[source.name] = HeldOut(source, seq_length, seed, document_mask)
-    return by_source
+
+def check_held_out(prepared: Prepared, seq_length: int) -> list[Problem]:
+    """Return a problem for each source whose held-out part is shorter than one sequence."""
+    return [
+        Problem(
+            f"{prepared.root}: source {source.name}",
+            f"{source.valid.num_tokens} held-out tokens",
+            f"more than data.seq_length {seq_length}",
+            "hold out more, or nothing",
+        )
+        for source in prepared.sources
+        if source.valid is not None and source.valid.num_tokens <= seq_length
+    ]
 
 
 def batches(
@@ -159,6 +183,7 @@ def batches(
             _InWorker(dataset) if num_workers else dataset,
             batch_sampler=order,
             num_workers=num_workers,
+            collate_fn=_Arrays.collate if num_workers else None,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
@@ -167,15 +192,16 @@ def batches(
     )
     try:
         for _ in range(first_step, steps):
-            yield [next(loader) for _ in range(per_rank // batch.micro_size)]
+            microbatches = [next(loader) for _ in range(per_rank // batch.micro_size)]
+            yield [microbatch.tensors() if isinstance(microbatch, _Arrays) else microbatch for microbatch in microbatches]
     finally:
         if num_workers:
             loader._shutdown_workers()  # type: ignore[attr-defined]  # an error's traceback keeps the iterator, so it is not deleted
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore Slurm's signals in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
-    for name in (signal.SIGTERM, signal.SIGUSR1):
+    """Ignore requests to stop in a worker. Slurm signals every process of a job; the trainer still needs batches to finish its step."""
+    for name in signals.STOPPING:
         signal.signal(name, signal.SIG_IGN)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
-from megatron_prism.core.manifest import read_json
+from megatron_prism.core.manifest import read_json, sha256_json
 from megatron_prism.data import formats, packed
 from megatron_prism.data.formats import File, Shard, Split
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.walk import Stream, Walk
 
+FILE = "manifest.json"
 MANIFEST = "the manifest of a prepared mixture"
 AGAIN = "run prism prepare again"
 
@@ -52,7 +53,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated."""
+    """One prepared source. valid is None where nothing is held out; packing is None where documents are concatenated.
+
+    unread_share: the share of the source's bytes that prepare did not read, since its budget needed no more. is_last_cut: of the last piece
+    it read a part.
+    sha256: of the sums of the files that training reads, wherever they lie.
+    """
 
     name: str
     weight: float
@@ -60,6 +66,9 @@ class PreparedSource:
     valid: Tokens | None
     packing: Packing | None = None
     packing_prefix: Path | None = None
+    unread_share: float = 0.0
+    is_last_cut: bool = False
+    sha256: str = field(kw_only=True)
 
     @property
     def stream_tokens(self) -> int:
@@ -77,13 +86,14 @@ class PreparedSource:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared mixture, as its manifest.json describes it."""
+    """A prepared mixture, as its manifest.json describes it. sha256: of all that its files hold, wherever they lie, and of its tokenizer."""
 
     root: Path
     tokenizer_sha256: str
     vocab_size: int
     eos_id: int | None
     sources: tuple[PreparedSource, ...]
+    sha256: str = field(kw_only=True)
 
     def source(self, name: str) -> PreparedSource:
         """Return a source by its name."""
@@ -124,12 +134,24 @@ class _Tokenizer:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    num_bytes: int
+    unread_bytes: int
+    is_last_cut: bool = False
+
+    @property
+    def unread_share(self) -> float:
+        return self.unread_bytes / max(self.num_bytes + self.unread_bytes, 1)
+
+
+@dataclass(frozen=True)
 class _Source:
     name: str
     weight: float
     shards: tuple[Shard, ...]
     packing: Packing | None = None
     packing_files: dict[str, File] = field(default_factory=dict)
+    reading: _Reading = _Reading(0, 0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +168,7 @@ def read_prepared(path: Path) -> Prepared:
 
     Raises: InputError naming each manifest key that is wrong and each file that is missing or of another size.
     """
-    file = path / "manifest.json"
+    file = path / FILE
     try:
         values = read_json(file)
     except OSError as error:
@@ -156,7 +178,16 @@ def read_prepared(path: Path) -> Prepared:
     manifest = build(values, _Manifest, lambda key: ":".join([str(file), *([".".join(map(str, key))] if key else [])]))
     raise_problems([problem for source in manifest.sources for problem in _check_files(path, source)])
     tokenizer, prepared_sources = manifest.tokenizer, tuple(_prepared(path, source) for source in manifest.sources)
-    return Prepared(path, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, prepared_sources)
+    content = [asdict(tokenizer), *([source.name, _sums(source, "train"), _sums(source, "valid")] for source in manifest.sources)]
+    sha256 = sha256_json(content)
+    return Prepared(path, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, prepared_sources, sha256=sha256)
+
+
+def _sums(source: _Source, split: Split) -> list[Any]:
+    """Return the sums of a split's files in reading order."""
+    pairs = [[pair.bin.sha256, pair.idx.sha256] for shard in source.shards if (pair := shard.pairs().get(split))]
+    is_packed = split == "train" and source.packing is not None
+    return [*pairs, {name: file.sha256 for name, file in source.packing_files.items()}] if is_packed else pairs
 
 
 def _check_files(root: Path, source: _Source) -> list[Problem]:
@@ -185,4 +216,15 @@ def _prepared(root: Path, source: _Source) -> PreparedSource:
 
     valid = tokens("valid")
     prefix = packed.prefix(root / source.name) if source.packing else None
-    return PreparedSource(source.name, source.weight, tokens("train"), valid if valid.prefixes else None, source.packing, prefix)
+    held_out, reading = valid if valid.prefixes else None, source.reading
+    return PreparedSource(
+        source.name,
+        source.weight,
+        tokens("train"),
+        held_out,
+        source.packing,
+        prefix,
+        reading.unread_share,
+        reading.is_last_cut,
+        sha256=sha256_json(_sums(source, "train")),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_prism.core.check.data import check_weights
 from megatron_prism.core.config import DataConfig
@@ -39,7 +39,7 @@ def read(data: DataConfig, global_size: int, seed: int) -> tuple[Segment, ...]:
         prepared = mixture.read_prepared(change.prepared) if change.prepared else segments[-1].prepared
         weights = _weights(change.weights, prepared, f"{key}.weights")
         tokens = {source.name: source.stream_tokens for source in prepared.sources}
-        raise_problems([*_other_length(prepared, data.seq_length), *_other_data(tokens, segments, f"{key}.prepared ({prepared.root})")])
+        raise_problems([*_other_length(prepared, data.seq_length), *_other_data(prepared, segments, f"{key}.prepared ({prepared.root})")])
         walk = segments[-1].walk.changed(change.step * global_size, weights, tokens)
         segments.append(Segment(prepared, walk))
     return tuple(segments)
@@ -68,18 +68,31 @@ def _other_length(prepared: Prepared, seq_length: int) -> list[Problem]:
     ]
 
 
-def _other_data(tokens: Mapping[str, int], segments: Sequence[Segment], where: str) -> list[Problem]:
-    """Return a problem for each source whose data differs from the earlier data of that name: its position would mean nothing."""
-    known = {source.name: source.stream_tokens for segment in segments for source in segment.prepared.sources}
+def _other_data(prepared: Prepared, segments: Sequence[Segment], where: str) -> list[Problem]:
+    """Return a problem for each source whose documents differ from the earlier ones of that name: its position would mean nothing."""
+    known = {source.name: source for segment in segments for source in segment.prepared.sources}
+    problems = []
+    for source in prepared.sources:
+        before = known.get(source.name, source)
+        found, required = f"{source.stream_tokens} tokens", f"{before.stream_tokens} tokens"
+        if found == required:
+            found, required = "other documents", "the same ones (by the sha256 of the shards)"
+        if source.stream_tokens != before.stream_tokens or source.sha256 != before.sha256:
+            fix = "give other data another name"
+            problems.append(Problem(where, f"source {source.name} of {found}", f"{required}, as the run has read it so far", fix))
+    return problems
+
+
+def describe(segments: Sequence[Segment], global_size: int) -> list[dict[str, Any]]:
+    """Return what a run's manifest says of its mixtures: from which step on, where each was, the sha256 of its content, its weights."""
     return [
-        Problem(
-            where,
-            f"source {name} of {count} tokens",
-            f"{known[name]} tokens, as the run has read it so far",
-            "give other data another name",
-        )
-        for name, count in tokens.items()
-        if known.get(name, count) != count
+        {
+            "step": walk.first_sequence // global_size,
+            "prepared": str(prepared.root),
+            "sha256": prepared.sha256,
+            "weights": {stream.name: stream.weight for stream in walk.streams},
+        }
+        for prepared, walk in segments
     ]
 
 
@@ -107,6 +120,22 @@ def check_epochs(parts: Sequence[SourcePlan], max_epochs: float | None, key: str
         for part in parts
         if max_epochs is not None and part.epochs is not None and part.epochs > max_epochs
     ]
+
+
+def repeated(parts: Sequence[SourcePlan], segments: Sequence[Segment]) -> list[str]:
+    """Return a sentence for each source that a run repeats although prepare left a part of it unread."""
+    sources = {source.name: source for segment in segments for source in segment.prepared.sources}
+    sentences = []
+    for part in parts:
+        source = sources[part.name]
+        if part.epochs is not None and part.epochs > 1 and (source.unread_share or source.is_last_cut):
+            unread = (
+                f"{100 * source.unread_share:.0f} % of its bytes are unread"
+                if source.unread_share
+                else "the last of its files is read in part"
+            )
+            sentences.append(f"source {part.name} is read {part.epochs:.2f} times while {unread}: prepare more tokens")
+    return sentences
 
 
 def at(segments: Sequence[Segment], sequence: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.hf.files import refusal
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 FILES = (CONFIG, "config.json", "generation_config.json")  # in order of precedence for a document's EOS, and for BOS
@@ -58,8 +59,8 @@ def read_object(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(Problem(str(path), f"no JSON ({error})", "a JSON object")) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(refusal(path, "a JSON object") or Problem(str(path), f"no JSON ({error})", "a JSON object")) from None
     if not isinstance(values, dict):
         raise InputError(Problem(str(path), f"a JSON {type(values).__name__}", "a JSON object"))
     return values

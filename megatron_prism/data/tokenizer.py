@@ -2,12 +2,14 @@
 
 There are three ways to encode. A document (`encode_documents`) is encoded alone and gets only an EOS at its end. A prompt (`encode_prompt`)
 gets what the tokenizer puts before a text, such as BOS. A rendered chat (`encode_text`) gets nothing, since its template writes its tokens.
-Special tokens spelled out in a text become their ids, as in transformers and in Megatron-LM's tools/preprocess_data.py.
+Special tokens spelled out in a prompt or a rendered chat become their ids, as in transformers. In a document they are ordinary text, unless
+asked otherwise (spelled.py); Megatron-LM's tools/preprocess_data.py gives their ids.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +22,11 @@ import numpy as np
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import fast_tokenizer, special_tokens
+from megatron_prism.data import fast_tokenizer, special_tokens, spelled, split_pattern
 from megatron_prism.data.indexed import token_dtype
+from megatron_prism.data.spelled import Special
+from megatron_prism.hf import recognise
+from megatron_prism.hf.files import refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 SHOWN_TOKENS = 3  # tokens named in a problem
 Backend = Literal["tokenizers", "gigatoken"]
+InText = Literal["text", "ids", "error"]  # what becomes of a special token that a document's text spells
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,11 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError(
-            Problem(
-                "tokenizer",
-                f"no file {path}",
-                "a Hugging Face folder with tokenizer.json",
-                "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-            )
-        )
+        other = None if (folder / "config.json").is_file() else recognise.no_model(folder)
+        found, fix = f"no file {path}", "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        if other is not None and other.fix:
+            found, fix = f"{found} ({other.found})", other.fix
+        raise InputError(Problem("tokenizer", found, "a Hugging Face folder with tokenizer.json", fix))
     tokenizer = _open(path)
     vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
     eos_id = special_tokens.first_id(folder, "eos", tokenizer.token_to_id)
@@ -92,7 +95,9 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
 
 
 def log_ends(spec: TokenizerSpec) -> None:
-    """Log the files and tokens where the folder's files disagree on the first end token. Further end tokens may differ."""
+    """Log a split pattern known to be wrong, and the files and tokens where they disagree on the first end token. Further ones may differ."""
+    if fault := split_pattern.fault(spec.folder):
+        log.get().warning("%s: %s", spec.folder, fault)
     if len({ids[0] for _, ids in spec.ends}) > 1:
         named = "; ".join(f"{name} {', '.join(_shown(token_id, spec) for token_id in ids)}" for name, ids in spec.ends)
         last = "no EOS" if spec.eos_id is None else f"EOS {spec.eos_id}"
@@ -101,14 +106,40 @@ def log_ends(spec: TokenizerSpec) -> None:
         )
 
 
-def encode_documents(texts: Sequence[str], spec: TokenizerSpec, append_eos: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return documents as tokens, concatenated, and the number of tokens of each. A text that the normalizer empties has none."""
+def encode_documents(
+    texts: Sequence[str], spec: TokenizerSpec, append_eos: bool, in_text: InText = "text"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return documents as tokens, concatenated, and the number of tokens of each. A text that the normalizer empties has none.
+
+    A special token that a text spells becomes its id where in_text is `ids`, else it is encoded as ordinary text.
+    Raises: InputError where ordinary text gave a special id.
+    """
     is_fast = spec.backend == "gigatoken" and not any(fast_tokenizer.has_any(text, _apart(spec)) for text in texts)
-    tokens, lengths = _encode_fast(texts, spec) if is_fast else _encode(texts, spec)
+    if is_fast and in_text != "ids":  # gigatoken always gives the ids
+        is_fast = not num_spelled(texts, spec).any()
+    tokens, lengths = _encode_fast(texts, spec, in_text) if is_fast else _encode(texts, spec, in_text)
+    if in_text != "ids" and (is_special := np.isin(tokens, _special(spec).ids)).any():
+        text = texts[int(np.searchsorted(np.cumsum(lengths), is_special.argmax(), side="right"))]
+        token = _shown(int(tokens[is_special.argmax()]), spec)
+        raise InputError(
+            Problem("special_tokens_in_text", f"special token {token} of the text {text[:80]!r}", "ordinary tokens", "set it to ids")
+        )
     if append_eos and spec.eos_id is not None:
         has_tokens = lengths > 0
         tokens, lengths = np.insert(tokens, np.cumsum(lengths)[has_tokens], spec.eos_id), lengths + has_tokens
     return tokens, lengths
+
+
+def num_spelled(texts: Sequence[str], spec: TokenizerSpec) -> np.ndarray:
+    """Return how many special tokens each text spells (int64 [texts])."""
+    any_of = _special(spec).any_of
+    counts = (0 if any_of is None else sum(1 for _ in any_of.finditer(text)) for text in texts)
+    return np.fromiter(counts, np.int64, len(texts))
+
+
+def not_allowed(spec: TokenizerSpec, in_text: InText) -> re.Pattern[str] | None:
+    """Return what finds a special token that a document must not spell: any under `error`, under `text` one that would get its id nonetheless."""
+    return {"error": _special(spec).any_of, "text": _special(spec).unavoidable, "ids": None}[in_text]
 
 
 def encode_prompt(text: str, spec: TokenizerSpec) -> list[int]:
@@ -163,19 +194,19 @@ def check_vocabulary(path: Path, vocab_size: int) -> list[Problem]:
     return [Problem(str(path), f"token id {named}{more}", f"ids below the model's vocab_size {vocab_size}", fix)]
 
 
-def _encode(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
-    rows = [encoding.ids for encoding in _tokenizer(spec).encode_batch_fast(texts, add_special_tokens=False)]
+def _encode(texts: Sequence[str], spec: TokenizerSpec, in_text: InText) -> tuple[np.ndarray, np.ndarray]:
+    rows = [encoding.ids for encoding in _of_documents(spec, in_text).encode_batch_fast(texts, add_special_tokens=False)]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     return np.fromiter(chain.from_iterable(rows), token_dtype(spec.vocab_size), int(lengths.sum())), lengths
 
 
-def _encode_fast(texts: Sequence[str], spec: TokenizerSpec) -> tuple[np.ndarray, np.ndarray]:
+def _encode_fast(texts: Sequence[str], spec: TokenizerSpec, in_text: InText) -> tuple[np.ndarray, np.ndarray]:
     """Encode with gigatoken.
 
     Raises: InputError where tokenizers gives different ids for the first text, which is checked as a sample.
     """
     tokens, lengths = fast_tokenizer.encode(_fast_tokenizer(spec), texts)
-    if texts and tokens[: lengths[0]].tolist() != encode_text(texts[0], spec):
+    if texts and tokens[: lengths[0]].tolist() != _of_documents(spec, in_text).encode(texts[0], add_special_tokens=False).ids:
         other = f"gigatoken, which gives other ids than tokenizers for the text {texts[0][:80]!r}"
         raise InputError(Problem("tokenizer_backend", other, "the same ids", "set tokenizer_backend: tokenizers"))
     return tokens.astype(token_dtype(spec.vocab_size)), lengths.astype(np.int64)
@@ -190,6 +221,22 @@ def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """Return the tokenizer, loaded once per process. The file's hash in the spec is part of the cache key."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # worker processes are the parallelism; threads would compete with them
     return _open(spec.folder / FILE)
+
+
+def _of_documents(spec: TokenizerSpec, in_text: InText) -> Tokenizer:
+    return _tokenizer(spec) if in_text == "ids" else _text_tokenizer(spec)[0]
+
+
+def _special(spec: TokenizerSpec) -> Special:
+    return _text_tokenizer(spec)[1]
+
+
+@lru_cache(maxsize=1)
+def _text_tokenizer(spec: TokenizerSpec) -> tuple[Tokenizer, Special]:
+    """Return a tokenizer of its own, which encodes spelled special tokens as text, and those tokens."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = _open(spec.folder / FILE)
+    return tokenizer, spelled.encode_as_text(tokenizer, [*spec.end_ids, *([] if spec.bos_id is None else [spec.bos_id])])
 
 
 @lru_cache(maxsize=1)
@@ -214,7 +261,8 @@ def _open(path: Path) -> Tokenizer:
     except BaseException as error:  # tokenizers raises plain Exception; a panic of its Rust half is not even an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise InputError(Problem(str(path), " ".join(str(error).split()), "a tokenizer.json that tokenizers reads")) from None
+        required = "a tokenizer.json that tokenizers reads"
+        raise InputError(refusal(path, required) or Problem(str(path), " ".join(str(error).split()), required)) from None
     tokenizer.no_truncation()  # a tokenizer saved with either would silently cut or pad a text
     tokenizer.no_padding()
     return tokenizer

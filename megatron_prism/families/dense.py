@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.load import build
-from megatron_prism.families import layers
+from megatron_prism.families import layers, rope
 from megatron_prism.families.rules import Rule, check_experts, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
-LLAMA3_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+READ: Mapping[str, list[Any]] = {
+    "hidden_act": ["silu", "swish"],
+    "attention_bias": [False, None],
+    "mlp_bias": [False, None],
+}  # accepted values, where a class reads the key
 
 
-def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", **more: Any) -> ModelConfig:
+def read_config(
+    hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", reads: Iterable[str] = READ, **more: Any
+) -> ModelConfig:
     """Return the architecture of a config.json, in the spelling of transformers 4 or 5. `more`: fields of the family itself.
+
+    reads: the keys of READ that the class in transformers reads. Any value of the others means the same model.
 
     Raises: CheckpointError listing every key that is missing or holds an unsupported value.
     """
     problems = [
-        *require(hf, "hidden_act", ["silu"], where, "silu"),
-        *require(hf, "attention_bias", [False, None], where, False),
-        *require(hf, "mlp_bias", [False, None], where, False),
+        *[problem for key in reads for problem in require(hf, key, READ[key], where, READ[key][0])],
         *check_experts(hf, where),
     ]
     needed = (*NEEDED, ffn_key)
     problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
     wrong = [key for key in needed if key in hf and (type(hf[key]) is not int or hf[key] < 1)]
     problems += [Problem(f"{where}:{key}", repr(hf[key]), "a whole number above 0") for key in wrong]
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise CheckpointError([*problems, Problem(f"{where}:rope_parameters", repr(rope), "an object")])
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        problems.append(Problem(f"{where}:rope_parameters.rope_type", repr(kind), "'default' or 'llama3'"))
+    rotary, wrong_rotary = (rope.unread(hf), []) if more.get("position_embedding") == "none" else rope.read(hf, where)
+    problems += wrong_rotary
     if problems:
         raise CheckpointError(problems)
     heads = hf["num_attention_heads"]
@@ -50,8 +52,7 @@ def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "
         "vocab_size": hf["vocab_size"],
         "max_position_embeddings": hf["max_position_embeddings"],
         "norm_epsilon": hf.get("rms_norm_eps", 1e-6),
-        "rotary_base": rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
-        "rope_scaling": {key: rope[key] for key in LLAMA3_FACTORS if key in rope} if kind == "llama3" else None,
+        **rotary,
         "tie_word_embeddings": hf.get("tie_word_embeddings", False),
         "init_method_std": hf.get("initializer_range", 0.02),
         **more,
@@ -61,9 +62,9 @@ def read_config(hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "
 
 def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch, without the family's own keys."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
+    rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
     if model.rope_scaling is not None:
-        rope |= {"rope_type": "llama3", **vars(model.rope_scaling)}
+        rotary |= {"rope_type": "llama3", **vars(model.rope_scaling)}
     return {
         "architectures": [architecture],
         "attention_bias": False,
@@ -80,7 +81,7 @@ def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.num_query_groups,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": rope,
+        "rope_parameters": rotary,
         "tie_word_embeddings": model.tie_word_embeddings,
         "vocab_size": model.vocab_size,
     }

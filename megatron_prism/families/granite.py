@@ -11,6 +11,7 @@ from megatron_prism.families.rules import Rule
 
 NAME = "granite"
 ARCHITECTURES = ("GraniteForCausalLM",)
+MODEL_TYPE = "granite"
 MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 
 
@@ -26,7 +27,7 @@ def multipliers(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
-    return {**dense.write_config(model, ARCHITECTURES[0], "granite"), **written_multipliers(model)}
+    return {**dense.write_config(model, ARCHITECTURES[0], MODEL_TYPE), **written_multipliers(model)}
 
 
 def written_multipliers(model: ModelConfig) -> dict[str, float]:

@@ -16,6 +16,7 @@ from megatron_prism.families.rules import Rule, check_experts, require
 
 NAME = "granite_moe_hybrid"
 ARCHITECTURES = ("GraniteMoeHybridForCausalLM",)
+MODEL_TYPE = "granitemoehybrid"
 MAMBA_KEYS = {
     "num_heads": "mamba_n_heads",
     "head_dim": "mamba_d_head",
@@ -26,7 +27,6 @@ MAMBA_KEYS = {
 }
 MAMBA_DEFAULTS = {
     "mamba_n_heads": 128,
-    "mamba_d_head": 64,
     "mamba_d_state": 256,
     "mamba_n_groups": 1,
     "mamba_d_conv": 4,
@@ -41,6 +41,10 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     Raises: CheckpointError as dense.read_config, and for experts and what a Mamba-2 mixer of Megatron-Core cannot do.
     """
     kinds, problems = hybrid.letters(hf.get("layer_types") or hf.get("layers_block_type"), "M*", f"{where}:layer_types")
+    if None not in (hf.get("layer_types"), hf.get("layers_block_type")) and hf["layer_types"] != hf["layers_block_type"]:
+        problems.append(
+            Problem(f"{where}:layers_block_type", repr(hf["layers_block_type"]), "the same as layer_types: they are two names of one key")
+        )
     positions = hf.get("position_embedding_type")
     problems += [
         *check_experts({"num_local_experts": 8, **hf}, where),  # the default of transformers' GraniteMoeHybridConfig
@@ -50,7 +54,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         problems.append(Problem(f"{where}:layer_types", f"{len(kinds)} layers", f"num_hidden_layers {hf.get('num_hidden_layers')}"))
     own = {"position_embedding": "rope" if positions == "rope" else "none", **granite.multipliers(hf)}
     if "M" in kinds and not problems:
-        mamba, problems = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf}, MAMBA_KEYS, where)
+        mamba, problems = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf, **_head_dim(hf)}, MAMBA_KEYS, where)
         problems += [
             *require(hf, "mamba_conv_bias", [True], where, True),
             *require(hf, "mamba_proj_bias", [False], where, False),
@@ -58,10 +62,18 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
         own |= {"layer_pattern": "".join(f"{kind}-" for kind in kinds), "num_layers": 2 * len(kinds), "mamba": mamba}
     if problems:
         raise CheckpointError(problems)
-    model = dense.read_config(hf, where, NAME, ffn_key="shared_intermediate_size", **own)
+    model = dense.read_config(hf, where, NAME, ffn_key="shared_intermediate_size", reads=("hidden_act", "attention_bias"), **own)
     if model.mamba is not None:
-        raise_problems(hybrid.check(model, hf, where, "mamba_expand", "rms_norm_eps"))
+        raise_problems([*hybrid.check_width(model, hf, where, "mamba_expand"), *hybrid.check_norms(model, where, "rms_norm_eps")])
     return model
+
+
+def _head_dim(hf: Mapping[str, Any]) -> dict[str, int]:
+    """Return the size of a Mamba head where it is not given, or "auto": its share of mamba_expand x hidden_size, as in transformers."""
+    if hf.get("mamba_d_head", "auto") != "auto":
+        return {}
+    expand, hidden, heads = hf.get("mamba_expand", 2), hf.get("hidden_size"), hf.get("mamba_n_heads", MAMBA_DEFAULTS["mamba_n_heads"])
+    return {"mamba_d_head": expand * hidden // heads} if all(type(size) is int and size > 0 for size in (expand, hidden, heads)) else {}
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     }
     if model.mamba is not None:
         own |= hybrid.written_mamba(model, MAMBA_KEYS, "mamba_expand") | {"mamba_conv_bias": True, "mamba_proj_bias": False}
-    return {**dense.write_config(model, ARCHITECTURES[0], "granitemoehybrid"), **granite.written_multipliers(model), **own}
+    return {**dense.write_config(model, ARCHITECTURES[0], MODEL_TYPE), **granite.written_multipliers(model), **own}
 
 
 def rules(model: ModelConfig) -> list[Rule]:

@@ -44,23 +44,21 @@ def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tu
     return {field: hf.get(key) for field, key in keys.items()}, problems
 
 
-def check(model: ModelConfig, hf: Mapping[str, Any], where: str, expand: str, epsilon: str) -> list[Problem]:
-    """Return the problems of a hybrid's heads and norms.
-
-    The heads must make up the mixer's width, expand x hidden_size. MambaMixer's own norm has an epsilon of 1e-5, so all norms must have it.
-    """
+def check_width(model: ModelConfig, hf: Mapping[str, Any], where: str, expand: str) -> list[Problem]:
+    """Return a problem where a hybrid's heads do not make up the mixer's width, expand x hidden_size."""
     assert model.mamba is not None
     width = model.mamba.num_heads * model.mamba.head_dim
-    return [
-        *require(hf, expand, [width / model.hidden_size], where, 2),
-        *require({epsilon: model.norm_epsilon}, epsilon, [1e-5], where, None),
-    ]
+    return require(hf, expand, [width / model.hidden_size], where, 2)
+
+
+def check_norms(model: ModelConfig, where: str, epsilon: str) -> list[Problem]:
+    """Return a problem where a hybrid's norms have another epsilon than 1e-5, which MambaMixer's own norm has."""
+    return require({epsilon: model.norm_epsilon}, epsilon, [1e-5], where, None)
 
 
 def written_mamba(model: ModelConfig, keys: Mapping[str, str], expand: str) -> dict[str, Any]:
-    """Return a mixer's sizes as a family's config.json spells them."""
+    """Return a mixer's sizes as a family's config.json spells them. transformers takes a whole number alone for `expand`."""
     mamba = model.mamba
     assert isinstance(mamba, MambaConfig)
-    width = mamba.num_heads * mamba.head_dim
-    whole = width // model.hidden_size if width % model.hidden_size == 0 else width / model.hidden_size
-    return {key: getattr(mamba, field) for field, key in keys.items()} | {expand: whole}
+    times, rest = divmod(mamba.num_heads * mamba.head_dim, model.hidden_size)
+    return {key: getattr(mamba, field) for field, key in keys.items()} | ({} if rest else {expand: times})

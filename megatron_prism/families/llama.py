@@ -11,6 +11,7 @@ from megatron_prism.families.rules import Rule
 
 NAME = "llama"
 ARCHITECTURES = ("LlamaForCausalLM",)
+MODEL_TYPE = "llama"
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
@@ -20,7 +21,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
 
 def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
-    return dense.write_config(model, ARCHITECTURES[0], "llama")
+    return dense.write_config(model, ARCHITECTURES[0], MODEL_TYPE)
 
 
 def rules(model: ModelConfig) -> list[Rule]:

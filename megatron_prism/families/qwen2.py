@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import CheckpointError
+from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import dense
 from megatron_prism.families.rules import Rule, require
 
 NAME = "qwen2"
 ARCHITECTURES = ("Qwen2ForCausalLM",)
+MODEL_TYPE = "qwen2"
+WINDOW, FULL_LAYERS = 4096, 28  # the defaults of transformers' Qwen2Config
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
@@ -19,14 +21,21 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
 
     Raises: CheckpointError as dense.read_config, and for a window, which Qwen2 gives to some of its layers only.
     """
-    if problems := require(hf, "use_sliding_window", [False], where, False):
+    layers, kinds = hf.get("num_hidden_layers"), hf.get("layer_types")
+    is_windowed = hf.get("use_sliding_window", False) and hf.get("sliding_window", WINDOW) is not None
+    if kinds is None and is_windowed and isinstance(layers, int) and hf.get("max_window_layers", FULL_LAYERS) >= layers:
+        is_windowed = False  # the window begins after the last layer
+    problems = [*require({"use_sliding_window": is_windowed}, "use_sliding_window", [False], where, False)]
+    if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
+        problems.append(Problem(f"{where}:layer_types", repr(kinds), "full_attention for every layer"))
+    if problems:
         raise CheckpointError(problems)
-    return dense.read_config(hf, where, NAME, qkv_bias=True)
+    return dense.read_config(hf, where, NAME, reads=("hidden_act",), qkv_bias=True)
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
-    return {**dense.write_config(model, ARCHITECTURES[0], "qwen2"), "use_sliding_window": False}
+    return {**dense.write_config(model, ARCHITECTURES[0], MODEL_TYPE), "use_sliding_window": False}
 
 
 def rules(model: ModelConfig) -> list[Rule]:

@@ -14,6 +14,15 @@ from megatron_prism.families import granite, granite_moe_hybrid, llama, mistral,
 from megatron_prism.families.rules import NO_EXPERTS, Rule, check_experts, check_names
 
 FAMILIES = (llama, mistral, granite, granite_moe_hybrid, nemotron_h, qwen2)
+# what trainers put in place of the class that they wrap; the model_type tells which it is
+WRAPPERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "DeepSpeedEngine",
+    "PeftModelForCausalLM",
+}
 EXPERTS_IN_NAME = re.compile("moe(?!hybrid)|mixtral", re.IGNORECASE)  # GraniteMoe, Qwen2Moe, Olmoe, HunYuanMoEV1, ...
 
 
@@ -29,18 +38,33 @@ def of_model(model: ModelConfig, where: str = "model.family") -> ModuleType:
 
 
 def of_hf(hf: Mapping[str, Any], where: str) -> ModuleType:
-    """Return the family of a config.json.
+    """Return the family of a config.json. `architectures` and `model_type` must agree: transformers goes by the latter.
 
+    `architectures` may be silent, or name the class wrapped by a trainer, or without its head: transformers loads the same model.
     Raises: CheckpointError where no family knows its architecture. The message names a mixture of experts as such.
     """
-    named = hf.get("architectures")
-    for family in FAMILIES:
-        if isinstance(named, list) and any(name in family.ARCHITECTURES for name in named):
-            return family
+    named, kind = hf.get("architectures"), hf.get("model_type")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    by_class = [family for family in FAMILIES if {*map(unwrapped, names)} & {*family.ARCHITECTURES}]
+    by_type = [family for family in FAMILIES if kind == family.MODEL_TYPE]
+    if by_type and (named in (None, []) or by_type[0] in by_class or (names and {*names} <= WRAPPERS)):
+        return by_type[0]
+    if by_class and kind is None:
+        return by_class[0]
+    if by_class:
+        required = f"{by_class[0].MODEL_TYPE!r}, as architectures {named!r} has it"
+        fix = "transformers goes by model_type: correct the key that is wrong"
+        raise CheckpointError(Problem(f"{where}:model_type", repr(kind), required, fix))
     known = sorted(name for family in FAMILIES for name in family.ARCHITECTURES)
     experts = check_experts(hf, where)
     fix = NO_EXPERTS if experts or EXPERTS_IN_NAME.search(repr(named)) else ""
     raise CheckpointError([Problem(f"{where}:architectures", repr(named), f"one of {', '.join(known)}", fix), *experts])
+
+
+def unwrapped(name: str) -> str:
+    """Return the class with a head that a name in `architectures` means: FSDPLlamaForCausalLM and LlamaModel are LlamaForCausalLM."""
+    name = name.removeprefix("FSDP")  # transformers removes it too when it saves
+    return f"{name.removesuffix('Model')}ForCausalLM" if name.endswith("Model") else name
 
 
 def num_parameters(model: ModelConfig) -> int:

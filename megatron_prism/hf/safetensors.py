@@ -8,15 +8,12 @@ Writing: new_shards (headers), create_shards, write_values, index_of.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import reprlib
-import stat
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -26,6 +23,8 @@ import torch
 
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.hf import bits
+from megatron_prism.hf.files import ABSENT, parse_object, read_object, refusal
+from megatron_prism.hf.recognise import DEQUANTISE, no_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -68,7 +67,7 @@ def open_shards(root: Path) -> list[Shard]:
     """
     listed = _read_index(root) if os.path.lexists(root / INDEX) else None
     if listed is None and not os.path.lexists(root / SINGLE):
-        raise CheckpointError(_no_weights(root))
+        raise CheckpointError(no_weights(root))
     files = [SINGLE] if listed is None else sorted(set(listed.values()))
     unlisted = [path for path in sorted(root.iterdir()) if WEIGHTS_NAME.fullmatch(path.name) and path.name not in files]
     if unlisted:  # transformers reads model.safetensors before any index
@@ -84,18 +83,19 @@ def open_shards(root: Path) -> list[Shard]:
         except CheckpointError as error:
             problems += error.problems
     if problems:
-        raise CheckpointError(problems)
+        raise CheckpointError(_one_of_a_cause(problems))
     if listed is not None:
         _check_index(root, listed, shards)
     return shards
 
 
-def _no_weights(root: Path) -> Problem:
-    pickles = sorted(path.name for path in root.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-    if not pickles:
-        return Problem(str(root), "no safetensors weights", f"{SINGLE}, or {INDEX} with its shards")
-    fix = "pickled weights are not read, since loading them can run code: save the model anew as safetensors"
-    return Problem(str(root), f"no safetensors weights, only {', '.join(pickles[:3])}", f"{SINGLE}, or {INDEX} with its shards", fix)
+def _one_of_a_cause(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems, with those alike in all but the place as one: thirty Git-LFS pointers are one mistake."""
+    alike: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        cause = (problem.found if problem.fix or problem.found == ABSENT else problem.where, problem.required, problem.fix)
+        alike.setdefault(cause, []).append(problem)
+    return [replace(first, found=f"{first.found} (and {len(more)} more)" if more else first.found) for first, *more in alike.values()]
 
 
 def _read_index(root: Path) -> dict[str, str]:
@@ -149,19 +149,22 @@ def read_header(path: Path) -> Shard:
     """
     from safetensors import SafetensorError, safe_open
 
-    if damage := fault(path):
-        raise CheckpointError(Problem(str(path), damage, "a safetensors file"))
+    if problem := refusal(path, "a safetensors file"):
+        raise CheckpointError(problem)
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            text = length.to_bytes(8, "little") + stream.read(80)
+            if size >= 8 and text.isascii() and all(letter.isprintable() or letter.isspace() for letter in text.decode()):
+                raise CheckpointError(Problem(str(path), f"text ({text.decode()!r})", "a safetensors file", "fetch it again"))
             raise CheckpointError(
                 Problem(str(path), f"a header of {length} bytes in a file of {size}", "a whole safetensors file", "fetch it again")
             )
         raw = stream.read(length)
     try:
         header = raw.decode("utf-8")
-        entries = _parse_object(header)
+        entries = parse_object(header)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "safetensors JSON")) from None
     entries.pop("__metadata__", None)
@@ -176,57 +179,6 @@ def read_header(path: Path) -> Shard:
             return Shard(path.name, header, tensors)
     except SafetensorError as error:
         raise CheckpointError(Problem(str(path), f"a damaged header ({error})", "what the safetensors library reads")) from None
-
-
-def fault(path: Path) -> str | None:
-    """Say why a path cannot be read as a file of its folder. This does not open it: opening a pipe would block."""
-    try:
-        if not is_inside(path):
-            return "a link out of the folder"
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "no regular file"
-        return None if os.access(path, os.R_OK) else "a file that may not be read"
-    except FileNotFoundError:
-        return "no such file"
-    except OSError as error:
-        return str(error.strerror)
-    except RuntimeError:
-        return "a link to itself"
-
-
-def is_inside(path: Path) -> bool:
-    """Say whether a file is inside its folder after resolving links. A snapshot in the hub's cache may link to ../../blobs."""
-    root = path.parent.resolve()
-    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    return path.resolve().parent in allowed
-
-
-def read_object(path: Path, required: str) -> dict[str, Any]:
-    """Return the JSON object in a file of a folder. A repeated key is an error.
-
-    Raises: CheckpointError naming the file. `required` says what it should hold.
-    """
-    if damage := fault(path):
-        raise CheckpointError(Problem(str(path), damage, required))
-    try:
-        return _parse_object(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(Problem(str(path), f"damaged JSON ({error})", required)) from None
-
-
-def _parse_object(text: str) -> dict[str, Any]:
-    parsed = json.loads(text, object_pairs_hook=_unique)
-    if not isinstance(parsed, dict):
-        raise ValueError("no object")
-    return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {key!r} stands twice")
-    return result
 
 
 def parse_entries(entries: Mapping[str, Any], path: Path, data_start: int) -> tuple[TensorPlace, ...]:
@@ -258,7 +210,7 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorPl
         case _:
             return Problem(where, reprlib.repr(entry), "a dtype, a shape of whole numbers, and data_offsets of two")
     if dtype not in DTYPES:
-        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(DTYPES)}")
+        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(DTYPES)}", f"are its weights quantised? {DEQUANTISE}")
     needed = prod(sizes) * DTYPES[dtype].itemsize
     if end - start != needed:
         return Problem(where, f"{end - start} bytes", f"{needed} bytes for {dtype} {sizes}")
@@ -307,39 +259,3 @@ def write_values(stream: FileIO, place: TensorPlace, start: int, piece: bits.Bit
     """Write values of one tensor, in its dtype, beginning at value `start`."""
     end = bits.write_at(stream, place.start + start * place.dtype.itemsize, piece)
     assert end <= place.end, (place, start, piece.shape)
-
-
-def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
-    """Return the headers of a new folder, as `save_pretrained` writes them: sorted names, files of at most 5 GB."""
-    bins: list[dict[str, tuple[int, ...]]] = [{}]
-    used = 0
-    for name, shape in shapes.items():
-        size = prod(shape) * dtype.itemsize
-        if used and used + size > max_shard_bytes:
-            bins.append({})
-            used = 0
-        bins[-1][name] = shape
-        used += size
-    total = len(bins)
-    names = [SINGLE] if total == 1 else [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
-    return [_new_shard(Path(name), part, dtype) for name, part in zip(names, bins, strict=True)]
-
-
-def _new_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Shard:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in sorted(shapes):
-        end = position + prod(shapes[name]) * dtype.itemsize
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [position, end]}
-        position = end
-    header = json.dumps(entries, separators=(",", ":"))
-    header += " " * (-len(header) % 8)  # safetensors aligns the data to 8 bytes
-    del entries["__metadata__"]
-    return Shard(path.name, header, parse_entries(entries, path, 8 + len(header)))
-
-
-def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
-    """Return the model.safetensors.index.json of several shards."""
-    places = [place for shard in shards for place in shard.tensors]
-    total = sum(place.end - place.start for place in places)
-    return {"metadata": {"total_size": total}, "weight_map": {place.name: place.file for place in sorted(places, key=lambda p: p.name)}}

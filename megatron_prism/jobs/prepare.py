@@ -1,7 +1,8 @@
 """`prism prepare CONFIG`: weighted sources become Megatron .bin/.idx files, a planned blend and a manifest.
 
-It reads records and writes `out`: SOURCE/00000.train.bin/.idx and so on, one shard per input file, and manifest.json. All files are written
-in `out`.partial, which is renamed to `out` at the end, so `out` is whole or absent. An interrupted run resumes from its finished shards.
+It reads records and writes `out`: SOURCE/00000.train.bin/.idx and so on, one shard per piece that is read, and manifest.json. All files are
+written in `out`.partial, which is renamed to `out` at the end, so `out` is whole or absent. An interrupted run resumes from its finished
+shards. `run_task` makes a part of the shards, beside other tasks; `run` then takes them up.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import log, manifest
@@ -18,18 +18,26 @@ from megatron_prism.core.check.data import check_prepare
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, printable, raise_problems
 from megatron_prism.core.load import to_dict
-from megatron_prism.data import formats, indexed, mixture, segments, special_tokens, tokenizer
-from megatron_prism.data.formats import Shard
-from megatron_prism.prepare import documents, pool, records, sources, workspace
-from megatron_prism.prepare.source import Work, make_shards, pack_shards
+from megatron_prism.data import formats, indexed, mixture, segments, tokenizer
+from megatron_prism.prepare import documents, download, pool, records, sources, workspace
+from megatron_prism.prepare.inputs import Inputs, Orders
+from megatron_prism.prepare.source import Prepared, make_shards, make_task, needed_tokens, pack_shards, read_order, reading
+from megatron_prism.prepare.work import Work
 from megatron_prism.report import blend, sample_page
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend")  # config keys that do not change the prepared bytes
+NOT_IN_RESULT = ("out", "num_workers", "tokenizer_backend", "reuse")  # config keys that do not change the prepared bytes
+OF_READING = (
+    "tokens",
+    "margin",
+    "read",
+    "max_epochs",
+    "packing",
+)  # that do not change a shard, but how many there are and what is made of them
 NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # of a report: documents per source; tokens and characters per document
-FOR_THE_READER = ("hf_id", "available_tokens", "domain")  # keys of a source that do not change them either
+FOR_THE_READER = ("hf_id", "hf_files", "available_tokens", "domain")  # keys of a source that do not change them either
 
 
 def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -40,26 +48,59 @@ def run(config: PrepareConfig, *, dry_run: bool = False) -> dict[str, Any]:
     raise_problems([*check_prepare(config), *_check_parts(config)])
     if dry_run:
         return _shown(_dry_run(config))
-    files = sources.find(config.sources)
-    spec = tokenizer.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
-    tokenizer.log_ends(spec)
-    evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
-    if config.decontaminate:
-        documents.evaluation_overlap(config.decontaminate)  # report problems of the evaluation files before any work
+    orders, spec = _orders(config), _tokenizer(config)
     with pool.workers(config.num_workers) as run_in_order:
-        paths = [*_tokenizer_files(spec), *dict.fromkeys(file.path for part in (*files, evaluation) for file in part)]
-        sha256 = dict(zip(map(str, paths), run_in_order(manifest.sha256_file, paths), strict=True))
-        if config.out.exists() and (existing := _already_prepared(config, sha256)):
+        inputs = Inputs(config, orders, spec, run_in_order)
+        if config.out.exists() and (existing := _already_prepared(config, inputs)):
             log.get().info("%s: already prepared from the same config and files", config.out)
             return _shown(_result(existing))
         with workspace.folder(config.out) as folder, log.told(_progress()) as progress:
-            work = Work(config, folder, run_in_order, progress, sha256)
-            made = [make_shards(source, inputs, spec, work) for source, inputs in zip(config.sources, files, strict=True)]
-            facts = [_facts(source, done, pack_shards(source, done, work)) for source, done in zip(config.sources, made, strict=True)]
-            described = _describe(config, spec, facts, sha256)
+            work = Work(config, folder, run_in_order, progress, inputs.sha256, config.reuse)
+            made = {source.name: make_shards(source, orders[source.name], spec, work) for source in config.sources}
+            facts = [
+                _facts(source, done := made[source.name], pack_shards(source, done.shards, work), config.special_tokens_in_text)
+                for source in config.sources
+            ]
+            described = _describe(config, spec, facts, inputs.of(made))
             manifest.write_json(folder / "manifest.json", described)
-            workspace.tidy(folder, {source.name: len(done) for source, done in zip(config.sources, made, strict=True)})
+            num_tables = {source.name: made[source.name].num_whole if sources.dedup(source) != "none" else 0 for source in config.sources}
+            workspace.tidy(folder, {name: len(done.shards) for name, done in made.items()}, num_tables)
     return _shown(_result(described))
+
+
+def run_task(config: PrepareConfig, task: int, num_tasks: int) -> dict[str, Any]:
+    """Make the shards of one of several tasks, which may run at the same time on one file system. `run` then finishes the mixture.
+
+    Raises: as `run`, and InputError for a task that is not one of num_tasks.
+    """
+    raise_problems([*check_prepare(config), *_check_parts(config)])
+    if not 0 <= task < num_tasks:
+        raise InputError(Problem("--task", f"{task}/{num_tasks}", f"I/N, with I from 0 to N - 1 = {num_tasks - 1}"))
+    if config.out.exists() and _existing(config):
+        log.get().info("%s: already prepared", config.out)
+        return {"kind": "task", "task": task, "num_tasks": num_tasks, "shards": {}}
+    orders, spec = _orders(config), _tokenizer(config)
+    with pool.workers(config.num_workers) as run_in_order:
+        inputs = Inputs(config, orders, spec, run_in_order, is_task=True)
+        with workspace.of_task(config.out, task) as folder, log.told(_progress()) as progress:
+            work = Work(config, folder, run_in_order, progress, inputs.sha256, config.reuse)
+            made = {source.name: make_task(source, orders[source.name], spec, work, task, num_tasks) for source in config.sources}
+    return {"kind": "task", "task": task, "num_tasks": num_tasks, "shards": made}
+
+
+def _orders(config: PrepareConfig) -> Orders:
+    files = sources.find(config.sources)
+    if config.reuse:
+        mixture.read_prepared(config.reuse)  # a damaged mixture, or none, is refused before any work
+    return {source.name: read_order(config, source, inputs) for source, inputs in zip(config.sources, files, strict=True)}
+
+
+def _tokenizer(config: PrepareConfig) -> tokenizer.TokenizerSpec:
+    spec = tokenizer.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
+    tokenizer.log_ends(spec)
+    if config.decontaminate:
+        documents.evaluation_overlap(config.decontaminate)  # report problems of the evaluation files before any work
+    return spec
 
 
 def report(config: PrepareConfig, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +171,9 @@ def _dry_run(config: PrepareConfig) -> dict[str, Any]:
         plan = mixture.plan(weights, available, config.tokens)
         raise_problems(segments.check_epochs(plan, config.max_epochs, "max_epochs"))
         planned = [dataclasses.asdict(part) for part in plan]
-    return {"kind": "plan", "blend": {"tokens": config.tokens, "sources": planned}, "sources": planned, "config": to_dict(config)}
+    lines = [dataclasses.asdict(line) for line in download.downloads(config, needed_tokens(config))]
+    blend = {"tokens": config.tokens, "sources": planned}
+    return {"kind": "plan", "blend": blend, "sources": planned, "downloads": lines, "config": to_dict(config)}
 
 
 def _describe(
@@ -164,27 +207,34 @@ def _describe(
     )
 
 
-def _facts(source: SourceConfig, source_shards: Sequence[Shard], packing: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(source: SourceConfig, done: Prepared, packing: Mapping[str, Any], in_text: str) -> dict[str, Any]:
     """Return a source's entry in the manifest."""
+    source_shards = done.shards
     totals = {
         f"{split}_{unit}": sum(getattr(pair, f"num_{unit}") for shard in source_shards if (pair := shard.pairs().get(split)))
         for split in formats.SPLITS
         for unit in ("tokens", "documents")
     }
     left_out: Counter[str] = sum((Counter(shard.left_out) for shard in source_shards), Counter())
+    spelled = {unit: sum(shard.special_tokens_in_text.get(unit, 0) for shard in source_shards) for unit in ("texts", "tokens")}
+    if spelled["texts"]:
+        message = "source %s: %d texts spell %d special tokens (special_tokens_in_text: %s)"
+        log.get().warning(message, source.name, spelled["texts"], spelled["tokens"], in_text)
     return {
         "name": source.name,
         "weight": source.weight,
         **totals,
         "left_out": dict(left_out),
         "bad_records": sum(shard.bad_records for shard in source_shards),
+        "reading": reading(done),
+        "special_tokens_in_text": spelled,
         "shards": [to_dict(shard) for shard in source_shards],
         **packing,
     }
 
 
-def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """Return the manifest of an `out` that already holds exactly what this run would write, None for an empty folder.
+def _existing(config: PrepareConfig) -> Mapping[str, Any] | None:
+    """Return the manifest of an `out` that was prepared from the same config, None for an empty folder.
 
     Raises: InputError where `out` holds anything else.
     """
@@ -196,23 +246,47 @@ def _already_prepared(config: PrepareConfig, sha256: Mapping[str, str]) -> Mappi
     mixture.read_prepared(config.out)  # a damaged mixture is refused, by file
     existing = manifest.read_json(config.out / "manifest.json")
     if existing.get("config_sha256") != _config_sha256(config):
+        if _shards_sha256(existing["config"]) == _shards_sha256(to_dict(config)):
+            fix = f"choose another out, with reuse={config.out}: only what it lacks is then made"
         raise InputError(Problem(where, "a mixture prepared from another config", "the same config", fix))
-    if changed := sorted(path for path in {**sha256, **existing["inputs"]} if sha256.get(path) != existing["inputs"].get(path)):
-        raise InputError(Problem(where, f"a mixture prepared before {', '.join(changed)} changed", "the same input files", fix))
+    return existing
+
+
+def _already_prepared(config: PrepareConfig, inputs: Inputs) -> Mapping[str, Any] | None:
+    """Return the manifest of an `out` that already holds exactly what this run would write, None for an empty folder.
+
+    Raises: InputError where `out` holds anything else.
+    """
+    existing = _existing(config)
+    if existing and (changed := inputs.changed(existing)):
+        found, fix = f"a mixture prepared before {', '.join(changed)} changed", "choose another out, or remove this one"
+        raise InputError(Problem(f"out ({config.out})", found, "the same input files", fix))
     return existing
 
 
 def _config_sha256(config: PrepareConfig) -> str:
     values = {key: value for key, value in to_dict(config).items() if key not in NOT_IN_RESULT}
-    for source in values["sources"]:
-        for part in (source, *source["parts"]):
-            for key in FOR_THE_READER:
-                part.pop(key, None)
-    return manifest.sha256_json(values)
+    if config.tokens is None or config.read == "all":  # as before there were these keys, so that a mixture prepared then is known
+        values = {key: value for key, value in values.items() if key not in ("read", "margin")}
+    if config.max_record_bytes == PrepareConfig.max_record_bytes:
+        del values["max_record_bytes"]
+    return _without_words(values)
 
 
-def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:
-    return [path for name in (tokenizer.FILE, *special_tokens.FILES) if (path := spec.folder / name).is_file()]
+def _shards_sha256(values: Mapping[str, Any]) -> str:
+    """Return a hash of a config's keys that decide what a shard holds: not how many there are, nor the weights."""
+    kept = {key: value for key, value in values.items() if key not in (*NOT_IN_RESULT, *OF_READING)}
+    return _without_words(kept | {"sources": [{**source, "weight": None} for source in values["sources"]]})
+
+
+def _without_words(values: Mapping[str, Any]) -> str:
+    """Return the hash of a config, without its keys for the reader."""
+
+    def without(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if key not in FOR_THE_READER}
+
+    listed = [without(source) | {"parts": [without(part) for part in source["parts"]]} for source in values["sources"]]
+    return manifest.sha256_json({**values, "sources": listed})
 
 
 def _result(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import run_folder
-from megatron_prism.core import disk
+from megatron_prism.core import disk, log
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 from megatron_prism.core.load import load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
@@ -35,9 +35,22 @@ def run(path: Path) -> dict[str, Any]:
                 )
             )
         return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}
-    jobs = read_json(folder / submit.SUBMITTED)["stages"]
-    states = slurm.states([entry["job"] for entry in jobs])
-    return {"run": str(path), "rows": [row for entry in jobs for row in _rows(folder, entry, states.get(entry["job"]))]}
+    submitted = read_json(folder / submit.SUBMITTED)
+    jobs, root = submitted["stages"], Path(submitted.get("submitted_from", ""))
+    root = Path() if root == Path.cwd() else root
+    states = _states([entry["job"] for entry in jobs])
+    return {"run": str(path), "rows": [row for entry in jobs for row in _rows(folder, entry, states[entry["job"]], root)]}
+
+
+def _states(ids: Sequence[str]) -> dict[str, str]:
+    """Return the state of each job, or why it is not known."""
+    if not slurm.is_here():
+        return dict.fromkeys(ids, "no scheduler")
+    try:
+        return dict.fromkeys(ids, "not in the queue") | slurm.states(ids)
+    except EnvironmentFault as error:
+        log.get().warning("%s", error)
+        return dict.fromkeys(ids, "unknown")
 
 
 def _not_submitted(path: Path) -> dict[str, Any]:
@@ -45,7 +58,8 @@ def _not_submitted(path: Path) -> dict[str, Any]:
     return {"job": None, "state": state, "last_event": None, "faults": 0}
 
 
-def _rows(folder: Path, entry: Mapping[str, Any], state: str | None) -> list[dict[str, Any]]:
+def _rows(folder: Path, entry: Mapping[str, Any], state: str, root: Path) -> list[dict[str, Any]]:
+    """Return a job's rows. root: the folder of submission, which the run folders are relative to."""
     rows = []
     for index, lines in enumerate(submit.events(folder, entry)):
         told = [parts for line in lines if len(parts := line.split(" ", 2)) == 3]
@@ -53,11 +67,11 @@ def _rows(folder: Path, entry: Mapping[str, Any], state: str | None) -> list[dic
         row = {
             "stage": f"{entry['name']}[{index}]" if is_array else entry["name"],
             "job": f"{entry['job']}_{index}" if is_array else entry["job"],
-            "state": state or ("not in the queue" if slurm.is_here() else "no scheduler"),
+            "state": state,
             "last_event": " ".join((told[-1][0], told[-1][2])) if told else None,
             "faults": sum(what.startswith("fault") for _, _, what in told),
         }
-        rows.append(row | (progress(Path(entry["run_dirs"][index])) if entry["run_dirs"] else {}))
+        rows.append(row | (progress(root / entry["run_dirs"][index]) if entry["run_dirs"] else {}))
     return rows
 
 

@@ -6,12 +6,14 @@ submitted.json.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join
 from typing import Any
 
+from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.train import check_train
@@ -35,10 +37,11 @@ class Planned:
     configs: tuple[TrainConfig, ...] = ()
 
 
-def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> dict[str, Any]:
+def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num_tasks: int | None = None) -> dict[str, Any]:
     """Plan every job of a pipeline. Unless dry_run, submit those that are not done. Return the outcome of each.
 
     words: a job and its arguments, or a pipeline's path and its overrides. Overrides of the cluster (`cluster.a=b`) come before them.
+    num_tasks: of the job array that makes a mixture; None for the cluster's own.
     Raises: InputError with every problem of the cluster, the pipeline and its configs, before anything is written. EnvironmentFault
     where there is no Slurm.
     """
@@ -48,13 +51,14 @@ def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read) -> 
         raise_problems(check_cluster(cluster))
     if (words := in_full(asked, read)) != asked:
         log.get().info("%s is no pipeline; in full: prism submit --cluster %s -- %s", asked[0], cluster_path, join(words))
-    pipeline, folder = read_pipeline(words, read)
+    pipeline, folder = read_pipeline(words, read, num_tasks or cluster.cpu.prepare_tasks)
     by_name = {entry.name: entry for entry in pipeline.stages}
     planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
-    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, {"asked": join(words), "cluster": str(cluster_path)})}
+    told = {"asked": join(words), "cluster": str(cluster_path), "submitted_from": os.getcwd()}
+    return {"folder": str(folder), "stages": _submit(planned, folder, cluster, told)}
 
 
 def plan(entries: Sequence[JobConfig], title: str, folder: Path, cluster: ClusterConfig, read: Read) -> list[Planned]:
@@ -92,7 +96,8 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables)
+    checkpoints = tuple(config.run_dir / CHECKPOINTS for config in configs)
+    job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 
 
@@ -129,6 +134,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     """Write the scripts and submit them. Skip a job that an earlier submission of the same command finished, unless it follows one not done."""
     before = {entry["name"]: entry for entry in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
     _refuse_twice(before, folder)
+    _tell_options()
     folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
     ids: dict[str, str] = {}
@@ -156,6 +162,12 @@ def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None
     active = [entry for entry in before.values() if slurm.is_active(states.get(entry["job"], ""))]
     required, fix = "no job of this run in the queue", "wait for it (prism status), or scancel it first"
     raise_problems([Problem(str(folder / SUBMITTED), f"job {entry['job']} ({entry['name']})", required, fix) for entry in active])
+
+
+def _tell_options() -> None:
+    """Log the options of sbatch in the submitter's shell. The job follows its script alone."""
+    if options := sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in slurm.KEPT):
+        log.get().info("not handed on, the cluster's YAML says what a job gets: %s", " ".join(options))
 
 
 def events(folder: Path, entry: Mapping[str, Any]) -> list[list[str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
+from megatron_prism.checkpoint import folder, frozen, run_folder, saving, sharded, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
@@ -57,14 +57,19 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
     raise_problems(list(dict.fromkeys(problems)))
     assert mixtures is not None and begin is not None
     sizes, blend = registry.parameters(begin.model), segments.realised(mixtures, config.steps * config.batch.global_size)
+    described = segments.describe(mixtures, config.batch.global_size)
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *start.check_tokenizer(config, begin, [segment.prepared for segment in mixtures]),
+            *loader.check_held_out(mixtures[0].prepared, config.data.seq_length),
             *segments.check_epochs(blend, config.data.max_epochs, "data.max_epochs"),
-            *run_folder.check_resume(config),
+            *run_folder.check_resume(config, described),
         ]
     )
+    if log.is_first():
+        for sentence in segments.repeated(blend, mixtures):
+            log.get().warning("%s", sentence)
     tokens_per_step, dp = config.batch.global_size * config.data.seq_length, data_parallel_size(config, world_size)
     flops = flops_per_token(begin.model, config.data.seq_length)
     figures = {
@@ -78,6 +83,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "sources": [vars(source) for source in blend],
+        "mixtures": described,
         "environment": environment.variables(config),
         "run_dir": str(config.run_dir),
         "resumes_at_step": begin.step,
@@ -177,6 +183,8 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
     if begin.weights is not None:
         sharded.load_weights(begin.weights, bare)  # before the optimizer takes its fp32 copy
     trainable.freeze(bare, sharded.weights(bare), config.trainable)
+    if source := newest or begin.weights:
+        frozen.keep(source, bare)
     chunks = optim.wrap(bare, config)
     optimizer = optim.build(chunks, config.optimizer, config)
     if newest is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -43,11 +44,11 @@ def split(words: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
     return rest, [word.removeprefix(CLUSTER) for word in words[:end] if word.startswith(CLUSTER)]
 
 
-def read_pipeline(words: Sequence[str], read: Read) -> tuple[PipelineConfig, Path]:
-    """Return the words as a pipeline, and the folder of its submission."""
+def read_pipeline(words: Sequence[str], read: Read, num_tasks: int = 1) -> tuple[PipelineConfig, Path]:
+    """Return the words as a pipeline, and the folder of its submission. num_tasks: of the job array that `prepare` alone becomes."""
     if call := read(words):
-        return _of_command(words, call)
-    path, overrides = Path(words[0]), words[1:]
+        return _of_command(words, call, num_tasks)
+    path, overrides = _path(words[0]), words[1:]
     pipeline = load(path, PipelineConfig, overrides)
     with placed(path, PipelineConfig, overrides):
         raise_problems(check_pipeline(pipeline))
@@ -61,13 +62,21 @@ def in_full(words: list[str], read: Read) -> list[str]:
     """
     if read(words) is not None:
         return words
-    path = Path(words[0])
+    path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
     problems = {"": _num_problems(path, PipelineConfig, words[1:])}
     problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
     job = min(problems, key=problems.__getitem__)
     return [job, *words] if job else words
+
+
+def _path(word: str) -> Path:
+    """Return the YAML that a word names. Raises: InputError where it has a variable that is not set."""
+    try:
+        return Path(paths.expanded(word))
+    except ValueError as error:
+        raise InputError(Problem("command", str(error), "a path", paths.FIX)) from None
 
 
 def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
@@ -78,15 +87,24 @@ def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _of_command(words: Sequence[str], call: Call) -> tuple[PipelineConfig, Path]:
-    """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name."""
+def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[PipelineConfig, Path]:
+    """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name.
+
+    `prepare` in several tasks is two: a job array that makes the shards, and the job itself, which waits for them and finishes the mixture.
+    """
     name = call.job.replace(" ", "-")
     title, run_dir = name, Path(call.arguments.get("out") or name)
     if call.job in CONFIGS:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
         title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
-    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=(JobConfig(name=name, command=tuple(words)),))
+    job = JobConfig(name=name, command=tuple(words))
+    stages: tuple[JobConfig, ...] = (job,)
+    if call.job == "prepare" and num_tasks > 1 and call.arguments["task"] is None:
+        tasks = tuple(("--task", f"{task}/{num_tasks}") for task in range(num_tasks))
+        shards = JobConfig(name=f"{name}-tasks", command=tuple(words), array=tasks)
+        stages = (shards, replace(job, after=(shards.name,)))
+    pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=stages)
     raise_problems(check_pipeline(pipeline))
     return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
 

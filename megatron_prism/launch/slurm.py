@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,25 @@ from megatron_prism.core.errors import EnvironmentFault
 
 EXIT_CODES = "PRISM_EXIT_CODES"  # the variable by which a script tells its tasks where to note their exit codes
 TASK_WAIT_S = 60  # srun: the time that the other tasks get once one has ended
+ANSWER_S = 60  # a command of Slurm that takes longer does not answer
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # before a command that failed in passing is run again
+
+# Variables by which Slurm's commands take options, and that they set in a job. They would overrule a script, or narrow an answer.
+OPTIONS = ("SBATCH_", "SLURM_", "SRUN_", "SQUEUE_", "SACCT_", "SCONTROL_")
+KEPT = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")  # which cluster, and as whom
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the gang of whoever submits
+# What sbatch prints where asking again may help, and of these, where the controller has certainly not taken the job.
+PASSING = re.compile(r"timed? ?out|unable to contact|connect|temporarily|transmitted or received|receive failure|standby", re.IGNORECASE)
+NOT_TAKEN = re.compile(r"unable to contact|connect failure|connection refused|temporarily|standby", re.IGNORECASE)
+FORGOTTEN = "Invalid job id"  # squeue, of an id that left the queue
 
 
 @dataclass(frozen=True)
 class Job:
     """A job for Slurm: prism's arguments, the number of nodes, and the ranks per node (0: no gang, one process on the cluster's `cpu`).
 
-    array: the words that each element of a job array adds to the command, by index.
+    array: the words that each element of a job array adds to the command, by index. checkpoints: the folder of a run's checkpoints, by
+    which the script knows its progress; of each element of an array. Empty: the job keeps none.
     """
 
     name: str
@@ -38,6 +51,7 @@ class Job:
     ranks_per_node: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     array: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    checkpoints: tuple[Path, ...] = ()
 
     @property
     def script(self) -> Path:
@@ -67,6 +81,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         is_gang=job.ranks_per_node > 0,
         setup=[_words(command) for command in setup],
         array=[(index, _words(words)) for index, words in job.array.items()],
+        checkpoints=[quote(str(path)) for path in job.checkpoints],
         srun=_srun(job, cluster),
     )
 
@@ -146,32 +161,54 @@ def note_exit_code(code: int) -> None:
 def submit(script: Path, after: Sequence[str] = ()) -> str:
     """Submit a script and return its job id. after: jobs that must succeed first; if one fails, Slurm cancels this job.
 
-    Raises: EnvironmentFault where there is no Slurm, or Slurm refuses the script.
+    A failure that may pass is asked again, but where the controller may have taken the job, only once squeue does not list it.
+    Raises: EnvironmentFault where there is no Slurm, it refuses the script, or it does not answer.
     """
     if shutil.which("sbatch") is None:
         raise EnvironmentFault("sbatch is not here: submit from a login node of the cluster, or look at the script with --dry-run")
     waits = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    done = subprocess.run(["sbatch", "--parsable", *waits, "--", str(script)], capture_output=True, text=True)
-    if done.returncode:
-        raise EnvironmentFault(f"sbatch refuses {script}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().split(";")[0]
+    for pause_s in (*PAUSES_S, None):
+        code, output, failure = _run(["sbatch", "--parsable", *waits, "--", str(script)])
+        if code == 0:
+            return output.strip().split(";")[0]
+        if not PASSING.search(failure):
+            raise EnvironmentFault(f"sbatch refuses {script}: {failure}")
+        if not NOT_TAKEN.search(failure) and (taken := _in_queue(script)):
+            return taken
+        if pause_s is None:
+            raise EnvironmentFault(f"sbatch does not take {script}, asked {len(PAUSES_S) + 1} times: {failure}; submit again later")
+        time.sleep(pause_s)
+    raise AssertionError
+
+
+def _in_queue(script: Path) -> str | None:
+    """Return the id of this user's job whose script is this one."""
+    lines = _answer(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%F|%o"])
+    ids = [number for number, bar, command in (line.partition("|") for line in lines) if command == os.path.abspath(script)]
+    return ids[-1] if ids else None
 
 
 def states(ids: Sequence[str]) -> dict[str, str]:
     """Return the Slurm states of jobs, by id: from squeue for queued jobs, else from Slurm's accounting if there is one.
 
     A job array lists each distinct state of its elements. An id that Slurm no longer knows is absent.
+    Raises: EnvironmentFault where squeue does not answer: such a job may run.
     """
     by_id: dict[str, list[str]] = {}
-    queue = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r"]
-    past = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}", "--format=JobID,State"]
-    for command in (queue, past) if ids else ():
+
+    def read(lines: Sequence[str]) -> None:
         missing = set(ids) - set(by_id)
-        for line in _lines(command) if missing else ():
-            number, state, *reason = line.split("|")
+        for number, state, *reason in (line.split("|") for line in lines):
             if (number := number.split("_")[0]) in missing:
                 waits = f" ({reason[0]})" if reason and state == "PENDING" else ""
                 by_id.setdefault(number, []).append(state.split(" ")[0] + waits)
+
+    if ids:
+        read(_answer(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r"]))
+    if set(ids) - set(by_id):
+        past = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}", "--format=JobID,State"]
+        code, output, _ = _run(past)  # it fails where the cluster keeps no accounts
+        read(output.splitlines() if code == 0 else [])
     return {number: ", ".join(dict.fromkeys(each)) for number, each in by_id.items()}
 
 
@@ -185,10 +222,35 @@ def is_here() -> bool:
     return shutil.which("squeue") is not None
 
 
-def _lines(command: Sequence[str]) -> list[str]:
-    """Return the output lines of a Slurm command; none where it is absent or fails (squeue fails for an id it has forgotten)."""
+def _answer(command: Sequence[str]) -> list[str]:
+    """Return the lines that squeue prints; none for ids that it has forgotten. It is asked again while it fails.
+
+    Raises: EnvironmentFault where it is absent, or does not answer.
+    """
+    if not is_here():
+        raise EnvironmentFault("squeue is not here: whether a job runs can be seen from a login node of the cluster alone")
+    for pause_s in (*PAUSES_S, None):
+        code, output, failure = _run(command)
+        if code == 0 or FORGOTTEN in failure:
+            return output.splitlines() if code == 0 else []
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise EnvironmentFault(
+        f"squeue does not answer, asked {len(PAUSES_S) + 1} times: {failure}; a job may be in the queue: try again later"
+    )
+
+
+def _run(command: Sequence[str]) -> tuple[int, str, str]:
+    """Run a command of Slurm; return its exit code, its output, and why it failed on one line."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=without_options(os.environ))
+    except subprocess.TimeoutExpired:
+        return 1, "", f"timed out after {ANSWER_S} s"
+    except OSError as error:
+        return 1, "", str(error)
+    return done.returncode, done.stdout, " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+
+
+def without_options(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for Slurm's commands, and so for a job: all but options of Slurm, and of launchers, in the submitter's shell."""
+    return {name: value for name, value in given.items() if name in KEPT or not (name in LAUNCHERS or name.startswith(OPTIONS))}

@@ -18,13 +18,16 @@ from typing import Any
 import psutil  # not in the signal handler: a second signal may arrive during the import
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import EnvironmentFault, Stopped
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, Stopped
 from megatron_prism.core.patch import replaced
+from megatron_prism.parallel import signals
 
 GANG_FAILED = 4
-# For torch's launcher, if its version has the key: SIGTERM is forwarded here.
-HANDLED: dict[str, Any] = {"signals_to_handle": "SIGINT,SIGHUP,SIGQUIT"}
+# Torch's launcher would kill the ranks upon the signals that it handles. They are forwarded here, and it is left one that nobody sends.
+HANDLED: dict[str, Any] = {"signals_to_handle": "SIGUSR2"}
+NOTICES = {*signals.STOPPING} - {signal.SIGTERM}  # SIGTERM also ends a rank whose peer has failed
 SHUTDOWN_S = 5  # the time that the other ranks get to end after one has failed
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun's agent in each rank that it starts
 
 
 def in_gang() -> bool:
@@ -35,6 +38,35 @@ def in_gang() -> bool:
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return True
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def drop_leftovers() -> None:
+    """Remove RANK and WORLD_SIZE, and their local ones, from the environment where they are no gang's: those of a pod or of an old export.
+
+    A rank has both, and torchrun's mark or peers.
+    """
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    is_rank = rank.isdecimal() and size.isdecimal() and int(rank) < int(size) and (int(size) > 1 or TORCHRUN in os.environ)
+    if not is_rank:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
+
+
+def check_nproc(num_processes: int) -> None:
+    """Check that --nproc does not contradict the gang that this process is in.
+
+    Raises: InputError where a launcher other than torchrun made this process a rank, or torchrun started another number on this machine.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return
+    rank, size, local_size = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if TORCHRUN in os.environ and local_size == str(num_processes):  # as the ranks that start_gang starts
+        return
+    started = (
+        f"{local_size} ranks of torchrun on this machine" if TORCHRUN in os.environ else f"RANK={rank} WORLD_SIZE={size} in the environment"
+    )
+    fix = "to join that gang leave --nproc out; to start one here unset RANK and WORLD_SIZE"
+    raise InputError(Problem("--nproc", f"{num_processes}, and {started}", "one launcher of the ranks", fix))
 
 
 def world_size() -> int:
@@ -105,7 +137,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     """Run `python COMMAND` as this machine's part of a torchrun gang, and return its exit code. On one machine it listens on loopback only.
 
     num_processes: on this machine. Each machine of a span calls this; the first one listens at the meeting point, on all its networks.
-    The exit code is that of the process whose failure says most, so the job's own code reaches the shell. SIGTERM and SIGUSR1 are forwarded:
+    The exit code is that of the process whose failure says most, so the job's own code reaches the shell. Signals that ask to stop are forwarded:
     the processes save and exit by themselves, however long that takes (torch itself would kill them after 30 seconds).
     Raises: EnvironmentFault where the machines do not meet within 10 minutes.
     """
@@ -115,7 +147,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it logs "failed" for each exit code; the ranks have said more
-    for name in (signal.SIGTERM, signal.SIGUSR1):
+    for name in signals.heeded():
         signal.signal(name, _hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # for the files that torch's launcher leaves behind
@@ -144,7 +176,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
 def _exit_code(failures: Mapping[int, Any]) -> int:
     """Return a gang's exit code: the first failed rank's. Code 4 counts last, since such a rank may only have lost its peer."""
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
-    if failure.exitcode == -signal.SIGUSR1:  # a rank without its handler yet
+    if -failure.exitcode in NOTICES:  # a rank without its handler yet
         return Stopped.exit_code
     if failure.exitcode < 0:
         log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
@@ -177,8 +209,9 @@ def _rendezvous(span: Span) -> dict[str, Any]:
 
 
 def heed_signals_while_starting() -> None:
-    """Before the first step, exit with code 3 on SIGUSR1 (Slurm's notice that the time limit is near)."""
-    signal.signal(signal.SIGUSR1, _not_begun)
+    """Before the first step, exit with code 3 upon a signal that asks to stop. SIGTERM still kills."""
+    for name in set(signals.heeded()) & NOTICES:
+        signal.signal(name, _not_begun)
 
 
 def _not_begun(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""Drop duplicate documents: the same text (exact), or one that shares most of its runs of five words (MinHash).
+"""The keys by which duplicate documents are known: the same text (exact), or most of its runs of five words (MinHash).
 
-The first of several duplicates is kept. A document's key is a row of 64-bit numbers, computed from its text alone in any process.
+A document's key is a row of 64-bit numbers, computed from its text alone in any process. duplicates.py compares them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"\w+")
 NUM_BANDS, BAND_ROWS = 14, 8  # texts of similarity s share a band with probability 1 - (1 - s**8)**14: one half at s = 0.69
+KEY_NUMBERS = {"none": 0, "exact": 2, "minhash": NUM_BANDS}  # 64-bit numbers of a key, by the kind of dedup
 SHINGLE_WORDS = 5
 MINHASH_SEED = 1
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: 2**64 over the golden ratio
@@ -62,38 +63,3 @@ def _shingles(text: str) -> np.ndarray:
         mixed = (mixed + hashes[index : index + len(mixed)]) * FACTOR
         mixed ^= mixed >> np.uint64(29)
     return mixed >> np.uint64(32)
-
-
-class Seen:
-    """The keys of the documents kept so far. Exact keys match in both numbers, MinHash keys in any band.
-
-    Memory: about 90 bytes (exact) or 1.2 kB (minhash) per document kept.
-    """
-
-    def __init__(self, kind: Literal["exact", "minhash"]):
-        self._kind = kind
-        self._marks: set[int] = set()
-
-    def are_new(self, rows: np.ndarray) -> np.ndarray:
-        """Return which documents are new (bool [documents]), and keep those.
-
-        rows: uint64 [documents, 2 or 14], in order. A document is also compared with those before it in the same call.
-        """
-        is_new = np.zeros(len(rows), bool)
-        for index, row in enumerate(rows.tolist()):
-            marks = self._of(row)
-            if self._marks.isdisjoint(marks):
-                self._marks.update(marks)
-                is_new[index] = True
-        return is_new
-
-    def add(self, rows: np.ndarray) -> None:
-        """Add the keys of documents that an earlier run kept: uint64 [documents, 2 or 14]."""
-        for row in rows.tolist():
-            self._marks.update(self._of(row))
-
-    def _of(self, row: list[int]) -> list[int]:
-        """Return a document's marks. Two documents with a mark in common are duplicates."""
-        if self._kind == "exact":
-            return [row[0] << 64 | row[1]]
-        return [number << 4 | band for band, number in enumerate(row)]

@@ -1,15 +1,16 @@
 """From records to documents: text, filters, tokens. This is all that a worker process does.
 
 The steps are keep -> text -> sample -> decontaminate -> tokens -> min_tokens. Dedup (dedup.py) needs all documents in order, so it runs
-afterwards in the parent. The result for a record depends on the record and the recipe alone, not on order or the number of workers.
+afterwards (duplicates.py). The result for a record depends on the record and the recipe alone, not on order or the number of workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -18,13 +19,23 @@ import numpy as np
 from megatron_prism.core.config import DecontaminateConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import tokenizer
-from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.data.tokenizer import InText, TokenizerSpec
 from megatron_prism.prepare import decontaminate, dedup, records, sample, sources
 from megatron_prism.prepare.decontaminate import Overlap
+from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 from megatron_prism.prepare.sources import Input, OpenFile, Record
 
-BATCH_BYTES = 1 << 19  # a fraction of a second of work; a worker holds one batch at a time
-LeftOut = Literal["keep", "sample", "decontaminate", "min_tokens", "dedup"]
+BATCH_BYTES, LEAST_BATCH_BYTES = 1 << 19, 1 << 12  # a fraction of a second of work; a worker holds one batch at a time
+LeftOut = Literal["keep", "sample", "decontaminate", "min_tokens", "too_long", "dedup"]
+REASONS: tuple[str, ...] = (
+    "keep",
+    "sample",
+    "decontaminate",
+    "min_tokens",
+    "too_long",
+    "bad",
+)  # why a record gave no document, by its code
+LEFT_OUT = np.dtype([("number", "<i8"), ("reason", "u1")])  # a record that gave none
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,13 @@ class Recipe:
     source: str
     tokenizer: TokenizerSpec
     append_eos: bool
+    special_tokens_in_text: InText
     min_tokens: int
     dedup: Literal["none", "exact", "minhash"]
     valid_percent: float
     seed: int
     decontaminate: DecontaminateConfig | None
+    max_record_bytes: int = UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -53,30 +66,50 @@ class Batch:
 
 @dataclass(frozen=True)
 class Made:
-    """The documents of one batch: tokens, concatenated; per document its length, its side of the split and its dedup key."""
+    """The documents of one batch, in order: tokens, concatenated; per document its record's number, length, side of the split, dedup key,
+    and how many special tokens its text spells.
+
+    left_out: LEFT_OUT for each other record, in order. too_long: the places and sizes of those that were too long.
+    """
 
     file: Input
     tokens: np.ndarray
+    numbers: np.ndarray
     lengths: np.ndarray
     is_valid: np.ndarray
     keys: np.ndarray
-    left_out: Mapping[LeftOut, int]
+    num_spelled: np.ndarray
+    left_out: np.ndarray
     bad: Sequence[Problem]
+    too_long: Sequence[str]
     is_last: bool
 
 
-def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None = None) -> Iterator[Batch]:
-    """Yield the records of files in batches of about BATCH_BYTES. The last batch of a file may be empty.
+@dataclass
+class Without:
+    """The records that give no document: (number, reason) of each, the problems of the bad ones, the places and sizes of the long ones."""
+
+    records: list[tuple[int, str]] = field(default_factory=list)
+    bad: list[Problem] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
+
+    def table(self) -> np.ndarray:
+        """Return LEFT_OUT of each record, by its number."""
+        return np.array(sorted((number, REASONS.index(reason)) for number, reason in self.records), LEFT_OUT)
+
+
+def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None = None, batch_bytes: int | None = None) -> Iterator[Batch]:
+    """Yield the records of files in batches of about batch_bytes (None: BATCH_BYTES). The last batch of a file may be empty.
 
     Raises: InputError naming a file that cannot be read.
     """
     for file in files:
         waiting: list[tuple[int, Record]] = []
         num_bytes = 0
-        for number, record in sources.read_records(file, open_file):
+        for number, record in sources.read_records(file, open_file, recipe.max_record_bytes):
             waiting.append((number, record))
             num_bytes += _size_bytes(record)
-            if num_bytes >= BATCH_BYTES:
+            if num_bytes >= (batch_bytes or BATCH_BYTES):
                 yield Batch(recipe, file, waiting, is_last=False)
                 waiting, num_bytes = [], 0
         yield Batch(recipe, file, waiting, is_last=True)
@@ -84,26 +117,28 @@ def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None =
 
 def make(batch: Batch) -> Made:
     """Turn a batch of records into documents."""
-    recipe, file = batch.recipe, batch.file
-    left_out: Counter[LeftOut] = Counter()
-    bad: list[Problem] = []
-    texts = [text for text, group in read_texts(file, batch.records, left_out, bad) if _is_drawn(recipe, file, text, group, left_out)]
+    recipe, file, without = batch.recipe, batch.file, Without()
+    texts = [(number, text) for number, text, group in _of_batch(batch, without) if _is_drawn(recipe, file, number, text, group, without)]
     if recipe.decontaminate:
         overlap = evaluation_overlap(recipe.decontaminate)
-        clean = [text for text in texts if overlap.first(text) is None]
-        left_out["decontaminate"] += len(texts) - len(clean)
-        texts = clean
-    tokens, lengths = tokenizer.encode_documents(texts, recipe.tokenizer, recipe.append_eos)
+        dirty = {number for number, text in texts if overlap.first(text) is not None}
+        without.records += [(number, "decontaminate") for number in dirty]
+        texts = [(number, text) for number, text in texts if number not in dirty]
+    tokens, lengths = tokenizer.encode_documents(
+        [text for _, text in texts], recipe.tokenizer, recipe.append_eos, recipe.special_tokens_in_text
+    )
     enough = lengths >= max(recipe.min_tokens, 1)
     if not enough.all():
-        left_out["min_tokens"] += int((~enough).sum())
-        tokens, lengths, texts = (
-            tokens[np.repeat(enough, lengths)],
-            lengths[enough],
-            [text for text, is_in in zip(texts, enough, strict=True) if is_in],
-        )
-    is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for text in texts], bool)
-    return Made(file, tokens, lengths, is_valid, _keys(texts, recipe.dedup), left_out, bad, batch.is_last)
+        without.records += [(number, "min_tokens") for (number, _), is_in in zip(texts, enough, strict=True) if not is_in]
+        tokens, lengths = tokens[np.repeat(enough, lengths)], lengths[enough]
+        texts = [pair for pair, is_in in zip(texts, enough, strict=True) if is_in]
+    numbers = np.array([number for number, _ in texts], np.int64)
+    is_valid = np.array([file.is_held_out or is_held_out(text, recipe.valid_percent) for _, text in texts], bool)
+    keys, num_spelled = (
+        _keys([text for _, text in texts], recipe.dedup),
+        tokenizer.num_spelled([text for _, text in texts], recipe.tokenizer),
+    )
+    return Made(file, tokens, numbers, lengths, is_valid, keys, num_spelled, without.table(), without.bad, without.too_long, batch.is_last)
 
 
 def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
@@ -116,24 +151,62 @@ def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
 
 def lots(batch: Batch) -> list[tuple[str, int]]:
     """Return (group, lot) of each text in a batch of a sampled part: the candidates of `sample.Draw`."""
-    recipe, texts = batch.recipe, read_texts(batch.file, batch.records, Counter(), [])
-    return [(group, sample.lot(text, recipe.seed, recipe.source)) for text, group in texts if group is not None]
+    recipe, texts = batch.recipe, _of_batch(batch, Without())
+    return [(group, sample.lot(text, recipe.seed, recipe.source)) for _, text, group in texts if group is not None]
 
 
 def read_texts(
     file: Input, numbered: Iterable[tuple[int, Record]], left_out: Counter[LeftOut], bad: list[Problem]
 ) -> Iterator[tuple[str, str | None]]:
     """Yield each record's text and its sample group. Count filtered records in `left_out`; append bad ones to `bad`."""
+    for record in numbered:
+        without = Without()
+        yield from ((text, group) for _, text, group in _texts(file, [record], without))
+        left_out.update(reason for _, reason in without.records if reason != "bad")  # type: ignore[misc]
+        bad += without.bad
+
+
+def _of_batch(batch: Batch, without: Without) -> Iterator[tuple[int, str, str | None]]:
+    recipe = batch.recipe
+    not_allowed = tokenizer.not_allowed(recipe.tokenizer, recipe.special_tokens_in_text)
+    return _texts(batch.file, batch.records, without, recipe.max_record_bytes, not_allowed)
+
+
+def _texts(
+    file: Input,
+    numbered: Iterable[tuple[int, Record]],
+    without: Without,
+    max_bytes: int = UNBOUNDED,
+    not_allowed: re.Pattern[str] | None = None,
+) -> Iterator[tuple[int, str, str | None]]:
+    """Yield each record's number, text and sample group. A text of more than max_bytes is too long, as a record is.
+
+    not_allowed: finds the special tokens that make a record a bad one.
+    """
     for number, record in numbered:
-        try:
-            text, group = records.text_of(record, file.part, file.is_plain)
-        except records.BadRecord as error:
-            bad.append(Problem(file.place(number + error.line), error.found, error.required, "correct it, or set on_bad_record: skip"))
-            continue
-        if text is None:
-            left_out["keep"] += 1
-        else:
-            yield text, group
+        num_bytes = record.num_bytes if isinstance(record, TooLong) else 0
+        if not isinstance(record, TooLong):
+            try:
+                text, group = records.text_of(record, file.part, file.is_plain)
+            except records.BadRecord as error:
+                fix = "correct it, or set on_bad_record: skip"
+                without.bad.append(Problem(file.place(number + error.line), error.found, error.required, fix))
+                without.records.append((number, "bad"))
+                continue
+            if text is None:
+                without.records.append((number, "keep"))
+                continue
+            if 4 * len(text) <= max_bytes or (num_bytes := len(text.encode())) <= max_bytes:
+                if not_allowed and (spelled := not_allowed.search(text)):
+                    found = f"the special token {spelled[0]!r} in the text"
+                    fix = "remove it, or change special_tokens_in_text, or set on_bad_record: skip"
+                    without.bad.append(Problem(file.place(number), found, "a text whose tokens are all ordinary", fix))
+                    without.records.append((number, "bad"))
+                else:
+                    yield number, text, group
+                continue
+        without.records.append((number, "too_long"))
+        without.too_long.append(f"{file.place(number)}: {num_bytes} bytes")
 
 
 def is_held_out(text: str, valid_percent: float) -> bool:
@@ -171,20 +244,21 @@ def evaluation_overlap(config: DecontaminateConfig) -> Overlap:
     return decontaminate.overlap(wanted, config.ngram, config.shortest)
 
 
-def _is_drawn(recipe: Recipe, file: Input, text: str, group: str | None, left_out: Counter[LeftOut]) -> bool:
+def _is_drawn(recipe: Recipe, file: Input, number: int, text: str, group: str | None, without: Without) -> bool:
     if group is None:
         return True
     assert file.limits is not None
     limit = file.limits.get(group)
-    drawn = limit is not None and sample.lot(text, recipe.seed, recipe.source) <= limit
-    left_out["sample"] += not drawn
-    return drawn
+    if limit is not None and sample.lot(text, recipe.seed, recipe.source) <= limit:
+        return True
+    without.records.append((number, "sample"))
+    return False
 
 
 def _keys(texts: Sequence[str], kind: Literal["none", "exact", "minhash"]) -> np.ndarray:
     """Return the dedup key of each text, uint64 [texts, numbers per key]."""
     if kind == "none" or not texts:
-        return np.zeros((len(texts), 0), np.uint64)
+        return np.zeros((len(texts), dedup.KEY_NUMBERS[kind]), np.uint64)
     rows = [dedup.minhash_bands(text) if kind == "minhash" else np.frombuffer(dedup.exact_key(text), np.uint64) for text in texts]
     return np.stack(rows)
 

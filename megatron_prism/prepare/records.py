@@ -18,6 +18,8 @@ PLAIN_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 SPEAKERS = {"user": "User: ", "human": "User: ", "assistant": "Assistant: ", "gpt": "Assistant: ", "system": None}
 WITHOUT_FIELD = "all"  # the only group of a sample without a field
 TURN_KEYS = (("role", "content"), ("from", "value"))
+TEXT_PARTS = ("text", "input_text", "output_text")  # of chat completions, and of the responses API
+CALLS = ("tool_calls", "function_call")
 
 
 class BadRecord(Exception):
@@ -28,10 +30,10 @@ class BadRecord(Exception):
 
 
 def fields(part: PartConfig) -> tuple[str, ...]:
-    """Return the top-level fields of a record that `part` reads, each once (`a` for `a.b`)."""
+    """Return the fields of a record that `part` reads, each once."""
     names = [part.turns.field] if part.turns else PLACEHOLDER.findall(part.text)
     names += [condition.field for condition in part.keep] + ([part.sample.field] if part.sample and part.sample.field else [])
-    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
+    return tuple(dict.fromkeys(names))
 
 
 def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bool) -> tuple[str | None, str | None]:
@@ -106,7 +108,7 @@ def _value(record: dict[str, Any], name: str, key: str) -> object:
         if not isinstance(value, dict) or part not in value:
             raise BadRecord(f"no field {name!r}", f"the fields of `{key}`; the record has {', '.join(map(repr, record)) or 'none'}")
         value = value[part]
-    return value.decode() if isinstance(value, bytes) else value
+    return _decoded(value)
 
 
 def _plain(record: dict[str, Any], name: str, key: str) -> str | int | float:
@@ -164,17 +166,65 @@ def _chat(record: dict[str, Any], turns: TurnsConfig) -> str:
         raise BadRecord(f"field {turns.field!r} of type {type(listed).__name__}", "a list of turns")
     utterances = []
     for number, turn in enumerate(listed, 1):
-        keys = [keys for keys in TURN_KEYS if isinstance(turn, dict) and turn.get(keys[0]) is not None and keys[1] in turn]
-        if not keys:
-            raise BadRecord(f"turn {number} of {turns.field!r} without a role", "{role, content}, or {from, value}")
-        role, content = (value.decode() if isinstance(value, bytes) else value for value in map(turn.get, keys[0]))
-        if not isinstance(role, str) or role not in SPEAKERS:
-            raise BadRecord(f"turn {number} of {turns.field!r} by {role!r}", f"one of {', '.join(SPEAKERS)}")
+        which = f"turn {number} of {turns.field!r}"
+        role, content_key = _role(turn, which)
         if (speaker := SPEAKERS[role]) is None:
             continue
-        if not isinstance(content, str) or not content.strip():
-            raise BadRecord(f"turn {number} of {turns.field!r} without text", "an utterance other than white space")
+        content = _utterance(turn, content_key, f"{which} by {role!r}")
         utterances.append(speaker + content if turns.prefix else content)
     if not utterances:
         raise BadRecord(f"no turn of a user or an assistant in {turns.field!r}", "at least one")
     return "\n".join(utterances)
+
+
+def _role(turn: object, which: str) -> tuple[str, str]:
+    """Return whose turn it is, and the key of what was said."""
+    if not isinstance(turn, dict):
+        raise BadRecord(f"{which} of type {type(_decoded(turn)).__name__}", "{role, content}, or {from, value}")
+    with_role = [keys for keys in TURN_KEYS if turn.get(keys[0]) is not None]
+    if not with_role:
+        raise BadRecord(f"{which} without a role", "{role, content}, or {from, value}")
+    role_key, content_key = next((keys for keys in with_role if keys[1] in turn), with_role[0])
+    role = _decoded(turn[role_key])
+    if not isinstance(role, str):
+        raise BadRecord(f"{which} with a role of type {type(role).__name__}", f"one of {', '.join(SPEAKERS)}")
+    if role not in SPEAKERS:
+        raise BadRecord(f"{which} by {role!r}", f"one of {', '.join(SPEAKERS)}")
+    return role, content_key
+
+
+def _utterance(turn: dict[str, Any], key: str, which: str) -> str:
+    """Return what a turn says: its text, or the texts of its parts, joined as chat templates join them, with nothing between.
+
+    A call is part of what the model said, and has no spelling of its own: a turn with one is never read without it.
+    """
+    if calls := [name for name in CALLS if turn.get(name)]:
+        raise BadRecord(f"{which} with {calls[0]}", "turns of text alone: a call has no text")
+    content = turn.get(key)
+    if isinstance(content, list):
+        content = "".join([_part(part, f"{which}: part {number}") for number, part in enumerate(content, 1)])
+    content = _decoded(content)
+    if content is None:
+        raise BadRecord(f"{which} {f'with {key} null' if key in turn else f'without {key}'}", "an utterance other than white space")
+    if not isinstance(content, str):
+        raise BadRecord(f"{which} with {key} of type {type(content).__name__}", "a text, or a list of {type: text, text} parts")
+    if not content.strip():
+        raise BadRecord(f"{which} without text", "an utterance other than white space")
+    return content
+
+
+def _part(part: object, which: str) -> str:
+    required = "parts {type: text, text}: nothing else can be read"
+    if not isinstance(part, dict):
+        raise BadRecord(f"{which} of type {type(_decoded(part)).__name__}", required)
+    kind, text = _decoded(part.get("type")), _decoded(part.get("text"))
+    if kind not in TEXT_PARTS:
+        raise BadRecord(f"{which} of type {kind!r}" if isinstance(kind, str) else f"{which} without a type", required)
+    if not isinstance(text, str):
+        raise BadRecord(f"{which} with text of type {type(text).__name__}", required)
+    return text
+
+
+def _decoded(value: object) -> object:
+    """Return a value of a columnar file as JSON would have it."""
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,76 +1,106 @@
-"""From a source's files to its shards: whole shards are reused, the others written. Then the source is packed, if configured."""
+"""From a source's files to its shards: pieces are made into shards until there are enough tokens. Then the source is packed, if configured."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
-from megatron_prism.core import log, manifest
+import numpy as np
+
+from megatron_prism.core import log
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import formats, indexed, mixture, packed
 from megatron_prism.data.formats import Shard
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.prepare import dedup, documents, packing, pool, sample, shards, sources
-from megatron_prism.prepare.documents import Made, Recipe
-from megatron_prism.prepare.sources import Input, Watched
+from megatron_prism.prepare import duplicates, packing, pieces, shards, sources
+from megatron_prism.prepare.pieces import Piece
+from megatron_prism.prepare.raw import Maker
+from megatron_prism.prepare.shards import Cut
+from megatron_prism.prepare.sources import Input
+from megatron_prism.prepare.work import Work
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-SHOWN = 20  # bad records named at once
+ONCE_MORE = 1.02  # how many more tokens are made than should do, where duplicates have left too few: one more round is the exception
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What every source's preparation shares: where to write, the processes, the progress bar, the hashes of all files read."""
+class Prepared:
+    """A source's shards, and the pieces it has, in reading order. The first len(shards) are read, the last of them in part if `is_cut`."""
 
-    config: PrepareConfig
-    folder: Path
-    run: pool.Map[Any, Any]
-    progress: Progress
-    sha256: Mapping[str, str]
+    shards: tuple[Shard, ...]
+    pieces: tuple[Piece, ...]
+    is_cut: bool
+
+    @property
+    def num_whole(self) -> int:
+        """Return how many shards a mixture that reads more of the source can go on from; 0 where there is no more."""
+        return len(self.shards) - self.is_cut if self.is_cut or len(self.shards) < len(self.pieces) else 0
 
 
-def make_shards(source: SourceConfig, files: Sequence[Input], spec: TokenizerSpec, work: Work) -> tuple[Shard, ...]:
-    """Write a source's missing shards in `work.folder`, and return all shards.
+def needed_tokens(config: PrepareConfig) -> dict[str, int | None]:
+    """Return the training tokens that are made of each source: its part of `tokens` and `margin` more. None: all it has."""
+    if config.tokens is None or config.read == "all":
+        return {source.name: None for source in config.sources}
+    planned = mixture.plan({source.name: source.weight for source in config.sources}, {}, config.tokens)
+    return {part.name: math.ceil(part.tokens * (1 + Fraction(str(config.margin)))) for part in planned}
+
+
+def read_order(config: PrepareConfig, source: SourceConfig, files: Sequence[Input]) -> tuple[Piece, ...]:
+    """Return a source's pieces in the order in which they are read: its files where all of it is read, else by lot."""
+    if needed_tokens(config)[source.name] is None:
+        return tuple(map(pieces.whole, files))
+    return pieces.in_lot_order(files, config.seed, source.name)
+
+
+def make_shards(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerSpec, work: Work) -> Prepared:
+    """Write a source's missing shards in its folder, and return all shards.
 
     Raises: InputError for a bad record where on_bad_record is `error`, and where there is nothing to train on.
     """
-    config, folder = work.config, work.folder / source.name
-    recipe = Recipe(
-        source.name,
-        spec,
-        config.append_eos,
-        source.min_tokens,
-        sources.dedup(source),
-        source.valid_percent,
-        config.seed,
-        config.decontaminate if source.decontaminate else None,
-    )
-    made_from = _made_from(recipe, files, work.sha256)
-    ready = [shards.read(folder, number, made_from[number]) for number in range(len(files))]
-    if config.on_bad_record == "error":  # a shard made with bad records skipped is made again, to name them
-        ready = [shard if shard and not shard.bad_records else None for shard in ready]
-    if all(ready):
-        return _checked(source, [shard for shard in ready if shard])
-    if recipe.dedup != "none":
-        ready = [shard if shard and shards.has_keys(folder, shard.number) else None for shard in ready]
-    to_read = [file for file, shard in zip(_drawn(recipe, files, work), ready, strict=True) if shard is None]
-    made = work.run(documents.make, documents.batches(to_read, recipe, _watched(source.name, to_read, work)))
-    good = _without_bad(made, source, config)
-    seen = None if recipe.dedup == "none" else dedup.Seen(recipe.dedup)
-    for number, shard in enumerate(ready):
-        if shard is None:
-            ready[number] = shards.write(
-                folder, number, made_from[number], documents.of_one_file(good), seen, indexed.token_dtype(spec.vocab_size)
-            )
-        elif seen:
-            seen.add(shards.keys(folder, number))
-    return _checked(source, [shard for shard in ready if shard])
+    need = needed_tokens(work.config)[source.name]
+    maker = Maker(source, order, spec, work, need)
+    maker.make_until(need)
+    again = _duplicates(maker, need)
+    while need is not None and again is not None and not maker.is_exhausted and (kept := _num_kept(maker, again)) < need:
+        maker.make_until(math.ceil(maker.num_tokens * ONCE_MORE * need / max(kept, 1)))
+        again = _duplicates(maker, need)
+    done = _finish(maker, again, need)
+    _check(source, done)
+    if work.reuse:
+        log.get().info("source %s: %d of %d shards taken over from %s", source.name, maker.num_taken_over, len(done), work.reuse)
+    return Prepared(tuple(done), order, is_cut=done[-1].made_from != maker.final_hash(done[-1].number))
+
+
+def make_task(source: SourceConfig, order: tuple[Piece, ...], spec: TokenizerSpec, work: Work, task: int, num_tasks: int) -> int:
+    """Write the shards whose number is `task` modulo num_tasks, as many as the source seems to need. Return how many stand.
+
+    They are whole, with their duplicates: whoever seals the mixture takes out what is too much. Tokens a byte are those of the task's own.
+    """
+    need = needed_tokens(work.config)[source.name]
+    maker = Maker(source, order, spec, work, need)
+    known = set() if sources.dedup(source) == "none" else maker.in_old_mixture()
+    numbers = [number for number in range(task, len(order), num_tasks) if number not in known]
+    before = [0, *itertools.accumulate(0 if piece.file.is_held_out else piece.num_bytes for piece in order)]
+    num_tokens = num_bytes = 0
+    made: list[int] = []
+    while len(made) < len(numbers):
+        wanted = [
+            number for number in numbers[len(made) :] if need is None or not num_tokens or before[number] * num_tokens < need * num_bytes
+        ]
+        if not wanted:
+            break
+        if need is not None:  # half of them at a time, the first alone: what is made tells the tokens of a byte
+            wanted = wanted[: (len(wanted) + 1) // 2] if num_tokens else wanted[:1]
+        done = maker.make(wanted)
+        num_tokens += sum(map(shards.num_train_tokens, done))
+        num_bytes += sum(order[number].num_bytes for number in wanted if not order[number].file.is_held_out)
+        made += wanted
+    return len(made)
 
 
 def pack_shards(source: SourceConfig, source_shards: Sequence[Shard], work: Work) -> dict[str, Any]:
@@ -87,78 +117,70 @@ def pack_shards(source: SourceConfig, source_shards: Sequence[Shard], work: Work
     return {"packing": dataclasses.asdict(held), "packing_files": {name: dataclasses.asdict(file) for name, file in files.items()}}
 
 
-def _drawn(recipe: Recipe, files: Sequence[Input], work: Work) -> list[Input]:
-    """Return the files with the limits of their samples. This reads the files of each sampled part once.
-
-    Raises: InputError naming each group with fewer texts than its sample needs.
-    """
-    drawn = list(files)
-    problems = []
-    for part in [
-        file.part for index, file in enumerate(files) if file.part.sample and file.part not in [other.part for other in files[:index]]
-    ]:
-        assert part.sample is not None
-        mine = [index for index, file in enumerate(files) if file.part == part]
-        to_read = [files[index] for index in mine]
-        draw = sample.Draw(part.sample.counts)
-        for lots in work.run(documents.lots, documents.batches(to_read, recipe, _watched(f"{recipe.source} (lots)", to_read, work))):
-            for group, lot in lots:
-                draw.add(group, lot)
-        problems += [
-            Problem(f"sources.{recipe.source}.sample.counts.{group}", f"{count} different texts", f"{part.sample.counts[group]}")
-            for group, count in draw.short().items()
-        ]
-        for index in mine:
-            drawn[index] = dataclasses.replace(files[index], limits=draw.limits())
-    raise_problems(problems)
-    return drawn
+def reading(done: Prepared) -> dict[str, Any]:
+    """Return what was read of a source and what is left, for the manifest. The tokens left are estimated from those of a byte read."""
+    read, unread = done.pieces[: len(done.shards)], done.pieces[len(done.shards) :]
+    num_bytes, unread_bytes = (sum(piece.num_bytes for piece in part) for part in (read, unread))
+    read_files = {piece.file.path for piece in read}
+    unread_files = sorted({piece.file.path for piece in unread} - read_files)
+    whole = [(piece, shard) for piece, shard in zip(read, done.shards, strict=True) if not piece.file.is_held_out]
+    whole = whole[: len(whole) - done.is_cut]
+    whole_tokens, whole_bytes = sum(shards.num_train_tokens(shard) for _, shard in whole), sum(piece.num_bytes for piece, _ in whole)
+    return {
+        "num_files": len(read_files),
+        "num_pieces": len(read),
+        "num_bytes": num_bytes,
+        "is_last_cut": done.is_cut,
+        "unread_pieces": len(unread),
+        "unread_bytes": unread_bytes,
+        "unread_tokens_estimate": round(unread_bytes * whole_tokens / whole_bytes) if whole_bytes else None if unread else 0,
+        "unread_files": {str(path): path.stat().st_size for path in unread_files},
+    }
 
 
-def _watched(title: str, files: Sequence[Input], work: Work) -> sources.OpenFile:
-    """Return a function that opens files and shows a progress bar of the bytes read."""
-    task = work.progress.add_task(title, total=sum(file.path.stat().st_size for file in files))
-    return Watched.opener(lambda count: work.progress.advance(task, count))
+def _duplicates(maker: Maker, need: int | None) -> list[Any] | None:
+    """Return which documents of each shard are duplicates (bool), None without dedup, and where they are out and all is read."""
+    kind = maker.recipe.dedup
+    if kind == "none" or (need is None and maker.is_final):
+        return None
+    keys = [shards.keys(maker.folder, shard.number) for shard in maker.shards]
+    is_again = duplicates.find(keys, kind, maker.folder / duplicates.SCRATCH)
+    ends = [0, *itertools.accumulate(map(len, keys))]
+    return [is_again[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _without_bad(made: Iterable[Made], source: SourceConfig, config: PrepareConfig) -> Iterator[Made]:
-    """Yield the batches. Raise at the first bad records, unless the config skips them."""
-    is_first = True
-    for part in made:
-        if part.bad and config.on_bad_record == "error":
-            raise InputError(list(dict.fromkeys(part.bad))[:SHOWN])
-        if part.bad and is_first:
-            log.get().warning("source %s: first record skipped: %s", source.name, part.bad[0])
-            is_first = False
-        yield part
+def _num_kept(maker: Maker, again: Sequence[Any]) -> int:
+    """Return the training tokens that are left once the duplicates are out."""
+    return sum(
+        shards.num_train_tokens(shard) if maker.is_finished(shard) else shards.num_kept_tokens(maker.folder, shard, again[shard.number])
+        for shard in maker.shards
+    )
 
 
-def _made_from(recipe: Recipe, files: Sequence[Input], sha256: Mapping[str, str]) -> list[str]:
-    """Return for each file a hash of all that its shard depends on.
+def _finish(maker: Maker, again: Sequence[Any] | None, need: int | None) -> list[Shard]:
+    """Take the duplicates out of the shards that hold them, and end the source with the document in which its tokens reach `need`."""
+    done: list[Shard] = []
+    num_tokens = 0
+    for shard in maker.shards:
+        cut = None if need is None else Cut(need - num_tokens, maker.cut_hash(shard.number, need - num_tokens))
+        is_whole = maker.is_finished(shard) and (cut is None or shards.num_train_tokens(shard) < cut.num_tokens)
+        if not is_whole and not (cut and shard.made_from == cut.made_from):
+            is_again = np.zeros(len(shards.keys_table(maker.folder, shard.number)), bool) if again is None else again[shard.number]
+            shard = shards.finish(maker.folder, shard, maker.final_hash(shard.number), is_again, cut, maker.is_finished(shard))
+        done.append(shard)
+        num_tokens += shards.num_train_tokens(shard)
+        if need is not None and num_tokens >= need:
+            break
+    return done
 
-    Under dedup a shard also depends on the files before it. Under sampling it depends on all files of its part.
-    """
-    values = dataclasses.asdict(recipe) | {"tokenizer": recipe.tokenizer.sha256, "eos_id": recipe.tokenizer.eos_id}
-    if recipe.decontaminate:
-        values["decontaminate"] |= {"against": [sha256[str(file.path)] for file in documents.evaluation_files(recipe.decontaminate)]}
-    hashes: list[str] = []
-    for file in files:
-        facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[str(file.path)]}
-        facts |= {"path": str(file.path), "hf_id": None}
-        facts["drawn_from"] = [sha256[str(other.path)] for other in files if other.part == file.part] if file.part.sample else None
-        facts["before"] = hashes[-1] if hashes and recipe.dedup != "none" else None
-        hashes.append(manifest.sha256_json({"recipe": values, "file": facts}))
-    return hashes
 
-
-def _checked(source: SourceConfig, source_shards: Sequence[Shard]) -> tuple[Shard, ...]:
-    """Return a source's shards.
-
-    Raises: InputError where there is nothing to train on, or nothing in the files held out.
-    """
+def _check(source: SourceConfig, source_shards: Sequence[Shard]) -> None:
+    """Raise InputError where there is nothing to train on, or nothing in the files held out."""
     has = {split for shard in source_shards for split in shard.pairs()}
     paths = [path for part in sources.parts(source) for path in part.path]
     left_out = sum((Counter(shard.left_out) for shard in source_shards), Counter())
     fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
+    fix += "; raise max_record_bytes, or split: paragraph for a .txt file" if left_out["too_long"] else ""
     if "train" not in has:
         raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
     if source.valid_path and "valid" not in has:
@@ -169,6 +191,7 @@ def _checked(source: SourceConfig, source_shards: Sequence[Shard]) -> tuple[Shar
         )
     if source.valid_percent and "valid" not in has:
         log.get().warning("source %s: valid_percent %g holds out none of its documents", source.name, source.valid_percent)
+    if num_long := left_out["too_long"]:
+        log.get().warning("source %s: %d records longer than max_record_bytes left out", source.name, num_long)
     if num_bad := sum(shard.bad_records for shard in source_shards):
         log.get().warning("source %s: %d bad records skipped", source.name, num_bad)
-    return tuple(source_shards)

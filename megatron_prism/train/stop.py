@@ -1,4 +1,4 @@
-"""Why a run stops before its last step: a signal (SIGTERM, SIGUSR1: Slurm's notice), or its wall clock."""
+"""Why a run stops before its last step: a signal (parallel/signals.py), or its wall clock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 
 from megatron_prism.core.errors import Stopped
+from megatron_prism.parallel import signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 WALL_CLOCK = 1000.0  # beside the signals' numbers
 
 
@@ -24,7 +24,7 @@ class StopRequest:
         self._kept: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for name in SIGNALS:
+        for name in signals.heeded():
             self._kept[name] = signal.signal(name, self._remember)
         return self
 

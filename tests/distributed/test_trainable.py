@@ -39,6 +39,12 @@ CASES: dict[str, tuple[str, list[str], dict[str, dict[str, Any]]]] = {
     "tied": ("granite", ["embedding.*"], {"pp2": {"pp": 2}}),
     "mixers": ("nemotron", ["*.mixer.*"], {"pp2": {"pp": 2}, "tp2_sp": {"tp": 2, "sequence_parallel": True}}),
 }
+# Of checkpoints in fp32: what does not train stays so.
+BF16: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "bf16": ("tiny", ATTENTION, {}),
+    "bf16 mixers": ("nemotron", ["*.mlp.*"], {"tp": 2, "sequence_parallel": True}),
+    "bf16 one stage": ("tiny", ["decoder.layers.0.*", "output_layer.weight"], {"pp": 2}),
+}
 LAYOUTS = [(name, layout) for name, (_, _, layouts) in CASES.items() for layout in layouts]
 
 
@@ -66,32 +72,34 @@ def results(gang: Any, starts: dict[str, Path]) -> dict[str, Any]:
     one += [case("all", tiny, ["*"]), case("rest", tiny, REST), case("recompute", tiny, ATTENTION, **full)]
     one += [case("lost", tiny, ATTENTION, control="lost_gradient", **full)]
     two = [case(f"{name} {layout}", starts[CASES[name][0]], CASES[name][1], parallel=CASES[name][2][layout]) for name, layout in LAYOUTS]
-    two += [case("bf16", tiny, ATTENTION, precision="bf16")]
+    two += [case(name, starts[model], patterns, precision="bf16", parallel=layout) for name, (model, patterns, layout) in BF16.items()]
     found = gang(1, one) | gang(2, two)
     again = [("attention", "dp2_overlap"), ("tied", "pp2")]
-    return found | gang(
-        2,
-        [
-            case(
-                f"{name} resumed",
-                starts[CASES[name][0]],
-                CASES[name][1],
-                parallel=CASES[name][2][layout],
-                start_from={"run_dir": found[f"{name} {layout}"]["run_dir"], "step": 3},
-            )
-            for name, layout in again
-        ],
-    )
+    resumed = [
+        case(
+            f"{name} resumed",
+            starts[CASES[name][0]],
+            CASES[name][1],
+            parallel=CASES[name][2][layout],
+            start_from={"run_dir": found[f"{name} {layout}"]["run_dir"], "step": 3},
+        )
+        for name, layout in again
+    ]
+    start_from = {"run_dir": found["bf16 mixers"]["run_dir"], "step": 3}
+    model, patterns, _ = BF16["bf16 mixers"]
+    resumed.append(case("bf16 mixers resumed", starts[model], patterns, precision="bf16", parallel={"pp": 2}, start_from=start_from))
+    return found | gang(2, resumed)
 
 
-def tensors(path: str | Path, precision: str) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's weights in a run's precision, without the rows that pad the vocabulary."""
-    checkpoint, dtype = folder.read(Path(path)), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+def tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's weights, without the rows that pad the vocabulary."""
+    checkpoint = folder.read(Path(path))
     reader = torch_dist.TensorReader(checkpoint.state)
-    return {
-        rule.mcore: reader.read(rule.mcore, reader.shapes()[rule.mcore])[: rule.shape[0]].to(dtype)
-        for rule in registry.rules(checkpoint.model)
-    }
+    return {rule.mcore: reader.read(rule.mcore, reader.shapes()[rule.mcore])[: rule.shape[0]] for rule in registry.rules(checkpoint.model)}
+
+
+def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def worst(found: dict[str, Any], reference: dict[str, Any], metric: str) -> float:
@@ -121,12 +129,14 @@ def test_layout_equals_a_single_process(results: dict[str, Any], name: str, layo
     assert worst(found, single, "loss") <= TOLERANCE and worst(found, single, "grad_norm") <= TOLERANCE
 
 
-@pytest.mark.parametrize("run", [*CASES, *(f"{name} {layout}" for name, layout in LAYOUTS), "bf16", "attention resumed"])
+@pytest.mark.parametrize(
+    "run", [*CASES, *(f"{name} {layout}" for name, layout in LAYOUTS), *BF16, "bf16 mixers resumed", "attention resumed"]
+)
 def test_what_no_pattern_names_stays_bit_for_bit(results: dict[str, Any], starts: dict[str, Path], run: str) -> None:
-    model, patterns, _ = CASES.get(run.split()[0], CASES["attention"])
-    before, after = (tensors(path, "bf16" if run == "bf16" else "fp32") for path in (starts[model], results[run]["run_dir"]))
+    model, patterns, _ = (BF16 | CASES).get(run.removesuffix(" resumed"), CASES.get(run.split()[0], CASES["attention"]))
+    before, after = tensors(starts[model]), tensors(results[run]["run_dir"])
     named = {key for key in before if any(fnmatchcase(key, pattern) for pattern in patterns)}
-    assert {key for key in before if not torch.equal(before[key], after[key])} == named and 0 < len(named) < len(before)
+    assert {key for key in before if not is_same(before[key], after[key])} == named and 0 < len(named) < len(before)
 
 
 def test_the_norm_is_over_what_trains(results: dict[str, Any]) -> None:

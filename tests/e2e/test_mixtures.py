@@ -70,6 +70,7 @@ def folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "out": root / name / "data",
             "tokenizer": shared_data / "stories260k",
             "tokens": BUDGET,
+            "read": "all",  # so that each step meets every record; what is needed alone: tests/unit/prepare/test_reading.py
             "decontaminate": {"against": against},
             "sources": [{"name": source, "domain": source, "weight": weight, **known[source]} for source, weight in weights.items()],
             "packing": {"seq_length": SEQ_LENGTH, "overlap": 8} if name in PACKED else None,

@@ -1,7 +1,8 @@
 """Training under a real Slurm of two virtual nodes (tools/slurm_cluster.sh), all through `prism submit`: a gang over two nodes, gloo.
 
-Five submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
-a run whose ranks are killed and one that meets a defect of ours, each with a stage that waits for it.
+Six submissions share the cluster: a pipeline prepare -> train -> export; the same run again, preempted and told that its time is up;
+a run whose ranks are killed and one that meets a defect of ours, each with a stage that waits for it; and, before them, a mixture that a
+job array prepares.
 """
 
 from __future__ import annotations
@@ -269,6 +270,82 @@ def test_a_run_near_its_time_limit_saves_and_goes_on(scene: Scene) -> None:
     assert list(ours) == list(range(1, len(ours) + 1)) and len(ours) > saved_at
 
 
+def test_a_hangup_of_the_tasks_and_an_interrupt_of_the_script_save_the_run(scene: Scene) -> None:
+    run_dir = scene.root / "hung_up"
+    run = Submission(run_dir / "slurm", "train", scene.root / "train.yaml", f"run_dir={run_dir}", "steps=100000")
+    try:
+        wait_for(lambda: len(losses(run_dir)) > 2, "3 steps", run.folder)
+        slurm_command("scancel", "--signal=HUP", run.jobs["train"])
+        run.wait("train", "saved")
+        first = max(losses(run_dir))
+        run.start_again("train", 2)
+        wait_for(lambda: max(losses(run_dir)) > first + 2, "steps of the second start", run.folder)
+        slurm_command("scancel", "--signal=INT", "--batch", run.jobs["train"])
+        run.wait("train", "saved", 2)
+    finally:
+        slurm_command("scancel", run.jobs["train"])
+    events = run.events("train")
+    assert [what.split(" on ")[0] for what in events] == [
+        "start 0",
+        "saved: to be started again",
+        "start 1",
+        "INT: the tasks are told to save",
+        "saved: to be started again",
+    ]
+    (log,) = run.folder.glob("train.*.out")
+    assert f"stopped by SIGHUP after step {first}, which is saved" in log.read_text() and "Traceback" not in log.read_text()
+    assert starts(run_dir) == [0, first]
+
+
+NOTICE = """
+from megatron_prism.parallel import launch
+heed = launch.heed_signals_while_starting
+def heed_and_be_told():
+    import os, signal
+    heed()
+    os.kill(os.getpid(), signal.SIGUSR1)
+launch.heed_signals_while_starting = heed_and_be_told
+"""  # a sitecustomize.py: Slurm's notice comes before the first step
+
+
+def test_a_run_whose_starts_make_no_step_is_not_requeued_for_ever(scene: Scene) -> None:
+    (scene.root / "notice").mkdir()
+    (scene.root / "notice" / "sitecustomize.py").write_text(NOTICE)
+    run_dir, path = scene.root / "no_step", f"cluster.environment.PYTHONPATH={scene.root / 'notice'}{os.pathsep}{ROOT}"
+    run = Submission(run_dir / "slurm", path, "train", scene.root / "train.yaml", f"run_dir={run_dir}")
+    run.wait("train", "no progress")
+    run.start_again("train", 2)
+    run.wait("train", "stopped")
+    assert [what.split(" on ")[0] for what in run.events("train")] == [
+        "start 0",
+        "no progress: exit code 3, and the newest checkpoint is still none",
+        "start 1",
+        "stopped: no progress in two starts; raise time_limit, or lower signal_before_s, and submit again",
+    ]
+    query = ("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={run.jobs['train']}")
+    wait_for(lambda: slurm_command(*query).strip() == "FAILED", "the job's end", run.folder)
+
+
+def test_while_squeue_does_not_answer_nothing_is_submitted(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = scene.root / "asked"
+    job = ("cluster.sbatch=[--hold]", "train", scene.root / "train.yaml", f"run_dir={run_dir}")
+    run = Submission(run_dir / "slurm", *job)
+    again = ("submit", "--cluster", CLUSTER, "--", *job)
+    try:
+        (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2\nexit 1\n")
+        (tmp_path / "squeue").chmod(0o755)
+        with monkeypatch.context() as shadowed:
+            shadowed.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+            assert "squeue does not answer, asked 5 times" in prism(*again, code=4)
+            assert "unknown" in prism("status", run_dir)
+        monkeypatch.setenv("SQUEUE_USERS", "nobody")  # an option that would hide the job
+        assert f"job {run.jobs['train']} (train)" in prism(*again, code=2)
+        assert slurm_command("squeue", "--noheader", "--user=root", "--format=%o").split() == [str(run.folder / "train.sbatch")]
+    finally:
+        slurm_command("scancel", run.jobs["train"])
+    wait_for(lambda: "PENDING" not in prism("status", run_dir), "the job's end", run.folder)
+
+
 def test_a_failing_rank_stops_the_job_after_its_restarts(scene: Scene) -> None:
     events = scene.failing.events("train")
     assert [what.split(" on ")[0] for what in events[:4]] == ["start 0", "fault: exit code 4", "start 1", "fault: exit code 4"], events
@@ -350,3 +427,49 @@ def test_sbatch_reads_an_option_as_it_was_written(slurm: None, tmp_path: Path) -
         return found
 
     assert [comment(text) for text in TEXTS] == TEXTS
+
+
+def test_a_mixture_is_prepared_by_a_job_array_of_which_a_task_is_killed(slurm: None, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """The task alone is made again, the job that finishes the mixture waits for it, and the bytes are those of one process."""
+    (tmp_path / "text").mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": f"The sum of {a} and {b} is {a + b}, in file {number}. " * 4}) for a in range(90) for b in range(100)]
+        (tmp_path / "text" / f"{number}.jsonl").write_text("\n".join(lines))
+    source = {"name": "math", "weight": 100, "path": [str(tmp_path / "text" / "*.jsonl")], "valid_percent": 5, "dedup": "exact"}
+    config = {"tokenizer": str(tiny_tokenizer), "sources": [source], "num_workers": 1, "tokens": 1_200_000}
+    for name in ("alone", "array"):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config | {"out": str(tmp_path / name)}))
+    array = Submission(tmp_path / "array.slurm", "cluster.cpu.prepare_tasks=4", "prepare", tmp_path / "array.yaml")
+    assert list(array.jobs) == ["prepare-tasks", "prepare"]
+    kill_when(lambda words: "1/4" in words and str(tmp_path / "array.yaml") in words, array.folder)
+    array.wait("prepare-tasks_1", "fault: exit code 137")
+    assert not (tmp_path / "array").exists() and not array.events("prepare")
+    array.jobs["prepare-tasks_1"] = f"{array.jobs['prepare-tasks']}_1"
+    array.start_again("prepare-tasks_1", 2)
+    array.wait("prepare", "done")
+    starts_of = [sum(event.startswith("start") for event in array.events(f"prepare-tasks_{task}")) for task in range(4)]
+    assert starts_of == [1, 2, 1, 1] and [event.split(" on ")[0] for event in array.events("prepare")] == ["start 0", "done"]
+    prism("prepare", tmp_path / "alone.yaml")
+    alone, made = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"}
+        for folder in (tmp_path / "alone", tmp_path / "array")
+    )
+    assert made == alone and len(made) > 100
+
+
+def kill_when(is_wanted: Callable[[list[str]], bool], folder: Path) -> None:
+    """Kill the process of these words once it has made a shard."""
+
+    def alive() -> list[psutil.Process]:
+        wanted = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+                if "python" in process.exe() and is_wanted(words):
+                    wanted.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return wanted if any(folder.with_suffix(".partial").glob("*/*.json")) else []
+
+    for process in wait_for(alive, "a task at work", folder):
+        process.kill()

@@ -76,13 +76,20 @@ def run_cases(tmp_path_factory: pytest.TempPathFactory, base_config: dict[str, A
     return run
 
 
+def heed_every_signal() -> None:
+    """Undo what a shell's `&` and nohup do: they start a process with these signals ignored."""
+    for name in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(name, signal.SIG_DFL)
+
+
 class Gang:
     """`prism train` with several processes, in a session of its own, its output in a file."""
 
     def __init__(self, config: Path, nproc: int, log: Path, command: list[str] | None = None):
         start = command or [sys.executable, "-m", "megatron_prism.cli", "train", str(config), "--nproc", str(nproc)]
         self.nproc, self.log, self._stream = nproc, log, log.open("w")
-        self.launcher = psutil.Process(subprocess.Popen(start, stdout=self._stream, stderr=self._stream, start_new_session=True).pid)
+        process = subprocess.Popen(start, stdout=self._stream, stderr=self._stream, start_new_session=True, preexec_fn=heed_every_signal)
+        self.launcher = psutil.Process(process.pid)
 
     def ranks(self) -> list[psutil.Process]:
         """Return the trainers: the launcher's children that are no resource trackers; itself where it is alone."""

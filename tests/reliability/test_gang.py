@@ -6,7 +6,9 @@ The sizes are the continuous ones; tools/soak.py asks for more and prints the se
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,10 @@ def test_no_sequence_is_skipped_or_repeated_on_other_ranks(start_gang: Start, tm
 SIGNALS: dict[str, Callable[[Gang], None]] = {
     "SIGTERM to the launcher": lambda gang: send(gang.launcher, "SIGTERM"),
     "SIGUSR1 to the launcher": lambda gang: send(gang.launcher, "SIGUSR1"),
+    "SIGHUP to the launcher": lambda gang: send(gang.launcher, "SIGHUP"),
+    "SIGQUIT to the launcher": lambda gang: send(gang.launcher, "SIGQUIT"),
+    "Ctrl-C, twice": lambda gang: [(os.killpg(gang.launcher.pid, signal.SIGINT), time.sleep(0.05)) for _ in range(2)] and None,
+    "Ctrl-C where the run is one process": lambda gang: os.killpg(gang.launcher.pid, signal.SIGINT),
     "SIGTERM to one rank": lambda gang: send(gang.ranks()[1], "SIGTERM"),
     "both, to everyone, again and again": lambda gang: (
         [
@@ -138,7 +144,7 @@ def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, soak: int | 
     num_signals = soak or len(SIGNALS)
     for number in range(num_signals):
         how = list(SIGNALS)[number % len(SIGNALS)]
-        gang = start_gang(**config)
+        gang = start_gang(1 if "one process" in how else 2, **config)
         wait_for_a_step(gang, run_dir, begun)
         time.sleep(chance.uniform(0.0, 0.3))
         at = time.monotonic()
@@ -147,7 +153,7 @@ def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, soak: int | 
         seconds.append(time.monotonic() - at)
         begun = last_step(run_dir)
         assert check_checkpoints(run_dir) == begun, how
-        assert gang.output().count("prism: stopped by SIG") == 1
+        assert gang.output().count("prism: stopped by SIG") == 1 and "Traceback" not in gang.output()
         assert not list((run_dir / "checkpoints").glob(".*"))
     figures(signals=num_signals, seed=seed, signal_to_exit_s=max(seconds))
 

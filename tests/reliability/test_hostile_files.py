@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import convert, folder, integrity, reference
+from megatron_prism.checkpoint.plan import plan_export, plan_import
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.core.load import load
@@ -83,21 +84,15 @@ HF_CHANGES = [pickled_weights, out_of_the_folder, link, pickle_as_safetensors, o
 def test_a_changed_model_folder_is_refused_and_does_not_run(hf_root: Path, marker: Path, change: Callable) -> None:
     named = change(hf_root, Payload(marker))
     with pytest.raises(InputError, match=named):
-        convert.plan_import(hf_root)
+        plan_import(hf_root)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("change", [pickled_weights, pickle_as_safetensors, own_model], ids=lambda change: change.__name__)
 def test_nor_does_it_run_in_transformers(hf_root: Path, marker: Path, change: Callable) -> None:
     change(hf_root, Payload(marker))
-    try:
+    with pytest.raises(CheckpointError, match=str(hf_root)):
         reference.load(hf_root)
-    except CheckpointError:
-        pass
-    except Exception as error:  # a damaged safetensors file is the library's to name
-        assert type(error).__name__ == "SafetensorError"
-    else:
-        pytest.fail("was loaded")
     assert not marker.exists()
 
 
@@ -105,27 +100,27 @@ def test_the_code_beside_a_known_model_and_its_tokenizer_is_not_looked_at(hf_roo
     payload = Payload(marker)
     custom_code(hf_root, payload, "config.json", {"AutoModelForCausalLM": "modeling_evil.Evil"})
     custom_code(hf_root, payload, "tokenizer_config.json", {"AutoTokenizer": ["modeling_evil.Evil", None]})
-    convert.plan_import(hf_root)
+    plan_import(hf_root)
     tokenizer.load(hf_root, need_eos=False)
     assert type(reference.load(hf_root)).__name__ == "LlamaForCausalLM"
     assert not marker.exists()
 
 
 def test_an_export_writes_to_its_folder_alone(hf_root: Path, tmp_path: Path) -> None:
-    convert.import_hf(convert.plan_import(hf_root), tmp_path / "ckpt")
+    convert.import_hf(plan_import(hf_root), tmp_path / "ckpt")
     kept = tmp_path / "ckpt" / folder.SHARDS
     whole = json.loads(kept.read_text())
     for name in ("../evil.safetensors", str(tmp_path / "evil.safetensors"), "evil.sh"):
         kept.write_text(json.dumps([whole[0] | {"file": name}, *whole[1:]]))
         integrity.seal(tmp_path / "ckpt")  # whoever made it can make its sums
         with pytest.raises(CheckpointError, match=f"{folder.SHARDS}.*evil"):
-            convert.plan_export(tmp_path / "ckpt")
+            plan_export(tmp_path / "ckpt")
     kept.write_text(json.dumps(whole))
     (tmp_path / "secret").write_text("a key")
     (tmp_path / "ckpt" / folder.ASSETS / "notes.txt").symlink_to(tmp_path / "secret")
     integrity.seal(tmp_path / "ckpt")
     with pytest.raises(InputError, match="notes.txt: found a link"):
-        convert.plan_export(tmp_path / "ckpt")
+        plan_export(tmp_path / "ckpt")
 
 
 def test_a_pickled_array_among_the_data_is_refused(tmp_path: Path, marker: Path) -> None:

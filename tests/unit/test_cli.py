@@ -126,6 +126,23 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config: Path, prepared: Pa
     assert (tree(config.parent), tree(prepared)) == before
 
 
+def test_a_dry_run_refuses_held_out_data_that_are_shorter_than_a_sequence(config: Path, prepared: Path, tiny_tokenizer: Path) -> None:
+    from megatron_prism.core.config import PrepareConfig, SourceConfig
+    from megatron_prism.jobs import prepare
+
+    (config.parent / "held.txt").write_text("short")
+    source = SourceConfig(name="a", path=(str(prepared.parent / "a.txt"),), weight=100.0, valid_path=(str(config.parent / "held.txt"),))
+    prepare.run(PrepareConfig(out=config.parent / "data", tokenizer=tiny_tokenizer, sources=(source,), num_workers=1))
+    before = tree(config.parent)
+    refused(
+        prism("train", config, f"data.prepared={config.parent / 'data'}", "--dry-run"),
+        "source a: found",
+        "held-out tokens",
+        "more than data.seq_length 32",
+    )
+    assert tree(config.parent) == before
+
+
 def test_json_holds_the_whole_result(config: Path, tmp_path: Path) -> None:
     assert prism("train", config, "--dry-run", "--json", tmp_path / "plan.json").returncode == 0
     plan = json.loads((tmp_path / "plan.json").read_text())

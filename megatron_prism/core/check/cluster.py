@@ -40,7 +40,29 @@ OURS = {
 
 def check_cluster(cluster: ClusterConfig) -> list[Problem]:
     """Return the problems of a cluster's keys."""
-    return [*check_bounds(cluster), *_check_words(cluster), *_check_text(cluster)]
+    return [*check_bounds(cluster), *_check_words(cluster), *_check_text(cluster), *_check_time(cluster)]
+
+
+def _check_time(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Check that a job has time to work before it is told that its time is up: otherwise it would be requeued again and again."""
+    for key, limit in (("time_limit", cluster.time_limit), ("cpu.time_limit", cluster.cpu.time_limit)):
+        if (limit_s := seconds(limit)) is not None and limit_s <= cluster.signal_before_s:
+            required = f"more than signal_before_s, {cluster.signal_before_s} s"
+            yield Problem(key, f"{limit!r}, {limit_s} s", required, "raise it, or lower signal_before_s")
+
+
+def seconds(limit: str) -> int | None:
+    """Return a time limit in seconds. None: no limit, or not in Slurm's notation.
+
+    Source: man sbatch, --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds.
+    """
+    days, dash, clock = limit.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
+        return None
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    total_s = 86400 * int(days or 0) + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+    return total_s or None  # 0 is no limit
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:

@@ -74,7 +74,7 @@ def _check_parts(source: SourceConfig, where: str) -> Iterator[Problem]:
         if not part.path:
             yield Problem(f"{where}.parts.{number}.path", "an empty list", "at least one file or glob")
     for item in dataclasses.fields(PartConfig):
-        if item.name != "hf_id" and getattr(source, item.name) != item.default:
+        if item.name not in ("hf_id", "hf_files") and getattr(source, item.name) != item.default:
             yield Problem(f"{where}.{item.name}", "a value beside parts", "a value in each of the parts", "move it there")
     if source.valid_path:
         yield Problem(f"{where}.valid_path", "files beside parts", "valid_percent", "the parts do not say how these would be read")

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from megatron_prism.core.config.section import Pattern, Range, Section
+from megatron_prism.core.config.section import IS_PATH, Pattern, Range, Section
 
-TimeLimit = Annotated[
-    str, Pattern(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes, in quotes')
-]
+TimeLimit = Annotated[str, Pattern(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED", 'a time as Slurm writes it: "24:00:00", "1-12:00:00", or minutes')]
 Option = Annotated[str, Pattern(r"--[a-z][a-z-]*(=.*)?", "an option of sbatch in one word, as --constraint=h100")]
 Name = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "letters, digits, . _ -")]  # of a file, and of a job in Slurm's lists
 
@@ -19,13 +17,13 @@ Name = Annotated[str, Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "letters, digi
 class ContainerConfig(Section):
     """A container that pyxis and enroot start on each node."""
 
-    image: str
+    image: Annotated[str, IS_PATH]
     """An image with prism in it."""
 
-    mounts: tuple[str, ...] = ()
+    mounts: Annotated[tuple[str, ...], IS_PATH] = ()
     """The file systems that are mounted in the container: host:container, or host:container:flags."""
 
-    workdir: str | None = None
+    workdir: Annotated[str | None, IS_PATH] = None
     """The container's working directory. Null: where the job was submitted, which must be mounted."""
 
 
@@ -44,6 +42,9 @@ class CpuConfig(Section):
 
     time_limit: TimeLimit = "24:00:00"
     """The time limit, in Slurm's words."""
+
+    prepare_tasks: Annotated[int, Range(ge=1)] = 1
+    """`prism submit -- prepare` becomes a job array of so many tasks, one a node at a time, and a job that finishes the mixture. 1: one job."""
 
 
 @dataclass(frozen=True, kw_only=True)

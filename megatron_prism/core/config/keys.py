@@ -13,16 +13,20 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from megatron_prism.core.config.section import MAY_CHANGE, Bound
+from megatron_prism.core.config.section import IS_PATH, MAY_CHANGE, Bound
 
 PLACE = "N"  # in a dotted key, for a number in a list: sources.N.name
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a section. kind: its type, without None and marks. default: MISSING where a value must be given."""
+    """One key of a section. kind: its type, without None and marks. default: MISSING where a value must be given.
+
+    is_path: texts that are paths, of whatever type.
+    """
 
     name: str
     kind: Any
@@ -30,6 +34,7 @@ class Key:
     bounds: tuple[Bound, ...]
     may_change: bool
     default: Any
+    is_path: bool = False
 
     @property
     def is_required(self) -> bool:
@@ -55,7 +60,7 @@ def _key(field: dataclasses.Field[Any], hint: Any) -> Key:
     if is_nullable := types.NoneType in kinds:
         kind = functools.reduce(operator.or_, [option for option in kinds if option is not types.NoneType])
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return Key(field.name, kind, is_nullable, bounds_of(marks), MAY_CHANGE in marks, default)
+    return Key(field.name, kind, is_nullable, bounds_of(marks), MAY_CHANGE in marks, default, IS_PATH in marks or kind is Path)
 
 
 def bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:

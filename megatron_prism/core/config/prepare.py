@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Pattern, Range, Section
+from megatron_prism.core.config.section import IS_PATH, Pattern, Range, Section
 
 Name = Annotated[str, Pattern(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*", "letters, digits, '_', '-' and '.', the first no '.': it names a folder")]
 
@@ -39,7 +39,10 @@ class KeepConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnsConfig(Section):
-    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break. System turns are left out (ours)."""
+    """Text from a list of turns ({role, content}, or {from, value}), joined with one line break. System turns are left out (ours).
+
+    A content may be a list of parts {type: text, text}, whose texts are joined. A turn with a call or another part is a bad record.
+    """
 
     field: str = "messages"
     """The record's field that holds the turns."""
@@ -63,8 +66,8 @@ class SampleConfig(Section):
 class PartConfig(Section):
     """Files, and how their records become texts."""
 
-    path: tuple[str, ...] = ()
-    """Files or globs: .jsonl or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
+    path: Annotated[tuple[str, ...], IS_PATH] = ()
+    """Files or globs: JSON lines (.jsonl, .json, .ndjson) or .txt, also .gz and .zst; .parquet; save_to_disk folders."""
 
     keep: tuple[KeepConfig, ...] = ()
     """Conditions on a record. All must hold."""
@@ -84,6 +87,9 @@ class PartConfig(Section):
     hf_id: str | None = None
     """The data's origin, for the reader."""
 
+    hf_files: str | None = None
+    """The origin's files, a pattern for `hf download` that the dry run prints. `{number}` stands for a file's number, so that a part is taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(PartConfig):
@@ -98,7 +104,7 @@ class SourceConfig(PartConfig):
     parts: tuple[PartConfig, ...] = ()
     """Several parts, in place of the source's own path, keep, text, turns, sample and split."""
 
-    valid_path: tuple[str, ...] = ()
+    valid_path: Annotated[tuple[str, ...], IS_PATH] = ()
     """Files held out for validation, read like the source's own."""
 
     valid_percent: Annotated[float, Range(ge=0, lt=100)] = 0.0
@@ -159,7 +165,19 @@ class PrepareConfig(Section):
     """The sources of the mixture."""
 
     tokens: Annotated[int | None, Range(ge=1)] = None
-    """The training budget for the planned and reported blend. Null: the largest for which no source exceeds one epoch."""
+    """The training budget: what its blend needs of each source is read. Null: all is read, for the largest budget of at most one epoch."""
+
+    margin: Annotated[float, Range(ge=0)] = 0.02
+    """The share of a source's tokens that is prepared beyond what `tokens` needs of it (ours)."""
+
+    read: Literal["needed", "all"] = "needed"
+    """With tokens: pieces of each source by lot until they hold what is needed, or all of it. Without tokens all is read."""
+
+    reuse: Path | None = None
+    """A mixture prepared before, with other tokens or weights: shards that are the same are linked from it, and not made again."""
+
+    max_record_bytes: Annotated[int, Range(ge=1)] = 16_777_216
+    """A record, or its text in UTF-8, of more bytes is left out and named (ours). It bounds the memory of a worker."""
 
     max_epochs: Annotated[float | None, Range(gt=0, finite=False)] = None
     """The most epochs of a source that the budget may read. Null: no limit."""
@@ -175,6 +193,10 @@ class PrepareConfig(Section):
 
     append_eos: bool = True
     """End each document with the tokenizer's end-of-text token."""
+
+    special_tokens_in_text: Literal["text", "ids", "error"] = "text"
+    """A text that spells a special token, such as <|endoftext|>, is encoded as ordinary text (text: ours), gets the token's id (ids: as
+    transformers and Megatron-LM), or is a bad record (error)."""
 
     num_workers: Annotated[int | None, Range(ge=1)] = None
     """The number of processes that tokenize. Null: one per core."""

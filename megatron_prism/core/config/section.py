@@ -88,4 +88,12 @@ class _MayChange:
 
 
 MAY_CHANGE: Final = _MayChange()
+
+
+@dataclass(frozen=True)
+class _IsPath:
+    """The texts of this key are paths, though not of type Path: globs, or a container's. `~` and $VARIABLES in them are replaced."""
+
+
+IS_PATH: Final = _IsPath()
 Bound = Range | Pattern

@@ -51,8 +51,8 @@ class MixtureChange(Section):
 class DataConfig(Section):
     """A prepared mixture, and how a run reads it."""
 
-    prepared: Path
-    """The mixture's folder (`prism prepare`)."""
+    prepared: Annotated[Path, MAY_CHANGE]
+    """The mixture's folder (`prism prepare`). A resumed run may find the same mixture at another path, and no other mixture."""
 
     seq_length: Annotated[int, Range(ge=1)]
     """The tokens of a sequence."""

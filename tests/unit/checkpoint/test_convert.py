@@ -108,7 +108,7 @@ CONFIG_KEYS: dict[str, dict[str, Any]] = {
     "attention_bias": {"attention_bias": True},
     "mlp_bias": {"mlp_bias": True},
     "hidden_act": {"hidden_act": "gelu"},
-    "rope_parameters.rope_type": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "rope_scaling.rope_type": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "rope_scaling": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
     "architectures": {"architectures": ["GemmaForCausalLM"]},
     "hidden_size": {"hidden_size": None},

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core.errors import CheckpointError, InputError
+from megatron_prism.jobs import convert
 
 
 @pytest.fixture
@@ -106,26 +107,109 @@ def test_what_is_there_already_stays(tmp_path: Path, kind: str) -> None:
     assert kept.read_text() == "kept" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+KEPT = [
+    "chat_template.jinja",
+    "tokenizer.model",
+    "LICENSE",
+    "README.pt.md",
+    "additional_chat_templates/tool_use.jinja",
+    "additional_chat_templates/rag.jinja",
+    "figures/deep/plot.svg",
+    "code/modeling_custom.py",
+]
+OTHER_WEIGHTS = [
+    *(
+        f"weights.{suffix}"
+        for suffix in ("bin", "pt", "PTH", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "npz", "pkl", "nemo", "ot")
+    ),
+    "consolidated.safetensors",
+    "pytorch_model.bin.index.json",
+    "consolidated.safetensors.index.json",
+    "model.onnx.data",
+    "consolidated.safetensors.incomplete",
+]
+HIDDEN = [".gitattributes", ".cache/huggingface/download/config.json.metadata", "figures/.DS_Store"]
+OTHER_MODELS = ["original/params.json", "original/consolidated.00.pth", "lora/adapter_config.json", "lora/adapter_model.safetensors"]
+
+
+def fill(root: Path) -> Path:
+    for name in (*KEPT, *OTHER_WEIGHTS, *HIDDEN, *OTHER_MODELS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
 def test_assets_are_all_files_but_weights(hf_root: Path, tmp_path: Path) -> None:
-    for name in (
-        "chat_template.jinja",
-        "tokenizer.model",
-        "LICENSE",
-        "pytorch_model.bin",
-        "consolidated.pth",
-        "model.gguf",
-        ".gitattributes",
-    ):
-        (hf_root / name).write_text(name)
-    (hf_root / "original").mkdir()
-    copied = {path.name for path in folder.copy_assets(hf_root, tmp_path / "assets")}
-    assert copied == {path.name for path in (tmp_path / "assets").iterdir()}
-    assert copied == {
-        "chat_template.jinja",
-        "tokenizer.model",
-        "LICENSE",
-        "config.json",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
+    fill(hf_root)
+    with (hf_root / "corpus.txt").open("wb") as stream:
+        stream.truncate(folder.MAX_ASSET_BYTES + 1)
+    copied = {str(path.relative_to(hf_root)) for path in folder.copy_assets(hf_root, tmp_path / "assets")}
+    assert copied == {str(path.relative_to(tmp_path / "assets")) for path in (tmp_path / "assets").rglob("*") if path.is_file()}
+    assert copied == {*KEPT, "config.json", "tokenizer.json", "tokenizer_config.json"}
+    templates = folder.copy_assets(hf_root, tmp_path / "of_a_tokenizer", subfolders=("additional_chat_templates",))
+    assert {path.parent.name for path in templates} == {"hf", "additional_chat_templates"}
+    left = folder.left_behind(hf_root)
+    assert left == sorted([*OTHER_WEIGHTS, "corpus.txt", "lora/ (it holds weights)", "original/ (it holds weights)"])
+
+
+def test_an_export_has_the_files_of_subfolders(hf_root: Path, tmp_path: Path) -> None:
+    """And its checkpoint, its origin in a run, and a second import have them too."""
+    weights = {path.name: path.read_bytes() for path in hf_root.iterdir()}
+    fill(hf_root)
+    convert.run_import(hf_root, tmp_path / "ckpt", dry_run=False)
+    assert not integrity.check(tmp_path / "ckpt")
+    convert.run_export(tmp_path / "ckpt", tmp_path / "out", dry_run=False)
+    exported = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert exported == {**weights, **{name: name.encode() for name in KEPT}}
+
+
+def test_a_link_in_a_subfolder_is_looked_at_too(hf_root: Path, tmp_path: Path) -> None:
+    (hf_root / "additional_chat_templates").mkdir()
+    link = hf_root / "additional_chat_templates" / "tool_use.jinja"
+    link.symlink_to("../tokenizer_config.json")
+    convert.run_import(hf_root, tmp_path / "inside", dry_run=False)
+    assert (tmp_path / "inside/hf/additional_chat_templates/tool_use.jinja").read_bytes() == (
+        hf_root / "tokenizer_config.json"
+    ).read_bytes()
+    link.unlink()
+    (tmp_path / "secret").write_text("secret")
+    link.symlink_to(tmp_path / "secret")
+    (hf_root / "generation_config.json").symlink_to("../../blobs/absent")  # as cp -r without -L leaves a snapshot
+    with pytest.raises(InputError) as caught:
+        convert.run_import(hf_root, tmp_path / "out", dry_run=False)
+    assert {problem.where: problem.found for problem in caught.value.problems} == {
+        str(hf_root / "generation_config.json"): "a link to ../../blobs/absent, which is not there",
+        str(link): "a link out of the folder",
     }
+    link.unlink()
+    (hf_root / "elsewhere").symlink_to(tmp_path)  # a folder's link is not followed
+    (hf_root / "generation_config.json").unlink()
+    assert "elsewhere/ (a link)" in folder.left_behind(hf_root)
+    convert.run_import(hf_root, tmp_path / "out", dry_run=False)
+    assert not (tmp_path / "out/hf/elsewhere").exists()
+
+
+@pytest.mark.parametrize("target", ["empty", "absent"])
+def test_a_link_as_output_is_written_through(pristine: Path, tmp_path: Path, target: str) -> None:
+    """And nothing lies beside the link meanwhile: its disk may be another."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "disk").mkdir()
+    if target == "empty":
+        (tmp_path / "disk/real").mkdir()
+    (tmp_path / "here/out").symlink_to(tmp_path / "disk/real")
+    with folder.create(tmp_path / "here/out") as temporary:
+        (temporary / "file").write_text("x")
+        assert temporary.parent == tmp_path / "disk" and [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
+    assert (tmp_path / "here/out").is_symlink() and (tmp_path / "disk/real/file").read_text() == "x"
+    with pytest.raises(InputError, match="found an existing output"):
+        convert.run_import(pristine / "hf", tmp_path / "here/out", dry_run=False)
+
+
+def test_a_mount_point_as_output_is_refused_before_any_work(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    for out in (tmp_path / "disk", tmp_path / "link"):
+        with pytest.raises(InputError, match=f"{out}: found the mount point of a disk; .*choose a folder on it: {out}/out"):
+            convert.run_import(pristine / "hf", out, dry_run=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}

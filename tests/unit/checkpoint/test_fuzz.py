@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from megatron_prism.checkpoint import convert, torch_dist
+from megatron_prism.checkpoint import torch_dist
+from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.errors import InputError
 from megatron_prism.families import blocks
 from megatron_prism.jobs.convert import run_import
@@ -163,7 +164,7 @@ def refused_or_right(root: Path, limit: Callable[[int], AbstractContextManager[N
         assert str(error).replace("\n", "").isprintable()
         assert [path.name for path in root.parent.iterdir()] == ["hf"]
         return "refused"
-    wanted, plan, reader = read_by_library(root), convert.plan_import(root), torch_dist.TensorReader(out / "state")
+    wanted, plan, reader = read_by_library(root), plan_import(root), torch_dist.TensorReader(out / "state")
     assert wanted.keys() == {name for rule in plan.rules for name, _ in rule.hf}
     for rule in plan.rules:
         assert as_bytes(reader.read(rule.mcore, rule.shape)) == as_bytes(blocks.to_mcore(rule, wanted)), rule

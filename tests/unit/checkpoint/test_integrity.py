@@ -66,7 +66,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(root: Path, monkeypatch: 
         monkeypatch.setattr(
             integrity, "sha256_file", lambda path, name=name: (_ for _ in ()).throw(OSError(name, os.strerror(name), str(path)))
         )
-        with pytest.raises(EnvironmentFault, match="cannot be told"):
+        with pytest.raises(EnvironmentFault, match="whether the checkpoint is whole is unknown"):
             integrity.check(root)
 
 

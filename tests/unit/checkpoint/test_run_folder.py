@@ -46,14 +46,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     ],
 )
 def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, changes: tuple[MixtureChange, ...], is_held: bool) -> None:
-    problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)))
+    problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)), ())
     assert [problem.where for problem in problems] == ([] if is_held else ["data.changes"])
 
 
 def test_what_to_do_belongs_to_the_key(config: TrainConfig) -> None:
     """A seed is not mended by a mixture that changes later."""
     data = replace(config.data, changes=(OTHER,))
-    fixes = {problem.where: problem.fix for problem in run_folder.check_resume(replace(config, data=data, seed=config.seed + 1))}
+    fixes = {problem.where: problem.fix for problem in run_folder.check_resume(replace(config, data=data, seed=config.seed + 1), ())}
     assert "a mixture may change" in fixes["data.changes"] and "a mixture may change" not in fixes["seed"]
 
 
@@ -70,19 +70,24 @@ def test_a_run_folder_that_moved_on_since_it_was_looked_at_is_left_alone(config:
 
 def test_where_it_runs_may_change_and_what_it_computes_may_not(config: TrainConfig) -> None:
     grid = ParallelConfig(cp=4, cp_comm_type="a2a+p2p", cp_a2a_size=2)
-    assert run_folder.check_resume(replace(config, batch=BatchConfig(global_size=4, micro_size=2), parallel=grid)) == []
-    assert run_folder.check_resume(replace(config, environment={"NCCL_DEBUG": "INFO"}, deterministic=True)) == []
+    assert run_folder.check_resume(replace(config, batch=BatchConfig(global_size=4, micro_size=2), parallel=grid), ()) == []
+    assert run_folder.check_resume(replace(config, environment={"NCCL_DEBUG": "INFO"}, deterministic=True), ()) == []
     data = replace(config.data, prepared=Path("data/b"))
     changed = replace(config, batch=BatchConfig(global_size=8), data=data, seed=config.seed + 1, trainable=("*.mlp.*",))
-    assert {problem.where for problem in run_folder.check_resume(changed)} == {"batch.global_size", "data.prepared", "seed", "trainable"}
+    assert {problem.where for problem in run_folder.check_resume(changed, ())} == {
+        "batch.global_size",
+        "data.prepared",
+        "seed",
+        "trainable",
+    }
 
 
 def test_fp8_may_neither_begin_nor_end_in_a_run(config: TrainConfig, tmp_path: Path) -> None:
     eighth = replace(config, fp8=FP8Config())
-    assert "fp8.recipe" in {problem.where for problem in run_folder.check_resume(eighth)}
+    assert "fp8.recipe" in {problem.where for problem in run_folder.check_resume(eighth, ())}
     (tmp_path / run_folder.CONFIG).write_text(to_yaml(eighth))
-    assert run_folder.check_resume(eighth) == []
-    assert "fp8.recipe" in {problem.where for problem in run_folder.check_resume(config)}
+    assert run_folder.check_resume(eighth, ()) == []
+    assert "fp8.recipe" in {problem.where for problem in run_folder.check_resume(config, ())}
 
 
 def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:

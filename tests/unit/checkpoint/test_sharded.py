@@ -51,5 +51,5 @@ def test_a_failed_load_is_told_by_its_cause(
     monkeypatch.setattr(sharded, "_reading", lambda state: None)
     monkeypatch.setattr(dist_checkpointing, "load", fail)
     with pytest.raises(kind) as caught:
-        sharded._load({}, tmp_path)
+        sharded.load({}, tmp_path)
     assert type(caught.value) is kind, "a CheckpointError is no EnvironmentFault, nor the other way round"

@@ -17,12 +17,13 @@ from megatron_prism.core.load import build, flat
 JOBS = (TrainConfig, PrepareConfig, ClusterConfig, PipelineConfig)
 EVERY = [(cls, name) for cls in JOBS for name, key in walk(cls) if key.bounds]
 Full = dict[type, dict[str, Any]]
-MIGHT_CHANGE = (  # the prefixes that checkpoint/run_folder.py had before the marks
+MIGHT_CHANGE = (  # the prefixes that checkpoint/run_folder.py had before the marks, and the path of the data (checkpoint/same_data.py)
     *(
         "run_dir",
         "world_size",
         "init.checkpoint",
         "init.tokenizer",
+        "data.prepared",
         "data.num_workers",
         "data.changes",
         "data.max_epochs",

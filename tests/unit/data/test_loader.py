@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import tempfile
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,8 +40,8 @@ def prepared(tmp_path: Path) -> mixture.Prepared:
             write(pairs[-1], part, first + index * sum(lengths[:2]))
         write(tmp_path / f"{name}.valid", [20, 7], first + 2000)
         train = mixture.Tokens(tuple(pairs), sum(lengths), len(lengths))
-        sources.append(mixture.PreparedSource(name, 50.0, train, mixture.Tokens((tmp_path / f"{name}.valid",), 27, 2)))
-    return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
+        sources.append(mixture.PreparedSource(name, 50.0, train, mixture.Tokens((tmp_path / f"{name}.valid",), 27, 2), sha256=name))
+    return mixture.Prepared(tmp_path, "", 4000, None, tuple(sources), sha256="")
 
 
 @pytest.fixture
@@ -145,6 +148,40 @@ def test_an_error_of_a_worker_is_judged_as_one_of_the_trainer(
     assert not multiprocessing.active_children(), "a worker that ignores SIGTERM keeps Python from ending"
 
 
+def ring(*_: Any) -> None:
+    raise AssertionError("waited for a batch that no worker can hand over")
+
+
+@pytest.mark.parametrize("place", ["a" * 60 + "/" + "b" * 60, "gone"])
+def test_a_worker_hands_over_where_a_socket_has_no_place(
+    sequences: loader.Sequences, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """TMPDIR as a site's prolog sets it: its path too long for a socket, or no folder. The batches are those of no worker, to the bit."""
+    if place != "gone":
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / place))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(30)
+    try:
+        alone, found = (list(loader.batches(sequences, 0, 3, BATCH, loader.Position(0, 2), count, False)) for count in (0, 2))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    for batch, other in zip(chain(*alone), chain(*found), strict=True):
+        assert list(batch) == list(other) and all(torch.equal(batch[name], other[name]) for name in batch)
+        assert [tensor.dtype for tensor in batch.values()] == [tensor.dtype for tensor in other.values()]
+        other["tokens"] += 1  # a batch may be written to
+
+
+def test_a_handed_over_batch_is_pinned_as_a_whole(sequences: loader.Sequences, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DataLoader's thread asks the batch itself; page-locked memory needs a GPU, so a stand-in says where it was asked for."""
+    batch = loader._Arrays.collate([sequences[0], sequences[1]])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    assert not isinstance(pinned := torch.utils.data._utils.pin_memory.pin_memory(batch), loader._Arrays)
+    assert all(torch.equal(pinned[name], tensor + 1) for name, tensor in batch.tensors().items()) and list(pinned) == list(batch)
+
+
 def test_a_run_that_ends_early_leaves_no_worker(sequences: loader.Sequences) -> None:
     batches = loader.batches(sequences, 0, 2, BATCH, loader.Position(0, 1), 1, False)
     next(batches)
@@ -201,6 +238,11 @@ def test_other_data_under_a_known_name_is_refused(prepared: mixture.Prepared, mo
     change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
     with pytest.raises(InputError, match=r"data.changes.0.prepared \(other\): found source a of 62 tokens; required 63 tokens"):
         segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+    other = replace(prepared, root=Path("other"), sources=(replace(prepared.sources[0], sha256="of other documents"),))
+    with pytest.raises(InputError, match=r"\(other\): found source a of other documents; required the same ones .*another name"):
+        segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+    other = replace(prepared, root=Path("other"))  # a copy
+    assert len(segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)) == 2
 
 
 def test_a_source_that_is_read_too_often_is_named(sequences: loader.Sequences) -> None:
@@ -216,8 +258,9 @@ def test_held_out_sequences_are_read_once_and_the_rest_is_masked(prepared: mixtu
     batches = [batch for rank in range(2) for batch in loader.valid_batches(found["a"], 10, 2, loader.Position(rank, 2))]
     assert sum(batch["loss_mask"].sum().item() for batch in batches) == 3 * SEQ_LENGTH
     assert torch.cat([batch["tokens"] for batch in batches]).shape == (4, SEQ_LENGTH)
-    with pytest.raises(InputError, match="source a: found 27 held-out tokens; required more than data.seq_length 27"):
-        loader.held_out(prepared, 27, SEED)
+    problems = [str(problem) for problem in loader.check_held_out(prepared, 27)]
+    assert len(problems) == 2 and "source a: found 27 held-out tokens; required more than data.seq_length 27" in problems[0]
+    assert loader.check_held_out(prepared, 26) == []
 
 
 def test_a_token_is_found_in_its_document(prepared: mixture.Prepared) -> None:

@@ -31,8 +31,8 @@ def run(tmp_path: Path) -> loader.Sequences:
                 with indexed.Writer(prefixes[-1], np.dtype(np.uint16)) as writer:
                     tokens = [1000 * (name == "b") + 100 * (first + number) + np.arange(length) for number, length in enumerate(part)]
                     writer.add(np.concatenate(tokens), np.array(part))
-        sources.append(mixture.PreparedSource(name, 50.0, mixture.Tokens(tuple(prefixes), sum(lengths), len(lengths)), None))
-    prepared = mixture.Prepared(tmp_path, "", 4000, None, tuple(sources))
+        sources.append(mixture.PreparedSource(name, 50.0, mixture.Tokens(tuple(prefixes), sum(lengths), len(lengths)), None, sha256=name))
+    prepared = mixture.Prepared(tmp_path, "", 4000, None, tuple(sources), sha256="")
     walk = mixture.walk(prepared, {"a": 75.0, "b": 25.0}, SEQ_LENGTH, seed=3)
     num_tokens = {source.name: source.train.num_tokens for source in sources}
     return loader.Sequences([Segment(prepared, walk), Segment(prepared, walk.changed(CHANGE, {"b": 60.0, "a": 40.0}, num_tokens))])

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_prism.core.config import PackingConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import mixture
 from megatron_prism.jobs import prepare
@@ -70,6 +72,28 @@ def test_prepared_mixture_reads_back(prepared: Path, tmp_path: Path) -> None:
     assert (qa.train.prefixes, qa.valid.prefixes) == ((moved / "qa" / "00000.train",), (moved / "qa" / "00000.valid",))
     assert qa.train.num_documents + qa.valid.num_documents == 60 and qa.valid.num_documents > 0 and qa.valid.num_tokens > 0
     assert (prose.valid, prose.train.num_documents) == (None, 20)
+
+
+def test_a_mixture_is_known_by_what_its_files_hold(make_config: Callable, corpus: Path, tmp_path: Path) -> None:
+    """Not by its path, the paths of its inputs, its weights or its time."""
+
+    def sums(**changes: Any) -> tuple[str, ...]:
+        config = make_config(out=tmp_path / f"out{len(list(tmp_path.iterdir()))}", **changes)
+        prepare.run(config)
+        held = mixture.read_prepared(config.out)
+        return held.sha256, *(source.sha256 for source in held.sources)
+
+    plain = sums()
+    moved = (corpus / "qa.jsonl").rename(corpus / "moved.jsonl")
+    qa = {"path": (str(moved),)}
+    assert sums(qa=qa) == sums(qa=qa | {"weight": 60.0}, prose={"weight": 40.0}) == plain
+    packed = sums(qa=qa, packing=PackingConfig(seq_length=64))
+    assert packed[0] != plain[0] and packed[1] != plain[1]
+    held_out = sums(qa=qa, prose={"valid_percent": 30.0})
+    assert held_out[0] != plain[0] and held_out[1] == plain[1] and held_out[2] != plain[2]
+    moved.write_text(moved.read_text().replace("odd", "add"))
+    other = sums(qa=qa)
+    assert other[0] != plain[0] and other[1] != plain[1] and other[2] == plain[2]
 
 
 def test_each_missing_or_resized_file_is_named(prepared: Path) -> None:

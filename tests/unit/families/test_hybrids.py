@@ -77,23 +77,72 @@ def test_the_spellings_of_transformers_4_and_5_read_alike() -> None:
         (NEMOTRON, "hybrid_override_pattern", "M-*-E"),
         (NEMOTRON, "hybrid_override_pattern", ""),
         (NEMOTRON, "hybrid_override_pattern", "*-*-*"),
-        (NEMOTRON, "hybrid_override_pattern", "M-"),
         (NEMOTRON, "mlp_hidden_act", "silu"),
         (NEMOTRON, "use_conv_bias", False),
         (NEMOTRON, "use_bias", True),
-        (NEMOTRON, "residual_in_fp32", True),
-        (NEMOTRON, "sliding_window", 512),
-        (NEMOTRON, "expand", 4),
-        (NEMOTRON, "num_nextn_predict_layers", 1),
+        (NEMOTRON, "mlp_bias", True),
+        (GRANITE, "layers_block_type", ["mamba", "mamba", "mamba"]),
+        (GRANITE, "attention_bias", True),
         (NEMOTRON, "layer_norm_epsilon", 1e-6),
         (NEMOTRON, "chunk_size", -1),
-        (NEMOTRON, "attention_bias", True),
     ],
 )
 def test_what_megatron_cannot_do_is_refused_by_key(config: dict[str, Any], key: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         read({**config, key: value})
     assert f"config:{key}: found" in str(caught.value)
+
+
+UNREAD = {
+    "expand": 3,
+    "num_hidden_layers": 9,
+    "hidden_act": "gelu",
+    "attention_bias": True,
+    "mamba_proj_bias": True,
+    "residual_in_fp32": True,
+    "sliding_window": 512,
+    "num_nextn_predict_layers": 1,
+    "tie_word_embeddings": True,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "rope_theta": 5e5,
+}
+
+
+def test_what_nemotron_hs_class_does_not_read_changes_nothing() -> None:
+    """And transformers builds the same model from it: the class is asked for the shapes of its tensors, and for its logits."""
+    import torch
+    import transformers
+
+    said = {key: value for key, value in UNREAD.items() if key != "rope_theta"}
+    assert {key: value for key, value in vars(read({**NEMOTRON, **said})).items() if read(NEMOTRON).__dict__[key] != value} == {}
+    logits = []
+    for more in ({}, {**UNREAD}):
+        config = transformers.NemotronHConfig(**{**NEMOTRON, **more})
+        torch.manual_seed(0)
+        model = transformers.NemotronHForCausalLM._from_config(config, attn_implementation="eager").eval()
+        logits.append(model(torch.arange(40)[None]).logits)
+    assert torch.equal(*logits)
+
+
+def test_nemotron_hs_old_keys_come_before_the_new() -> None:
+    mamba = read({**NEMOTRON, "n_groups": 4, "mamba_n_groups": 2, "mamba_d_conv": 3, "conv_kernel": 4, "mamba_chunk_size": 64}).mamba
+    assert (mamba.num_groups, mamba.conv_kernel, mamba.chunk_size) == (2, 3, 64)
+    with pytest.raises(InputError, match="use_conv_bias: found False"):
+        read({**NEMOTRON, "mamba_conv_bias": False})
+    listed = {"layers_block_type": None, "hybrid_override_pattern": "M-*-M"}  # null is no value
+    assert read({**NEMOTRON, **listed}) == read(NEMOTRON)
+
+
+@pytest.mark.parametrize("given", [{"mamba_d_head": "auto"}, {}])
+def test_a_mamba_head_of_granite_is_its_share_of_the_width(given: dict[str, Any]) -> None:
+    silent = {key: value for key, value in GRANITE.items() if key != "mamba_d_head"}
+    assert read({**silent, **given, "mamba_expand": 4}).mamba.head_dim == 32
+
+
+def test_granites_without_positions_do_not_read_rotary_keys() -> None:
+    assert read({**GRANITE, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}) == read(GRANITE)
+    with pytest.raises(InputError, match="config:rope_scaling.rope_type: found 'linear'"):
+        read({**GRANITE, "position_embedding_type": "rope", "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
 
 
 def test_all_problems_come_together() -> None:

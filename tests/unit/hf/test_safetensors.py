@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf import bits, layout, safetensors
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]}
@@ -130,19 +130,19 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(whole: Path) -> None:
 
 def test_new_shards_fill_files_in_order_and_read_as_safetensors(tmp_path: Path) -> None:
     shapes = {"b": (4, 8), "a": (4, 8), "c": (1,), "d": (64, 8), "e": (2, 2)}
-    shards = safetensors.new_shards(shapes, torch.bfloat16, max_shard_bytes=129)
+    shards = layout.new_shards(shapes, torch.bfloat16, max_shard_bytes=129)
     assert [[place.name for place in shard.tensors] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert [shard.file for shard in shards] == [f"model-0000{index}-of-00004.safetensors" for index in (1, 2, 3, 4)]
     values = {name: torch.randn(shape) for name, shape in shapes.items()}
     with safetensors.create_shards(tmp_path, shards) as files:
         for place in (place for shard in shards for place in shard.tensors):
             safetensors.write_values(files[place.file], place, 0, bits.of_tensor(values[place.name].bfloat16()))
-    (tmp_path / INDEX).write_text(json.dumps(safetensors.index_of(shards)))
+    (tmp_path / INDEX).write_text(json.dumps(layout.index_of(shards)))
     assert [shard.header for shard in safetensors.open_shards(tmp_path)] == [shard.header for shard in shards]
     read = {name: value for shard in shards for name, value in load_file(tmp_path / shard.file).items()}
     assert all(torch.equal(read[name], value.bfloat16()) for name, value in values.items())
-    assert safetensors.index_of(shards)["metadata"]["total_size"] == 2 * sum(value.numel() for value in values.values())
-    assert [shard.file for shard in safetensors.new_shards(shapes, torch.float32)] == [safetensors.SINGLE]
+    assert layout.index_of(shards)["metadata"]["total_size"] == 2 * sum(value.numel() for value in values.values())
+    assert [shard.file for shard in layout.new_shards(shapes, torch.float32)] == [safetensors.SINGLE]
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig, TrainConfig
-from megatron_prism.core.layers import LAYOUTS, merge, read_layers
+from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
+from megatron_prism.core.scalars import LAYOUTS
 from megatron_prism.planning import memory
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,6 +15,7 @@ import pytest
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import status, submit
+from megatron_prism.launch import slurm
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN: dict[str, Any] = {
@@ -107,6 +108,7 @@ def test_a_layout_of_the_recipe_is_taken(home: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["cluster.time_limit=5"], "time_limit: found '5', 300 s; required more than signal_before_s, 300 s; raise it, or lower"),
         (["world_size=null"], "world_size: found no value; required how many GPUs"),
         (["world_size=12"], "world_size: found 12; required a multiple of the 8 ranks of a node"),
         (["world_size=0"], "world_size: found 0"),
@@ -126,7 +128,7 @@ def test_a_config_without_a_place_on_the_cluster_is_refused(home: Path, override
 
 def test_a_cluster_of_cpus_has_a_rank_a_process(home: Path) -> None:
     (script,) = scripts("cluster.gpus_per_node=0", "cluster.processes_per_node=4", "train", "train.yaml")
-    assert "#SBATCH --nodes=4\n" in script and "--nproc 4 &\n" in script and "gres" not in script
+    assert "#SBATCH --nodes=4\n" in script and "--nproc 4 &\n" in script and "--gres" not in script
 
 
 def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
@@ -134,6 +136,23 @@ def test_a_mixture_is_prepared_without_a_gang(home: Path) -> None:
     assert (
         "    prism prepare mixture.yaml seed=2 &\n" in script and "gres" not in script and "--output=data.slurm/prepare.%j.out\n" in script
     )
+
+
+def test_a_mixture_in_tasks_is_an_array_and_the_job_that_finishes_it(home: Path) -> None:
+    array, last = scripts("cluster.cpu.prepare_tasks=3", "prepare", "mixture.yaml", "seed=2")
+    assert (
+        "#SBATCH --array=0,1,2\n" in array
+        and "2) words=(--task 2/3) ;;" in array
+        and 'prism prepare mixture.yaml seed=2 "${words[@]}" &' in array
+    )
+    assert "--array" not in last and "    prism prepare mixture.yaml seed=2 &\n" in last
+    words = ["prepare", "mixture.yaml", "seed=2"]
+    assert submit.run(words, Path("cluster.yaml"), True, read_command, num_tasks=3)["texts"] == [array, last]
+    assert len(submit.run(["cluster.cpu.prepare_tasks=3", *words], Path("cluster.yaml"), True, read_command, num_tasks=1)["texts"]) == 1
+    assert len(scripts("cluster.cpu.prepare_tasks=3", *words, "--task", "0/9")) == 1, "one task, by hand"
+    told = submitted("cluster.cpu.prepare_tasks=3", *words)
+    assert [(stage["name"], stage["job"]) for stage in told["stages"]] == [("prepare-tasks", "101"), ("prepare", "102")]
+    assert Path("sbatch.calls").read_text().splitlines()[1].startswith("--parsable --dependency=afterok:101 --kill-on-invalid-dep=yes")
 
 
 JOBS = [  # what the command is, the stage's name, and where the submission is kept
@@ -265,6 +284,25 @@ def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
     assert "stage train: override:stepz" in said and "stage more: override:world_size" in said and "stage again: none.yaml" in said
 
 
+def test_a_squeue_that_does_not_answer_lets_nothing_be_submitted_or_deleted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "PAUSES_S", (0.0,))
+    submitted("train", "train.yaml")
+    Path("run/slurm/train.events").write_text("T1 101 start 0 on a\n")
+    stub(home, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(EnvironmentFault, match="squeue does not answer"):
+        submitted("train", "train.yaml")
+    assert len(Path("sbatch.calls").read_text().splitlines()) == 1 and Path("run/slurm/train.events").exists()
+    (row,) = status.run(Path("run"))["rows"]
+    assert (row["state"], row["last_event"]) == ("unknown", "T1 start 0 on a")
+
+
+def test_the_script_of_a_run_knows_its_checkpoints(home: Path) -> None:
+    assert "checkpoints=(run/checkpoints)\n" in scripts("train", "train.yaml")[0]
+    path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b c"]]))
+    prepare, train, _ = scripts(str(path))
+    assert "checkpoints=(a/checkpoints 'b c/checkpoints')\n" in train and "checkpoints=" not in prepare
+
+
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home / "nothing"))
     with pytest.raises(EnvironmentFault, match="sbatch is not here"):
@@ -277,7 +315,7 @@ def test_what_sbatch_refuses_is_said(home: Path) -> None:
         submitted("train", "train.yaml")
 
 
-def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
+def test_status_of_a_run_and_of_its_jobs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="neither a run nor a submission"):
         status.run(Path("run"))
     submitted("train", "train.yaml")
@@ -311,6 +349,10 @@ def test_status_of_a_run_and_of_its_jobs(home: Path) -> None:
     status.show(found)
     Path("squeue.says").unlink()
     assert status.run(Path("run"))["rows"][0]["state"] == "not in the queue"
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    (row,) = status.run(home / "run")["rows"]
+    assert (row["run_dir"], row["step"], row["checkpoint_step"], row["last_event"]) == (str(home / "run"), 4, 3, "T2 start 1 on [a]")
 
 
 def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from megatron_prism.core.check.cluster import check_cluster
 from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig
+from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.launch import slurm
 
 CPU = ClusterConfig(gpus_per_node=0, processes_per_node=1)
@@ -96,13 +97,17 @@ def in_a_path(text: str) -> str:
     return one_line(text).replace("/", "_").replace("\\", "_").strip(".")[:40] or "a"
 
 
+def stub(folder: Path, name: str, text: str) -> None:
+    (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Return a function that starts a script as Slurm would, in tmp_path, with stubs on its PATH."""
     (tmp_path / "bin").mkdir()
     for name, text in STUBS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+        stub(tmp_path, name, text)
 
     def start(job: slurm.Job, cluster: ClusterConfig, **variables: str) -> subprocess.Popen[str]:
         (tmp_path / job.folder).mkdir(parents=True, exist_ok=True)
@@ -292,8 +297,7 @@ def test_a_nodes_own_exit_code_outweighs_what_srun_tells(
     run: Callable[..., subprocess.Popen[str]], tmp_path: Path, codes: str, exits: int, event: str
 ) -> None:
     for name, text in TASKS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+        stub(tmp_path, name, text)
     stage = job(Path("a run's/slurm"))
     (tmp_path / stage.folder).mkdir(parents=True)
     (tmp_path / stage.folder / "train.40017.7.0").write_text("70\n")  # of an earlier start
@@ -333,13 +337,151 @@ def test_faults_are_counted_and_saves_are_not(run: Callable[..., subprocess.Pope
     assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 8
 
 
+def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """A start that is told to stop before its first step saves nothing, and the next one is too."""
+    stage = job(checkpoints=(tmp_path / "a run/checkpoints",))
+    for step in (3, 6):
+        (tmp_path / "a run/checkpoints").mkdir(parents=True, exist_ok=True)
+        stub(tmp_path, "srun", f"mkdir 'a run/checkpoints/step_{step:08d}'; exit 3")
+        assert ended(run(stage, CPU))[0] == 4
+    stub(tmp_path, "srun", "mkdir -p 'a run/checkpoints/.step_00000009' 'a run/checkpoints/damaged_step_00000009_1'; exit 3")
+    assert ended(run(stage, CPU))[0] == 4
+    stub(tmp_path, "srun", "exit 137")
+    assert ended(run(stage, CPU))[0] == 4
+    stub(tmp_path, "srun", "mkdir 'a run/checkpoints/step_00000009'; exit 3")
+    assert ended(run(stage, CPU))[0] == 4
+    stub(tmp_path, "srun", "exit 3")
+    assert [ended(run(stage, CPU))[0] for _ in range(2)] == [4, 4]
+    events = [line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train.events").read_text().splitlines()]
+    assert [event for event in events if not event.startswith("start")] == [
+        "saved: to be started again",
+        "saved: to be started again",
+        "no progress: exit code 3, and the newest checkpoint is still step_00000006",
+        "fault: exit code 137 on node[1-2]",
+        "saved: to be started again",
+        "no progress: exit code 3, and the newest checkpoint is still step_00000009",
+        "stopped: no progress in two starts; raise time_limit, or lower signal_before_s, and submit again",
+    ]
+    assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 6
+    assert ended(run(stage, CPU, SLURM_JOB_ID="40018"))[0] == 4  # submitted again by hand, it has its two starts
+    assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 7
+
+
+def test_each_element_of_an_array_has_its_own_progress(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    array = job(array={0: ("a",), 1: ("b",)}, checkpoints=(tmp_path / "a", tmp_path / "b"))
+    stub(tmp_path, "srun", f"mkdir -p {tmp_path}/b/step_0000000$SLURM_RESTART_COUNT; exit 3")
+    for index, count in ((0, 1), (1, 3)):
+        for start in range(3):
+            ended(run(array, CPU, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(index), SLURM_RESTART_COUNT=str(3 * index + start)))
+        assert (tmp_path / "scontrol.argv").read_text().count(f"requeue 7_{index}") == count
+
+
+def test_a_requeue_that_fails_in_passing_is_asked_again(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    stub(tmp_path, "sleep", "echo $1 >>sleep.argv")
+    stub(tmp_path, "scontrol", "echo x >>scontrol.argv; [ $(wc -l <scontrol.argv) = 3 ]")
+    code, output = ended(run(job(), CPU, STUB_CODE="3"))
+    assert code == 4 and "stopped" not in output and (tmp_path / "scontrol.argv").read_text().count("x") == 3
+    stub(tmp_path, "scontrol", "exit 1")
+    code, output = ended(run(job(), CPU, STUB_CODE="3"))
+    assert code == 4 and output.endswith("stopped: scontrol requeue does not work here\n")
+    assert (tmp_path / "sleep.argv").read_text().split() == ["1", "2", *"1 2 4 8 16 0".split()]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder at the head of PATH, for stubs of Slurm's commands, which are asked again at once."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "PAUSES_S", (0.0, 0.0))
+    return tmp_path
+
+
+FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+TIMED_OUT = "echo 'Socket timed out on send/recv operation' >&2; exit 1"
+NO_CONTACT = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
+
+
+def test_only_an_answer_says_that_a_job_is_gone(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(commands, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    stub(commands, "squeue", FORGOTTEN)
+    assert slurm.states(["7"]) == {}
+    stub(commands, "squeue", "echo '7|RUNNING|None'")
+    assert slurm.states(["7", "8"]) == {"7": "RUNNING"}
+    stub(commands, "squeue", f"echo x >>asked; [ $(wc -l <asked) = 3 ] || {{ {TIMED_OUT}; }}; echo '7|PENDING|Priority'")
+    assert slurm.states(["7"]) == {"7": "PENDING (Priority)"}
+    for text in (TIMED_OUT, NO_CONTACT, "exit 1", "echo '7|RUNN'; exit 1"):
+        stub(commands, "squeue", text)
+        with pytest.raises(EnvironmentFault, match="squeue does not answer, asked 3 times"):
+            slurm.states(["7"])
+    monkeypatch.setattr(slurm, "ANSWER_S", 0.2)
+    stub(commands, "squeue", "exec sleep 5")
+    with pytest.raises(EnvironmentFault, match="timed out after 0.2 s"):
+        slurm.states(["7"])
+    stub(commands, "squeue", FORGOTTEN)
+    assert slurm.states([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("failure", "queue", "outcome", "num_asked"),
+    [
+        (NO_CONTACT, "exit 1", "102", 2),  # squeue need not be asked: the job was not taken
+        (TIMED_OUT, "echo '5|/else/where.sbatch'", "102", 2),
+        (TIMED_OUT, 'echo "5|$PWD/a.sbatch"', "5", 1),  # it was taken, and only the answer was lost
+        (TIMED_OUT, "exit 1", "squeue does not answer", 1),
+        ("echo 'sbatch: error: invalid account' >&2; exit 1", "exit 1", "sbatch refuses a.sbatch: sbatch: error: invalid account", 1),
+    ],
+)
+def test_sbatch_is_asked_again_and_no_job_is_submitted_twice(
+    commands: Path, failure: str, queue: str, outcome: str, num_asked: int
+) -> None:
+    stub(commands, "sbatch", f"echo x >>asked; [ $(wc -l <asked) = 2 ] || {{ {failure}; }}; echo 102")
+    stub(commands, "squeue", queue)
+    if outcome.isdecimal():
+        assert slurm.submit(Path("a.sbatch")) == outcome
+    else:
+        with pytest.raises(EnvironmentFault, match=outcome):
+            slurm.submit(Path("a.sbatch"))
+    assert (commands / "asked").read_text().count("x") == num_asked
+
+
+def test_sbatch_is_asked_a_bounded_number_of_times(commands: Path) -> None:
+    stub(commands, "sbatch", f"echo x >>asked; {NO_CONTACT}")
+    with pytest.raises(EnvironmentFault, match="asked 3 times: Unable to contact"):
+        slurm.submit(Path("a.sbatch"))
+    assert (commands / "asked").read_text().count("x") == 3
+
+
+def test_options_in_the_submitters_shell_reach_neither_slurm_nor_the_job(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {
+        "SBATCH_TIMELIMIT",
+        "SLURM_CPU_BIND",
+        "SLURM_MEM_PER_CPU",
+        "SLURM_JOB_ID",
+        "SRUN_EXPORT_ENV",
+        "SQUEUE_USERS",
+        "WORLD_SIZE",
+        "RANK",
+    }
+    kept = {"SLURM_CONF", "PRISM_TEST_OTHER"}
+    for name in theirs | kept:
+        monkeypatch.setenv(name, "1")
+    stub(commands, "sbatch", "env >sbatch.env; echo 7")
+    stub(commands, "squeue", "env >squeue.env")
+    slurm.submit(Path("a.sbatch"))
+    slurm.states(["7"])
+    for path in (commands / "sbatch.env", commands / "squeue.env"):
+        names = {line.partition("=")[0] for line in path.read_text().splitlines()}
+        assert kept <= names and not theirs & names
+
+
 def test_a_setup_that_fails_is_a_fault(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     _, output = ended(run(job(), ClusterConfig(gpus_per_node=8, setup=(("false",),))))
     assert "fault: setup of" in output
     assert not (tmp_path / "srun.argv").exists()
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT"])
 def test_signals_of_the_script(run: Callable[..., subprocess.Popen[str]], tmp_path: Path, name: str) -> None:
     process = run(job(), CPU, STUB_WAIT="yes")
     ends = time.monotonic() + 30
@@ -352,10 +494,10 @@ def test_signals_of_the_script(run: Callable[..., subprocess.Popen[str]], tmp_pa
             process.communicate(timeout=0.5)
         (tmp_path / "go").touch()
     code, output = ended(process)
-    assert (code, (tmp_path / "scontrol.argv").exists()) == ((4, True) if name == "SIGUSR1" else (3, False)), output
+    assert (code, (tmp_path / "scontrol.argv").exists()) == ((4, True) if name != "SIGTERM" else (3, False)), output
     last = (tmp_path / "run/slurm/train.events").read_text().splitlines()[-1]
-    assert last.split(" ", 2)[2].startswith("saved" if name == "SIGUSR1" else "ended by TERM with exit code 3")
-    assert ("USR1: the tasks are told to save" in output) == (name == "SIGUSR1")
+    assert last.split(" ", 2)[2].startswith("saved" if name != "SIGTERM" else "ended by TERM with exit code 3")
+    assert (f"{name[3:]}: the tasks are told to save" in output) == (name != "SIGTERM")
 
 
 def options(job: slurm.Job, cluster: ClusterConfig) -> set[str]:

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from megatron_prism.core.errors import EnvironmentFault, Stopped
+from megatron_prism.core.errors import EnvironmentFault, InputError, Stopped
 from megatron_prism.parallel import launch
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -17,7 +17,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Take this process out of any gang, and put the environment back afterwards."""
-    for name in [*TORCHRUN, *(name for name in os.environ if name.startswith("SLURM_"))]:
+    for name in [*TORCHRUN, "LOCAL_WORLD_SIZE", launch.TORCHRUN, *(name for name in os.environ if name.startswith("SLURM_"))]:
         monkeypatch.setenv(name, "")  # so that what adopt_slurm sets is undone too
         monkeypatch.delenv(name)
     return monkeypatch
@@ -129,10 +129,52 @@ def test_a_span_is_a_static_rendezvous_and_one_machine_stays_on_loopback(environ
     assert (alone["rdzv_backend"], alone["rdzv_endpoint"], os.environ["GLOO_SOCKET_IFNAME"]) == ("c10d", "127.0.0.1:0", "lo")
 
 
-def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},  # a pod of one node
+        {"RANK": "3"},
+        {"WORLD_SIZE": "8"},
+        {"RANK": "", "WORLD_SIZE": ""},
+        {"RANK": "a", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+    ],
+)
+def test_variables_that_make_no_rank_are_dropped(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    launch.drop_leftovers()
+    assert not {*TORCHRUN, "LOCAL_WORLD_SIZE"} & {*os.environ}
+    assert not launch.in_gang()
+    launch.check_nproc(2)
+    srun(environment, SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="2", SLURM_PROCID="1")
+    assert launch.slurm_span().node == 1  # an srun is still seen
+
+
+def test_a_rank_stays_one_and_nproc_does_not_contradict_its_launcher(environment: pytest.MonkeyPatch) -> None:
+    rank = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    for name, value in rank.items():
+        environment.setenv(name, value)
+    launch.drop_leftovers()
+    assert rank.items() <= os.environ.items()
+    with pytest.raises(InputError, match="RANK=1 WORLD_SIZE=4 in the environment.*unset RANK and WORLD_SIZE"):
+        launch.check_nproc(4)
+    environment.setenv("TORCHELASTIC_RUN_ID", "none")
+    environment.setenv("LOCAL_WORLD_SIZE", "4")
+    launch.check_nproc(4)
+    with pytest.raises(InputError, match="4 ranks of torchrun on this machine"):
+        launch.check_nproc(2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        environment.setenv(name, value)
+    launch.drop_leftovers()
+    assert launch.in_gang()  # torchrun's gang of one
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"])
+def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])  # this process may have some, of other tests
-    with pytest.raises(Stopped, match="SIGUSR1 before the first step"):
-        launch._hand_on(signal.SIGUSR1, None)
+    with pytest.raises(Stopped, match=f"{name} before the first step"):
+        launch._hand_on(signal.Signals[name], None)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +186,8 @@ def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPat
         ([(4, 10), (4, 11)], 4),
         ([(2, 10), (70, 11)], 2),
         ([(-signal.SIGUSR1, 10)], 3),
+        ([(-signal.SIGHUP, 10)], 3),
+        ([(-signal.SIGTERM, 10)], 4),
     ],
 )
 def test_a_gang_ends_as_the_rank_that_knows_why(failures: list[tuple[int, int]], code: int) -> None:

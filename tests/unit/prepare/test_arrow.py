@@ -94,6 +94,8 @@ def test_saved_folder_is_read_in_the_order_of_its_state(tmp_path: Path) -> None:
 def test_folder_of_splits_and_other_folders_are_refused(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "all" / "train", pa.table({"text": ["x"]}))
     assert "without state.json" in refused(tmp_path / "all")
+    (tmp_path / "spark.parquet").mkdir()
+    assert f"name its files, as {tmp_path}/spark.parquet/*.parquet" in refused(tmp_path / "*.parquet")
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     assert "sources.0.path: " in refused(tmp_path / "all") and "splits train; required the folder of one split" in refused(tmp_path / "all")
     assert read(tmp_path / "all" / "train", text="{text}")[0] == ["x"]
@@ -173,6 +175,63 @@ def test_turns_and_conditions_read_what_json_gives_them(tmp_path: Path, write: C
     found, bad = read(file, text="{text}", turns=TurnsConfig(field="turns", prefix=True), keep=keep)
     assert found == ["User: q1\nAssistant: a", "User: q4\nAssistant: a"]
     assert [(problem.where, "invalid UTF-8" in problem.found) for problem in bad] == [(f"{file}: row 4", True)]
+
+
+@WRITERS
+def test_what_is_not_read_may_be_of_any_type(tmp_path: Path, write: Callable, name: str) -> None:
+    """Beside the text, and within the struct of a turn or of a field. What is read must be a value of JSON."""
+    exact, pairs = decimal.Decimal("1.5"), pa.map_(pa.string(), pa.string())
+    odd = {"price": exact, "tags": [("k", "v")], "vector": [1.0, 2.0], "day": datetime.date(2026, 1, 1)}
+    odd_types = [("price", pa.decimal128(5, 2)), ("tags", pairs), ("vector", pa.list_(pa.float32(), 2)), ("day", pa.date32())]
+    turn = pa.struct([*odd_types, ("role", pa.dictionary(pa.int8(), pa.string())), ("content", pa.string())])
+    columns = {key: pa.array([value], kind) for (key, value), (_, kind) in zip(odd.items(), odd_types, strict=True)}
+    columns |= {
+        "text": pa.array(["t"]),
+        "blob": pa.array([b"\xff"]),
+        "count": pa.array([2**64 - 1], pa.uint64()),
+        "meta": pa.array([{**odd, "lang": "py"}], pa.struct([*odd_types, ("lang", pa.string())])),
+        "turns": pa.array([[{**odd, "role": "user", "content": "hi"}] * 2], pa.list_(turn)),
+    }
+    file = write(tmp_path / name, pa.table(columns))
+    assert read(file, text="{text} {meta.lang} {count}") == ([f"t py {2**64 - 1}"], [])
+    assert read(file, text="{text}", turns=TurnsConfig(field="turns")) == (["hi\nhi"], [])
+    message = refused(file, text="{price}{tags}{meta.price}{meta.tags}{text}")
+    for found in ("'price' of type decimal", "'tags' of type map", "'meta.price' of type decimal", "'meta.tags' of type map"):
+        assert f"{name}: found column {found}" in message
+    assert message.count("found") == 4
+    assert "no field 'meta.absent'" in read(file, text="{meta.absent}")[1][0].found
+    assert "of type list" in read(file, text="{vector}")[1][0].found
+
+
+@WRITERS
+def test_a_column_with_a_dot_in_its_name_is_read_as_json_would_be(tmp_path: Path, write: Callable, name: str) -> None:
+    row = {"meta.lang": "py", "meta": {"lang": "cpp", "year": 7}, "a.b.c": "deep", "text": "t", "text.n": 3}
+    template = "{meta.lang}|{meta.year}|{a.b.c}|{text}|{text.n}"
+    file = write(tmp_path / name, pa.Table.from_pylist([row]))
+    plain = tmp_path / "a.jsonl"
+    plain.write_text(json.dumps(row))
+    assert read(file, text=template) == read(plain, text=template) == (["py|7|deep|t|3"], [])
+    assert "no column 'a'" in refused(file, text="{a.b}")
+
+
+@WRITERS
+def test_parts_of_a_turn_and_calls_are_those_of_json(tmp_path: Path, write: Callable, name: str) -> None:
+    def row(content: Any, calls: Any = None) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": content, "tool_calls": calls}]}
+
+    rows = [
+        row([{"type": "text", "text": "one", "url": None}, {"type": "text", "text": " two", "url": None}]),
+        row([{"type": "image_url", "text": None, "url": "x"}]),
+        row(None, [{"name": "f"}]),
+        row(None),
+    ]
+    plain = tmp_path / "a.jsonl"
+    plain.write_text("".join(json.dumps(item) + "\n" for item in rows))
+    for file in (plain, write(tmp_path / name, pa.Table.from_pylist(rows))):
+        found, bad = read(file, text="{text}", turns=TurnsConfig())
+        assert found == ["one two"]
+        for problem, words in zip(bad, ("part 1 of type 'image_url'", "with tool_calls", "with content null"), strict=True):
+            assert f"turn 1 of 'messages' by 'user'{'' if words.startswith('with') else ':'} {words}" == problem.found
 
 
 @WRITERS

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import json
+import tempfile
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_prism.prepare import dedup
+from megatron_prism.prepare import dedup, duplicates
 
 
 def words(start: int, count: int) -> str:
@@ -75,33 +79,47 @@ NUMBERS = st.sampled_from([0, 1, 2, 15, 16, 2**60, 2**63, 2**64 - 1])  # few, so
 
 
 @pytest.mark.parametrize(("kind", "num_keys"), [("exact", 2), ("minhash", 14)])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_seen_is_what_a_plain_comparison_says(kind: str, num_keys: int, data: st.DataObject) -> None:
+def test_duplicates_are_what_a_plain_comparison_says(kind: Any, num_keys: int, data: st.DataObject) -> None:
     # In minhash a document has two of its numbers from the few, the others its own: else nearly all would be alike.
     documents = data.draw(st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(0, num_keys - 1)), max_size=40))
     rows = np.arange(len(documents) * num_keys, dtype=np.uint64).reshape(-1, num_keys) + np.uint64(2**20)
     for row, (first, second, place) in zip(rows, documents, strict=True):
         row[place], row[place - 1] = first, second
-    kept: list[int] = []
-    for number, row in enumerate(rows):
-        alike = [(row == rows[other]).all() if kind == "exact" else (row == rows[other]).any() for other in kept]
-        kept += [] if any(alike) else [number]
+    again = [
+        number
+        for number, row in enumerate(rows)
+        if any((row == other).all() if kind == "exact" else (row == other).any() for other in rows[:number])
+    ]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=4)))
-    is_new: list[bool] = []
-    for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
-        seen = dedup.Seen(kind)  # type: ignore[arg-type]
-        seen.add(rows[: len(is_new)][is_new])  # a restart after each batch
-        is_new += seen.are_new(rows[begin:end]).tolist()
-    assert np.flatnonzero(is_new).tolist() == kept
+    shards = [rows[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(rows)])]
+    memory_bytes = data.draw(st.sampled_from([2_000, 20_000, 1 << 20]))  # of 20 entries at a time, of 200, of all
+    with tempfile.TemporaryDirectory() as folder:
+        found = duplicates.find(shards, kind, Path(folder) / "scratch", memory_bytes)
+        assert np.flatnonzero(found).tolist() == again and not list(Path(folder).iterdir())
 
 
-def test_real_texts_are_kept_once(shared_data: Path) -> None:
+def test_duplicates_of_any_number_of_documents_are_found_in_bounded_memory(tmp_path: Path) -> None:
+    """Every key once more, and one text that is everywhere: as many bytes of keys as would be 20 times the memory that is allowed."""
+    draw = np.random.default_rng(1)
+    half = draw.integers(0, 2**64, (20_000, 14), dtype=np.uint64)
+    half[::7] = half[0]
+    keys, memory_bytes = [half, half], 2 << 20
+    tracemalloc.start()
+    try:
+        again = duplicates.find(keys, "minhash", tmp_path / "scratch", memory_bytes)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert again[20_000:].all() and np.flatnonzero(again[:20_000]).tolist() == list(range(7, 20_000, 7))
+    assert 2 * half.size * duplicates.SORT_BYTES > 20 * memory_bytes and peak_bytes < 2 * memory_bytes
+
+
+def test_real_texts_are_kept_once(shared_data: Path, tmp_path: Path) -> None:
     texts = [json.loads(line)["answer"] for line in (shared_data / "gsm8k_test.jsonl").read_text("utf-8").splitlines()]
     copies = [text.upper().replace("\n", " - ") for text in texts]
-    exact, minhash = dedup.Seen("exact"), dedup.Seen("minhash")
-    keys = np.stack([np.frombuffer(dedup.exact_key(text), np.uint64) for text in texts + copies])
-    assert exact.are_new(keys).tolist() == [True] * len(texts) * 2
-    assert not exact.are_new(keys).any()
-    assert sum(minhash.are_new(np.stack([dedup.minhash_bands(text) for text in texts]))) == len(texts)
-    assert not minhash.are_new(np.stack([dedup.minhash_bands(text) for text in copies])).any()
+    exact = np.stack([np.frombuffer(dedup.exact_key(text), np.uint64) for text in texts + copies])
+    assert np.flatnonzero(duplicates.find([exact, exact], "exact", tmp_path / "a")).tolist() == list(range(2 * len(texts), 4 * len(texts)))
+    bands = [np.stack([dedup.minhash_bands(text) for text in part]) for part in (texts, copies)]
+    assert np.flatnonzero(duplicates.find(bands, "minhash", tmp_path / "b")).tolist() == list(range(len(texts), 2 * len(texts)))

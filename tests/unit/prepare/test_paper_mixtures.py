@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_prism.core.check.data import check_prepare
-from megatron_prism.core.config import KeepConfig, PrepareConfig, SampleConfig
+from megatron_prism.core.config import KeepConfig, PrepareConfig, SampleConfig, SourceConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import prepare
+from megatron_prism.prepare import pieces
 
 MIXTURES = Path(__file__).resolve().parents[3] / "configs" / "mixtures"
 EPOCHS = {  # the paper's Table 1 at 26.21 billion tokens
@@ -100,3 +104,53 @@ def test_the_papers_preprocessing_stands_in_the_sources() -> None:
 
 def test_every_mixture_is_listed_here() -> None:
     assert {path.stem for path in MIXTURES.glob("*.yaml")} == set(EPOCHS)
+
+
+def test_the_dry_run_prints_how_to_fetch_what_is_needed(capsys: pytest.CaptureFixture) -> None:
+    plan = prepare.run(load(MIXTURES / "math_code_science.yaml", PrepareConfig), dry_run=True)
+    lines = {line["command"].split("--local-dir ")[1]: line for line in plan["downloads"] if line["command"]}
+    assert len(plan["downloads"]) == 14 and len(lines) == 13, "two sources of several sets; the persona sets are to be chosen"
+    assert lines["data/sources/nemotron_pt_v1_math"]["command"] == (
+        "hf download nvidia/Nemotron-Post-Training-Dataset-v1 --repo-type dataset "
+        "--include 'data/math-*[0-8]0-of-*.parquet' --local-dir data/sources/nemotron_pt_v1_math"
+    )
+    assert lines["data/sources/mot_math"]["share"] == 1 and lines["data/sources/opencodereasoning_2/cpp"]["note"] == ""
+    assert "'megamath-web-pro/*_*[0-3].parquet'" in lines["data/sources/megamath_web_pro"]["command"]
+    assert lines["data/sources/wildchat"]["command"].split("'")[1] == "*.parquet" and lines["data/sources/wildchat"]["share"] == 1
+    read = {source.name: source for source in load(MIXTURES / "math_code_science.yaml", PrepareConfig).sources}
+    for name in ("nemotron_pt_v1_math", "dclm_edu", "starcoder2", "refinecode", "mot_code"):
+        (line,) = [line for line in plan["downloads"] if line["source"] == name]
+        pattern, available = line["command"].split("'")[1], read[name].available_tokens
+        need = 26_214_400_000 * read[name].weight / 100 / available
+        for num_files in (1000, 2317):
+            files = [f"{pattern.split('*')[0]}train-{number:05}-of-{num_files:05}.parquet" for number in range(num_files)]
+            numbers = [number for number, file in enumerate(files) if fnmatch.fnmatch(file, pattern)]
+            assert need <= len(numbers) / num_files <= max(2.2 * need, 0.011), "enough, and not much more"
+            assert max(numbers) > 0.8 * num_files, "spread over all"
+
+
+def test_a_mixture_in_the_papers_proportions_is_read_as_far_as_needed(tokenizer_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A millionth of Table 1: 790 thousand tokens offered, 26 thousand read."""
+    monkeypatch.setattr(pieces, "LEAST_BYTES", 1 << 10)
+    paper, sources = load(MIXTURES / "math_code_science.yaml", PrepareConfig), []
+    for source in paper.sources:
+        folder = tmp_path / source.name
+        folder.mkdir()
+        for number in range(4):
+            count = source.available_tokens // 1_000_000 // 4 // 22  # a document has some 22 tokens
+            texts = [f"{source.name} {number} {index}: even" for index in range(max(count, 2))]
+            (folder / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        sources.append(SourceConfig(name=source.name, weight=source.weight, path=(f"{folder}/*.jsonl",), dedup=source.dedup))
+    tokens = paper.tokens // 1_000_000
+    config = PrepareConfig(out=tmp_path / "one", tokenizer=tokenizer_folder, sources=tuple(sources), tokens=tokens, num_workers=1)
+    result = prepare.run(config)
+    wanted = {part["name"]: part["tokens"] for part in result["blend"]["sources"]}
+    for source in result["sources"]:
+        is_all = not source["reading"]["unread_bytes"] and not source["reading"]["is_last_cut"]
+        assert is_all == (EPOCHS["math_code_science"][source["name"]] > 1)
+        assert is_all or wanted[source["name"]] <= source["train_tokens"] <= 1.02 * wanted[source["name"]] + 60
+    assert sum(source["train_tokens"] for source in result["sources"]) < 1.1 * sum(wanted.values())
+    offered = sum(source["reading"]["num_bytes"] + source["reading"]["unread_bytes"] for source in result["sources"])
+    assert sum(source["reading"]["num_bytes"] for source in result["sources"]) < 0.06 * offered
+    for source in config.sources:
+        assert abs(wanted[source.name] - tokens * source.weight / 100) < 1

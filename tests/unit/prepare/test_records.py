@@ -39,11 +39,11 @@ def test_fields_are_what_is_read() -> None:
     conditions = (KeepConfig(field="meta.score", at_least=3), KeepConfig(field="q", equals="x"))
     assert records.fields(PartConfig(text="{q} {a.b} {q}", keep=conditions, sample=SampleConfig(field="lang", counts={"x": 1}))) == (
         "q",
-        "a",
-        "meta",
+        "a.b",
+        "meta.score",
         "lang",
     )
-    assert records.fields(PartConfig(turns=TurnsConfig(field="chat.turns"), keep=conditions)) == ("chat", "meta", "q")
+    assert records.fields(PartConfig(turns=TurnsConfig(field="chat.turns"), keep=conditions)) == ("chat.turns", "meta.score", "q")
     assert records.fields(PartConfig()) == ("text",)
 
 
@@ -162,6 +162,14 @@ def test_turns_are_joined_with_one_line_break(keys: tuple[str, str]) -> None:
         assert records.text_of(given_as, PREFIXED, False)[0] == "User: Hi\n\nyou\nAssistant: Yes\nUser: Bye\nAssistant:  Bye "
 
 
+def test_parts_of_text_are_joined_as_chat_templates_join_them() -> None:
+    parts = [{"type": "text", "text": "Look: "}, {"type": "text", "text": "one", "image_url": None}]
+    said = [{"role": "system", "content": [{"type": "image"}]}, {"role": "user", "content": parts}]
+    record = {"messages": [*said, {"role": "assistant", "content": "two", "tool_calls": []}]}
+    for given_as in (json.dumps(record).encode(), as_columns(record)):
+        assert records.text_of(given_as, PREFIXED, False)[0] == "User: Look: one\nAssistant: two"
+
+
 @pytest.mark.parametrize(
     ("turns", "found"),
     [
@@ -169,14 +177,26 @@ def test_turns_are_joined_with_one_line_break(keys: tuple[str, str]) -> None:
         (None, "of type NoneType"),
         ([], "no turn of a user or an assistant"),
         ([{"role": "system", "content": "x"}], "no turn of a user or an assistant"),
-        (["Hi"], "turn 1 of 'messages' without a role"),
-        ([{"speaker": "user", "content": "x"}], "without a role"),
-        ([{"role": "user", "value": "x"}], "without a role"),
+        (["Hi"], "turn 1 of 'messages' of type str"),
+        ([{"speaker": "user", "content": "x"}], "turn 1 of 'messages' without a role"),
+        ([{"role": None, "content": "x"}], "without a role"),
+        ([{"role": "user", "value": "x"}], "turn 1 of 'messages' by 'user' without content"),
+        ([{"from": "gpt"}], "turn 1 of 'messages' by 'gpt' without value"),
         ([{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}], "turn 2 of 'messages' by 'tool'"),
-        ([{"role": ["user"], "content": "x"}], "by ['user']"),
-        ([{"role": "user", "content": " \n"}], "turn 1 of 'messages' without text"),
-        ([{"role": "user", "content": None}], "without text"),
-        ([{"role": "user", "content": ["x"]}], "without text"),
+        ([{"role": ["user"], "content": "x"}], "with a role of type list"),
+        ([{"role": "user", "content": " \n"}], "turn 1 of 'messages' by 'user' without text"),
+        ([{"role": "user", "content": None}], "with content null"),
+        ([{"role": "user", "content": 7}], "with content of type int"),
+        ([{"role": "user", "content": {"type": "text", "text": "x"}}], "with content of type dict"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "by 'assistant' with tool_calls"),
+        ([{"role": "assistant", "content": "Let me see", "tool_calls": [{"function": {"name": "f"}}]}], "with tool_calls"),
+        ([{"role": "assistant", "content": None, "function_call": {"name": "f"}}], "with function_call"),
+        ([{"role": "user", "content": []}], "without text"),
+        ([{"role": "user", "content": ["x"]}], "by 'user': part 1 of type str"),
+        ([{"role": "user", "content": [{"text": "x"}]}], "part 1 without a type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "part 1 with text of type NoneType"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}], "part 2 of type 'image_url'"),
+        ([{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "x"}]}], "part 1 of type 'image'"),
         ([{"role": "user", "content": "\udfff"}], "half a surrogate pair"),
     ],
 )

@@ -20,7 +20,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import to_yaml
 from megatron_prism.data import indexed
 from megatron_prism.jobs import prepare
-from megatron_prism.prepare import shards
+from megatron_prism.prepare import shards, workspace
 
 
 @pytest.fixture
@@ -90,12 +90,17 @@ def test_a_full_disk_at_any_file_is_gone_on_from(
     kept = sorted(path.name for path in partial.glob("*/*.json"))
     assert ("whole shards stay" in caplog.text) == bool(kept) == partial.exists()
     monkeypatch.setattr(os, "fsync", real)
-    before = {path: path.stat().st_mtime_ns for path in partial.glob("*/*.json")}
+    stand = {(path.parent.name, int(path.stem)) for path in partial.glob("*/*.json")}
+    made: set[tuple[str, int]] = set()
+
+    def write(folder: Path, number: int, *rest: object, write: Callable = shards.write) -> object:
+        made.add((folder.name, number))
+        return write(folder, number, *rest)
+
+    monkeypatch.setattr(shards, "write", write)
     prepare.run(config)
     assert contents(config.out) == whole and not partial.exists()
-    assert {config.out / path.relative_to(partial): when for path, when in before.items()}.items() <= {
-        path: path.stat().st_mtime_ns for path in config.out.glob("*/*.json")
-    }.items()
+    assert made == {("many", 0), ("many", 1), ("many", 2), ("many", 3), ("prose", 0)} - stand
 
 
 @pytest.fixture
@@ -169,7 +174,7 @@ def test_bad_record_in_a_later_file_keeps_the_earlier_ones(config: PrepareConfig
 
 SLOW = """
 import sys, time
-from megatron_prism.prepare import shards
+from megatron_prism.prepare import shards, workspace
 
 def write(folder, number, *rest, real=shards.write):
     if number == 2:
@@ -255,3 +260,20 @@ def test_a_shard_whose_keys_are_gone_is_made_again_where_they_are_needed(
     (stopped / "many" / "00003.json").unlink()
     prepare.run(config)
     assert contents(config.out) == whole
+
+
+def test_out_as_a_link_is_written_through_and_a_mount_point_refused(
+    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/out").symlink_to(tmp_path / "disk/real")
+    with workspace.folder(tmp_path / "here/out") as work:
+        assert work.parent == tmp_path / "disk" and [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
+        (work / "file").write_text("x")
+    assert (tmp_path / "here/out/file").read_text() == "x"
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mount")
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(InputError, match="mount: found the mount point of a disk"):
+        prepare.run(replace(config, out=tmp_path / "mount"))
+    assert not list(tmp_path.glob("mount*/*")) and not list(tmp_path.glob("mount.*"))

@@ -11,26 +11,41 @@ import time
 import pytest
 
 from megatron_prism.core.errors import Stopped
+from megatron_prism.parallel import signals
 from megatron_prism.train import stop
 
 
-@pytest.mark.parametrize("name", stop.SIGNALS)
+@pytest.mark.parametrize("name", signals.STOPPING)
 def test_a_signal_is_remembered_and_a_second_one_changes_nothing(name: signal.Signals) -> None:
-    before = {each: signal.getsignal(each) for each in stop.SIGNALS}
+    before = {each: signal.getsignal(each) for each in signals.STOPPING}
     with stop.StopRequest(None) as asked:
         assert asked.reason(0.0) == 0.0
-        for each in (name, *stop.SIGNALS):
+        for each in (name, *signals.STOPPING):
             os.kill(os.getpid(), each)
         assert stop.name(asked.reason(0.0)) == name.name
-    assert {each: signal.getsignal(each) for each in stop.SIGNALS} == before
+    assert {each: signal.getsignal(each) for each in signals.STOPPING} == before
+
+
+@pytest.mark.parametrize("name", signals.TERMINALS)
+def test_a_signal_that_nohup_or_a_shell_made_the_process_ignore_stays_ignored(name: signal.Signals) -> None:
+    before = signal.signal(name, signal.SIG_IGN)
+    try:
+        with stop.StopRequest(None) as asked:
+            assert signal.getsignal(name) is signal.SIG_IGN
+            os.kill(os.getpid(), name)
+            assert asked.reason(0.0) == 0.0
+            os.kill(os.getpid(), signal.SIGTERM)  # still heeded
+            assert stop.name(asked.reason(0.0)) == "SIGTERM"
+    finally:
+        signal.signal(name, before)
 
 
 def test_after_it_was_asked_to_stop_a_process_is_deaf_until_its_end() -> None:
-    before = {each: signal.getsignal(each) for each in stop.SIGNALS}
+    before = {each: signal.getsignal(each) for each in signals.STOPPING}
     try:
         with pytest.raises(Stopped), stop.StopRequest(None):
             raise Stopped("saved")
-        assert all(signal.getsignal(each) is signal.SIG_IGN for each in stop.SIGNALS)
+        assert all(signal.getsignal(each) is signal.SIG_IGN for each in signals.STOPPING)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -1,0 +1,200 @@
+"""Keys of config.json that mean something only together, and keys that a class never reads: transformers' own classes are asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.check.model import check_architecture
+from megatron_prism.core.errors import CheckpointError, raise_problems
+from megatron_prism.families import registry
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+DEFAULT = {"rope_type": "default", "rope_theta": 777.0}
+
+
+@pytest.fixture
+def silent(needed: dict[str, Any]) -> dict[str, Any]:
+    return {**needed, "num_key_value_heads": 4, "max_position_embeddings": 131072}
+
+
+def read(kind: str, config: dict[str, Any]) -> Any:
+    """Return the architecture of a config.json of a class, checked."""
+    named = {"architectures": [f"{kind}ForCausalLM"], **config}
+    model = registry.of_hf(named, "config").read_config(named, "config")
+    raise_problems(check_architecture(model, "config:"))
+    return model
+
+
+ROTARY: dict[str, dict[str, Any]] = {
+    "rope_parameters": {"rope_parameters": DEFAULT},
+    "rope_scaling takes the place of rope_parameters, its base too": {"rope_parameters": DEFAULT, "rope_scaling": {"rope_type": "default"}},
+    "an empty one does not": {"rope_parameters": DEFAULT, "rope_scaling": {}},
+    "nor null": {"rope_parameters": DEFAULT, "rope_scaling": None},
+    "the base beside": {"rope_scaling": {"type": "default"}, "rope_theta": 555.0},
+    "the base within comes first": {"rope_parameters": DEFAULT, "rope_theta": 555.0},
+    "the base beside rope_parameters": {"rope_parameters": {"rope_type": "default"}, "rope_theta": 555.0},
+    "llama3": {"rope_parameters": LLAMA3},
+    "llama3 of transformers 4": {"rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"}, "rope_theta": 3e5},
+    "llama3 without the original positions": {
+        "rope_parameters": {key: value for key, value in LLAMA3.items() if not key.startswith("original")},
+        "max_position_embeddings": 8192,
+    },
+    "the original positions beside": {
+        "rope_parameters": {**LLAMA3, "original_max_position_embeddings": 64},
+        "original_max_position_embeddings": 8192,
+    },
+    "rope_type before type": {"rope_parameters": {"type": "linear", "factor": 2.0, **DEFAULT}},
+    "a part of a head, which the default does not read": {"rope_parameters": DEFAULT, "partial_rotary_factor": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+@pytest.mark.parametrize("keys", ROTARY.values(), ids=ROTARY)
+def test_rotary_keys_read_as_transformers_reads_them(silent: dict[str, Any], kind: str, keys: dict[str, Any]) -> None:
+    import copy
+
+    import torch
+    import transformers
+
+    ours = read(kind, {**silent, **keys})
+    config = getattr(transformers, f"{kind}Config")(**copy.deepcopy({**silent, **keys}))
+    with torch.device("meta"):
+        theirs = getattr(transformers, f"{kind}ForCausalLM")(config).config.rope_parameters  # the model reads its config once more
+    scaling = None if ours.rope_scaling is None else vars(ours.rope_scaling)
+    assert (theirs["rope_type"] == "llama3") == (scaling is not None)
+    assert ours.rotary_base == theirs["rope_theta"]
+    assert scaling is None or scaling == {key: theirs[key] for key in scaling}
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": DEFAULT}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_parameters": {**LLAMA3, "rope_type": "longrope"}}, "rope_parameters.rope_type"),
+        ({"rope_parameters": {key: value for key, value in LLAMA3.items() if key != "factor"}}, "rope_parameters.factor"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, "rope_scaling.high_freq_factor"),
+        (
+            {"rope_parameters": {key: value for key, value in LLAMA3.items() if not key.startswith("original")}},
+            "rope_parameters.original_max_position_embeddings",
+        ),
+        ({"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096}, "rope_scaling"),
+        ({"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": DEFAULT}, "layer_types": ["full_attention"] * 2}, "rope_parameters"),
+    ],
+)
+def test_rotary_keys_that_cannot_be_honoured_are_refused_by_name(silent: dict[str, Any], keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError if named != "rope_scaling" else Exception, match=rf"config:{named}: found"):
+        read("Llama", {**silent, **keys})
+
+
+UNREAD = {
+    "Mistral": {"attention_bias": True, "mlp_bias": True, "layer_types": ["full_attention"] * 2, "use_sliding_window": True},
+    "Qwen2": {"attention_bias": True, "mlp_bias": True},
+    "GraniteMoeHybrid": {"mlp_bias": True, "intermediate_size": 7},
+}
+READ = [(kind, key) for kind in ("Llama", "Granite") for key in ("attention_bias", "mlp_bias")]
+HYBRID = {"shared_intermediate_size": 96, "layer_types": ["full_attention"] * 2, "num_local_experts": 0, "position_embedding_type": "rope"}
+
+
+def logits(kind: str, config: dict[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}ForCausalLM")._from_config(
+        getattr(transformers, f"{kind}Config")(**config), attn_implementation="eager"
+    )
+    return made.eval()(torch.arange(12)[None]).logits
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_a_key_that_the_class_does_not_read_changes_nothing(silent: dict[str, Any], kind: str) -> None:
+    import torch
+
+    config = {**silent, "max_position_embeddings": 64, **(HYBRID if kind == "GraniteMoeHybrid" else {})}
+    assert read(kind, {**config, **UNREAD[kind]}) == read(kind, config)
+    assert torch.equal(logits(kind, {**config, **UNREAD[kind]}), logits(kind, config))
+
+
+@pytest.mark.parametrize(("kind", "key"), [*READ, ("GraniteMoeHybrid", "attention_bias")])
+def test_a_key_that_the_class_reads_is_refused(silent: dict[str, Any], kind: str, key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config:{key}: found True"):
+        read(kind, {**silent, **(HYBRID if kind == "GraniteMoeHybrid" else {}), key: True})
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_windowed"),
+    [
+        ({"use_sliding_window": True, "max_window_layers": 1}, True),
+        ({"use_sliding_window": True, "max_window_layers": 2}, False),
+        ({"use_sliding_window": True}, False),  # 28 layers without a window, by the class's own default
+        ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, False),
+        ({"use_sliding_window": False, "max_window_layers": 0}, False),
+    ],
+)
+def test_qwen2s_window_is_what_its_three_keys_make_of_it(silent: dict[str, Any], keys: dict[str, Any], is_windowed: bool) -> None:
+    import transformers
+
+    theirs = transformers.Qwen2Config(**{**silent, **keys})
+    assert (theirs.sliding_window is not None and "sliding_attention" in theirs.layer_types) == is_windowed
+    if is_windowed:
+        with pytest.raises(CheckpointError, match="config:use_sliding_window: found True"):
+            read("Qwen2", {**silent, **keys})
+    else:
+        assert read("Qwen2", {**silent, **keys}) == read("Qwen2", silent)
+
+
+@pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.NAME)
+def test_a_familys_model_type_is_that_of_its_class(family: Any) -> None:
+    import transformers
+
+    (name,) = family.ARCHITECTURES
+    assert getattr(transformers, name.replace("ForCausalLM", "Config")).model_type == family.MODEL_TYPE
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["LlamaForCausalLM"],
+        ["FSDPLlamaForCausalLM"],
+        ["LlamaModel"],
+        ["FSDPLlamaModel"],
+        ["FullyShardedDataParallel"],
+        ["DistributedDataParallel"],
+        ["OptimizedModule"],
+        ["PeftModelForCausalLM"],
+        [],
+        None,
+    ],
+)
+def test_a_wrapped_class_is_known_by_its_model_type(named: Any) -> None:
+    assert registry.of_hf({"architectures": named, "model_type": "llama"}, "config").NAME == "llama"
+
+
+@pytest.mark.parametrize(
+    ("named", "kind", "key"),
+    [
+        (["LlamaForCausalLM"], "mistral", "model_type"),
+        (["FSDPLlamaForCausalLM"], "mistral", "model_type"),
+        (["MistralForCausalLM"], "mistral3", "model_type"),
+        (["LlamaForCausalLM"], "", "model_type"),
+        (["LlamaForSequenceClassification"], "llama", "architectures"),
+        (["OptimizedModule"], None, "architectures"),
+        (["OptimizedModule", "GemmaForCausalLM"], "llama", "architectures"),
+        (None, "gemma", "architectures"),
+        (["FSDPGemmaForCausalLM"], "gemma", "architectures"),
+    ],
+)
+def test_two_names_for_one_class_must_agree(named: Any, kind: Any, key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config:{key}: found"):
+        registry.of_hf({"architectures": named, "model_type": kind}, "config")
