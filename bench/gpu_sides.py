@@ -216,7 +216,7 @@ def bare(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
         def step(number: int) -> float:
             model.zero_grad_buffer()
             optimizer.zero_grad()
-            found = get_forward_backward_func()(
+            reports = get_forward_backward_func()(
                 forward_step_func=Bare.forward_step,
                 data_iterator=iter(steps[number % 2]),
                 model=model,
@@ -226,7 +226,7 @@ def bare(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
                 forward_only=False,
             )
             optimizer.step()
-            return sum(float(part["loss"]) for part in found) / sum(float(part["tokens"]) for part in found)
+            return sum(float(part["loss"]) for part in reports) / sum(float(part["tokens"]) for part in reports)
 
         return _timed(step, build.num_parameters([chunk]))
 

@@ -1,4 +1,4 @@
-"""Run the parts, each in a process of its own under a time limit, and write what they found: bash tools/gpu_check.sh --help."""
+"""Run the parts, each in a process of its own under a time limit, and write what came of them: bash tools/gpu_check.sh --help."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=given.work) as folder:
         runner = Runner(given, Path(folder))
         try:
-            for found in _in_turn(runner, parts, Path(folder)):
-                lines += found
+            for lines_of_part in _in_turn(runner, parts, Path(folder)):
+                lines += lines_of_part
                 _write(given, facts, lines)
         finally:
             runner.end()

@@ -32,7 +32,7 @@ def killed(given: Options, name: str) -> None:
     family, keys = CASES[name]
     steps, kills = (12, 1) if given.tiny else (60, 3)
     keys = {**keys, "steps": steps, "save": {"interval": 3, "keep_last": 2}}
-    with check("kills", name) as found:
+    with check("kills", name) as result:
         whole, broken = (given.work / f"{name.replace(' ', '_')}_{end}" for end in ("whole", "killed"))
         runs.must(runs.prism("train", runs.config(given, whole, family, **keys)))
         path = runs.config(given, broken, family, **keys)
@@ -40,9 +40,9 @@ def killed(given: Options, name: str) -> None:
         runs.must(runs.prism("train", path))
         first, second = runs.losses(whole), runs.losses(broken)
         tensors = other_tensors(whole, broken)
-        found.figures = {"killed_after_steps": at, "steps": len(second), "bit_equal": first == second and tensors == 0}
-        found.figures |= {"largest_difference": runs.largest_difference(first, second), "other_tensors": tensors}
-        found.ok = found.figures["bit_equal"] and len(second) == steps and None not in at
+        result.figures = {"killed_after_steps": at, "steps": len(second), "bit_equal": first == second and tensors == 0}
+        result.figures |= {"largest_difference": runs.largest_difference(first, second), "other_tensors": tensors}
+        result.ok = result.figures["bit_equal"] and len(second) == steps and None not in at
 
 
 def kill_after(config: Path, run_dir: Path, step: int) -> int | None:

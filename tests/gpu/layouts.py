@@ -27,21 +27,21 @@ def main(given: Options) -> None:
     families = ["llama"] if given.tiny else ["llama", HYBRID]
     for family in families:
         if host.has_cuda() and torch.cuda.device_count() < 2:
-            with check("layouts", family) as found:
-                found.skip("this machine has one GPU")
+            with check("layouts", family) as result:
+                result.skip("this machine has one GPU")
             continue
         layouts = {name: LAYOUTS[name] for name in (("tp 2",) if given.tiny else LAYOUTS)}
         one = train(given, family, "one", {}, 1)
         other = train(given, family, "control", {}, 1, optimizer={"lr": 7e-4})
         for name, parallel in layouts.items():
-            with check("layouts", f"{family} {name}") as found:
+            with check("layouts", f"{family} {name}") as result:
                 losses = train(given, family, name, parallel, 2)
-                found.figures = {
+                result.figures = {
                     "largest_difference": runs.largest_difference(one, losses),
                     "control": runs.largest_difference(other, losses),  # a learning rate a sixth larger
                 }
                 tolerance = TOLERANCE[host.has_cuda()]
-                found.ok = found.figures["largest_difference"] <= tolerance < found.figures["control"]
+                result.ok = result.figures["largest_difference"] <= tolerance < result.figures["control"]
 
 
 def train(given: Options, family: str, name: str, parallel: dict[str, Any], nproc: int, **more: Any) -> dict[int, tuple[float, float]]:

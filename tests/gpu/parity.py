@@ -44,20 +44,20 @@ def main(given: Options) -> None:
     """Run every family; tiny: a dense one and a hybrid."""
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     join()
-    with check("parity", "Transformer Engine's layers") as found:
+    with check("parity", "Transformer Engine's layers") as result:
         if host.has_cuda():
-            found.ok = spec.use_transformer_engine()
+            result.ok = spec.use_transformer_engine()
         else:
-            found.skip("no CUDA device: Megatron-Core's own layers")
+            result.skip("no CUDA device: Megatron-Core's own layers")
     for family in ("llama", "nemotron_h") if given.tiny else FAMILIES:
         for precision in ("fp32", "bf16"):
             for name, more in (("", {}), (" packed", {"documents": DOCUMENTS})):
-                with check("parity", f"{family} {precision}{name}") as found:
-                    found.figures = compare(given, family, precision, more)
-                    found.ok = within(found.figures, precision)
-            with check("parity", f"{family} {precision} control") as found:
-                found.figures = compare(given, family, precision, CONTROLS[family])
-                found.ok = found.figures["logits_relative"] > bounds(precision)[0]
+                with check("parity", f"{family} {precision}{name}") as result:
+                    result.figures = compare(given, family, precision, more)
+                    result.ok = within(result.figures, precision)
+            with check("parity", f"{family} {precision} control") as result:
+                result.figures = compare(given, family, precision, CONTROLS[family])
+                result.ok = result.figures["logits_relative"] > bounds(precision)[0]
     sys.stdout.flush()
     os._exit(0)  # nothing is left to say, and a process group's end could wait
 

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Check:
-    """What a check found. ok: None where this machine cannot run it; figures then say why."""
+    """What a check has shown. ok: None where this machine cannot run it; figures then say why."""
 
     ok: bool | None = False
     figures: dict[str, Any] = field(default_factory=dict)
@@ -27,15 +27,15 @@ class Check:
 @contextmanager
 def check(part: str, name: str) -> Iterator[Check]:
     """Yield the check, and print its line at the end. An error within the block fails this check, and the part goes on."""
-    found, started = Check(), time.perf_counter()
+    result, started = Check(), time.perf_counter()
     try:
-        yield found
+        yield result
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         traceback.print_exc()
-        found.ok, found.figures = False, {**found.figures, "error": f"{type(error).__name__}: {error}"[-600:]}
-    line = {"part": part, "check": name, "ok": found.ok, "figures": _plain(found.figures), "seconds": time.perf_counter() - started}
+        result.ok, result.figures = False, {**result.figures, "error": f"{type(error).__name__}: {error}"[-600:]}
+    line = {"part": part, "check": name, "ok": result.ok, "figures": _plain(result.figures), "seconds": time.perf_counter() - started}
     print(json.dumps(_plain(line)), flush=True)
 
 

@@ -71,9 +71,9 @@ def main(given: Options) -> None:
     runs.at_once(given, split, names)
     for name, (one, other, least, most) in PAIRS.items():
         if one in names and other in names:
-            with check("resume", name) as found:
+            with check("resume", name) as result:
                 difference = runs.largest_difference(*(runs.losses(path_of(given, each)) for each in (one, other)))
-                found.figures, found.ok = {"largest_difference": difference, "least": least, "most": most}, least <= difference <= most
+                result.figures, result.ok = {"largest_difference": difference, "least": least, "most": most}, least <= difference <= most
 
 
 def path_of(given: Options, name: str) -> Path:
@@ -85,15 +85,15 @@ def split(given: Options, name: str) -> None:
     """Train a setting, go on from its middle, compare. The control goes on with other microbatches: the same sums in another order."""
     family, keys, _ = SETTINGS[name]
     whole = path_of(given, name)
-    with check("resume", name) as found:
+    with check("resume", name) as result:
         ended = runs.must(runs.prism("train", runs.config(given, whole, family, **keys)))
-        found.figures = {"start_to_end_s": ended.seconds, "attention": runs.attention(whole)} | go_on(given, name, "again", keys)
+        result.figures = {"start_to_end_s": ended.seconds, "attention": runs.attention(whole)} | go_on(given, name, "again", keys)
         first = runs.losses(whole)
-        found.ok = found.figures["bit_equal"] and first[max(first)][0] < first[1][0]
+        result.ok = result.figures["bit_equal"] and first[max(first)][0] < first[1][0]
     if name == "dense bf16":
-        with check("resume", "control: another micro_size from the middle on") as found:
-            found.figures = go_on(given, name, "control", {"batch": {"micro_size": 2}})
-            found.ok = not found.figures["bit_equal"] and found.figures["largest_difference"] < 1e-2
+        with check("resume", "control: another micro_size from the middle on") as result:
+            result.figures = go_on(given, name, "control", {"batch": {"micro_size": 2}})
+            result.ok = not result.figures["bit_equal"] and result.figures["largest_difference"] < 1e-2
 
 
 def go_on(given: Options, name: str, end: str, keys: dict[str, Any]) -> dict[str, Any]:

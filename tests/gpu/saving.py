@@ -35,23 +35,23 @@ def main(given: Options) -> None:
     keys = {"steps": STEPS, "data": {"num_workers": 2}, **({} if given.tiny else model)}
     ways = {name: given.work / name for name in ("background", "waited")}
     seconds: dict[str, float] = {}
-    with check("saving", "background and waited") as found:
+    with check("saving", "background and waited") as result:
         for name, run_dir in ways.items():
             save = {"interval": INTERVAL, "background": name == "background"}
             ended = runs.must(runs.prism("train", runs.config(given, run_dir, save=save, **keys)))
             seconds[name] = ended.seconds
-        found.figures, found.ok = {f"{name}_run_s": value for name, value in seconds.items()}, True
+        result.figures, result.ok = {f"{name}_run_s": value for name, value in seconds.items()}, True
     for step in range(INTERVAL, STEPS + 1, INTERVAL):
-        with check("saving", f"step {step}") as found:
+        with check("saving", f"step {step}") as result:
             one, other = (run_folder.step_folder(path, step) for path in ways.values())
-            found.figures = {"sums_hold": sums_hold(one), "other_tensors": other_tensors(one, other), "bytes": size_of(one)}
-            found.ok = found.figures["sums_hold"] and found.figures["other_tensors"] == 0
-    with check("saving", "control: another step has other bits, a changed byte another sum") as found:
+            result.figures = {"sums_hold": sums_hold(one), "other_tensors": other_tensors(one, other), "bytes": size_of(one)}
+            result.ok = result.figures["sums_hold"] and result.figures["other_tensors"] == 0
+    with check("saving", "control: another step has other bits, a changed byte another sum") as result:
         first, second = (run_folder.step_folder(ways["background"], step) for step in (INTERVAL, 2 * INTERVAL))
-        found.figures["other_tensors"] = other_tensors(first, second)
+        result.figures["other_tensors"] = other_tensors(first, second)
         change_a_byte(first)
-        found.figures["sums_hold"] = sums_hold(first)
-        found.ok = found.figures["other_tensors"] > 0 and not found.figures["sums_hold"]
+        result.figures["sums_hold"] = sums_hold(first)
+        result.ok = result.figures["other_tensors"] > 0 and not result.figures["sums_hold"]
 
 
 def sums_hold(checkpoint: Path) -> bool:

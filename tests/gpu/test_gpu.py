@@ -31,10 +31,10 @@ def checks(tmp_path: Path, *arguments: str, timeout_s: float = 580.0) -> list[di
     environment = {**os.environ, "PRISM_PYTHON": sys.executable}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert out.is_file(), done.stderr[-4000:]
-    found = json.loads(out.read_text())["checks"]
-    assert done.returncode == any(check["ok"] is False for check in found)
-    assert all(f"| {check['check']} |" in out.with_suffix(".md").read_text() for check in found)
-    return found
+    checked = json.loads(out.read_text())["checks"]
+    assert done.returncode == any(check["ok"] is False for check in checked)
+    assert all(f"| {check['check']} |" in out.with_suffix(".md").read_text() for check in checked)
+    return checked
 
 
 @needs_device
@@ -42,16 +42,18 @@ def checks(tmp_path: Path, *arguments: str, timeout_s: float = 580.0) -> list[di
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [part.name for part in PARTS])
 def test_a_part_holds_on_this_device(tmp_path: Path, part: str) -> None:
-    found = checks(tmp_path, "--parts", part)
-    assert found and [check for check in found if check["ok"] is False] == []
+    checked = checks(tmp_path, "--parts", part)
+    assert checked and [check for check in checked if check["ok"] is False] == []
 
 
 @pytest.mark.slow
 def test_every_part_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
     """What a part checks of a device alone it leaves out; where the data for the golden text is absent, that too."""
-    found = checks(tmp_path, "--tiny")
-    assert [check for check in found if check["ok"] is False] == []
-    assert {check["part"].split()[0] for check in found if check["ok"]} == {part.program for part in PARTS} - {"two_cudnns"} | {"fixtures"}
+    checked = checks(tmp_path, "--tiny")
+    assert [check for check in checked if check["ok"] is False] == []
+    assert {check["part"].split()[0] for check in checked if check["ok"]} == {part.program for part in PARTS} - {"two_cudnns"} | {
+        "fixtures"
+    }
 
 
 def test_every_setting_is_a_config_that_is_accepted(tmp_path: Path) -> None:
@@ -70,13 +72,13 @@ def test_every_setting_is_a_config_that_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_check_that_raises_fails_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    with report.check("part", "raises") as found:
-        found.ok = True
+    with report.check("part", "raises") as checked:
+        checked.ok = True
         raise ValueError("a reason")
-    with report.check("part", "figures") as found:
-        found.ok, found.figures = True, {"error": float("nan"), "many": [1 / 3]}
-    with report.check("part", "left out") as found:
-        found.skip("no device")
+    with report.check("part", "figures") as checked:
+        checked.ok, checked.figures = True, {"error": float("nan"), "many": [1 / 3]}
+    with report.check("part", "left out") as checked:
+        checked.skip("no device")
     output = "a library's line\n" + capfd.readouterr().out + '{"part": "cut'
     raised, plain, left_out = report.read(output)
     assert raised["ok"] is False and "a reason" in raised["figures"]["error"]
@@ -129,9 +131,9 @@ def test_two_cudnns_are_judged(monkeypatch: pytest.MonkeyPatch, code: int, said:
     noted = {"cudnn": {"version": "9.19.0", "loaded_from": ["/usr/local/cuda/lib64", "/env/nvidia/cudnn/lib"][:loaded_from]}}
     monkeypatch.setattr(two_cudnns, "train", lambda *args: (Path(), runs.Ended(code, "", said, 1.0)))
     monkeypatch.setattr(two_cudnns.runs, "kernels", lambda run_dir: noted)
-    found = report.Check()
-    two_cudnns.refused(Options(Path(), Path(), tiny=False, data=Path(), group=""), found, Path("/env/nvidia/cudnn"))
-    assert found.ok is ok, found
+    checked = report.Check()
+    two_cudnns.refused(Options(Path(), Path(), tiny=False, data=Path(), group=""), checked, Path("/env/nvidia/cudnn"))
+    assert checked.ok is ok, checked
 
 
 SIDES = {
@@ -160,6 +162,6 @@ def test_a_claim_is_judged_on_a_device(
     monkeypatch.setattr(throughput.host, "has_cuda", lambda: True)
     given = Options(Path(), Path(), tiny=False, data=Path(), group="dense")
     throughput.judge(given, "dense", {**SIDES, side: {**SIDES[side], **changes}})
-    found = report.read(capfd.readouterr().out)
-    assert len(found) == 5
-    assert [check["check"] for check in found if not check["ok"]] == ([] if fails is None else [fails])
+    checked = report.read(capfd.readouterr().out)
+    assert len(checked) == 5
+    assert [check["check"] for check in checked if not check["ok"]] == ([] if fails is None else [fails])

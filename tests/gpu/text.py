@@ -35,8 +35,8 @@ def main(given: Options) -> None:
     if stories.is_dir():
         golden(given, stories)
     else:
-        with check("text", "golden text") as found:
-            found.skip(f"there is no {stories}: name the test data's folder with --data")
+        with check("text", "golden text") as result:
+            result.skip(f"there is no {stories}: name the test data's folder with --data")
     sys.stdout.flush()
     os._exit(0)
 
@@ -45,34 +45,34 @@ def export(given: Options, family: str) -> None:
     """Train a model, export it, and compare its logits with transformers'. The control compares with what it was before."""
     run_dir = given.work / family
     before, after = given.fixtures / family / "hf", given.work / f"{family}_hf"
-    with check("text", f"export of {family}") as found:
+    with check("text", f"export of {family}") as result:
         runs.must(runs.prism("train", runs.config(given, run_dir, family)))
         runs.must(runs.prism("convert", "export", "--ckpt", run_dir, "--out", after))
         for precision in ("bf16",) if given.tiny else ("bf16", "fp32"):
-            found.figures[precision] = verify(after, run_dir, precision)
-        found.ok = all(compared["passed"] for compared in found.figures.values())
-        found.figures["control"] = verify(before, run_dir, "bf16")
-        found.ok = found.ok and not found.figures["control"]["passed"]
+            result.figures[precision] = verify(after, run_dir, precision)
+        result.ok = all(compared["passed"] for compared in result.figures.values())
+        result.figures["control"] = verify(before, run_dir, "bf16")
+        result.ok = result.ok and not result.figures["control"]["passed"]
 
 
 def verify(hf: Path, run_dir: Path, precision: str) -> dict[str, object]:
     """Return what `prism convert verify` finds."""
-    result = run_dir.with_name(f"{run_dir.name}_{hf.name}_{precision}.json")
-    ended = runs.prism("convert", "verify", "--hf", hf, "--ckpt", run_dir, "--precision", precision, "--json", result)
-    if not result.is_file():
+    path = run_dir.with_name(f"{run_dir.name}_{hf.name}_{precision}.json")
+    ended = runs.prism("convert", "verify", "--hf", hf, "--ckpt", run_dir, "--precision", precision, "--json", path)
+    if not path.is_file():
         runs.must(ended)
-    compared = json.loads(result.read_text())
+    compared = json.loads(path.read_text())
     return {"passed": compared["passed"] and ended.code == 0, "relative_difference": compared["relative_difference"]}
 
 
 def golden(given: Options, stories: Path) -> None:
     """Compare greedy text with the published one, by every engine; a control with two matrices exchanged."""
     ckpt, wanted = given.work / "stories", (stories / "GOLDEN.txt").read_text().removesuffix("\n")
-    with check("text", "golden text, prism generate") as found:
+    with check("text", "golden text, prism generate") as result:
         convert.run_import(stories, ckpt, dry_run=False)
         ended = runs.must(runs.prism("generate", "--ckpt", ckpt, "--greedy", "--max-tokens", NUM_TOKENS, "--prompt", ""))
-        found.figures = matched(ended.output, wanted)
-        found.ok = found.figures["characters"] == len(wanted)
+        result.figures = matched(ended.output, wanted)
+        result.ok = result.figures["characters"] == len(wanted)
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine's matrix products in fp32, not TF32
     gang = GangConfig(precision="fp32")
     with groups.gang(gang) as grid:
@@ -81,7 +81,7 @@ def golden(given: Options, stories: Path) -> None:
         ids = tokenizer.encode_prompt("", spec)
         sampling = Sampling(max_tokens=NUM_TOKENS, temperature=0.0, end_ids=spec.end_ids)
         for name in ("cached", "recomputed", "control"):
-            with check("text", f"golden text, {name}") as found:
+            with check("text", f"golden text, {name}") as result:
                 chunks = build.build(checkpoint.model, grid, gang)
                 sharded.load_weights(checkpoint.root, chunks)
                 worker.break_weights(chunks[0], "swapped_gate_and_up" if name == "control" else None)
@@ -93,8 +93,8 @@ def golden(given: Options, stories: Path) -> None:
                 )
                 (rollout,) = engine.generate([ids], 1, sampling, [0])
                 tokens = [token for token in rollout.token_ids if token not in spec.end_ids]
-                found.figures = matched(tokenizer.continuation(ids, tokens, spec), wanted)
-                found.ok = (found.figures["characters"] == len(wanted)) != (name == "control")
+                result.figures = matched(tokenizer.continuation(ids, tokens, spec), wanted)
+                result.ok = (result.figures["characters"] == len(wanted)) != (name == "control")
 
 
 def matched(text: str, wanted: str) -> dict[str, int]:

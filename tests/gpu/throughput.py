@@ -57,15 +57,15 @@ def main(given: Options) -> None:
     for shape, names in GROUPS[given.group].items():
         sides: Sides = {}
         for name in names:
-            with check(f"throughput {given.group}", f"{shape}: {name}") as found:
+            with check(f"throughput {given.group}", f"{shape}: {name}") as result:
                 if time.monotonic() - began > LIMIT_S * (3 if given.tiny else 1):
-                    found.skip("the time is spent")
+                    result.skip("the time is spent")
                 elif "fp8" in name and not host.has_cuda():
-                    found.skip("FP8 needs a device")
+                    result.skip("FP8 needs a device")
                 else:
                     sides[name] = gpu.measure(shape, name, given.tiny)
-                    found.figures = shown(sides[name])
-                    found.ok = "error" not in found.figures
+                    result.figures = shown(sides[name])
+                    result.ok = "error" not in result.figures
         judge(given, shape, sides)
     sys.stdout.flush()
     os._exit(0)
@@ -84,23 +84,23 @@ def judge(given: Options, shape: str, sides: Sides) -> None:
     for claim in CLAIMS:
         pair = [sides.get(name, {}) for name in (claim.side, claim.other)]
         if all(claim.figure in each for each in pair):
-            with check(f"throughput {given.group}", f"{shape}: {claim.name}") as found:
+            with check(f"throughput {given.group}", f"{shape}: {claim.name}") as result:
                 ratio = pair[0][claim.figure] / pair[1][claim.figure]
-                found.figures = {"ratio": ratio, "required": claim.low}
-                settle(found, claim.low <= ratio <= claim.high)
+                result.figures = {"ratio": ratio, "required": claim.low}
+                settle(result, claim.low <= ratio <= claim.high)
     for name, figures in sides.items():
         if "planned_gib" in figures:
-            with check(f"throughput {given.group}", f"{shape}: {name} against the plan") as found:
+            with check(f"throughput {given.group}", f"{shape}: {name} against the plan") as result:
                 memory, step = figures["peak_gib"] / figures["planned_gib"] - 1, figures["step_s"] / figures["planned_step_s"] - 1
-                found.figures = {"memory": memory, "step": step, "required_memory": NEAR_PLAN}
-                settle(found, abs(memory) <= NEAR_PLAN)
+                result.figures = {"memory": memory, "step": step, "required_memory": NEAR_PLAN}
+                settle(result, abs(memory) <= NEAR_PLAN)
 
 
-def settle(found: Check, holds: bool) -> None:
+def settle(result: Check, holds: bool) -> None:
     """Judge on a device; on a CPU a ratio means nothing."""
-    found.ok = holds if host.has_cuda() else None
-    if found.ok is None:
-        found.figures["skipped"] = "judged on a device alone"
+    result.ok = holds if host.has_cuda() else None
+    if result.ok is None:
+        result.figures["skipped"] = "judged on a device alone"
 
 
 if __name__ == "__main__":

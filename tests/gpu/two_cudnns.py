@@ -21,34 +21,34 @@ def main(given: Options) -> None:
     """Run with both, then with torch's alone."""
     home = cudnn_of_torch()
     for name in ("two cuDNNs", "CUDNN_HOME"):
-        with check("two_cudnns", name) as found:
+        with check("two_cudnns", name) as result:
             if not host.has_cuda():
-                found.skip("no CUDA device")
+                result.skip("no CUDA device")
             elif home is None:
-                found.skip("torch's cuDNN is no package of its own here")
+                result.skip("torch's cuDNN is no package of its own here")
             elif name == "CUDNN_HOME":
-                cured(given, found, home)
+                cured(given, result, home)
             else:
-                refused(given, found, home)
+                refused(given, result, home)
 
 
-def refused(given: Options, found: Check, home: Path) -> None:
+def refused(given: Options, result: Check, home: Path) -> None:
     """Train without CUDNN_HOME: refused, with the cure, where a second cuDNN is loaded then."""
     run_dir, ended = train(given, "refused", None)
     if ended.code == 0 and len(runs.kernels(run_dir)["cudnn"]["loaded_from"]) < 2:
-        found.skip("this machine has one cuDNN")
+        result.skip("this machine has one cuDNN")
         return
     said = next((line for line in ended.said.splitlines() if "CUDNN_HOME" in line), ended.said[-600:])
-    found.figures = {"exit_code": ended.code, "said": said}
-    found.ok = ended.code == 4 and f"CUDNN_HOME={home}" in said
+    result.figures = {"exit_code": ended.code, "said": said}
+    result.ok = ended.code == 4 and f"CUDNN_HOME={home}" in said
 
 
-def cured(given: Options, found: Check, home: Path) -> None:
+def cured(given: Options, result: Check, home: Path) -> None:
     """Train with CUDNN_HOME: with fused attention."""
     run_dir, ended = train(given, "cured", str(home))
     runs.must(ended)
-    found.figures = {"attention": runs.attention(run_dir), "cudnn": runs.kernels(run_dir)["cudnn"]}
-    found.ok = found.figures["attention"] in ("fused", "flash")
+    result.figures = {"attention": runs.attention(run_dir), "cudnn": runs.kernels(run_dir)["cudnn"]}
+    result.ok = result.figures["attention"] in ("fused", "flash")
 
 
 def train(given: Options, name: str, cudnn_home: str | None) -> tuple[Path, runs.Ended]:
