@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from megatron_prism.core import log
 from megatron_prism.core.errors import CheckpointError, PrismError, Problem
 
+KERNELS = ("mamba_ssm", "causal_conv1d")
 REQUIRED = "a folder that plain transformers loads: safetensors weights, every one of them, of a model that transformers itself has"
 
 
@@ -24,7 +26,7 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
 
     choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True, "output_loading_info": True}
-    with said_of(root):
+    with said_of(root), without_kernels():
         model, loaded = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
     if missing := sorted(loaded["missing_keys"]):
         found = f"no {missing[0]} (and {len(missing) - 1} more), which transformers would draw at random"
@@ -35,6 +37,23 @@ def load(root: Path, dtype: torch.dtype | None = None) -> Any:
         )
     model.generation_config = GenerationConfig()  # the caller's choices alone: a published repetition_penalty is no part of the model
     return model.eval()
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within the block mamba_ssm and causal_conv1d cannot be imported, so that transformers computes its Mamba layers with torch.
+
+    It looks for them when a model's file is first imported, and then calls their CUDA kernels for tensors on the host too.
+    Source: transformers/integrations/hub_kernels.py, use_kernel_func_from_hub_with_fallback (5.24).
+    """
+    kept = {name: sys.modules[name] for name in KERNELS if name in sys.modules}
+    sys.modules.update(dict.fromkeys(KERNELS))  # type: ignore[arg-type]  # None: an import fails
+    try:
+        yield
+    finally:
+        for name in KERNELS:
+            del sys.modules[name]
+        sys.modules.update(kept)
 
 
 @contextmanager

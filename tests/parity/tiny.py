@@ -70,14 +70,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(name: str) -> Any:
-    """Return a family's tiny model, its norms moved off one so that a dropped norm would be seen, its Mamba mixers as trained ones are."""
+def random_model(name: str, **changes: Any) -> Any:
+    """Return a family's tiny model (with other sizes), its norms moved off one so that a dropped norm would be seen, its Mamba mixers as trained ones are."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     kind, own = FAMILIES[name]
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own}))
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**{**SIZES, **own, **changes}))
     ranges = {
         "norm": (0.5, 1.5),
         "dt_bias": (-9.0, -2.0),

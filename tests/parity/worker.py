@@ -2,7 +2,7 @@
 
 A case: {"name", "hf", "ckpt", "tokens", "parallel": the layout, "control": a fault to build in, or None, "replace": wrong values of the
 architecture, "documents": the lengths of the documents in each row of the tokens, or None}. A result: the largest difference of the logits,
-of the loss, and the worst relative difference of a Hugging Face parameter's gradient, with its name. Loss and gradients come from the
+of the loss, and the worst relative difference of a Hugging Face parameter's gradient, with its name; also the logits' relative difference. Loss and gradients come from the
 training step's own forward and backward pass. The oracle is given each document alone.
 """
 
@@ -57,8 +57,14 @@ def compare(found: Found, wanted: Found) -> dict[str, Any]:
     assert found[2].keys() == wanted[2].keys()
     errors = {name: float((found[2][name] - theirs).norm() / theirs.norm()) for name, theirs in wanted[2].items()}
     worst = max(errors, key=errors.__getitem__)
-    logits, loss = float((found[0] - wanted[0]).abs().max()), abs(found[1] - wanted[1])
-    return {"logits": logits, "loss": loss, "gradient": errors[worst], "parameter": worst}
+    difference = found[0] - wanted[0]
+    return {
+        "logits": float(difference.abs().max()),
+        "logits_relative": float(difference.norm() / wanted[0].norm()),
+        "loss": abs(found[1] - wanted[1]),
+        "gradient": errors[worst],
+        "parameter": worst,
+    }
 
 
 def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Groups) -> Found:
@@ -119,7 +125,7 @@ def packed_logits(chunks: list[Any], batch: Batch, groups: Groups) -> torch.Tens
 
 
 def break_weights(chunk: Any, control: str | None) -> None:
-    parameters = dict(chunk.named_parameters())
+    parameters = dict(build.unwrap(chunk).named_parameters())
     if control == "swapped_gate_and_up":
         fc1 = parameters["decoder.layers.0.mlp.linear_fc1.weight"].data
         fc1.copy_(torch.cat(fc1.chunk(2)[::-1]))
@@ -135,8 +141,12 @@ def hf_gradients(model: ModelConfig, reader: torch_dist.TensorReader) -> Gradien
 
 
 @lru_cache(maxsize=1)
-def transformers_oracle(hf: Path, tokens: tuple[int, ...], documents: tuple[int, ...], floored: bool) -> Found:
+def transformers_oracle(hf: Path, tokens: tuple[int, ...], documents: tuple[int, ...], floored: bool, rounded: bool = False) -> Found:
+    """Return what transformers computes in fp32. rounded: from weights rounded to bf16."""
     model = reference.load(hf, torch.float32)
+    if rounded:
+        for parameter in model.parameters():
+            parameter.data.copy_(parameter.data.bfloat16())
     if floored:  # as transformers itself does it
         for module in model.modules():
             if hasattr(module, "time_step_limit"):
