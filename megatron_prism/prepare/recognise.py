@@ -82,8 +82,9 @@ def _problem(path: Path, first: bytes, suffix: str) -> Problem | None:
     if expected:
         fix = f"name it {path.stem}" if expected in COMPRESSIONS else "name it .jsonl if it holds JSON lines, or fetch it again"
         return Problem(str(path), "plain text", required, fix) if _is_text(first) else None
-    encoding = next((name for pattern, name in WIDE if pattern.match(first)), None)
-    return encoding and Problem(str(path), f"{encoding} text", required, f"write it as UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW")
+    if encoding := next((name for pattern, name in WIDE if pattern.match(first)), None):
+        return Problem(str(path), f"{encoding} text", required, f"write it as UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW")
+    return None
 
 
 def _way_out(path: Path, end: str, suffix: str) -> str:
