@@ -249,9 +249,9 @@ def _format(path: Path) -> str:
 def _of_lines(file: Input, numbered: Iterator[tuple[int, bytes | TooLong]]) -> Iterator[tuple[int, bytes | TooLong]]:
     """Yield the lines of a file.
 
-    Raises: InputError for a .json file that is one JSON document. As lines it would be bad records, and a few good ones.
+    Raises: InputError for a file that is one JSON document. As lines it would be bad records, and a few good ones.
     """
-    is_begin = _format(file.path) == ".json" and (file.span is None or file.span[0] == 0)
+    is_begin = file.span is None or file.span[0] == 0
     for number, line in numbered:
         begin = line.begin if isinstance(line, TooLong) else line
         if is_begin and (begin.strip() == b"{" or begin.lstrip().startswith(b"[")):
