@@ -37,6 +37,7 @@ OF_READING = (
     "packing",
 )  # that do not change a shard, but how many there are and what is made of them
 NUM_SAMPLES, SAMPLE_TOKENS, SHOWN_CHARS = 3, 1000, 300  # of a report: documents per source; tokens and characters per document
+NUM_NAMED = 10  # of the files that changed, in the message
 FOR_THE_READER = ("hf_id", "hf_files", "available_tokens", "domain")  # keys of a source that do not change them either
 
 
@@ -259,7 +260,8 @@ def _already_prepared(config: PrepareConfig, inputs: Inputs) -> Mapping[str, Any
     """
     existing = _existing(config)
     if existing and (changed := inputs.changed(existing)):
-        found, fix = f"a mixture prepared before {', '.join(changed)} changed", "choose another out, or remove this one"
+        files = ", ".join(changed[:NUM_NAMED]) + (f" and {len(changed) - NUM_NAMED} more" if len(changed) > NUM_NAMED else "")
+        found, fix = f"a mixture prepared before {files} changed", "choose another out, or remove this one"
         raise InputError(Problem(f"out ({config.out})", found, "the same input files", fix))
     return existing
 

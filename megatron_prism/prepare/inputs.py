@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron_prism.prepare.pieces import Piece
 from megatron_prism.prepare.source import Prepared, needed_tokens
 from megatron_prism.prepare.sources import Input
 
+PIECE = re.compile(r" \[(bytes|row groups) \d+ to \d+\]\Z")  # the end of a piece's name: Input.name
 Orders = Mapping[str, tuple[Piece, ...]]  # of each source, its pieces as they are read
 
 
@@ -46,7 +48,7 @@ class Inputs:
         return {name: self.sha256[name] for name in dict.fromkeys(names)}
 
     def changed(self, existing: Mapping[str, Any]) -> list[str]:
-        """Return the names of what is not as a manifest says: what was read, by its hash, and what was not, by its size."""
+        """Return the files that are not as a manifest says, whole or in a piece: what was read, by its hash, and what was not, by its size."""
         known = {piece.file.name: piece.file for order in self._orders.values() for piece in order}
         known |= {str(file.path): dataclasses.replace(file, span=None) for file in known.values()}
         read = existing["inputs"]
@@ -58,7 +60,7 @@ class Inputs:
             of_read = {str(file.path) for name in read if (file := known.get(name))}
             changed |= paths - of_read - set(unread)
             changed |= {path for path, num_bytes in unread.items() if path not in paths or Path(path).stat().st_size != num_bytes}
-        return sorted(changed)
+        return sorted({PIECE.sub("", name) for name in changed})
 
 
 def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:

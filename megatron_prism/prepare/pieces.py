@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.prepare import pool
+from megatron_prism.prepare import pool, recognise
 from megatron_prism.prepare.sources import JSON_LINES, Input
 
 if TYPE_CHECKING:
@@ -143,6 +143,5 @@ def _footer(path: Path) -> FileMetaData:
     try:
         return pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            Problem(str(path), f"damaged parquet file: {' '.join(str(error).split())}", "a file that can be read to its end")
-        ) from None
+        damaged = Problem(str(path), f"damaged parquet file: {' '.join(str(error).split())}", "a file that can be read to its end")
+        raise InputError(recognise.refusal(path) or damaged) from None

@@ -47,7 +47,8 @@ def needed_tokens(config: PrepareConfig) -> dict[str, int | None]:
     if config.tokens is None or config.read == "all":
         return {source.name: None for source in config.sources}
     planned = mixture.plan({source.name: source.weight for source in config.sources}, {}, config.tokens)
-    return {part.name: math.ceil(part.tokens * (1 + Fraction(str(config.margin)))) for part in planned}
+    # at least a document of each: a part of the blend may be less than a token
+    return {part.name: max(math.ceil(part.tokens * (1 + Fraction(str(config.margin)))), 1) for part in planned}
 
 
 def read_order(config: PrepareConfig, source: SourceConfig, files: Sequence[Input]) -> tuple[Piece, ...]:
@@ -181,6 +182,7 @@ def _check(source: SourceConfig, source_shards: Sequence[Shard]) -> None:
     left_out = sum((Counter(shard.left_out) for shard in source_shards), Counter())
     fix = f"left out: {', '.join(f'{name} {count}' for name, count in left_out.items())}" if left_out else ""
     fix += "; raise max_record_bytes, or split: paragraph for a .txt file" if left_out["too_long"] else ""
+    fix += "valid_path holds out every file of it: name others" if source.valid_path and "valid" in has and not left_out else ""
     if "train" not in has:
         raise InputError(Problem(f"sources.{source.name}.path", f"no train document in {', '.join(paths)}", "at least one document", fix))
     if source.valid_path and "valid" not in has:

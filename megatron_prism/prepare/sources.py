@@ -19,7 +19,7 @@ from typing import Any, Literal
 from megatron_prism.core import log
 from megatron_prism.core.config import PartConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.prepare import arrow, lines, records
+from megatron_prism.prepare import arrow, lines, recognise, records
 from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 
 Record = bytes | Mapping[str, object] | TooLong  # a line or a document of a text file; or a row's columns, with strings still as bytes
@@ -119,6 +119,9 @@ def read_records(file: Input, open_file: OpenFile | None = None, max_bytes: int 
     path = file.path
     try:
         with (open_file or open_raw)(file) as raw, _decompress(path, raw) as stream:
+            recognise.refuse(path, recognise.head(raw))
+            if path.suffix in COMPRESSIONS:
+                recognise.refuse(path, stream.peek(recognise.HEAD_BYTES), is_unpacked=True)
             if path.suffix in arrow.FORMATS:
                 yield from arrow.records(path, raw, records.fields(file.part), max_bytes, file.span)
             elif file.is_plain:
@@ -222,8 +225,8 @@ def _not_read(path: Path, key: str) -> Problem | None:
     """Return why a file is not read, if so. A plain file may be empty; the other formats have no file of 0 bytes."""
     kind = _format(path)
     if kind in FORMATS:
-        if path.stat().st_size:
-            return None
+        if num_bytes := path.stat().st_size:
+            return recognise.refusal(path) if num_bytes <= recognise.SMALL_BYTES else None
         if kind == path.suffix and kind not in arrow.FORMATS:
             log.get().warning("%s: %s is an empty file", key, path)
             return None
@@ -246,9 +249,9 @@ def _format(path: Path) -> str:
 def _of_lines(file: Input, numbered: Iterator[tuple[int, bytes | TooLong]]) -> Iterator[tuple[int, bytes | TooLong]]:
     """Yield the lines of a file.
 
-    Raises: InputError for a .json file that is one JSON document. As lines it would be bad records, and a few good ones.
+    Raises: InputError for a file that is one JSON document. As lines it would be bad records, and a few good ones.
     """
-    is_begin = _format(file.path) == ".json" and (file.span is None or file.span[0] == 0)
+    is_begin = file.span is None or file.span[0] == 0
     for number, line in numbered:
         begin = line.begin if isinstance(line, TooLong) else line
         if is_begin and (begin.strip() == b"{" or begin.lstrip().startswith(b"[")):

@@ -202,6 +202,11 @@ def test_wrong_config_is_refused(make_config: Callable, changes: dict, match: st
     assert not config.out.exists()
 
 
+def test_a_source_whose_files_are_all_held_out_is_refused(make_config: Callable, corpus: Path) -> None:
+    with pytest.raises(InputError, match=r"sources.qa.path: found no train document .*; valid_path holds out every file of it"):
+        prepare.run(make_config(qa={"valid_path": (str(corpus / "qa.jsonl"),)}))
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_bad_record_is_refused_or_counted(make_config: Callable, corpus: Path, num_workers: int, caplog: pytest.LogCaptureFixture) -> None:
     with (corpus / "qa.jsonl").open("ab") as stream:

@@ -133,6 +133,19 @@ def test_a_file_that_is_not_read_is_only_counted(config: PrepareConfig, many: Pa
         prepare.run(few)
 
 
+def test_a_file_that_changed_is_named_once_however_many_pieces_of_it_were_read(config: PrepareConfig, many: Path) -> None:
+    prepare.run(config)
+    (many / "1.jsonl").write_text((many / "1.jsonl").read_text().replace("odd", "add"))
+    with pytest.raises(InputError, match=r"a mixture prepared before \S*/1.jsonl changed"):
+        prepare.run(config)
+
+
+def test_a_source_whose_part_is_less_than_a_token_has_a_document(config: PrepareConfig) -> None:
+    heavy, light, _ = config.sources
+    result = prepare.run(replace(config, sources=(replace(heavy, weight=99.999), replace(light, weight=0.001)), tokens=1000))
+    assert [source["tokens"] for source in result["sources"]] == [1000, 0] and result["sources"][1]["train_documents"] == 1
+
+
 def test_the_bytes_are_those_of_any_tasks_even_where_one_is_killed(config: PrepareConfig, written: list, monkeypatch: Any) -> None:
     prepare.run(config)
     whole = contents(config.out)

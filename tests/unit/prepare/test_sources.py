@@ -243,11 +243,14 @@ def test_names_that_json_lines_have(tmp_path: Path, name: str) -> None:
     assert texts(source(tmp_path / name)) == ["one", "two"]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize("document", ['[\n{"text": "x"},\n{"text": "y"}\n]', '[{"text": "x"}]', '\n{\n"text": "x"\n}'])
-def test_one_json_document_is_refused_as_a_file(tmp_path: Path, document: str) -> None:
-    (tmp_path / "a.json").write_text(document)
-    with pytest.raises(InputError, match=r"a.json: found one JSON document, an (array|object).*; required one JSON object a line; .*jq -c"):
-        read(source(tmp_path / "a.json"))
+def test_one_json_document_is_refused_as_a_file(tmp_path: Path, name: str, document: str) -> None:
+    (tmp_path / name).write_text(document)
+    with pytest.raises(
+        InputError, match=r"a.jsonl?: found one JSON document, an (array|object).*; required one JSON object a line; .*jq -c"
+    ):
+        read(source(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_a_file_that_cannot_grow_ends_the_run_and_is_gone_on_from(config: Prepar
 
 def test_bad_records_skipped_before_are_named_once_they_are_an_error(config: PrepareConfig, corpus: Path) -> None:
     (corpus / "many1.jsonl").write_text((corpus / "many1.jsonl").read_text() + "\n{")
-    (corpus / "many3.jsonl").write_text("[")
+    (corpus / "many3.jsonl").write_text("bad")
     skipping = replace(config, on_bad_record="skip", max_epochs=1e-9)
     with pytest.raises(InputError, match="max_epochs"):
         prepare.run(skipping)
