@@ -9,7 +9,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.load import build
 from megatron_prism.families import layers, rope
-from megatron_prism.families.rules import Rule, check_experts, require
+from megatron_prism.families.rules import Rule, check_experts, check_padding, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 READ: Mapping[str, list[Any]] = {
@@ -20,11 +20,18 @@ READ: Mapping[str, list[Any]] = {
 
 
 def read_config(
-    hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", reads: Iterable[str] = READ, **more: Any
+    hf: Mapping[str, Any],
+    where: str,
+    family: str,
+    ffn_key: str = "intermediate_size",
+    reads: Iterable[str] = READ,
+    groups: int | None = None,
+    **more: Any,
 ) -> ModelConfig:
     """Return the architecture of a config.json, in the spelling of transformers 4 or 5. `more`: fields of the family itself.
 
     reads: the keys of READ that the class in transformers reads. Any value of the others means the same model.
+    groups: the class's num_key_value_heads where config.json has no such key; None: as many as attention heads.
 
     Raises: CheckpointError listing every key that is missing or holds an unsupported value.
     """
@@ -32,6 +39,7 @@ def read_config(
         *[problem for key in reads for problem in require(hf, key, READ[key], where, READ[key][0])],
         *check_experts(hf, where),
     ]
+    problems += check_padding(hf, where)
     needed = (*NEEDED, ffn_key)
     problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
     wrong = [key for key in needed if key in hf and (type(hf[key]) is not int or hf[key] < 1)]
@@ -47,7 +55,7 @@ def read_config(
         "hidden_size": hf["hidden_size"],
         "ffn_hidden_size": hf[ffn_key],
         "num_attention_heads": heads,
-        "num_query_groups": hf.get("num_key_value_heads") or heads,
+        "num_query_groups": hf.get("num_key_value_heads", groups) or heads,
         "kv_channels": hf.get("head_dim") or hf["hidden_size"] // heads,
         "vocab_size": hf["vocab_size"],
         "max_position_embeddings": hf["max_position_embeddings"],

@@ -126,6 +126,22 @@ def test_a_key_that_the_class_does_not_read_changes_nothing(silent: dict[str, An
     assert torch.equal(logits(kind, {**config, **UNREAD[kind]}), logits(kind, config))
 
 
+@pytest.mark.parametrize(("padding", "is_refused"), [(127, False), (None, False), (-1, False), (128, True), (151643, True)])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Granite", "Qwen2"])
+def test_a_padding_token_without_a_row_is_refused_as_transformers_refuses_it(
+    silent: dict[str, Any], kind: str, padding: int | None, is_refused: bool
+) -> None:
+    config = {**silent, "max_position_embeddings": 64, "pad_token_id": padding}
+    if not is_refused:
+        logits(kind, config)
+        assert read(kind, config) == read(kind, {**config, "pad_token_id": None})
+        return
+    with pytest.raises(AssertionError, match="Padding_idx"):
+        logits(kind, config)
+    with pytest.raises(CheckpointError, match=f"config:pad_token_id: found {padding}; required an id below vocab_size 128"):
+        read(kind, config)
+
+
 @pytest.mark.parametrize(("kind", "key"), [*READ, ("GraniteMoeHybrid", "attention_bias")])
 def test_a_key_that_the_class_reads_is_refused(silent: dict[str, Any], kind: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"config:{key}: found True"):
@@ -140,15 +156,17 @@ def test_a_key_that_the_class_reads_is_refused(silent: dict[str, Any], kind: str
         ({"use_sliding_window": True}, False),  # 28 layers without a window, by the class's own default
         ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, False),
         ({"use_sliding_window": False, "max_window_layers": 0}, False),
+        ({"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2}, False),
+        ({"use_sliding_window": True, "max_window_layers": 28, "layer_types": ["full_attention", "sliding_attention"]}, True),
     ],
 )
-def test_qwen2s_window_is_what_its_three_keys_make_of_it(silent: dict[str, Any], keys: dict[str, Any], is_windowed: bool) -> None:
+def test_qwen2s_window_is_what_its_four_keys_make_of_it(silent: dict[str, Any], keys: dict[str, Any], is_windowed: bool) -> None:
     import transformers
 
     theirs = transformers.Qwen2Config(**{**silent, **keys})
     assert (theirs.sliding_window is not None and "sliding_attention" in theirs.layer_types) == is_windowed
     if is_windowed:
-        with pytest.raises(CheckpointError, match="config:use_sliding_window: found True"):
+        with pytest.raises(CheckpointError, match="config:(use_sliding_window|layer_types): found"):
             read("Qwen2", {**silent, **keys})
     else:
         assert read("Qwen2", {**silent, **keys}) == read("Qwen2", silent)
