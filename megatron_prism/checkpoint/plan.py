@@ -71,7 +71,7 @@ def plan_import(root: Path) -> Plan:
     raise_problems([*recognise.adapter_beside(root), *recognise.quantised(root, config)][:1])
     model = registry.of_hf(config, where).read_config(config, where)
     raise_problems(check_architecture(model, f"{where}:"))
-    raise_problems(folder.foreign_links(root))
+    raise_problems(folder.unfit_assets(root))
     on_disk = safetensors.open_shards(root)
     num_tensors = sum(len(shard.tensors) for shard in on_disk)
     if model.num_layers > num_tensors:  # before the rules are made: a config of 10**9 layers would fill the memory
@@ -181,7 +181,7 @@ def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
     _check_state(rules, reader.shapes(), checkpoint.state)
     if not checkpoint.assets.is_dir():
         raise CheckpointError(Problem(str(checkpoint.assets), "no such folder", "the files that the checkpoint keeps for Hugging Face"))
-    raise_problems(folder.foreign_links(checkpoint.assets))
+    raise_problems(folder.unfit_assets(checkpoint.assets, by_content=False))
     kept = checkpoint.root / folder.SHARDS
     if kept.is_file():
         shards = _kept_shards(kept)
