@@ -19,7 +19,7 @@ from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.data import split_pattern, tokenizer
-from megatron_prism.families import names, registry
+from megatron_prism.families import dense, names, registry
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, files, layout, recognise, safetensors
 
@@ -70,7 +70,9 @@ def plan_import(root: Path) -> Plan:
     config, where = read_config(root), str(root / "config.json")
     raise_problems([*recognise.adapter_beside(root), *recognise.quantised(root, config)][:1])
     model = registry.of_hf(config, where).read_config(config, where)
-    raise_problems(check_architecture(model, f"{where}:"))
+    raise_problems(
+        [replace(problem, where=f"{where}:{dense.key_of(problem.where, config)}") for problem in check_architecture(model, prefix="")]
+    )
     raise_problems(folder.unfit_assets(root))
     on_disk = safetensors.open_shards(root)
     num_tensors = sum(len(shard.tensors) for shard in on_disk)

@@ -17,6 +17,16 @@ READ: Mapping[str, list[Any]] = {
     "attention_bias": [False, None],
     "mlp_bias": [False, None],
 }  # accepted values, where a class reads the key
+KEYS: Mapping[str, tuple[str, ...]] = {  # of config.json, by ModelConfig's fields: what a message names
+    "num_layers": ("num_hidden_layers",),
+    "ffn_hidden_size": ("shared_intermediate_size", "intermediate_size"),
+    "num_query_groups": ("num_key_value_heads",),
+    "kv_channels": ("head_dim",),
+    "norm_epsilon": ("layer_norm_epsilon", "rms_norm_eps"),
+    "rotary_base": ("rope_theta",),
+    "window_size": ("sliding_window",),
+    "init_method_std": ("initializer_range",),
+}
 
 
 def read_config(
@@ -65,7 +75,13 @@ def read_config(
         "init_method_std": hf.get("initializer_range", 0.02),
         **more,
     }
-    return build(values, ModelConfig, lambda key: f"{where}:{'.'.join(map(str, key))}")
+    return build(values, ModelConfig, lambda key: f"{where}:{key_of('.'.join(map(str, key)), hf)}")
+
+
+def key_of(field: str, hf: Mapping[str, Any]) -> str:
+    """Return the key of a config.json that a ModelConfig field is read from; the field's name where it has no other."""
+    keys = KEYS.get(field, (field,))
+    return next((key for key in keys if key in hf), keys[-1])
 
 
 def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:

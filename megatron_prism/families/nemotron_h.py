@@ -52,6 +52,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     pattern, problems = hybrid.letters(hf.get(named), "M*-", f"{where}:{named}")
     mamba, more = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf}, MAMBA_KEYS, where)
     problems += [
+        *hybrid.check_names(hf, where),
         *more,
         *require(hf, "mlp_hidden_act", ["relu2"], where, "relu2"),
         *require(hf, "mamba_hidden_act", ["silu", "swish"], where, "silu"),

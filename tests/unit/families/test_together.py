@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.errors import CheckpointError, raise_problems
+from megatron_prism.core.errors import CheckpointError, InputError, raise_problems
 from megatron_prism.families import registry
 
 LLAMA3 = {
@@ -216,3 +216,32 @@ def test_a_wrapped_class_is_known_by_its_model_type(named: Any) -> None:
 def test_two_names_for_one_class_must_agree(named: Any, kind: Any, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"config:{key}: found"):
         registry.of_hf({"architectures": named, "model_type": kind}, "config")
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "named"),
+    [
+        ("Llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
+        ("Llama", {"rope_theta": "1e6"}, "rope_theta"),
+        ("Llama", {"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta"),
+        ("Llama", {"num_key_value_heads": "4"}, "num_key_value_heads"),
+        ("Llama", {"head_dim": 0.5}, "head_dim"),
+        ("Llama", {"initializer_range": "x"}, "initializer_range"),
+        ("Mistral", {"sliding_window": "all"}, "sliding_window"),
+    ],
+)
+def test_a_wrong_value_is_named_by_the_key_that_config_json_has(
+    silent: dict[str, Any], kind: str, keys: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=f"config:{named}: found"):
+        read(kind, {**silent, **keys})
+
+
+@pytest.mark.parametrize("order", [("layer_types", "layers_block_type"), ("layers_block_type", "layer_types")])
+def test_the_two_names_of_a_hybrids_layers_must_agree(silent: dict[str, Any], order: tuple[str, str]) -> None:
+    """To transformers they are one key, and which of the two it takes is hard to see."""
+    kinds = ["linear_attention", "full_attention"]
+    config = {**{key: value for key, value in silent.items() if key != "num_hidden_layers"}, "mamba_num_heads": 8, "mamba_head_dim": 32}
+    assert read("NemotronH", {**config, **dict.fromkeys(order, kinds)}).layer_pattern == "M*"
+    with pytest.raises(CheckpointError, match="config:layers_block_type: found .*the same as layer_types"):
+        read("NemotronH", {**config, order[0]: kinds, order[1]: kinds[::-1]})
