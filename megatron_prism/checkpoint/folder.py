@@ -37,6 +37,7 @@ WEIGHTS = re.compile(
 )
 OWN_WEIGHTS = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors(\.index\.json)?")
 NOT_OURS = re.compile("|".join([recognise.ADAPTER.pattern, *map(re.escape, recognise.QUANTISED_FILES)]))  # true of other weights alone
+READ_AS_TEXT = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # configs, templates and tokenizers, which no web page is
 MAX_ASSET_BYTES = 100_000_000  # three times the largest tokenizer.json that we know
 
 
@@ -138,7 +139,11 @@ def create(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise InputError where an output folder exists and is not empty."""
+    """Raise InputError where an output folder exists and is not empty, or no folder can be there."""
+    try:
+        path.resolve().exists()
+    except (OSError, RuntimeError) as error:  # a name too long; a link to itself, for which pathlib raises RuntimeError
+        raise InputError(Problem(str(path), getattr(error, "strerror", None) or "a link to itself", "a folder's path")) from None
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(Problem(str(path), "an existing output", "a new or empty folder", "choose another, or remove it"))
     if problem := disk.unfit_output(path):
@@ -159,7 +164,7 @@ def copy_assets(source: Path, target: Path, subfolders: Collection[str] | None =
     kept = [
         path
         for path in _sorted_out(source)[0]
-        if path.parent == source or subfolders is None or path.relative_to(source).parts[0] in subfolders
+        if path.is_file() and (path.parent == source or subfolders is None or path.relative_to(source).parts[0] in subfolders)
     ]
     for path in kept:
         copy = target / path.relative_to(source)
@@ -173,12 +178,11 @@ def left_behind(source: Path) -> list[str]:
     return _sorted_out(source)[1]
 
 
-def foreign_links(root: Path) -> list[Problem]:
-    """Return a problem for each file that is a link out of a folder, or to nothing: another file would be copied, or none."""
-    files = [path for path in sorted(root.iterdir()) if path.is_file() or (path.is_symlink() and not path.exists())]
-    files += [path for path in _sorted_out(root)[0] if path.parent != root]
-    links = [path for path in files if path.is_symlink()]
-    return [problem for path in links if (problem := refusal(path, "a file of the folder", root))]
+def unfit_assets(root: Path, by_content: bool = True) -> list[Problem]:
+    """Return a problem for each file to be kept that is not there: a link out of the folder or to nothing; by content, a Git-LFS pointer too."""
+    looked_at = [(path, by_content and path.suffix in READ_AS_TEXT) for path in _sorted_out(root)[0]]
+    problems = (refusal(path, "a file of the folder", root, is_text) for path, is_text in looked_at if is_text or path.is_symlink())
+    return list(filter(None, problems))
 
 
 def _sorted_out(source: Path) -> tuple[list[Path], list[str]]:
@@ -187,7 +191,7 @@ def _sorted_out(source: Path) -> tuple[list[Path], list[str]]:
     for path in sorted(source.iterdir()):
         if path.name[0] == ".":
             continue
-        if path.is_file():
+        if path.is_file() or _is_broken(path):
             if _is_asset(path):
                 kept.append(path)
             elif not OWN_WEIGHTS.fullmatch(path.name):
@@ -206,11 +210,17 @@ def _files_below(root: Path) -> list[Path]:
     for above, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "."]
         files += [Path(above) / name for name in names if name[0] != "."]
-    return sorted(path for path in files if path.is_file())
+    return sorted(path for path in files if path.is_file() or _is_broken(path))
 
 
 def _is_asset(path: Path) -> bool:
-    return not (WEIGHTS.fullmatch(path.name) or NOT_OURS.fullmatch(path.name)) and path.stat().st_size <= MAX_ASSET_BYTES
+    if WEIGHTS.fullmatch(path.name) or NOT_OURS.fullmatch(path.name):
+        return False
+    return _is_broken(path) or path.stat().st_size <= MAX_ASSET_BYTES
+
+
+def _is_broken(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def copy_hf(source: Path, target: Path) -> None:

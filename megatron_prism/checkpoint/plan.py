@@ -19,7 +19,7 @@ from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.data import split_pattern, tokenizer
-from megatron_prism.families import names, registry
+from megatron_prism.families import dense, names, registry
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, files, layout, recognise, safetensors
 
@@ -70,8 +70,10 @@ def plan_import(root: Path) -> Plan:
     config, where = read_config(root), str(root / "config.json")
     raise_problems([*recognise.adapter_beside(root), *recognise.quantised(root, config)][:1])
     model = registry.of_hf(config, where).read_config(config, where)
-    raise_problems(check_architecture(model, f"{where}:"))
-    raise_problems(folder.foreign_links(root))
+    raise_problems(
+        [replace(problem, where=f"{where}:{dense.key_of(problem.where, config)}") for problem in check_architecture(model, prefix="")]
+    )
+    raise_problems(folder.unfit_assets(root))
     on_disk = safetensors.open_shards(root)
     num_tensors = sum(len(shard.tensors) for shard in on_disk)
     if model.num_layers > num_tensors:  # before the rules are made: a config of 10**9 layers would fill the memory
@@ -181,7 +183,7 @@ def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
     _check_state(rules, reader.shapes(), checkpoint.state)
     if not checkpoint.assets.is_dir():
         raise CheckpointError(Problem(str(checkpoint.assets), "no such folder", "the files that the checkpoint keeps for Hugging Face"))
-    raise_problems(folder.foreign_links(checkpoint.assets))
+    raise_problems(folder.unfit_assets(checkpoint.assets, by_content=False))
     kept = checkpoint.root / folder.SHARDS
     if kept.is_file():
         shards = _kept_shards(kept)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from megatron_prism.core import log
-from megatron_prism.core.errors import CheckpointError, PrismError, Problem
+from megatron_prism.core.errors import CheckpointError, PrismError, Problem, raise_problems
+from megatron_prism.hf import recognise, safetensors
 
 KERNELS = ("mamba_ssm", "causal_conv1d")
 REQUIRED = "a folder that plain transformers loads: safetensors weights, every one of them, of a model that transformers itself has"
@@ -20,14 +21,20 @@ REQUIRED = "a folder that plain transformers loads: safetensors weights, every o
 def load(root: Path, dtype: torch.dtype | None = None) -> Any:
     """Return a folder's model by plain transformers, without custom code, pickled weights or the network; dtype None: as on disk.
 
-    Raises: CheckpointError with what transformers said where it cannot load it so, or would make up weights that the folder lacks.
+    Raises: CheckpointError with what is wrong with the folder's files, or what transformers said, where it cannot load it so, or would make
+    up weights that the folder lacks. For an adapter beside the model, which transformers loads or not, as peft is installed or not.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     choice: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     choice |= {"local_files_only": True, "attn_implementation": "eager", "use_safetensors": True, "output_loading_info": True}
-    with said_of(root), without_kernels():
-        model, loaded = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
+    raise_problems(recognise.adapter_beside(root))
+    try:
+        with said_of(root), without_kernels():
+            model, loaded = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=False, **choice)  # None would ask at a terminal
+    except CheckpointError:
+        safetensors.open_shards(root)  # transformers names a symptom of a Git-LFS pointer, a pickle, a shard that was not fetched
+        raise
     if missing := sorted(loaded["missing_keys"]):
         found = f"no {missing[0]} (and {len(missing) - 1} more), which transformers would draw at random"
         raise CheckpointError(Problem(str(root), found, REQUIRED))

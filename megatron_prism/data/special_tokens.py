@@ -76,7 +76,8 @@ def _ids(path: Path, role: str, token_to_id: TokenToId) -> Iterator[int]:
     for token_id in named if isinstance(named, list) else [] if named is None else [named]:  # the first of several is the model's own
         if isinstance(token_id, bool) or not isinstance(token_id, int):
             raise InputError(Problem(f"{path}:{role}_token_id", repr(token_id), "a token id"))
-        yield token_id
+        if token_id >= 0:  # -1 stands for none in older configs
+            yield token_id
 
 
 def _spelling(token: Any) -> Any:

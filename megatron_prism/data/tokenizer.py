@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tokenizer.json"
+OTHER_FILES = (
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+)  # of sentencepiece, Mistral and GPT-2: AutoTokenizer reads them
 SHOWN_TOKENS = 3  # tokens named in a problem
 Backend = Literal["tokenizers", "gigatoken"]
 InText = Literal["text", "ids", "error"]  # what becomes of a special token that a document's text spells
@@ -71,6 +77,8 @@ def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") 
     if not path.is_file():
         other = None if (folder / "config.json").is_file() else recognise.no_model(folder)
         found, fix = f"no file {path}", "write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        if others := [name for name in OTHER_FILES if (folder / name).is_file()]:
+            found = f"{found}, only {', '.join(others)}"
         if other is not None and other.fix:
             found, fix = f"{found} ({other.found})", other.fix
         raise InputError(Problem("tokenizer", found, "a Hugging Face folder with tokenizer.json", fix))

@@ -9,7 +9,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.load import build
 from megatron_prism.families import layers, rope
-from megatron_prism.families.rules import Rule, check_experts, require
+from megatron_prism.families.rules import Rule, check_experts, check_padding, require
 
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 READ: Mapping[str, list[Any]] = {
@@ -17,14 +17,31 @@ READ: Mapping[str, list[Any]] = {
     "attention_bias": [False, None],
     "mlp_bias": [False, None],
 }  # accepted values, where a class reads the key
+KEYS: Mapping[str, tuple[str, ...]] = {  # of config.json, by ModelConfig's fields: what a message names
+    "num_layers": ("num_hidden_layers",),
+    "ffn_hidden_size": ("shared_intermediate_size", "intermediate_size"),
+    "num_query_groups": ("num_key_value_heads",),
+    "kv_channels": ("head_dim",),
+    "norm_epsilon": ("layer_norm_epsilon", "rms_norm_eps"),
+    "rotary_base": ("rope_theta",),
+    "window_size": ("sliding_window",),
+    "init_method_std": ("initializer_range",),
+}
 
 
 def read_config(
-    hf: Mapping[str, Any], where: str, family: str, ffn_key: str = "intermediate_size", reads: Iterable[str] = READ, **more: Any
+    hf: Mapping[str, Any],
+    where: str,
+    family: str,
+    ffn_key: str = "intermediate_size",
+    reads: Iterable[str] = READ,
+    groups: int | None = None,
+    **more: Any,
 ) -> ModelConfig:
     """Return the architecture of a config.json, in the spelling of transformers 4 or 5. `more`: fields of the family itself.
 
     reads: the keys of READ that the class in transformers reads. Any value of the others means the same model.
+    groups: the class's num_key_value_heads where config.json has no such key; None: as many as attention heads.
 
     Raises: CheckpointError listing every key that is missing or holds an unsupported value.
     """
@@ -32,6 +49,7 @@ def read_config(
         *[problem for key in reads for problem in require(hf, key, READ[key], where, READ[key][0])],
         *check_experts(hf, where),
     ]
+    problems += check_padding(hf, where)
     needed = (*NEEDED, ffn_key)
     problems += [Problem(f"{where}:{key}", "no value", "a whole number") for key in needed if key not in hf]
     wrong = [key for key in needed if key in hf and (type(hf[key]) is not int or hf[key] < 1)]
@@ -47,7 +65,7 @@ def read_config(
         "hidden_size": hf["hidden_size"],
         "ffn_hidden_size": hf[ffn_key],
         "num_attention_heads": heads,
-        "num_query_groups": hf.get("num_key_value_heads") or heads,
+        "num_query_groups": hf.get("num_key_value_heads", groups) or heads,
         "kv_channels": hf.get("head_dim") or hf["hidden_size"] // heads,
         "vocab_size": hf["vocab_size"],
         "max_position_embeddings": hf["max_position_embeddings"],
@@ -57,7 +75,13 @@ def read_config(
         "init_method_std": hf.get("initializer_range", 0.02),
         **more,
     }
-    return build(values, ModelConfig, lambda key: f"{where}:{'.'.join(map(str, key))}")
+    return build(values, ModelConfig, lambda key: f"{where}:{key_of('.'.join(map(str, key)), hf)}")
+
+
+def key_of(field: str, hf: Mapping[str, Any]) -> str:
+    """Return the key of a config.json that a ModelConfig field is read from; the field's name where it has no other."""
+    keys = KEYS.get(field, (field,))
+    return next((key for key in keys if key in hf), keys[-1])
 
 
 def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:

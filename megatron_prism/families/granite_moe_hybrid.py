@@ -41,12 +41,9 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     Raises: CheckpointError as dense.read_config, and for experts and what a Mamba-2 mixer of Megatron-Core cannot do.
     """
     kinds, problems = hybrid.letters(hf.get("layer_types") or hf.get("layers_block_type"), "M*", f"{where}:layer_types")
-    if None not in (hf.get("layer_types"), hf.get("layers_block_type")) and hf["layer_types"] != hf["layers_block_type"]:
-        problems.append(
-            Problem(f"{where}:layers_block_type", repr(hf["layers_block_type"]), "the same as layer_types: they are two names of one key")
-        )
     positions = hf.get("position_embedding_type")
     problems += [
+        *hybrid.check_names(hf, where),
         *check_experts({"num_local_experts": 8, **hf}, where),  # the default of transformers' GraniteMoeHybridConfig
         *require(hf, "position_embedding_type", ["rope", "nope", None], where, None),
     ]

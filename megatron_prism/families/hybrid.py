@@ -24,6 +24,14 @@ def letters(kinds: Any, allowed: str, where: str) -> tuple[str, list[Problem]]:
     return "", [Problem(where, f"layers of kinds {wrong}" if spelled else repr(kinds), f"a list of {', '.join(known)}", fix)]
 
 
+def check_names(hf: Mapping[str, Any], where: str) -> list[Problem]:
+    """Return a problem where config.json has the layers twice, and not the same: to transformers the two keys are one."""
+    one, other = hf.get("layer_types"), hf.get("layers_block_type")
+    if None in (one, other) or one == other:
+        return []
+    return [Problem(f"{where}:layers_block_type", repr(other), "the same as layer_types: they are two names of one key")]
+
+
 def read_mamba(hf: Mapping[str, Any], keys: Mapping[str, str], where: str) -> tuple[dict[str, Any], list[Problem]]:
     """Return MambaConfig's fields from a config.json, by the family's keys, and problems where Megatron-Core's MambaMixer cannot do it.
 

@@ -12,12 +12,12 @@ from megatron_prism.families.rules import Rule
 NAME = "mistral"
 ARCHITECTURES = ("MistralForCausalLM",)
 MODEL_TYPE = "mistral"
-DEFAULT_WINDOW = 4096  # the default of transformers' MistralConfig; null means no window
+DEFAULT_WINDOW, GROUPS = 4096, 8  # the defaults of transformers' MistralConfig; null means no window
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the architecture a config.json describes (dense.read_config says what is refused)."""
-    return dense.read_config(hf, where, NAME, reads=("hidden_act",), window_size=hf.get("sliding_window", DEFAULT_WINDOW))
+    return dense.read_config(hf, where, NAME, reads=("hidden_act",), groups=GROUPS, window_size=hf.get("sliding_window", DEFAULT_WINDOW))
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:

@@ -36,7 +36,7 @@ OLD_KEYS = {  # a key of before, which takes precedence in NemotronHConfig.__pos
     "mamba_conv_bias": "use_conv_bias",
     "mamba_chunk_size": "chunk_size",
 }
-HEAD_DIM = 128  # the default of transformers' NemotronHConfig
+HEAD_DIM, GROUPS = 128, 8  # the defaults of transformers' NemotronHConfig
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
@@ -52,6 +52,7 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     pattern, problems = hybrid.letters(hf.get(named), "M*-", f"{where}:{named}")
     mamba, more = hybrid.read_mamba({**MAMBA_DEFAULTS, **hf}, MAMBA_KEYS, where)
     problems += [
+        *hybrid.check_names(hf, where),
         *more,
         *require(hf, "mlp_hidden_act", ["relu2"], where, "relu2"),
         *require(hf, "mamba_hidden_act", ["silu", "swish"], where, "silu"),
@@ -65,8 +66,9 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     own: dict[str, Any] = {"layer_pattern": pattern, "mamba": mamba, "activation": "relu2", "position_embedding": "none"}
     own |= {"norm_epsilon": hf.get(EPSILON, 1e-5), "kv_channels": hf.get("head_dim") or hf.get("attention_head_dim") or HEAD_DIM}
     # transformers writes n_routed_experts for a model without experts too; what counts is that no layer has experts. Its class does not tie.
-    known = {"num_hidden_layers": len(pattern), "n_routed_experts": 0, "tie_word_embeddings": False}
-    model = dense.read_config({**hf, **known}, where, NAME, reads=("mlp_bias",), **own)
+    # Nor has its embedding a row for padding.
+    known = {"num_hidden_layers": len(pattern), "n_routed_experts": 0, "tie_word_embeddings": False, "pad_token_id": None}
+    model = dense.read_config({**hf, **known}, where, NAME, reads=("mlp_bias",), groups=GROUPS, **own)
     raise_problems(hybrid.check_norms(model, where, EPSILON))
     return model
 

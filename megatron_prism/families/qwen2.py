@@ -13,7 +13,7 @@ from megatron_prism.families.rules import Rule, require
 NAME = "qwen2"
 ARCHITECTURES = ("Qwen2ForCausalLM",)
 MODEL_TYPE = "qwen2"
-WINDOW, FULL_LAYERS = 4096, 28  # the defaults of transformers' Qwen2Config
+WINDOW, FULL_LAYERS, GROUPS = 4096, 28, 32  # the defaults of transformers' Qwen2Config
 
 
 def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
@@ -23,14 +23,14 @@ def read_config(hf: Mapping[str, Any], where: str) -> ModelConfig:
     """
     layers, kinds = hf.get("num_hidden_layers"), hf.get("layer_types")
     is_windowed = hf.get("use_sliding_window", False) and hf.get("sliding_window", WINDOW) is not None
-    if kinds is None and is_windowed and isinstance(layers, int) and hf.get("max_window_layers", FULL_LAYERS) >= layers:
-        is_windowed = False  # the window begins after the last layer
+    if kinds is not None or (isinstance(layers, int) and hf.get("max_window_layers", FULL_LAYERS) >= layers):
+        is_windowed = False  # layer_types decides where it is there; else the window begins after the last layer
     problems = [*require({"use_sliding_window": is_windowed}, "use_sliding_window", [False], where, False)]
     if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
         problems.append(Problem(f"{where}:layer_types", repr(kinds), "full_attention for every layer"))
     if problems:
         raise CheckpointError(problems)
-    return dense.read_config(hf, where, NAME, reads=("hidden_act",), qkv_bias=True)
+    return dense.read_config(hf, where, NAME, reads=("hidden_act",), groups=GROUPS, qkv_bias=True)
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:

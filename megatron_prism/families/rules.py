@@ -97,6 +97,15 @@ def require(hf: Mapping[str, Any], key: str, accepted: Iterable[Any], where: str
     return [Problem(f"{where}:{key}", repr(value), " or ".join(map(repr, accepted)), "this variant of the family is not supported")]
 
 
+def check_padding(hf: Mapping[str, Any], where: str) -> list[Problem]:
+    """Return a problem where the padding token has no row in the embedding: transformers does not build such a model."""
+    padding, size = hf.get("pad_token_id"), hf.get("vocab_size")
+    if type(padding) is not int or type(size) is not int or padding < size:
+        return []
+    fix = "set it to null or to an id of the vocabulary, or resize the model's embedding (transformers' resize_token_embeddings)"
+    return [Problem(f"{where}:pad_token_id", str(padding), f"an id below vocab_size {size}: transformers refuses others", fix)]
+
+
 def check_experts(hf: Mapping[str, Any], where: str) -> list[Problem]:
     """Return a problem for each config.json key that says the model has experts."""
     counted = [key for key in NUM_EXPERTS if hf.get(key) not in (None, 0)]

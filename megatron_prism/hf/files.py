@@ -25,10 +25,11 @@ STARTS = {  # what a download or a rename leaves in place of a file, by its firs
 }
 
 
-def refusal(path: Path, required: str, root: Path | None = None) -> Problem | None:
+def refusal(path: Path, required: str, root: Path | None = None, by_content: bool = True) -> Problem | None:
     """Return why a path cannot be read as a file of a folder (its own, where none is given), None where it can.
 
-    A pipe is not opened: that would block. `required` says what the file should hold.
+    A pipe is not opened: that would block. `required` says what the file should hold. by_content: look at its first bytes too; a picture or
+    an archive begins as some of STARTS.
     """
     try:
         path.resolve(strict=True)
@@ -50,7 +51,8 @@ def refusal(path: Path, required: str, root: Path | None = None) -> Problem | No
         return Problem(str(path), str(error.strerror), required)
     except RuntimeError:
         return Problem(str(path), "a link to itself", required)
-    return next((Problem(str(path), found, required, fix) for start, (found, fix) in STARTS.items() if first.startswith(start)), None)
+    starts = STARTS if by_content else {}
+    return next((Problem(str(path), found, required, fix) for start, (found, fix) in starts.items() if first.startswith(start)), None)
 
 
 def is_inside(path: Path, root: Path | None = None) -> bool:

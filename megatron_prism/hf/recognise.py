@@ -21,7 +21,11 @@ QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config
 QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 DEQUANTISE = "take the model's release in bf16 or fp32, or save it dequantised (transformers: model.dequantize())"
 OTHERS: tuple[tuple[str, str, str], ...] = (  # a pattern of file names, what the folder is, what to do
-    (r"prism\.json", "a Megatron checkpoint of prism", "write it as a Hugging Face folder: prism convert export --ckpt"),
+    (
+        r"prism\.json|checkpoints/step_\d{8,}",
+        "a Megatron checkpoint of prism",
+        "write it as a Hugging Face folder: prism convert export --ckpt",
+    ),
     (
         r".*\.nemo|model_config\.yaml|model_weights|context/model\.yaml",
         "a checkpoint of NeMo",
@@ -67,6 +71,8 @@ def no_model(root: Path) -> Problem | None:
     adapters = [name for name in names if ADAPTER.fullmatch(name)]
     if adapters:
         return Problem(str(root), f"an adapter alone ({', '.join(adapters)})", FOLDER, MERGE)
+    if ours := _other(root, [name for name in names if name == "prism.json"], FOLDER):
+        return ours  # its hf/ has a config.json, and no weights
     models = [name for name in names if (root / name / "config.json").is_file()]
     if models:
         return Problem(str(root), f"a folder of model folders ({', '.join(models[:3])})", FOLDER, "give one of them")
@@ -83,8 +89,11 @@ def _no_folder(root: Path) -> Problem:
     if not root.exists():
         is_id = HUB_ID.fullmatch(str(root))
         fix = f"a name on the hub? Download it first (hf download {root} --local-dir DIR) and give that local folder" if is_id else ""
+        if ":/" in str(root):  # Path makes one slash of two
+            fix = "an address? Download what is there first, and give that local folder"
         return Problem(str(root), "no such folder", FOLDER, fix)
-    return _other(root, [root.name], FOLDER) or Problem(str(root), "a file", FOLDER)
+    fix = f"give the folder that it is in: {root.parent}" if (root.parent / "config.json").is_file() else ""
+    return _other(root, [root.name], FOLDER) or Problem(str(root), "a file", FOLDER, fix)
 
 
 def _other(root: Path, names: list[str], required: str) -> Problem | None:
@@ -109,7 +118,8 @@ def no_weights(root: Path) -> Problem:
         return Problem(str(root), f"no safetensors weights, only {', '.join(pickles[:3])}", WEIGHTS, fix)
     named = [name for name in names if name.endswith(".safetensors")]
     only = f" of these names, only {', '.join(named[:3])}" if named else ""
-    return Problem(str(root), f"no safetensors weights{only}", WEIGHTS)
+    fix = f"transformers takes no other name: if it is the model's only file, rename {named[0]} to model.safetensors" if named else ""
+    return Problem(str(root), f"no safetensors weights{only}", WEIGHTS, fix)
 
 
 def adapter_beside(root: Path) -> list[Problem]:

@@ -23,13 +23,22 @@ FOREIGN = [
     case(
         "Git-LFS pointer for a file",
         "found a Git-LFS pointer, not the file & git lfs pull",
-        *(data(file, lambda raw: LFS) for file in (FIRST, INDEX, CONFIG, TOKENIZER)),
+        *(data(file, lambda raw: LFS) for file in (FIRST, INDEX, CONFIG, TOKENIZER, "tokenizer_config.json")),
+        *(
+            lambda root, file=file: (root / file).write_bytes(LFS)
+            for file in ("tokenizer.model", "generation_config.json", "chat_template.jinja", "merges.txt")
+        ),
         lambda root: [(root / file).write_bytes(LFS) for file in (FIRST, SECOND)],
     ),
     case(
         "web page for a file",
         "found a web page, not the file",
-        *(data(file, lambda raw: PAGE) for file in (FIRST, INDEX, CONFIG, TOKENIZER)),
+        *(data(file, lambda raw: PAGE) for file in (FIRST, INDEX, CONFIG, TOKENIZER, "tokenizer_config.json")),
+    ),
+    case(
+        "link to nothing in a subfolder",
+        "hf/templates/rag.jinja: found a link to ../gone, which is not there & cp -rL",
+        lambda root: ((root / "templates").mkdir(), (root / "templates/rag.jinja").symlink_to("../gone")),
     ),
     case(
         "link saved as text",

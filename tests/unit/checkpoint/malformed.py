@@ -305,6 +305,11 @@ TABLE = [
         settings(architectures=["GraniteMoeHybridForCausalLM"], layer_types=7),
     ),
     case(
+        "heads that do not divide",
+        f"{CONFIG}:num_key_value_heads: found 3 & a divisor of num_attention_heads",
+        settings(num_key_value_heads=3),
+    ),
+    case(
         "unknown architecture",
         f"{CONFIG}:architectures: found",
         custom_code("CustomForCausalLM"),

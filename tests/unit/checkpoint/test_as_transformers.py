@@ -249,6 +249,32 @@ def test_errors_of_transformers_are_the_verifications(tmp_path: Path, keys: dict
     assert len(str(caught.value).splitlines()) == 1
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: (root / safetensors.SINGLE).write_bytes(LFS), "model.safetensors: found a Git-LFS pointer"),
+        (
+            lambda root: (root / safetensors.SINGLE).rename(root / "pytorch_model.bin"),
+            "found no safetensors weights, only pytorch_model.bin",
+        ),
+        (lambda root: (root / safetensors.SINGLE).rename(root / "model-00001-of-00002.safetensors"), "1 of 2 shards.* fetch the index"),
+        (lambda root: (root / "adapter_config.json").write_text("{}"), "an adapter beside the model .*merge it"),
+    ],
+)
+def test_files_that_are_wrong_are_named_before_a_symptom_that_transformers_names(
+    tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    """Without peft, transformers passes over an adapter in silence."""
+    save("Llama", tmp_path / "hf")
+    damage(tmp_path / "hf")
+    with pytest.raises(InputError, match=said) as caught:
+        logits(tmp_path / "hf")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_verifys_text_is_not_cut_by_a_tokenizer_saved_so(tiny_tokenizer: Path, tmp_path: Path) -> None:
     """transformers saves the truncation and padding of its last call in tokenizer.json."""
     from tokenizers import Tokenizer

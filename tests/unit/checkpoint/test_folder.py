@@ -213,3 +213,43 @@ def test_a_mount_point_as_output_is_refused_before_any_work(pristine: Path, tmp_
         with pytest.raises(InputError, match=f"{out}: found the mount point of a disk; .*choose a folder on it: {out}/out"):
             convert.run_import(pristine / "hf", out, dry_run=True)
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
+
+
+def test_a_link_that_is_not_kept_is_no_reason_to_refuse(hf_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("state")
+    (hf_root / ".#config.json").symlink_to("user@host.1:2")  # an editor's lock
+    (hf_root / ".gitattributes").symlink_to(tmp_path / "state")
+    (hf_root / "optimizer.pt").symlink_to(tmp_path / "state")
+    (hf_root / "pytorch_model.bin").symlink_to("gone")
+    convert.run_import(hf_root, tmp_path / "ckpt", dry_run=False)
+    assert folder.left_behind(hf_root) == ["optimizer.pt", "pytorch_model.bin"]
+    assert not any(path.is_symlink() for path in (tmp_path / "ckpt/hf").iterdir())
+
+
+def test_a_picture_in_a_snapshot_is_no_web_page(hf_root: Path, tmp_path: Path) -> None:
+    """In the hub's cache every file is a link."""
+    pictures = {"logo.svg": b"<?xml version='1.0'?><svg/>", "README.html": b"<!doctype html>", "samples.zip": b"PK\3\4"}
+    cache = tmp_path / "models--org--name"
+    snapshot = cache / "snapshots" / "0123abc"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name, content in ({path.name: path.read_bytes() for path in hf_root.iterdir()} | pictures).items():
+        (cache / "blobs" / name).write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    convert.run_import(snapshot, tmp_path / "ckpt", dry_run=False)
+    assert {name: (tmp_path / "ckpt/hf" / name).read_bytes() for name in pictures} == pictures
+
+
+def test_a_pointer_in_a_checkpoint_does_not_hold_back_its_export(hf_root: Path, tmp_path: Path) -> None:
+    convert.run_import(hf_root, tmp_path / "ckpt", dry_run=False)
+    (tmp_path / "ckpt/hf/tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    integrity.seal(tmp_path / "ckpt")
+    convert.run_export(tmp_path / "ckpt", tmp_path / "out", dry_run=False)
+    assert (tmp_path / "out/tokenizer.model").is_file()
+
+
+@pytest.mark.parametrize(("out", "found"), [("loop", "a link to itself"), ("n" * 300, "File name too long")])
+def test_an_output_that_cannot_be_is_refused(tmp_path: Path, out: str, found: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=f"{out}: found {found}; required a folder's path"):
+        folder.refuse_existing(tmp_path / out)

@@ -54,6 +54,7 @@ def folder(tokenizer_folder: Path, tmp_path: Path) -> Path:
         ({"generation_config.json": {"eos_token_id": [8, 9]}}, 8),
         ({"tokenizer_config.json": {"eos_token": "</s>"}, "config.json": {"eos_token_id": 7}}, 2),
         ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": 0}}, 0),
+        ({"config.json": {"eos_token_id": -1}, "generation_config.json": {"eos_token_id": [-1, 7]}}, 7),  # -1 stands for none
     ],
 )
 def test_eos_is_found(folder: Path, files: dict, eos_id: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.errors import CheckpointError, raise_problems
+from megatron_prism.core.errors import CheckpointError, InputError, raise_problems
 from megatron_prism.families import registry
 
 LLAMA3 = {
@@ -126,6 +126,22 @@ def test_a_key_that_the_class_does_not_read_changes_nothing(silent: dict[str, An
     assert torch.equal(logits(kind, {**config, **UNREAD[kind]}), logits(kind, config))
 
 
+@pytest.mark.parametrize(("padding", "is_refused"), [(127, False), (None, False), (-1, False), (128, True), (151643, True)])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Granite", "Qwen2"])
+def test_a_padding_token_without_a_row_is_refused_as_transformers_refuses_it(
+    silent: dict[str, Any], kind: str, padding: int | None, is_refused: bool
+) -> None:
+    config = {**silent, "max_position_embeddings": 64, "pad_token_id": padding}
+    if not is_refused:
+        logits(kind, config)
+        assert read(kind, config) == read(kind, {**config, "pad_token_id": None})
+        return
+    with pytest.raises(AssertionError, match="Padding_idx"):
+        logits(kind, config)
+    with pytest.raises(CheckpointError, match=f"config:pad_token_id: found {padding}; required an id below vocab_size 128"):
+        read(kind, config)
+
+
 @pytest.mark.parametrize(("kind", "key"), [*READ, ("GraniteMoeHybrid", "attention_bias")])
 def test_a_key_that_the_class_reads_is_refused(silent: dict[str, Any], kind: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"config:{key}: found True"):
@@ -140,15 +156,17 @@ def test_a_key_that_the_class_reads_is_refused(silent: dict[str, Any], kind: str
         ({"use_sliding_window": True}, False),  # 28 layers without a window, by the class's own default
         ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, False),
         ({"use_sliding_window": False, "max_window_layers": 0}, False),
+        ({"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2}, False),
+        ({"use_sliding_window": True, "max_window_layers": 28, "layer_types": ["full_attention", "sliding_attention"]}, True),
     ],
 )
-def test_qwen2s_window_is_what_its_three_keys_make_of_it(silent: dict[str, Any], keys: dict[str, Any], is_windowed: bool) -> None:
+def test_qwen2s_window_is_what_its_four_keys_make_of_it(silent: dict[str, Any], keys: dict[str, Any], is_windowed: bool) -> None:
     import transformers
 
     theirs = transformers.Qwen2Config(**{**silent, **keys})
     assert (theirs.sliding_window is not None and "sliding_attention" in theirs.layer_types) == is_windowed
     if is_windowed:
-        with pytest.raises(CheckpointError, match="config:use_sliding_window: found True"):
+        with pytest.raises(CheckpointError, match="config:(use_sliding_window|layer_types): found"):
             read("Qwen2", {**silent, **keys})
     else:
         assert read("Qwen2", {**silent, **keys}) == read("Qwen2", silent)
@@ -198,3 +216,32 @@ def test_a_wrapped_class_is_known_by_its_model_type(named: Any) -> None:
 def test_two_names_for_one_class_must_agree(named: Any, kind: Any, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"config:{key}: found"):
         registry.of_hf({"architectures": named, "model_type": kind}, "config")
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "named"),
+    [
+        ("Llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
+        ("Llama", {"rope_theta": "1e6"}, "rope_theta"),
+        ("Llama", {"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta"),
+        ("Llama", {"num_key_value_heads": "4"}, "num_key_value_heads"),
+        ("Llama", {"head_dim": 0.5}, "head_dim"),
+        ("Llama", {"initializer_range": "x"}, "initializer_range"),
+        ("Mistral", {"sliding_window": "all"}, "sliding_window"),
+    ],
+)
+def test_a_wrong_value_is_named_by_the_key_that_config_json_has(
+    silent: dict[str, Any], kind: str, keys: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=f"config:{named}: found"):
+        read(kind, {**silent, **keys})
+
+
+@pytest.mark.parametrize("order", [("layer_types", "layers_block_type"), ("layers_block_type", "layer_types")])
+def test_the_two_names_of_a_hybrids_layers_must_agree(silent: dict[str, Any], order: tuple[str, str]) -> None:
+    """To transformers they are one key, and which of the two it takes is hard to see."""
+    kinds = ["linear_attention", "full_attention"]
+    config = {**{key: value for key, value in silent.items() if key != "num_hidden_layers"}, "mamba_num_heads": 8, "mamba_head_dim": 32}
+    assert read("NemotronH", {**config, **dict.fromkeys(order, kinds)}).layer_pattern == "M*"
+    with pytest.raises(CheckpointError, match="config:layers_block_type: found .*the same as layer_types"):
+        read("NemotronH", {**config, order[0]: kinds, order[1]: kinds[::-1]})

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.data import tokenizer
-from megatron_prism.hf import files, safetensors
+from megatron_prism.hf import files, recognise, safetensors
 
 FOLDERS: dict[str, tuple[list[str], str]] = {  # what it holds, and what its refusal says
     "adapter": (["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"], "an adapter alone .*merge_and_unload"),
@@ -26,7 +26,8 @@ FOLDERS: dict[str, tuple[list[str], str]] = {  # what it holds, and what its ref
     "Megatron": (["latest_checkpointed_iteration.txt", "iter_0000010/"], "a distributed checkpoint"),
     "torch's own": (["__0_0.distcp", ".metadata"], "a distributed checkpoint"),
     "DeepSpeed": (["zero_to_fp32.py", "latest", "global_step10/"], "a checkpoint of DeepSpeed; .*zero_to_fp32"),
-    "prism": (["prism.json", "state/"], "a Megatron checkpoint of prism.*prism convert export"),
+    "prism": (["prism.json", "state/", "hf/config.json"], "a Megatron checkpoint of prism.*prism convert export"),
+    "a run of prism": (["checkpoints/step_00000010/hf/config.json", "run.json"], "a Megatron checkpoint of prism.*prism convert export"),
     "MLX": (["weights.00.npz"], "a model of MLX"),
     "Flax": (["flax_model.msgpack"], "weights of Flax"),
     "diffusers": (["model_index.json", "unet/config.json"], "a folder of model folders"),
@@ -48,7 +49,10 @@ BESIDE_CONFIG: dict[str, tuple[list[str], str]] = {
     "Meta's": (["consolidated.00.pth", "params.json"], "Meta's own layout"),
     "pickles": (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "only pytorch_model-00001.* save the model anew"),
     "TensorFlow": (["tf_model.h5"], "weights of Flax, TensorFlow"),
-    "other names": (["weights.safetensors"], "no safetensors weights of these names, only weights.safetensors"),
+    "other names": (
+        ["weights.safetensors"],
+        "no safetensors weights of these names, only weights.safetensors; .*rename weights.safetensors to model.safetensors",
+    ),
     "nothing": ([], "no safetensors weights; required model.safetensors"),
 }
 
@@ -116,12 +120,28 @@ def test_thirty_pointers_are_one_line(tmp_path: Path) -> None:
         ("meta-llama/Llama-3.1-8B", "no such folder.*hf download meta-llama/Llama-3.1-8B --local-dir"),
         ("absent", "no such folder"),
         ("/absent/folder", "no such folder"),
+        ("https://huggingface.co/org/name", "no such folder.* an address.* Download what is there"),
+        ("s3://bucket/name", "no such folder.* an address.* Download what is there"),
     ],
 )
 def test_a_name_on_the_hub_is_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str) -> None:
     monkeypatch.chdir(tmp_path)
     text = refused(Path(given))
     assert re.search(said, text) and ("hf download" in text) == (given.count("/") == 1)
+
+
+def test_a_file_of_a_folder_is_not_the_folder(tmp_path: Path) -> None:
+    root = fill(tmp_path / "given", ["config.json", "model.safetensors"])
+    assert refused(root / "model.safetensors").endswith(
+        f"found a file; required {recognise.FOLDER}; give the folder that it is in: {root}\n".strip()
+    )
+
+
+def test_a_folder_with_another_tokenizer_alone_names_it(tmp_path: Path) -> None:
+    for name in ("tekken.json", "tokenizer.model"):
+        root = fill(tmp_path / name, [name, "config.json"])
+        with pytest.raises(InputError, match=f"tokenizer: found no file {root}/tokenizer.json, only {name}; .*save_pretrained"):
+            tokenizer.load(root)
 
 
 def test_the_tokenizer_of_such_a_folder_is_not_merely_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
