@@ -153,6 +153,7 @@ def refuse_existing(path: Path) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished folder into place, and sync its parent so that the rename survives a crash."""
     if path.exists():
+        shutil.copymode(path, temporary)  # a folder made before, for its group or its owner alone, keeps its mode
         path.rmdir()  # an empty folder, as refuse_existing made sure
     temporary.rename(path)
     disk.sync([path.parent])

@@ -87,6 +87,15 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, before: str) -> None:
     assert (out / "file").read_text() == "x" and [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o2770])
+def test_a_folder_made_before_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(mode)
+    with folder.create(tmp_path / "out") as temporary:
+        (temporary / "file").write_text("x")
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == mode
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), folder.create(tmp_path / "out") as temporary:
