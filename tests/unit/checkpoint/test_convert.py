@@ -114,7 +114,7 @@ CONFIG_KEYS: dict[str, dict[str, Any]] = {
     "hidden_size": {"hidden_size": None},
     "vocab_size": {"vocab_size": "390"},
     "num_attention_heads": {"num_attention_heads": 0},
-    "num_query_groups": {"num_key_value_heads": 3},
+    "num_key_value_heads": {"num_key_value_heads": 3},
     "rope_": {"rope_parameters": "default"},
 }
 REFUSED: list[tuple[str, Edit, list[str]]] = [  # damage of every other kind is tests/unit/checkpoint/test_malformed.py's
