@@ -161,7 +161,7 @@ def parse_override(text: str, cls: type) -> Layer:
 
 def split_key(key: str) -> list[str | int]:
     """Return the parts of a dotted key, with list indices as numbers."""
-    return [int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split(".")]
+    return [int(part) if re.fullmatch("0|[1-9][0-9]{0,8}", part) else part for part in key.split(".")]
 
 
 def merge(layers: Sequence[Layer]) -> dict[str, Any]:

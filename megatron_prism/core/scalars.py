@@ -1,26 +1,29 @@
 """YAML whose plain scalars stay the text they were written as, where their key takes text.
 
 YAML reads `24:00:00` as a number in base 60, `0123` as octal, `no` as false and `1_0` as ten. Where a key is a str, a Path or a choice of
-texts, and for the keys of a mapping, the scalar's own characters count. `null` and `~` stay null.
+texts, and for the keys of a mapping, the scalar's own characters count. `null` and `~` stay null. Where a key takes texts and numbers,
+only what JSON would read alike is taken without quotes.
 """
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.core.config.keys import bare, keys, section_of, values_of
+from megatron_prism.core.config.keys import bare, keys, options, section_of, values_of
 
 LAYOUTS = "layouts"  # of a section that is a config file: its keys again, for each world size
-STR, NULL, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
+STR, NULL, MERGE, *TYPED = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge", "bool", "int", "float"))
+CLEAR = re.compile(r"true|false|[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?(e[-+]?[0-9]+)?", re.IGNORECASE)  # the same value, whoever reads it
 
 
 def quoted(text: str, kind: Any) -> str:
     """Return a YAML text with quotes around the scalars that are text in a value of `kind`: a section, the type of a key, or None.
 
-    Raises: yaml.YAMLError.
+    Raises: yaml.YAMLError. ValueError where it is not clear whether a text is meant.
     """
     import yaml
 
@@ -72,6 +75,9 @@ class _Quoted:
             return yaml.SequenceNode(node.tag, [self.node(item, entry(kind, "")) for item in node.value], flow_style=node.flow_style)
         if isinstance(node, yaml.MappingNode):
             return yaml.MappingNode(node.tag, [self._pair(key, value, kind) for key, value in node.value], flow_style=node.flow_style)
+        if str in options(bare(kind)[0]) and not node.style and node.tag in TYPED and not is_text(kind) and not CLEAR.fullmatch(node.value):
+            mark, required = node.start_mark, "in quotes as a text, or as true, false or a decimal number"
+            raise ValueError(f"{node.value!r} in line {mark.line + 1}, column {mark.column + 1}, to be written {required}")
         return _in_quotes(node) if is_text(kind) else node
 
     def _pair(self, key: Any, value: Any, kind: Any) -> tuple[Any, Any]:

@@ -33,6 +33,11 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 PASSING = re.compile(r"timed? ?out|unable to contact|connect|temporarily|transmitted or received|receive failure|standby", re.IGNORECASE)
 NOT_TAKEN = re.compile(r"unable to contact|connect failure|connection refused|temporarily|standby", re.IGNORECASE)
 FORGOTTEN = "Invalid job id"  # squeue, of an id that left the queue
+# A cluster's wrapper, or Slurm under SLURM_CLUSTERS, prints other lines beside the answer.
+ROW = re.compile(r"(\d+)[^|]*\|([A-Z_]+)[^|]*(?:\|(.*))?")
+TAKEN = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;.*)?$", re.MULTILINE)
+# The states of a job that is over. Slurm has many others, such as STOPPED and STAGE_OUT. Source: man squeue, job state codes.
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,9 @@ def submit(script: Path, after: Sequence[str] = ()) -> str:
     for pause_s in (*PAUSES_S, None):
         code, output, failure = _run(["sbatch", "--parsable", *waits, "--", str(script)])
         if code == 0:
-            return output.strip().split(";")[0]
+            if taken := next(reversed(TAKEN.findall(output)), None) or _in_queue(script):
+                return taken
+            raise EnvironmentFault(f"sbatch prints no job id, but {output!r}; look for the job with squeue before you submit again")
         if not PASSING.search(failure):
             raise EnvironmentFault(f"sbatch refuses {script}: {failure}")
         if not NOT_TAKEN.search(failure) and (taken := _in_queue(script)):
@@ -198,10 +205,9 @@ def states(ids: Sequence[str]) -> dict[str, str]:
 
     def read(lines: Sequence[str]) -> None:
         missing = set(ids) - set(by_id)
-        for number, state, *reason in (line.split("|") for line in lines):
-            if (number := number.split("_")[0]) in missing:
-                waits = f" ({reason[0]})" if reason and state == "PENDING" else ""
-                by_id.setdefault(number, []).append(state.split(" ")[0] + waits)
+        for number, state, reason in (row.groups() for line in lines if (row := ROW.fullmatch(line.strip()))):
+            if number in missing:
+                by_id.setdefault(number, []).append(f"{state} ({reason})" if reason and state == "PENDING" else state)
 
     if ids:
         read(_answer(["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r"]))
@@ -214,7 +220,7 @@ def states(ids: Sequence[str]) -> dict[str, str]:
 
 def is_active(state: str) -> bool:
     """Say whether a job (or any element of an array) in this state waits or runs."""
-    return any(word in state for word in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE"))
+    return any(each.split(" ")[0] not in ENDED for each in state.split(", ") if each)
 
 
 def is_here() -> bool:

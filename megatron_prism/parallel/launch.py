@@ -37,7 +37,8 @@ def in_gang() -> bool:
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return True
-    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")  # empty where a shell or a container cleared it
+    return os.environ.get("SLURM_PROCID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1
 
 
 def drop_leftovers() -> None:
@@ -211,18 +212,26 @@ def _rendezvous(span: Span) -> dict[str, Any]:
 def heed_signals_while_starting() -> None:
     """Before the first step, exit with code 3 upon a signal that asks to stop. SIGTERM still kills."""
     for name in set(signals.heeded()) & NOTICES:
-        signal.signal(name, _not_begun)
+        signal.signal(name, _leave)
 
 
-def _not_begun(number: int, frame: FrameType | None) -> None:
-    raise Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End the process at once. An import that is interrupted by an error may swallow it, and go on without the module."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"prism: {_not_begun(number)}\n".encode())
+    os._exit(Stopped.exit_code)
+
+
+def _not_begun(number: int) -> Stopped:
+    return Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
 
 
 def _hand_on(number: int, frame: FrameType | None) -> None:
     """Forward a signal to the gang's processes. Where there are none yet, exit before any starts."""
     children = psutil.Process().children()
     if not children:
-        _not_begun(number, frame)
+        raise _not_begun(number)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)

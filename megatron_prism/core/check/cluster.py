@@ -80,6 +80,8 @@ def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
     for index, mount in enumerate(cluster.container.mounts if cluster.container else ()):
         if not 2 <= len(mount.split(":")) <= 3 or "," in mount:
             yield Problem(f"container.mounts.{index}", repr(mount), "host:container or host:container:flags, without a comma")
+        if any(part.startswith("~") for part in mount.split(":")):
+            yield Problem(f"container.mounts.{index}", repr(mount), "no ~ in the container's path", "write $HOME, or the path out")
     for name in cluster.environment:
         if not VARIABLE.fullmatch(name):
             yield Problem("environment", repr(name), "the name of an environment variable")

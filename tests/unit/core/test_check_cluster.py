@@ -42,6 +42,7 @@ def test_our_clusters_hold(path: Path) -> None:
         ({"venv": Path("a"), "container": ContainerConfig(image="b")}, "venv"),
         ({"container": ContainerConfig(image="b", mounts=("/a",))}, "container.mounts.0"),
         ({"container": ContainerConfig(image="b", mounts=("/a:/a,/b:/b",))}, "container.mounts.0"),
+        ({"container": ContainerConfig(image="b", mounts=("/home/a/data:~/data",))}, "container.mounts.0"),
         ({"environment": {"A B": "1"}}, "environment"),
         ({"environment": {"A=$(b)": "1"}}, "environment"),
     ],

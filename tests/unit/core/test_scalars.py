@@ -86,7 +86,7 @@ def test_entries_of_lists_and_their_bases_are_read_alike(tmp_path: Path) -> None
     (tmp_path / "part.yaml").write_text("name: 007\npath: [1.50]\n")
     (tmp_path / "mix.yaml").write_text(
         "out: 1\ntokenizer: 2\nsources:\n- base: part.yaml\n  weight: 100\n  sample: {field: lang, counts: {no: 2, 1: 3}}\n"
-        "  keep: [{field: a, one_of: [no, 1.0]}, {field: b, equals: 1}, {field: c, equals: no}]\n"
+        "  keep: [{field: a, one_of: [no, 1.0]}, {field: b, equals: 1}, {field: c, equals: false}]\n"
     )
     (source,) = load(tmp_path / "mix.yaml", PrepareConfig, ["sources.0.domain=0"]).sources
     assert (source.name, source.path, source.domain, source.sample.counts) == ("007", ("1.50",), "0", {"no": 2, "1": 3})
@@ -102,3 +102,21 @@ def test_a_number_by_interpolation_is_told_to_be_quoted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="account: found 8; required a valid string; write it in quotes"):
         cluster(tmp_path, "gpus_per_node: 8\naccount: ${gpus_per_node}\n")
     assert cluster(tmp_path, "gpus_per_node: 8\naccount: a${gpus_per_node}\n").account == "a8"
+
+
+@pytest.mark.parametrize("text", ["no", "Yes", "on", "010", "0x1F", "1_000", "12:30:00"])
+def test_what_may_be_a_text_or_not_is_told_to_be_quoted(tmp_path: Path, text: str) -> None:
+    """`equals` takes both: read as false, `not_equals: no` would keep every record of a language."""
+    mixture = "out: o\ntokenizer: t\nsources:\n- {{name: a, weight: 100, keep: [{{field: b, not_equals: {}}}]}}\n"
+    (tmp_path / "m.yaml").write_text(mixture.format(text))
+    with pytest.raises(InputError, match=f"m.yaml: found '{text}' in line 4, column 56, to be written in quotes"):
+        load(tmp_path / "m.yaml", PrepareConfig)
+    for written, value in ((f"'{text}'", text), ("false", False), ("True", True), ("-1", -1), ("0.5", 0.5), ("no one", "no one")):
+        (tmp_path / "m.yaml").write_text(mixture.format(written))
+        assert load(tmp_path / "m.yaml", PrepareConfig).sources[0].keep[0].not_equals == value
+    with pytest.raises(InputError, match="override 'sources.0.keep.0.equals="):
+        load(tmp_path / "m.yaml", PrepareConfig, [f"sources.0.keep.0.equals={text}"])
+
+
+def test_a_name_of_digits_in_an_override_keeps_its_zeros(tmp_path: Path) -> None:
+    assert cluster(tmp_path, "gpus_per_node: 8\n", "environment.A=1", "environment.010=b").environment == {"A": "1", "010": "b"}

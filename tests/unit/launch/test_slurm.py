@@ -408,6 +408,8 @@ def test_only_an_answer_says_that_a_job_is_gone(commands: Path, monkeypatch: pyt
     assert slurm.states(["7"]) == {}
     stub(commands, "squeue", "echo '7|RUNNING|None'")
     assert slurm.states(["7", "8"]) == {"7": "RUNNING"}
+    stub(commands, "squeue", "echo 'Maintenance on Friday | read the news'; echo; echo 'CLUSTER: two'; echo '7|RUNNING|None'; echo '8|R'")
+    assert slurm.states(["7"]) == {"7": "RUNNING"}
     stub(commands, "squeue", f"echo x >>asked; [ $(wc -l <asked) = 3 ] || {{ {TIMED_OUT}; }}; echo '7|PENDING|Priority'")
     assert slurm.states(["7"]) == {"7": "PENDING (Priority)"}
     for text in (TIMED_OUT, NO_CONTACT, "exit 1", "echo '7|RUNN'; exit 1"):
@@ -443,6 +445,27 @@ def test_sbatch_is_asked_again_and_no_job_is_submitted_twice(
         with pytest.raises(EnvironmentFault, match=outcome):
             slurm.submit(Path("a.sbatch"))
     assert (commands / "asked").read_text().count("x") == num_asked
+
+
+@pytest.mark.parametrize("output", ["102", "102;two", "Maintenance on Friday\n102", "Submitted batch job 102"])
+def test_a_job_id_stands_anywhere_in_what_sbatch_prints(commands: Path, output: str) -> None:
+    stub(commands, "sbatch", f"echo '{output}'")
+    assert slurm.submit(Path("a.sbatch")) == "102"
+
+
+def test_a_job_without_an_id_is_looked_for(commands: Path) -> None:
+    stub(commands, "sbatch", "echo queued")
+    stub(commands, "squeue", 'echo "5|$PWD/a.sbatch"')
+    assert slurm.submit(Path("a.sbatch")) == "5"
+    stub(commands, "squeue", "exit 0")
+    with pytest.raises(EnvironmentFault, match="sbatch prints no job id, but 'queued"):
+        slurm.submit(Path("a.sbatch"))
+
+
+@pytest.mark.parametrize("state", ["PENDING (Dependency)", "STOPPED", "STAGE_OUT", "SPECIAL_EXIT", "COMPLETED, RUNNING", "REQUEUE_HOLD"])
+def test_a_job_is_over_only_in_a_state_that_says_so(state: str) -> None:
+    assert slurm.is_active(state)
+    assert not slurm.is_active("COMPLETED, CANCELLED") and not slurm.is_active("")
 
 
 def test_sbatch_is_asked_a_bounded_number_of_times(commands: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import types
 
 import pytest
@@ -68,6 +70,8 @@ def test_a_node_list_without_a_host_is_refused(nodelist: str) -> None:
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, 8),
         ({"SLURM_STEP_NUM_TASKS": "8"}, None),  # an allocation's shell, not a task
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "", "SLURM_PROCID": "0"}, None),  # cleared, not unset
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": ""}, None),
     ],
 )
 def test_gang_and_its_size(environment: pytest.MonkeyPatch, variables: dict[str, str], size: int | None) -> None:
@@ -175,6 +179,17 @@ def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])  # this process may have some, of other tests
     with pytest.raises(Stopped, match=f"{name} before the first step"):
         launch._hand_on(signal.Signals[name], None)
+
+
+def test_a_notice_during_an_import_that_swallows_errors_still_ends_the_process() -> None:
+    """As torch's import of numpy does: it would go on with half of numpy."""
+    text = (
+        "import os, signal\nfrom megatron_prism.parallel import launch\nlaunch.heed_signals_while_starting()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGUSR1)\nexcept BaseException:\n    pass\nprint('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env={**os.environ, "RANK": "0"})
+    assert (done.returncode, done.stdout) == (Stopped.exit_code, "")
+    assert done.stderr == "prism: stopped by SIGUSR1 before the first step; the same command starts again\n"
 
 
 @pytest.mark.parametrize(
