@@ -491,6 +491,7 @@ def test_options_in_the_submitters_shell_reach_neither_slurm_nor_the_job(command
         monkeypatch.setenv(name, "1")
     stub(commands, "sbatch", "env >sbatch.env; echo 7")
     stub(commands, "squeue", "env >squeue.env")
+    stub(commands, "sacct", "exit 1")
     slurm.submit(Path("a.sbatch"))
     slurm.states(["7"])
     for path in (commands / "sbatch.env", commands / "squeue.env"):
