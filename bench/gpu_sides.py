@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.trainer import Bare, Unused
+from bench.trainer import Bare, run_of
 from megatron_prism.checkpoint import sharded
 from megatron_prism.core import load
 from megatron_prism.core.check.precision import check_machine
@@ -33,9 +33,8 @@ from megatron_prism.models.batch import Batch
 from megatron_prism.parallel import hardware, host
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.train import against_plan, garbage, kernels, loop, metrics, optim, stop, watchdog
+from megatron_prism.train import against_plan, garbage, kernels, loop, metrics, optim
 from megatron_prism.train.against_plan import MEASURED, WARM_UP, AgainstPlan
-from megatron_prism.train.guard import Guard
 
 STEPS = WARM_UP + MEASURED
 # the keys of an option: the recipes of FP8, and what NVIDIA's recipes set and we leave off
@@ -149,21 +148,12 @@ def ours(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
         computing = kernels.find(chunks, optimizer, config, grid)
         times = Times(against_plan.prediction(shape.model, config, chunks, sharded.weights, grid), 0)
         steps = batches(shape)
-        recorder = stack.enter_context(metrics.Recorder(config.run_dir, 0, config.steps, enabled=True))
-        stack.enter_context(replaced(loop, "_save", lambda *args, **kwargs: None))
-        run = loop.Run(
-            config=config,
+        run = run_of(
+            config,
+            stack,
             groups=grid,
             chunks=chunks,
-            recorder=recorder,
-            valid_batches={},
-            samples=None,
-            saver=Unused(),
-            guard=Guard(config.guard),
-            stop=stack.enter_context(stop.StopRequest(None)),
-            watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             against_plan=times,
-            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
             optimizer=optimizer,
             train_batches=iter([steps[number % 2] for number in range(STEPS)]),
             flops=flops_per_token(shape.model, shape.seq_length),

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 if __name__ == "__main__":  # read by torch at import: one thread, on the host
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
@@ -32,12 +31,13 @@ import torch
 from megatron_prism.core import config as conf
 from megatron_prism.core import log
 from megatron_prism.core.config import GuardConfig
+from megatron_prism.core.patch import replaced
 from megatron_prism.data import loader, mixture, segments
 from megatron_prism.jobs import prepare
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.train import loop, metrics, optim, stop, watchdog
+from megatron_prism.train import garbage, loop, metrics, optim, stop, watchdog
 from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 
@@ -196,26 +196,35 @@ class Unused:
         return None
 
 
+def run_of(config: conf.TrainConfig, stack: ExitStack, **own: Any) -> loop.Run:
+    """Return what loop.fit works on, in a process of its own, without validation, saving and samples. own: the other fields of loop.Run."""
+    stack.enter_context(replaced(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
+    return loop.Run(
+        config=config,
+        recorder=stack.enter_context(metrics.Recorder(config.run_dir, 0, config.steps, enabled=True)),
+        valid_batches={},
+        samples=None,
+        saver=Unused(),
+        guard=Guard(config.guard),
+        stop=stack.enter_context(stop.StopRequest(None)),
+        watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
+        collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
+        **own,
+    )
+
+
 @contextmanager
 def ours(model: torch.nn.Module, config: conf.TrainConfig, dataset: Any, grid: groups.Groups) -> Iterator[Block]:
     """Yield a function that trains one block with loop.fit; between blocks only the validation and the saving are left out."""
     chunks = optim.wrap([model], config)
     assert config.model is not None
-    with metrics.Recorder(config.run_dir, 0, config.steps, enabled=True) as recorder, ExitStack() as stack:
-        stack.enter_context(mock.patch.object(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
-        run = loop.Run(
-            config=config,
+    with ExitStack() as stack:
+        run = run_of(
+            config,
+            stack,
             groups=grid,
             chunks=chunks,
-            recorder=recorder,
-            valid_batches={},
-            samples=None,
-            saver=Unused(),
-            guard=Guard(config.guard),
-            stop=stack.enter_context(stop.StopRequest(3600.0 * 24)),
-            watchdog=stack.enter_context(watchdog.Watchdog(3600.0, 0)),
             against_plan=AgainstPlan(None, 0),
-            collect_garbage=lambda step: None,
             optimizer=optim.build(chunks, config.optimizer, config),
             train_batches=loader.batches(dataset, 0, config.steps, config.batch, loader.Position(0, 1), 0, pin_memory=False),
             flops=flops_per_token(config.model, config.data.seq_length),
