@@ -9,15 +9,8 @@ import pytest
 from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.errors import CheckpointError, InputError, raise_problems
 from megatron_prism.families import registry
+from tests.unit.checkpoint.foreign import LLAMA3
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 DEFAULT = {"rope_type": "default", "rope_theta": 777.0}
 
 
