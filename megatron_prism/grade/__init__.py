@@ -1,0 +1,1 @@
+"""Grading responses: the one grader of reinforcement learning and evaluation."""

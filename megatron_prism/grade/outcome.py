@@ -1,0 +1,41 @@
+"""What grading takes and gives: a response with what is known of its problem, and an outcome. A fault is an outcome of its own, never a 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["math", "choice", "code"]
+Outcome = Literal["right", "wrong", "no_format", "truncated", "fault"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A response to grade.
+
+    id: the response's own; outcomes are joined by it, never by position. gold: the right answer (math), or the right choice's letter (choice).
+    choices: the texts of a choice's options, in the order of their letters. tests: how code is tested, {kind: stdin, cases: [{input, output}]}
+    or {kind: asserts, code}. is_truncated: the response ended for want of room, and not by an end token.
+    """
+
+    id: str
+    kind: Kind
+    response: str
+    gold: str = ""
+    choices: tuple[str, ...] = ()
+    tests: Mapping[str, Any] | None = None
+    is_truncated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """An item's outcome, and why in a few words.
+
+    right and wrong are verdicts on an answer. no_format: no `<think> ... </think> answer`, or no answer in the form that the kind asks for.
+    truncated: the response ended before its answer. fault: the grader, the sandbox or the machine failed, which says nothing of the response.
+    """
+
+    id: str
+    outcome: Outcome
+    why: str = ""
