@@ -297,7 +297,7 @@ class LivingGang:
             if not self.is_alive() or time.monotonic() > ends:
                 self._launcher.kill()
                 said = (self._home / "log").read_text().splitlines()
-                raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-6000:])  # torch lists its dispatcher
+                raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-20000:])  # torch lists its dispatcher
             time.sleep(0.05)
         return json.loads((folder / "results.json").read_text())
 
@@ -359,11 +359,13 @@ def gang(
             "optimizer": {"lr": 3e-3},
             "schedule": {"warmup_steps": 2},
             "validation": {"sequences": 6},
+            "save": {"timeout_s": 300},
         }
         named = []
         for case in cases:
             config = {"run_dir": str(folder / case["name"]), **base, **case["config"]}
-            config["data"] = {**base["data"], **case["config"].get("data", {})}
+            for section in ("data", "save"):
+                config[section] = {**base[section], **case["config"].get(section, {})}
             named.append({"control": None, "start_from": None, "save_again": False, "call": None, **case, "config": config})
         (folder / "cases.json").write_text(json.dumps(named))
         return living_gangs(num_processes).train(folder)

@@ -1,7 +1,9 @@
 """One rank's files of a checkpoint, each written by a forked child process while training goes on.
 
 Megatron-Core plans a save and says what goes where (its AsyncRequest). Its own writers wait for ever for a child that was killed; ours are
-watched: a child that dies, fails or takes too long is an error, and the others are ended.
+watched: a child that dies, fails or takes too long is an error, and the others are ended. A child inherits whatever locks the rank's other
+threads (gloo's, NCCL's) held at the fork, and nobody there releases them. So each child first rehearses what it will do, and says that it is
+ready. Training waits for that, and forks a child that does not answer again.
 On a host the fork is the snapshot: pages are copied as training changes them. From a GPU the tensors are first copied into pinned host
 memory, which a forked child shares, so those copies are held until they are written.
 """
@@ -10,8 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import gc
 import hashlib
+import io
 import multiprocessing
 import os
 import queue
@@ -21,16 +25,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_prism.core import disk
+from megatron_prism.core import disk, log
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PART_BYTES = 4 << 20
+READY_S, MAX_FORKS = 60.0, 3  # a child is ready in milliseconds
 FULL_BYTES = 1 << 20  # a writer that fails without a reason, with less than this free, is taken to have found the disk full
 
 
@@ -44,15 +50,11 @@ class Writers:
         self._written: dict[int, list[Any]] = {}
         self._running: dict[int, tuple[Any, Connection, Path]] = {}
         self._staged = request.preload_fn() if request.preload_fn is not None else []  # from the device to the host
-        context, collects = multiprocessing.get_context("fork"), gc.isenabled()
+        collects = gc.isenabled()
         gc.disable()  # a collection in the child would free CUDA tensors of the parent
         try:
             for number, bucket in enumerate(self._staged):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_write, args=(request.async_fn.args[0], number, bucket, theirs), daemon=True)
-                process.start()
-                theirs.close()
-                self._running[number] = process, ours, Path(bucket[0])
+                self._running[number] = *_forked(request.async_fn.args[0], number, bucket), Path(bucket[0])
         finally:
             if collects:
                 gc.enable()
@@ -64,6 +66,8 @@ class Writers:
                 if self.failure is None and pipe.poll():
                     self._take(number, process, pipe, path)
         if self._running and time.monotonic() - self._started > self._timeout_s:
+            for process, _, _ in self._running.values():
+                _show_stack(process)
             self._fail(f"{next(iter(self._running.values()))[2]}: not written after {self._timeout_s:g} s (save.timeout_s)")
         if not self._running:
             self._staged = []
@@ -106,13 +110,62 @@ def _ending(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
+def _forked(transforms: Any, number: int, bucket: Any) -> tuple[Any, Connection]:
+    """Return a child process that is ready to write a file, and its pipe. A child that does not answer is killed, and another one forked.
+
+    The last child is returned in any case: one that died or is stuck is found by poll().
+    """
+    context = multiprocessing.get_context("fork")
+    for left in reversed(range(MAX_FORKS)):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(transforms, number, bucket, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        if ours.poll(READY_S):
+            with suppress(EOFError):  # it died
+                ours.recv()
+            break
+        log.get().warning("%s: its writer was not ready after %g s%s", bucket[0], READY_S, ", and is forked again" if left else "")
+        if left:
+            _show_stack(process)
+            process.kill()
+            process.join()
+            ours.close()
+    return process, ours
+
+
+def _child(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
+    """Be a writer: prepare, rehearse, say so through the pipe, write."""
+    _end_with(os.getppid())
+    if sys.__stderr__ is not None:
+        with suppress(OSError, ValueError):  # standard error is closed
+            faulthandler.register(signal.SIGUSR2, file=sys.__stderr__)
+    torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here, and torch would wait for them
+    torch.serialization.set_crc32_options(False)  # nobody reads the archive's checksums: the sha256 covers all of it
+    _rehearse()
+    pipe.send("ready")
+    _write(transforms, number, bucket, pipe)
+
+
+def _rehearse() -> None:
+    """Start a thread, and copy and write a tensor to memory: where a lock was inherited that nobody releases, this waits for ever."""
+    with ThreadPoolExecutor(1) as pool:
+        written = io.BytesIO()
+        torch.save(torch.zeros(2)[:1].clone(), written)
+        pool.submit(hashlib.sha256, written.getvalue()).result()
+
+
+def _show_stack(process: Any) -> None:
+    """Let a child that is stuck print the Python stack of its threads to standard error."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGUSR2)
+        time.sleep(0.5)
+
+
 def _write(transforms: Any, number: int, bucket: Any, pipe: Connection) -> None:
     """Write one file in a child process; send (failure, write results, sha256) through the pipe."""
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    _end_with(os.getppid())
-    torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here, and torch would wait for them
-    torch.serialization.set_crc32_options(False)  # nobody reads the archive's checksums: the sha256 covers all of it
     path = Path(bucket[0])
     results: queue.Queue[Any] = queue.Queue()
     count: queue.Queue[int] = queue.Queue()

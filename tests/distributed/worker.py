@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib.util
 import itertools
@@ -52,6 +53,7 @@ def next_folder(path: Path) -> Path | None:
 def train_cases(folder: Path) -> None:
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
+        faulthandler.dump_traceback_later(600)  # no case takes nearly as long: show where the rank hangs
         config = build(case["config"], TrainConfig, lambda key: str(key))
         if case["start_from"] and dist.get_rank() == 0:
             start_from(config.run_dir, case["start_from"])
@@ -66,6 +68,7 @@ def train_cases(folder: Path) -> None:
         del grid
         forget()
         dist.barrier()
+    faulthandler.cancel_dump_traceback_later()
     if dist.get_rank() == 0:
         write_json(folder / "results.json", results)
 

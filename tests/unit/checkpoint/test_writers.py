@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,47 @@ def test_staged_memory_is_held_until_it_is_written(tmp_path: Path, monkeypatch: 
     while writing.poll(0.1):
         pass
     assert writing.failure is None and staged[0]() is None
+
+
+def test_a_child_that_is_stuck_at_its_start_is_forked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A lock that another thread of the rank held at the fork is never released in the child."""
+    lock, forks = threading.Lock(), []
+    start = multiprocessing.context.ForkProcess.start
+
+    def with_a_thread_holding(process: Any) -> None:
+        forks.append(process)
+        with lock if len(forks) == 1 else nullcontext():
+            start(process)
+
+    def rehearse() -> None:
+        with lock:
+            pass
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", with_a_thread_holding)
+    monkeypatch.setattr(writers, "_rehearse", rehearse)
+    monkeypatch.setattr(writers, "READY_S", 0.5)
+    monkeypatch.setattr(writers, "_write", lambda transforms, number, bucket, pipe: pipe.send((None, [], "0" * 64)))
+    writing = writers.Writers(request(lambda: [(str(tmp_path / "file"), "file", ([], []))]), 60.0)
+    while writing.poll(0.1):
+        pass
+    assert writing.failure is None and writing.sums == {"file": "0" * 64}
+    assert len(forks) == 2 and not forks[0].is_alive()
+    assert "in rehearse" in capfd.readouterr().err
+
+
+def test_a_child_that_is_stuck_later_is_an_error_that_shows_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stuck_here(transforms: Any, number: int, bucket: Any, pipe: Any) -> None:
+        time.sleep(600)
+
+    monkeypatch.setattr(writers, "_write", stuck_here)
+    writing = writers.Writers(request(lambda: [(str(tmp_path / "file"), "file", ([], []))]), 0.2)
+    time.sleep(0.3)
+    assert not writing.poll() and writing.failure is not None and "not written after 0.2 s (save.timeout_s)" in writing.failure
+    assert "in stuck_here" in capfd.readouterr().err
 
 
 def test_memory_that_a_forked_process_shares_is_copied() -> None:
