@@ -9,6 +9,7 @@ import typer
 from megatron_prism.cli import gang
 from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, finish
 from megatron_prism.core.errors import InputError
+from megatron_prism.planning.gpus import GPUS, GpuName
 
 
 def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
@@ -48,10 +49,11 @@ def plan(
     overrides: Overrides = None,
     gpus: Annotated[int | None, typer.Option(help="On so many GPUs: the same as world_size=N.", min=1)] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Rank every layout that is valid and fits.")] = False,
+    gpu: Annotated[GpuName, typer.Option(help="The kind of GPU.")] = "h100",
     usd_per_gpu_hour: Annotated[float, typer.Option(help="The price that the cost assumes.", min=0.0)] = 2.5,
     json: Json = None,
 ) -> None:
-    """Predict what a training run needs on H100s: memory, time, cost. This reads only the config, and writes nothing.
+    """Predict what a training run needs on H100s or H200s: memory, time, cost. This reads only the config, and writes nothing.
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
@@ -63,8 +65,9 @@ def plan(
     from megatron_prism.jobs import plan as job
 
     with placed(config, TrainConfig, given):
-        planned = job.sweep(settings, gpus or job.num_gpus(settings), usd_per_gpu_hour) if sweep else job.run(settings, usd_per_gpu_hour)
+        kind = usd_per_gpu_hour, GPUS[gpu]
+        planned = job.sweep(settings, gpus or job.num_gpus(settings), *kind) if sweep else job.run(settings, *kind)
         finish(planned, json, quiet=True)
         job.show(planned)
         if not planned["fits"]:
-            raise InputError(job.too_large(settings, planned))
+            raise InputError(job.too_large(settings, planned, GPUS[gpu]))

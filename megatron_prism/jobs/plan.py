@@ -17,14 +17,15 @@ from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.families import registry
-from megatron_prism.planning import layouts, memory
+from megatron_prism.planning import layouts
+from megatron_prism.planning.gpus import H100, Gpu
 from megatron_prism.planning.predict import Prediction, figures, predict
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
 ON_TERMINAL = 20  # layouts of a sweep
 
 
-def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
+def run(config: TrainConfig, usd_per_gpu_hour: float, gpu: Gpu = H100) -> dict[str, Any]:
     """Return the plan of a run on the config's world_size, or on the fewest GPUs that its layout needs.
 
     A plan that does not fit is returned too: see `too_large`.
@@ -32,7 +33,7 @@ def run(config: TrainConfig, usd_per_gpu_hour: float) -> dict[str, Any]:
     """
     world_size = num_gpus(config)
     model = check(config, world_size)
-    prediction = predict(built(model, config), model, config, world_size)
+    prediction = predict(built(model, config), model, config, world_size, gpu=gpu)
     sizes = registry.parameters(model)
     dp = data_parallel_size(config, world_size)
     return {
@@ -132,7 +133,7 @@ def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
     return {**keys, "micro_size": config.batch.micro_size, "recompute": recomputed}
 
 
-def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
+def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float, gpu: Gpu = H100) -> dict[str, Any]:
     """Return every valid layout on `world_size` GPUs that fits, fastest first.
 
     Raises: InputError where no layout is valid, or none fits.
@@ -144,9 +145,9 @@ def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict
     if next(layouts.valid(config, model, world_size), None) is None:  # the problem is not in the layout
         raise_problems([*check_train(config, world_size), *check_model(model, config)])
     without_gpu()
-    ranked = fitting(config, model, world_size)
+    ranked = fitting(config, model, world_size, gpu)
     if not ranked:
-        found = f"no valid layout of {world_size} GPUs fits in {memory.GPU_GIB} GiB"
+        found = f"no valid layout of {world_size} GPUs fits in the {gpu.memory_gib} GiB of an {gpu.name.upper()}"
         raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
     said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "hours", "gpu_hours", "usd")
     entries = []
@@ -155,29 +156,34 @@ def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict
         entries.append({**layout(laid, world_size), **{name: values[name] for name in said}, "overrides": layouts.changes(config, laid)})
     flops = ranked[0][1].flops
     facts = {"world_size": world_size, "flops_per_token_causal": flops.causal, "flops_per_token_full": flops.full}
-    return {**facts, "memory_gib_available": memory.GPU_GIB, "fits": True, "layouts": entries}
+    return {**facts, "gpu": gpu.name, "memory_gib_available": gpu.memory_gib, "fits": True, "layouts": entries}
 
 
-def fitting(config: TrainConfig, model: ModelConfig, world_size: int) -> list[tuple[TrainConfig, Prediction]]:
+def fitting(config: TrainConfig, model: ModelConfig, world_size: int, gpu: Gpu = H100) -> list[tuple[TrainConfig, Prediction]]:
     """Return the valid layouts that fit, with their predictions, fastest first."""
     candidates = []
     for laid in layouts.valid(config, model, world_size):
         stages = derived(model, laid)
         if all(stage.trainable for stage in stages):
-            prediction = predict(stages, model, laid, world_size)
+            prediction = predict(stages, model, laid, world_size, gpu=gpu)
             candidates += [(laid, prediction)] if prediction.fits else []
     return sorted(candidates, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
 
 
-def too_large(config: TrainConfig, plan: Mapping[str, Any]) -> Problem:
+def too_large(config: TrainConfig, plan: Mapping[str, Any], gpu: Gpu = H100) -> Problem:
     """Return the problem of a plan that does not fit, with the nearest layout that fits: fewest keys changed, then fastest."""
     world_size = plan["world_size"]
     worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
-    near = sorted(fitting(config, architecture(config), world_size), key=lambda pair: layouts.distance(config, pair[0]))
+    near = sorted(fitting(config, architecture(config), world_size, gpu), key=lambda pair: layouts.distance(config, pair[0]))
     fix = f"no layout of {world_size} GPUs fits: take more (--gpus)"
     if near:
         fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}"
-    return Problem("parallel", f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}", f"at most {memory.GPU_GIB} GiB", fix)
+    return Problem(
+        "parallel",
+        f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}",
+        f"at most the {gpu.memory_gib} GiB of an {gpu.name.upper()}",
+        fix,
+    )
 
 
 def show(plan: Mapping[str, Any]) -> None:

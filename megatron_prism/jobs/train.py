@@ -26,7 +26,8 @@ from megatron_prism.families import registry
 from megatron_prism.models import build, trainable
 from megatron_prism.parallel import environment, hardware, host
 from megatron_prism.parallel.groups import Groups, from_first, gang
-from megatron_prism.planning.flops import flops_per_token, peak_tflops
+from megatron_prism.planning.flops import flops_per_token
+from megatron_prism.planning.gpus import peak_tflops
 from megatron_prism.train import against_plan, garbage, kernels, loop, optim
 from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard

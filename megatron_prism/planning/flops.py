@@ -1,13 +1,10 @@
-"""FLOPs per token, in the field's two conventions, and the peak of a device."""
+"""FLOPs per token, in the field's two conventions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from megatron_prism.core.config import MambaConfig, ModelConfig
-
-# dense, NVIDIA's data sheets (SXM); an A100 has no FP8
-PEAK_TFLOPS = {"bf16": {"H100": 989.0, "H200": 989.0, "A100": 312.0}, "fp8": {"H100": 1979.0, "H200": 1979.0}}
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,3 @@ def _mamba_forward(mamba: MambaConfig, hidden: int) -> int:
     inner, states = mamba.num_heads * mamba.head_dim, mamba.num_groups * mamba.state_dim
     projections = 2 * hidden * (2 * inner + 2 * states + mamba.num_heads) + 2 * inner * hidden
     return projections + 2 * mamba.conv_kernel * (inner + 2 * states) + 7 * inner * mamba.state_dim
-
-
-def peak_tflops(device_name: str, precision: str) -> float | None:
-    """Return a device's dense peak in TFLOP/s in fp32, bf16 or fp8, or None where it is not in PEAK_TFLOPS."""
-    return next((peak for name, peak in PEAK_TFLOPS.get(precision, {}).items() if name in device_name), None)

@@ -16,7 +16,6 @@ from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig,
 from megatron_prism.planning.stage import Stage
 
 GIB = 2**30
-GPU_GIB = 79.1  # capacity of an 80 GB H100 as torch reports it, including CUDA's own context
 CONTEXT_GIB = 2.0  # CUDA context, kernels, cuBLAS and Transformer Engine workspaces: an allowance, not measured
 GROUP_GIB = 0.4  # NCCL's buffers, for each kind of communication of a rank: an allowance
 FRAGMENTATION = 0.05  # of the memory that is allocated and freed, under expandable_segments: an allowance

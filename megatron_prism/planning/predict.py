@@ -10,6 +10,7 @@ from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
+from megatron_prism.planning.gpus import H100, Gpu
 from megatron_prism.planning.stage import Stage
 
 WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
@@ -24,6 +25,7 @@ class Prediction:
     time: throughput.StepTime
     flops: Flops
     tokens_per_s_per_gpu: float
+    gpu: Gpu
 
     @property
     def memory_gib(self) -> list[float]:
@@ -31,31 +33,38 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
-        return max(self.memory_gib) <= memory.GPU_GIB
+        return max(self.memory_gib) <= self.gpu.memory_gib
 
 
 def predict(
-    stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = throughput.ATTENTION
+    stages: Sequence[Stage],
+    model: ModelConfig,
+    config: TrainConfig,
+    world_size: int,
+    attention: float = throughput.ATTENTION,
+    gpu: Gpu = H100,
 ) -> Prediction:
     """Return the prediction for a layout with these pipeline stages. The config must have been checked."""
     dp = data_parallel_size(config, world_size)
-    time = throughput.of_step(stages, model, config, world_size, attention)
+    time = throughput.of_step(stages, model, config, world_size, attention, gpu)
     return Prediction(
         stages=tuple(stages),
         memories=tuple(memory.of_stage(stage, index, model, config, dp) for index, stage in enumerate(stages)),
         time=time,
         flops=flops_per_token(model, config.data.seq_length),
         tokens_per_s_per_gpu=config.batch.global_size * config.data.seq_length / world_size / time.step_s,
+        gpu=gpu,
     )
 
 
 def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_per_gpu_hour: float) -> dict[str, Any]:
     """Return a prediction as the plan's plain values. MFU is named by its convention. The price is the caller's assumption."""
-    peak = throughput.peak_flops(throughput.precision_of(config))
+    peak = prediction.gpu.peak_flops(throughput.precision_of(config))
     rate, tokens_per_step = prediction.tokens_per_s_per_gpu, config.batch.global_size * config.data.seq_length
     hours = tokens_per_step * config.steps / rate / 3600
     saved = checkpoint_bytes(prediction.stages, config)
     return {
+        "gpu": prediction.gpu.name,
         "tokens": tokens_per_step * config.steps,
         "tokens_per_step": tokens_per_step,
         "flops_per_token_causal": prediction.flops.causal,
@@ -70,7 +79,7 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
         "mfu_full": rate * prediction.flops.full / peak,
         "peak_tflops": peak / 1e12,
         "memory_gib_per_gpu_max": max(prediction.memory_gib),
-        "memory_gib_available": memory.GPU_GIB,
+        "memory_gib_available": prediction.gpu.memory_gib,
         "fits": prediction.fits,
         "stages": [_stage(index, *pair) for index, pair in enumerate(zip(prediction.stages, prediction.memories, strict=True))],
         "hours": hours / world_size,

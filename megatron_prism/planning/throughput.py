@@ -1,4 +1,4 @@
-"""Seconds of a training step on H100s: a model with few constants, not a simulation.
+"""Seconds of a training step on H100s or H200s: a model with few constants, not a simulation.
 
 A stage's time for a microbatch is the sum of its matrix products, attention, elementwise work and exposed communication. The slowest stage
 sets the pace of the pipeline. Gradients, optimizer and weights add their time once per step. Fitted constants are marked, and
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
-from megatron_prism.planning.flops import PEAK_TFLOPS
+from megatron_prism.planning.gpus import H100, Gpu
 from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
 from megatron_prism.planning.stage import Stage
 
@@ -22,8 +22,7 @@ ATTENTION = 0.60  # of the bf16 peak, causal FLOPs, with the kernels of 2025 and
 TENSOR_EXPOSED = 0.5  # share of tensor-parallel communication: Megatron-Core hides the backward half. An assumption
 SCAN = 0.05  # of the bf16 peak, for a Mamba scan's 7 FLOPs per state element: an assumption, nothing is published
 PASSES = 4.0  # writes and reads, in total, of a byte that is kept for the backward pass: an assumption
-FP32_TFLOPS = 67.0  # NVIDIA's data sheet, outside the tensor cores
-HBM_BYTES_S = 3.35e12 * 0.75
+HBM = 0.75  # of the memory's peak: an assumption
 NVLINK_BYTES_S = 450e9 * 0.75  # one way
 INFINIBAND_BYTES_S = 50e9 * 0.85  # one 400 Gbit/s port per GPU
 GPUS_PER_NODE = 8
@@ -50,16 +49,18 @@ class StepTime:
         return sum(vars(self).values())
 
 
-def of_step(stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION) -> StepTime:
+def of_step(
+    stages: Sequence[Stage], model: ModelConfig, config: TrainConfig, world_size: int, attention: float = ATTENTION, gpu: Gpu = H100
+) -> StepTime:
     """Return the time of a step, which the slowest stage sets. attention: the kernels' share of the peak, as ATTENTION."""
     grid = config.parallel
     dp = data_parallel_size(config, world_size)
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
-    times = [microbatch(stage, model, config, attention) for stage in stages]
+    times = [microbatch(stage, model, config, attention, gpu) for stage in stages]
     slowest = max(range(len(times)), key=lambda index: sum(times[index].values()))
     pace = sum(times[slowest].values())
     bubble = (grid.pp - 1) / (grid.vpp or 1) * sum(sum(part.values()) for part in times) / len(times)
-    data, update = _once_a_step(stages[slowest], config, dp, pace)
+    data, update = _once_a_step(stages[slowest], config, dp, pace, gpu)
     parts = {name: microbatches * value for name, value in times[slowest].items()}
     return StepTime(**parts, pipeline_s=bubble, data_s=data, optimizer_s=update)
 
@@ -69,17 +70,12 @@ def precision_of(gang: GangConfig) -> str:
     return "fp8" if gang.fp8 is not None else gang.precision
 
 
-def peak_flops(precision: str) -> float:
-    """Return an H100's dense peak, in FLOP/s."""
-    return 1e12 * (FP32_TFLOPS if precision == "fp32" else PEAK_TFLOPS[precision]["H100"])
-
-
-def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float) -> dict[str, float]:
+def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention: float, gpu: Gpu) -> dict[str, float]:
     """Return the seconds of a stage's forward and backward pass over one microbatch, by use."""
     tokens, tp = tokens_of_rank(config), config.parallel.tp
     layers, others = precision_of(config), config.precision
-    peak = peak_flops(others)
-    forward = 2 * stage.matrices / (peak_flops(layers) * MATMUL[layers])
+    peak = gpu.peak_flops(others)
+    forward = 2 * stage.matrices / (gpu.peak_flops(layers) * MATMUL[layers])
     trained = stage.trainable_matrices / max(stage.matrices, 1)  # a frozen matrix needs only the gradient of its input
     matmul = forward * (2 + trained)
     if stage.is_last:
@@ -91,7 +87,7 @@ def microbatch(stage: Stage, model: ModelConfig, config: TrainConfig, attention:
     kept = sum(kept_by_layer(letter, model, replace(config, recompute=RecomputeConfig())) for letter in stage.letters)
     if stage.is_last:
         kept += 6.0 * padded_vocab_size(model.vocab_size, tp) / tp
-    elementwise = PASSES * kept / HBM_BYTES_S
+    elementwise = PASSES * kept / (gpu.hbm_bytes_s * HBM)
     per_token = {
         "matmul_s": matmul,
         "attention_s": 3 * attend,
@@ -152,7 +148,7 @@ def _link(span: int) -> float:
     return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
 
 
-def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float) -> tuple[float, float]:
+def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float, gpu: Gpu) -> tuple[float, float]:
     """Return the exposed seconds of gradients and weights, and the seconds of the optimizer.
 
     A ring over nodes uses the port of each of its GPUs in a node. Overlapped communication hides behind one microbatch's pass.
@@ -167,6 +163,6 @@ def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float) -> tuple[
     if grid.overlap_param_gather:
         weights = max(0.0, weights - pace / 3)
     shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
-    update = 34.0 * shard / HBM_BYTES_S  # fp32 weights and moments read and written, gradients read, bf16 weights written
+    update = 34.0 * shard / (gpu.hbm_bytes_s * HBM)  # fp32 weights and moments read and written, gradients read, bf16 weights written
     offloaded = gang.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
     return gradients + weights, update + offloaded

@@ -14,7 +14,7 @@ from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.models import build, shapes
 from megatron_prism.parallel import groups, host
 from megatron_prism.parallel.groups import Groups
-from megatron_prism.planning import stage
+from megatron_prism.planning import gpus, stage
 from megatron_prism.planning.predict import Prediction, predict
 
 WARM_UP, MEASURED = 5, 5  # steps of a start: the first compile kernels and choose algorithms
@@ -84,4 +84,4 @@ def prediction(model: ModelConfig, config: TrainConfig, chunks: Sequence[Any], s
     mine = stage.of_sizes(shapes.sizes_of(chunks, states(chunks)), letters, grid.pp_rank == 0, grid.pp_rank == grid.pp - 1, config)
     held = groups.gather((grid.pp_rank, mine))
     stages = [max((each for rank, each in held if rank == number), key=lambda one: one.parameters) for number in range(grid.pp)]
-    return predict(stages, model, config, grid.world_size)
+    return predict(stages, model, config, grid.world_size, gpu=gpus.of_device(host.device_name()))

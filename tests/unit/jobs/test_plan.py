@@ -61,6 +61,8 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tmp_path: Path)
     nearest = problem.partition("the nearest that fits: ")[2].split()
     assert "GiB on pipeline stage 0" in problem and nearest
     assert plan(tmp_path, RECIPE, "--gpus", 8, *changes, *nearest).returncode == 0
+    larger = plan(tmp_path, RECIPE, "--gpus", 8, "--gpu", "h200", *changes)
+    assert larger.returncode == 0 and "gpu: h200" in larger.stdout.splitlines(), larger.stderr
 
 
 def test_a_sweep_ranks_what_fits_on_any_number_of_gpus(tmp_path: Path) -> None:

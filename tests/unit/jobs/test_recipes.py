@@ -14,7 +14,7 @@ from megatron_prism.core.config import ModelConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
 from megatron_prism.core.scalars import LAYOUTS
-from megatron_prism.planning import memory
+from megatron_prism.planning.gpus import H100
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs" / "recipes").glob("*/*.yaml"))}
@@ -60,7 +60,7 @@ def test_a_recipe_fits_and_leaves_room(
     plans: dict[tuple[str, int], dict[str, Any]], preset_parameters: dict[str, int], name: str, size: int
 ) -> None:
     plan, model = plans[name, size], name.partition("/")[0]
-    assert plan["fits"] and plan["memory_gib_per_gpu_max"] <= (1 - LEFT_FREE) * memory.GPU_GIB
+    assert plan["fits"] and plan["memory_gib_per_gpu_max"] <= (1 - LEFT_FREE) * H100.memory_gib
     assert plan["world_size"] == size and plan["parameters"] == preset_parameters[model]
     grid = plan["layout"]
     held = sum(stage["parameters"] for stage in plan["stages"]) * grid["tp"]
@@ -114,4 +114,4 @@ def test_layouts_that_have_run_fit(found: dict[str, Any]) -> None:
     for row in found["published"]:
         if row["facts"]["source"] != "bridge" or row["facts"]["model"] != "llama3-8b":
             halved = [total - gradients / 2 for total, gradients in zip(row["memory_gib"], row["gradients_gib"], strict=True)]
-            assert max(halved) < memory.GPU_GIB, row["facts"]
+            assert max(halved) < H100.memory_gib, row["facts"]

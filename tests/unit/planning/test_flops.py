@@ -8,7 +8,7 @@ import pytest
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.families import registry
-from megatron_prism.planning.flops import flops_per_token, peak_tflops
+from megatron_prism.planning.flops import flops_per_token
 
 
 def test_llama_8b_at_8192(llama_8b: ModelConfig) -> None:
@@ -45,18 +45,3 @@ def test_causal_is_half_of_the_scores_and_grows_with_the_length(llama_8b: ModelC
 def test_parameters_of_llama_8b(llama_8b: ModelConfig) -> None:
     assert registry.num_parameters(llama_8b) == 8_030_261_248
     assert registry.num_parameters(dataclasses.replace(llama_8b, tie_word_embeddings=True)) == 8_030_261_248 - 128256 * 4096
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bf16", 989.0),
-        ("NVIDIA H200", "bf16", 989.0),
-        ("NVIDIA H100", "fp32", None),
-        ("cpu", "bf16", None),
-        ("NVIDIA H100 80GB HBM3", "fp8", 1979.0),
-        ("NVIDIA A100-SXM4-80GB", "fp8", None),
-    ],
-)
-def test_peak_is_known_or_none(name: str, precision: str, peak: float | None) -> None:
-    assert peak_tflops(name, precision) == peak

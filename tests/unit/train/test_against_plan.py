@@ -53,7 +53,7 @@ def prediction_of(grid: Any) -> list[Any]:
 
     assert CONFIG.model is not None
     chunks = models.build(CONFIG.model, grid, CONFIG)
-    with mock.patch.object(against_plan, "host", types.SimpleNamespace(has_cuda=lambda: True)):
+    with mock.patch.object(against_plan, "host", types.SimpleNamespace(has_cuda=lambda: True, device_name=lambda: "NVIDIA H200")):
         predicted = against_plan.prediction(CONFIG.model, CONFIG, chunks, sharded.weights, grid)
     assert predicted is not None and against_plan.prediction(CONFIG.model, CONFIG, chunks, sharded.weights, grid) is None
     return [[str(stage) for stage in predicted.stages], predicted.time.step_s]
@@ -62,11 +62,12 @@ def prediction_of(grid: Any) -> list[Any]:
 def planned() -> list[Any]:
     """In a process of its own: the same, by `prism plan`."""
     from megatron_prism.jobs import plan
+    from megatron_prism.planning.gpus import H200
     from megatron_prism.planning.predict import predict
 
     assert CONFIG.model is not None
     stages = plan.built(CONFIG.model, CONFIG)
-    return [[str(stage) for stage in stages], predict(stages, CONFIG.model, CONFIG, 4).time.step_s]
+    return [[str(stage) for stage in stages], predict(stages, CONFIG.model, CONFIG, 4, gpu=H200).time.step_s]
 
 
 def test_the_prediction_of_a_gang_is_the_planners(run_distributed: Callable[..., list[Any]]) -> None:
