@@ -46,6 +46,7 @@ def refused(path: Path, *, read: bool) -> str:
     return str(caught.value)
 
 
+# mtime=0: a test is known by its bytes, which must be those of every worker
 @pytest.mark.parametrize(
     ("name", "held", "found", "fix"),
     [
@@ -54,12 +55,12 @@ def refused(path: Path, *, read: bool) -> str:
         ("a.jsonl", FORBIDDEN, "an error message of a file store", "hf download"),
         ("a.jsonl", b"/annex/objects/SHA256E-s10--0.jsonl\n", "a pointer of git-annex", "git annex get"),
         ("a.txt", bytes(5000), "zeros", "fetch or copy it again"),
-        ("a.jsonl", gzip.compress(LINES.encode()), "a gzip file", "name it a.jsonl.gz"),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "a gzip file", "name it a.jsonl.gz"),
         ("a.jsonl.gz", zstandard.compress(LINES.encode()), "a zstd file", "name it a.jsonl.zst"),
         ("a.jsonl", bz2.compress(LINES.encode()), "a bzip2 file", "unpack it"),
         ("a.jsonl.gz", LINES.encode(), "plain text", "name it a.jsonl"),
         ("a.parquet", LINES.encode(), "plain text", "name it .jsonl"),
-        ("a.parquet", gzip.compress(parquet()), "a gzip file", "unpack it"),
+        ("a.parquet", gzip.compress(parquet(), mtime=0), "a gzip file", "unpack it"),
         ("a.jsonl", parquet(), "a Parquet file", "name it a.parquet"),
         ("a.arrow", arrow_file(), "an Arrow file (Feather)", "as .parquet"),
         ("a.jsonl", LINES.encode("utf-16"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
@@ -78,7 +79,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_the_way_out(
         assert f"{name}: found {found}" in message and fix in message
 
 
-@pytest.mark.parametrize("within", [gzip.compress(LINES.encode()), LINES.encode("utf-16"), PAGE])
+@pytest.mark.parametrize("within", [gzip.compress(LINES.encode(), mtime=0), LINES.encode("utf-16"), PAGE])
 def test_what_is_within_a_compressed_file_is_looked_at_too(tmp_path: Path, within: bytes) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(within))
     message = refused(tmp_path / "a.jsonl.gz", read=True)
