@@ -24,6 +24,7 @@ from megatron_prism.core.config.train import (
     InitConfig,
     MixtureChange,
     OptimizerConfig,
+    RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Precision",
     "PrepareConfig",
     "RecomputeConfig",
+    "RunConfig",
     "SampleConfig",
     "SaveConfig",
     "ScheduleConfig",
