@@ -56,7 +56,46 @@ def is_kept(group: Group, config: AlgorithmConfig) -> bool:
 def advantages(groups: Sequence[Group], config: AlgorithmConfig) -> list[torch.Tensor]:
     """Return each group's advantages (G,), fp64. The groups are a batch: those that are kept.
 
-    Only the two reinforce++ look beyond a group. A standard deviation is the population's (divided by the number, not one less).
+    Only the two reinforce++ look beyond a group: at all counted responses of the batch, each once. A standard deviation is the
+    population's: divided by the number, not by one less.
     Source: grpo: the paper, section 9.1. dr_grpo: arXiv 2503.20783. rloo: arXiv 2402.14740. reinforce++: arXiv 2501.03262.
     """
-    raise NotImplementedError
+    if config.advantage == "reinforce++":
+        return _over_batch([_without_phantoms(group) for group in groups], groups, config, is_centered=False)
+    by_group = [_within_group(group, config) for group in groups]
+    return _over_batch(by_group, groups, config, is_centered=True) if config.advantage == "reinforce++_baseline" else by_group
+
+
+def _within_group(group: Group, config: AlgorithmConfig) -> torch.Tensor:
+    """Return (G,) by the group's own statistics: r - mean, and for grpo and rloo scaled. Zeros where there is no variance."""
+    advantages_G = torch.zeros_like(group.rewards_G)
+    if not group.has_variance:
+        return advantages_G
+    counted_N = group.rewards_G[group.is_counted_G]
+    centered_N = counted_N - counted_N.mean()
+    if config.advantage == "grpo":
+        centered_N = centered_N / (counted_N.std(correction=0) + config.advantage_eta)
+    elif config.advantage == "rloo":  # r - (sum - r) / (N - 1)
+        centered_N = centered_N * len(counted_N) / (len(counted_N) - 1)
+    advantages_G[group.is_counted_G] = centered_N
+    return advantages_G
+
+
+def _without_phantoms(group: Group) -> torch.Tensor:
+    """Return a group's rewards (G,), without penalties where it is unanimous."""
+    return group.is_right_G.double() if group.is_unanimous else group.rewards_G
+
+
+def _over_batch(values: Sequence[torch.Tensor], groups: Sequence[Group], config: AlgorithmConfig, is_centered: bool) -> list[torch.Tensor]:
+    """Return the groups' values (G,) by the statistics of the batch's counted responses: less their mean, over their standard deviation.
+
+    is_centered: each group's values sum to 0, so that their mean is 0 but for rounding and is not subtracted.
+    """
+    if not groups:
+        return []
+    counted_N = torch.cat([values_G[group.is_counted_G] for values_G, group in zip(values, groups, strict=True)])
+    if not len(counted_N):
+        return [torch.zeros_like(values_G) for values_G in values]
+    mean = 0.0 if is_centered else counted_N.mean()
+    std = counted_N.std(correction=0) + config.advantage_eta
+    return [(values_G - mean) / std * group.is_counted_G for values_G, group in zip(values, groups, strict=True)]
