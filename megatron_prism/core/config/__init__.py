@@ -17,6 +17,7 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
+from megatron_prism.core.config.rl import AlgorithmConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -30,6 +31,7 @@ from megatron_prism.core.config.train import (
 )
 
 __all__ = [
+    "AlgorithmConfig",
     "BatchConfig",
     "ClusterConfig",
     "ContainerConfig",
