@@ -119,8 +119,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
         if is_first:
             _announce(resolved)
-        chunks, optimizer, newest = build_from(config, begin, groups)
-        resumed = resume(newest, config.steps, chunks, optimizer, groups)
+        chunks, optimizer, resumed = _build(config, begin, groups)
         first_step = resumed.step if resumed else 0
         computing = kernels.find(chunks, optimizer, config, groups)
         if is_first:
@@ -190,6 +189,12 @@ def _announce(resolved: Resolved) -> None:
         "blend: %s", "  ".join(f"{part['name']} {part['share']:.2%} ({part['epochs']:.2f} epochs)" for part in figures["sources"])
     )
     run_folder.note(config.run_dir, realised_blend=figures["sources"])
+
+
+def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
+    """Return (model chunks, optimizer, the run's newest whole checkpoint, whose state they hold; None where the run begins)."""
+    chunks, optimizer, newest = build_from(config, begin, groups)
+    return chunks, optimizer, resume(newest, config.steps, chunks, optimizer, groups)
 
 
 def build_from(config: RunConfig, begin: Start, groups: Groups) -> tuple[Any, Any, Path | None]:

@@ -18,19 +18,23 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
         *check_run(config, world_size),
         *([] if check_size(config, world_size) else _check_batch(config, world_size)),
         *_check_sequence(config),
+        *check_course(config),
     ]
 
 
 def check_run(config: RunConfig, world_size: int) -> list[Problem]:
-    """Return the problems of the values, and between the keys that every run that trains a model has."""
+    """Return the problems of the values, and of where any run begins and on what gang."""
     return [
         *check_bounds(config),
         *check_origin(config),
         *check_gang(config, world_size),
         *_check_fp8_weights(config),
-        *_check_schedule(config),
-        *_check_times(config),
     ]
+
+
+def check_course(config: RunConfig) -> list[Problem]:
+    """Return the problems of any run's schedule and of its times."""
+    return [*_check_schedule(config), *_check_times(config)]
 
 
 def check_origin(config: RunConfig) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
-from megatron_prism.core.config.rl import AlgorithmConfig
+from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -59,7 +59,9 @@ __all__ = [
     "PipelineConfig",
     "Precision",
     "PrepareConfig",
+    "RLConfig",
     "RecomputeConfig",
+    "ReferenceConfig",
     "RunConfig",
     "SampleConfig",
     "SaveConfig",

@@ -1,11 +1,14 @@
-"""The config of reinforcement learning, in sections."""
+"""The config of `prism rl`, and the sections that only reinforcement learning has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_prism.core.config.section import Range, Section
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.config.section import MAY_CHANGE, Range, Section
+from megatron_prism.core.config.train import OptimizerConfig, RunConfig, ScheduleConfig
 
 Advantage = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
 Loss = Literal["clip", "gspo", "cispo"]
@@ -80,3 +83,118 @@ class AlgorithmConfig(Section):
 
     repetition_ngram_tokens: Annotated[int, Range(ge=1)] = 20
     """The tokens of such an n-gram. The paper does not say: ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(Section):
+    """What a step samples."""
+
+    engine: Annotated[Literal["cached"], MAY_CHANGE] = "cached"
+    """What samples: `cached` is the embedded engine, on the training model's own weights."""
+
+    num_prompts: Annotated[int, Range(ge=1)] = 64
+    """The prompts of a step (paper: 64)."""
+
+    num_samples: Annotated[int, Range(ge=1)] = 16
+    """The responses to a prompt, its group (paper: 16)."""
+
+    max_tokens: Annotated[int, Range(ge=1)]
+    """The most tokens of a response (paper: 16,384 with its prompt)."""
+
+    temperature: Annotated[float, Range(gt=0)] = 1.0
+    """What divides the sampler's logits (paper: 1). The trainer's log-probabilities are those of temperature 1, so any other is refused."""
+
+    num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
+    """The responses that decode together on each data-parallel replica."""
+
+    max_refills: Annotated[int, Range(ge=0)] = 0
+    """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
+    trains on the groups that are left."""
+
+    keep: Annotated[bool, MAY_CHANGE] = False
+    """Write each step's responses (rollouts/step_N.jsonl): ids, text, outcome, reward, log-probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatchConfig(Section):
+    """How a step's responses are laid out as microbatches. Several share a row, and none sees another."""
+
+    seq_length: Annotated[int, Range(ge=1)]
+    """The tokens of a row. A prompt with its longest response must fit (paper: 16,384, packed)."""
+
+    micro_size: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
+    """The rows of a microbatch, on one rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(Section):
+    """The reference model of the KL term: the weights that the run began with, which follow the policy by soft updates (paper)."""
+
+    alpha: Annotated[float, Range(ge=0, le=1)] = 0.6
+    """reference = alpha x policy + (1 - alpha) x reference. The paper gives no size: open-instruct's default."""
+
+    interval: Annotated[int, Range(ge=0)] = 1
+    """The steps between two updates. 0: the reference never changes. The paper does not say: ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptimizerConfig(OptimizerConfig):
+    """AdamW. The learning rate is the paper's; it does not state the rest for reinforcement learning."""
+
+    lr: Annotated[float, Range(ge=0)] = 5e-7
+    """The learning rate at the end of the warm-up (paper)."""
+
+    eps: Annotated[float, Range(gt=0)] = 1e-8
+    """What is added to the root of the second moment. Ours: torch's default."""
+
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0
+    """Decoupled weight decay. Biases and norms are not decayed. Ours: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyScheduleConfig(ScheduleConfig):
+    """Learning rate over steps: linear warm-up, then `kind` down to lr * final_factor at the last step."""
+
+    kind: Literal["cosine", "linear", "exponential", "wsd", "constant"] = "linear"
+    """The shape of the decay (paper: linear)."""
+
+    final_factor: Annotated[float, Range(ge=0, le=1)] = 0.0
+    """The last step's learning rate, as a share of lr. Ours: 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLValidationConfig(Section):
+    """Validation on prompts that are not trained on: pass@1 and pass@num_samples, unbiased, by domain."""
+
+    prompts: Path | None = None
+    """The held-out prompts, a folder as `prompts`. Null: no validation."""
+
+    num_samples: Annotated[int, Range(ge=1)] = 4
+    """The responses to a prompt. Each validation draws with the same seeds."""
+
+    interval: Annotated[int, Range(ge=0)] = 0
+    """The steps between validations. 0: only at the start and at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig(RunConfig):
+    """`prism rl`: reinforcement learning on verifiable rewards, synchronous: a step trains on what its own weights sampled."""
+
+    prompts: Annotated[Path, MAY_CHANGE]
+    """The prompt set's folder (`prism prompts`). A resumed run may find the same set at another path, and no other set."""
+
+    rollout: RolloutConfig
+
+    batch: PackedBatchConfig
+
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+
+    grade: GradeConfig = field(default_factory=GradeConfig)
+
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+    optimizer: PolicyOptimizerConfig = field(default_factory=PolicyOptimizerConfig)
+
+    schedule: PolicyScheduleConfig = field(default_factory=PolicyScheduleConfig)
+
+    validation: Annotated[RLValidationConfig, MAY_CHANGE] = field(default_factory=RLValidationConfig)
