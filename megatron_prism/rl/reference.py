@@ -56,10 +56,15 @@ class Reference:
 
     def sharded(self) -> dict[str, Any]:
         """Return it as Megatron's sharded state, under names of its own."""
+        from megatron.core.dist_checkpointing.dict_utils import nested_values
+        from megatron.core.dist_checkpointing.mapping import ShardedBase
         from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
         with self.in_place():
             state = sharded.weights(self._chunks)
+            for shard in nested_values(state):
+                if isinstance(shard, ShardedBase) and isinstance(shard.data, torch.Tensor):
+                    shard.data = shard.data.detach()  # it is the parameter itself, which holds the policy again after the block
         add_prefix_for_sharding(state, PREFIX)
         return state
 

@@ -1,4 +1,4 @@
-"""A toy for the RL loop: prompts of digits, and a grader that finds a response right where its first token is an even byte."""
+"""A toy for the RL loop: prompts of digits, and a grader that finds a response right where it has many digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_prism.rl import loop
 
 
 class Toy:
-    """Right: the response begins with a letter of the first half of the alphabet, or its length is even where it has none."""
+    """Right: a response of at least eight digits."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -38,7 +38,7 @@ class Toy:
 
 
 def is_right(text: str) -> bool:
-    return sum(character.isdigit() for character in text) >= 2
+    return sum(character.isdigit() for character in text) >= 8
 
 
 def write_prompts(folder: Path, num_prompts: int = 12) -> Path:
@@ -47,11 +47,14 @@ def write_prompts(folder: Path, num_prompts: int = 12) -> Path:
     from megatron_prism.data.prompts import Prompt
 
     folder.mkdir()
-    lines = [Prompt(id=f"p{n}", domain=("math", "science")[n % 2], kind="math", prompt=f"The sum of {n} and", gold="1") for n in range(num_prompts)]  # type: ignore[arg-type]
+    lines = [
+        Prompt(id=f"p{n}", domain=("math", "science")[n % 2], kind="math", prompt=f"The sum of {n} and", gold="1")
+        for n in range(num_prompts)
+    ]  # type: ignore[arg-type]
     text = "".join(map(prompts.to_line, lines))
     (folder / prompts.FILE).write_text(text)
     sums = hashlib.sha256(text.encode()).hexdigest()
-    (folder / prompts.MANIFEST).write_text(json.dumps({"kind": prompts.KIND, "prompts_sha256": sums, "sha256": sums}))
+    (folder / prompts.MANIFEST).write_text(json.dumps({"kind": prompts.KIND, "sha256": sums}))
     return folder
 
 
@@ -91,10 +94,10 @@ def killed_after(step: int | None) -> Any:
         loop._scored = kept
 
 
-def train(groups: Groups, kill_after: int | None = None, **values: Any) -> dict[str, Any]:
+def train(groups: Groups, kill_after: int | None = None, grid: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
     """Train the toy on a gang; return the result."""
     rl.grader.Grader, kept = Toy, rl.grader.Grader  # type: ignore[misc, assignment]
-    given = config(**values)
+    given = config(parallel=grid or {}, **values)
     try:
         with killed_after(kill_after):
             resolved = rl.resolve(given, groups.world_size)
