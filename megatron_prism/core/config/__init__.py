@@ -17,6 +17,7 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
+from megatron_prism.core.config.prompts import PromptsConfig, PromptSourceConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -56,6 +57,8 @@ __all__ = [
     "PipelineConfig",
     "Precision",
     "PrepareConfig",
+    "PromptSourceConfig",
+    "PromptsConfig",
     "RecomputeConfig",
     "SampleConfig",
     "SaveConfig",
