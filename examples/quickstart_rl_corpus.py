@@ -5,7 +5,7 @@ Run: python examples/quickstart_rl_corpus.py OUT
 OUT then holds tokenizer/, a Hugging Face folder, and
   skills.jsonl                copy, reverse, sort and count: what a base model knows
   answers.jsonl               problems answered without steps, one of five right: the format, and no way to the answer
-  solutions.jsonl             problems solved by running sums, 35 % of them with one wrong step: what mid-training adds
+  solutions.jsonl             problems solved by running sums, 45 % of them with one wrong step: what mid-training adds
   problems.jsonl              the problems that RL trains on
   problems_heldout.jsonl      every fifth problem, by its hash: no other file has one
 The same bytes come out again on every machine.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 SEED = 20260603
 MODULUS, NUM_TERMS = 5, (2, 3)
-WRONG_SHARE = 0.35  # of the solutions
+WRONG_SHARE = 0.45  # of the solutions
 LETTERS = "abcdefgh"
 THINK, END_THINK, END = "<think>", "</think>", "</s>"
 NUM_SKILLS, NUM_ANSWERS, NUM_SOLUTIONS = 8000, 3000, 8000

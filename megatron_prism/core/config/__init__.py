@@ -17,7 +17,7 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
-from megatron_prism.core.config.prompts import PromptsConfig, PromptSourceConfig
+from megatron_prism.core.config.prompts import MixConfig, MixRuleConfig, PromptsConfig, PromptSourceConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -47,6 +47,8 @@ __all__ = [
     "Llama3Rope",
     "LogConfig",
     "MambaConfig",
+    "MixConfig",
+    "MixRuleConfig",
     "MixtureChange",
     "ModelConfig",
     "OffloadConfig",

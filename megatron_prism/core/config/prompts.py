@@ -79,3 +79,34 @@ class PromptsConfig(Section):
 
     on_bad_record: Literal["error", "skip"] = "error"
     """A record that gives no prompt ends the job (error), or is left out and counted (skip)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixRuleConfig(Section):
+    """Which prompts of a domain a mix keeps, by the right answers among num_samples."""
+
+    least_right: Annotated[int, Range(ge=0)] = 1
+    """The fewest right answers."""
+
+    most_right: Annotated[int | None, Range(ge=1)] = None
+    """The most right answers. Null: all samples."""
+
+    target: Annotated[int | None, Range(ge=1)] = None
+    """The number of prompts: of more, as many are drawn by lot. Null: all."""
+
+    top_up: bool = False
+    """Where there are fewer than `target`, add prompts without a right answer, drawn by lot (paper: the balanced mix)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig(Section):
+    """A mix: which prompts RL trains on, by domain and pass count (paper, section 9.1, Appendix 15)."""
+
+    domains: dict[str, MixRuleConfig]
+    """The rule of each domain. Prompts of other domains are left out."""
+
+    num_samples: Annotated[int, Range(ge=1)] = 16
+    """The answers that were sampled for each prompt (paper: 16)."""
+
+    seed: int = 1234
+    """The seed of what is drawn."""
