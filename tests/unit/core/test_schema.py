@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, PromptsConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, MixConfig, PipelineConfig, PrepareConfig, PromptsConfig, TrainConfig
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
@@ -32,7 +32,7 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 
 def job_of(path: Path) -> type:
     of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig}.get(path.stem.rpartition("_")[2], TrainConfig)
-    return FOLDERS.get(path.parts[0], of_tiny)
+    return MixConfig if path.parent.name == "mixes" else FOLDERS.get(path.parts[0], of_tiny)
 
 
 @functools.cache
