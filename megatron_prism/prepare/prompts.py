@@ -26,8 +26,13 @@ class Unsupported(Exception):
 
 def part_of(source: PromptSourceConfig) -> PartConfig:
     """Return a source as a part that reads all fields which a prompt needs: files and columns are those of `prism prepare`."""
+    return PartConfig(path=source.path, keep=source.keep, text="".join(f"{{{name}}}" for name in fields(source)))
+
+
+def fields(source: PromptSourceConfig) -> tuple[str, ...]:
+    """Return the fields that a prompt is made of, each once."""
     names = [*records.PLACEHOLDER.findall(source.text), *filter(None, [source.gold, source.tests]), *source.choices]
-    return PartConfig(path=source.path, keep=source.keep, text="".join(f"{{{name}}}" for name in dict.fromkeys(names)))
+    return tuple(dict.fromkeys(names))
 
 
 def check_source(source: PromptSourceConfig, where: str) -> list[Problem]:
@@ -66,6 +71,7 @@ def prompt_of(record: Record, source: PromptSourceConfig, seed: int) -> tuple[Pr
         row = records.row_of(record)
         if not records.is_kept(row, source.keep):
             return None
+        row |= {name: value for name in fields(source) if name not in row and (value := _reached(row, name)) is not None}
         text = records.render(row, source.text).strip()
         text.encode()
     except UnicodeDecodeError as error:
@@ -86,6 +92,21 @@ def prompt_of(record: Record, source: PromptSourceConfig, seed: int) -> tuple[Pr
         asked = random.Random(f"{seed}/format/{id}").choice(source.formats).replace(PROMPT, asked)
     said = ({"role": "user", "content": asked},) if source.chat else asked
     return Prompt(id=id, domain=source.domain, kind=source.kind, prompt=said, **graded), text
+
+
+def _reached(row: dict[str, Any], name: str) -> Any:
+    """Return what a dotted name leads to, through lists by number and through JSON that is written in a text. None: it leads nowhere."""
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value := _decoded(value), str):
+            value = _parsed(value, name)
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict) and part in value:
+            value = value[part]
+        else:
+            return None  # records.py names the field that is missing, and those there are
+    return value
 
 
 def _shuffled(choices: tuple[str, ...], seed: int, id: str) -> list[str]:
@@ -151,7 +172,7 @@ def _parsed(value: object, name: str) -> Any:
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise BadRecord(f"field {name!r}, which is no JSON ({error})", "tests, or JSON of them") from None
+            raise BadRecord(f"field {name!r}, which is no JSON ({error})", "JSON") from None
     return _decoded(value)
 
 

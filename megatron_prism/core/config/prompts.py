@@ -30,7 +30,8 @@ class PromptSourceConfig(Section):
     """Conditions on a record. All must hold."""
 
     text: str
-    """How a record becomes a prompt: `{field}` in braces stands for the record's field."""
+    """How a record becomes a prompt: `{field}` in braces stands for the record's field. A dot leads into an object, into a list by
+    number from 0, and into JSON that is written in a text, as for `gold`, `choices` and `tests`."""
 
     formats: tuple[str, ...] = ()
     """Instruction templates with `{prompt}`. The seed and the prompt choose one for each (paper, Appendix 15: science, balanced)."""

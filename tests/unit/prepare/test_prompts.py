@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from megatron_prism.core.config import DecontaminateConfig, KeepConfig, PartConfig, PromptsConfig, PromptSourceConfig
 from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import load
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.jobs import prompts
 from megatron_prism.prepare.prompts import prompt_of
@@ -45,6 +47,27 @@ def stem(number: int) -> dict[str, str]:
 def test_a_math_answer_stands_in_a_field_or_behind_a_marker(tmp_path: Path) -> None:
     (prompt,) = made(tmp_path, [{"question": "1 + 1?", "answer": "2 #### x\n#### 2 "}], MATH, gold_after="####")
     assert (prompt.kind, prompt.prompt, prompt.gold, prompt.tests) == ("math", "1 + 1?", "2", None)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": [{"role": "user", "content": "1 + 1?"}], "reward": {"truth": '["2"]'}},
+        {"prompt": '[{"content": "1 + 1?"}]', "reward": '{"truth": ["2"]}'},
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_field_lies_in_a_list_or_in_json_in_a_text(record: dict[str, Any], ending: str, tmp_path: Path) -> None:
+    keys = {**MATH, "text": "{prompt.0.content}", "gold": "reward.truth.0"}
+    one = source(tmp_path / "records.jsonl", [record], keys)
+    if ending == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "records.parquet")
+        one = dataclasses.replace(one, path=(str(tmp_path / "records.parquet"),))
+    prompts.run(PromptsConfig(out=tmp_path / "out", sources=(one,)))
+    (prompt,) = prompt_set.read(tmp_path / "out")
+    assert (prompt.prompt, prompt.gold) == ("1 + 1?", "2")
 
 
 def test_choices_are_shuffled_by_the_seed_and_the_letter_follows(tmp_path: Path) -> None:
@@ -168,3 +191,11 @@ def test_a_chat_prompt_is_a_users_turn() -> None:
     one = PromptSourceConfig(path=("x",), chat=True, **MATH)
     prompt_and_text = prompt_of(json.dumps({"question": "1?", "answer": "1"}).encode(), one, seed=0)
     assert prompt_and_text is not None and prompt_and_text[0].prompt == ({"role": "user", "content": "1?"},)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).resolve().parents[3] / "configs" / "prompts").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_papers_sets_are_valid_configs(path: Path) -> None:
+    config = load(path, PromptsConfig)
+    assert prompts._check(config) == [] and config.sources[0].hf_id and "UNVERIFIED" in path.read_text()
