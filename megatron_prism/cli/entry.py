@@ -30,6 +30,7 @@ for job in (
     report.doctor,
     generate.generate,
     data.prepare,
+    data.prompts,
     train.train,
     train.plan,
     rl.rl,

@@ -14,14 +14,14 @@ from megatron_prism.data.walk import permute
 
 
 class Draw(NamedTuple):
-    """The prompt that is drawn as number `number` of a run (from 0): its epoch, and its index in the prompt set.
+    """The prompt that is drawn as number `number` of a run (from 0): its epoch, and its place in the prompt set.
 
     A step may draw a prompt twice where an epoch ends. `number` differs, so a rollout's seed is made from it, not from the prompt alone.
     """
 
     number: int
     epoch: int
-    index: int
+    prompt: int
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Order:
         epoch, position = divmod(number, self.num_prompts)
         return Draw(number, epoch, permute(position, self.num_prompts, self._key(epoch)))
 
-    def number(self, epoch: int, index: int) -> int:
+    def number(self, epoch: int, prompt: int) -> int:
         """Return when a prompt is drawn in an epoch, the inverse of `at`."""
-        return epoch * self.num_prompts + permute(index, self.num_prompts, self._key(epoch), back=True)
+        return epoch * self.num_prompts + permute(prompt, self.num_prompts, self._key(epoch), back=True)
 
     def _key(self, epoch: int) -> bytes:
         return hashlib.blake2b(f"prompts/{self.seed}/{epoch}".encode(), digest_size=16).digest()

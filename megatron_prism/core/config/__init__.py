@@ -17,7 +17,7 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
-from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig
+from megatron_prism.core.config.prompts import MixConfig, MixRuleConfig, PromptsConfig, PromptSourceConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -49,6 +49,8 @@ __all__ = [
     "Llama3Rope",
     "LogConfig",
     "MambaConfig",
+    "MixConfig",
+    "MixRuleConfig",
     "MixtureChange",
     "ModelConfig",
     "OffloadConfig",
@@ -59,7 +61,8 @@ __all__ = [
     "PipelineConfig",
     "Precision",
     "PrepareConfig",
-    "RLConfig",
+    "PromptSourceConfig",
+    "PromptsConfig",
     "RecomputeConfig",
     "ReferenceConfig",
     "RunConfig",

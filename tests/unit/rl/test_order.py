@@ -15,7 +15,7 @@ def test_every_epoch_draws_each_prompt_once(num_prompts: int) -> None:
     for epoch in range(3):
         drawn = order.draw(epoch * num_prompts, num_prompts)
         assert {draw.epoch for draw in drawn} == {epoch}
-        assert sorted(draw.index for draw in drawn) == list(range(num_prompts))
+        assert sorted(draw.prompt for draw in drawn) == list(range(num_prompts))
 
 
 def test_a_resumed_run_draws_what_the_unbroken_one_draws() -> None:
@@ -30,12 +30,12 @@ def test_a_resumed_run_draws_what_the_unbroken_one_draws() -> None:
 
 def test_a_draw_is_found_again() -> None:
     order = Order(37, seed=9)
-    assert all(order.number(draw.epoch, draw.index) == draw.number for draw in order.draw(0, 150))
+    assert all(order.number(draw.epoch, draw.prompt) == draw.number for draw in order.draw(0, 150))
 
 
 def test_seeds_and_epochs_differ() -> None:
     def indices(seed: int, epoch: int) -> list[int]:
-        return [draw.index for draw in Order(100, seed).draw(100 * epoch, 100)]
+        return [draw.prompt for draw in Order(100, seed).draw(100 * epoch, 100)]
 
     orders = [indices(seed, epoch) for seed in (0, 1, 10) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 6
@@ -44,5 +44,5 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_the_order_stays_the_same_on_every_machine() -> None:
-    text = ",".join(str(draw.index) for draw in Order(1000, seed=1234).draw(0, 2500))
+    text = ",".join(str(draw.prompt) for draw in Order(1000, seed=1234).draw(0, 2500))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "286001ea781792d5"
