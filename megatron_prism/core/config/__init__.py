@@ -63,6 +63,7 @@ __all__ = [
     "PrepareConfig",
     "PromptSourceConfig",
     "PromptsConfig",
+    "RLConfig",
     "RecomputeConfig",
     "ReferenceConfig",
     "RunConfig",
