@@ -18,6 +18,7 @@ from megatron_prism.core.config.prepare import (
     TurnsConfig,
 )
 from megatron_prism.core.config.prompts import MixConfig, MixRuleConfig, PromptsConfig, PromptSourceConfig
+from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
