@@ -134,7 +134,7 @@ def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: 
         draws = order.draw(num_drawn, missing)
         num_drawn += missing
         seeds = [seed_of(config.seed, step, draw.number) for draw in draws]
-        drawn = sampler.respond([prompts[draw.index] for draw in draws], config.rollout.num_samples, seeds, step - 1)
+        drawn = sampler.respond([prompts[draw.prompt] for draw in draws], config.rollout.num_samples, seeds, step - 1)
         groups += drawn
         kept += [group for group in drawn if is_kept(group_of(samples([group]), config.algorithm), config.algorithm)]
     return Rollouts(groups, kept, num_drawn)
