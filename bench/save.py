@@ -61,7 +61,7 @@ def cpu_s() -> float:
 class Bare:
     """What the bench's checkpoints hold beside their tensors: a name."""
 
-    def write(self, path: Path, step: int, guard: Any) -> None:
+    def write(self, path: Path, step: int, facts: Any) -> None:
         folder.write_meta(path, {})
 
 

@@ -11,7 +11,14 @@ from generated import ROOT, write
 from megatron_prism.jobs import config
 
 DOCUMENT = ROOT / "docs" / "CONFIG.md"
-TITLES = {"train": "prism train", "prepare": "prism prepare", "cluster": "a cluster", "pipeline": "a pipeline"}
+TITLES = {
+    "train": "prism train",
+    "rl": "prism rl",
+    "prepare": "prism prepare",
+    "prompts": "prism prompts",
+    "cluster": "a cluster",
+    "pipeline": "a pipeline",
+}
 
 
 def table() -> str:

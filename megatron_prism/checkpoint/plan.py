@@ -223,7 +223,7 @@ def _check_state(rules: Sequence[Rule], found: Mapping[str, tuple[int, ...]], wh
         padded = found.get(key, shape)
         if padded[1:] != shape[1:] or padded[0] < shape[0] or (padded[0] > shape[0] and not _is_vocabulary(key)):
             problems.append(Problem(f"{where}: {key}", f"shape {list(padded)}", f"shape {list(shape)}"))
-    extra = [key for key in found if key not in wanted and not key.startswith("optimizer.")]
+    extra = [key for key in found if key not in wanted and not key.startswith(("optimizer.", "reference."))]
     problems += [Problem(f"{where}: {key}", "a model tensor without a rule", "only the tensors of the architecture") for key in extra]
     if problems:
         raise CheckpointError(problems)

@@ -5,7 +5,7 @@ Hugging Face files it began with), checkpoints/step_NNNNNNNN and checkpoints/lat
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, integrity, same_data
 from megatron_prism.core import disk, log
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import RunConfig, TrainConfig
 from megatron_prism.core.config.keys import walk
 from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
 from megatron_prism.core.load import flat, load, to_dict, to_yaml
@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 CHAT_TEMPLATES = ("additional_chat_templates",)  # what belongs to a tokenizer among a folder's subfolders
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
-WRITTEN = (folder.META, CONFIG, MANIFEST, ORIGIN, CHECKPOINTS, "metrics.jsonl", "tensorboard", "samples")  # the first by no run itself
+WRITTEN = (
+    folder.META,
+    CONFIG,
+    MANIFEST,
+    ORIGIN,
+    CHECKPOINTS,
+    "metrics.jsonl",
+    "tensorboard",
+    "samples",
+    "rollouts",
+)  # the first by no run itself
 
 
 def is_started(run_dir: Path) -> bool:
@@ -51,8 +61,8 @@ def origin(run_dir: Path) -> folder.Checkpoint:
     return folder.read(run_dir / ORIGIN)
 
 
-def check_resume(config: TrainConfig, mixtures: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """Return the keys that a resumed run has changed and must not, and what is wrong with its mixtures.
+def check_resume(config: RunConfig, mixtures: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Return the keys that a resumed run has changed and must not, and what is wrong with a training run's mixtures.
 
     A key may change where its definition has the mark MAY_CHANGE: the same sequences, in the same steps, with the same learning rates, follow
     from the keys without it, and from the mixtures being the same ones (same_data.py). mixtures: as `segments.describe` gives them.
@@ -60,23 +70,26 @@ def check_resume(config: TrainConfig, mixtures: Sequence[Mapping[str, Any]]) -> 
     if not is_started(config.run_dir):
         return []
     path = config.run_dir / CONFIG
-    before = load(path, TrainConfig)
+    before = load(path, type(config))
     then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
     keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
-    may_change = {name for name, key in walk(TrainConfig) if key.may_change}
+    may_change = {name for name, key in walk(type(config)) if key.may_change}
     changed = [key for key in keys if then.get(key) != now.get(key) and key not in may_change]
     required = f"as in {path} of the run that is resumed"
     problems = [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fix) for key in changed]
-    return [*problems, *same_data.check(before.data, config.data, _last_start(config.run_dir), mixtures, last_step(config.run_dir))]
+    if isinstance(config, TrainConfig) and isinstance(before, TrainConfig):
+        problems += same_data.check(before.data, config.data, last_start(config.run_dir), mixtures, last_step(config.run_dir))
+    return problems
 
 
-def _last_start(run_dir: Path) -> Mapping[str, Any]:
+def last_start(run_dir: Path) -> Mapping[str, Any]:
+    """Return what the manifest says of a run's last start, nothing where it has none."""
     path = run_dir / MANIFEST
     return read_json(path)["starts"][-1] if path.is_file() else {}
 
 
-def check_place(config: TrainConfig) -> list[Problem]:
+def check_place(config: RunConfig) -> list[Problem]:
     """A run folder is new, or a run's; else nothing in it may have a name that a run writes: a checkpoint, a mixture, a config of the user's."""
     path, required = config.run_dir, "a new folder, or a run's"
     try:
@@ -99,9 +112,10 @@ def _kind(path: Path) -> Any:
 
 
 @contextmanager
-def begin(config: TrainConfig, start: Start, figures: Mapping[str, Any], groups: Groups) -> Iterator[None]:
+def begin(config: RunConfig, start: Start, inputs: Sequence[Path], figures: Mapping[str, Any], groups: Groups) -> Iterator[None]:
     """Lay the run folder out, and hold it for this gang until the run ends: rank 0 does both, and every rank calls this.
 
+    inputs: the files that the run reads beside a checkpoint, whose hashes the manifest keeps.
     Raises: EnvironmentFault on every rank where another gang trains there, or the folder cannot be written.
     """
     from megatron_prism.parallel.groups import from_first
@@ -110,7 +124,7 @@ def begin(config: TrainConfig, start: Start, figures: Mapping[str, Any], groups:
         failure: PrismError | None = None
         if groups.rank == 0:
             try:
-                stack.enter_context(_held(config, start, figures))
+                stack.enter_context(_held(config, start, inputs, figures))
             except PrismError as error:
                 failure = error
         if failure := from_first(failure):
@@ -119,7 +133,7 @@ def begin(config: TrainConfig, start: Start, figures: Mapping[str, Any], groups:
 
 
 @contextmanager
-def _held(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> Iterator[None]:
+def _held(config: RunConfig, start: Start, inputs: Sequence[Path], figures: Mapping[str, Any]) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -128,25 +142,22 @@ def _held(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> Iter
                 fault = f"{config.run_dir} stood at step {start.step} when this run looked, and stands at step {step} now"
                 raise EnvironmentFault(f"{fault}; start it again")
             tidy(config.run_dir)
-            _lay_out(config, start, figures)
+            _lay_out(config, start, inputs, figures)
         except OSError as error:
             raise EnvironmentFault(f"{error.filename or config.run_dir}: {error.strerror or error}") from error
         yield
 
 
-def _lay_out(config: TrainConfig, start: Start, figures: Mapping[str, Any]) -> None:
+def _lay_out(config: RunConfig, start: Start, inputs: Sequence[Path], figures: Mapping[str, Any]) -> None:
     """Write the resolved config, the manifest, and what the run's checkpoints carry along; note a resume in the manifest."""
-    inputs = [
-        path / MANIFEST for path in dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes))) if path
-    ]
     if not start.is_resumed:
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
             _write_origin(start, temporary)
             integrity.seal(temporary)
         if start.weights is not None:
-            inputs.append(folder.read(start.weights).root / folder.META)
-    elif config.init != (began := load(config.run_dir / CONFIG, TrainConfig).init):
+            inputs = [*inputs, folder.read(start.weights).root / folder.META]
+    elif config.init != (began := load(config.run_dir / CONFIG, type(config)).init):
         log.get().warning("init.checkpoint %s is not read: the run resumes, and began from %s", config.init.checkpoint, began.checkpoint)
         config = replace(config, init=began)
     write_text(config.run_dir / CONFIG, to_yaml(config))
@@ -175,27 +186,28 @@ def _write_origin(start: Start, target: Path) -> None:
 class Contents:
     """What a checkpoint of a run holds beside its tensors: what it is, what it was made from, and the Hugging Face files."""
 
-    config: TrainConfig
+    config: RunConfig
     start: Start
     world_size: int
+    at_step: Callable[[int], Mapping[str, Any]]
+    """What follows from the step alone, as `facts` are."""
 
-    def write(self, path: Path, step: int, guard: Mapping[str, Any]) -> None:
-        """Add it to the checkpoint of a step: rank 0 alone."""
-        config, sequences = self.config, step * self.config.batch.global_size
-        facts = folder.describe(
+    def write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
+        """Add it to the checkpoint of a step: rank 0 alone. facts: `tokens`, those that the run has trained on, and others to be kept."""
+        config, kept = self.config, {**self.at_step(step), **facts}
+        described = folder.describe(
             self.start.model,
             step,
-            self.start.tokens + sequences * config.data.seq_length,
+            self.start.tokens + kept.pop("tokens"),
             dtype=self.start.dtype,
             world_size=self.world_size,
             parallel=to_dict(config.parallel),
-            data={"sequences": sequences, "seq_length": config.data.seq_length, "prepared": str(config.data.prepared)},
             generators=f"of {self.world_size} ranks, in {folder.STATE}",
-            guard=guard,
             manifest=read_json(config.run_dir / MANIFEST)["starts"][-1],
+            **kept,
         )
         folder.copy_hf(config.run_dir / ORIGIN, path)
-        folder.write_meta(path, facts)
+        folder.write_meta(path, described)
 
 
 def note(run_dir: Path, **facts: Any) -> None:

@@ -33,26 +33,36 @@ FILES_PER_RANK = 1  # the ranks of a node write side by side
 class Contents(Protocol):
     """What a checkpoint holds beside its tensors (run_folder.Contents)."""
 
-    def write(self, path: Path, step: int, guard: Mapping[str, Any]) -> None:
+    def write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
         """Add it to the checkpoint of a step: rank 0 alone."""
 
 
 class Saver:
     """Writes a run's checkpoints, one at a time, and keeps as many as the config says (train/loop.py calls it)."""
 
-    def __init__(self, run_dir: Path, config: SaveConfig, contents: Contents, chunks: Sequence[Any], optimizer: Any, groups: Groups):
-        self.longest_s = 0.0
+    def __init__(
+        self,
+        run_dir: Path,
+        config: SaveConfig,
+        contents: Contents,
+        chunks: Sequence[Any],
+        optimizer: Any,
+        groups: Groups,
+        beside: sharded.Beside | None = None,
+    ):
+        self.longest_s, self._beside = 0.0, beside
         self._run_dir, self._config, self._contents = run_dir, config, contents
         self._chunks, self._optimizer, self._groups = chunks, optimizer, groups
         self._saving: Saving | None = None
         self._removals: list[threading.Thread] = []
 
-    def begin(self, step: int, guard: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint of this step; `guard` is kept with it."""
+    def begin(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint of this step; `facts` are kept with it."""
         assert self._saving is None
         self._began = time.monotonic()
-        state = frozen.in_full(sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False), self._chunks)
-        write_contents = partial(self._contents.write, step=step, guard=dict(guard))
+        state = sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False, beside=self._beside)
+        state = frozen.in_full(state, self._chunks)
+        write_contents = partial(self._contents.write, step=step, facts=dict(facts))
         self._saving = Saving(run_folder.step_folder(self._run_dir, step), state, write_contents, self._config.timeout_s)
 
     def is_saving(self) -> bool:
@@ -90,7 +100,7 @@ class Saver:
         path = newest(self._run_dir)
         if path is None:
             return None
-        sharded.load_training(path, self._chunks, self._optimizer, self._groups)
+        sharded.load_training(path, self._chunks, self._optimizer, self._groups, self._beside)
         return folder.read(path).step
 
     def __enter__(self) -> Saver:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,16 @@ from megatron_prism.parallel.groups import Groups, gather, is_silence, replica_g
 
 # Keys name each layer, so that every layout reads every other.
 LAYOUT = {"non_homogeneous_layers": True}
+
+
+class Beside(Protocol):
+    """Tensors that a run continues from beside weights and optimizer."""
+
+    def sharded(self) -> dict[str, Any]:
+        """Return them as a sharded state, under names that nothing else in a checkpoint has."""
+
+    def restore(self, loaded: Mapping[str, Any]) -> None:
+        """Set them to what a checkpoint has of `sharded`."""
 
 
 def weights(chunks: Sequence[Any]) -> dict[str, Any]:
@@ -69,18 +79,19 @@ def load_weights(path: Path, chunks: Sequence[Any]) -> None:
             )
 
 
-def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool) -> dict[str, Any]:
-    """Return everything a run continues from: weights, optimizer, and this rank's random generators."""
+def training_state(chunks: Sequence[Any], optimizer: Any, groups: Groups, is_loading: bool, beside: Beside | None = None) -> dict[str, Any]:
+    """Return everything a run continues from: weights, optimizer, this rank's random generators, and what it has beside them."""
     state = weights(chunks)
-    return {**state, "optimizer": optimizer_state.sharded(optimizer, chunks, state, is_loading), "generators": _generators(groups)}
+    own = {"optimizer": optimizer_state.sharded(optimizer, chunks, state, is_loading), "generators": _generators(groups)}
+    return {**state, **own, **({} if beside is None else {"beside": beside.sharded()})}
 
 
-def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Groups) -> None:
-    """Load a training checkpoint, checked before, into model, optimizer and generators, in place.
+def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Groups, beside: Beside | None = None) -> None:
+    """Load a training checkpoint, checked before, into model, optimizer, generators and what is beside them, in place.
 
     Raises: CheckpointError where it does not fit.
     """
-    wanted = training_state(chunks, optimizer, groups, is_loading=True)
+    wanted = training_state(chunks, optimizer, groups, is_loading=True, beside=beside)
     same_ranks = folder.read(path).facts.get("world_size") == groups.world_size
     if not same_ranks:  # generators belong to ranks: on another number of ranks they start from the seed
         del wanted["generators"]
@@ -89,6 +100,8 @@ def load_training(path: Path, chunks: Sequence[Any], optimizer: Any, groups: Gro
         with unpickle.guarded(path):  # Transformer Engine unpickles its FP8 state here
             unwrap(chunk).load_state_dict(loaded[f"chunk{index}"])
     optimizer_state.restore(optimizer, loaded["optimizer"])
+    if beside is not None:
+        beside.restore(loaded["beside"])
     if same_ranks:
         _restore_generators(loaded["generators"])
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.core.check.train import check_origin
-from megatron_prism.core.config import InitConfig, ModelConfig, TrainConfig
+from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import flat
 from megatron_prism.data import tokenizer
@@ -41,7 +41,7 @@ class Start:
         return self.step > 0
 
 
-def resolve(config: TrainConfig) -> Start:
+def resolve(config: RunConfig) -> Start:
     """Return where a run starts. A run that resumes reads its own folder alone: `init.checkpoint` may be gone by then.
 
     Raises: InputError where `init.checkpoint` is no checkpoint, or not the one that the config describes.
@@ -95,7 +95,7 @@ def _check_expected(init: InitConfig, expected: ModelConfig | None, actual: Mode
     return [Problem(f"model.{key}", str(said.get(key)), f"{is_so.get(key)}, as in {init.checkpoint}", fix) for key in keys]
 
 
-def check_tokenizer(config: TrainConfig, start: Start, mixtures: Sequence[Prepared]) -> list[Problem]:
+def check_tokenizer(config: RunConfig, start: Start, mixtures: Sequence[Prepared]) -> list[Problem]:
     """The data's ids must be rows of the embedding, and made by the tokenizer that the model is written back with."""
     path = start.assets / tokenizer.FILE
     absent_as_imported = config.init.checkpoint is not None and not path.is_file()

@@ -1,4 +1,4 @@
-"""The data of a run: `prism prepare`, `prism locate`."""
+"""The data of a run: `prism prepare`, `prism prompts`, `prism locate`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def prepare(
         typer.echo(f"report: {path}")
     if not dry_run:
         typer.echo(f"out: {settings.out}")
+
+
+def prompts(config: Config, overrides: Overrides = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Turn records into a prompt set for RL: prompts, and what grades their answers.
+
+    Example: prism prompts configs/prompts/deepscaler.yaml out=data/prompts/deepscaler
+    """
+    from megatron_prism.core.config import PromptsConfig
+    from megatron_prism.core.load import load, placed
+    from megatron_prism.jobs import prompts as job
+
+    settings = load(config, PromptsConfig, overrides or [])
+    with placed(config, PromptsConfig, overrides or []):
+        finish(job.run(settings, dry_run=dry_run), json)
 
 
 def _download(line: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, data, gang, generate, report, submit, train
+from megatron_prism.cli import convert, data, gang, generate, report, rl, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
@@ -30,8 +30,10 @@ for job in (
     report.doctor,
     generate.generate,
     data.prepare,
+    data.prompts,
     train.train,
     train.plan,
+    rl.rl,
     data.locate,
     submit.submit,
     report.status,

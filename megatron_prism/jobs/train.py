@@ -10,6 +10,7 @@ import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import folder, frozen, run_folder, saving, sharded, start
@@ -18,7 +19,7 @@ from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.precision import check_machine, check_variables
 from megatron_prism.core.check.train import check_model, check_train
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import RunConfig, TrainConfig
 from megatron_prism.core.errors import raise_problems
 from megatron_prism.data import loader, segments
 from megatron_prism.data.segments import Segment
@@ -116,7 +117,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
-        stack.enter_context(run_folder.begin(config, begin, resolved.figures, groups))
+        stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
         if is_first:
             _announce(resolved)
         chunks, optimizer, resumed = _build(config, begin, groups)
@@ -128,7 +129,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
         position = loader.Position(groups.dp_rank, groups.dp)
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
-        contents = run_folder.Contents(config, begin, groups.world_size)
+        contents = run_folder.Contents(config, begin, groups.world_size, partial(_read_until, config))
         saver = stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups))
         train_batches = loader.batches(
             dataset, first_step, config.steps, config.batch, position, config.data.num_workers, pin_memory=host.has_cuda()
@@ -166,6 +167,20 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     }
 
 
+def _inputs(config: TrainConfig) -> list[Path]:
+    prepared = dict.fromkeys((config.data.prepared, *(change.prepared for change in config.data.changes)))
+    return [path / run_folder.MANIFEST for path in prepared if path]
+
+
+def _read_until(config: TrainConfig, step: int) -> dict[str, Any]:
+    """Return what a checkpoint says of the data that was read until a step."""
+    sequences, data = step * config.batch.global_size, config.data
+    return {
+        "tokens": sequences * data.seq_length,
+        "data": {"sequences": sequences, "seq_length": data.seq_length, "prepared": str(data.prepared)},
+    }
+
+
 def _announce(resolved: Resolved) -> None:
     """Log the run's size, environment and blend, and note the blend in its manifest: rank 0 alone."""
     config, figures = resolved.config, resolved.figures
@@ -179,6 +194,12 @@ def _announce(resolved: Resolved) -> None:
 
 def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any, folder.Checkpoint | None]:
     """Return (model chunks, optimizer, the run's newest whole checkpoint, whose state they hold; None where the run begins)."""
+    chunks, optimizer, newest = build_from(config, begin, groups)
+    return chunks, optimizer, resume(newest, config.steps, chunks, optimizer, groups)
+
+
+def build_from(config: RunConfig, begin: Start, groups: Groups) -> tuple[Any, Any, Path | None]:
+    """Return (model chunks, optimizer, the run's newest whole checkpoint). Where there is none, they hold what the run begins with."""
     newest = saving.newest(config.run_dir)
     bare = build.build(begin.model, groups, config)
     if begin.weights is not None:
@@ -187,13 +208,19 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
     if source := newest or begin.weights:
         frozen.keep(source, bare)
     chunks = optim.wrap(bare, config)
-    optimizer = optim.build(chunks, config.optimizer, config)
+    return chunks, optim.build(chunks, config.optimizer, config), newest
+
+
+def resume(
+    newest: Path | None, steps: int, chunks: Any, optimizer: Any, groups: Groups, beside: sharded.Beside | None = None
+) -> folder.Checkpoint | None:
+    """Load the state of a run's newest checkpoint, and return the checkpoint; None where the run begins."""
     if newest is None:
-        return chunks, optimizer, None
-    sharded.load_training(newest, chunks, optimizer, groups)
+        return None
+    sharded.load_training(newest, chunks, optimizer, groups, beside)
     resumed = folder.read(newest)
-    log.get().info("continuing after step %d%s", resumed.step, ": the run is finished" if resumed.step == config.steps else "")
-    return chunks, optimizer, resumed
+    log.get().info("continuing after step %d%s", resumed.step, ": the run is finished" if resumed.step == steps else "")
+    return resumed
 
 
 def _valid_batches(resolved: Resolved, position: loader.Position, groups: Groups) -> dict[str, Any]:

@@ -9,12 +9,17 @@ from typing import Any
 
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
-from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 
 GANG_JOBS = ("train",)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
-CONFIGS: dict[str, type] = {"train": TrainConfig, "prepare": PrepareConfig}  # a job's config, which names its output folder
+CONFIGS: dict[str, type] = {
+    "train": TrainConfig,
+    "rl": RLConfig,
+    "prepare": PrepareConfig,
+    "prompts": PromptsConfig,
+}  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_prism.core.config import KeepConfig, PartConfig, SampleConfig, SourceConfig, TurnsConfig
@@ -48,13 +48,11 @@ def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bo
             assert isinstance(record, bytes)
             text = record.decode()
         else:
-            row = _parse(record.decode()) if isinstance(record, bytes) else dict(record)
-            if not all(
-                [_holds(condition, row) for condition in part.keep]
-            ):  # a list, not a generator: evaluate every condition, so a bad one is named
+            row = row_of(record)
+            if not is_kept(row, part.keep):
                 return None, None
             group = _group(row, part.sample) if part.sample else None
-            text = _chat(row, part.turns) if part.turns else _render(row, part.text)
+            text = _chat(row, part.turns) if part.turns else render(row, part.text)
         (text + (group or "")).encode()  # raises for half a surrogate pair, which a JSON escape can spell
     except UnicodeDecodeError as error:
         line = record.count(b"\n", 0, error.start) if isinstance(record, bytes) else 0
@@ -91,6 +89,16 @@ def check_part(part: PartConfig, where: str) -> list[Problem]:
     return problems
 
 
+def row_of(record: bytes | Mapping[str, object]) -> dict[str, Any]:
+    """Return a record's fields. Raises: BadRecord for a line that is no JSON object. UnicodeDecodeError."""
+    return _parse(record.decode()) if isinstance(record, bytes) else dict(record)
+
+
+def is_kept(row: dict[str, Any], conditions: Sequence[KeepConfig]) -> bool:
+    """Say whether all conditions hold. Every one is evaluated, so that a record that one cannot judge is named. Raises: BadRecord."""
+    return all([_holds(condition, row) for condition in conditions])
+
+
 def _parse(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
@@ -101,8 +109,11 @@ def _parse(line: str) -> dict[str, Any]:
     return record
 
 
-def _value(record: dict[str, Any], name: str, key: str) -> object:
-    """Return a field's value. Decode it where a columnar file gave bytes."""
+def value_of(record: dict[str, Any], name: str, key: str) -> object:
+    """Return a field's value, decoded where a columnar file gave bytes. key: the config's key that names the field.
+
+    Raises: BadRecord where there is no such field.
+    """
     value: object = record
     for part in [name] if name in record else name.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -112,7 +123,7 @@ def _value(record: dict[str, Any], name: str, key: str) -> object:
 
 
 def _plain(record: dict[str, Any], name: str, key: str) -> str | int | float:
-    value = _value(record, name, key)
+    value = value_of(record, name, key)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
     return value
@@ -122,7 +133,8 @@ def _group(record: dict[str, Any], sample: SampleConfig) -> str:
     return WITHOUT_FIELD if sample.field is None else str(_plain(record, sample.field, "sample"))
 
 
-def _render(record: dict[str, Any], template: str) -> str:
+def render(record: dict[str, Any], template: str) -> str:
+    """Return a template with the record's fields in place of `{field}`. Raises: BadRecord for a field that is no text or number."""
     # The pieces of a template alternate between literal text and field names.
     pieces = PLACEHOLDER.split(template)
     return "".join(str(_plain(record, piece, "text")) if index % 2 else piece for index, piece in enumerate(pieces))
@@ -143,7 +155,7 @@ def _kind(value: object) -> str:
 
 def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
     ((operation, operand),) = _operations(condition).items()
-    value = _value(record, condition.field, "keep")
+    value = value_of(record, condition.field, "keep")
     required = _kind(condition.one_of[0] if operation == "one_of" else operand)
     if _kind(value) != required:  # -1 never equals "-1": a wrong type in the config would keep, or drop, every record
         found = f"field {condition.field!r} of type {type(value).__name__}" if _kind(value) != "nan" else f"field {condition.field!r} nan"
@@ -161,7 +173,7 @@ def _holds(condition: KeepConfig, record: dict[str, Any]) -> bool:
 
 
 def _chat(record: dict[str, Any], turns: TurnsConfig) -> str:
-    listed = _value(record, turns.field, "turns")
+    listed = value_of(record, turns.field, "turns")
     if not isinstance(listed, list):
         raise BadRecord(f"field {turns.field!r} of type {type(listed).__name__}", "a list of turns")
     utterances = []

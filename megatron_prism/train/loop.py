@@ -8,45 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.errors import ResultFailure, Stopped
+from megatron_prism.core.errors import Stopped
 from megatron_prism.models.batch import Batch
-from megatron_prism.parallel import groups
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.planning.flops import Flops
-from megatron_prism.train import optim, stop
+from megatron_prism.train import optim, safety, stop
 from megatron_prism.train.against_plan import AgainstPlan
-from megatron_prism.train.guard import Decision, Guard, Verdict, decide
+from megatron_prism.train.guard import Guard, decide
 from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
 from megatron_prism.train.schedule import lr_at
 from megatron_prism.train.step import Means, evaluate, forward_backward
 from megatron_prism.train.timers import Timers, summary
 from megatron_prism.train.watchdog import Watchdog
-
-
-class Saver(Protocol):
-    """What writes the run's checkpoints, one at a time. All ranks call begin, finish and rewind together."""
-
-    longest_s: float  # the longest save so far
-
-    def begin(self, step: int, guard: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint of this step; `guard` is kept with it."""
-
-    def is_saving(self) -> bool:
-        """Return whether a save was begun and is not finished."""
-
-    def is_writing(self) -> bool:
-        """Return whether this rank's child processes still write it."""
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and make it the newest."""
-
-    def rewind(self) -> int | None:
-        """Load the newest checkpoint into model and optimizer. Return its step, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Run:
     peak_tflops: float | None
     recorder: Recorder
     samples: SampleLog | None
-    saver: Saver
+    saver: safety.Saver
     guard: Guard
     stop: stop.StopRequest
     watchdog: Watchdog
@@ -96,23 +74,23 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
             if decision.is_taken:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
-        _remember(run, step, means.loss, decision, timers)
+        safety.remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
         run.against_plan.record(step, seconds)
         since_log = since_log.plus(means.num_tokens, seconds)
         if run.samples is not None:
             run.samples.record(step, microbatches)
-        if _due(step, config.log.interval, config.steps):
+        if safety.due(step, config.log.interval, config.steps):
             seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             passed_over = {} if decision.is_taken else {"passed_over": 1.0}
             run.recorder.record(step, _metrics(run, means, lr, float(grad_norm), since_log) | passed_over | seconds_by_phase)
             since_log = _Pace()
         else:
             run.recorder.advance(step)
-        if _due(step, config.validation.interval, config.steps):
+        if safety.due(step, config.validation.interval, config.steps):
             _validate(run, step, losses)
-        if _due(step, config.save.interval, config.steps) or decision.stop_reason:
-            _save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
+        if safety.due(step, config.save.interval, config.steps) or decision.stop_reason:
+            safety.save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:
@@ -121,66 +99,6 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     run.watchdog.doing("waiting for the last checkpoint")
     run.saver.finish()
     return losses
-
-
-def _remember(run: Run, step: int, loss: float, decision: Decision, timers: Timers) -> None:
-    """Finish a checkpoint that every rank has written, and record the decision in the guard."""
-    if run.saver.is_saving() and not decision.is_writing:
-        with timers.phase("save"):
-            run.saver.finish()
-    if decision.is_taken:
-        run.guard.took(loss)
-    else:
-        _pass_over(run, step, decision.verdict, decision.why)
-
-
-def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
-    """Handle a step that was not applied. The next step reads the next batch.
-
-    Raises: ResultFailure where the run is to stop.
-    """
-    run.guard.passed_over()
-    if verdict is Verdict.SKIP:
-        _say(run, f"step {step}: {why}: not taken")
-        return
-    run.saver.finish()  # what is being written was whole before this step
-    if verdict is Verdict.STOP:
-        raise ResultFailure(f"step {step}: {why}; the weights did not take it; the last checkpoint is good")
-    with optim.settled(run.chunks, run.config.parallel):
-        _rewind(run, step, why)
-
-
-def _rewind(run: Run, step: int, why: str) -> None:
-    back = run.saver.rewind()
-    if back is None:
-        raise ResultFailure(f"step {step}: {why}; there is no checkpoint to go back to")
-    _say(run, f"step {step}: {why}: back to the weights of step {back}; the data up to here is passed over")
-
-
-def _say(run: Run, text: str) -> None:
-    if run.groups.rank == 0:
-        log.get().warning("%s", text)
-
-
-def _save(run: Run, step: int, timers: Timers, wait: bool) -> None:
-    run.watchdog.doing(f"saving step {step}")
-    with timers.phase("save"):
-        run.saver.finish()  # the one before
-        with optim.settled(run.chunks, run.config.parallel):
-            if groups.agree([not optim.are_finite(run.chunks)])[0]:
-                _never_save(run, step)
-            run.saver.begin(step, run.guard.state())
-        if wait:
-            run.saver.finish()
-
-
-def _never_save(run: Run, step: int) -> None:
-    """Handle NaN or inf weights found before a save: reload the last checkpoint, or stop."""
-    why = "weights that are not finite"
-    if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
-        raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")
-    run.guard.passed_over()
-    _rewind(run, step, why)
 
 
 @dataclass(frozen=True)
@@ -193,10 +111,6 @@ class _Pace:
 
     def plus(self, num_tokens: int, seconds: float) -> _Pace:
         return _Pace(self.num_steps + 1, self.num_tokens + num_tokens, self.seconds + seconds)
-
-
-def _due(step: int, interval: int, steps: int) -> bool:
-    return step == steps or (interval > 0 and step % interval == 0)
 
 
 def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -> dict[str, float | None]:

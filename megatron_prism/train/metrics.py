@@ -66,11 +66,11 @@ class Recorder:
             left_s = (time.monotonic() - self._started) / max(done, 1) * (self._steps - step)
             log.get().info("step %d/%d  %s  left %s", step, self._steps, shown, time.strftime("%H:%M:%S", time.gmtime(left_s)))
 
-    def record_validation(self, step: int, losses: Mapping[str, float]) -> None:
-        """Write one validation's losses, a metric a source: valid_loss/SOURCE."""
+    def record_validation(self, step: int, values: Mapping[str, float], name: str = "valid_loss") -> None:
+        """Write one validation's values, a metric a source: valid_loss/SOURCE, or under another name."""
         if not self.enabled:
             return
-        self._write(step, {f"valid_loss/{source}": loss for source, loss in losses.items()})
+        self._write(step, {f"{name}/{source}": value for source, value in values.items()})
 
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:
         with disk.writing(self._path):

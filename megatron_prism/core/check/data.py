@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from megatron_prism.core.check.bounds import check_bounds, check_value
-from megatron_prism.core.config import PartConfig, PrepareConfig, SourceConfig
+from megatron_prism.core.config import DecontaminateConfig, PartConfig, PrepareConfig, SourceConfig
 from megatron_prism.core.config.train import Weight
 from megatron_prism.core.errors import Problem
 
@@ -38,14 +38,14 @@ def check_prepare(config: PrepareConfig) -> list[Problem]:
     ]
     for index, source in enumerate(config.sources):
         problems += _check_source(source, f"sources.{index}")
-    problems += [*_check_decontaminate(config), *_check_packing(config)]
+    problems += [*check_decontaminate(config.decontaminate), *_check_packing(config)]
     if len(set(names)) == len(names):
         problems += _check_sum({source.name: source.weight for source in config.sources}, "sources.weight")
     return problems
 
 
-def _check_decontaminate(config: PrepareConfig) -> Iterator[Problem]:
-    settings = config.decontaminate
+def check_decontaminate(settings: DecontaminateConfig | None) -> Iterator[Problem]:
+    """Yield what is wrong with the evaluation sets that a mixture or a prompt set is searched for."""
     if settings is None:
         return
     if not settings.against:

@@ -8,25 +8,36 @@ from megatron_prism.core.check import precision
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.gang import check_gang, check_model_on_gang, check_size, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
 
 def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
     """Return the problems of a training config's values on `world_size` ranks, and between them."""
     return [
+        *check_run(config, world_size),
+        *([] if check_size(config, world_size) else _check_batch(config, world_size)),
+        *_check_sequence(config),
+        *check_course(config),
+    ]
+
+
+def check_run(config: RunConfig, world_size: int) -> list[Problem]:
+    """Return the problems of the values, and of where any run begins and on what gang."""
+    return [
         *check_bounds(config),
         *check_origin(config),
         *check_gang(config, world_size),
         *_check_fp8_weights(config),
-        *([] if check_size(config, world_size) else _check_batch(config, world_size)),
-        *_check_sequence(config),
-        *_check_schedule(config),
-        *_check_times(config),
     ]
 
 
-def check_origin(config: TrainConfig) -> Iterator[Problem]:
+def check_course(config: RunConfig) -> list[Problem]:
+    """Return the problems of any run's schedule and of its times."""
+    return [*_check_schedule(config), *_check_times(config)]
+
+
+def check_origin(config: RunConfig) -> Iterator[Problem]:
     """Yield the problems of a run's start: from a checkpoint, or from scratch."""
     init = config.init
     if init.checkpoint is None:
@@ -42,7 +53,7 @@ def check_origin(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", fix)
 
 
-def _check_fp8_weights(config: TrainConfig) -> Iterator[Problem]:
+def _check_fp8_weights(config: RunConfig) -> Iterator[Problem]:
     if config.fp8 is not None and config.fp8.param and config.init.checkpoint is not None:
         fix = "Megatron-Core's fp32 weights would begin at random: it takes them from before the checkpoint was loaded"
         yield Problem("fp8.param", "true with init.checkpoint", "false, or a run from scratch", fix)
@@ -75,7 +86,7 @@ def _check_sequence(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("data.changes", f"changes at steps {steps}", f"steps that rise, between 1 and {config.steps - 1}")
 
 
-def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
+def _check_schedule(config: RunConfig) -> Iterator[Problem]:
     schedule = config.schedule
     if schedule.warmup_steps > config.steps:
         yield Problem("schedule.warmup_steps", str(schedule.warmup_steps), f"at most steps {config.steps}")
@@ -86,7 +97,7 @@ def _check_schedule(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("schedule.wsd_decay_steps", f"a value with schedule.kind {schedule.kind}", "kind wsd", "remove it")
 
 
-def _check_times(config: TrainConfig) -> Iterator[Problem]:
+def _check_times(config: RunConfig) -> Iterator[Problem]:
     save_s, limits = config.save.timeout_s, config.limits
     if save_s >= limits.collective_timeout_s:
         fix = "else the other ranks give up first, and do not say that it was a save"

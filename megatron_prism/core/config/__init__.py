@@ -17,6 +17,8 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
+from megatron_prism.core.config.prompts import MixConfig, MixRuleConfig, PromptsConfig, PromptSourceConfig
+from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -24,11 +26,13 @@ from megatron_prism.core.config.train import (
     InitConfig,
     MixtureChange,
     OptimizerConfig,
+    RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
 
 __all__ = [
+    "AlgorithmConfig",
     "BatchConfig",
     "ClusterConfig",
     "ContainerConfig",
@@ -46,6 +50,8 @@ __all__ = [
     "Llama3Rope",
     "LogConfig",
     "MambaConfig",
+    "MixConfig",
+    "MixRuleConfig",
     "MixtureChange",
     "ModelConfig",
     "OffloadConfig",
@@ -56,7 +62,12 @@ __all__ = [
     "PipelineConfig",
     "Precision",
     "PrepareConfig",
+    "PromptSourceConfig",
+    "PromptsConfig",
+    "RLConfig",
     "RecomputeConfig",
+    "ReferenceConfig",
+    "RunConfig",
     "SampleConfig",
     "SaveConfig",
     "ScheduleConfig",

@@ -48,9 +48,10 @@ class Key:
 
 @functools.cache
 def keys(section: type) -> tuple[Key, ...]:
-    """Return a section's keys: its own in their order, then those it inherits."""
-    hints, own = typing.get_type_hints(section, include_extras=True), inspect.get_annotations(section)
-    fields = sorted(dataclasses.fields(section), key=lambda field: field.name not in own)
+    """Return a section's keys: its own in their order, then those it inherits, the nearest class's first."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    distance = {name: base for base in reversed(range(len(section.__mro__))) for name in inspect.get_annotations(section.__mro__[base])}
+    fields = sorted(dataclasses.fields(section), key=lambda field: distance[field.name])
     return tuple(_key(field, hints[field.name]) for field in fields)
 
 

@@ -1,4 +1,4 @@
-"""The config of `prism train`, and the sections that only training has."""
+"""The config of `prism train`, and the sections that every run that trains a model has (RunConfig)."""
 
 from __future__ import annotations
 
@@ -127,18 +127,14 @@ class ScheduleConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(GangConfig):
-    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
+class RunConfig(GangConfig):
+    """A run that trains a model, by whatever objective: where it begins, how it steps, what it saves."""
 
     run_dir: Annotated[Path, MAY_CHANGE]
     """The run's folder. A run that is started again with the same folder resumes."""
 
     steps: Annotated[int, Range(ge=1)]
     """The optimizer steps of the whole run."""
-
-    data: DataConfig
-
-    batch: BatchConfig
 
     init: InitConfig = field(default_factory=InitConfig)
 
@@ -155,8 +151,6 @@ class TrainConfig(GangConfig):
     trainable: tuple[str, ...] = ("*",)
     """Patterns of the checkpoint names of the parameters to train. All others keep their values, bit for bit."""
 
-    validation: Annotated[ValidationConfig, MAY_CHANGE] = field(default_factory=ValidationConfig)
-
     save: Annotated[SaveConfig, MAY_CHANGE] = field(default_factory=SaveConfig)
 
     guard: Annotated[GuardConfig, MAY_CHANGE] = field(default_factory=GuardConfig)
@@ -164,3 +158,14 @@ class TrainConfig(GangConfig):
     limits: Annotated[LimitsConfig, MAY_CHANGE] = field(default_factory=LimitsConfig)
 
     log: Annotated[LogConfig, MAY_CHANGE] = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """`prism train`: from-scratch base training, mid-training and long-context extension are this one job."""
+
+    data: DataConfig
+
+    batch: BatchConfig
+
+    validation: Annotated[ValidationConfig, MAY_CHANGE] = field(default_factory=ValidationConfig)

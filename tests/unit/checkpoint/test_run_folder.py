@@ -63,7 +63,7 @@ def test_a_run_folder_that_moved_on_since_it_was_looked_at_is_left_alone(config:
     for step in (0, 4):
         looked = Start(config.model, Path("assets"), None, 0, "float32", step)  # type: ignore[arg-type]
         said = f"stood at step {step} when this run looked, and stands at step 5"
-        with pytest.raises(EnvironmentFault, match=said), run_folder._held(config, looked, {}):
+        with pytest.raises(EnvironmentFault, match=said), run_folder._held(config, looked, (), {}):
             raise AssertionError("the run began")
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != run_folder.LOCK] == before
 
@@ -99,7 +99,7 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
         train.resolve(plain, 1)
     longer = replace(plain, init=replace(init, max_position_embeddings=data.seq_length))
     resolved = train.resolve(longer, 1)
-    with run_folder._held(longer, resolved.start, resolved.figures):
+    with run_folder._held(longer, resolved.start, (), resolved.figures):
         pass
     began = run_folder.origin(longer.run_dir)
     assert began.model == replace(had.model, max_position_embeddings=data.seq_length)
@@ -173,5 +173,5 @@ def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(
     monkeypatch.setattr(run_folder, "sha256_files", lambda paths: {})
     monkeypatch.setattr(log.get(), "propagate", True)
     resumed = Start(config.model, Path("assets"), None, 0, "float32", step=1)  # type: ignore[arg-type]
-    run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), resumed, {})
+    run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), resumed, (), {})
     assert load(tmp_path / run_folder.CONFIG, TrainConfig).init.checkpoint == Path("ckpt") and "other is not read" in caplog.text

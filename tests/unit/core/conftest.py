@@ -23,6 +23,8 @@ from megatron_prism.core.config import (
     PartConfig,
     PipelineConfig,
     PrepareConfig,
+    PromptsConfig,
+    PromptSourceConfig,
     SampleConfig,
     SourceConfig,
     TrainConfig,
@@ -83,6 +85,13 @@ FULL: dict[type, Any] = {  # every section is there, and every list has an entry
             num_workers=1,
             decontaminate=DecontaminateConfig(against=(PART,)),
             packing=PackingConfig(seq_length=8),
+        )
+    ),
+    PromptsConfig: to_dict(
+        PromptsConfig(
+            out=Path("o"),
+            sources=(PromptSourceConfig(name="a", domain="math", kind="math", path=("a",), text="{a}", keep=PART.keep),),
+            decontaminate=DecontaminateConfig(against=(PART,)),
         )
     ),
     ClusterConfig: to_dict(ClusterConfig(gpus_per_node=8, cpus_per_task=1, sbatch=("--a",), container=ContainerConfig(image="i"))),

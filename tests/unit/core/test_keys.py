@@ -106,7 +106,7 @@ def test_every_key_has_words_and_sections_their_docstring(cls: type) -> None:
 def test_inherited_keys_keep_their_words_and_come_behind() -> None:
     assert words(TrainConfig)["seed"].startswith("The seed") and words(SourceConfig)["path"] == words(PartConfig)["path"]
     names = [key.name for key in keys(TrainConfig)]
-    assert names[:2] == ["run_dir", "steps"] and names[-1] == "offload"
+    assert names[:5] == ["data", "batch", "validation", "run_dir", "steps"] and names[-1] == "offload"
 
 
 def test_a_resumed_run_may_change_what_it_always_might(full: Full) -> None:

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, MixConfig, PipelineConfig, PrepareConfig, PromptsConfig, TrainConfig
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
@@ -19,13 +19,20 @@ from megatron_prism.core.schema import schema
 
 jsonschema = pytest.importorskip("jsonschema", reason="pip install -e '.[dev]'")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-FOLDERS = {"clusters": ClusterConfig, "pipelines": PipelineConfig, "mixtures": PrepareConfig, "sources": PrepareConfig}
+FOLDERS = {
+    "clusters": ClusterConfig,
+    "pipelines": PipelineConfig,
+    "mixtures": PrepareConfig,
+    "sources": PrepareConfig,
+    "prompts": PromptsConfig,
+}
 FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml"))]
-JOBS = (TrainConfig, PrepareConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
 
 
 def job_of(path: Path) -> type:
-    return FOLDERS.get(path.parts[0], PrepareConfig if path.stem.endswith("_mixture") else TrainConfig)
+    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig}.get(path.stem.rpartition("_")[2], TrainConfig)
+    return MixConfig if path.parent.name == "mixes" else FOLDERS.get(path.parts[0], of_tiny)
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def test_the_command_prints_keys_and_schema(
 
 
 def test_another_job_is_refused() -> None:
-    with pytest.raises(InputError, match="JOB: found 'rl'; required one of train, prepare, cluster, pipeline"):
+    with pytest.raises(InputError, match="JOB: found 'rl'; required one of train, prepare, prompts, cluster, pipeline"):
         config.run("rl")
 
 

@@ -1,0 +1,47 @@
+"""Checks between the values of an RL config: pure functions that return every problem, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_prism.core.check import precision
+from megatron_prism.core.check.algorithm import check_algorithm
+from megatron_prism.core.check.gang import check_model_on_gang
+from megatron_prism.core.check.model import check_architecture
+from megatron_prism.core.check.train import check_course, check_run
+from megatron_prism.core.config import ModelConfig, RLConfig
+from megatron_prism.core.errors import Problem
+
+
+def check_rl(config: RLConfig, world_size: int) -> list[Problem]:
+    """Return the problems of an RL config's values on `world_size` ranks, and between them."""
+    return [
+        *check_run(config, world_size),
+        *check_algorithm(config.algorithm, config.parallel.cp, config.rollout.max_tokens),
+        *_check_rollout(config),
+        *check_course(config),
+    ]
+
+
+def _check_rollout(config: RLConfig) -> Iterator[Problem]:
+    rollout = config.rollout
+    if rollout.temperature != 1.0:
+        fix = "the ratio of trainer and sampler would compare two distributions"
+        yield Problem("rollout.temperature", str(rollout.temperature), "1", fix)
+    if rollout.num_samples == 1 and config.algorithm.advantage != "reinforce++":
+        yield Problem("rollout.num_samples", "1", "at least 2: an advantage compares the responses to a prompt, or advantage reinforce++")
+    if rollout.max_tokens >= config.batch.seq_length:
+        yield Problem(
+            "rollout.max_tokens",
+            str(rollout.max_tokens),
+            f"less than batch.seq_length {config.batch.seq_length}, which holds the prompt too",
+        )
+    if config.log.samples:
+        yield Problem("log.samples", "true", "false", "an RL run keeps its responses: rollout.keep")
+
+
+def check_model(model: ModelConfig, config: RLConfig) -> list[Problem]:
+    """Return the problems between an architecture and the RL config that trains it."""
+    where = "batch.micro_size x batch.seq_length (tokens of a microbatch)"
+    tokens = precision.check_tokens(config, config.batch.micro_size * config.batch.seq_length, where)
+    return [*check_model_on_gang(model, config), *tokens, *check_architecture(model)]

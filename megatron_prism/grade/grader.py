@@ -1,0 +1,129 @@
+"""The one grader: responses in, outcomes out, by id. It holds the processes that compare expressions."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+from megatron_prism.core.check.bounds import check_bounds
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.errors import BackendMissing, InputError, PrismError, Problem, raise_problems
+from megatron_prism.grade import choice, math
+from megatron_prism.grade.format import answer_of
+from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
+
+
+class Grader:
+    """Grades responses. A context manager: no process is left after it.
+
+    Raises: InputError where its config is wrong.
+    """
+
+    def __init__(self, config: GradeConfig | None = None) -> None:
+        self.config = config or GradeConfig()
+        raise_problems(list(check_bounds(self.config)))
+        self._workers = Workers(self.config.num_workers, self.config.cpu_limit_s, self.config.wall_limit_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.__exit__()
+
+    def grade(self, items: Sequence[Item]) -> dict[str, Graded]:
+        """Return each item's outcome by its id. A fault of the machine is tried once more.
+
+        Raises: InputError for an id that stands there twice; BackendMissing where a kind's grader is not installed.
+        """
+        self._refuse(items)
+        graded: dict[str, Graded] = {}
+        pairs: dict[str, tuple[str, str]] = {}  # what only algebra can say
+        for item in items:
+            first = _guarded(item, self._grade_one)
+            if isinstance(first, Graded):
+                graded[item.id] = first
+            else:
+                pairs[item.id] = first
+        for id_, verdict in self._compare(pairs).items():
+            outcome = "fault" if isinstance(verdict, str) else "right" if verdict else "wrong"
+            why = (
+                verdict
+                if isinstance(verdict, str)
+                else f"{pairs[id_][1][:80]!r} {'equals' if verdict else 'is not'} {pairs[id_][0][:80]!r}"
+            )
+            graded[id_] = Graded(id=id_, outcome=outcome, why=why)  # type: ignore[arg-type]  # one of Outcome's words
+        return {item.id: graded[item.id] for item in items}
+
+    def _refuse(self, items: Sequence[Item]) -> None:
+        twice = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
+        raise_problems([Problem(f"item {id_!r}", "its id more than once", "an id of its own for each response") for id_ in twice])
+        require(item.kind for item in items)
+
+    def _compare(self, pairs: dict[str, tuple[str, str]]) -> dict[str, Verdict]:
+        verdicts = dict(zip(pairs, self._workers.compare(list(pairs.values())), strict=True))
+        again = [id_ for id_, verdict in verdicts.items() if isinstance(verdict, str) and not verdict.startswith(BAD_GOLD)]
+        return verdicts | dict(zip(again, self._workers.compare([pairs[id_] for id_ in again]), strict=True))
+
+    def _grade_one(self, item: Item) -> Graded | tuple[str, str]:
+        """Return an outcome, or the gold and the answer that only algebra can compare."""
+        answer = answer_of(item, self.config.think)
+        if isinstance(answer, Graded):
+            return answer
+        if item.kind == "code":
+            return _grade_code(item)
+        return self._grade_choice(item, answer) if item.kind == "choice" else self._grade_math(item, answer)
+
+    def _grade_choice(self, item: Item, answer: str) -> Graded:
+        if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:
+            return Graded(id=item.id, outcome="fault", why=f"the gold {item.gold!r} is none of its {len(item.choices)} options")
+        text = choice.extract(answer, takes_plain=self.config.answer != "boxed")
+        if text is None:
+            return Graded(id=item.id, outcome="no_format", why="neither a boxed choice nor a line Answer: X")
+        letter = choice.chosen(text, item.choices)
+        return Graded(id=item.id, outcome="right" if letter == item.gold else "wrong", why=f"chose {letter or ascii(text[:80])}")
+
+    def _grade_math(self, item: Item, answer: str) -> Graded | tuple[str, str]:
+        if why := math.unfit_gold(item.gold):
+            return Graded(id=item.id, outcome="fault", why=why)
+        text = math.extract(answer, self.config.answer)
+        if text is None:
+            return Graded(id=item.id, outcome="no_format", why=f"no answer in the form {self.config.answer}")
+        if len(text) <= math.MAX_ANSWER_CHARS:
+            is_right = math.verdict(item.gold, text)
+            if is_right is not None:
+                return Graded(id=item.id, outcome="right" if is_right else "wrong", why=f"{text[:80]!r} for {item.gold[:80]!r}")
+        if why := math.hedged(item.gold, text):
+            return Graded(id=item.id, outcome="wrong", why=why)
+        return item.gold, text
+
+
+def require(kinds: Iterable[str]) -> None:
+    """Refuse kinds whose grader is not there, before anything is graded.
+
+    Raises: BackendMissing, InputError.
+    """
+    wanted = set(kinds)
+    if "math" in wanted and importlib.util.find_spec("math_verify") is None:
+        raise BackendMissing("math-verify", "grading math", "pip install 'megatron_prism[rl]'")
+    if "code" in wanted and importlib.util.find_spec("megatron_prism.grade.code") is None:
+        raise InputError(Problem("kind", "code", "math or choice: this version has no grader of code"))
+
+
+def _grade_code(item: Item) -> Graded:
+    from megatron_prism.grade import code  # type: ignore[attr-defined,unused-ignore]
+
+    graded: Graded = code.grade_code(item)
+    return code.grade_code(item) if graded.outcome == "fault" else graded
+
+
+def _guarded(item: Item, grade: Callable[[Item], Any]) -> Any:
+    """Return a function's result; an unexpected error of ours is that item's fault, and no other item's."""
+    try:
+        return grade(item)
+    except (PrismError, MemoryError):
+        raise
+    except Exception as error:
+        return Graded(id=item.id, outcome="fault", why=f"{type(error).__name__}: {error}"[:200])

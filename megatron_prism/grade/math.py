@@ -1,0 +1,148 @@
+"""Mathematical answers: which text is the answer, and the verdicts that need no algebra. What is left goes to math-verify (workers.py).
+
+What is refused here although math-verify takes it (docs/GRADE.md): several numbers beside the gold in a text, an equation between two
+different numbers, another number base, a box with more than a box inside, and a tiny number that is merely near.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from megatron_prism.core.config.grade import AnswerForm
+
+MAX_ANSWER_CHARS = 2000  # the longest gold of MATH-500 has 57
+MAX_WORD_CHARS = 64  # of an answer without a box
+MAX_DIGITS = 200
+RELATIVE_ERROR = Fraction(1, 100_000)  # between a rounded decimal and the gold
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
+_FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([+-]?)([0-9]+)/([0-9]+)")
+_TEXT = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|operatorname)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_BASE = re.compile(r"[0-9A-Za-z]_\{?([0-9]+)\}?$")
+
+
+def extract(answer: str, form: AnswerForm) -> str | None:
+    """Return the text of the answer that a response commits to, or None where it has none in the form that is asked for."""
+    if form == "last_line":
+        return answer.rsplit("\n", 1)[-1].strip() or None
+    boxed = last_boxed(answer)
+    if boxed is not None or form == "boxed":
+        return boxed.strip() or None if boxed is not None else None
+    if "\\boxed" in answer:  # a box that never closes
+        return None
+    is_word = len(answer) <= MAX_WORD_CHARS and len(answer.split()) == 1
+    return answer if is_word else None
+
+
+def last_boxed(answer: str) -> str | None:
+    """Return what stands in the last \\boxed{} that stands in no other, or None where there is none or it never closes."""
+    stack: list[int] = []  # where each open brace's content begins; -1 for a brace that is no box
+    num_boxes, last = 0, None
+    for match in _BRACES.finditer(answer):
+        if match[0].startswith("\\boxed"):
+            if num_boxes == 0:
+                last = None
+            num_boxes += 1
+            stack.append(match.end())
+        elif match[0] == "{":
+            stack.append(-1)
+        elif match[0] == "}" and stack:
+            begin = stack.pop()
+            if begin >= 0:
+                num_boxes -= 1
+                if num_boxes == 0:
+                    last = answer[begin : match.start()]
+    return None if num_boxes else last
+
+
+def verdict(gold: str, answer: str) -> bool | None:
+    """Say whether an answer is right where that is plain from the texts, else None. The gold has been looked at: see `unfit_gold`."""
+    gold_number, number = _number(gold), _number(answer)
+    if gold_number is not None and number is not None:
+        return _agree(gold_number, number, "." in gold, "." in answer)
+    gold_words = _words(gold)
+    if gold_words is not None:  # never as a product of letters, which any order of them equals
+        return _text_of(answer).strip("() .").casefold() == gold_words
+    return True if _normal(gold) == _normal(answer) else None
+
+
+def unfit_gold(gold: str) -> str:
+    """Say why a gold cannot be compared with anything; an empty text where it can."""
+    if not gold.strip():
+        return "the gold is empty"
+    return f"the gold has {len(gold)} characters" if len(gold) > MAX_ANSWER_CHARS else ""
+
+
+def hedged(gold: str, answer: str) -> str:
+    """Say why an answer that algebra could find right commits to no single value; an empty text where it does."""
+    if len(answer) > MAX_ANSWER_CHARS:
+        return f"an answer of {len(answer)} characters"
+    if "\\boxed" in answer:
+        return "a box inside the box, beside other text"
+    texts = [text.strip() for text in _TEXT.findall(answer)]
+    if not _TEXT.search(gold) and any(_is_aside(text) for text in texts):
+        return "other values in words beside the answer"
+    parts = [_number(part) for part in answer.split("=")]
+    if len({part for part in parts if part is not None}) > 1:
+        return "an equation between different numbers"
+    if (base := _base(answer)) is not None and base != (_base(gold) or 10):
+        return f"a number in base {base}"
+    return ""
+
+
+def _is_aside(text: str) -> bool:
+    joins = text.casefold() in ("or", "and")
+    return not joins and (any(char.isdigit() for char in text) or bool({"or", "not", "either", "neither"} & set(text.casefold().split())))
+
+
+def _base(text: str) -> int | None:
+    match = _BASE.search(text.strip())
+    return int(match[1]) if match and len(match[1]) < 4 else None
+
+
+def _text_of(text: str) -> str:
+    """Return a text without spaces around it, dollar signs, and a \\text{} around all of it."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == "$":
+        text = text[1:-1].strip()
+    match = _TEXT.fullmatch(text)
+    return match[1].strip() if match else text
+
+
+def _words(gold: str) -> str | None:
+    """Return the words of a gold that is nothing but \\text{words}, perhaps in parentheses; None for any other."""
+    if not _TEXT.fullmatch(gold.strip()):
+        return None
+    words = _text_of(gold).strip("() .")
+    return words.casefold() if _WORDS.fullmatch(words) else None
+
+
+def _number(text: str) -> Fraction | None:
+    """Return the exact value of a plain integer, decimal or fraction, else None. ASCII digits only."""
+    if len(text) > MAX_DIGITS:
+        return None
+    plain = re.sub(r"\\!\s*", "", _text_of(text)).removeprefix("\\$").removeprefix("$").strip()
+    if _DECIMAL.fullmatch(plain) and any(char.isdigit() for char in plain):
+        return Fraction(plain.replace(",", "").removesuffix("."))
+    if match := _FRACTION.fullmatch(plain):
+        sign = match[1] or match[6] or ""
+        over, under = match[2] or match[3] or match[7], match[4] or match[5] or match[8]
+        return Fraction(int(f"{sign}{over}"), int(under)) if int(under) else None
+    return None
+
+
+def _agree(gold: Fraction, number: Fraction, gold_is_decimal: bool, is_decimal: bool) -> bool:
+    """Say whether two numbers are equal; a decimal may be rounded to 6 places, as math-verify takes it, unless the gold is an integer."""
+    if gold == number or gold.denominator == 1 or not (gold_is_decimal or is_decimal):
+        return gold == number
+    return round(gold, 6) == round(number, 6) and abs(gold - number) <= RELATIVE_ERROR * abs(gold)
+
+
+def _normal(text: str) -> str:
+    """Return a text without what changes no meaning: spaces (but between letters or digits), the sizes of brackets and fractions."""
+    text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\!", "", _text_of(text))
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])", "", text)
+    return re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)

@@ -1,0 +1,215 @@
+"""`prism rl`: resolve the config, join the gang, build the model, its reference and the engine on it, and fit.
+
+Input: a checkpoint, or the run's own last one, and a prompt set (`prism prompts`). Output: a run folder, as training's.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
+from megatron_prism.checkpoint.start import Start
+from megatron_prism.core import log
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.precision import check_machine, check_variables
+from megatron_prism.core.check.rl import check_model, check_rl
+from megatron_prism.core.config import RLConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.manifest import sha256_file
+from megatron_prism.data import chat, tokenizer
+from megatron_prism.data.prompts import FILE
+from megatron_prism.families import registry
+from megatron_prism.generate.cached import Cached, unsupported
+from megatron_prism.grade import grader
+from megatron_prism.jobs import train
+from megatron_prism.models import trainable
+from megatron_prism.parallel import environment, hardware
+from megatron_prism.parallel.groups import Groups, from_first, gang
+from megatron_prism.rl import loop, losses
+from megatron_prism.rl import prompts as prompt_set
+from megatron_prism.rl.prompts import Prompt
+from megatron_prism.rl.reference import Reference
+from megatron_prism.rl.rollout import Encoded, Sampler
+from megatron_prism.train import garbage
+from megatron_prism.train.guard import Guard
+from megatron_prism.train.metrics import Recorder
+from megatron_prism.train.stop import StopRequest
+from megatron_prism.train.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run before a process starts: where it starts, its prompts as tokens, and the figures that follow from its config."""
+
+    config: RLConfig
+    start: Start
+    spec: tokenizer.TokenizerSpec
+    prompts: tuple[Encoded, ...]
+    valid_prompts: tuple[Encoded, ...]
+    figures: dict[str, Any]
+
+
+def resolve(config: RLConfig, world_size: int) -> Resolved:
+    """Check everything that can be checked before a process starts, and return what a run needs to know. Nothing is written.
+
+    Raises: InputError with every problem found.
+    """
+    begin, start_problems = start.attempt(partial(start.resolve, config))
+    prompts, problems = start.attempt(partial(prompt_set.read, config.prompts), "prompts")
+    valid, valid_problems = start.attempt(partial(_read_valid, config), "validation.prompts")
+    grid = config.parallel
+    problems = [*check_rl(config, world_size), *run_folder.check_place(config), *start_problems, *problems, *valid_problems]
+    raise_problems(list(dict.fromkeys([*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)])))
+    assert begin is not None and prompts is not None and valid is not None
+    grader.require(prompt.kind for prompt in (*prompts, *valid))
+    spec = tokenizer.load(begin.assets)
+    sizes, sums = registry.parameters(begin.model), _sums(config)
+    encoded, too_long = _encoded(prompts, spec, begin, config, "prompts")
+    valid_encoded, valid_too_long = _encoded(valid, spec, begin, config, "validation.prompts")
+    raise_problems(
+        [
+            *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
+            *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
+            *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
+            *too_long,
+            *valid_too_long,
+            *run_folder.check_resume(config, ()),
+            *_check_same_prompts(config, sums["prompts"]),
+        ]
+    )
+    rollout = config.rollout
+    figures = {
+        "parameters": sum(sizes.values()),
+        "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
+        "world_size": world_size,
+        "data_parallel": data_parallel_size(config, world_size),
+        "num_prompts": len(prompts),
+        "num_valid_prompts": len(valid),
+        "responses_per_step": rollout.num_prompts * rollout.num_samples,
+        "responses": rollout.num_prompts * rollout.num_samples * config.steps,
+        "epochs": rollout.num_prompts * config.steps / len(prompts),
+        "longest_prompt_tokens": max(len(one.tokens) for one in encoded),
+        "domains": {name: sum(prompt.domain == name for prompt in prompts) for name in sorted({prompt.domain for prompt in prompts})},
+        "prompts_sha256": sums,
+        "environment": environment.variables(config),
+        "run_dir": str(config.run_dir),
+        "resumes_at_step": begin.step,
+    }
+    return Resolved(config, begin, spec, encoded, valid_encoded, figures)
+
+
+def _read_valid(config: RLConfig) -> tuple[Prompt, ...]:
+    path = config.validation.prompts
+    return () if path is None else prompt_set.read(path)
+
+
+def _sums(config: RLConfig) -> dict[str, str]:
+    places = {"prompts": config.prompts, "validation": config.validation.prompts}
+    return {name: sha256_file(path / FILE) for name, path in places.items() if path is not None}
+
+
+def _check_same_prompts(config: RLConfig, sha256: str) -> list[Problem]:
+    """A resumed run draws from the prompts that it began with."""
+    before = run_folder.last_start(config.run_dir).get("plan", {}).get("prompts_sha256", {}).get("prompts")
+    if not run_folder.is_started(config.run_dir) or before in (None, sha256):
+        return []
+    return [
+        Problem("prompts", f"{config.prompts}, another set", "the prompts that the run began with", "or start another run: another run_dir")
+    ]
+
+
+def _encoded(
+    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, begin: Start, config: RLConfig, where: str
+) -> tuple[tuple[Encoded, ...], list[Problem]]:
+    """Return the prompts as tokens, and a problem where some leave no room for a response."""
+    is_chat = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    template = chat.load(begin.assets) if is_chat else None
+    encoded = tuple(Encoded(prompt, tuple(prompt_set.encode(prompt, spec, template))) for prompt in prompts)
+    room = min(config.batch.seq_length + 1, begin.model.max_position_embeddings) - config.rollout.max_tokens
+    if longer := [one for one in encoded if len(one.tokens) > room]:
+        longest = max(longer, key=lambda one: len(one.tokens))
+        found = f"{len(longer)} prompts of more than {room} tokens, for example {longest.prompt.id} of {len(longest.tokens)}"
+        required = "room for rollout.max_tokens after each, in batch.seq_length and in the model's positions"
+        return encoded, [Problem(where, found, required, "leave them out of the set, or lower rollout.max_tokens")]
+    return encoded, []
+
+
+def run(resolved: Resolved) -> dict[str, Any]:
+    """Train; every rank of the gang calls this and returns the run's result.
+
+    Raises: InputError before anything is written where this rank's machine cannot run the config.
+    """
+    config = resolved.config
+    resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
+    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
+    with gang(config, config.limits.collective_timeout_s) as groups:
+        return train_in_gang(resolved, groups)
+
+
+def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
+    """Train on an existing rank grid: hold the run folder, build the model, fit it.
+
+    Raises: Stopped where the run was asked to stop, and is saved. ResultFailure, EnvironmentFault, CheckpointError.
+    """
+    config, is_first = resolved.config, groups.rank == 0
+    begin = from_first(resolved.start)  # the ranks may have read the folder at different times
+    with ExitStack() as stack:
+        stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
+        watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
+        if begin.weights is not None:
+            sharded.require_whole(begin.weights)
+        stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
+        grades = stack.enter_context(grader.Grader(config.grade)) if is_first else None
+        chunks, optimizer, newest = train.build_from(config, begin, groups)
+        reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
+        resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
+        contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
+        first_step = resumed.step if resumed else 0
+        engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
+        running = loop.Run(
+            config=config,
+            groups=groups,
+            chunks=chunks,
+            optimizer=optimizer,
+            sampler=Sampler(config, engine, resolved.spec, grades),
+            prompts=resolved.prompts,
+            valid_prompts=resolved.valid_prompts,
+            reference=reference,
+            objective=losses.objective(config.algorithm),
+            progress=_progress(resumed),
+            recorder=stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first)),
+            saver=stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups, reference)),
+            guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
+            stop=stop_request,
+            watchdog=watchdog,
+            collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
+        )
+        if is_first:
+            shown = ("parameters", "num_prompts", "responses_per_step", "responses")
+            log.get().info("%s", "  ".join(f"{key} {resolved.figures[key]:,}" for key in shown))
+        validations = loop.fit(running, first_step)
+    return {
+        "run_dir": str(config.run_dir),
+        "checkpoint": str(run_folder.step_folder(config.run_dir, config.steps)),
+        "tensorboard": str(config.run_dir / "tensorboard"),
+        "steps": config.steps,
+        "validation": validations,
+    }
+
+
+def _inputs(config: RLConfig) -> list[Path]:
+    return [path / FILE for path in (config.prompts, config.validation.prompts) if path is not None]
+
+
+def _progress(resumed: folder.Checkpoint | None) -> loop.Progress:
+    """Return what the run has counted. Raises: InputError where the checkpoint is of another kind of run."""
+    if resumed is None:
+        return loop.Progress()
+    if "rl" not in resumed.facts:
+        raise InputError(Problem("run_dir", f"{resumed.root}, of another kind of run", "a run of `prism rl`"))
+    return loop.Progress(**resumed.facts["rl"])

@@ -1,0 +1,54 @@
+"""The metrics of a step's responses and of a validation: pure functions of graded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from statistics import fmean
+
+from megatron_prism.rl.rollout import Rollouts, samples
+from megatron_prism.rl.sample import Sample
+
+
+def of_rollouts(rollouts: Rollouts) -> dict[str, float]:
+    """Return the metrics of all that was sampled, kept or not. A fault of the grader has no reward."""
+    everything = samples(rollouts.groups)
+    by_domain: dict[str, list[float]] = {}
+    for sample in everything:
+        if sample.outcome != "fault":
+            by_domain.setdefault(sample.domain, []).append(sample.reward)
+    rewards = [reward for domain in by_domain.values() for reward in domain]
+    return {
+        "reward": fmean(rewards) if rewards else 0.0,
+        **{f"reward/{domain}": fmean(values) for domain, values in sorted(by_domain.items())},
+        "right": _share(everything, "right"),
+        "kept_groups": len(rollouts.kept) / len(rollouts.groups),
+        "response_tokens": fmean(len(sample.token_ids) for sample in everything),
+        "truncated": fmean(sample.ended != "end_token" for sample in everything),
+        "no_format": _share(everything, "no_format"),
+        "grader_faults": _share(everything, "fault"),
+    }
+
+
+def _share(group: Sequence[Sample], outcome: str) -> float:
+    return fmean(sample.outcome == outcome for sample in group)
+
+
+def of_validation(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    """Return pass@1 and pass@n by domain, n being the responses to a prompt. Faults of the grader are left out of a prompt's n."""
+    by_domain: dict[str, list[tuple[int, int]]] = {}
+    num_samples = len(groups[0])
+    for group in groups:
+        judged = [sample for sample in group if sample.outcome != "fault"]
+        if judged:
+            by_domain.setdefault(group[0].domain, []).append((len(judged), sum(sample.is_right for sample in judged)))
+    values: dict[str, float] = {}
+    for domain, counts in sorted(by_domain.items()):
+        for k in dict.fromkeys((1, num_samples)):
+            values[f"{domain}/pass_at_{k}"] = fmean(pass_at(min(k, n), n, c) for n, c in counts)
+    return values
+
+
+def pass_at(k: int, n: int, c: int) -> float:
+    """Return the unbiased estimate of the chance that one of k responses is right, from n of which c are. Source: arXiv 2107.03374, equation 1."""
+    return 1 - comb(n - c, k) / comb(n, k)

@@ -1,0 +1,39 @@
+"""A graded response: what reinforcement learning knows of one, from the sampler to the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_prism.generate.engine import Ending
+from megatron_prism.grade.outcome import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One response to a prompt. The sampled ids are what is trained on: nothing is tokenised again.
+
+    sample: its number within its group. logprobs: the sampler's, one for each of token_ids. ended: as the engine says. weights_step: the step
+    whose weights sampled it. reward: with its penalties (rewards.reward).
+    Raises: ValueError where there is nothing to train on: no prompt, no token, or not one log-probability a token.
+    """
+
+    prompt_id: str
+    sample: int
+    domain: str
+    prompt_tokens: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    ended: Ending
+    weights_step: int
+    outcome: Outcome
+    reward: float
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens or not self.token_ids or len(self.logprobs) != len(self.token_ids):
+            sizes = f"{len(self.prompt_tokens)} prompt tokens, {len(self.token_ids)} tokens and {len(self.logprobs)} log-probabilities"
+            raise ValueError(f"sample {self.sample} of prompt {self.prompt_id!r} has {sizes}")
+
+    @property
+    def is_right(self) -> bool:
+        """Say whether the answer is right: the outcome without penalties."""
+        return self.outcome == "right"

@@ -1,0 +1,98 @@
+"""Reinforcement learning over layouts, through a kill, and what it learns: the whole job on a toy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_prism.checkpoint import torch_dist
+from megatron_prism.checkpoint.folder import steps
+from tests.distributed import toy_rl
+
+pytestmark = pytest.mark.slow
+KEPT = ("reward", "kept_groups", "response_tokens", "entropy", "loss", "grad_norm", "ratio", "kl")
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the metrics that follow from the run's state alone, by step."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line.get(name, 0.0) for name in KEPT} for line in lines if "loss" in line]
+
+
+def responses(run_dir: Path) -> list[str]:
+    return [path.read_text() for path in sorted((run_dir / "rollouts").glob("*.jsonl"))]
+
+
+def state(run_dir: Path) -> dict[str, str]:
+    """Return the hashes of the last checkpoint's tensors: weights, optimizer and reference."""
+    reader = torch_dist.TensorReader(steps(run_dir / "checkpoints")[-1] / "state")
+    values = {name: reader.read(name, shape) for name, shape in reader.shapes().items()}
+    return {
+        name: hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for name, value in values.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def toy(run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that trains the toy in a new run folder, or in one of before, and returns the folder."""
+    home = tmp_path_factory.mktemp("rl")
+    prompts = toy_rl.write_prompts(home / "prompts")
+
+    def train(name: str, num_ranks: int = 1, **values: Any) -> Path:
+        given = {"prompts": prompts, "checkpoint": tiny_checkpoint, **values}
+        run_distributed(toy_rl.train, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
+        return home / name
+
+    train.home = home  # type: ignore[attr-defined]
+    return train
+
+
+@pytest.fixture(scope="module")
+def alone(toy: Callable[..., Path]) -> Path:
+    """Return the run of one process that others are compared with."""
+    return toy("alone")
+
+
+def test_it_learns_and_its_ratio_is_exactly_1(toy: Callable[..., Path]) -> None:
+    lines = curve(toy("learns", steps=40, algorithm={"kl_beta": 0.0}, save={}, optimizer={"lr": 1e-2}))
+    print([line["reward"] for line in lines])
+    assert all(line["ratio"] == 1.0 for line in lines if line["kept_groups"])  # else nothing was trained on
+    first, last = (sum(line["reward"] for line in part) / 5 for part in (lines[:5], lines[-5:]))
+    assert first < 0.6 and last > first + 0.3, (first, last)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(toy: Callable[..., Path], alone: Path) -> None:
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("killed", kill_after=2)
+    killed = toy.home / "killed"  # type: ignore[attr-defined]
+    assert len(steps(killed / "checkpoints")) == 2 and len(curve(killed)) == 2
+    toy("killed")
+    assert curve(killed) == curve(alone) and responses(killed) == responses(alone) and state(killed) == state(alone)
+    assert any(name.startswith("reference.") for name in state(alone))
+    other = toy("other", seed=5)  # the control: the comparison sees a difference
+    assert responses(other) != responses(alone) and state(other) != state(alone)
+
+
+@pytest.mark.parametrize("grid", [{"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"tp": 1}], ids=["tp2", "pp2", "dp2"])
+def test_a_layout_gives_the_curve_of_one_process(toy: Callable[..., Path], alone: Path, grid: dict[str, Any]) -> None:
+    name = "-".join(f"{key}{value}" for key, value in grid.items())
+    run_dir = toy(name, 2, grid=grid)
+    ids = [[json.loads(line)["token_ids"] for line in text.splitlines()] for text in responses(run_dir)]
+    assert ids == [[json.loads(line)["token_ids"] for line in text.splitlines()] for text in responses(alone)]
+    differences = [abs(one[key] - other[key]) for one, other in zip(curve(run_dir), curve(alone), strict=True) for key in KEPT]
+    print(name, "largest difference", max(differences))
+    assert max(differences) < 1e-5
+
+
+def test_two_ranks_go_on_bit_for_bit_after_a_kill(toy: Callable[..., Path]) -> None:
+    unbroken = toy("dp2-unbroken", 2, grid={"tp": 1})
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("dp2-killed", 2, grid={"tp": 1}, kill_after=2)
+    killed = toy("dp2-killed", 2, grid={"tp": 1})
+    assert curve(killed) == curve(unbroken) and responses(killed) == responses(unbroken) and state(killed) == state(unbroken)
