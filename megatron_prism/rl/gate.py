@@ -1,0 +1,139 @@
+"""The trust gate: what a sampler says it drew, beside what the trainer's own pass says of the same tokens.
+
+It stands at a run's start and after each hand-over of weights. The trainer's side takes the training path: the samples are packed as a step
+packs them, and the log-probabilities come from the training forward pass. So the gate sees a multiplier that an engine ignores, weights that
+are stale, and state that leaks from one sample into another, on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_prism.core.config import Precision
+from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
+from megatron_prism.generate.engine import Engine, Sampling, seed_of
+from megatron_prism.models import forward
+from megatron_prism.parallel import groups as ranks
+from megatron_prism.parallel.groups import Groups
+from megatron_prism.rl import batches
+from megatron_prism.rl.batches import Shape
+from megatron_prism.rl.sample import Sample
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most that may stand between sampler and trainer: kl, the mean over the tokens, and the difference of one token, in nats."""
+
+    kl: float
+    difference: float
+
+
+# fp32: RL.md's bound, and that of rounding. bf16: both sides round, at different places (a mean difference of 0.006 to 0.009 on a host); ours
+BOUNDS: dict[Precision, Bound] = {"fp32": Bound(kl=1e-9, difference=1e-3), "bf16": Bound(kl=1e-3, difference=1.0)}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Sampler beside trainer on one batch. kl: the mean over its tokens of exp(d) - 1 - d, d = trainer - sampler (k3, never negative).
+
+    difference: the largest of a token, and `worst` says which token it is.
+    """
+
+    num_tokens: int
+    kl: float
+    difference: float
+    worst: str
+
+    def is_within(self, bound: Bound) -> bool:
+        """Return whether both are within a bound. What is not a number is not."""
+        return self.kl <= bound.kl and self.difference <= bound.difference
+
+
+def compare(samples: Sequence[Sample], trainer: Sequence[torch.Tensor]) -> Trust:
+    """Compare the samples' own log-probabilities with the trainer's (R,) of each sample."""
+    sampled = [torch.tensor(sample.logprobs, dtype=torch.float64) for sample in samples]
+    differences = [theirs.double() - ours for ours, theirs in zip(sampled, trainer, strict=True)]
+    all_T = torch.cat(differences)
+    # NaN is the largest of all: max and argmax say so
+    number = max(range(len(samples)), key=lambda index: _largest(differences[index]))
+    sample, token = samples[number], int(differences[number].abs().argmax())
+    said = f"sampler {sampled[number][token]:.6g}, trainer {float(trainer[number][token]):.6g}"
+    where = f"prompt {sample.prompt_id} sample {sample.sample}: token {token} (id {sample.token_ids[token]})"
+    kl = float((all_T.expm1() - all_T).mean())
+    return Trust(len(all_T), kl, float(all_T.abs().max()), f"{where}: {said}")
+
+
+def _largest(difference_R: torch.Tensor) -> float:
+    largest = float(difference_R.abs().max())
+    return float("inf") if largest != largest else largest
+
+
+def trainer_log_probs(chunks: Sequence[Any], samples: Sequence[Sample], shape: Shape, groups: Groups) -> list[torch.Tensor]:
+    """Return the trainer's log-probabilities of each sample's tokens (R,), on the host. Every rank calls this, and gets all of them."""
+    plan = batches.plan(samples, shape, groups.dp)
+    microbatches = batches.microbatches(plan, groups.dp_rank, samples, [0.0] * len(samples), {})
+    mine = batches.by_sample(plan, groups.dp_rank, forward.log_probs(chunks, microbatches, groups))
+    parts = ranks.gather(mine, groups.dp_cp_group) if groups.dp > 1 else [mine]
+    by_number = {number: values for part in parts for number, values in part.items()}
+    return [by_number[number] for number in range(len(samples))]
+
+
+def measure(
+    engine: Engine,
+    chunks: Sequence[Any],
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    sampling: Sampling,
+    shape: Shape,
+    groups: Groups,
+) -> Trust:
+    """Let the engine continue prompts, and compare. Every rank calls this with the same arguments, and with whole weights (optim.settled).
+
+    Raises: InputError where the sampler draws from another distribution than the one whose log-probabilities it gives.
+    """
+    raise_problems(check_sampling(sampling))
+    seeds = [seed_of(number) for number in range(len(prompts))]
+    samples = [
+        Sample(
+            prompt_id=str(rollout.prompt),
+            sample=rollout.sample,
+            domain="",
+            prompt_tokens=tuple(prompts[rollout.prompt]),
+            token_ids=rollout.token_ids,
+            logprobs=rollout.logprobs,
+            ended=rollout.ended,
+            weights_step=0,
+            outcome="fault",  # nobody grades them
+            reward=0.0,
+        )
+        for rollout in engine.generate(prompts, num_samples, sampling, seeds)
+    ]
+    return compare(samples, trainer_log_probs(chunks, samples, shape, groups))
+
+
+def check_sampling(sampling: Sampling) -> list[Problem]:
+    """Return what makes a sampler draw from another distribution than the trainer's: its log-probabilities are of the whole vocabulary at T 1."""
+    required = "{}: the trainer's log-probabilities are those of the whole vocabulary at temperature 1"
+    wrong = []
+    if sampling.temperature != 1:
+        wrong.append(Problem("rollout.temperature", str(sampling.temperature), required.format("1")))
+    if sampling.top_p != 1:
+        wrong.append(Problem("rollout.top_p", str(sampling.top_p), required.format("1")))
+    if sampling.top_k is not None:
+        wrong.append(Problem("rollout.top_k", str(sampling.top_k), required.format("null")))
+    return wrong
+
+
+def require(trust: Trust, bound: Bound) -> None:
+    """Let no run go on with a sampler that is not the trainer's.
+
+    Raises: ResultFailure naming the token that is furthest off.
+    """
+    if not trust.is_within(bound):
+        found = f"KL {trust.kl:.3g} over {trust.num_tokens} tokens, largest difference {trust.difference:.3g} nats"
+        required = f"at most {bound.kl:g} and {bound.difference:g}"
+        raise ResultFailure(f"sampler and trainer disagree: {found}; required: {required}; {trust.worst}; nothing was trained on it")
