@@ -63,7 +63,7 @@ def written(nll: torch.Tensor, of: dict[str, torch.Tensor], config: AlgorithmCon
             ratio = clamp(sum(log_ratios) / len(response) if config.loss == "gspo" else log_ratio).exp()
             low, high = 1 - config.clip_low, 1 + config.clip_high
             if config.loss == "cispo":
-                policy, is_clipped = -min(float(ratio), high) * advantage * log_prob, ratio > high
+                policy, is_clipped = -min(float(ratio.detach()), high) * advantage * log_prob, ratio > high
             else:
                 bounded = min(max(ratio, torch.tensor(low)), torch.tensor(high))
                 policy = -min(ratio * advantage, bounded * advantage)
