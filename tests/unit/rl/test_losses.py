@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_prism.core.check.algorithm import check_algorithm
+from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import AlgorithmConfig
 from megatron_prism.rl.losses import LOG_RATIO_LIMIT, objective
 from megatron_prism.train.objective import Terms
@@ -63,7 +64,7 @@ def written(nll: torch.Tensor, of: dict[str, torch.Tensor], config: AlgorithmCon
             ratio = clamp(sum(log_ratios) / len(response) if config.loss == "gspo" else log_ratio).exp()
             low, high = 1 - config.clip_low, 1 + config.clip_high
             if config.loss == "cispo":
-                policy, is_clipped = -min(float(ratio), high) * advantage * log_prob, ratio > high
+                policy, is_clipped = -min(float(ratio.detach()), high) * advantage * log_prob, ratio > high
             else:
                 bounded = min(max(ratio, torch.tensor(low)), torch.tensor(high))
                 policy = -min(ratio * advantage, bounded * advantage)
@@ -147,6 +148,14 @@ def test_what_is_reported_and_weighed_has_no_gradient() -> None:
     assert not any(value.requires_grad for value in (terms.weight, *terms.sums.values()))
 
 
+def test_a_group_without_variance_would_carry_the_kl_gradient_alone() -> None:
+    """Why such a group is dropped, and not trained on with advantages of 0."""
+    nll, of = batch()
+    still = {**of, "advantages": torch.zeros_like(of["advantages"])}
+    gradients = [torch.autograd.grad(objective(AlgorithmConfig(kl_beta=beta)).terms(nll, still).loss, nll)[0] for beta in (0.05, 0.0)]
+    assert gradients[0].abs().max() > 1e-3 and not gradients[1].any()
+
+
 def test_far_off_policy_stays_finite() -> None:
     """In fp32 a log-ratio of 100 is an infinite ratio."""
     nll, of = batch()
@@ -184,6 +193,10 @@ def test_what_does_not_fit_together_is_refused() -> None:
         return [problem.where for problem in check_algorithm(AlgorithmConfig(**keys), cp, max_tokens=100)]
 
     assert wrong() == wrong(cp=2) == wrong(loss="gspo") == wrong(normalization="constant", constant_tokens=100) == []
+    assert [problem.where for problem in check_bounds(AlgorithmConfig(clip_low=2, tis_cap=0), "algorithm.")] == [
+        "algorithm.clip_low",
+        "algorithm.tis_cap",
+    ]
     assert wrong(cp=2, loss="gspo") == ["algorithm.loss"]
     assert wrong(normalization="constant") == ["algorithm.constant_tokens"]
     assert wrong(overlong="shape", overlong_tokens=101) == ["algorithm.overlong_tokens"]
