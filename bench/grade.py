@@ -3,7 +3,8 @@
 Run: python -m bench.grade --data FOLDER [--rounds N] [--filler N]
 FOLDER holds math500.jsonl, aime24.jsonl, aime25.jsonl and gsm8k_test.jsonl. The golds are written in other forms (right) and changed (wrong). Both
 sides read the same responses, `<think> N words </think> ... \\boxed{answer}`. math-verify is called as its users call it, in this process, with its
-own timeouts: parse the gold, parse the response, verify. Ours is `Grader.grade`, with the CPU time of its workers and of starting them.
+own timeouts: parse the gold, parse the response, verify. Ours is `Grader.grade` with the CPU time of its workers, which are held over the rounds as a
+run holds them; what starting them costs is a figure of its own. Both keep what they have parsed, as they do in a run: the first round is the dear one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import argparse
 import json
 import logging
 import re
-import resource
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+
+import psutil
 
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import Item
@@ -52,9 +54,14 @@ def forms(gold: str) -> Iterator[tuple[str, bool]]:
     yield gold, True
     yield f" {gold} ", True
     plain = gold.replace(",", "")
-    if re.fullmatch(r"-?[0-9]+", plain):
+    if re.fullmatch(r"-?[0-9]+|[0-9]{1,3}(,[0-9]{3})+", gold):
         number = int(plain)
-        yield from ((f"{number:,}", True), (f"x = {number}", True), (rf"{number}\text{{ units}}", True), (rf"\frac{{{2 * number}}}{{2}}", True))
+        yield from (
+            (f"{number:,}", True),
+            (f"x = {number}", True),
+            (rf"{number}\text{{ units}}", True),
+            (rf"\frac{{{2 * number}}}{{2}}", True),
+        )
         yield from ((str(number + 1), False), (str(-number - 1), False), (f"{number}.5", False), (f"{number}, {number + 1}", False))
     elif match := re.fullmatch(r"(-?)\\d?frac\{([0-9]+)\}\{([0-9]+)\}", gold):
         value = Fraction(int(match[1] + match[2]), int(match[3]))
@@ -87,16 +94,20 @@ def by_math_verify(gold: str, text: str) -> bool:
 
 
 def cpu_s() -> float:
-    """Return the CPU-seconds of this process and of its children that have ended."""
-    mine, theirs = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return mine.ru_utime + mine.ru_stime + theirs.ru_utime + theirs.ru_stime
+    """Return the CPU-seconds of this process and of its children, ended or not."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        times = process.cpu_times()
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
-def ours(cases: list[Case], texts: list[str]) -> list[bool]:
-    """Return our verdicts; a new pool of workers, which ends within."""
-    items = [Item(id=str(index), kind="math", gold=case.gold, response=text) for index, (case, text) in enumerate(zip(cases, texts, strict=True))]
-    with Grader() as grader:
-        return [graded.outcome == "right" for graded in grader.grade(items).values()]
+def ours(grader: Grader, cases: list[Case], texts: list[str]) -> list[bool]:
+    """Return our verdicts."""
+    items = [
+        Item(id=str(index), kind="math", gold=case.gold, response=text) for index, (case, text) in enumerate(zip(cases, texts, strict=True))
+    ]
+    return [graded.outcome == "right" for graded in grader.grade(items).values()]
 
 
 def main() -> None:
@@ -109,19 +120,25 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     cases = labelled(arguments.data)
     texts = [response(case, arguments.filler) for case in cases]
-    by_math_verify("1", texts[0])  # its import is not counted; ours starts its workers in each round
-    sides = {
-        "ours": lambda: ours(cases, texts),
-        "math-verify": lambda: [by_math_verify(case.gold, text) for case, text in zip(cases, texts, strict=True)],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    by_math_verify("1", texts[0])  # its import is not counted
+    seconds: dict[str, list[float]] = {"ours": [], "math-verify": []}
     verdicts: dict[str, list[bool]] = {}
-    for turn in range(arguments.rounds):
-        for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-            before, start = cpu_s(), time.monotonic()
-            verdicts[name] = sides[name]()
-            seconds[name].append(cpu_s() - before)
-            print(f"round {turn}: {name}: {seconds[name][-1]:.2f} CPU-s, {time.monotonic() - start:.2f} s", flush=True)
+    with Grader() as grader:
+        before = cpu_s()
+        grader.grade(
+            [Item(id=str(power), kind="math", gold="x+1", response=f"<think></think>\\boxed{{x^{power}}}") for power in range(2, 50)]
+        )
+        start_s = cpu_s() - before
+        sides = {
+            "ours": lambda: ours(grader, cases, texts),
+            "math-verify": lambda: [by_math_verify(case.gold, text) for case, text in zip(cases, texts, strict=True)],
+        }
+        for turn in range(arguments.rounds):
+            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                before, start = cpu_s(), time.monotonic()
+                verdicts[name] = sides[name]()
+                seconds[name].append(cpu_s() - before)
+                print(f"round {turn}: {name}: {seconds[name][-1]:.2f} CPU-s, {time.monotonic() - start:.2f} s", flush=True)
     apart = [case for case, one, other in zip(cases, verdicts["ours"], verdicts["math-verify"], strict=True) if one != other]
     mislabelled = [case for case, one in zip(cases, verdicts["ours"], strict=True) if one != case.is_right]
     for case in apart[:20]:
@@ -129,9 +146,16 @@ def main() -> None:
     for case in mislabelled[:20]:
         print("not as labelled:", case)
     rates = {name: len(cases) / statistics.median(spent) for name, spent in seconds.items()}
-    ratio = statistics.median(theirs / mine for mine, theirs in zip(seconds["ours"], seconds["math-verify"], strict=True))
+    ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["math-verify"], strict=True)]
+    ratio, first = statistics.median(ratios), ratios[0]
     result = {"cases": len(cases), "right": sum(case.is_right for case in cases), "apart": len(apart), "not_as_labelled": len(mislabelled)}
-    print(json.dumps(result | {f"{name}_per_cpu_s": round(rate, 1) for name, rate in rates.items()} | {"times": round(ratio, 2)}))
+    print(
+        json.dumps(
+            result
+            | {f"{name}_per_cpu_s": round(rate, 1) for name, rate in rates.items()}
+            | {"times": round(ratio, 2), "times_in_round_0": round(first, 2), "start_cpu_s": round(start_s, 2)}
+        )
+    )
 
 
 if __name__ == "__main__":
