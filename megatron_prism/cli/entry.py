@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, data, gang, generate, report, rl, submit, train
+from megatron_prism.cli import convert, data, gang, generate, grade, report, rl, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
@@ -29,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", add_complet
 for job in (
     report.doctor,
     generate.generate,
+    grade.grade,
     data.prepare,
     data.prompts,
     train.train,

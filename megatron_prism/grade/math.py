@@ -19,6 +19,23 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([+-]?)([0-9]+)/([0-9]+)")
 _TEXT = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|operatorname)\s*\{([^{}]*)\}")
+_NAME = re.compile(r"([A-Za-z])\s*=\s*")
+_UNIT = re.compile(r"\s*(?:\\(?:text|mbox)\s*\{\s*([A-Za-z .]*)\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?)$")
+_CHANGES_A_NUMBER = {
+    "or",
+    "and",
+    "not",
+    "either",
+    "neither",
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+    "trillion",
+    "dozen",
+    "pi",
+    "percent",
+}
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _BASE = re.compile(r"[0-9A-Za-z]_\{?([0-9]+)\}?$")
 
@@ -59,9 +76,12 @@ def last_boxed(answer: str) -> str | None:
 
 def verdict(gold: str, answer: str) -> bool | None:
     """Say whether an answer is right where that is plain from the texts, else None. The gold has been looked at: see `unfit_gold`."""
-    gold_number, number = _number(gold), _number(answer)
-    if gold_number is not None and number is not None:
-        return _agree(gold_number, number, "." in gold, "." in answer)
+    (gold_name, gold_value), (name, value) = _parts(gold), _parts(answer)
+    gold_number, number = _number(gold_value), _number(value)
+    if gold_number is not None and number is not None and (not gold_name or not name or gold_name == name):
+        return _agree(gold_number, number, "." in gold_value, "." in value)
+    if gold_number is not None and len({_number(part) for part in answer.split(",")} - {None}) > 1:
+        return False  # several numbers
     gold_words = _words(gold)
     if gold_words is not None:  # never as a product of letters, which any order of them equals
         return _text_of(answer).strip("() .").casefold() == gold_words
@@ -138,6 +158,17 @@ def _agree(gold: Fraction, number: Fraction, gold_is_decimal: bool, is_decimal: 
     if gold == number or gold.denominator == 1 or not (gold_is_decimal or is_decimal):
         return gold == number
     return round(gold, 6) == round(number, 6) and abs(gold - number) <= RELATIVE_ERROR * abs(gold)
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Return the name that a text gives its value (`x = 5`), or an empty text, and the value without its unit."""
+    text = _text_of(text)
+    if match := _NAME.match(text):
+        text = text[match.end() :]
+    unit = _UNIT.search(text[-100:])
+    if unit and not _CHANGES_A_NUMBER & set((unit[1] or "").casefold().split()):
+        text = text[: len(text) - len(unit[0])]
+    return (match[1] if match else ""), text
 
 
 def _normal(text: str) -> str:

@@ -1,0 +1,188 @@
+"""`prism grade`: grade a file of responses, one JSON object a line. The file is read twice, so that it never sits in memory: to check, to grade."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core import disk, log
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.grade import choice
+from megatron_prism.grade.grader import Grader, require
+from megatron_prism.grade.outcome import Item
+
+BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
+MAX_PROBLEMS = 1000  # printed; the rest are counted
+OUTCOMES = ("right", "wrong", "no_format", "truncated", "fault")
+KINDS = ("math", "choice", "code")
+
+
+def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
+    """Grade the lines of a file into a new file, with `outcome` and `why` added, in their order; return the counts.
+
+    Raises: InputError with every bad line, before anything is graded or written. EnvironmentFault where `out` cannot be written.
+    """
+    kinds = check(file, out)
+    require(kinds)
+    counts: Counter[str] = Counter()
+    start = time.monotonic()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with disk.writing(out):
+        try:
+            with Grader(config) as grader, temporary.open("w", encoding="utf-8") as stream, _ticking(kinds.total()) as tick:
+                for batch in _batches(file):
+                    items = [item_of(record) for record in batch]
+                    graded = grader.grade(items)
+                    for record, item in zip(batch, items, strict=True):
+                        result = graded[item.id]
+                        stream.write(json.dumps({**record, "outcome": result.outcome, "why": result.why}) + "\n")
+                        counts[result.outcome] += 1
+                    tick(len(batch))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if counts["fault"]:
+        log.get().warning("%d faults: these responses have no outcome; `why` names the cause", counts["fault"])
+    outcomes = {name: counts[name] for name in OUTCOMES}
+    return {"out": str(out), "graded": counts.total(), **outcomes, "seconds": round(time.monotonic() - start, 3)}
+
+
+def check(file: Path, out: Path) -> Counter[str]:
+    """Check every line, and return how many there are of each kind.
+
+    Raises: InputError with a problem for each bad line, by its number.
+    """
+    problems = [Problem("--out", f"{out}, which is there", "a new file")] if out.exists() else []
+    if not out.parent.is_dir():
+        problems.append(Problem("--out", str(out), f"a file in a folder that is there: {out.parent} is not"))
+    kinds: Counter[str] = Counter()
+    num_bad = 0
+    lines_by_id: dict[bytes, int] = {}
+    for number, record in _records(file):
+        said = [record] if isinstance(record, str) else list(_wrong(record))
+        if not isinstance(record, str) and not said:
+            kinds[record["kind"]] += 1
+            key = hashlib.blake2b(str(record["id"]).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            if (first := lines_by_id.setdefault(key, number)) != number:
+                said = [f"the id {record['id']!r} of line {first}"]
+        num_bad += bool(said)
+        if len(problems) < MAX_PROBLEMS:
+            problems += [Problem(f"{file}, line {number}", text, "a line as docs/GRADE.md says") for text in said]
+    if num_bad > MAX_PROBLEMS:
+        problems.append(Problem(str(file), f"{num_bad} bad lines in all", "none"))
+    if not problems and not kinds:
+        problems.append(Problem(str(file), "no lines", "a JSON object a line"))
+    raise_problems(problems)
+    return kinds
+
+
+def item_of(record: dict[str, Any]) -> Item:
+    """Return a checked line as an item to grade."""
+    return Item(
+        id=str(record["id"]),
+        kind=record["kind"],
+        response=record["response"],
+        gold=str(record.get("gold", "")),
+        choices=tuple(record.get("choices", ())),
+        tests=record.get("tests"),
+        is_truncated=record.get("is_truncated", False),
+    )
+
+
+def _records(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield each line that is not blank: its number, and its object or what is wrong with it."""
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield number, f"no JSON ({error})"
+                    continue
+                yield number, record if isinstance(record, dict) else f"{type(record).__name__}, no JSON object"
+    except OSError as error:
+        raise InputError(Problem(str(file), error.strerror or str(error), "a file of JSON lines")) from None
+
+
+def _wrong(record: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a line."""
+    if type(record.get("id")) not in (str, int):
+        yield "no id that is a text or an integer"
+    if not isinstance(record.get("response"), str):
+        yield "no response that is a text"
+    if not isinstance(record.get("is_truncated", False), bool):
+        yield "is_truncated that is neither true nor false"
+    kind = record.get("kind")
+    if kind == "math":
+        if type(record.get("gold")) not in (str, int, float) or not str(record["gold"]).strip():
+            yield "no gold that is a text or a number"
+    elif kind == "choice":
+        yield from _wrong_choice(record.get("gold"), record.get("choices"))
+    elif kind == "code":
+        yield from _wrong_tests(record.get("tests"))
+    else:
+        yield f"kind {ascii(kind)[:80]}, not one of {', '.join(KINDS)}"
+
+
+def _wrong_choice(gold: Any, choices: Any) -> Iterator[str]:
+    if not isinstance(choices, list) or not all(isinstance(option, str) for option in choices) or not 2 <= len(choices) <= 26:
+        yield "no choices that are a list of 2 to 26 texts"
+    elif not isinstance(gold, str) or len(gold) != 1 or gold not in choice.letters(choices):
+        yield f"gold {ascii(gold)[:80]}, not one of {choice.letters(choices)}"
+
+
+def _wrong_tests(tests: Any) -> Iterator[str]:
+    kind = tests.get("kind") if isinstance(tests, dict) else None
+    if kind == "stdin":
+        cases = tests.get("cases")
+        is_list = isinstance(cases, list) and len(cases) > 0
+        if not is_list or not all(isinstance(case, dict) and _has_texts(case, "input", "output") for case in cases):
+            yield "tests of kind stdin without cases: [{input, output}]"
+    elif kind == "asserts":
+        if not _has_texts(tests, "code"):
+            yield "tests of kind asserts without code"
+    else:
+        yield "no tests: {kind: stdin, cases} or {kind: asserts, code}"
+
+
+def _has_texts(values: dict[str, Any], *names: str) -> bool:
+    return all(isinstance(values.get(name), str) for name in names)
+
+
+def _batches(file: Path) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    num_bytes = 0
+    for number, record in _records(file):
+        if isinstance(record, str) or any(_wrong(record)):
+            raise InputError(Problem(f"{file}, line {number}", "another line than when the file was checked", "a file that nobody writes"))
+        batch.append(record)
+        num_bytes += len(record["response"])
+        if len(batch) == BATCH_ITEMS or num_bytes >= BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _ticking(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
+        task = bar.add_task("responses", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,124 @@
+"""The grader's promises: joined by id, faults never a 0, killed workers replaced, nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.errors import BackendMissing, InputError
+from megatron_prism.grade import grader as module
+from megatron_prism.grade.grader import Grader
+from megatron_prism.grade.outcome import Item
+from megatron_prism.grade.workers import Workers
+
+HARD = "(x+1)(x-1)"
+
+
+def an_item(id_: str, answer: str = "\\boxed{x^2-1}", gold: str = HARD) -> Item:
+    return Item(id=id_, kind="math", gold=gold, response=f"<think>a</think> {answer}")
+
+
+def workers_of(grader: Grader) -> list[psutil.Process]:
+    return [psutil.Process(worker.process.pid) for worker in grader._workers._workers]
+
+
+def test_a_failed_extraction_shifts_nothing() -> None:
+    items = [an_item("a"), an_item("b", "no box"), an_item("c", "\\boxed{x}"), an_item("d", gold="\\frac{"), an_item("e")]
+    with Grader() as grader:
+        graded = grader.grade(items)
+        assert list(graded) == ["a", "b", "c", "d", "e"]
+        assert [one.outcome for one in graded.values()] == ["right", "no_format", "wrong", "fault", "right"]
+        assert all(one.id == id_ for id_, one in graded.items())
+        assert {id_: one.outcome for id_, one in grader.grade(items[::-1]).items()} == {id_: one.outcome for id_, one in graded.items()}
+
+
+def test_an_id_that_stands_there_twice_is_refused() -> None:
+    with Grader() as grader, pytest.raises(InputError, match="item 'a'"):
+        grader.grade([an_item("a"), an_item("a")])
+
+
+def test_a_killed_worker_is_replaced_and_its_item_is_graded() -> None:
+    with Grader(GradeConfig(num_workers=1)) as grader:
+        grader.grade([an_item("a")])
+        (worker,) = workers_of(grader)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait(10)
+        assert grader.grade([an_item("b")])["b"].outcome == "right"
+        assert [process.pid for process in workers_of(grader)] != [worker.pid]
+
+
+def test_a_slow_machine_is_a_fault_and_no_wrong_answer() -> None:
+    with Grader(GradeConfig(num_workers=1, wall_limit_s=1.0)) as grader:
+        grader.grade([an_item("a")])
+        (worker,) = workers_of(grader)
+        worker.suspend()  # no CPU for it, as on a machine that is too busy
+        assert grader.grade([an_item("b")])["b"].outcome == "right"  # tried once more, by another worker
+        assert not worker.is_running()
+
+
+def test_a_fault_that_stays_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def compare(self: Workers, pairs: list[Any]) -> list[str]:
+        tries.append(len(pairs))
+        return ["a grading worker ended with code -9"] * len(pairs)
+
+    monkeypatch.setattr(Workers, "compare", compare)
+    with Grader() as grader:
+        graded = grader.grade([an_item("a"), an_item("b", "\\boxed{(x+1)(x-1)}")])
+    assert [graded[id_].outcome for id_ in "ab"] == ["fault", "right"]
+    assert tries == [1, 1]
+
+
+def test_a_defect_of_ours_is_one_items_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def extract(answer: str, form: str) -> str:
+        if "bad" in answer:
+            raise ValueError("a defect")
+        return "42"
+
+    monkeypatch.setattr(module.math, "extract", extract)
+    with Grader() as grader:
+        graded = grader.grade([an_item("a", "bad", "42"), an_item("b", "good", "42")])
+    assert [(one.outcome, one.why[:10]) for one in graded.values()] == [("fault", "ValueError"), ("right", "'42' for '")]
+
+
+def test_nothing_is_left_running() -> None:
+    with Grader() as grader:
+        grader.grade([an_item(str(index), f"\\boxed{{x^2-{index}}}") for index in range(8)])
+        workers = workers_of(grader)
+        assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    code = (
+        "import sys, time\nfrom tests.unit.grade.test_grader import *\nwith Grader() as grader:\n"
+        "    grader.grade([an_item('a')])\n    print(workers_of(grader)[0].pid, flush=True)\n    time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        assert worker.is_running()
+        parent.kill()
+    for _ in range(100):
+        if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker outlived the process that was killed")
+
+
+def test_without_math_verify_nothing_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with Grader() as grader, pytest.raises(BackendMissing, match="math-verify"):
+        grader.grade([an_item("a")])
+    with Grader() as grader, pytest.raises(InputError, match="code"):
+        grader.grade([Item(id="a", kind="code", response="<think>a</think> x")])

@@ -1,0 +1,191 @@
+"""Mathematical answers: where the answer stands, and each way to be paid for a wrong one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.grade import by_math_verify, labelled, response
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.grade import math
+from megatron_prism.grade.grader import Grader
+from megatron_prism.grade.outcome import Item
+
+DATA = Path(__file__).parents[4] / "shared" / "data"
+HUGE = 10_000_000
+
+
+def outcomes(pairs: list[tuple[str, str]], config: GradeConfig | None = None) -> list[str]:
+    """Grade (gold, whole response) pairs."""
+    with Grader(config) as grader:
+        items = [Item(id=str(index), kind="math", gold=gold, response=text) for index, (gold, text) in enumerate(pairs)]
+        return [graded.outcome for graded in grader.grade(items).values()]
+
+
+@pytest.mark.parametrize(
+    ("answer", "boxed", "last_line", "either"),
+    [
+        (r"so \boxed{42}.", "42", r"so \boxed{42}.", "42"),
+        (r"\boxed{41} \boxed{ 42 }", "42", r"\boxed{41} \boxed{ 42 }", "42"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}", r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{1 \boxed{2}}", r"1 \boxed{2}", r"\boxed{1 \boxed{2}}", r"1 \boxed{2}"),
+        (r"{\boxed{3}}", "3", r"{\boxed{3}}", "3"),
+        (r"\boxed{4", None, r"\boxed{4", None),
+        (r"\boxed{3} then \boxed{4", None, r"\boxed{3} then \boxed{4", None),
+        (r"\boxed{}", None, r"\boxed{}", None),
+        ("42", None, "42", "42"),
+        ("1 2 3 42", None, "1 2 3 42", None),
+        ("it is\n42", None, "42", None),
+        ("4" * 65, None, "4" * 65, None),
+    ],
+)
+def test_where_the_answer_stands(answer: str, boxed: str | None, last_line: str | None, either: str | None) -> None:
+    assert (math.extract(answer, "boxed"), math.extract(answer, "last_line"), math.extract(answer, "boxed_or_plain")) == (
+        boxed,
+        last_line,
+        either,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\{", "\\\\", "4", " "]), max_size=12))
+def test_a_box_after_any_text_is_the_one_that_counts(parts: list[str]) -> None:
+    before = "".join(parts)
+    depth = 0
+    for part in parts:
+        depth = max(0, depth + (part in ("\\boxed{", "{")) - (part == "}"))
+    if depth == 0 and not before.endswith("\\"):
+        assert math.last_boxed(before + " \\boxed{17}") == "17"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_integers_are_equal_where_they_are_the_same(gold: int, answer: int) -> None:
+    assert math.verdict(str(gold), f"{answer:,}") == (gold == answer)
+    assert math.verdict(str(gold), rf"\frac{{{2 * abs(gold)}}}{{2}}") == (gold >= 0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        ("1/3", "0.333333", True),
+        ("1/3", "0.3333", False),
+        (".0000672", "0.0000671", False),  # math-verify compares 6 places and takes it
+        ("2", "2.0000001", False),
+        ("10,\\!080", "10080", True),
+        ("5.4 \\text{ cents}", "5.4", True),
+        ("5", "5 \\text{ million}", None),
+        ("90^\\circ", "90", True),
+        ("x=5", "y=5", None),
+        ("\\text{Evelyn}", "evelyn", True),
+        ("\\text{Evelyn}", "nEvely", False),  # a product of the same letters
+        ("\\text{(C)}", "C", True),
+        ("12", "1 2", None),
+        ("42.", "42", True),
+    ],
+)
+def test_what_the_texts_alone_say(gold: str, answer: str, is_right: bool | None) -> None:
+    assert math.verdict(gold, answer) is is_right
+
+
+CHEATS = {
+    "many numbers": "1 2 3 42",
+    "a list": "40, 41, 42",
+    "unboxed in a sentence": "The answer is 42",
+    "gold echoed in a question": "Is it 42?",
+    "many boxed numbers": r"\boxed{1 2 3 42}",
+    "a boxed list": r"\boxed{41, 42}",
+    "a boxed set": r"\boxed{\{41, 42\}}",
+    "either": r"\boxed{41 \text{ or } 42}",
+    "an aside that math-verify drops": r"\boxed{42 \text{ or 41}}",
+    "an aside without or": r"\boxed{42\text{, 41}}",
+    "an aside in an mbox": r"\boxed{42\mbox{ or 41}}",
+    "an aside with a word": r"\boxed{42\text{ or not}}",
+    "an equation": r"\boxed{41 = 42}",
+    "a chain": r"\boxed{1 = 2 = 3 = 42}",
+    "another base": r"\boxed{42_9}",
+    "an earlier box": r"\boxed{42} no, \boxed{43}",
+    "a box in a box": r"\boxed{41 \boxed{42}}",
+    "an empty box": r"42 \boxed{}",
+    "an empty box last": r"\boxed{42} \boxed{}",
+    "an open box": r"\boxed{42",
+    "an open box last": r"\boxed{42} \boxed{41",
+    "an interval": r"\boxed{[0, 100]}",
+    "an inequality": r"\boxed{x \neq 41}",
+    "a range": r"\boxed{41 < x < 43}",
+    "wide digits": "\\boxed{\uff14\uff12}",
+    "Arabic digits": "\\boxed{\u0664\u0662}",
+    "wide digits, plain": "\uff14\uff12",
+    "a zero-width space": "\\boxed{4\u200b2}",
+    "a look-alike box": "\\b\u043exed{42}",
+    "a comment": "<!-- 42 -->",
+    "JSON": '{"outcome":"right"}',
+    "a line for the worker": '\\boxed{x}\ntrue\n["gold"]',
+    "Python": r"\boxed{__import__('os').system('true') or 42}",
+    "a name": r"\boxed{gold}",
+    "NaN": r"\boxed{nan}",
+    "infinity": r"\boxed{\infty}",
+    "anything": r"\boxed{\text{any}}",
+}
+
+
+def test_nobody_is_paid_for_a_cheat() -> None:
+    pairs = [("42", f"<think>the answer is \\boxed{{42}}</think> {answer}") for answer in CHEATS.values()]
+    pairs += [("42", text) for text in ("<think>\\boxed{42}", "\\boxed{42}", "<think>a</think>", "<think>a</think>41</think>\\boxed{42}")]
+    graded = dict(zip([*CHEATS, "no end", "no thinking", "no answer", "two ends"], outcomes(pairs), strict=True))
+    assert not {name: outcome for name, outcome in graded.items() if outcome not in ("wrong", "no_format")}
+    assert outcomes([("42", "<think>a</think> \\boxed{42}")]) == ["right"]  # the control: the right answer is paid
+
+
+def test_a_bomb_costs_its_cpu_seconds_and_nothing_else() -> None:
+    bombs = [
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{(123456789!)!}",
+        r"\boxed{9^9^9^9 - 9^9^9^9 + x}",
+        r"\boxed{\sum_{n=1}^{10^{12}} \frac{1}{n!}}",
+    ]
+    start = time.monotonic()
+    pairs = [("3x", f"<think>a</think> {bomb}") for bomb in bombs] + [("x+1", r"<think>a</think> \boxed{1+x}")]
+    assert outcomes(pairs, GradeConfig(cpu_limit_s=1)) == ["wrong"] * len(bombs) + ["right"]
+    assert time.monotonic() - start < 120
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>" + "a" * HUGE + "</think>41",
+        "<think>a</think>" + "{" * HUGE,
+        "<think>a</think>" + "\\boxed{" * (HUGE // 7),
+        "<think>a</think>" + "\\boxed{42}" * (HUGE // 10) + "\\boxed{41}",
+        "<think>a</think>\\boxed{" + "42," * (HUGE // 3) + "}",
+        "<think>" * (HUGE // 7),
+        "<think>a</think>\\boxed{" + " " * HUGE + "41}",
+        "<think>a</think>\\boxed{\\text{" + "or " * (HUGE // 3) + "}42}",
+        "<think>a</think>" + "Answer: " * (HUGE // 8),
+    ],
+    ids=["thinking", "braces", "open boxes", "boxes", "a list", "tags", "spaces", "words", "answers"],
+)
+def test_ten_megabytes_are_read_once(text: str) -> None:
+    start = time.process_time()
+    (outcome,) = outcomes([("42", text)])
+    assert outcome in ("wrong", "no_format")
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("gold", ["", " ", "\\frac{", "}{", "x" * 3000])
+def test_a_gold_that_cannot_be_read_is_a_fault(gold: str) -> None:
+    assert outcomes([(gold, "<think>a</think>\\boxed{3x}"), ("3x", "<think>a</think>\\boxed{3x}")]) == ["fault", "right"]
+
+
+def test_the_labelled_set_is_graded_as_math_verify_does() -> None:
+    cases = labelled(DATA)[::9]  # bench/grade.py runs all of it
+    texts = [response(case, 0) for case in cases]
+    ours = [outcome == "right" for outcome in outcomes([(case.gold, text) for case, text in zip(cases, texts, strict=True)])]
+    assert ours == [case.is_right for case in cases]
+    assert ours == [by_math_verify(case.gold, text) for case, text in zip(cases, texts, strict=True)]
+    assert 100 < sum(ours) < len(ours) - 100

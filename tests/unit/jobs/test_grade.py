@@ -1,0 +1,91 @@
+"""`prism grade`: every bad line told at once, nothing half-written, every other key kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.jobs import grade as job
+
+GOOD: list[dict[str, Any]] = [
+    {"id": 1, "kind": "math", "gold": 42, "response": "<think>a</think> \\boxed{42}", "source": {"name": "caf\u00e9"}},
+    {"id": "two", "kind": "math", "gold": "x+1", "response": "<think>a</think> \\boxed{1+x}", "outcome": "of before"},
+    {"id": "3", "kind": "choice", "gold": "B", "choices": ["a", "b"], "response": "<think>a</think> \\boxed{A}"},
+    {"id": "4", "kind": "math", "gold": "7", "response": "<think>a", "is_truncated": True},
+    {"id": "5", "kind": "math", "gold": "7", "response": "7\ud800"},
+]
+
+
+def written(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_a_file_is_graded_in_its_order_with_all_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "BATCH_ITEMS", 2)
+    result = job.run(written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl", GradeConfig())
+    graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record.pop("outcome") for record in graded] == ["right", "right", "wrong", "truncated", "no_format"]
+    assert all(record.pop("why") for record in graded)
+    assert graded == [{key: value for key, value in record.items() if key != "outcome"} for record in GOOD]
+    assert (result["graded"], result["right"], result["wrong"], result["no_format"], result["truncated"], result["fault"]) == (
+        5,
+        2,
+        1,
+        1,
+        1,
+        0,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
+    bad: list[Any] = [
+        "{",
+        "[]",
+        {"id": 1, "kind": "math", "response": "a"},
+        {"id": 2, "kind": "poem", "response": "a"},
+        {"id": 3, "kind": "math", "gold": "1"},
+        {"kind": "math", "gold": "1", "response": "a"},
+        {"id": 5, "kind": "choice", "gold": "C", "choices": ["a", "b"], "response": "a"},
+        {"id": 6, "kind": "choice", "gold": "A", "response": "a"},
+        {"id": 7, "kind": "code", "tests": {"kind": "stdin", "cases": []}, "response": "a"},
+        {"id": 8, "kind": "code", "tests": {"kind": "asserts"}, "response": "a"},
+        {"id": 9, "kind": "math", "gold": True, "response": "a"},
+        {"id": 10, "kind": "math", "gold": "1", "response": "a", "is_truncated": 1},
+    ]
+    lines = [GOOD[0], *bad, "", {**GOOD[0], "id": "1"}]
+    with pytest.raises(InputError) as caught:
+        job.run(written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", GradeConfig())
+    numbers = [int(problem.where.rsplit(" ", 1)[1]) for problem in caught.value.problems]
+    assert numbers == [*range(2, 14), 15]
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_output_that_is_there_is_kept(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.jsonl", GOOD)
+    with pytest.raises(InputError, match="--out"):
+        job.run(path, path, GradeConfig())
+    assert len(path.read_text().splitlines()) == len(GOOD)
+
+
+def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job.Grader, "grade", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        job.run(written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl", GradeConfig())
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path, command = written(tmp_path / "in.jsonl", GOOD[:1]), [sys.executable, "-m", "megatron_prism.cli", "grade"]
+    done = subprocess.run([*command, str(path), "--out", str(tmp_path / "o.jsonl")], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "right: 1" in done.stdout) == (0, True), done.stderr
+    done = subprocess.run([*command, str(path), "--out", str(tmp_path / "o.jsonl")], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "Traceback" in done.stderr, "--out" in done.stderr) == (2, False, True)
