@@ -4,6 +4,7 @@ Each key carries its bounds and its description (section.py). Defaults are defin
 others are ours. docs/CONFIG.md is generated from these classes.
 """
 
+from megatron_prism.core.config.aligner import AlignerConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
@@ -29,6 +30,7 @@ from megatron_prism.core.config.train import (
 )
 
 __all__ = [
+    "AlignerConfig",
     "BatchConfig",
     "ClusterConfig",
     "ContainerConfig",

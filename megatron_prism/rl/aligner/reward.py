@@ -49,7 +49,9 @@ class Rewarder:
             log.get().warning("the grader failed on %d of %d responses: %s", len(items) - len(graded), len(items), why)
             if pause_s is not None:
                 time.sleep(pause_s)
-        raise GraderFault(f"the grader failed on {len(items) - len(graded)} of {len(items)} responses, tried {len(self.pauses_s) + 1} times")
+        raise GraderFault(
+            f"the grader failed on {len(items) - len(graded)} of {len(items)} responses, tried {len(self.pauses_s) + 1} times"
+        )
 
     def _grade(self, items: Sequence[Item], graded: dict[str, Graded]) -> str:
         """Add the outcomes of items to `graded`, faults left out. Return why the last fault was one."""

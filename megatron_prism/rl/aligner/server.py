@@ -72,7 +72,9 @@ class RewardServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, rewarder: Rewarder, token: str | None = None, limits: Limits | None = None):
         limits = limits or Limits()
         if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
-            raise InputError(Problem("token", f"{len(token)} characters", f"at least {MIN_TOKEN} printable ASCII characters without spaces"))
+            raise InputError(
+                Problem("token", f"{len(token)} characters", f"at least {MIN_TOKEN} printable ASCII characters without spaces")
+            )
         if token is None and not is_loopback(host):
             raise InputError(Problem("--host", host, "a loopback address, or a token", "set PRISM_REWARD_TOKEN, on the forwarder too"))
         self.state = _State(rewarder, token, limits)
