@@ -71,7 +71,7 @@ class AlignerConfig(Section):
     """The tokens of a prompt and its response (the paper's)."""
 
     max_prompt_tokens: Count = 2048
-    """The most tokens of a prompt. A response gets the rest of seq_length."""
+    """The most tokens of a prompt, at most half of seq_length. A response gets the rest."""
 
     micro_batch_size: Count = 1
     """The sequences of a training microbatch."""

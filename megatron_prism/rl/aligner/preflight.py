@@ -64,5 +64,6 @@ def size_problems(config: AlignerConfig, gpus_per_node: int) -> Iterator[Problem
         yield Problem(
             "micro_batch_size", f"{config.num_prompts * config.num_samples} rollouts", f"a multiple of {config.micro_batch_size} x dp {dp}"
         )
-    if config.max_prompt_tokens >= config.seq_length:
-        yield Problem("max_prompt_tokens", str(config.max_prompt_tokens), f"less than seq_length {config.seq_length}")
+    if config.max_prompt_tokens > config.seq_length // 2:
+        required = f"at most half of seq_length {config.seq_length}: RLHFDataset puts another prompt in the place of a longer one"
+        yield Problem("max_prompt_tokens", str(config.max_prompt_tokens), required)

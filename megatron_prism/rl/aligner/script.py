@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -91,6 +92,6 @@ def _server_options(cluster: ClusterConfig) -> list[str]:
     return _options(values, [], ())
 
 
-def _options(values: dict[str, object], flags: list[str], given: tuple[str, ...]) -> list[str]:
+def _options(values: Mapping[str, object], flags: list[str], given: tuple[str, ...]) -> list[str]:
     own = [f"--{key}={slurm_quote(str(value))}" for key, value in values.items() if value is not None]
     return [*own, *flags, *("=".join([name, *map(slurm_quote, value)]) for name, *value in (option.split("=", 1) for option in given))]

@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "megatron_prism", ""
 
     def setup(self) -> None:
-        self.timeout = self.server.state.limits.read_s
+        self.request.settimeout(self.server.state.limits.read_s)
         super().setup()
 
     def do_GET(self) -> None:

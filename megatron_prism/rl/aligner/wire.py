@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 MODEL = "reward_model"
-DTYPES = {"INT64": np.dtype("<i8"), "INT32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "INT32": np.dtype("<i4")}
 INPUTS = {"tokens": ("INT64", "INT32"), "sequence_lengths": ("INT64", "INT32"), "sentences": ("BYTES",)}
 MAX_HEADER_BYTES = 64 * 1024  # of a request with binary tensors; with plain JSON data the body is the header
 

@@ -103,7 +103,7 @@ def test_a_patched_chunk_needs_no_larger_batch(make: Make) -> None:
     [
         ({"tp": 3}, "a product that divides the GPUs"),
         ({"rollout_micro_batch_size": 3}, "num_prompts a multiple"),
-        ({"max_prompt_tokens": 64}, "less than seq_length"),
+        ({"max_prompt_tokens": 33}, "at most half of seq_length"),
         ({"max_prompt_tokens": 4}, "at most max_prompt_tokens 4"),
         ({"nemo": "relative"}, "an absolute path"),
         ({"nemo": "/w/it's"}, "without quotes"),
