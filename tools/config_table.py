@@ -11,7 +11,13 @@ from generated import ROOT, write
 from megatron_prism.jobs import config
 
 DOCUMENT = ROOT / "docs" / "CONFIG.md"
-TITLES = {"train": "prism train", "prepare": "prism prepare", "cluster": "a cluster", "pipeline": "a pipeline"}
+TITLES = {
+    "train": "prism train",
+    "prepare": "prism prepare",
+    "cluster": "a cluster",
+    "pipeline": "a pipeline",
+    "aligner": "prism aligner export",
+}
 
 
 def table() -> str:

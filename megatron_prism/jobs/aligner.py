@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron_prism.core.errors import BackendMissing, InputError, Problem, rais
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, sha256_file, write_json, write_text
 from megatron_prism.data import special_tokens, tokenizer
+from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.rl.aligner import answers, forward, overrides, preflight, prompts, script
 from megatron_prism.rl.aligner.reward import Grade, Rewarder
 from megatron_prism.rl.aligner.server import RewardServer
@@ -157,19 +158,23 @@ def open_server(root: Path, grade: Grade, host: str, port: int | None) -> Reward
 def run_serve(root: Path, host: str, port: int | None) -> None:
     """Serve rewards until SIGTERM or SIGINT, with the grader that RL and evaluation use.
 
-    Raises: what open_server raises.
+    Raises: BackendMissing where the grader, or that of a kind of prompt, is not installed; what open_server raises.
     """
-    serve(open_server(root, grader(), host, port))
-
-
-def grader() -> Grade:
-    """Return the grading function. Raises: BackendMissing where this build has no grader."""
     try:
-        from megatron_prism.grade.grader import Grader
+        from megatron_prism.grade.grader import Grader, require
     except ImportError as error:
-        raise BackendMissing("megatron_prism.grade.grader", "rewards", f"install a build with it ({error})") from None
-    grade: Grade = Grader().grade
-    return grade
+        raise BackendMissing("megatron_prism.grade.grader", "rewards", f"use a version of megatron_prism that has it ({error})") from None
+    one_at_a_time = threading.Lock()  # a call already spreads its items over the grader's processes
+    with Grader() as grader:
+
+        def grade(items: Sequence[Item]) -> Mapping[str, Graded]:
+            with one_at_a_time:
+                graded: Mapping[str, Graded] = grader.grade(items)
+                return graded
+
+        server = open_server(root, grade, host, port)
+        require({prompt.kind for prompt in server.state.rewarder.answers.by_key.values()})
+        serve(server)
 
 
 def serve(server: RewardServer) -> None:

@@ -17,7 +17,7 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.schema import schema as schema_of
 from megatron_prism.launch.pipeline import CONFIGS
 
-JOBS: dict[str, type] = {**CONFIGS, "aligner": AlignerConfig, "cluster": ClusterConfig, "pipeline": PipelineConfig}
+JOBS: dict[str, type] = {**CONFIGS, "cluster": ClusterConfig, "pipeline": PipelineConfig, "aligner": AlignerConfig}
 KINDS = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
 INDENT, WIDEST = "    ", 140
 
