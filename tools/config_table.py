@@ -17,6 +17,7 @@ TITLES = {
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "aligner": "prism aligner export",
+    "nemo_rl": "prism aligner export-nemo-rl",
 }
 
 

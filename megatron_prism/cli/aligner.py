@@ -34,6 +34,21 @@ def aligner_export(
     finish(job.run_export(config, overrides or [], cluster, out, dry_run), json)
 
 
+@app.command("export-nemo-rl")
+def aligner_export_nemo_rl(config: Config, out: Out, overrides: Overrides = None, json: Json = None) -> None:
+    """Write a GRPO config and its data for NeMo-RL, NeMo-Aligner's successor.
+
+    Example: prism aligner export-nemo-rl my_nemo_rl.yaml --out nemo_rl max_staleness=1 num_nodes=4 num_generation_nodes=2
+    """
+    from megatron_prism.core.config.nemo_rl import NemoRlConfig
+    from megatron_prism.core.load import load, placed
+    from megatron_prism.jobs import aligner as job
+
+    given = overrides or []
+    with placed(config, NemoRlConfig, given):
+        finish(job.export_nemo_rl(load(config, NemoRlConfig, given), out), json)
+
+
 @app.command("serve")
 def aligner_serve(
     folder: Annotated[Path, typer.Argument(help="A folder of prism aligner export.", show_default=False, callback=a_path)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,12 +17,13 @@ from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.cluster import check_cluster
 from megatron_prism.core.config import ClusterConfig, ModelConfig
 from megatron_prism.core.config.aligner import AlignerConfig
+from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.errors import BackendMissing, InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, sha256_file, write_json, write_text
 from megatron_prism.data import special_tokens, tokenizer
 from megatron_prism.grade.outcome import Graded, Item
-from megatron_prism.rl.aligner import answers, forward, overrides, preflight, prompts, script
+from megatron_prism.rl.aligner import answers, forward, nemo_rl, overrides, preflight, prompts, script
 from megatron_prism.rl.aligner.reward import Grade, Rewarder
 from megatron_prism.rl.aligner.server import RewardServer
 
@@ -195,3 +197,26 @@ def serve(server: RewardServer) -> None:
             signal.signal(name, handler)
     if stopped.is_set():
         log.get().info("stopped by a signal")
+
+
+def export_nemo_rl(config: NemoRlConfig, out: Path) -> dict[str, Any]:
+    """Write the folder of a NeMo-RL GRPO run: grpo.yaml and its data.
+
+    Raises: InputError with the problems of the config, else of the prompts, of which all must be of kind math.
+    """
+    import yaml
+
+    folder.refuse_existing(out)
+    raise_problems([*check_bounds(config), *nemo_rl.problems(config)])
+    by_split = {"train": prompts.read(config.prompts), "validation": prompts.read(config.validation_prompts)}
+    others = {prompt.kind for read in by_split.values() for prompt in read} - {"math"}
+    raise_problems([Problem("prompts", f"the kind {kind}", "math, which NeMo-RL grades itself") for kind in sorted(others)])
+    settings = nemo_rl.values(config, out.resolve())
+    with folder.create(out) as temporary:
+        for split, read in by_split.items():
+            lines = [json.dumps({"input": prompt.prompt, "output": prompt.gold}, ensure_ascii=False) for prompt in read]
+            write_text(temporary / f"{split}.jsonl", "\n".join(lines) + "\n")
+        write_text(temporary / "grpo.yaml", yaml.safe_dump(settings, sort_keys=False))
+        inputs = {str(path): sha256_file(path) for path in (config.prompts, config.validation_prompts)}
+        write_json(temporary / MANIFEST, describe("nemo_rl", inputs))
+    return {"folder": str(out), **{split: len(read) for split, read in by_split.items()}}
