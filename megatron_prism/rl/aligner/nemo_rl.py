@@ -33,7 +33,9 @@ def problems(config: NemoRlConfig) -> Iterator[Problem]:
 def values(config: NemoRlConfig, folder: Path) -> dict[str, Any]:
     """Return the config as nested keys. folder: of train.jsonl and validation.jsonl, lines {input, output}."""
     is_async, rollouts = config.max_staleness > 0, config.num_prompts * config.num_samples
-    resources = {"num_nodes": config.num_generation_nodes, "gpus_per_node": config.gpus_per_node} if is_async else {}
+    resources = {"resources": {"num_nodes": config.num_generation_nodes, "gpus_per_node": config.gpus_per_node}} if is_async else {}
+    falling = {"start_factor": 1.0, "end_factor": 0.0, "total_iters": config.steps}
+    schedule = {"name": "torch.optim.lr_scheduler.LinearLR", "kwargs": falling}
     return {
         "defaults": f"{config.repo}/{BASE}",
         "grpo": {
@@ -60,20 +62,14 @@ def values(config: NemoRlConfig, folder: Path) -> dict[str, Any]:
             "max_total_sequence_length": config.seq_length,
             "dtensor_cfg": {"tensor_parallel_size": config.tp},
             "optimizer": {"kwargs": {"lr": config.lr}},
-            "scheduler": [
-                {
-                    "name": "torch.optim.lr_scheduler.LinearLR",
-                    "kwargs": {"start_factor": 1.0, "end_factor": 0.0, "total_iters": config.steps},
-                },
-                {"milestones": []},
-            ],
+            "scheduler": [schedule, {"milestones": []}],
             "generation": {
                 "backend": "vllm",
                 "temperature": 1.0,
                 "top_p": 1.0,
                 "top_k": None,
                 "vllm_cfg": {"async_engine": is_async, "tensor_parallel_size": config.tp},
-                "colocated": {"enabled": not is_async, **({"resources": resources} if is_async else {})},
+                "colocated": {"enabled": not is_async, **resources},
             },
         },
         "data": {
