@@ -18,6 +18,11 @@ TITLES = {
     "prompts": "prism prompts",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
+    "prepare": "prism prepare",
+    "cluster": "a cluster",
+    "pipeline": "a pipeline",
+    "aligner": "prism aligner export",
+    "nemo_rl": "prism aligner export-nemo-rl",
 }
 
 

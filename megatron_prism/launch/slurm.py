@@ -120,14 +120,14 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     flags = ["--exclusive"] if is_gang and cluster.exclusive else []
     given = [option.split("=", 1) for option in cluster.sbatch]
     return [
-        *(f"--{key}={_slurm_quote(str(value))}" for key, value in values.items() if value is not None),
+        *(f"--{key}={slurm_quote(str(value))}" for key, value in values.items() if value is not None),
         "--requeue",
         *flags,
-        *("=".join([name, *map(_slurm_quote, value)]) for name, *value in given),
+        *("=".join([name, *map(slurm_quote, value)]) for name, *value in given),
     ]
 
 
-def _slurm_quote(text: str) -> str:
+def slurm_quote(text: str) -> str:
     """Quote a value for an #SBATCH line. Within double quotes sbatch takes the character after a backslash literally."""
     if re.fullmatch(r"[A-Za-z0-9%._/:@,+=-]+", text):
         return text

@@ -74,6 +74,15 @@ ALLOWED = {
     ("megatron_prism/checkpoint/unpickle.py", "pickle._Unpickler"): "the one unpickler: it finds only an allow list",
     ("megatron_prism/checkpoint/unpickle.py", "pickle"): "its harmless names pass unchanged to the modules that are guarded",
     ("megatron_prism/checkpoint/unpickle.py", "torch.load"): "wrapped so that it is weights_only whatever it is asked for",
+    (
+        "megatron_prism/rl/aligner/server.py",
+        "http.server.BaseHTTPRequestHandler",
+    ): "the reward server that NeMo-Aligner asks, started by a command",
+    ("megatron_prism/rl/aligner/server.py", "http.server.ThreadingHTTPServer"): "the same",
+    ("megatron_prism/rl/aligner/server.py", "bind(self.server_address)"): "a loopback address, or one where every request needs a token",
+    ("megatron_prism/rl/aligner/forward.py", "http.client"): "asks the reward server that the job names",
+    ("megatron_prism/rl/aligner/forward.py", "http.server.BaseHTTPRequestHandler"): "serves on 127.0.0.1 alone",
+    ("megatron_prism/rl/aligner/forward.py", "http.server.ThreadingHTTPServer"): "the same",
 }
 
 

@@ -4,9 +4,11 @@ Each key carries its bounds and its description (section.py). Defaults are defin
 others are ours. docs/CONFIG.md is generated from these classes.
 """
 
+from megatron_prism.core.config.aligner import AlignerConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
+from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
     KeepConfig,
@@ -33,6 +35,7 @@ from megatron_prism.core.config.train import (
 
 __all__ = [
     "AlgorithmConfig",
+    "AlignerConfig",
     "BatchConfig",
     "ClusterConfig",
     "ContainerConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "MixRuleConfig",
     "MixtureChange",
     "ModelConfig",
+    "NemoRlConfig",
     "OffloadConfig",
     "OptimizerConfig",
     "PackingConfig",
