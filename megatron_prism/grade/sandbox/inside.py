@@ -295,11 +295,9 @@ def judge(source: str, names: list[str], requests: int, replies: int) -> str:
         exec(compile(source, "tests.py", "exec", dont_inherit=True), tests)
     except NotPlain as error:
         return f"broken: {error}"
-    except NameError as error:
-        is_of_answer = hasattr(error, "is_of_answer") or error.name in names
+    except (NameError, ImportError, SyntaxError) as error:  # the answer's own are marked; a name may be what it lacks
+        is_of_answer = hasattr(error, "is_of_answer") or getattr(error, "name", None) in names
         return f"{'failed' if is_of_answer else 'broken'}: {error}"
-    except SyntaxError as error:
-        return f"{'failed' if hasattr(error, 'is_of_answer') else 'broken'}: {error}"
     except BaseException as error:
         return f"failed: {link.fault or type(error).__name__ + ' ' + str(error)[:200]}"
     return f"failed: {link.fault}" if link.fault else "passed"

@@ -10,9 +10,12 @@ Ended = Literal["exit", "time", "output", "cpu", "signal", "fault"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The bounds of one program; the memory is the address space of its one process, beside disk_bytes of files in /tmp."""
+    """The bounds of one program; the memory is the address space of its one process, beside disk_bytes of files in /tmp.
 
-    wall_s: float = 10.0
+    What a program may compute is bounded by its CPU-seconds, which a busy machine does not lengthen; wall_s ends one that sleeps.
+    """
+
+    wall_s: float = 20.0
     cpu_s: int = 10
     memory_bytes: int = 1 << 30
     disk_bytes: int = 16 << 20

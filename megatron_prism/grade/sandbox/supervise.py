@@ -79,13 +79,22 @@ def run(commands: Sequence[Sequence[str]], jobs: Sequence[Job], limits: Limits, 
         runs: list[Running] = []
         stack.callback(_reap, runs)
         for command, job in zip(commands, jobs, strict=True):
-            runs.append(_start(stack, selector, command, job, limits, seccomp))
+            _start(stack, selector, runs, command, job, limits, seccomp)
         joining.close()  # the sandboxes have them: one that ends is seen by the other
         _watch(selector, runs, limits)
         return [_result(running) for running in runs]
 
 
-def _start(stack: ExitStack, selector: selectors.BaseSelector, command: Sequence[str], job: Job, limits: Limits, seccomp: bytes) -> Running:
+def _start(
+    stack: ExitStack,
+    selector: selectors.BaseSelector,
+    runs: list[Running],
+    command: Sequence[str],
+    job: Job,
+    limits: Limits,
+    seccomp: bytes,
+) -> None:
+    """Start one process and add it to runs, its pipes and its end to the selector."""
     pipes = {name: os.pipe() for name in ("stdout", "stderr", "started", "verdict")}
     for reads, _ in pipes.values():
         stack.callback(os.close, reads)
@@ -96,10 +105,12 @@ def _start(stack: ExitStack, selector: selectors.BaseSelector, command: Sequence
         started, verdict = pipes["started"][1], pipes["verdict"][1]
         is_judge = job.fields["role"] == "judge"
         fields = {**job.fields, "limits": limits.inside(), "started": started, "verdict": verdict if is_judge else -1}
-        fds = {"seccomp": memory_file(starting, seccomp), "job": memory_file(starting, encode(fields))}
+        fds = {"{job}": memory_file(starting, encode(fields))}
+        if "{seccomp}" in command:
+            fds["{seccomp}"] = memory_file(starting, seccomp)
         inherited = [*fds.values(), started, *([verdict] if is_judge else []), *job.fds]
         process = subprocess.Popen(
-            [str(fds[word[1:-1]]) if word in ("{seccomp}", "{job}") else word for word in command],
+            [str(fds.get(word, word)) for word in command],
             stdin=memory_file(starting, job.stdin),
             stdout=pipes["stdout"][1],
             stderr=pipes["stderr"][1],
@@ -109,12 +120,12 @@ def _start(stack: ExitStack, selector: selectors.BaseSelector, command: Sequence
             start_new_session=True,
         )
     running = Running(process, time.monotonic())
+    runs.append(running)
     for name, (reads, _) in pipes.items():
         selector.register(reads, selectors.EVENT_READ, (running, name))
     ended = os.pidfd_open(process.pid)
     stack.callback(os.close, ended)
     selector.register(ended, selectors.EVENT_READ, (running, "ended"))
-    return running
 
 
 def _watch(selector: selectors.BaseSelector, runs: Sequence[Running], limits: Limits) -> None:
