@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_prism.grade.sandbox.result import Limits
+
 NOBODY = 65534
 SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib64", "lib32")
 
@@ -23,18 +25,29 @@ class Backend:
     drops_uid: bool = False
     has_disable_userns: bool = False
 
-    def command(self, interpreter: Interpreter, disk_bytes: int) -> list[str]:
+    def command(self, interpreter: Interpreter, limits: Limits) -> list[str]:
         """Return what stands before the interpreter's own command line; {seccomp} stands for the descriptor of the filter."""
         if not self.bwrap:
             return []
-        words = []
+        words = [_program("prlimit"), f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}"]  # this one outside: the filter refuses it
         if os.getuid() == 0:  # a user namespace that holds root's files wants one capability of its maker, another none
             keep = "" if self.drops_uid else ",+setfcap"
             words += [_program("setpriv"), "--inh-caps=-all", f"--bounding-set=-all{keep}", "--no-new-privs"]
             words += [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if self.drops_uid else []
         words += [self.bwrap, "--unshare-user", "--unshare-all", "--uid", str(NOBODY), "--gid", str(NOBODY)]
         words += ["--disable-userns"] if self.has_disable_userns else []
-        words += ["--die-with-parent", "--clearenv", "--cap-drop", "ALL", "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
+        words += [
+            "--die-with-parent",
+            "--as-pid-1",
+            "--clearenv",
+            "--cap-drop",
+            "ALL",
+            "--hostname",
+            "sandbox",
+            "--ro-bind",
+            "/usr",
+            "/usr",
+        ]
         for name in SYSTEM_FOLDERS:
             path = Path("/", name)
             if path.is_symlink():
@@ -46,7 +59,19 @@ class Backend:
         if not interpreter.is_of_system:
             prefix = str(interpreter.prefix)
             words += ["--ro-bind", prefix, prefix]
-        words += ["--size", str(disk_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", "{seccomp}", "--"]
+        words += [
+            "--size",
+            str(limits.disk_bytes),
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/tmp",
+            "--seccomp",
+            "{seccomp}",
+            "--",
+        ]
         return words
 
 

@@ -347,6 +347,8 @@ def main(job_fd: int) -> None:
     import resource
 
     for name, value in job["limits"].items():
+        if name == "RLIMIT_CPU" and not job["seccomp"]:
+            continue  # set before the filter, which refuses it
         hard = value + 1 if name == "RLIMIT_CPU" else value  # SIGXCPU first
         resource.setrlimit(getattr(resource, name), (value, hard))
     if job["seccomp"]:

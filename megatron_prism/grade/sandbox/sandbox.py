@@ -62,7 +62,7 @@ class Sandbox:
                 supervise.Job(fields={**common, **fields, **link}, stdin=stdin.encode("utf-8", "surrogatepass"), fds=tuple(link.values()))
                 for (fields, stdin), link in zip(given, links, strict=True)
             ]
-            command = self.backend.command(self.interpreter, self.limits.disk_bytes)
+            command = self.backend.command(self.interpreter, self.limits)
             command += [str(self.interpreter.program), "-I", "-S", "-B", "-c", self.inside, "{job}"]
             return supervise.run([command] * len(jobs), jobs, self.limits, program)
         except OSError as error:  # no process, no descriptor, no memory

@@ -54,10 +54,14 @@ def steps(machine: str) -> list[Step]:
     ]
     program += _refuse_values(syscalls.FCNTL[column], 1, SETS_A_SIGNAL)
     program += _refuse_values(syscalls.IOCTL[column], 1, REACHES_A_TERMINAL_OR_PROCESS)
-    program += [  # prlimit64 of one's own limits
-        (EQUAL, 0, 4, syscalls.PRLIMIT64[column]),
+    # one's own limits, but for RLIMIT_CPU (0): a program that lowered it would be killed as one is whose machine has no memory left
+    program += _refuse_values(syscalls.SETRLIMIT[column], 0, (0,))
+    program += [
+        (EQUAL, 0, 6, syscalls.PRLIMIT64[column]),
         _argument(0),
-        (EQUAL, 0, 1, 0),
+        (EQUAL, 0, 3, 0),
+        _argument(1),
+        (EQUAL, 1, 0, 0),
         (RETURN, 0, 0, ALLOW),
         (RETURN, 0, 0, REFUSE),
     ]

@@ -139,5 +139,5 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 # refused unless their arguments are harmless (seccomp.py)
 CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT64 = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261)
-EXIT, EXIT_GROUP = (60, 93), (231, 94)
+EXIT, EXIT_GROUP, SETRLIMIT = (60, 93), (231, 94), (160, 164)
 NEWEST = 450  # set_mempolicy_home_node; the filter's writer has not seen a higher number

@@ -94,6 +94,10 @@ def test_an_exit_code_does_not_pass_for_a_fault(sandbox: Sandbox) -> None:
     assert sandbox.run("raise SystemExit(7)").exit_code == 7
     for end in ("import os; os._exit(137)", "raise SystemExit(137 + 256)", "import os; os.abort()"):
         assert sandbox.run(end).ended == "signal"
+    lowered = "import resource\ntry: resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nexcept (OSError, ValueError): raise SystemExit(7)\nwhile True: pass"
+    assert sandbox.run(lowered).exit_code == 7
+    stubborn = dataclasses.replace(sandbox, limits=Limits(wall_s=30, cpu_s=1))
+    assert stubborn.run("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass").ended == "cpu"
     said = sandbox.run("import sys; sys.stderr.write('bwrap: Cannot fork'); sys.exit(1)")
     assert (said.ended, said.exit_code) == ("exit", 1)
 
@@ -106,8 +110,8 @@ def test_a_sandbox_that_does_not_start_is_a_fault_and_is_tried_again(sandbox: Sa
     assert dataclasses.replace(sandbox, interpreter=nowhere).run("print(1)").is_fault
 
 
-def test_nothing_is_left_behind(sandbox: Sandbox) -> None:
-    quick = dataclasses.replace(sandbox, limits=dataclasses.replace(LIMITS, wall_s=0.4))
+def test_nothing_is_left_behind(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sources = [
         "print(1)",
         "import os, time; open('x', 'w').write('x')",
@@ -117,15 +121,15 @@ def test_nothing_is_left_behind(sandbox: Sandbox) -> None:
     ]
 
     def state() -> tuple[int, list[str], list[int]]:
-        """Return the number of open descriptors, the folders in /tmp, and the processes that are ours or contained."""
+        """Return the number of open descriptors, what stands in the folder of temporary files, and the processes that are ours or contained."""
         ours = [one.pid for one in psutil.process_iter(["ppid", "cmdline"]) if "job_fd" in " ".join(one.info["cmdline"] or [])]
         children = [one.pid for one in psutil.Process().children(recursive=True)]
-        return len(os.listdir("/proc/self/fd")), sorted(name for name in os.listdir("/tmp") if name.startswith("tmp")), [*ours, *children]
+        return len(os.listdir("/proc/self/fd")), os.listdir(tmp_path), [*ours, *children]
 
-    quick.run("print(1)")
+    sandbox.run("print(1)")
     before = state()
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda number: quick.run(sources[0 if number % 10 > 4 else number % 5]), range(NUM_SOAK_RUNS)))
+        results = list(pool.map(lambda number: sandbox.run(sources[0 if number % 10 > 4 else number % 5]), range(NUM_SOAK_RUNS)))
     assert not [result for result in results if result.is_fault]
     time.sleep(0.1)
     assert state() == before
@@ -142,7 +146,7 @@ def test_four_at_once_do_not_disturb_each_other(sandbox: Sandbox) -> None:
 class Bare(backend.Backend):
     """A backend that contains nothing."""
 
-    def command(self, interpreter: backend.Interpreter, disk_bytes: int) -> list[str]:
+    def command(self, interpreter: backend.Interpreter, limits: Limits) -> list[str]:
         return ["env"]
 
 
