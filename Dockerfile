@@ -29,6 +29,9 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -c 'import torch; print(torch.__version__)' | tee /etc/torch_of_base \
     && export MAX_JOBS="${MAX_JOBS}" CAUSAL_CONV1D_FORCE_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
     && python -m pip install --no-build-isolation --no-deps --no-binary :all: "causal-conv1d==${CAUSAL_CONV1D}" "mamba-ssm==${MAMBA_SSM}"
+# contains the code that the grader runs
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/megatron_prism
 COPY . .
 RUN python -m pip install "megatron-core==${MEGATRON_CORE}" \

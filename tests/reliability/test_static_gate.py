@@ -83,6 +83,9 @@ ALLOWED = {
     ("megatron_prism/rl/aligner/forward.py", "http.client"): "asks the reward server that the job names",
     ("megatron_prism/rl/aligner/forward.py", "http.server.BaseHTTPRequestHandler"): "serves on 127.0.0.1 alone",
     ("megatron_prism/rl/aligner/forward.py", "http.server.ThreadingHTTPServer"): "the same",
+    ("megatron_prism/grade/sandbox/inside.py", "exec"): "it runs judged code, and only inside the sandbox, as the text of `python -c`",
+    ("megatron_prism/grade/sandbox/inside.py", "compile"): "of the same code",
+    ("megatron_prism/grade/code.py", "builtins"): "only its names are listed",
 }
 
 

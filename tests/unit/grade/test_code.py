@@ -1,0 +1,272 @@
+"""The code grader: honest answers are right, cheats are not, faults are neither; HumanEval's solutions pass and mutants of them fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.grade import code
+from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.sandbox import choose
+from megatron_prism.grade.sandbox.backend import Interpreter
+from megatron_prism.grade.sandbox.result import Limits
+from megatron_prism.grade.sandbox.sandbox import Sandbox
+
+HUMANEVAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "humaneval.jsonl.gz"
+ADDS = {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}, {"input": "20 22\n", "output": "42\n"}]}
+DOUBLES = {"kind": "asserts", "code": "assert double(2) == 4\nassert double(21) == 42\nassert double([1]) == [1, 1]"}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return choose.choose(Limits(wall_s=4, cpu_s=2))
+    except EnvironmentFault as error:
+        if os.environ.get("PRISM_REQUIRE_SANDBOX") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+def item(source: str, tests: dict[str, Any] | None, **given: Any) -> Item:
+    return Item(
+        id="1",
+        kind="code",
+        response=f"<think>hm\n```python\nprint(0)\n```\n</think>It is\n```python\n{source}\n```\n.",
+        tests=tests,
+        **given,
+    )
+
+
+def grade(source: str, tests: dict[str, Any], sandbox: Sandbox) -> Graded:
+    return code.grade_code(item(source, tests), sandbox)
+
+
+HONEST = {
+    "reads and prints": ("a, b = map(int, input().split())\nprint(a + b)", ADDS),
+    "reads to the end": (
+        "import sys\ndef main():\n  print(sum(map(int, sys.stdin.read().split())))\nif __name__ == '__main__': main()",
+        ADDS,
+    ),
+    "exits by itself": ("import sys\nprint(sum(map(int, input().split())), '')\nsys.exit(0)", ADDS),
+    "prints a number another way": ("print(float(sum(map(int, input().split()))))", ADDS),
+    "doubles": ("def double(x):\n  return x * 2", DOUBLES),
+    "prints while it doubles": ("def double(x):\n  print('passed', x)\n  return x + x", DOUBLES),
+    "changes its argument": ("def double(x):\n  if type(x) is list: x.extend(x); return x\n  return 2 * x", DOUBLES),
+    "returns a subclass": ("class L(list): pass\ndef double(x):\n  return L(x * 2) if type(x) is list else x * 2", DOUBLES),
+    "a class with state": (
+        "class Counter:\n  def __init__(self, start): self.n = start\n  def add(self, k=1): self.n += k; return self.n",
+        {"kind": "asserts", "code": "c = Counter(3)\nassert c.add() == 4\nassert c.add(k=2) == 6\nassert c.n == 6"},
+    ),
+    "a generator": (
+        "def f(n):\n  yield from range(n)",
+        {"kind": "asserts", "code": "assert list(f(3)) == [0, 1, 2]\nassert sum(f(4)) == 6"},
+    ),
+    "an exception": (
+        "def f(n):\n  raise ValueError(n)",
+        {"kind": "asserts", "code": "try:\n  f(1)\n  assert False\nexcept ValueError as error:\n  assert str(error) == '1'"},
+    ),
+    "the types of values": (
+        "def f(*x, **k): return x, k",
+        {
+            "kind": "asserts",
+            "code": "v = [1, -2**70, 1.5, float('inf'), 'caf\\u00e9\\ud800', b'x', None, True, {1}, frozenset('a'), {(1, 2): [3]}, 2j, ()]\n"
+            "assert f(*v, a=v) == (tuple(v), {'a': v}) and type(f(1)[0][0]) is int and f(float('nan'))[0][0] != 1",
+        },
+    ),
+    "a builtin's name": ("def sum(a, b): return a * b", {"kind": "asserts", "code": "assert sum(3, 5) == 15", "entry_point": "sum"}),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_answer_is_right(name: str, sandbox: Sandbox) -> None:
+    graded = grade(*HONEST[name], sandbox)
+    assert graded == Graded(id="1", outcome="right"), graded
+
+
+EQUAL = "class E(int):\n  __eq__ = lambda s, o: True\n  __ne__ = lambda s, o: False\n  __hash__ = int.__hash__\n"
+FRAMES = (
+    "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals.update(judge=lambda *a: 'passed', passed=True); f.f_locals; f = f.f_back\n"
+)
+CHEATS = {
+    "prints both outputs": ("print('3\\n42')", ADDS),
+    "prints the first output": ("print(3)", ADDS),
+    "prints markers": ("print('passed\\nOK\\n1 passed\\nright')", ADDS),
+    "looks for the tests in files": (
+        "import os\nfor d, _, files in os.walk('/tmp'):\n  for f in files: print(open(os.path.join(d, f)).read())",
+        ADDS,
+    ),
+    "prints, then fails": ("print(sum(map(int, input().split())))\nraise ValueError", ADDS),
+    "prints, then exits with a code": ("import os\nprint(sum(map(int, input().split())), flush=True)\nos._exit(3)", ADDS),
+    "prints, then hangs in a thread": (
+        "import threading, time\nprint(sum(map(int, input().split())), flush=True)\nthreading.Thread(target=time.sleep, args=(99,)).start()",
+        ADDS,
+    ),
+    "prints without end": ("while True: print(3)", ADDS),
+    "exits": ("exit(0)", DOUBLES),
+    "exits at once": ("import os; os._exit(0)", DOUBLES),
+    "exits in the function": ("import sys\ndef double(x): sys.exit(0)", DOUBLES),
+    "raises SystemExit": ("def double(x): raise SystemExit(0)", DOUBLES),
+    "exits the process in the function": ("import os\ndef double(x): os._exit(0)", DOUBLES),
+    "equals everything": (f"{EQUAL}def double(x): return E(7)", DOUBLES),
+    "an object equals everything": ("class E:\n  def __eq__(s, o): return True\ndef double(x): return E()", DOUBLES),
+    "a class stands for the function": ("class double:\n  def __init__(s, x): pass\n  def __eq__(s, o): return True", DOUBLES),
+    "patches builtins": (
+        "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.list = builtins.int = str\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "patches print and stdout": (
+        "import sys, os\nsys.stdout = open(os.devnull, 'w')\nsys.stdout.write = print = lambda *a: 3\nos.write(1, b'passed')\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "patches unittest and json": (
+        "import unittest, json\nunittest.TestCase.run = json.loads = json.dumps = lambda *a, **k: True\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "runs at exit": (
+        "import atexit, os\natexit.register(lambda: os.write(1, b'passed') and os._exit(0))\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "writes a verdict to each descriptor": (
+        "import os\nfor fd in range(64):\n  try: os.write(fd, b'passed')\n  except OSError: pass\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "forges replies": (
+        "import os\ndef double(x): return 0\nfor fd in range(3, 64):\n  try:\n    for _ in range(99): os.write(fd, b'0000000dt2;s5;valueN')\n"
+        "  except OSError: pass",
+        DOUBLES,
+    ),
+    "changes its caller's frames": (f"{FRAMES}def double(x): return 0", DOUBLES),
+    "patches the encoder": (
+        "import sys\nsys._getframe(1).f_globals['encode'] = lambda *a: b't2;s5;valueT'\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "recurses": ("def double(x): return double(x)", DOUBLES),
+    "returns what is infinitely deep": ("def double(x):\n  a = []\n  a.append(a)\n  return a", DOUBLES),
+    "hangs": ("def double(x):\n  while True: pass", DOUBLES),
+    "leaves a thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "raises AssertionError's opposite": ("def double(x): raise StopIteration(x)", DOUBLES),
+    "empties its argument": (
+        "def f(x): x.clear(); return []",
+        {"kind": "asserts", "code": "l = [3, 1]\nassert f(l) == sorted(l)"},
+    ),
+    "is lost, and the tests catch everything": (
+        "import os\ndef f(): os._exit(0)",
+        {"kind": "asserts", "code": "try:\n  f()\nexcept BaseException: pass"},
+    ),
+    "claims that the tests are broken": ("def double(x): raise NameError('x is not defined')", DOUBLES),
+    "claims that the machine is full": ("import os, sys\nsys.stderr.write('bwrap: Cannot fork')\nos._exit(137)", DOUBLES),
+    "gives no function": ("x = 1", DOUBLES),
+    "is no Python": ("def double(x) return", DOUBLES),
+    "redefines a builtin of the tests": (
+        "def abs(x): return 0\ndef f(x): return 99.0",
+        {"kind": "asserts", "code": "assert abs(f(1) - 1.0) < 1e-6"},
+    ),
+    "contains what it is asked for": (
+        "class E:\n  def __contains__(s, x): return True\n  def __iter__(s): return iter([0])\ndef f(): return E()",
+        {"kind": "asserts", "code": "assert 7 in f()"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_wrong(name: str, sandbox: Sandbox) -> None:
+    graded = grade(*CHEATS[name], sandbox)
+    assert graded.outcome == "wrong" and graded.why, graded
+
+
+def test_what_is_no_answer() -> None:
+    def outcome(response: str, **given: Any) -> str:
+        return code.grade_code(Item(id="1", kind="code", response=response, tests=ADDS, **given), sandbox=None).outcome  # type: ignore[arg-type]
+
+    assert outcome("```python\nprint(3)\n```") == "no_format"
+    assert outcome("<think>```python\nprint(3)\n```</think> so it is") == "no_format"
+    assert outcome("<think></think>```python\nprint(3)") == "no_format"
+    assert outcome("<think>hm", is_truncated=True) == "truncated"
+    assert code.code_of("</think>```\na\n```\n```py\nb\n```\n") == "b\n"
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        None,
+        {},
+        {"kind": "stdin", "cases": []},
+        {"kind": "stdin", "cases": [{"input": "1"}]},
+        {"kind": "asserts", "code": "assert ("},
+        {"kind": "asserts", "code": "assert 1 == 1"},
+        {"kind": "asserts", "code": "import nothing_of_the_kind\nassert double(1) == 2"},
+        {"kind": "asserts", "code": "assert double(lambda x: x) == 2"},
+    ],
+)
+def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandbox: Sandbox) -> None:
+    graded = code.grade_code(item("def double(x): return 2 * x", tests), sandbox)
+    assert graded.outcome == "fault" and graded.why, graded
+
+
+def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:
+    broken = dataclasses.replace(sandbox, interpreter=Interpreter(Path("/usr/bin/no-python"), Path("/usr")))
+    assert grade("print(3)", ADDS, broken).outcome == grade("def double(x): return x", DOUBLES, broken).outcome == "fault"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "is_same"),
+    [
+        ("3\n", "3", True),
+        ("1 2 \n3\n\n", "1 2\n3", True),
+        ("1.0 2e0", "1 2.00", True),
+        ("0.1000000000000000000001", "0.1", False),
+        ("nan", "NaN", False),
+        ("1\n2", "1 2", False),
+        ("1", "1 1", False),
+        ("Yes", "YES", False),
+        ("", "0", False),
+    ],
+)
+def test_outputs_are_compared_exactly(said: str, expected: str, is_same: bool) -> None:
+    assert code.is_same_output(said, expected) is is_same
+
+
+MUTATE = """
+
+def _changed(value):
+    for kind, more in ((bool, None), (int, 1), (float, 1.0), (str, "x"), (list, [0]), (tuple, (0,))):
+        if isinstance(value, kind):
+            return not value if kind is bool else value + more
+    return {{**value, "x": 0}} if isinstance(value, dict) else 0
+
+def _mutant(function, calls=[]):
+    def called(*arguments):
+        calls.append(arguments)
+        is_first = len(calls) == 1
+        value = function(*arguments)
+        return _changed(value) if is_first else value
+    return called
+
+{name} = _mutant({name})
+"""
+
+
+@pytest.mark.skipif(not HUMANEVAL.exists(), reason="no ../shared/data/humaneval.jsonl.gz")
+def test_humaneval_s_solutions_pass_and_mutants_of_them_fail(sandbox: Sandbox) -> None:
+    with gzip.open(HUMANEVAL, "rt") as file:
+        problems = [json.loads(line) for line in file]
+    outcomes: dict[str, list[str]] = {"right": [], "mutant": []}
+    for problem in problems:
+        name = problem["entry_point"]
+        tests = {"kind": "asserts", "code": f"{problem['test']}\ncheck({name})", "entry_point": name}
+        solution = problem["prompt"] + problem["canonical_solution"]
+        outcomes["right"].append(grade(solution, tests, sandbox).outcome)
+        outcomes["mutant"].append(grade(solution + MUTATE.format(name=name), tests, sandbox).outcome)  # its first result alone is changed
+    assert len(problems) == 164
+    assert outcomes["right"] == ["right"] * 164
+    assert outcomes["mutant"] == ["wrong"] * 164

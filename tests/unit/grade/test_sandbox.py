@@ -1,0 +1,159 @@
+"""The sandbox: attacks are contained, and each is seen to succeed bare; faults are told from ends; nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.grade.sandbox import backend, choose
+from megatron_prism.grade.sandbox.result import Limits
+from megatron_prism.grade.sandbox.sandbox import Sandbox
+from tests import attacks
+
+LIMITS = Limits(wall_s=1.5, cpu_s=1)
+NUM_SOAK_RUNS = int(os.environ.get("PRISM_SOAK_RUNS", "60"))
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """Return a sandbox of each kind; a machine that has no such backend is told by name."""
+    tried = [choose.probe(one, LIMITS) for one in backend.candidates() if one.name.startswith(request.param)]
+    for one in tried:
+        if one.holds:
+            return Sandbox(backend=one.backend, limits=LIMITS)
+    if os.environ.get("PRISM_REQUIRE_SANDBOX") == "1":
+        pytest.fail(f"{request.param} does not contain code on this machine: {[one.why for one in tried]}")
+    pytest.skip(f"{request.param} does not work on this machine: {[one.why for one in tried]}")
+
+
+@pytest.fixture(scope="module")
+def aim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with attacks.targets(tmp_path_factory.mktemp("targets")) as text:
+        yield text
+
+
+def doom(aim: str) -> None:
+    Path(aim.split("\n")[0], "doomed").write_text("")
+
+
+@pytest.mark.parametrize("name", attacks.HARMLESS)
+def test_an_attack_succeeds_bare(name: str, aim: str) -> None:
+    doom(aim)
+    said = attacks.run_bare(attacks.HARMLESS[name], aim)
+    if "refused" in said and name in ("opens an io_uring", "makes a user namespace", "uses the kernel's keys"):
+        pytest.skip(f"{name}: this machine refuses it to everybody")
+    if os.getuid() and name in ("writes under the system's folder", "traces a process", "reads another process's memory"):
+        pytest.skip(f"{name}: root alone can")
+    assert "REACHED" in said or "exit code 137" in said, said
+
+
+@pytest.mark.parametrize("name", [*attacks.HARMLESS, *attacks.HARMFUL])
+def test_an_attack_is_contained(name: str, aim: str, sandbox: Sandbox) -> None:
+    doom(aim)
+    threads = threading.active_count()
+    result = sandbox.run(attacks.program({**attacks.HARMLESS, **attacks.HARMFUL}[name]), aim)
+    assert not result.is_fault, result  # nothing that a program does is a fault
+    assert b"REACHED" not in result.stdout, result.stdout[:100]
+    assert len(result.stdout) <= LIMITS.output_bytes and result.seconds < LIMITS.wall_s + 2
+    ends = {
+        "says too much": ["output"],
+        "says too much as an error": ["output"],
+        "sleeps": ["time"],
+        "computes without end": ["cpu", "time"],
+    }
+    assert result.ended in ends.get(name, [result.ended])  # a busy machine gives no CPU-second within the time
+    assert Path(aim.split("\n")[0], "doomed").exists() and threading.active_count() == threads
+
+
+def test_a_plain_program_runs(sandbox: Sandbox) -> None:
+    source = (
+        "from __future__ import annotations\nimport sys, os, json, threading, tempfile, decimal, heapq, re, random\n"
+        "t = threading.Thread(target=print, args=(dict(os.environ).keys() <= {'PWD', 'LC_CTYPE'}, __name__)); t.start(); t.join()\n"
+        "print(sys.stdin.readline().strip(), input(), sys.argv)\nsys.exit(3)"
+    )
+    result = sandbox.run(source, "caf\u00e9\n7\n")
+    assert (result.exit_code, result.ended, result.is_fault) == (3, "exit", False), result
+    assert result.stdout.decode() == "True __main__\ncaf\u00e9 7 ['program.py']\n"
+
+
+def test_a_program_holds_no_descriptor_of_ours(sandbox: Sandbox) -> None:
+    probe = "import os\nfor fd in range(64):\n  try: os.fstat(fd); print(fd)\n  except OSError: pass"
+    assert sandbox.run(probe).stdout.split() == [b"0", b"1", b"2"]
+
+
+def test_an_exit_code_does_not_pass_for_a_fault(sandbox: Sandbox) -> None:
+    assert sandbox.run("raise SystemExit(7)").exit_code == 7
+    for end in ("import os; os._exit(137)", "raise SystemExit(137 + 256)", "import os; os.abort()"):
+        assert sandbox.run(end).ended == "signal"
+    lowered = "import resource\ntry: resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nexcept (OSError, ValueError): raise SystemExit(7)\nwhile True: pass"
+    assert sandbox.run(lowered).exit_code == 7
+    stubborn = dataclasses.replace(sandbox, limits=Limits(wall_s=30, cpu_s=1))
+    assert stubborn.run("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass").ended == "cpu"
+    said = sandbox.run("import sys; sys.stderr.write('bwrap: Cannot fork'); sys.exit(1)")
+    assert (said.ended, said.exit_code) == ("exit", 1)
+
+
+def test_a_sandbox_that_does_not_start_is_a_fault_and_is_tried_again(sandbox: Sandbox, tmp_path: Path) -> None:
+    broken = dataclasses.replace(sandbox, inside=f"import os; os.write(2, b'machine full'); raise SystemExit(1)  # {tmp_path}")
+    result = broken.run("print(1)")
+    assert result.is_fault and "machine full" in result.why
+    nowhere = backend.Interpreter(Path("/nowhere/python"), Path("/usr"))
+    assert dataclasses.replace(sandbox, interpreter=nowhere).run("print(1)").is_fault
+
+
+def test_nothing_is_left_behind(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sources = [
+        "print(1)",
+        "import os, time; open('x', 'w').write('x')",
+        "1/0",
+        "import time; time.sleep(9)",
+        "while True: print('x' * 9999)",
+    ]
+
+    def state() -> tuple[int, list[str], list[int]]:
+        """Return the number of open descriptors, what stands in the folder of temporary files, and the processes that are ours or contained."""
+        ours = [one.pid for one in psutil.process_iter(["ppid", "cmdline"]) if "job_fd" in " ".join(one.info["cmdline"] or [])]
+        children = [one.pid for one in psutil.Process().children(recursive=True)]
+        return len(os.listdir("/proc/self/fd")), os.listdir(tmp_path), [*ours, *children]
+
+    sandbox.run("print(1)")
+    before = state()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda number: sandbox.run(sources[0 if number % 10 > 4 else number % 5]), range(NUM_SOAK_RUNS)))
+    assert not [result for result in results if result.is_fault]
+    time.sleep(0.1)
+    assert state() == before
+
+
+def test_four_at_once_do_not_disturb_each_other(sandbox: Sandbox) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        bombs = [pool.submit(sandbox.run, "import os\nwhile True: os.fork()") for _ in range(2)]
+        neighbours = [pool.submit(sandbox.run, "print(int(input()) + 1)", str(number)) for number in range(20)]
+        assert [one.result().stdout for one in neighbours] == [b"%d\n" % (number + 1) for number in range(20)]
+        assert not any(bomb.result().is_fault for bomb in bombs)
+
+
+class Bare(backend.Backend):
+    """A backend that contains nothing."""
+
+    def command(self, interpreter: backend.Interpreter, limits: Limits) -> list[str]:
+        return ["env"]
+
+
+def test_the_probe_sees_a_backend_that_contains_nothing_and_nothing_is_then_run() -> None:
+    bare = Bare(name="bare", bwrap="env")
+    assert "reads writes" in choose.probe(bare).why
+    absent = backend.Backend(name="absent", bwrap="/nowhere/bwrap")
+    assert "does not run" in choose.probe(absent).why
+    with pytest.raises(EnvironmentFault, match=r"code is not run.*bare.*reads writes.*absent"):
+        choose.choose(backends=[bare, absent])
