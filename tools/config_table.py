@@ -17,8 +17,6 @@ TITLES = {
     "prepare": "prism prepare",
     "prompts": "prism prompts",
     "cluster": "a cluster",
-    "pipeline": "a pipeline",
-    "prepare": "prism prepare",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "aligner": "prism aligner export",

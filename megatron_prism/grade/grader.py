@@ -9,10 +9,11 @@ from typing import Any, Self
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import BackendMissing, InputError, PrismError, Problem, raise_problems
+from megatron_prism.core.errors import BackendMissing, PrismError, Problem, raise_problems
 from megatron_prism.grade import choice, math
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.sandbox.sandbox import Sandbox
 from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
 
 
@@ -25,6 +26,7 @@ class Grader:
     def __init__(self, config: GradeConfig | None = None) -> None:
         self.config = config or GradeConfig()
         raise_problems(list(check_bounds(self.config)))
+        self._sandbox: Sandbox | None = None
         self._workers = Workers(self.config.num_workers, self.config.cpu_limit_s, self.config.wall_limit_s)
 
     def __enter__(self) -> Self:
@@ -75,8 +77,16 @@ class Grader:
         if isinstance(answer, Graded):
             return answer
         if item.kind == "code":
-            return _grade_code(item)
+            return self._grade_code(item)
         return self._grade_choice(item, answer) if item.kind == "choice" else self._grade_math(item, answer)
+
+    def _grade_code(self, item: Item) -> Graded:
+        """Grade code in the sandbox, which is chosen, and attacked, at the first such item."""
+        from megatron_prism.grade import code
+        from megatron_prism.grade.sandbox.choose import choose
+
+        self._sandbox = self._sandbox or choose()
+        return code.grade_code(item, self._sandbox)
 
     def _grade_choice(self, item: Item, answer: str) -> Graded:
         if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:
@@ -110,15 +120,6 @@ def require(kinds: Iterable[str]) -> None:
     wanted = set(kinds)
     if "math" in wanted and importlib.util.find_spec("math_verify") is None:
         raise BackendMissing("math-verify", "grading math", "pip install 'megatron_prism[rl]'")
-    if "code" in wanted and importlib.util.find_spec("megatron_prism.grade.code") is None:
-        raise InputError(Problem("kind", "code", "math or choice: this version has no grader of code"))
-
-
-def _grade_code(item: Item) -> Graded:
-    from megatron_prism.grade import code  # type: ignore[attr-defined,unused-ignore]
-
-    graded: Graded = code.grade_code(item)
-    return code.grade_code(item) if graded.outcome == "fault" else graded
 
 
 def _guarded(item: Item, grade: Callable[[Item], Any]) -> Any:
