@@ -17,7 +17,6 @@ TITLES = {
     "prepare": "prism prepare",
     "prompts": "prism prompts",
     "cluster": "a cluster",
-    "cluster": "a cluster",
     "pipeline": "a pipeline",
     "aligner": "prism aligner export",
     "nemo_rl": "prism aligner export-nemo-rl",

@@ -195,8 +195,8 @@ def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values
     assert [problem.where for problem in refusal(top, "schedule.warmup_steps=2.5")] == [
         f"{top}:seed",
         f"{top}:precision",
-        f"{base}:batch.micro_size",
         "override:schedule.warmup_steps",
+        f"{base}:batch.micro_size",
     ]
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import BackendMissing, InputError
+from megatron_prism.core.errors import BackendMissing, EnvironmentFault, InputError
 from megatron_prism.grade import grader as module
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import Item
@@ -120,5 +120,17 @@ def test_without_math_verify_nothing_is_graded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with Grader() as grader, pytest.raises(BackendMissing, match="math-verify"):
         grader.grade([an_item("a")])
-    with Grader() as grader, pytest.raises(InputError, match="code"):
-        grader.grade([Item(id="a", kind="code", response="<think>a</think> x")])
+
+
+def test_code_is_run_in_the_sandbox() -> None:
+    tests = {"kind": "stdin", "cases": [{"input": "1", "output": "2"}]}
+    items = [
+        Item(id=name, kind="code", response=f"<think>a</think>\n```python\nprint(int(input()) + {add})\n```\n", tests=tests)
+        for name, add in (("right", 1), ("wrong", 2))
+    ]
+    with Grader() as grader:
+        try:
+            graded = grader.grade(items)
+        except EnvironmentFault as fault:
+            pytest.skip(f"no sandbox: {fault}")
+    assert {id_: one.outcome for id_, one in graded.items()} == {"right": "right", "wrong": "wrong"}
