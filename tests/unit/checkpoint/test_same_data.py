@@ -99,7 +99,7 @@ def test_a_run_records_what_it_reads_and_resumes_from_a_copy(tiny_checkpoint: Pa
         init=InitConfig(checkpoint=tiny_checkpoint),
     )
     resolved = train.resolve(config, 1)
-    with run_folder._held(config, resolved.start, resolved.figures):
+    with run_folder._held(config, resolved.start, train._inputs(config), resolved.figures):
         pass
     run_folder.step_folder(config.run_dir, 1).mkdir(parents=True)
     data.prepared.rename(tmp_path / "moved")
