@@ -179,8 +179,8 @@ def saved_again(run_dir: Path) -> Iterator[None]:
 
     kept = sharded.load_training
 
-    def load_and_save(path: Path, chunks: Any, optimizer: Any, grid: Any) -> None:
-        kept(path, chunks, optimizer, grid)
+    def load_and_save(path: Path, chunks: Any, optimizer: Any, grid: Any, *beside: Any) -> None:
+        kept(path, chunks, optimizer, grid, *beside)
         if grid.rank == 0:
             (run_dir / "again").mkdir()
         dist.barrier()
