@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from megatron_prism.cli.options import finish
 from megatron_prism.launch import slurm
 
 if TYPE_CHECKING:
     from megatron_prism.parallel.launch import Span
+
+
+def run(
+    job: Callable[[], Any], kind: type, config: Path, overrides: Sequence[str], nproc: int | None, dry_run: bool, json: Path | None
+) -> None:
+    """Run a job that is resolved and then run on a gang, as jobs/train.py is. kind: its config. job: imports it, and torch with it."""
+    from megatron_prism.core.load import load, placed
+    from megatron_prism.parallel import environment, launch
+
+    launch.heed_signals_while_starting()
+    settings: Any = load(config, kind, overrides)  # before the job imports torch
+    module = job()
+    if nproc:
+        launch.check_nproc(nproc)
+    span = launch.slurm_span() if nproc else launch.ALONE
+    size = world_size(nproc or (settings.world_size if dry_run else None), span)
+    with placed(config, kind, overrides):
+        resolved = module.resolve(settings, size)
+    if dry_run:
+        finish(resolved.figures, json)
+        return
+    environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
+    become(size, span)
+    result = module.run(resolved)
+    if speaks():
+        finish(result, json)
 
 
 def world_size(nproc: int | None, span: Span | None = None) -> int:

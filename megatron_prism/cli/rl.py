@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, finish
+from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides
 
 
 def rl(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
@@ -14,24 +16,10 @@ def rl(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run
     Under torchrun or srun it joins their gang instead of starting one, as prism train does.
     """
     from megatron_prism.core.config import RLConfig
-    from megatron_prism.core.load import load, placed
-    from megatron_prism.parallel import environment, launch
 
-    launch.heed_signals_while_starting()
-    settings = load(config, RLConfig, overrides or [])  # before the job imports torch
-    from megatron_prism.jobs import rl as job
+    def job() -> Any:
+        from megatron_prism.jobs import rl as job
 
-    if nproc:
-        launch.check_nproc(nproc)
-    span = launch.slurm_span() if nproc else launch.ALONE
-    world_size = gang.world_size(nproc or (settings.world_size if dry_run else None), span)
-    with placed(config, RLConfig, overrides or []):
-        resolved = job.resolve(settings, world_size)
-    if dry_run:
-        finish(resolved.figures, json)
-        return
-    environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
-    gang.become(world_size, span)
-    result = job.run(resolved)
-    if gang.speaks():
-        finish(result, json)
+        return job
+
+    gang.run(job, RLConfig, config, overrides or [], nproc, dry_run, json)

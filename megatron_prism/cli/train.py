@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,27 +21,13 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_
     node's part of one gang.
     """
     from megatron_prism.core.config import TrainConfig
-    from megatron_prism.core.load import load, placed
-    from megatron_prism.parallel import environment, launch
 
-    launch.heed_signals_while_starting()
-    settings = load(config, TrainConfig, overrides or [])  # before the job imports torch
-    from megatron_prism.jobs import train as job
+    def job() -> Any:
+        from megatron_prism.jobs import train as job
 
-    if nproc:
-        launch.check_nproc(nproc)
-    span = launch.slurm_span() if nproc else launch.ALONE
-    world_size = gang.world_size(nproc or (settings.world_size if dry_run else None), span)
-    with placed(config, TrainConfig, overrides or []):
-        resolved = job.resolve(settings, world_size)
-    if dry_run:
-        finish(resolved.figures, json)
-        return
-    environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
-    gang.become(world_size, span)
-    result = job.run(resolved)
-    if gang.speaks():
-        finish(result, json)
+        return job
+
+    gang.run(job, TrainConfig, config, overrides or [], nproc, dry_run, json)
 
 
 def plan(
