@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from megatron_prism.core.config.section import IS_PATH, Pattern, Range, Section
-
-Count = Annotated[int, Range(ge=1, lt=2**31)]
-Place = Annotated[str, IS_PATH, Pattern(r"/[^\n'$\\]*", "an absolute path without quotes, backslashes, $ and line breaks")]
+from megatron_prism.core.config.exported import Count, ExportedRunConfig, Place
+from megatron_prism.core.config.section import IS_PATH, Pattern, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignerConfig(Section):
+class AlignerConfig(ExportedRunConfig):
     """A REINFORCE run of NeMo-Aligner 0.7.0 with our reward server. NeMo-Aligner has no GRPO."""
 
     checkpoint: Path
@@ -52,23 +50,8 @@ class AlignerConfig(Section):
     pp: Count = 1
     """The pipeline parallel size."""
 
-    num_prompts: Count = 64
-    """The prompts of a step (the paper's 1,024 rollouts are 64 x 16)."""
-
-    num_samples: Annotated[int, Range(ge=2, lt=2**31)] = 16
-    """The samples of a prompt."""
-
-    steps: Count = 1000
-    """The steps of the run (the paper's)."""
-
-    lr: Annotated[float, Range(gt=0)] = 5e-7
-    """The learning rate, which falls linearly to 0 (the paper's)."""
-
     kl: Annotated[float, Range(ge=0)] = 0.05
     """The weight of the KL penalty (the paper's beta). NeMo-Aligner subtracts it from the reward of the whole response."""
-
-    seq_length: Count = 16384
-    """The tokens of a prompt and its response (the paper's)."""
 
     max_prompt_tokens: Count = 2048
     """The most tokens of a prompt, at most half of seq_length. A response gets the rest."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from megatron_prism.core.config.aligner import Count, Place
-from megatron_prism.core.config.section import Range, Section
+from megatron_prism.core.config.exported import Count, ExportedRunConfig, Place
+from megatron_prism.core.config.section import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class NemoRlConfig(Section):
+class NemoRlConfig(ExportedRunConfig):
     """A GRPO run of NVIDIA NeMo-RL, which grades math with its own math-verify."""
 
     hf: Place
@@ -41,23 +41,8 @@ class NemoRlConfig(Section):
     tp: Count = 1
     """The tensor parallel size, of training and of sampling."""
 
-    num_prompts: Count = 64
-    """The prompts of a step (the paper's 1,024 rollouts are 64 x 16)."""
-
-    num_samples: Annotated[int, Range(ge=2, lt=2**31)] = 16
-    """The samples of a prompt."""
-
-    steps: Count = 1000
-    """The steps of the run (the paper's)."""
-
-    lr: Annotated[float, Range(gt=0)] = 5e-7
-    """The learning rate, which falls linearly to 0 (the paper's)."""
-
     kl: Annotated[float, Range(ge=0)] = 0.05
     """The weight of the KL term (the paper's beta)."""
-
-    seq_length: Count = 16384
-    """The tokens of a prompt and its response (the paper's)."""
 
     max_staleness: Annotated[int, Range(ge=0)] = 0
     """The most steps by which a rollout's weights may be behind. 0: synchronous."""
