@@ -5,9 +5,8 @@ Input: a checkpoint, or the run's own last one, and a prompt set (`prism prompts
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from megatron_prism.checkpoint import folder, run_folder, saving, sharded, start
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
-from megatron_prism.core.check.precision import check_machine, check_variables
 from megatron_prism.core.check.rl import check_model, check_rl
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -28,8 +26,8 @@ from megatron_prism.generate.cached import Cached, unsupported
 from megatron_prism.grade import grader
 from megatron_prism.jobs import train
 from megatron_prism.models import trainable
-from megatron_prism.parallel import environment, hardware
-from megatron_prism.parallel.groups import Groups, from_first, gang
+from megatron_prism.parallel import environment
+from megatron_prism.parallel.groups import Groups, from_first
 from megatron_prism.rl import loop, losses
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
@@ -144,11 +142,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    config = resolved.config
-    resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
-    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
-    with gang(config, config.limits.collective_timeout_s) as groups:
-        return train_in_gang(resolved, groups)
+    return train.on_gang(resolved, train_in_gang)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:

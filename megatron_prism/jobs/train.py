@@ -7,6 +7,7 @@ Output: a run folder (checkpoint/run_folder.py).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,11 +99,19 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
+    return on_gang(resolved, train_in_gang)
+
+
+def on_gang(resolved: Any, in_gang: Callable[[Any, Groups], dict[str, Any]]) -> dict[str, Any]:
+    """Check this rank's machine, join the gang, and run on its grid what a training job resolved (jobs/rl.py's too).
+
+    Raises: InputError before anything is written where this rank's machine cannot run the config.
+    """
     config = resolved.config
     resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
     raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
     with gang(config, config.limits.collective_timeout_s) as groups:
-        return train_in_gang(resolved, groups)
+        return in_gang(resolved, groups)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
