@@ -37,7 +37,7 @@ from megatron_prism.jobs import prepare
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
 from megatron_prism.planning.flops import flops_per_token
-from megatron_prism.train import garbage, loop, metrics, optim, stop, watchdog
+from megatron_prism.train import garbage, loop, metrics, optim, safety, stop, watchdog
 from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard
 
@@ -198,7 +198,7 @@ class Unused:
 
 def run_of(config: conf.TrainConfig, stack: ExitStack, **own: Any) -> loop.Run:
     """Return what loop.fit works on, in a process of its own, without validation, saving and samples. own: the other fields of loop.Run."""
-    stack.enter_context(replaced(loop, "_save", lambda *args, **kwargs: None))  # bench/save.py's
+    stack.enter_context(replaced(safety, "save", lambda *args, **kwargs: None))  # bench/save.py's
     return loop.Run(
         config=config,
         recorder=stack.enter_context(metrics.Recorder(config.run_dir, 0, config.steps, enabled=True)),
