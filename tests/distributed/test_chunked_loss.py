@@ -72,7 +72,7 @@ def compared(grid: Any, model: dict[str, Any], layout: dict[str, Any], chunk_tok
         "loss_mask": (torch.rand(2, 16, generator=draw) > 0.3).float(),
     } | ({"document_ids": (torch.arange(16) >= 5).int().expand(2, 16)} if packed else {})
     if is_wrong:
-        stack = mock.patch.object(chunked_loss.DeferredLogits, "loss", _of_shuffled_labels(chunked_loss.DeferredLogits.loss))
+        stack = mock.patch.object(chunked_loss.DeferredLogits, "values", _of_shuffled_labels(chunked_loss.DeferredLogits.values))
     else:
         stack = mock.patch.object(build, "DTYPES", build.DTYPES)
     rows: list[int] = []
