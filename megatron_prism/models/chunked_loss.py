@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_prism.core.patch import replaced
 
-ValuesOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of labels (B, S) and their logits (S, B, V): one or more values (..., B, S)
+ValuesOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # labels (B, S), their logits (S, B, V) -> values (..., B, S)
 
 
 class DeferredLogits:
