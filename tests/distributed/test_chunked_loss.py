@@ -126,7 +126,8 @@ def test_a_loss_in_chunks_is_the_whole_ones(
     arguments = {"model": model, "layout": parallel, "chunk_tokens": chunk_tokens, "packed": packed, "is_wrong": False}
     num_ranks = 1 if layout == "one" else 2
     told = run_distributed(compared, num_ranks, parallel=parallel, **arguments)[0]
-    assert max(told["differences"]) < TOLERANCE, told
+    print(layout, chunk_tokens, told["differences"])
+    assert max(told["differences"]) < (TOLERANCE if chunk_tokens < 32 else 1e-30), told  # one chunk: the same bits
     assert 0 < told["most"] <= max(chunk_tokens, 2 * parallel.get("tp", 1))
 
 
