@@ -24,8 +24,9 @@ from megatron_prism.generate.engine import Rollout, Sampling
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.rl import batches, losses, rewards, rollout
 from megatron_prism.rl.advantages import advantages, group_of, is_kept
+from megatron_prism.rl.ahead import Ahead, Taken, lag_of
 from megatron_prism.rl.prompts import Prompt
-from megatron_prism.rl.rollout import Encoded, Sampler
+from megatron_prism.rl.rollout import Encoded, Response, Sampler
 from megatron_prism.rl.sample import Sample
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -189,6 +190,17 @@ def test_trap_9_a_failed_extraction_shifts_no_reward(tiny_tokenizer: Path, alone
     ] * 2
     with pytest.raises(KeyError, match="0/0"):
         sampled(spec, [first], ids, {text: outcome for text, outcome in outcomes.items() if outcome != "fault"})
+
+
+def test_trap_11_lag_is_counted_when_a_sample_is_trained_on() -> None:
+    """Sampled for step 3 it was one update old. A step that takes it later finds it older than that, and does not train on it."""
+
+    def taken(step: int) -> Taken:
+        groups = [[Response(sample("right", number, weights_step=1), "", "")] for number in range(2)]
+        return Ahead(_groups=groups).take(step, 1, 0)
+
+    assert [len(taken(step).groups) for step in (2, 3, 4, 5)] == [2, 2, 0, 0]
+    assert lag_of(taken(3).groups[0], 3) == 1 and taken(5).figures()["discarded"] == 2
 
 
 def rows_of_the_table() -> Iterator[tuple[int, str]]:
