@@ -192,6 +192,10 @@ class RLConfig(RunConfig):
 
     batch: PackedBatchConfig
 
+    logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = 2048
+    """Compute logits, loss and entropy of this many of a rank's tokens at a time, so that their memory does not grow with seq_length. Null: of
+    all tokens at once. Ours: a microbatch of no more tokens is computed whole, with the same bits."""
+
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
 
     grade: GradeConfig = field(default_factory=GradeConfig)
