@@ -103,7 +103,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def hybrid(home: Home) -> Iterator[Future[None]]:
     """Mid-train the hybrid beside what the other tests do."""
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(lambda: [home.train("hybrid_base"), home.train("hybrid_mid")] and None)
+        yield pool.submit(train_hybrid, home)
+
+
+def train_hybrid(home: Home) -> None:
+    home.train("hybrid_base")
+    home.train("hybrid_mid")
 
 
 @pytest.fixture(scope="module")
