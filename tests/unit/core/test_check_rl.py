@@ -49,6 +49,7 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"rollout": {"num_samples": 1}, "algorithm": {"advantage": "reinforce++"}}, 1),
         ({"rollout": {"max_tokens": 63}}, 1),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 16}}, 1),
+        ({"rollout": {"lag": 1}}, 1),
     ],
 )
 def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size: int) -> None:
@@ -65,6 +66,7 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"log": {"samples": True}}, 1, "log.samples"),
         ({"algorithm": {"normalization": "constant"}}, 1, "algorithm.constant_tokens"),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 17}}, 1, "algorithm.overlong_tokens"),
+        ({"rollout": {"lag": 1}, "algorithm": {"tis_cap": None}}, 1, "algorithm.tis_cap"),
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),
