@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prism.core import disk
-from megatron_prism.core.config import RLConfig
+from megatron_prism.core.config import RLConfig, SamplingConfig
 from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Engine, Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import prompts as prompt_set
@@ -73,45 +73,72 @@ class Sampler:
 
         Raises: on every rank, what the grader raised on rank 0.
         """
-        max_tokens = self.config.rollout.max_tokens
-        sampling = Sampling(max_tokens=max_tokens, temperature=self.config.rollout.temperature, end_ids=self.spec.end_ids)
-        rollouts = self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-        items, responses = [], []
-        for rollout in rollouts:
-            one = prompts[rollout.prompt]
-            shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
-            text = tokenizer.continuation(one.tokens, shown, self.spec)
-            items.append(prompt_set.item(one.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token"))
-        graded = self._grade(items)
-        for rollout, item in zip(rollouts, items, strict=True):
-            prompt, outcome = prompts[rollout.prompt], graded[item.id]
-            reward = rewards.reward(outcome.outcome, rollout.ended, rollout.token_ids, max_tokens, self.config.algorithm)
+        rollout, algorithm = self.config.rollout, self.config.algorithm
+        responses = []
+        for answer in answers(prompts, num_samples, seeds, rollout, self.engine, self.spec, self.grader):
+            prompt, sampled = prompts[answer.rollout.prompt], answer.rollout
+            outcome = answer.graded.outcome
             sample = Sample(
                 prompt_id=prompt.prompt.id,
-                sample=rollout.sample,
+                sample=sampled.sample,
                 domain=prompt.prompt.domain,
                 prompt_tokens=prompt.tokens,
-                token_ids=rollout.token_ids,
-                logprobs=rollout.logprobs,
-                ended=rollout.ended,
+                token_ids=sampled.token_ids,
+                logprobs=sampled.logprobs,
+                ended=sampled.ended,
                 weights_step=step,
-                outcome=outcome.outcome,
-                reward=reward,
+                outcome=outcome,
+                reward=rewards.reward(outcome, sampled.ended, sampled.token_ids, rollout.max_tokens, algorithm),
             )
-            responses.append(Response(sample, item.response, outcome.why))
+            responses.append(Response(sample, answer.text, answer.graded.why))
         return [responses[at : at + num_samples] for at in range(0, len(responses), num_samples)]
 
-    def _grade(self, items: Sequence[Item]) -> dict[str, Graded]:
-        result: dict[str, Graded] | PrismError = {}
-        if self.grader is not None:
-            try:
-                result = self.grader.grade(items)
-            except PrismError as error:
-                result = error
-        result = from_first(result)
-        if isinstance(result, PrismError):
-            raise result.agreed()
-        return result
+
+@dataclass(frozen=True)
+class Answer:
+    """A sampled continuation of a prompt, its text without the end token, and its outcome."""
+
+    rollout: Rollout
+    text: str
+    graded: Graded
+
+
+def answers(
+    prompts: Sequence[Encoded],
+    num_samples: int,
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    engine: Engine,
+    spec: TokenizerSpec,
+    grader: Grades | None,
+) -> list[Answer]:
+    """Return num_samples graded answers to each prompt, in order of prompt and sample. grader: None but on rank 0. Every rank calls this.
+
+    Raises: on every rank, what the grader raised on rank 0.
+    """
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
+    rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
+    items = []
+    for rollout in rollouts:
+        one = prompts[rollout.prompt]
+        shown = [token for token in rollout.token_ids if token not in spec.end_ids]
+        text = tokenizer.continuation(one.tokens, shown, spec)
+        items.append(prompt_set.item(one.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token"))
+    graded = _graded(items, grader)
+    return [Answer(rollout, item.response, graded[item.id]) for rollout, item in zip(rollouts, items, strict=True)]
+
+
+def _graded(items: Sequence[Item], grader: Grades | None) -> dict[str, Graded]:
+    result: dict[str, Graded] | PrismError = {}
+    if grader is not None:
+        try:
+            result = grader.grade(items)
+        except PrismError as error:
+            result = error
+    result = from_first(result)
+    if isinstance(result, PrismError):
+        raise result.agreed()
+    return result
 
 
 @dataclass(frozen=True)
