@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_prism.checkpoint import folder, integrity, sharded, start
 from megatron_prism.checkpoint.folder import Checkpoint
-from megatron_prism.core import manifest
+from megatron_prism.core import log, manifest
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.gang import check_model_on_gang, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
@@ -32,6 +32,7 @@ from megatron_prism.jobs.rl import encode_all
 from megatron_prism.models import build as models
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
+from megatron_prism.report.bars import bars
 from megatron_prism.rl import filter, passes
 from megatron_prism.rl.rollout import Encoded
 from megatron_prism.train.stop import StopRequest
@@ -192,12 +193,15 @@ def _finish(resolved: Resolved) -> dict[str, Any]:
     resolved.folder.finish()
     counts = list(resolved.folder.counts())
     domains = filter.by_domain((one.prompt for one in resolved.prompts), counts, resolved.config.rollout.num_samples)
-    faults = sum(one.num_faults for one in counts)
+    for domain, figures in domains.items():
+        log.get().info(
+            "%s: prompts by right answers of %d\n%s", domain, resolved.config.rollout.num_samples, "\n".join(bars(figures["histogram"]))
+        )
     return {
         "out": str(resolved.config.out),
         "passes": str(resolved.config.out / passes.FILE),
         "prompts": len(counts),
         "responses": sum(one.num_samples for one in counts),
-        "faults": faults,
+        "faults": sum(one.num_faults for one in counts),
         "domains": domains,
     }
