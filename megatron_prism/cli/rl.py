@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import Config, DryRun, GroupWithDefault, Json, Nproc, Overrides, finish
+from megatron_prism.cli.options import Config, DryRun, GroupWithDefault, Json, Nproc, Overrides, a_path, finish
 
 app = typer.Typer(
     cls=GroupWithDefault,
@@ -66,3 +67,18 @@ def rl_mix(config: Config, overrides: Overrides = None, dry_run: DryRun = False,
     settings = load(config, MixConfig, overrides or [])
     with placed(config, MixConfig, overrides or []):
         finish(job.run(settings, dry_run=dry_run), json)
+
+
+@app.command("samples")
+def rl_samples(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False, callback=a_path)],
+    step: Annotated[int | None, typer.Option(help="A step whose responses were kept; without it, the newest.", min=1)] = None,
+    json: Json = None,
+) -> None:
+    """Write a step's responses as a page for a browser: by prompt, with outcome, reward, advantage and text. The run needs rollout.keep.
+
+    Example: prism rl samples runs/my_rl --step 100
+    """
+    from megatron_prism.jobs import rl_samples as job
+
+    finish(job.run(run, step), json)
