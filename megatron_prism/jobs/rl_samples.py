@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from megatron_prism.checkpoint import run_folder
 from megatron_prism.core import disk, log
@@ -15,14 +12,12 @@ from megatron_prism.core.config import AlgorithmConfig, RLConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.load import load
 from megatron_prism.core.manifest import write_text
-from megatron_prism.data import prompts as prompt_set
-from megatron_prism.data.prompts import Prompt
+from megatron_prism.data import prompts, tokenizer
+from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.report import rollouts_page
 from megatron_prism.report.rollouts_page import Group, Response
-from megatron_prism.rl import advantages, rewards
+from megatron_prism.rl import advantages, rollout
 from megatron_prism.rl.rollout import FOLDER
-
-Line = dict[str, Any]
 
 
 def run(run_dir: Path, step: int | None) -> dict[str, Any]:
@@ -36,59 +31,28 @@ def run(run_dir: Path, step: int | None) -> dict[str, Any]:
         found = f"{len(pages)} steps, {pages[0].stem} to {pages[-1].stem}" if pages else "no responses"
         raise InputError(Problem(str(run_dir / FOLDER), found, "the responses of that step", "rollout.keep: true writes them"))
     config = load(run_dir / run_folder.CONFIG, RLConfig)
-    lines = _read(path)
-    groups = [list(group) for _, group in itertools.groupby(lines, key=_key())]
-    prompts = _prompts(config, run_dir)
-    shown = [
-        _group(group, prompts.get(group[0]["id"]), values)
-        for group, values in zip(groups, _advantages(groups, config.algorithm), strict=True)
-    ]
+    groups = rollout.from_lines(path.read_text(encoding="utf-8"))
+    spec, golds = tokenizer.load(run_folder.origin(run_dir).assets), _golds(config, run_dir)
+    values = _advantages(groups, config.algorithm)
+    shown = [_group(group, spec, golds, of_group) for group, of_group in zip(groups, values, strict=True)]
     page = path.with_suffix(".html")
     with disk.writing(page):
         write_text(page, rollouts_page.page(f"{run_dir.name}, step {int(path.stem.removeprefix('step_'))}", shown))
-    return {"page": str(page), "groups": len(groups), "responses": len(lines)}
+    return {"page": str(page), "groups": len(groups), "responses": sum(map(len, groups))}
 
 
-def _read(path: Path) -> list[Line]:
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            lines += [json.loads(text)] if text else []
-        except ValueError as error:
-            raise InputError(Problem(f"{path}:{number}", str(error), "a response as JSON")) from None
-    return lines
-
-
-def _key() -> Any:
-    """Return what tells a group from the next one: a prompt drawn twice in a step begins with sample 0 again."""
-    number = -1
-
-    def of(line: Line) -> tuple[int, str]:
-        nonlocal number
-        number += line["sample"] == 0
-        return number, line["id"]
-
-    return of
-
-
-def _prompts(config: RLConfig, run_dir: Path) -> dict[str, Prompt]:
+def _golds(config: RLConfig, run_dir: Path) -> dict[str, str]:
+    """Return the right answers of the run's prompts, by id, where its prompt set is still there."""
     try:
-        return {prompt.id: prompt for prompt in prompt_set.read(config.prompts)}
+        return {prompt.id: prompt.gold for prompt in prompts.read(config.prompts)}
     except InputError as error:
-        log.get().warning("the page of %s has no prompts: %s", run_dir, error)
+        log.get().warning("the page of %s has no right answers: %s", run_dir, error)
         return {}
 
 
-def _advantages(groups: list[list[Line]], config: AlgorithmConfig) -> list[list[float | None]]:
-    """Return the advantages that the step trained on, of the same rewards. None: the response was not trained on."""
-    scored = [
-        advantages.Group(
-            torch.tensor([line["reward"] for line in group], dtype=torch.float64),
-            torch.tensor([rewards.is_counted(line["outcome"], line["ended"], config) for line in group]),
-            torch.tensor([line["outcome"] == "right" for line in group]),
-        )
-        for group in groups
-    ]
+def _advantages(groups: Sequence[rollout.Group], config: AlgorithmConfig) -> list[list[float | None]]:
+    """Return the advantages that the step trained on, from the same rewards. None: the response was not trained on."""
+    scored = [advantages.group_of(rollout.samples([group]), config) for group in groups]
     kept = [advantages.is_kept(group, config) for group in scored]
     values = iter(advantages.advantages([group for group, is_kept in zip(scored, kept, strict=True) if is_kept], config))
     return [
@@ -99,26 +63,20 @@ def _advantages(groups: list[list[Line]], config: AlgorithmConfig) -> list[list[
     ]
 
 
-def _group(lines: list[Line], prompt: Prompt | None, values: list[float | None]) -> Group:
+def _group(group: rollout.Group, spec: TokenizerSpec, golds: Mapping[str, str], values: Sequence[float | None]) -> Group:
+    first = group[0].sample
     responses = [
         Response(
-            line["sample"],
-            line["text"],
-            line["outcome"],
-            line["why"],
-            line["reward"],
-            line["ended"],
-            len(line["token_ids"]),
-            value,
+            sample=one.sample.sample,
+            text=one.text,
+            outcome=one.sample.outcome,
+            why=one.why,
+            reward=one.sample.reward,
+            ended=one.sample.ended,
+            num_tokens=len(one.sample.token_ids),
+            advantage=value,
         )
-        for line, value in zip(lines, values, strict=True)
+        for one, value in zip(group, values, strict=True)
     ]
-    return Group(lines[0]["id"], lines[0]["domain"], _text(prompt), prompt.gold if prompt else "", responses)
-
-
-def _text(prompt: Prompt | None) -> str:
-    if prompt is None:
-        return ""
-    if isinstance(prompt.prompt, str):
-        return prompt.prompt
-    return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt.prompt)
+    prompt = tokenizer.decode(first.prompt_tokens, spec)
+    return Group(first.prompt_id, first.domain, prompt, golds.get(first.prompt_id, ""), responses)

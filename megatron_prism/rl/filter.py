@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -17,11 +17,12 @@ from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.errors import Stopped
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Engine, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, seed_of
+from megatron_prism.grade.outcome import Graded, Outcome
 from megatron_prism.parallel.groups import agree
 from megatron_prism.rl import rollout
 from megatron_prism.rl.passes import Folder, PassCount
-from megatron_prism.rl.rollout import Answer, Encoded, Grades
+from megatron_prism.rl.rollout import Encoded, Grades, Sampled
 from megatron_prism.train import stop
 from megatron_prism.train.watchdog import Watchdog
 
@@ -62,9 +63,8 @@ def run(work: Filter, missing: Sequence[int]) -> None:
         began = time.perf_counter()
         chosen = [prompts[place] for place in work.folder.places(shard)]
         seeds = [seed(config.seed, one.prompt.id) for one in chosen]
-        answers = rollout.answers(chosen, num_responses, seeds, config.rollout, work.engine, work.spec, work.grader)
-        by_prompt = [answers[at : at + num_responses] for at in range(0, len(answers), num_responses)]
-        counts = [count(one.prompt.id, given) for one, given in zip(chosen, by_prompt, strict=True)]
+        sampled = rollout.sample(work.engine, work.spec, config.rollout, chosen, num_responses, seeds, weights_step=0)
+        counts = count(sampled, rollout.agreed(rollout.grade(work.grader, sampled.items)))
         if work.is_first:
             work.folder.write(shard, counts)
             seconds, left_s = time.perf_counter() - began, (time.perf_counter() - started) / number * (len(missing) - number)
@@ -72,26 +72,31 @@ def run(work: Filter, missing: Sequence[int]) -> None:
                 "shard %d/%d  right %.3f  faults %d  truncated %.3f  tokens/s %.0f  left %s",
                 work.folder.num_shards - len(missing) + number,
                 work.folder.num_shards,
-                sum(one.num_right for one in counts) / len(answers),
+                sum(one.num_right for one in counts) / len(sampled.items),
                 sum(one.num_faults for one in counts),
-                sum(one.num_truncated for one in counts) / len(answers),
-                sum(len(answer.rollout.token_ids) for answer in answers) / seconds,
+                sum(one.num_truncated for one in counts) / len(sampled.items),
+                sum(len(one.token_ids) for one in sampled.rollouts) / seconds,
                 time.strftime("%H:%M:%S", time.gmtime(left_s)) if left_s < 86400 else f"{left_s / 86400:.1f} days",
             )
         longest_s = max(longest_s, time.perf_counter() - began)
 
 
-def count(prompt_id: str, answers: Sequence[Answer]) -> PassCount:
-    """Return the pass count of a prompt's answers."""
-    outcomes = [answer.graded.outcome for answer in answers]
-    return PassCount(
-        id=prompt_id,
-        num_right=outcomes.count("right"),
-        num_samples=len(answers),
-        num_faults=outcomes.count("fault"),
-        num_truncated=sum(answer.rollout.ended != "end_token" for answer in answers),
-        mean_tokens=fmean(len(answer.rollout.token_ids) for answer in answers),
-    )
+def count(sampled: Sampled, outcomes: Mapping[str, Graded]) -> list[PassCount]:
+    """Return the pass counts of graded responses, a prompt each."""
+    by_prompt: list[list[tuple[Rollout, Outcome]]] = [[] for _ in sampled.prompts]
+    for response, item in zip(sampled.rollouts, sampled.items, strict=True):
+        by_prompt[response.prompt].append((response, outcomes[item.id].outcome))
+    return [
+        PassCount(
+            id=one.prompt.id,
+            num_right=sum(outcome == "right" for _, outcome in responses),
+            num_samples=len(responses),
+            num_faults=sum(outcome == "fault" for _, outcome in responses),
+            num_truncated=sum(response.ended != "end_token" for response, _ in responses),
+            mean_tokens=fmean(len(response.token_ids) for response, _ in responses),
+        )
+        for one, responses in zip(sampled.prompts, by_prompt, strict=True)
+    ]
 
 
 def by_domain(prompts: Iterable[Prompt], counts: Iterable[PassCount], num_samples: int) -> dict[str, dict[str, Any]]:

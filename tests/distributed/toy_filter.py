@@ -59,8 +59,8 @@ def die(*_: Any, **__: Any) -> None:
 POINTS: dict[str, tuple[Any, str, int, bool, int]] = {
     # a function, how often it is called before the call at which the process is killed, whether after that call, and the shards there then
     "described": (passes, "write_json", 0, True, 0),
-    "sampled": (rollout, "_graded", 2, False, 2),
-    "graded": (rollout, "_graded", 2, True, 2),
+    "sampled": (rollout, "grade", 2, False, 2),
+    "graded": (rollout, "agreed", 2, True, 2),
     "written": (passes.Folder, "write", 2, True, 3),
     "counted": (passes.Folder, "finish", 0, False, 5),
     "joined": (passes, "sha256_file", 0, False, 5),
