@@ -138,12 +138,12 @@ def _response(response: Response, outcomes: Sequence[str]) -> Iterator[str]:
 
 
 def _pre(text: str) -> str:
-    """Return a text as it stands, its middle left out where it is long."""
+    """Return a text as it stands, its middle left out where it is long. HTML drops a newline at the start of a pre: it has one to drop."""
     cut = len(text) - HEAD_CHARS - TAIL_CHARS
     if cut <= 0:
-        return f"<pre>{_shown(text)}</pre>"
-    left_out = f"</pre><p class=soft>{cut:,} characters are left out</p><pre>"
-    return f"<pre>{_shown(text[:HEAD_CHARS])}{left_out}{_shown(text[-TAIL_CHARS:])}</pre>"
+        return f"<pre>\n{_shown(text)}</pre>"
+    left_out = f"</pre><p class=soft>{cut:,} characters are left out</p><pre>\n"
+    return f"<pre>\n{_shown(text[:HEAD_CHARS])}{left_out}{_shown(text[-TAIL_CHARS:])}</pre>"
 
 
 def _shown(text: str) -> str:

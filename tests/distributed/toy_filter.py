@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,9 +70,17 @@ POINTS: dict[str, tuple[Any, str, int, bool, int]] = {
 
 @contextmanager
 def killed(point: str | None, delay_s: float | None) -> Iterator[None]:
-    """Within the block this process is killed at a point, or after some time."""
+    """Within the block this process is killed at a point, or so long after it began to sample."""
     if delay_s is not None:
-        threading.Thread(target=lambda: (time.sleep(delay_s), die()), daemon=True).start()
+        kept_run = rl_filter.filter.run
+
+        def timed(*args: Any) -> None:
+            threading.Timer(delay_s, die).start()
+            kept_run(*args)
+
+        with mock.patch.object(rl_filter.filter, "run", timed):
+            yield
+        return
     if point is None:
         yield
         return
