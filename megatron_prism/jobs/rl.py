@@ -67,8 +67,9 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     grader.require(prompt.kind for prompt in (*prompts, *valid))
     spec = tokenizer.load(begin.assets)
     sizes, sums = registry.parameters(begin.model), _sums(config)
-    encoded, too_long = _encoded(prompts, spec, begin, config, "prompts")
-    valid_encoded, valid_too_long = _encoded(valid, spec, begin, config, "validation.prompts")
+    room = min(config.batch.seq_length + 1, begin.model.max_position_embeddings) - config.rollout.max_tokens
+    encoded, too_long = encode_all(prompts, spec, begin.assets, room, "prompts")
+    valid_encoded, valid_too_long = encode_all(valid, spec, begin.assets, room, "validation.prompts")
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
@@ -121,14 +122,13 @@ def _check_same_prompts(config: RLConfig, sha256: str) -> list[Problem]:
     ]
 
 
-def _encoded(
-    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, begin: Start, config: RLConfig, where: str
+def encode_all(
+    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, assets: Path, room: int, where: str
 ) -> tuple[tuple[Encoded, ...], list[Problem]]:
-    """Return the prompts as tokens, and a problem where some leave no room for a response."""
+    """Return the prompts as tokens, and a problem where some have more than `room` tokens. where: the key of their set."""
     is_chat = any(not isinstance(prompt.prompt, str) for prompt in prompts)
-    template = chat.load(begin.assets) if is_chat else None
+    template = chat.load(assets) if is_chat else None
     encoded = tuple(Encoded(prompt, tuple(prompt_set.encode(prompt, spec, template))) for prompt in prompts)
-    room = min(config.batch.seq_length + 1, begin.model.max_position_embeddings) - config.rollout.max_tokens
     if longer := [one for one in encoded if len(one.tokens) > room]:
         longest = max(longer, key=lambda one: len(one.tokens))
         found = f"{len(longer)} prompts of more than {room} tokens, for example {longest.prompt.id} of {len(longest.tokens)}"

@@ -9,7 +9,16 @@ from typing import Any
 
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
-from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
+from megatron_prism.core.config import (
+    FilterConfig,
+    JobConfig,
+    MixConfig,
+    PipelineConfig,
+    PrepareConfig,
+    PromptsConfig,
+    RLConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 
@@ -19,6 +28,8 @@ CONFIGS: dict[str, type] = {
     "rl": RLConfig,
     "prepare": PrepareConfig,
     "prompts": PromptsConfig,
+    "rl filter": FilterConfig,
+    "rl mix": MixConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
@@ -73,7 +84,7 @@ def in_full(words: list[str], read: Read) -> list[str]:
     problems = {"": _num_problems(path, PipelineConfig, words[1:])}
     problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
     job = min(problems, key=problems.__getitem__)
-    return [job, *words] if job else words
+    return [*job.split(), *words] if job else words
 
 
 def _path(word: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prism.core import disk
-from megatron_prism.core.config import RLConfig
+from megatron_prism.core.config import RLConfig, SamplingConfig
 from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
@@ -72,6 +72,44 @@ class Sampled:
     num_drawn: int = 0
 
 
+def sample(
+    engine: Engine,
+    spec: TokenizerSpec,
+    config: SamplingConfig,
+    prompts: Sequence[Encoded],
+    num_samples: int,
+    seeds: Sequence[int],
+    weights_step: int,
+    num_drawn: int = 0,
+) -> Sampled:
+    """Return num_samples responses of each prompt, in order of prompt and sample, with their texts. Every rank calls this."""
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
+    rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
+    return Sampled(prompts, rollouts, [_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts], weights_step, num_drawn)
+
+
+def _item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
+    shown = [token for token in rollout.token_ids if token not in spec.end_ids]
+    text = tokenizer.continuation(prompt.tokens, shown, spec)
+    return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+
+
+def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
+    """Return what the grader says or raises on rank 0, nothing elsewhere, where there is none."""
+    try:
+        return {} if grader is None else grader.grade(items)
+    except PrismError as error:
+        return error
+
+
+def agreed(outcomes: dict[str, Graded] | PrismError) -> dict[str, Graded]:
+    """Return rank 0's outcomes on every rank. Raises: on every rank, the error that rank 0 has."""
+    outcomes = from_first(outcomes)
+    if isinstance(outcomes, PrismError):
+        raise outcomes.agreed()
+    return outcomes
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0."""
@@ -91,15 +129,7 @@ class Sampler:
 
     def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
         """Return num_samples responses of each prompt, by the weights of a step. Every rank calls this."""
-        max_tokens = self.config.rollout.max_tokens
-        sampling = Sampling(max_tokens=max_tokens, temperature=self.config.rollout.temperature, end_ids=self.spec.end_ids)
-        rollouts = self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-        return Sampled(prompts, rollouts, [self._item(prompts[rollout.prompt], rollout) for rollout in rollouts], step, num_drawn)
-
-    def _item(self, prompt: Encoded, rollout: Rollout) -> Item:
-        shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
-        text = tokenizer.continuation(prompt.tokens, shown, self.spec)
-        return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step, num_drawn)
 
     def graded(self, sampled: Sampled) -> list[list[Response]]:
         """Return responses with their grades, by prompt. Every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
@@ -107,19 +137,12 @@ class Sampler:
 
     def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
         """Return what the grader says or raises on rank 0, nothing elsewhere."""
-        if self.grader is None:
-            return {}
-        try:
-            with self._one_at_a_time:
-                return self.grader.grade(items)
-        except PrismError as error:
-            return error
+        with self._one_at_a_time:
+            return grade(self.grader, items)
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has."""
-        outcomes = from_first(outcomes)
-        if isinstance(outcomes, PrismError):
-            raise outcomes.agreed()
+        outcomes = agreed(outcomes)
         groups: list[list[Response]] = [[] for _ in sampled.prompts]
         for rollout, item in zip(sampled.rollouts, sampled.items, strict=True):
             groups[rollout.prompt].append(self._response(sampled, rollout, item, outcomes[item.id]))

@@ -86,14 +86,11 @@ class AlgorithmConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(Section):
-    """What a step samples."""
+class SamplingConfig(Section):
+    """How responses are sampled."""
 
     engine: Annotated[Literal["cached"], MAY_CHANGE] = "cached"
     """What samples: `cached` is the embedded engine, on the training model's own weights."""
-
-    num_prompts: Annotated[int, Range(ge=1)] = 64
-    """The prompts of a step (paper: 64)."""
 
     num_samples: Annotated[int, Range(ge=1)] = 16
     """The responses to a prompt, its group (paper: 16)."""
@@ -102,7 +99,7 @@ class RolloutConfig(Section):
     """The most tokens of a response (paper: 16,384 with its prompt)."""
 
     temperature: Annotated[float, Range(gt=0)] = 1.0
-    """What divides the sampler's logits (paper: 1). The trainer's log-probabilities are those of temperature 1, so any other is refused."""
+    """What divides the sampler's logits (paper: 1). `prism rl` refuses any other: the trainer's log-probabilities are those of temperature 1."""
 
     lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
     """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
@@ -111,6 +108,14 @@ class RolloutConfig(Section):
 
     num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
     """The responses that decode together on each data-parallel replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(SamplingConfig):
+    """What a step samples."""
+
+    num_prompts: Annotated[int, Range(ge=1)] = 64
+    """The prompts of a step (paper: 64)."""
 
     max_refills: Annotated[int, Range(ge=0)] = 0
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
