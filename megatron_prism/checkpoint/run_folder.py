@@ -38,6 +38,7 @@ WRITTEN = (
     "tensorboard",
     "samples",
     "rollouts",
+    "records",
 )  # the first by no run itself
 
 

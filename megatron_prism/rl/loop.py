@@ -20,8 +20,9 @@ from megatron_prism.models.forward import log_probs, log_probs_and_entropies
 from megatron_prism.parallel.groups import Groups, gather
 from megatron_prism.rl import batches, figures, rollout
 from megatron_prism.rl.advantages import advantages, group_of
+from megatron_prism.rl.record import Observer
 from megatron_prism.rl.reference import Reference
-from megatron_prism.rl.rollout import Encoded, Rollouts, Sampler
+from megatron_prism.rl.rollout import Encoded, Responds, Rollouts
 from megatron_prism.rl.sample import Sample
 from megatron_prism.train import optim, safety, stop
 from megatron_prism.train.guard import Guard, decide
@@ -45,13 +46,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the loop works on. reference: None without a KL term."""
+    """Everything the loop works on. reference: None without a KL term. observer: what looks at each step (rl/record.py)."""
 
     config: RLConfig
     groups: Groups
     chunks: Sequence[Any]
     optimizer: Any
-    sampler: Sampler
+    sampler: Responds
     prompts: Sequence[Encoded]
     valid_prompts: Sequence[Encoded]
     reference: Reference | None
@@ -63,6 +64,7 @@ class Run:
     stop: stop.StopRequest
     watchdog: Watchdog
     collect_garbage: Callable[[int], None]
+    observer: Observer
 
 
 def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
@@ -79,6 +81,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
         with optim.settled(run.chunks, config.parallel):
+            run.observer.begins(step)
             with timers.phase("rollout"):
                 rollouts = rollout.collect(run.sampler, run.prompts, progress.num_drawn, step)
             rollout_s = time.perf_counter() - started
@@ -88,12 +91,14 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
             grad_norm = optim.measure(run.optimizer)
+            run.observer.measured(means, float(grad_norm), lr)
             stop_reason = run.stop.reason(2 * longest_s + run.saver.longest_s)
             decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
             if decision.is_taken and means.weight > 0:  # no group to learn from: the step counts, and the weights stay
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         safety.remember(run, step, means.loss, decision, timers)
         _follow(run, step)
+        run.observer.ends()
         progress.num_drawn, progress.num_tokens = rollouts.num_drawn, progress.num_tokens + means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
@@ -144,6 +149,7 @@ def _scored(run: Run, rollouts: Rollouts) -> tuple[Microbatches, float]:
             batch["ref_log_probs"] = reference_BS[index]
         mask_BS = batch["loss_mask"].to(entropy_BS.device)
         sums = [sums[0] + float((entropy_BS * mask_BS).sum()), sums[1] + float(mask_BS.sum())]
+    run.observer.scored(rollouts, plan, chosen, [values[index] for index in trained], microbatches)
     entropy, num_tokens = (sum(part) for part in zip(*gather(sums, run.groups.dp_cp_group), strict=True))
     return microbatches, entropy / max(num_tokens, 1.0)
 

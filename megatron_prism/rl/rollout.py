@@ -17,7 +17,7 @@ from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Engine, Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import prompts as prompt_set
@@ -49,14 +49,26 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Response:
-    """A sample with what a reader wants to see of it: its text, and why it was graded so."""
+    """A sample with what a reader wants to see of it: its text, why it was graded so, and the seed of its group."""
 
     sample: Sample
     text: str
     why: str
+    seed: int
 
 
 Group = Sequence[Response]  # to one prompt
+
+
+class Responds(Protocol):
+    """What gives a step its responses: a Sampler, or what reads them of a record (rl/replay.py)."""
+
+    @property
+    def config(self) -> RLConfig: ...
+
+    def respond(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> list[list[Response]]:
+        """Return num_samples graded responses of each prompt, by the weights of a step. Every rank calls this."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,20 @@ class Sampler:
 
         Raises: on every rank, what the grader raised on rank 0.
         """
+        return self.judge(prompts, self.sample(prompts, num_samples, seeds), num_samples, step)
+
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int]) -> list[Rollout]:
+        """Return the engine's rollouts, ordered by prompt and sample."""
+        rollout = self.config.rollout
+        sampling = Sampling(max_tokens=rollout.max_tokens, temperature=rollout.temperature, end_ids=self.spec.end_ids)
+        return self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
+
+    def judge(self, prompts: Sequence[Encoded], rollouts: Sequence[Rollout], num_samples: int, step: int) -> list[list[Response]]:
+        """Return rollouts of the weights of a step as graded and rewarded responses, num_samples of each prompt.
+
+        Raises: on every rank, what the grader raised on rank 0.
+        """
         max_tokens = self.config.rollout.max_tokens
-        sampling = Sampling(max_tokens=max_tokens, temperature=self.config.rollout.temperature, end_ids=self.spec.end_ids)
-        rollouts = self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
         items, responses = [], []
         for rollout in rollouts:
             one = prompts[rollout.prompt]
@@ -98,7 +121,7 @@ class Sampler:
                 outcome=outcome.outcome,
                 reward=reward,
             )
-            responses.append(Response(sample, item.response, outcome.why))
+            responses.append(Response(sample, item.response, outcome.why, rollout.seed))
         return [responses[at : at + num_samples] for at in range(0, len(responses), num_samples)]
 
     def _grade(self, items: Sequence[Item]) -> dict[str, Graded]:
@@ -123,7 +146,7 @@ class Rollouts:
     num_drawn: int
 
 
-def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int) -> Rollouts:
+def collect(sampler: Responds, prompts: Sequence[Encoded], num_drawn: int, step: int) -> Rollouts:
     """Sample a step's groups, with the weights of the step before it. Groups without variance are drawn again, at most max_refills times."""
     config, order = sampler.config, Order(len(prompts), sampler.config.seed)
     groups: list[Group] = []
@@ -140,7 +163,7 @@ def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: 
     return Rollouts(groups, kept, num_drawn)
 
 
-def validate(sampler: Sampler, prompts: Sequence[Encoded], step: int) -> list[list[Response]]:
+def validate(sampler: Responds, prompts: Sequence[Encoded], step: int) -> list[list[Response]]:
     """Return responses to the held-out prompts. Each validation of a run draws with the same seeds."""
     seeds = [seed_of(sampler.config.seed, VALIDATION, index) for index in range(len(prompts))]
     return sampler.respond(prompts, sampler.config.validation.num_samples, seeds, step)
@@ -156,10 +179,11 @@ def write(run_dir: Path, step: int, groups: Sequence[Group]) -> None:
     path = run_dir / FOLDER / f"step_{step:08d}.jsonl"
     with disk.writing(path):
         path.parent.mkdir(exist_ok=True)
-        write_text(path, "".join(json.dumps(_line(response)) + "\n" for group in groups for response in group))
+        write_text(path, "".join(json.dumps(line(response)) + "\n" for group in groups for response in group))
 
 
-def _line(response: Response) -> dict[str, Any]:
+def line(response: Response) -> dict[str, Any]:
+    """Return a response as a line of JSON."""
     sample = response.sample
     return {
         "id": sample.prompt_id,
