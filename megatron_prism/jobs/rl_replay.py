@@ -23,7 +23,7 @@ from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import compare, loop, losses, record_files
-from megatron_prism.rl.compare import Difference, Stage
+from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.replay import Replayed
@@ -206,6 +206,7 @@ def _result(resolved: Resolved, walk: _Walk) -> dict[str, Any]:
         "other_platform": {key: f"{recorded.get(key)} recorded, {here[key]} here" for key in here if recorded.get(key) != here[key]},
         "first_difference": asdict(firsts[0]) if firsts else None,
         "verdict": str(firsts[0]) if firsts else "no difference",
+        "differences": [asdict(one) for stage in walk.stages[resolved.step] if stage.judged for one in stage.differences[:MAX_SHOWN]],
         "stages": [_row(stage) for stage in walk.stages[resolved.step]],
     }
 
@@ -219,8 +220,3 @@ def _row(stage: Stage) -> dict[str, Any]:
     }
     row["different"] = len(stage.differences) if stage.judged else f"{stage.num_compared - stage.num_equal}, not judged"
     return row
-
-
-def differences(stages: list[Stage]) -> list[Difference]:
-    """Return the first differences of each stage."""
-    return [difference for stage in stages if stage.judged for difference in stage.differences[:MAX_SHOWN]]

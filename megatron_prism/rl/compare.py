@@ -84,7 +84,7 @@ def compare(recorded: Step, replayed: Step, precision: Precision, is_exact: bool
     """Return all stages of a step. is_exact: the platform and the layout are the recorded ones. exact_stages: exact on any other too."""
     bound = BOUNDS[precision]
     stages: list[tuple[str, Callable[[], Iterator[Pair]]]] = [
-        *((name, lambda name=name: _tensors(name, recorded, replayed, bound.weight)) for name in BEFORE if name in replayed.tensors),  # type: ignore[misc]
+        *((name, lambda name=name: _tensors(name, recorded, replayed, bound.weight)) for name in BEFORE if name in replayed.tensors),
         ("prompts", lambda: _responses(recorded, replayed, _prompt)),
         ("responses", lambda: _responses(recorded, replayed, _tokens)),
         ("sampler_log_probs", lambda: _sampler_log_probs(recorded, replayed, bound)),
@@ -176,8 +176,8 @@ def _sampler_log_probs(recorded: Step, replayed: Step, bound: Bound) -> Iterator
     """Compare those of the responses that are the same."""
     for one, other in zip(recorded.responses, replayed.responses, strict=False):
         if one.sample.token_ids == other.sample.token_ids:
-            values = [torch.tensor(side.sample.logprobs, dtype=torch.float64) for side in (one, other)]
-            yield _tokenwise(_name(one), *values, bound)
+            ours, theirs = (torch.tensor(side.sample.logprobs, dtype=torch.float64) for side in (one, other))
+            yield _tokenwise(_name(one), ours, theirs, bound)
 
 
 def _log_probs(recorded: Step, ours: Mapping[int, torch.Tensor], theirs: Mapping[int, torch.Tensor], bound: Bound) -> Iterator[Pair]:
@@ -202,7 +202,8 @@ def _advantages(recorded: Step, replayed: Step) -> Iterator[Pair]:
         responses = recorded.responses if number < len(recorded.responses) else replayed.responses
         one, other = ours.get(number), theirs.get(number)
         if one is None or other is None:
-            yield Pair(_name(responses[number]), *("not trained on" if side is None else f"{side:.9g}" for side in (one, other)), False)
+            ours_said, theirs_said = ("not trained on" if side is None else f"{side:.9g}" for side in (one, other))
+            yield Pair(_name(responses[number]), ours_said, theirs_said, False)
         else:
             near = isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
             yield Pair(_name(responses[number]), f"{one:.17g}", f"{other:.17g}", one == other, near, abs(one - other))

@@ -123,8 +123,8 @@ def _read(path: Path) -> Step:
     }
     tensors: dict[str, dict[str, Fingerprint]] = {}
     for line in _lines(path / TENSORS):
-        name, line["shape"] = line.pop("name"), tuple(line["shape"])
-        tensors.setdefault(line.pop("stage"), {})[name] = Fingerprint(**_numbers(line))
+        stage, name = line.pop("stage"), line.pop("name")
+        tensors.setdefault(stage, {})[name] = Fingerprint(**{**_numbers(line), "shape": tuple(line["shape"])})
     return Step(
         step=facts["step"],
         platform=facts["platform"],
@@ -174,4 +174,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values with NaN and inf as numbers again."""
-    return {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in values.items()}
+    return {name: float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else value for name, value in values.items()}
