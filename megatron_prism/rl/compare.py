@@ -129,7 +129,7 @@ def _tensors(stage: str, recorded: Step, replayed: Step, bound: float) -> Iterat
         limit = bound * max(one.norm, least)
         is_equal = (one.digest, one.shape, one.dtype) == (other.digest, other.shape, other.dtype)
         is_near = one.shape == other.shape and distance <= limit and summed <= limit * prod(one.shape) ** 0.5
-        yield Pair(name, _or_nothing(one), _or_nothing(other), is_equal, is_near, distance)
+        yield Pair(name, _or_nothing(one), _or_nothing(other), is_equal, is_near, 0.0 if is_equal else distance)
 
 
 def _or_nothing(one: Fingerprint | None) -> str:
@@ -152,7 +152,7 @@ def _name(response: Response | None) -> str:
 
 
 def _words(one: Any, other: Any) -> tuple[str, str]:
-    """Return two values in words; of two sequences of tokens only the first place where they part."""
+    """Return two values in words; of two sequences only the first place where they part."""
     if not isinstance(one, tuple) or not isinstance(other, tuple):
         return str(one), str(other)
     place = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -160,7 +160,7 @@ def _words(one: Any, other: Any) -> tuple[str, str]:
 
 
 def _at(tokens: Sequence[Any], place: int) -> str:
-    return f"{tokens[place]} at {place} of {len(tokens)}" if place < len(tokens) else f"an end at {place}"
+    return f"{tokens[place]} at place {place}" if place < len(tokens) else f"nothing at place {place}"
 
 
 def _prompt(response: Response) -> str:

@@ -136,7 +136,8 @@ class Witness:
             held = [batch[name] for batch in microbatches if name in batch]
             mine = batches.by_sample(plan, self.groups.dp_rank, held) if held else {}
             parts = ranks.gather(mine, self.groups.dp_cp_group) if self.groups.dp > 1 else [mine]
-            self._seen[name] = {numbers[index]: values for part in parts for index, values in sorted(part.items())}
+            everyones = {index: values for part in parts for index, values in part.items()}
+            self._seen[name] = {numbers[index]: everyones[index] for index in sorted(everyones)}
 
     def measured(self, means: Means, grad_norm: float, lr: float) -> None:
         """Keep loss, reports, gradient norm and learning rate, and the gradients' fingerprints."""

@@ -86,7 +86,8 @@ def _line(response: Response) -> dict[str, Any]:
 
 def _log_probs(step: Step) -> dict[str, torch.Tensor]:
     sampler = [torch.tensor(response.sample.logprobs, dtype=torch.float64) for response in step.responses]
-    parts = {"sampler": sampler, "old": list(step.old_log_probs.values()), "ref": list(step.ref_log_probs.values())}
+    trained = {"old": step.old_log_probs, "ref": step.ref_log_probs}
+    parts = {"sampler": sampler} | {name: [values[number] for number in step.advantages if values] for name, values in trained.items()}
     return {name: torch.cat([*values]) for name, values in parts.items() if values}
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_prism.checkpoint import integrity, torch_dist
+from megatron_prism.checkpoint import integrity, run_folder, torch_dist
 from megatron_prism.jobs import rl, rl_replay
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import record_files
@@ -23,28 +22,39 @@ STEP = 3
 QKV = "decoder.layers.2.self_attention.linear_qkv.weight"
 
 
-def replay(groups: Groups, run_dir: str, step: int, grid: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Replay a step of the toy."""
+def replay(groups: Groups, run_dirs: list[str], step: int = STEP) -> list[dict[str, Any]]:
+    """Replay a step of each run of the toy."""
     rl.grader.Grader, kept = toy_rl.Toy, rl.grader.Grader  # type: ignore[misc, assignment]
     try:
-        return rl_replay.replay_in_gang(rl_replay.resolve(Path(run_dir), step, groups.world_size), groups)
+        return [rl_replay.replay_in_gang(rl_replay.resolve(Path(run_dir), step, groups.world_size), groups) for run_dir in run_dirs]
     finally:
         rl.grader.Grader = kept  # type: ignore[misc]
 
 
+Again = Callable[..., list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def again(run_distributed: Callable[..., list[Any]]) -> Again:
+    """Return a function that replays a step of each of some runs in one gang, and returns what rank 0 says of each."""
+
+    def again(*run_dirs: Path, step: int = STEP, num_ranks: int = 1, **grid: Any) -> list[dict[str, Any]]:
+        return run_distributed(replay, num_ranks, timeout_s=400, run_dirs=run_dirs, step=step, parallel=grid)[0]
+
+    return again
+
+
+@pytest.fixture(scope="module")
+def train(
+    run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Return a function that trains the toy in a folder of a name, with records, and returns the folder."""
     home = tmp_path_factory.mktemp("replay")
-    toy_rl.write_prompts(home / "prompts")
-    return home
-
-
-@pytest.fixture(scope="module")
-def train(home: Path, run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path) -> Callable[..., Path]:
-    """Return a function that trains the toy in a folder of a name, and returns the folder."""
+    prompts = toy_rl.write_prompts(home / "prompts")
 
     def train(name: str, num_ranks: int = 1, **values: Any) -> Path:
-        given = {"prompts": home / "prompts", "checkpoint": tiny_checkpoint, "record": {"interval": 1}, "steps": STEP, **values}
+        common = {"prompts": prompts, "checkpoint": tiny_checkpoint, "steps": STEP + 1, "save": {"interval": 2, "background": False}}
+        given = {**common, "record": {"interval": 1}, **values}
         run_distributed(toy_rl.train, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
         return home / name
 
@@ -54,44 +64,35 @@ def train(home: Path, run_distributed: Callable[..., list[Any]], tiny_checkpoint
 @pytest.fixture(scope="module")
 def alone(train: Callable[..., Path]) -> Path:
     """Return a recorded run of one process. No test changes it."""
-    return train("alone", save={"interval": 2, "background": False})
-
-
-@pytest.fixture
-def changed(alone: Path, tmp_path: Path) -> Path:
-    """Return a copy of it to be changed."""
-    return shutil.copytree(alone, tmp_path / "run")
-
-
-def again(run_distributed: Callable[..., list[Any]], run_dir: Path, step: int = STEP, num_ranks: int = 1, **grid: Any) -> dict[str, Any]:
-    return run_distributed(replay, num_ranks, timeout_s=240, run_dir=run_dir, step=step, parallel=grid)[0]
+    return train("alone")
 
 
 def by_stage(result: dict[str, Any]) -> dict[str, Any]:
     return {row["stage"]: row for row in result["stages"]}
 
 
-def test_a_replay_is_the_step_bit_for_bit(alone: Path, run_distributed: Callable[..., list[Any]]) -> None:
-    for step in (1, 2, 3):  # from the first weights; through a step without a checkpoint; from one
-        result = again(run_distributed, alone, step)
-        assert result["first_difference"] is None and result["exact"], result["verdict"]
-        rows = by_stage(result)
-        assert all(row["compared"] == row["equal"] for row in rows.values()), rows
-        assert rows["responses"]["compared"] == 24 and rows["gradients"]["compared"] > 20 and rows["ref_log_probs"]["compared"] == 24
-        assert ("stored_weights" in rows) == (step == 3)
+@pytest.mark.parametrize("step", [1, 2, 3], ids=["from the first weights", "through a step", "from a checkpoint"])
+def test_a_replay_is_the_step_bit_for_bit(alone: Path, again: Again, step: int) -> None:
+    (result,) = again(alone, step=step)
+    assert result["first_difference"] is None and result["exact"], result["verdict"]
+    rows = by_stage(result)
+    assert all(row["compared"] == row["equal"] for row in rows.values()), rows
+    assert rows["responses"]["compared"] == 24 and rows["gradients"]["compared"] > 20 and rows["ref_log_probs"]["compared"] == 24
+    assert ("stored_weights" in rows) == (step == 3)
 
 
 def test_to_record_changes_nothing(alone: Path, train: Callable[..., Path]) -> None:
-    plain = train("plain", save={"interval": 2, "background": False}, record={})
-    assert not (plain / "records").exists()
-    for name in ("rollouts/step_00000003.jsonl", "rollouts/step_00000001.jsonl"):
-        assert (plain / name).read_text() == (alone / name).read_text()
+    plain = train("plain", record={})
+    assert not (plain / "records").exists() and len(record_files.steps(alone)) == STEP + 1
+    for step in (1, 3):
+        assert (plain / f"rollouts/step_{step:08d}.jsonl").read_text() == (alone / f"rollouts/step_{step:08d}.jsonl").read_text()
     losses = [[(line["loss"], line["grad_norm"]) for line in map(json.loads, (run / "metrics.jsonl").open())] for run in (plain, alone)]
     assert losses[0] == losses[1]
 
 
-def change_tensor(checkpoint: Path, key: str, add: float = 1e-3) -> None:
-    """Change one element of a tensor of a checkpoint, and seal it again."""
+def change_tensor(run_dir: Path, key: str, add: float = 1e-3) -> None:
+    """Change one element of a tensor of the checkpoint before the step, and seal it again."""
+    checkpoint = run_folder.step_folder(run_dir, STEP - 1)
     reader = torch_dist.TensorReader(checkpoint / "state")
     with reader.open(key) as stored:
         chunk = stored.chunks[0]
@@ -107,18 +108,6 @@ def change_tensor(checkpoint: Path, key: str, add: float = 1e-3) -> None:
 def seal_again(root: Path) -> None:
     (root / integrity.SUMS).unlink()
     integrity.seal(root)
-
-
-@pytest.mark.parametrize(
-    ("key", "stage"),
-    [(QKV, "stored_weights"), (f"optimizer.state.param.{QKV}", "weights_before"), (f"optimizer.state.exp_avg.{QKV}", "optimizer_before")],
-)
-def test_a_weight_that_was_changed_by_hand_is_named(changed: Path, run_distributed: Callable[..., list[Any]], key: str, stage: str) -> None:
-    change_tensor(changed / "checkpoints" / "step_00000002", key)
-    result = again(run_distributed, changed)
-    name = key if stage == "optimizer_before" else QKV
-    assert (result["first_difference"]["stage"], result["first_difference"]["name"]) == (stage, name)
-    assert by_stage(result)[stage]["different"] == 1  # that tensor and no other
 
 
 def edit(run_dir: Path, file: str, change: Callable[[list[Any]], None]) -> None:
@@ -146,21 +135,46 @@ def change_advantage(lines: list[Any]) -> None:
     lines[0]["advantages"][7] += 1e-3
 
 
-@pytest.mark.parametrize(
-    ("change", "file", "stage"),
-    [
-        (change_token, "responses.jsonl", "responses"),
-        (change_reward, "responses.jsonl", "rewards"),
-        (change_outcome, "responses.jsonl", "outcomes"),
-        (change_advantage, "trained.json", "advantages"),
-    ],
-)
-def test_what_was_changed_in_a_record_is_named(
-    changed: Path, run_distributed: Callable[..., list[Any]], change: Callable[[list[Any]], None], file: str, stage: str
-) -> None:
-    edit(changed, file, change)
-    result = again(run_distributed, changed)
-    line = json.loads((record_files.path_of(changed, STEP) / "responses.jsonl").read_text().splitlines()[7])
-    assert result["first_difference"]["stage"] == stage, result["verdict"]
-    assert result["first_difference"]["name"] == f"prompt {line['id']} sample {line['sample']}"
-    assert by_stage(result)[stage]["different"] == 1
+BY_HAND: dict[str, tuple[Callable[[Path], None], str, str]] = {  # what is changed, and the stage and the name of the first difference
+    "weight": (lambda run: change_tensor(run, QKV), "stored_weights", QKV),
+    "fp32 weight": (lambda run: change_tensor(run, f"optimizer.state.param.{QKV}"), "weights_before", QKV),
+    "moment": (lambda run: change_tensor(run, f"optimizer.state.exp_avg.{QKV}"), "optimizer_before", f"optimizer.state.exp_avg.{QKV}"),
+    "reference": (lambda run: change_tensor(run, f"reference.{QKV}"), "reference_before", QKV),
+    "token": (lambda run: edit(run, "responses.jsonl", change_token), "responses", ""),
+    "outcome": (lambda run: edit(run, "responses.jsonl", change_outcome), "outcomes", ""),
+    "reward": (lambda run: edit(run, "responses.jsonl", change_reward), "rewards", ""),
+    "advantage": (lambda run: edit(run, "trained.json", change_advantage), "advantages", ""),
+}
+
+
+def test_each_change_by_hand_is_named(alone: Path, again: Again, tmp_path: Path) -> None:
+    runs = [shutil.copytree(alone, tmp_path / name) for name in BY_HAND]
+    for run, (change, _, _) in zip(runs, BY_HAND.values(), strict=True):
+        change(run)
+    line = json.loads((record_files.path_of(alone, STEP) / "responses.jsonl").read_text().splitlines()[7])
+    response = f"prompt {line['id']} sample {line['sample']}"
+    for result, (what, (_, stage, name)) in zip(again(*runs), BY_HAND.items(), strict=True):
+        first = result["first_difference"]
+        print(what, result["verdict"])
+        assert (first["stage"], first["name"]) == (stage, name or response), result["verdict"]
+        assert by_stage(result)[stage]["different"] == 1  # that one and no other
+
+
+GRIDS = {"dp2": {"tp": 1}, "tp2": {"tp": 2, "sequence_parallel": True}, "pp2": {"pp": 2}}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_gang_s_step_is_replayed_on_its_layout_and_on_one_process(train: Callable[..., Path], again: Again, name: str) -> None:
+    run = train(name, 2, grid=GRIDS[name])
+    changed = shutil.copytree(run, run.with_name(f"{name}-changed"))
+    change_tensor(changed, QKV, add=1e-6)  # far below the bound: what was loaded is compared by its bits
+    same, other = again(run, changed, num_ranks=2, **GRIDS[name])
+    assert same["exact"] and same["first_difference"] is None, same["verdict"]
+    assert all(row["compared"] == row["equal"] for row in by_stage(same).values())
+    assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
+    same, other = again(run, changed)
+    print(name, [(row["stage"], row["equal"], row["compared"], row["largest_difference"]) for row in same["stages"]])
+    assert not same["exact"] and "world_size" in same["other_platform"] and same["first_difference"] is None, same["verdict"]
+    rows = by_stage(same)
+    assert all(rows[stage]["compared"] == rows[stage]["equal"] for stage in ("stored_weights", "optimizer_before", "rewards", "advantages"))
+    assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
