@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from megatron_prism.jobs import rl_rollout, train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
-from megatron_prism.rl import loop, losses, record_files
+from megatron_prism.rl import ahead, gate, loop, losses, record_files
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.replay import Recorded
-from megatron_prism.rl.rollout import Encoded, Responds, Sampler
+from megatron_prism.rl.rollout import Encoded, Sampler
 from megatron_prism.train import garbage
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder
@@ -171,19 +171,21 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             groups=groups,
             chunks=chunks,
             optimizer=optimizer,
-            sampler=_responds(config, chunks, begin, groups, resolved.spec, grades),
+            sampler=_sampler(config, chunks, begin, groups, resolved.spec, grades),
             prompts=resolved.prompts,
             valid_prompts=resolved.valid_prompts,
             reference=reference,
             objective=losses.objective(config.algorithm),
             progress=progress(resumed),
+            ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
+            bound=None if config.rollout.recorded else gate.BOUNDS[config.precision],
+            observer=_observer(config, begin, groups, chunks, optimizer, reference, first_step),
             recorder=stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first)),
             saver=stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups, reference)),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
             stop=stop_request,
             watchdog=watchdog,
             collect_garbage=stack.enter_context(garbage.collected(config.gc_interval)),
-            observer=_observer(config, begin, groups, chunks, optimizer, reference, first_step),
         )
         if is_first:
             shown = ("parameters", "num_prompts", "responses_per_step", "responses")
@@ -198,13 +200,14 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _responds(
+def _sampler(
     config: RLConfig, chunks: Any, begin: Start, groups: Groups, spec: tokenizer.TokenizerSpec, grades: grader.Grader | None
-) -> Responds:
+) -> Sampler:
     """Return what gives the steps their responses: the engine on the model and the grader, or another run's records."""
+    engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
     if config.rollout.recorded is not None:
-        return Recorded(config, partial(record_files.read, config.rollout.recorded))
-    return Sampler(config, Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows), spec, grades)
+        return Recorded(config, engine, spec, grades, read=lru_cache(2)(partial(record_files.read, config.rollout.recorded)))
+    return Sampler(config, engine, spec, grades)
 
 
 def _observer(

@@ -16,18 +16,17 @@ from typing import Any
 from megatron_prism.checkpoint import fingerprint, run_folder, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig, RLConfig
-from megatron_prism.core.errors import InputError, Problem, ResultFailure, raise_problems
+from megatron_prism.core.errors import InputError, Problem, ResultFailure
 from megatron_prism.core.load import load
 from megatron_prism.generate.cached import Cached
 from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
 from megatron_prism.parallel.groups import Groups
-from megatron_prism.rl import compare, loop, losses, record_files
+from megatron_prism.rl import ahead, compare, loop, losses, record_files
 from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.replay import Replayed
-from megatron_prism.rl.rollout import Sampler
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.stop import StopRequest
@@ -74,12 +73,26 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
     parallel = recorded.parallel if world_size == ranks else _alone(recorded.parallel)
     validation = replace(recorded.validation, prompts=None)
     config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, validation=validation)
-    earlier = {number: place for number, place in run_folder.checkpoints(run_dir).items() if number < step}
-    begins = max(earlier, default=0)
-    missing = sorted(set(range(begins + 1, step)) - set(record_files.steps(run_dir)))
-    fix = f"another step: the one after a checkpoint needs only its own record; this run has checkpoints of {sorted(earlier) or 'no step before'}"
-    raise_problems([Problem(f"step {number}", "no record", f"one of each step from {begins + 1} on", fix) for number in missing[:1]])
-    return Resolved(rl.resolve(config, world_size), step, begins, earlier.get(begins))
+    begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
+    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint)
+
+
+def _begin(run_dir: Path, step: int, sampled_by: int) -> tuple[int, Path | None]:
+    """Return the step of the checkpoint that a replay begins with, and its folder; 0 and None: what the run began with.
+
+    It is the newest one at or before the weights that sampled the step's responses, or where records are missing between them, the newest one
+    before the step: the responses that a checkpoint holds already are not sampled again.
+    Raises: InputError where records are missing from there too.
+    """
+    saved = {number: path for number, path in run_folder.checkpoints(run_dir).items() if number < step}
+    records = set(record_files.steps(run_dir))
+    for newest in dict.fromkeys((sampled_by, step - 1)):
+        begins = max((number for number in saved if number <= newest), default=0)
+        missing = sorted(set(range(begins + 1, step)) - records)
+        if not missing:
+            return begins, saved.get(begins)
+    fix = f"the step after a checkpoint needs no other record; this run has checkpoints of {', '.join(map(str, saved)) or 'no step before'}"
+    raise InputError(Problem(f"step {missing[0]}", "no record", f"one of each step from {begins + 1} to {step}", fix))
 
 
 def _alone(parallel: ParallelConfig) -> ParallelConfig:
@@ -101,6 +114,7 @@ class _NoSaver:
     """Stands where a run has its saver: a replay saves nothing."""
 
     longest_s: float = 0.0
+    num_rewinds: int = 0
 
     def begin(self, step: int, facts: Mapping[str, Any]) -> None:
         """Save nothing."""
@@ -138,7 +152,8 @@ class _Walk:
     def take(self, step: Step) -> None:
         recorded = self.read(step.step)
         if step.step == self.last:
-            step = replace(step, responses=tuple(self.source.again))
+            again = self.source.again
+            step = replace(step, responses=[again.get((one.seed, one.sample.sample), one) for one in step.responses])
         if step.step == self.exact_before and self.stored:
             step = replace(step, tensors={"stored_weights": self.stored, **step.tensors})
         self.is_exact, self.platforms = recorded.platform == step.platform, (recorded.platform, step.platform)
@@ -169,19 +184,21 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(resolved.checkpoint, config.steps, chunks, optimizer, groups, reference)
         engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
-        responds = Replayed(Sampler(config, engine, resolved.run.spec, grades), read, resolved.step)
-        walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, responds)
+        sampler = Replayed(config, engine, resolved.run.spec, grades, read=read, at=resolved.step)
+        walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, sampler)
         running = loop.Run(
             config=replace(config, rollout=replace(config.rollout, keep=False)),
             groups=groups,
             chunks=chunks,
             optimizer=optimizer,
-            sampler=responds,
+            sampler=sampler,
             prompts=resolved.run.prompts,
             valid_prompts=(),
             reference=reference,
             objective=losses.objective(config.algorithm),
             progress=rl.progress(resumed),
+            ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
+            bound=None,  # a record that was changed is no sampler that is not the trainer's: the comparison says so
             recorder=stack.enter_context(Recorder(config.run_dir, resolved.begins, config.steps, enabled=False)),
             saver=_NoSaver(),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),

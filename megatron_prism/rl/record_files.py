@@ -1,8 +1,8 @@
 """Records on the disk: RUN/records/step_NNNNNNNN, a folder a step, whole or absent, sealed by SHA256SUMS.
 
 step.json: platform and figures. trained.json: the numbers of the responses that were trained on, their advantages, the plan.
-responses.jsonl: a line a response, as rollouts/ has it. log_probs.safetensors: the sampler's of all responses (fp64), those under the old
-weights and the reference of the trained ones (fp32), end to end in their order. tensors.jsonl: a fingerprint a line.
+responses.jsonl: a line a response, as in rollouts/. log_probs.safetensors: those under the old weights and the reference of the trained ones
+(fp32), end to end in their order. tensors.jsonl: a fingerprint a line.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import write_json, write_text
 from megatron_prism.rl import rollout
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Response
-from megatron_prism.rl.sample import Sample
 
 FOLDER, FORMAT = "records", 1
 STEP, TRAINED, RESPONSES, LOG_PROBS, TENSORS = "step.json", "trained.json", "responses.jsonl", "log_probs.safetensors", "tensors.jsonl"
@@ -67,7 +65,7 @@ def write(run_dir: Path, step: Step, keep_last: int) -> None:
         trained = {"trained": list(step.advantages), "advantages": list(step.advantages.values()), "plan": step.plan}
         write_json(temporary / STEP, facts)
         write_text(temporary / TRAINED, json.dumps(trained) + "\n")
-        write_text(temporary / RESPONSES, "".join(json.dumps(_line(response)) + "\n" for response in step.responses))
+        write_text(temporary / RESPONSES, rollout.to_lines([step.responses]))
         lines = ({"stage": stage, "name": name, **asdict(one)} for stage, part in step.tensors.items() for name, one in part.items())
         write_text(temporary / TENSORS, "".join(json.dumps(_plain(line)) + "\n" for line in lines))
         save_file(_log_probs(step), temporary / LOG_PROBS)
@@ -77,18 +75,9 @@ def write(run_dir: Path, step: Step, keep_last: int) -> None:
             shutil.rmtree(path_of(run_dir, old))
 
 
-def _line(response: Response) -> dict[str, Any]:
-    line = rollout.line(response)
-    del line["logprobs"]
-    own = {"seed": response.seed, "prompt_tokens": response.sample.prompt_tokens, "weights_step": response.sample.weights_step}
-    return {**line, **own}
-
-
 def _log_probs(step: Step) -> dict[str, torch.Tensor]:
-    sampler = [torch.tensor(response.sample.logprobs, dtype=torch.float64) for response in step.responses]
-    trained = {"old": step.old_log_probs, "ref": step.ref_log_probs}
-    parts = {"sampler": sampler} | {name: [values[number] for number in step.advantages if values] for name, values in trained.items()}
-    return {name: torch.cat([*values]) for name, values in parts.items() if values}
+    parts = {"old": step.old_log_probs, "ref": step.ref_log_probs}
+    return {name: torch.cat([values[number] for number in step.advantages]) for name, values in parts.items() if values}
 
 
 def read(run_dir: Path, step: int) -> Step:
@@ -114,14 +103,11 @@ def _read(path: Path) -> Step:
     if facts["format"] != FORMAT:
         raise ValueError(f"format {facts['format']}")
     flat = load_file(path / LOG_PROBS)
-    lines = list(_lines(path / RESPONSES))
-    sizes = [len(line["token_ids"]) for line in lines]
-    responses = tuple(_response(line, values) for line, values in zip(lines, _split(flat.get("sampler"), sizes), strict=True))
+    groups = rollout.from_lines((path / RESPONSES).read_text(encoding="utf-8"))
+    responses = [response for group in groups for response in group]
     numbers: Sequence[int] = trained["trained"]
-    by_number = {
-        name: dict(zip(numbers, _split(flat[name], [sizes[number] for number in numbers]), strict=True)) if name in flat else {}
-        for name in ("old", "ref")
-    }
+    sizes = [len(responses[number].sample.token_ids) for number in numbers]
+    by_number = {name: dict(zip(numbers, flat[name].split(sizes), strict=True)) if name in flat else {} for name in ("old", "ref")}
     tensors: dict[str, dict[str, Fingerprint]] = {}
     for line in _lines(path / TENSORS):
         stage, name = line.pop("stage"), line.pop("name")
@@ -137,26 +123,6 @@ def _read(path: Path) -> Step:
         figures=_numbers(facts["figures"]),
         tensors=tensors,
     )
-
-
-def _response(line: Mapping[str, Any], logprobs: torch.Tensor) -> Response:
-    sample = Sample(
-        prompt_id=line["id"],
-        sample=line["sample"],
-        domain=line["domain"],
-        prompt_tokens=tuple(line["prompt_tokens"]),
-        token_ids=tuple(line["token_ids"]),
-        logprobs=tuple(logprobs.tolist()),
-        ended=line["ended"],
-        weights_step=line["weights_step"],
-        outcome=line["outcome"],
-        reward=line["reward"],
-    )
-    return Response(sample, line["text"], line["why"], line["seed"])
-
-
-def _split(flat: torch.Tensor | None, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
-    return () if flat is None else flat.split(list(sizes))
 
 
 def _json(path: Path) -> Any:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,11 +25,8 @@ QKV = "decoder.layers.2.self_attention.linear_qkv.weight"
 
 def replay(groups: Groups, run_dirs: list[str], step: int = STEP) -> list[dict[str, Any]]:
     """Replay a step of each run of the toy."""
-    rl.grader.Grader, kept = toy_rl.Toy, rl.grader.Grader  # type: ignore[misc, assignment]
-    try:
+    with patch.object(rl.grader, "Grader", toy_rl.Toy):
         return [rl_replay.replay_in_gang(rl_replay.resolve(Path(run_dir), step, groups.world_size), groups) for run_dir in run_dirs]
-    finally:
-        rl.grader.Grader = kept  # type: ignore[misc]
 
 
 Again = Callable[..., list[dict[str, Any]]]
@@ -79,6 +77,20 @@ def test_a_replay_is_the_step_bit_for_bit(alone: Path, again: Again, step: int) 
     assert all(row["compared"] == row["equal"] for row in rows.values()), rows
     assert rows["responses"]["compared"] == 24 and rows["gradients"]["compared"] > 20 and rows["ref_log_probs"]["compared"] == 24
     assert ("stored_weights" in rows) == (step == 3)
+
+
+def test_a_step_of_responses_from_the_weights_before_is_sampled_again(train: Callable[..., Path], again: Again) -> None:
+    run = train("lag", rollout={**toy_rl.ROLLOUT, "lag": 1}, save={"interval": 1, "background": False})
+    (result,) = again(run)
+    assert result["steps"] == 2  # from the weights that sampled its responses
+    assert result["exact"] and all(row["compared"] == row["equal"] for row in result["stages"]), result["verdict"]
+    edit(run, "responses.jsonl", change_token)
+    (result,) = again(run)
+    assert result["first_difference"]["stage"] == "responses"
+    for path in (record_files.path_of(run, STEP - 1), record_files.path_of(run, STEP - 2)):
+        shutil.rmtree(path)
+    (result,) = again(run)  # from the checkpoint before the step, which has its responses
+    assert result["steps"] == 1 and result["first_difference"]["stage"] == "responses", result["verdict"]
 
 
 def test_to_record_changes_nothing(alone: Path, train: Callable[..., Path]) -> None:
