@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from megatron_prism.cli import gang
 from megatron_prism.cli.options import Config, DryRun, GroupWithDefault, Json, Nproc, Overrides, a_path, finish
+from megatron_prism.core.errors import InputError, Problem, ResultFailure
 
 app = typer.Typer(
     cls=GroupWithDefault,
@@ -19,7 +21,16 @@ app = typer.Typer(
 
 
 @app.command(GroupWithDefault.default)
-def rl_run(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+def rl_run(
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Nproc = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep what each step saw (record.interval=1).")] = False,
+    only: Annotated[Literal["rollout", "train"] | None, typer.Option(help="Only sample and grade, or only train, on --from's.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="With --only train: the recorded run.", callback=a_path)] = None,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
     """Train a checkpoint by reinforcement learning. Started again, the run resumes.
 
     Example: prism rl my_rl.yaml run_dir=runs/other optimizer.lr=1e-6 --nproc 2
@@ -33,7 +44,13 @@ def rl_run(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry
 
         return job
 
-    gang.run(job, RLConfig, config, overrides or [], nproc, dry_run, json)
+    if (only == "train") != (source is not None):
+        raise InputError(
+            Problem("--only, --from", f"--only {only} --from {source}", "--only train with --from RUN, and --from with nothing else")
+        )
+    chosen = ["record.interval=1"] if record else []
+    chosen += ["rollout.only=true"] if only == "rollout" else [f"rollout.recorded={source}"] if only == "train" else []
+    gang.run(job, RLConfig, config, [*chosen, *(overrides or [])], nproc, dry_run, json)
 
 
 @app.command("filter")
@@ -82,3 +99,35 @@ def rl_samples(
     from megatron_prism.jobs import rl_samples as job
 
     finish(job.run(run, step), json)
+
+
+@app.command("replay")
+def rl_replay(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run that keeps records.", show_default=False, callback=a_path)],
+    step: Annotated[int, typer.Argument(help="The step to compute again.", min=1, show_default=False)],
+    nproc: Annotated[
+        int | None, typer.Option(help="The recorded number of ranks, on their layout. Else one process on the CPU.", min=1)
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Compute a recorded step again, and name the first thing that differs from its record. Exit code 1 where something does.
+
+    Example: prism rl replay runs/my_rl 120
+    """
+    if nproc is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from megatron_prism.jobs import rl_replay as job
+    from megatron_prism.parallel import environment
+
+    resolved = job.resolve(run_dir, step, size := gang.world_size(nproc))
+    if dry_run:
+        finish(dict(resolved.figures), json)
+        return
+    environment.set_variables(resolved.config)
+    gang.become(size)
+    result = job.run(resolved)
+    if gang.speaks():
+        finish(result, json)
+    if result["first_difference"]:
+        raise ResultFailure(result["verdict"])

@@ -51,11 +51,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Response:
-    """A sample with what a reader wants to see of it: its text, and why it was graded so."""
+    """A sample with what a reader wants to see of it: its text, why it was graded so, and the seed of its group."""
 
     sample: Sample
     text: str
     why: str
+    seed: int
 
 
 Group = Sequence[Response]  # to one prompt
@@ -162,7 +163,7 @@ class Sampler:
             outcome=graded.outcome,
             reward=rewards.reward(graded.outcome, rollout.ended, rollout.token_ids, self.config.rollout.max_tokens, algorithm),
         )
-        return Response(sample, item.response, graded.why)
+        return Response(sample, item.response, graded.why, rollout.seed)
 
 
 class Grading:
@@ -259,12 +260,12 @@ def from_lines(text: str) -> list[list[Response]]:
     groups: list[list[Response]] = []
     for line in text.splitlines():
         values: dict[str, Any] = json.loads(line)
-        shown, why = values.pop("text"), values.pop("why")
+        shown, why, seed = values.pop("text"), values.pop("why"), values.pop("seed")
         tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
         sample = Sample(prompt_id=values.pop("id"), **values, **tuples)
         if sample.sample == 0:
             groups.append([])
-        groups[-1].append(Response(sample, shown, why))
+        groups[-1].append(Response(sample, shown, why, seed))
     return groups
 
 
@@ -273,6 +274,7 @@ def _line(response: Response) -> dict[str, Any]:
     return {
         "id": sample.prompt_id,
         "sample": sample.sample,
+        "seed": response.seed,
         "domain": sample.domain,
         "weights_step": sample.weights_step,
         "text": response.text,

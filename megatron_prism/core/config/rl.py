@@ -121,6 +121,13 @@ class RolloutConfig(SamplingConfig):
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
     trains on the groups that are left."""
 
+    only: Annotated[bool, MAY_CHANGE] = False
+    """Only sample and grade each step, with the weights that the run starts from, and train nothing (`--only rollout`)."""
+
+    recorded: Path | None = None
+    """Train on the responses that another run recorded: its folder (`--only train --from RUN`). Nothing is sampled and nothing is graded. The
+    run draws the prompts of the other, so prompts, seed and rollout.* are as there; the algorithm may be another."""
+
     keep: Annotated[bool, MAY_CHANGE] = False
     """Write each step's responses (rollouts/step_N.jsonl): ids, text, outcome, reward, log-probabilities."""
 
@@ -187,6 +194,18 @@ class RLValidationConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig(Section):
+    """Records: everything that a step saw (records/step_N), for `prism rl replay`. They cost a fingerprint of every tensor and change no bit."""
+
+    interval: Annotated[int, Range(ge=0)] = 0
+    """Record the first step and every `interval` steps from it: under save.interval of the same number, each step after a checkpoint. 0:
+    none; `--record` makes it 1."""
+
+    keep_last: Annotated[int, Range(ge=1)] = 16
+    """Keep this many of the newest records."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
     """`prism rl`: reinforcement learning on verifiable rewards. A step trains on what its own weights sampled, or those of the step before."""
 
@@ -212,3 +231,5 @@ class RLConfig(RunConfig):
     schedule: PolicyScheduleConfig = field(default_factory=PolicyScheduleConfig)
 
     validation: Annotated[RLValidationConfig, MAY_CHANGE] = field(default_factory=RLValidationConfig)
+
+    record: Annotated[RecordConfig, MAY_CHANGE] = field(default_factory=RecordConfig)
