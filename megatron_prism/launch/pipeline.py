@@ -11,9 +11,9 @@ from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import load, placed
+from megatron_prism.core.load import closest, load, placed
 
-GANG_JOBS = ("train",)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
+GANG_JOBS = ("train", "rl")  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "rl": RLConfig,
@@ -70,9 +70,8 @@ def in_full(words: list[str], read: Read) -> list[str]:
     path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
-    problems = {"": _num_problems(path, PipelineConfig, words[1:])}
-    problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
-    job = min(problems, key=problems.__getitem__)
+    jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}}
+    job = jobs[closest(path, tuple(jobs), words[1:])]
     return [job, *words] if job else words
 
 
@@ -82,14 +81,6 @@ def _path(word: str) -> Path:
         return Path(paths.expanded(word))
     except ValueError as error:
         raise InputError(Problem("command", str(error), "a path", paths.FIX)) from None
-
-
-def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
-    try:
-        load(path, cls, overrides)
-    except InputError as error:
-        return len(error.problems)
-    return 0
 
 
 def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[PipelineConfig, Path]:
