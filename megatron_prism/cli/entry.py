@@ -34,7 +34,6 @@ for job in (
     data.prompts,
     train.train,
     train.plan,
-    rl.rl,
     data.locate,
     submit.submit,
     report.status,
@@ -42,6 +41,7 @@ for job in (
 ):
     app.command()(job)
 app.add_typer(convert.app, name="convert")
+app.add_typer(rl.app, name="rl")
 app.add_typer(aligner.app, name="aligner")
 
 

@@ -6,11 +6,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from megatron_prism.core import paths
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
+
+
+class GroupWithDefault(TyperGroup):
+    """A group of commands whose `run` needs no name: words that begin with no command of the group are its arguments."""
+
+    default = "run"
+
+    def parse_args(self, context: Any, words: list[str]) -> list[str]:
+        """Put `run` before words that name no command of the group, and ask for no help of the group."""
+        return super().parse_args(context, self.in_full(words))
+
+    def in_full(self, words: list[str]) -> list[str]:
+        """Return the words with their command's name."""
+        is_named = not words or words[0] in self.commands or words[0] in ("--help", "-h")
+        return words if is_named else [self.default, *words]
 
 
 def a_path(parameter: typer.CallbackParam, path: Path | None) -> Path | None:

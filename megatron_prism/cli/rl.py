@@ -1,15 +1,25 @@
-"""Reinforcement learning: `prism rl`."""
+"""Reinforcement learning: `prism rl CONFIG`, and the jobs around a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides
+from megatron_prism.cli.options import Config, DryRun, GroupWithDefault, Json, Nproc, Overrides
+
+app = typer.Typer(
+    cls=GroupWithDefault,
+    no_args_is_help=True,
+    help="Train a checkpoint by reinforcement learning on prompts whose answers can be graded. `prism rl CONFIG` is `prism rl run CONFIG`.",
+    epilog="Example: prism rl my_rl.yaml run_dir=runs/other optimizer.lr=1e-6 --nproc 2",
+)
 
 
-def rl(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
-    """Train a checkpoint by reinforcement learning on prompts whose answers can be graded. Started again, the run resumes.
+@app.command(GroupWithDefault.default)
+def rl_run(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Train a checkpoint by reinforcement learning. Started again, the run resumes.
 
     Example: prism rl my_rl.yaml run_dir=runs/other optimizer.lr=1e-6 --nproc 2
 

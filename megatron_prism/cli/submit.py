@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import LATER, Json, a_path, finish
+from megatron_prism.cli.options import LATER, GroupWithDefault, Json, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def read_command(words: Sequence[str]) -> Call | None:
     names: list[str] = []
     rest = list(words)
     while jobs := getattr(command, "commands", None):
+        rest = command.in_full(rest) if isinstance(command, GroupWithDefault) else rest
         name = rest.pop(0) if rest else ""
         if name not in jobs:
             if not names:
                 return None
             raise InputError(Problem("command", " ".join(words), f"a job of prism: {' '.join(names)} with one of {', '.join(jobs)}"))
-        names, command = [*names, name], jobs[name]
+        names, command = [*names, *([] if name == getattr(command, "default", None) else [name])], jobs[name]
     try:
         with command.make_context(f"prism {' '.join(names)}", rest, obj=LATER) as context:
             return Call(" ".join(names), dict(context.params))

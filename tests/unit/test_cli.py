@@ -16,6 +16,8 @@ import typer
 import yaml
 
 from megatron_prism import __version__, cli
+from megatron_prism.cli.options import GroupWithDefault
+from megatron_prism.cli.submit import read_command
 
 MODEL = {
     "family": "llama",
@@ -87,7 +89,17 @@ def refused(done: subprocess.CompletedProcess[str], *named: str, code: int = 2) 
 def test_help_shows_an_example_of_every_command(command: tuple[str, ...]) -> None:
     done = prism(*command, "--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert not command or re.search(rf"Example[a-z/., ]*: prism {' '.join(command)}", " ".join(done.stdout.split()))
+    spelled = " ".join(command).removesuffix(f" {GroupWithDefault.default}")
+    assert not command or re.search(rf"Example[a-z/., ]*: prism {spelled}", " ".join(done.stdout.split()))
+
+
+@pytest.mark.parametrize(
+    "words", [("rl", "a.yaml"), ("rl", "run", "a.yaml"), ("rl", "--nproc", "2", "a.yaml"), ("rl", "a.yaml", "steps=3")], ids=" ".join
+)
+def test_a_run_of_rl_needs_no_name(words: tuple[str, ...], tmp_path: Path) -> None:
+    refused(prism(*words), "a.yaml", "no such file")
+    call = read_command(words)
+    assert call is not None and call.job == "rl" and call.config[0] == Path("a.yaml")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["train", "absent.yaml"]], ids=" ".join)
