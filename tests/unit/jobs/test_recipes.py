@@ -66,7 +66,8 @@ def test_a_recipe_fits_and_leaves_room(
     assert plan["world_size"] == size and plan["parameters"] == preset_parameters[model]
     grid = plan["layout"]
     held = sum(stage["parameters"] for stage in plan["stages"]) * grid["tp"]
-    assert plan["parameters"] <= held < 1.01 * plan["parameters"]  # norms are on every tp rank, the vocabulary is padded
+    twice = 1.07 if grid["pp"] > 1 else 1.01  # norms are on every tp rank, the vocabulary is padded, tied embeddings are on two stages
+    assert plan["parameters"] <= held < twice * plan["parameters"]
     assert grid["tp"] * grid["pp"] * grid["cp"] * grid["dp"] == size
     assert (plan["trainable_parameters"] == plan["parameters"]) == (not name.endswith("_attention"))
     if name in TRAINED:

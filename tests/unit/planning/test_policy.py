@@ -110,7 +110,7 @@ def test_longer_responses_take_longer_and_fill_more_rows(llama_8b: ModelConfig) 
     assert short.time.training_s < long.time.training_s < long.longest.training_s
     assert short.longest == long.longest and short.memories == long.memories  # the room is for full responses, whatever is assumed
     rows = [policy.as_training(config, 8, rollout.lengths(config, tokens)).batch.global_size for tokens in (1000, 14_336)]
-    assert rows[0] == 104 and rows[1] == 968  # 1,024 x (512 + mean) tokens in rows of 16,384 that are filled to 95%, on 8 ranks
+    assert rows[0] == 104 and rows[1] == 984  # 1,024 x (512 + mean) tokens in rows of 16,384 that are filled to 95%, on 8 ranks
     assert rollout.lengths(config, 1e9).response == 14_336
 
 
