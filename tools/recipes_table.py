@@ -23,7 +23,8 @@ def plans() -> list[dict[str, Any]]:
     found = []
     for path in sorted(RECIPES.glob("*/*.yaml")):
         for size in sorted(merge(read_layers(path, ()))[LAYOUTS]):
-            config: Planned = load(path, RLConfig if path.stem == "rl" else TrainConfig, [f"world_size={size}"])
+            kind: type[Planned] = RLConfig if path.stem == "rl" else TrainConfig
+            config: Planned = load(path, kind, [f"world_size={size}"])
             found.append({"recipe": f"{path.parent.name}/{path.stem}", "world_size": size, "plan": plan.run(config, plan.Asked())})
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
-from megatron_prism.core.config import ClusterConfig, MixConfig, PipelineConfig, PrepareConfig, PromptsConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, MixConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
@@ -27,10 +27,12 @@ FOLDERS = {
     "prompts": PromptsConfig,
 }
 FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml"))]
-JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, RLConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
 
 
 def job_of(path: Path) -> type:
+    if path.stem == "rl":
+        return RLConfig
     of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig}.get(path.stem.rpartition("_")[2], TrainConfig)
     return MixConfig if path.parent.name == "mixes" else FOLDERS.get(path.parts[0], of_tiny)
 
