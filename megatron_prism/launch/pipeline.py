@@ -72,7 +72,7 @@ def in_full(words: list[str], read: Read) -> list[str]:
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
     jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}}
     job = jobs[closest(path, tuple(jobs), words[1:])]
-    return [job, *words] if job else words
+    return [*job.split(), *words] if job else words
 
 
 def _path(word: str) -> Path:
