@@ -86,10 +86,11 @@ def sample(
     """Return num_samples responses of each prompt, in order of prompt and sample, with their texts. Every rank calls this."""
     sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
     rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-    return Sampled(prompts, rollouts, [_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts], weights_step, num_drawn)
+    return Sampled(prompts, rollouts, [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts], weights_step, num_drawn)
 
 
-def _item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
+def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
+    """Return a response as the grader takes it: its text without end tokens."""
     shown = [token for token in rollout.token_ids if token not in spec.end_ids]
     text = tokenizer.continuation(prompt.tokens, shown, spec)
     return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
