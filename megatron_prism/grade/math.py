@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 
 from megatron_prism.core.config.grade import AnswerForm
+from megatron_prism.grade import exact
 
 MAX_ANSWER_CHARS = 2000  # the longest gold of MATH-500 has 57
 MAX_WORD_CHARS = 64  # of an answer without a box
@@ -85,7 +86,7 @@ def verdict(gold: str, answer: str) -> bool | None:
     gold_words = _words(gold)
     if gold_words is not None:  # never as a product of letters, which any order of them equals
         return _text_of(answer).strip("() .").casefold() == gold_words
-    return True if _normal(gold) == _normal(answer) else None
+    return True if _normal(gold) == _normal(answer) else exact.compare(gold, answer)
 
 
 def unfit_gold(gold: str) -> str:
