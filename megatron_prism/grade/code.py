@@ -1,7 +1,7 @@
 """Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, or judged by asserts.
 
 No verdict comes by a channel that the judged code reaches. Outputs are compared here, where the expected ones stay; asserts run in a sandbox of
-their own, which calls the answer's functions in another one (`sandbox/inside.py`).
+their own, which calls the answer's functions in another one (`sandbox/exchange.py`).
 """
 
 from __future__ import annotations
