@@ -62,6 +62,18 @@ def compare(gold: str, answer: str) -> bool | None:
     return None if is_same and (has_decimal or one.has_case or other.has_case) else is_same
 
 
+def are_apart(one: str, other: str, by: float = 0.0) -> bool:
+    """Say whether two texts are constants, and certainly different ones: by more than a share of the larger."""
+    try:
+        values = read(one), read(other)
+        if not all(value.kind == "scalar" and is_constant(value.parts[0]) for value in values) or compare(one, other) is not False:
+            return False
+        numbers = [value_of(value.parts[0]) for value in values]
+    except (Undecided, RecursionError):
+        return False
+    return not abs(numbers[0] - numbers[1]) <= by * max(map(abs, numbers))
+
+
 @lru_cache(maxsize=4096)
 def read(text: str) -> Value:
     """Return the value of a text.

@@ -23,13 +23,23 @@ LIMITS = Limits(wall_s=1.5, cpu_s=1)
 NUM_SOAK_RUNS = int(os.environ.get("PRISM_SOAK_RUNS", "60"))
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock", "bubblewrap as nobody"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """Return a sandbox of each kind; a machine that has no such backend is told by name."""
-    tried = [choose.probe(one, LIMITS) for one in backend.candidates() if one.name.startswith(request.param)]
+    """Return a sandbox of each kind; a machine that has no such backend is told by name.
+
+    As nobody: root drops its uid before bubblewrap starts, which needs an interpreter that others may read, such as the system's.
+    """
+    python = backend.interpreter()
+    wanted = [one for one in backend.candidates() if one.name.startswith(request.param)]
+    if request.param == "bubblewrap as nobody":
+        if os.getuid() or not Path("/usr/bin/python3").exists():
+            pytest.skip("root alone drops its uid, and runs the system's Python then")
+        python = backend.Interpreter(Path("/usr/bin/python3").resolve(), Path("/usr"))
+        wanted = [one for one in backend.candidates() if one.drops_uid]
+    tried = [choose.probe(one, LIMITS, python) for one in wanted]
     for one in tried:
         if one.holds:
-            return Sandbox(backend=one.backend, limits=LIMITS)
+            return Sandbox(backend=one.backend, limits=LIMITS, interpreter=python)
     if os.environ.get("PRISM_REQUIRE_SANDBOX") == "1":
         pytest.fail(f"{request.param} does not contain code on this machine: {[one.why for one in tried]}")
     pytest.skip(f"{request.param} does not work on this machine: {[one.why for one in tried]}")
