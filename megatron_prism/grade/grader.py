@@ -77,16 +77,16 @@ class Grader:
         if isinstance(answer, Graded):
             return answer
         if item.kind == "code":
-            return self._grade_code(item)
+            return self._grade_code(item, answer)
         return self._grade_choice(item, answer) if item.kind == "choice" else self._grade_math(item, answer)
 
-    def _grade_code(self, item: Item) -> Graded:
+    def _grade_code(self, item: Item, answer: str) -> Graded:
         """Grade code in the sandbox, which is chosen, and attacked, at the first such item."""
         from megatron_prism.grade import code
         from megatron_prism.grade.sandbox.choose import choose
 
         self._sandbox = self._sandbox or choose()
-        return code.grade_code(item, self._sandbox)
+        return code.grade_code(item, answer, self._sandbox)
 
     def _grade_choice(self, item: Item, answer: str) -> Graded:
         if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:
