@@ -193,8 +193,13 @@ class Contents:
     """What follows from the step alone, as `facts` are."""
 
     def write(self, path: Path, step: int, facts: Mapping[str, Any]) -> None:
-        """Add it to the checkpoint of a step: rank 0 alone. facts: `tokens`, those that the run has trained on, and others to be kept."""
+        """Add it to the checkpoint of a step: rank 0 alone.
+
+        facts: `tokens`, those that the run has trained on, and others to be kept; `files`, texts by name that are too long for a fact.
+        """
         config, kept = self.config, {**self.at_step(step), **facts}
+        for name, text in kept.pop("files", {}).items():
+            write_text(path / name, text)
         described = folder.describe(
             self.start.model,
             step,

@@ -50,7 +50,7 @@ class Saver:
         groups: Groups,
         beside: sharded.Beside | None = None,
     ):
-        self.longest_s, self._beside = 0.0, beside
+        self.longest_s, self.num_rewinds, self._beside = 0.0, 0, beside
         self._run_dir, self._config, self._contents = run_dir, config, contents
         self._chunks, self._optimizer, self._groups = chunks, optimizer, groups
         self._saving: Saving | None = None
@@ -100,6 +100,7 @@ class Saver:
         path = newest(self._run_dir)
         if path is None:
             return None
+        self.num_rewinds += 1
         sharded.load_training(path, self._chunks, self._optimizer, self._groups, self._beside)
         return folder.read(path).step
 

@@ -28,7 +28,7 @@ from megatron_prism.jobs import train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
-from megatron_prism.rl import loop, losses
+from megatron_prism.rl import ahead, loop, losses
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.reference import Reference
@@ -176,6 +176,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             reference=reference,
             objective=losses.objective(config.algorithm),
             progress=_progress(resumed),
+            ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
             recorder=stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first)),
             saver=stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups, reference)),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),

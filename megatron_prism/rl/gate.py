@@ -7,8 +7,8 @@ are stale, and state that leaks from one sample into another, on either side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Bound:
 
 # fp32: RL.md's bound, and that of rounding. bf16: both sides round, at different places (a mean difference of 0.006 to 0.009 on a host); ours
 BOUNDS: dict[Precision, Bound] = {"fp32": Bound(kl=1e-9, difference=1e-3), "bf16": Bound(kl=1e-3, difference=1.0)}
+START_PROMPTS, START_SAMPLES, START_TOKENS = 4, 2, 64
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,32 @@ def measure(
         for rollout in engine.generate(prompts, num_samples, sampling, seeds)
     ]
     return compare(samples, trainer_log_probs(chunks, samples, shape, groups))
+
+
+def at_start(
+    engine: Engine, chunks: Sequence[Any], prompts: Sequence[Sequence[int]], sampling: Sampling, shape: Shape, groups: Groups
+) -> Trust:
+    """Compare on a few prompts with a few tokens each, the longest of them among them: what a run does before its first step."""
+    longest_first = sorted(prompts, key=lambda tokens: -len(tokens))
+    some = [longest_first[0], *[tokens for tokens in prompts if tokens is not longest_first[0]][: START_PROMPTS - 1]]
+    return measure(engine, chunks, some, START_SAMPLES, replace(sampling, max_tokens=min(sampling.max_tokens, START_TOKENS)), shape, groups)
+
+
+def require_kl(samples: Sequence[Sample], mine: Mapping[int, torch.Tensor], bound: Bound, groups: Groups) -> None:
+    """Let no step train on samples of a sampler that is not the trainer's; every rank calls this.
+
+    mine: this rank's log-probabilities (R,) by sample. Only their mean is looked at: among a step's millions of tokens one may be far off.
+    Raises: ResultFailure naming the token that is furthest off.
+    """
+    differences = [(values.double() - torch.tensor(samples[number].logprobs, dtype=torch.float64)) for number, values in mine.items()]
+    sums = [float((one.expm1() - one).sum()) for one in differences], [float(len(one)) for one in differences]
+    parts = ranks.gather([sum(part) for part in sums], groups.dp_cp_group)
+    kl, num_tokens = (sum(part) for part in zip(*parts, strict=True))
+    if kl <= bound.kl * num_tokens:
+        return
+    by_number = {number: values for part in ranks.gather(dict(mine), groups.dp_cp_group) for number, values in part.items()}
+    trust = compare(samples, [by_number[number] for number in range(len(samples))])
+    require(trust, replace(bound, difference=float("inf")))
 
 
 def check_sampling(sampling: Sampling) -> list[Problem]:

@@ -1,6 +1,7 @@
-"""The loop of reinforcement learning, synchronous: a step trains on what its own weights sampled, and its ratio is exactly 1.
+"""The loop of reinforcement learning. A step trains on what its own weights sampled, or one step off, and its ratio is exactly 1.
 
-A step: draw prompts, sample, grade, group -> log-probabilities of the trainer and of the reference -> forward and backward, measure, decide,
+Before the first step the trust gate compares sampler and trainer. A step: draw prompts, sample, grade, group -> log-probabilities of the
+trainer, compared with the sampler's, and of the reference -> one step off: sample for the next step -> forward and backward, measure, decide,
 apply -> the reference follows -> record, validate, save, stop. Shape legend: B rows of a microbatch, S tokens of a row.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,10 +18,12 @@ import torch
 from megatron_prism.core import log
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import Stopped
+from megatron_prism.generate.engine import Sampling
 from megatron_prism.models.forward import log_probs, log_probs_and_entropies
 from megatron_prism.parallel.groups import Groups, gather
-from megatron_prism.rl import batches, figures, rollout
+from megatron_prism.rl import batches, figures, gate, rollout
 from megatron_prism.rl.advantages import advantages, group_of
+from megatron_prism.rl.ahead import Ahead, Taken, lag_of
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.rollout import Encoded, Rollouts, Sampler
 from megatron_prism.rl.sample import Sample
@@ -37,7 +41,7 @@ Microbatches = list[dict[str, torch.Tensor]]
 
 @dataclass
 class Progress:
-    """What a run counts beside its steps, kept in its checkpoints: the prompts drawn, and the tokens trained on."""
+    """What a run counts beside its steps, kept in its checkpoints: the prompts drawn, with those ahead of their step, and the tokens trained on."""
 
     num_drawn: int = 0
     num_tokens: int = 0
@@ -57,6 +61,7 @@ class Run:
     reference: Reference | None
     objective: Objective
     progress: Progress
+    ahead: Ahead
     recorder: Recorder
     saver: safety.Saver
     guard: Guard
@@ -72,6 +77,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     """
     config, progress = run.config, run.progress
     validations: dict[str, dict[str, float]] = {}
+    _open_gate(run)
     if first_step == 0:
         _validate(run, 0, validations)
     timers, longest_s = Timers(), 0.0
@@ -80,10 +86,13 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         started = time.perf_counter()
         with optim.settled(run.chunks, config.parallel):
             with timers.phase("rollout"):
-                rollouts = rollout.collect(run.sampler, run.prompts, progress.num_drawn, step)
+                rollouts, taken = _collect(run, step)
             rollout_s = time.perf_counter() - started
             with timers.phase("log_probs"):
-                microbatches, entropy = _scored(run, rollouts)
+                microbatches, entropy = _scored(run, rollouts, step)
+            if config.rollout.lag and step < config.steps:
+                with timers.phase("rollout"):
+                    _sample_ahead(run, step)
         lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
         means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
@@ -94,12 +103,13 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         safety.remember(run, step, means.loss, decision, timers)
         _follow(run, step)
-        progress.num_drawn, progress.num_tokens = rollouts.num_drawn, progress.num_tokens + means.num_tokens
+        progress.num_tokens += means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
         seconds = time.perf_counter() - started
         if safety.due(step, config.log.interval, config.steps):
-            values = _metrics(means, lr, float(grad_norm), seconds) | {"entropy": entropy} | _of_rollouts(rollouts, rollout_s)
+            values = _metrics(means, lr, float(grad_norm), seconds) | {"entropy": entropy}
+            values |= _of_rollouts(rollouts, rollout_s, step) | taken.figures()
             values |= ({} if decision.is_taken else {"passed_over": 1.0}) | (summary(timers.read(), 1) if config.log.timers else {})
             run.recorder.record(step, values)
         else:
@@ -107,7 +117,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         if safety.due(step, config.validation.interval, config.steps):
             _validate(run, step, validations)
         if safety.due(step, config.save.interval, config.steps) or decision.stop_reason:
-            safety.save(run, step, timers, bool(decision.stop_reason) or not config.save.background, **_facts(progress))
+            safety.save(run, step, timers, bool(decision.stop_reason) or not config.save.background, **_facts(run))
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:
@@ -118,12 +128,46 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     return validations
 
 
-def _facts(progress: Progress) -> dict[str, Any]:
-    return {"tokens": progress.num_tokens, "rl": vars(progress).copy()}
+def _facts(run: Run) -> dict[str, Any]:
+    return {"tokens": run.progress.num_tokens, "rl": vars(run.progress).copy(), "files": run.ahead.files()}
 
 
-def _scored(run: Run, rollouts: Rollouts) -> tuple[Microbatches, float]:
-    """Return this rank's microbatches with the log-probabilities of trainer and reference, and the mean entropy of sampled tokens."""
+def _open_gate(run: Run) -> None:
+    """Compare sampler and trainer on a few prompts. Raises: ResultFailure where they are not the same."""
+    run.watchdog.doing("comparing sampler and trainer")
+    config = run.config
+    sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature, end_ids=run.sampler.spec.end_ids)
+    prompts = [one.tokens for one in run.prompts]
+    with optim.settled(run.chunks, config.parallel):
+        trust = gate.at_start(run.sampler.engine, run.chunks, prompts, sampling, shape(config), run.groups)
+    gate.require(trust, gate.BOUNDS[config.precision])
+    if run.groups.rank == 0:
+        said = f"KL {trust.kl:.2g}, largest difference {trust.difference:.2g} nats over {trust.num_tokens} tokens"
+        log.get().info("sampler and trainer agree: %s", said)
+
+
+def _collect(run: Run, step: int) -> tuple[Rollouts, Taken]:
+    """Return a step's groups, and what was sampled ahead for it."""
+    taken = run.ahead.take(step, run.config.rollout.lag, run.saver.num_rewinds)
+    if run.groups.rank == 0:
+        taken.say(step)
+    rollouts = rollout.collect(run.sampler, run.prompts, run.progress.num_drawn, step, taken.groups)
+    run.progress.num_drawn = rollouts.num_drawn
+    return rollouts, taken
+
+
+def _sample_ahead(run: Run, step: int) -> None:
+    """Sample the responses of the step after this one, by the weights before this one's update, and begin to grade them."""
+    sampled = rollout.draw(run.sampler, run.prompts, run.progress.num_drawn, run.config.rollout.num_prompts, step + 1, step - 1)
+    run.progress.num_drawn = sampled.num_drawn
+    run.ahead.begin(run.sampler, sampled, run.saver.num_rewinds)
+
+
+def _scored(run: Run, rollouts: Rollouts, step: int) -> tuple[Microbatches, float]:
+    """Return this rank's microbatches with the log-probabilities of trainer and reference, and the mean entropy of sampled tokens.
+
+    Raises: ResultFailure where the weights of this very step sampled all of them, and the sampler's log-probabilities are not the trainer's.
+    """
     grouped = [group_of(samples, run.config.algorithm) for samples in map(_samples, rollouts.kept)]
     values = [float(value) for group in advantages(grouped, run.config.algorithm) for value in group]
     counted = [bool(value) for group in grouped for value in group.is_counted_G]
@@ -133,6 +177,9 @@ def _scored(run: Run, rollouts: Rollouts) -> tuple[Microbatches, float]:
     plan = batches.plan(chosen, shape(run.config), run.groups.dp)
     microbatches = batches.microbatches(plan, run.groups.dp_rank, chosen, [values[index] for index in trained], {})
     scores = log_probs_and_entropies(run.chunks, microbatches, run.groups)
+    if chosen and all(sample.weights_step == step - 1 for sample in chosen):
+        old = batches.by_sample(plan, run.groups.dp_rank, [old_BS for old_BS, _ in scores])
+        gate.require_kl(chosen, old, gate.BOUNDS[run.config.precision], run.groups)
     reference_BS = []
     if run.reference is not None:
         with run.reference.in_place():
@@ -177,9 +224,11 @@ def _metrics(means: Means, lr: float, grad_norm: float, seconds: float) -> dict[
     }
 
 
-def _of_rollouts(rollouts: Rollouts, seconds: float) -> dict[str, float | None]:
+def _of_rollouts(rollouts: Rollouts, seconds: float, step: int) -> dict[str, float | None]:
     num_tokens = sum(len(sample.token_ids) for sample in rollout.samples(rollouts.groups))
-    return {**figures.of_rollouts(rollouts), "rollout_tokens_per_s": num_tokens / seconds}
+    lags = [lag_of(group, step) for group in rollouts.kept] or [0]
+    lag = {"lag": fmean(lags), "lag_max": float(max(lags))}
+    return {**figures.of_rollouts(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
 
 
 def _validate(run: Run, step: int, validations: dict[str, dict[str, float]]) -> None:

@@ -1,13 +1,15 @@
 """What a step samples: prompts are drawn, continued by the engine, graded on rank 0, and rewarded. Every rank returns the same groups.
 
 A response's random numbers depend on the run's seed, the step, its prompt's draw and its own number. A run that resumes draws them again.
+What is sampled ahead of its step (rollout.lag) is graded by a thread while the step before it trains (Grading).
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Engine, Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import prompts as prompt_set
@@ -60,6 +62,17 @@ Group = Sequence[Response]  # to one prompt
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Responses that are not graded. weights_step: the step whose weights sampled them. num_drawn: the prompts drawn up to them, in a run."""
+
+    prompts: Sequence[Encoded]
+    rollouts: Sequence[Rollout]
+    items: Sequence[Item]
+    weights_step: int
+    num_drawn: int = 0
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0."""
 
@@ -67,51 +80,93 @@ class Sampler:
     engine: Engine
     spec: TokenizerSpec
     grader: Grades | None
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def respond(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> list[list[Response]]:
         """Return num_samples graded responses of each prompt, by the weights of a step. Every rank calls this.
 
         Raises: on every rank, what the grader raised on rank 0.
         """
+        return self.graded(self.sample(prompts, num_samples, seeds, step))
+
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
+        """Return num_samples responses of each prompt, by the weights of a step. Every rank calls this."""
         max_tokens = self.config.rollout.max_tokens
         sampling = Sampling(max_tokens=max_tokens, temperature=self.config.rollout.temperature, end_ids=self.spec.end_ids)
         rollouts = self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-        items, responses = [], []
-        for rollout in rollouts:
-            one = prompts[rollout.prompt]
-            shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
-            text = tokenizer.continuation(one.tokens, shown, self.spec)
-            items.append(prompt_set.item(one.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token"))
-        graded = self._grade(items)
-        for rollout, item in zip(rollouts, items, strict=True):
-            prompt, outcome = prompts[rollout.prompt], graded[item.id]
-            reward = rewards.reward(outcome.outcome, rollout.ended, rollout.token_ids, max_tokens, self.config.algorithm)
-            sample = Sample(
-                prompt_id=prompt.prompt.id,
-                sample=rollout.sample,
-                domain=prompt.prompt.domain,
-                prompt_tokens=prompt.tokens,
-                token_ids=rollout.token_ids,
-                logprobs=rollout.logprobs,
-                ended=rollout.ended,
-                weights_step=step,
-                outcome=outcome.outcome,
-                reward=reward,
-            )
-            responses.append(Response(sample, item.response, outcome.why))
-        return [responses[at : at + num_samples] for at in range(0, len(responses), num_samples)]
+        return Sampled(prompts, rollouts, [self._item(prompts[rollout.prompt], rollout) for rollout in rollouts], step, num_drawn)
 
-    def _grade(self, items: Sequence[Item]) -> dict[str, Graded]:
-        result: dict[str, Graded] | PrismError = {}
-        if self.grader is not None:
-            try:
-                result = self.grader.grade(items)
-            except PrismError as error:
-                result = error
-        result = from_first(result)
-        if isinstance(result, PrismError):
-            raise result.agreed()
-        return result
+    def _item(self, prompt: Encoded, rollout: Rollout) -> Item:
+        shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
+        text = tokenizer.continuation(prompt.tokens, shown, self.spec)
+        return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+
+    def graded(self, sampled: Sampled) -> list[list[Response]]:
+        """Return responses with their grades, by prompt. Every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
+        return self.responses(sampled, self.outcomes(sampled.items))
+
+    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
+        """Return what the grader says or raises on rank 0, nothing elsewhere."""
+        if self.grader is None:
+            return {}
+        try:
+            with self._one_at_a_time:
+                return self.grader.grade(items)
+        except PrismError as error:
+            return error
+
+    def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
+        """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has."""
+        outcomes = from_first(outcomes)
+        if isinstance(outcomes, PrismError):
+            raise outcomes.agreed()
+        groups: list[list[Response]] = [[] for _ in sampled.prompts]
+        for rollout, item in zip(sampled.rollouts, sampled.items, strict=True):
+            groups[rollout.prompt].append(self._response(sampled, rollout, item, outcomes[item.id]))
+        return groups
+
+    def _response(self, sampled: Sampled, rollout: Rollout, item: Item, graded: Graded) -> Response:
+        prompt, algorithm = sampled.prompts[rollout.prompt], self.config.algorithm
+        sample = Sample(
+            prompt_id=prompt.prompt.id,
+            sample=rollout.sample,
+            domain=prompt.prompt.domain,
+            prompt_tokens=prompt.tokens,
+            token_ids=rollout.token_ids,
+            logprobs=rollout.logprobs,
+            ended=rollout.ended,
+            weights_step=sampled.weights_step,
+            outcome=graded.outcome,
+            reward=rewards.reward(graded.outcome, rollout.ended, rollout.token_ids, self.config.rollout.max_tokens, algorithm),
+        )
+        return Response(sample, item.response, graded.why)
+
+
+class Grading:
+    """Responses that a thread of rank 0 is grading. Every rank makes one, and every rank asks for its groups."""
+
+    def __init__(self, sampler: Sampler, sampled: Sampled):
+        self.num_drawn = sampled.num_drawn
+        self._sampler, self._sampled = sampler, sampled
+        self._groups: list[list[Response]] | None = None
+        self._outcomes: dict[str, Graded] | PrismError | BaseException = {}
+        self._thread = threading.Thread(target=self._grade, name="grade", daemon=True)
+        self._thread.start()
+
+    def _grade(self) -> None:
+        try:
+            self._outcomes = self._sampler.outcomes(self._sampled.items)
+        except BaseException as error:  # a defect: it is raised where the groups are asked for
+            self._outcomes = error
+
+    def groups(self) -> list[list[Response]]:
+        """Return the graded groups, once they are; every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
+        if self._groups is None:
+            self._thread.join()
+            if isinstance(self._outcomes, BaseException) and not isinstance(self._outcomes, PrismError):
+                raise self._outcomes
+            self._groups = self._sampler.responses(self._sampled, self._outcomes)
+        return self._groups
 
 
 @dataclass(frozen=True)
@@ -123,18 +178,30 @@ class Rollouts:
     num_drawn: int
 
 
-def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int) -> Rollouts:
-    """Sample a step's groups, with the weights of the step before it. Groups without variance are drawn again, at most max_refills times."""
-    config, order = sampler.config, Order(len(prompts), sampler.config.seed)
+def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: int, step: int, weights_step: int) -> Sampled:
+    """Draw the next `count` prompts after num_drawn, for a step, and sample a group of responses to each by the weights of weights_step."""
+    config = sampler.config
+    draws = Order(len(prompts), config.seed).draw(num_drawn, count)
+    seeds = [seed_of(config.seed, step, one.number) for one in draws]
+    return sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step, num_drawn + count)
+
+
+def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int, ahead: Sequence[Group] = ()) -> Rollouts:
+    """Return a step's groups: those that were sampled ahead, or new ones by the weights of the step before it.
+
+    num_drawn: the prompts drawn so far, with those of `ahead`. Groups without variance are drawn again, at most max_refills times.
+    """
+    config = sampler.config
     groups: list[Group] = []
     kept: list[Group] = []
-    for _ in range(1 + config.rollout.max_refills):
+    for attempt in range(1 + config.rollout.max_refills):
         if not (missing := config.rollout.num_prompts - len(kept)):
             break
-        draws = order.draw(num_drawn, missing)
-        num_drawn += missing
-        seeds = [seed_of(config.seed, step, draw.number) for draw in draws]
-        drawn = sampler.respond([prompts[draw.prompt] for draw in draws], config.rollout.num_samples, seeds, step - 1)
+        if attempt == 0 and ahead:
+            drawn = list(ahead)
+        else:
+            drawn = [*sampler.graded(draw(sampler, prompts, num_drawn, missing, step, step - 1))]
+            num_drawn += missing
         groups += drawn
         kept += [group for group in drawn if is_kept(group_of(samples([group]), config.algorithm), config.algorithm)]
     return Rollouts(groups, kept, num_drawn)
@@ -156,7 +223,26 @@ def write(run_dir: Path, step: int, groups: Sequence[Group]) -> None:
     path = run_dir / FOLDER / f"step_{step:08d}.jsonl"
     with disk.writing(path):
         path.parent.mkdir(exist_ok=True)
-        write_text(path, "".join(json.dumps(_line(response)) + "\n" for group in groups for response in group))
+        write_text(path, to_lines(groups))
+
+
+def to_lines(groups: Sequence[Group]) -> str:
+    """Return responses as lines of JSON. Every number is written in full."""
+    return "".join(json.dumps(_line(response)) + "\n" for group in groups for response in group)
+
+
+def from_lines(text: str) -> list[list[Response]]:
+    """Return the groups of such lines: a group begins where a sample has number 0."""
+    groups: list[list[Response]] = []
+    for line in text.splitlines():
+        values: dict[str, Any] = json.loads(line)
+        shown, why = values.pop("text"), values.pop("why")
+        tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
+        sample = Sample(prompt_id=values.pop("id"), **values, **tuples)
+        if sample.sample == 0:
+            groups.append([])
+        groups[-1].append(Response(sample, shown, why))
+    return groups
 
 
 def _line(response: Response) -> dict[str, Any]:
@@ -165,11 +251,13 @@ def _line(response: Response) -> dict[str, Any]:
         "id": sample.prompt_id,
         "sample": sample.sample,
         "domain": sample.domain,
+        "weights_step": sample.weights_step,
         "text": response.text,
         "outcome": sample.outcome,
         "why": response.why,
         "reward": sample.reward,
         "ended": sample.ended,
+        "prompt_tokens": sample.prompt_tokens,
         "token_ids": sample.token_ids,
         "logprobs": sample.logprobs,
     }

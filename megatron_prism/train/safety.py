@@ -23,6 +23,7 @@ class Saver(Protocol):
     """What writes the run's checkpoints, one at a time. All ranks call begin, finish and rewind together."""
 
     longest_s: float  # the longest save so far
+    num_rewinds: int  # how often the weights went back
 
     def begin(self, step: int, facts: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of this step; `facts` are kept with it."""

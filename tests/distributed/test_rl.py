@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from megatron_prism.checkpoint.folder import steps
 from tests.distributed import toy_rl
 
 pytestmark = pytest.mark.slow
+NUM_KILLS = int(os.environ.get("PRISM_SOAK_KILLS", "10"))  # with each lag
 KEPT = ("reward", "kept_groups", "response_tokens", "entropy", "loss", "grad_norm", "ratio", "kl")
 
 
@@ -67,16 +71,59 @@ def test_it_learns_and_its_ratio_is_exactly_1(toy: Callable[..., Path]) -> None:
     assert first < 0.6 and last > first + 0.3, (first, last)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(toy: Callable[..., Path], alone: Path) -> None:
+def same(one: Path, other: Path) -> bool:
+    """Say whether two runs have the same metrics, responses, weights, optimizer and reference, bit for bit."""
+    return curve(one) == curve(other) and responses(one) == responses(other) and state(one) == state(other)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_killed_at_each_point_of_a_step_goes_on_bit_for_bit(toy: Callable[..., Path], lag: int) -> None:
+    """Each run is killed twice at its point: first after two steps, and after one more once it has resumed."""
+    values = {"rollout": {**toy_rl.ROLLOUT, "lag": lag}, "steps": 5}  # one step off, the last step samples nothing
+    unbroken = toy(f"unbroken-{lag}", **values)
+    for point in toy_rl.POINTS:
+        for kill_after in (2, 1):
+            with pytest.raises(AssertionError, match="exit code -9"):
+                toy(f"{point}-{lag}", **values, kill_at=point, kill_after=kill_after)
+        assert same(toy(f"{point}-{lag}", **values), unbroken), point
+    assert any(name.startswith("reference.") for name in state(unbroken))
+    other = toy(f"other-{lag}", **values, seed=5)  # the control: the comparison sees a difference
+    assert responses(other) != responses(unbroken) and state(other) != state(unbroken)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_killed_at_random_times_goes_on_bit_for_bit(toy: Callable[..., Path], lag: int) -> None:
+    rollout, chance = {**toy_rl.ROLLOUT, "lag": lag}, random.Random(lag)
+    values = {"rollout": rollout, "steps": 12, "save": {"interval": 3, "background": True}}
+    unbroken = toy(f"long-{lag}", **values)
+    num_kills = 0
+    while num_kills < NUM_KILLS:
+        try:
+            run_dir = toy(f"random-{lag}", **values, kill_after_s=chance.uniform(0.0, 1.5))
+        except AssertionError as error:
+            assert "exit code -9" in str(error)
+            num_kills += 1
+        else:  # it was faster than the kill: once more from the start
+            assert same(run_dir, unbroken)
+            shutil.rmtree(run_dir)
+    assert same(toy(f"random-{lag}", **values), unbroken)
+
+
+def test_one_step_off_trains_on_the_weights_of_the_step_before(toy: Callable[..., Path]) -> None:
+    run_dir = toy("off", rollout={**toy_rl.ROLLOUT, "lag": 1})
+    lags = [json.loads(line)["lag"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert lags == [0.0, 1.0, 1.0, 1.0]
+    weights = [{json.loads(line)["weights_step"] for line in text.splitlines()} for text in responses(run_dir)]
+    assert weights == [{0}, {0}, {1}, {2}]
+    assert all(line["ratio"] == 1.0 for line in curve(run_dir))  # of the trainer's own pass; the sampler's weights are tis_weight
+
+
+def test_what_no_step_may_train_on_is_discarded_and_counted(toy: Callable[..., Path]) -> None:
     with pytest.raises(AssertionError, match="exit code -9"):
-        toy("killed", kill_after=2)
-    killed = toy.home / "killed"  # type: ignore[attr-defined]
-    assert len(steps(killed / "checkpoints")) == 2 and len(curve(killed)) == 2
-    toy("killed")
-    assert curve(killed) == curve(alone) and responses(killed) == responses(alone) and state(killed) == state(alone)
-    assert any(name.startswith("reference.") for name in state(alone))
-    other = toy("other", seed=5)  # the control: the comparison sees a difference
-    assert responses(other) != responses(alone) and state(other) != state(alone)
+        toy("stale", rollout={**toy_rl.ROLLOUT, "lag": 1}, kill_at="training", kill_after=2)
+    lines = [json.loads(line) for line in (toy("stale") / "metrics.jsonl").read_text().splitlines()]  # goes on with lag 0
+    assert [line.get("discarded") for line in lines] == [None, None, 24.0, None]
+    assert lines[2]["discarded_tokens"] > 0 and 0 <= lines[2]["discarded_reward"] <= 1 and lines[2]["lag_max"] == 0.0
 
 
 @pytest.mark.parametrize("grid", [{"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"tp": 1}], ids=["tp2", "pp2", "dp2"])
@@ -91,8 +138,8 @@ def test_a_layout_gives_the_curve_of_one_process(toy: Callable[..., Path], alone
 
 
 def test_two_ranks_go_on_bit_for_bit_after_a_kill(toy: Callable[..., Path]) -> None:
-    unbroken = toy("dp2-unbroken", 2, grid={"tp": 1})
+    off = {"rollout": {**toy_rl.ROLLOUT, "lag": 1}}
+    unbroken = toy("dp2-unbroken", 2, grid={"tp": 1}, **off)
     with pytest.raises(AssertionError, match="exit code -9"):
-        toy("dp2-killed", 2, grid={"tp": 1}, kill_after=2)
-    killed = toy("dp2-killed", 2, grid={"tp": 1})
-    assert curve(killed) == curve(unbroken) and responses(killed) == responses(unbroken) and state(killed) == state(unbroken)
+        toy("dp2-killed", 2, grid={"tp": 1}, kill_at="sampled", **off)
+    assert same(toy("dp2-killed", 2, grid={"tp": 1}, **off), unbroken)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pkgutil
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.load import build
@@ -18,6 +21,8 @@ from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import rl
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import loop
+
+ROLLOUT = {"num_prompts": 4, "num_samples": 6, "max_tokens": 8, "num_rows": 32, "keep": True}
 
 
 class Toy:
@@ -66,7 +71,7 @@ def config(run_dir: str, prompts: str, checkpoint: str, steps: int = 4, **change
         "steps": steps,
         "precision": "fp32",
         "init": {"checkpoint": checkpoint},
-        "rollout": {"num_prompts": 4, "num_samples": 6, "max_tokens": 8, "num_rows": 32, "keep": True},
+        "rollout": ROLLOUT,
         "batch": {"seq_length": 64},
         "optimizer": {"lr": 3e-3},
         "save": {"interval": 1, "background": False},
@@ -77,30 +82,75 @@ def config(run_dir: str, prompts: str, checkpoint: str, steps: int = 4, **change
     return build(values, RLConfig, str)
 
 
+# where a run is killed, by the name of the point: what is called there, and whether the kill waits until that is done
+POINTS = {
+    "rollout": ("megatron_prism.generate.lane.Lane.advance", False),
+    "grading": ("tests.distributed.toy_rl.Toy.grade", False),
+    "sampled": ("megatron_prism.rl.loop._scored", False),
+    "training": ("megatron_prism.rl.loop.forward_backward", True),
+    "reference": ("megatron_prism.rl.reference.Reference.update", True),
+    "saving": ("megatron_prism.checkpoint.writers.Writers.poll", False),
+    "published": ("megatron_prism.checkpoint.folder.publish", True),
+}
+
+
 @contextmanager
-def killed_after(step: int | None) -> Any:
-    """Within the block a run is killed (SIGKILL) in the step after `step`, once its responses are sampled."""
-    kept = loop._scored
-
-    def scored(run: Any, rollouts: Any) -> Any:
-        if step is not None and rollouts.groups[0][0].sample.weights_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return kept(run, rollouts)
-
-    loop._scored = scored
-    try:
+def killed_at(point: str | None, step: int) -> Iterator[None]:
+    """Within the block a run is killed (SIGKILL) at a point, once it has taken `step` steps."""
+    if point is None:
         yield
-    finally:
-        loop._scored = kept
+        return
+    place, is_after = POINTS[point]
+    where, _, name = place.rpartition(".")
+    owner: Any = pkgutil.resolve_name(where)
+    kept, applied, num_taken = getattr(owner, name), loop.optim.apply, 0
+
+    def apply(*arguments: Any, **named: Any) -> Any:
+        nonlocal num_taken
+        num_taken += 1
+        return applied(*arguments, **named)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        is_time = num_taken == step
+        if is_time and not is_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = kept(*arguments, **named)
+        if is_time:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    with patch.object(owner, name, call), patch.object(loop.optim, "apply", apply):
+        yield
 
 
-def train(groups: Groups, kill_after: int | None = None, grid: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
-    """Train the toy on a gang; return the result."""
-    rl.grader.Grader, kept = Toy, rl.grader.Grader  # type: ignore[misc, assignment]
+def train(
+    groups: Groups,
+    kill_at: str | None = None,
+    kill_after: int = 2,
+    kill_after_s: float | None = None,
+    grid: dict[str, Any] | None = None,
+    **values: Any,
+) -> dict[str, Any]:
+    """Train the toy on a gang; return the result. It is killed at a point once it has taken kill_after steps, or so long after its first step began."""
     given = config(parallel=grid or {}, **values)
-    try:
-        with killed_after(kill_after):
-            resolved = rl.resolve(given, groups.world_size)
-            return rl.train_in_gang(replace(resolved, config=given), groups)
-    finally:
-        rl.grader.Grader = kept  # type: ignore[misc]
+    with patch.object(rl.grader, "Grader", Toy), killed_at(kill_at, kill_after), killed_in(kill_after_s):
+        resolved = rl.resolve(given, groups.world_size)
+        return rl.train_in_gang(replace(resolved, config=given), groups)
+
+
+@contextmanager
+def killed_in(seconds: float | None) -> Iterator[None]:
+    """Within the block a run is killed (SIGKILL) so long after it begins to collect its first groups."""
+    kept = loop._collect
+    timers: list[threading.Timer] = []
+
+    def collect(*arguments: Any) -> Any:
+        if seconds is not None and not timers:
+            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)))
+            timers[0].start()
+        return kept(*arguments)
+
+    with patch.object(loop, "_collect", collect):
+        yield
+    for timer in timers:
+        timer.cancel()

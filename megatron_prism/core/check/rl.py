@@ -28,6 +28,9 @@ def _check_rollout(config: RLConfig) -> Iterator[Problem]:
     if rollout.temperature != 1.0:
         fix = "the ratio of trainer and sampler would compare two distributions"
         yield Problem("rollout.temperature", str(rollout.temperature), "1", fix)
+    if rollout.lag and config.algorithm.tis_cap is None:
+        required = "a cap: responses of older weights are weighted by truncated importance sampling"
+        yield Problem("algorithm.tis_cap", f"null under rollout.lag {rollout.lag}", required, "for example 2 (paper)")
     if rollout.num_samples == 1 and config.algorithm.advantage != "reinforce++":
         yield Problem("rollout.num_samples", "1", "at least 2: an advantage compares the responses to a prompt, or advantage reinforce++")
     if rollout.max_tokens >= config.batch.seq_length:

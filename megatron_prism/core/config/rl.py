@@ -104,6 +104,11 @@ class RolloutConfig(Section):
     temperature: Annotated[float, Range(gt=0)] = 1.0
     """What divides the sampler's logits (paper: 1). The trainer's log-probabilities are those of temperature 1, so any other is refused."""
 
+    lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
+    """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
+    and their grades. 1: one step off, the next step's responses are sampled before this step's update and graded while it trains. The paper
+    does not say: 0, ours."""
+
     num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
     """The responses that decode together on each data-parallel replica."""
 
@@ -178,7 +183,7 @@ class RLValidationConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
-    """`prism rl`: reinforcement learning on verifiable rewards, synchronous: a step trains on what its own weights sampled."""
+    """`prism rl`: reinforcement learning on verifiable rewards. A step trains on what its own weights sampled, or those of the step before."""
 
     prompts: Annotated[Path, MAY_CHANGE]
     """The prompt set's folder (`prism prompts`). A resumed run may find the same set at another path, and no other set."""
