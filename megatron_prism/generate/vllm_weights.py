@@ -19,6 +19,7 @@ from vllm.distributed import get_tp_group
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_prism.core.patch import replaced
@@ -31,12 +32,12 @@ Parts = dict[str, list[tuple[str, Shape]]]
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing: there is no other process to meet."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """A hand-over. weights: (Hugging Face name, tensor). shapes: of all of them. handed and held: the sums of both sides, filled in here."""
 
     weights: Iterator[tuple[str, Tensor]]
@@ -52,7 +53,7 @@ def config() -> Any:
     return WeightTransferConfig(backend=BACKEND)
 
 
-class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):
+class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """Loads tensors of this process into vLLM's model by vLLM's own rules, and sums what the model holds afterwards."""
 
     init_info_cls = InitInfo
@@ -92,6 +93,7 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Let vLLM finish its layers, and sum what they hold. Every rank of vLLM's tensor-parallel group takes part."""
         with self._hooks:
             finalize_layerwise_reload(self.model, self.model_config)
+            repack_heads(self.model)
         for name, parameter in self.model.named_parameters():
             if name in self._parts and not {part for part, _ in self._parts[name]} & {*self._sums}:
                 self._sum(name, parameter)
@@ -122,6 +124,17 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Do nothing."""
+
+
+def repack_heads(model: Any) -> None:
+    """Let a tied head pack the embedding's new weights for its kernel.
+
+    vLLM 0.32 packs it on a host when it first loads, and a layer by layer reload passes it by, since no tensor comes under its name: tokens
+    would be drawn by the old head (reload/__init__.py, limitation 2).
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def parts(shapes: Mapping[str, Shape], packed: Mapping[str, list[str]]) -> Parts:

@@ -22,7 +22,8 @@ from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.prompts import FILE
 from megatron_prism.families import registry
-from megatron_prism.generate.cached import Cached, unsupported
+from megatron_prism.generate import engines
+from megatron_prism.generate.cached import unsupported
 from megatron_prism.grade import grader
 from megatron_prism.jobs import train
 from megatron_prism.models import trainable
@@ -72,6 +73,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
+            *engines.check(config, begin.model, world_size),
             *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
             *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
             *too_long,
@@ -164,7 +166,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
-        engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
+        engine = engines.engine_of(config, chunks, begin.model, begin.assets, groups)
         running = loop.Run(
             config=config,
             groups=groups,

@@ -144,6 +144,9 @@ def faulty(groups: Groups, ckpt: str, faults: list[list[str]]) -> dict[str, Any]
         step(chunks, 7)
         said["stale"] = measured(engine, chunks, groups)
     said["healed"] = measured(engine, chunks, groups)
+    with mock.patch.object(vllm_weights, "repack_heads"):  # what vLLM alone leaves behind
+        step(chunks, 8)
+        said["no repacked head"] = measured(engine, chunks, groups)
     return said
 
 

@@ -86,11 +86,24 @@ class AlgorithmConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VLLMConfig(Section):
+    """The engine `vllm`, which shares the gang's processes and devices with training."""
+
+    tensor_parallel: Annotated[int, Range(ge=1)] = 1
+    """The ranks that hold one of vLLM's copies of the model. It need not be parallel.tp; the gang's other ranks hold further copies."""
+
+    memory_share: Annotated[float, Range(gt=0, lt=1)] = 0.4
+    """The share of a GPU's memory that vLLM's weights and cache may fill while it samples; on a host the share of its memory for the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig(Section):
     """What a step samples."""
 
-    engine: Annotated[Literal["cached"], MAY_CHANGE] = "cached"
-    """What samples: `cached` is the embedded engine, on the training model's own weights."""
+    engine: Annotated[Literal["cached", "vllm"], MAY_CHANGE] = "cached"
+    """What samples: `cached` is the embedded engine, on the training model's own weights. `vllm` has its own copy of them (docs/RL.md, Engines)."""
+
+    vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
 
     num_prompts: Annotated[int, Range(ge=1)] = 64
     """The prompts of a step (paper: 64)."""
