@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prism.core import disk
-from megatron_prism.core.config import RLConfig, SamplingConfig
+from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
 from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.generate import engines
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item
-from megatron_prism.parallel.groups import from_first
+from megatron_prism.parallel.groups import Groups, from_first
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import group_of, is_kept
@@ -60,6 +61,16 @@ class Response:
 
 
 Group = Sequence[Response]  # to one prompt
+
+
+def max_context(config: RLConfig, model: ModelConfig) -> int:
+    """Return the most tokens of a prompt and its response: a row of the batch holds all but the last."""
+    return min(config.batch.seq_length + 1, model.max_position_embeddings)
+
+
+def engine(config: RLConfig, chunks: Sequence[Any], model: ModelConfig, assets: Path, groups: Groups) -> Engine:
+    """Return the engine that a run's config names, over this rank's model chunks; every rank calls this."""
+    return engines.engine_of(config.rollout, config.precision, max_context(config, model), chunks, model, assets, groups)
 
 
 @dataclass(frozen=True)
