@@ -194,14 +194,15 @@ def test_two_processes_give_the_rl_curve_of_one(alone: Home, layout: str) -> Non
     """What is sampled is the same, token for token; metrics are within 1e-5, as sums are made in another order."""
     alone.rl("rl", layout, layout, *SHORT, "--nproc", 2)
     same_curve(alone, layout, "alone")
-    with pytest.raises(AssertionError):
-        same_curve(alone, "other", "alone")
+    assert (
+        alone.responses("other") != alone.responses("alone") and largest(alone.curve("other"), alone.curve("alone")) > 1e-5
+    )  # the control
 
 
 def test_two_processes_give_the_rl_curve_of_a_hybrid(home: Home, hybrid: Future[None]) -> None:
     hybrid.result()
-    home.rl("hybrid_rl", "hybrid_alone", *SHORT, "steps=3")
-    home.rl("hybrid_rl", "hybrid_tp2", *SHORT, "steps=3", "parallel.tp=2", "--nproc", 2)
+    home.rl("hybrid_rl", "hybrid_alone", *SHORT)
+    home.rl("hybrid_rl", "hybrid_tp2", *SHORT, "parallel.tp=2", "--nproc", 2)
     same_curve(home, "hybrid_tp2", "hybrid_alone")
 
 
