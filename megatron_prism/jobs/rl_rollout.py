@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, run_folder, saving, sharded
 from megatron_prism.core.errors import Stopped
-from megatron_prism.generate.cached import Cached
 from megatron_prism.grade import grader
 from megatron_prism.models import build
 from megatron_prism.parallel.groups import Groups, agree, from_first
@@ -44,7 +43,7 @@ def sample_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if source := newest or begin.weights:
             sharded.load_weights(source, chunks)
         recorder = stack.enter_context(Recorder(config.run_dir, begin.step, config.steps, enabled=is_first))
-        sampler = Sampler(config, Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows), resolved.spec, grades)
+        sampler = Sampler(config, rollout.engine(config, chunks, begin.model, begin.assets, groups), resolved.spec, grades)
         num_drawn = 0 if newest is None else int(folder.read(newest).facts["rl"]["num_drawn"])
         for step in range(begin.step + 1, config.steps + 1):
             watchdog.doing(f"sampling step {step}")

@@ -239,7 +239,7 @@ def _of_rollouts(rollouts: Rollouts, seconds: float, step: int) -> dict[str, flo
     num_tokens = sum(len(sample.token_ids) for sample in rollout.samples(rollouts.groups))
     lags = [lag_of(group, step) for group in rollouts.kept] or [0]
     lag = {"lag": fmean(lags), "lag_max": float(max(lags))}
-    return {**figures.of_rollouts(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
+    return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
 
 
 def _validate(run: Run, step: int, validations: dict[str, dict[str, float]]) -> None:

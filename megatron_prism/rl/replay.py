@@ -13,7 +13,7 @@ from megatron_prism.generate.engine import Rollout
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Encoded, Response, Sampled, Sampler
+from megatron_prism.rl.rollout import Encoded, Response, Sampled, Sampler, to_item
 
 Groups = Mapping[int, Sequence[Response]]  # by seed
 
@@ -84,7 +84,7 @@ class Replayed(Recorded):
             return Sampled(prompts, rollouts, (), step, num_drawn)
         now = Sampler.sample(self, prompts, num_samples, seeds, step, num_drawn)
         self._drawn.update({(rollout.seed, rollout.sample): rollout for rollout in now.rollouts})
-        return replace(now, rollouts=rollouts, items=[self._item(prompts[rollout.prompt], rollout) for rollout in rollouts])
+        return replace(now, rollouts=rollouts, items=[to_item(prompts[one.prompt], one, self.spec) for one in rollouts])
 
     def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
         """Return what the grader says or raises on rank 0, nothing elsewhere."""

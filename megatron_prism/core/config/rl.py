@@ -86,14 +86,24 @@ class AlgorithmConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(Section):
-    """What a step samples."""
+class VLLMConfig(Section):
+    """The engine `vllm`, which shares the gang's processes and devices with training."""
 
-    engine: Annotated[Literal["cached"], MAY_CHANGE] = "cached"
-    """What samples: `cached` is the embedded engine, on the training model's own weights."""
+    tensor_parallel: Annotated[int, Range(ge=1)] = 1
+    """The ranks that hold one of vLLM's copies of the model. It need not be parallel.tp; the gang's other ranks hold further copies."""
 
-    num_prompts: Annotated[int, Range(ge=1)] = 64
-    """The prompts of a step (paper: 64)."""
+    memory_share: Annotated[float, Range(gt=0, lt=1)] = 0.4
+    """The share of a GPU's memory that vLLM's weights and cache may fill while it samples; on a host the share of its memory for the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(Section):
+    """How responses are sampled."""
+
+    engine: Annotated[Literal["cached", "vllm"], MAY_CHANGE] = "cached"
+    """What samples: `cached` is the embedded engine, on the training model's own weights. `vllm` has its own copy of them (docs/RL.md, Engines)."""
+
+    vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
 
     num_samples: Annotated[int, Range(ge=1)] = 16
     """The responses to a prompt, its group (paper: 16)."""
@@ -102,15 +112,23 @@ class RolloutConfig(Section):
     """The most tokens of a response (paper: 16,384 with its prompt)."""
 
     temperature: Annotated[float, Range(gt=0)] = 1.0
-    """What divides the sampler's logits (paper: 1). The trainer's log-probabilities are those of temperature 1, so any other is refused."""
+    """What divides the sampler's logits (paper: 1). `prism rl` refuses any other: the trainer's log-probabilities are those of temperature 1."""
+
+    num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
+    """The responses that decode together on each data-parallel replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(SamplingConfig):
+    """What a step samples."""
+
+    num_prompts: Annotated[int, Range(ge=1)] = 64
+    """The prompts of a step (paper: 64)."""
 
     lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
     """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
     and their grades. 1: one step off, the next step's responses are sampled before this step's update and graded while it trains. The paper
     does not say: 0, ours."""
-
-    num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
-    """The responses that decode together on each data-parallel replica."""
 
     max_refills: Annotated[int, Range(ge=0)] = 0
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
@@ -210,6 +228,10 @@ class RLConfig(RunConfig):
     rollout: RolloutConfig
 
     batch: PackedBatchConfig
+
+    logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = 2048
+    """Compute logits, loss and entropy of this many of a rank's tokens at a time, so that their memory does not grow with seq_length. Null: of
+    all tokens at once. Ours: a microbatch of no more tokens is computed whole, with the same bits."""
 
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
 
