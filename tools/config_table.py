@@ -16,6 +16,8 @@ TITLES = {
     "rl": "prism rl",
     "prepare": "prism prepare",
     "prompts": "prism prompts",
+    "rl filter": "prism rl filter",
+    "rl mix": "prism rl mix",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "aligner": "prism rl export nemo_aligner",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_prism.core import paths
-from megatron_prism.core.config.keys import keys, section_of
+from megatron_prism.core.config.keys import keys, section_of, walk
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.layers import config_layers, merge, origin, split_key
 
@@ -130,6 +130,14 @@ def flat(config: Any) -> dict[str, Any]:
 
     walk(config, "")
     return values
+
+
+def changed(before: T, now: T) -> list[tuple[str, Any, Any]]:
+    """Return (key, its value before, its value now) of each key that differs, and that a resumed job may not change (MAY_CHANGE)."""
+    then, since = flat(before), flat(now)
+    may_change = {name for name, key in walk(type(now)) if key.may_change}
+    names = dict.fromkeys((*then, *since))  # a section that only one of them has gives keys that the other lacks
+    return [(key, then.get(key), since.get(key)) for key in names if then.get(key) != since.get(key) and key not in may_change]
 
 
 def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[Any, ...]], str]) -> Problem:

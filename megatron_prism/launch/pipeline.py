@@ -9,7 +9,16 @@ from typing import Any
 
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
-from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
+from megatron_prism.core.config import (
+    FilterConfig,
+    JobConfig,
+    MixConfig,
+    PipelineConfig,
+    PrepareConfig,
+    PromptsConfig,
+    RLConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import closest, load, placed
 
@@ -19,6 +28,8 @@ CONFIGS: dict[str, type] = {
     "rl": RLConfig,
     "prepare": PrepareConfig,
     "prompts": PromptsConfig,
+    "rl filter": FilterConfig,
+    "rl mix": MixConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
