@@ -15,6 +15,4 @@ def check_filter(config: FilterConfig, world_size: int) -> list[Problem]:
         problems.append(Problem("init.checkpoint", "no value", "the checkpoint whose model answers"))
     if config.init.tokenizer is not None:
         problems.append(Problem("init.tokenizer", "a value", "null", "a checkpoint brings its own tokenizer: remove it"))
-    if config.rollout.engine != "cached":
-        problems.append(Problem("rollout.engine", config.rollout.engine, "cached: the filter samples with no other"))
     return problems
