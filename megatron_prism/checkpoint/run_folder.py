@@ -37,6 +37,7 @@ WRITTEN = (
     "tensorboard",
     "samples",
     "rollouts",
+    "records",
 )  # the first by no run itself
 
 

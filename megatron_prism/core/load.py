@@ -55,6 +55,24 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
         raise type(error)([place(problem) for problem in error.problems]) from None
 
 
+def closest(path: Path, classes: Sequence[type], overrides: Sequence[str] = ()) -> type:
+    """Return the first class that a YAML loads as; if it loads as none, the one with the fewest problems.
+
+    Raises: InputError where there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(Problem(str(path), "no such file", "a YAML file"))
+    return min(classes, key=lambda cls: _num_problems(path, cls, overrides))
+
+
+def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
+    try:
+        load(path, cls, overrides)
+    except InputError as error:
+        return len(error.problems)
+    return 0
+
+
 def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple[Any, ...]], str]) -> T:
     """Return `cls` from plain values, strictly typed (but an int is accepted for a float, and a list for a tuple).
 

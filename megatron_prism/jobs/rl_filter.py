@@ -25,7 +25,8 @@ from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import tokenizer
 from megatron_prism.families import registry
-from megatron_prism.generate.cached import Cached, unsupported
+from megatron_prism.generate import engines
+from megatron_prism.generate.cached import unsupported
 from megatron_prism.grade import grader
 from megatron_prism.jobs import train
 from megatron_prism.jobs.rl import encode_all
@@ -80,6 +81,7 @@ def resolve(config: FilterConfig, world_size: int) -> Resolved:
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
+            *engines.check(config.rollout, model, world_size),
             *tokenizer.check_vocabulary(checkpoint.assets / tokenizer.FILE, model.vocab_size),
             *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
             *too_long,
@@ -163,7 +165,8 @@ def filter_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             chunks = models.build(resolved.model, groups, config)
             sharded.require_whole(checkpoint.root)
             sharded.load_weights(checkpoint.root, chunks)
-            engine = Cached(chunks, resolved.model, groups, num_rows=config.rollout.num_rows)
+            most = resolved.figures["longest_prompt_tokens"] + config.rollout.max_tokens
+            engine = engines.engine_of(config.rollout, config.precision, most, chunks, resolved.model, checkpoint.assets, groups)
             work = filter.Filter(config, resolved.prompts, resolved.folder, engine, resolved.spec, grades, stop_request, watchdog, is_first)
             filter.run(work, missing)
         return from_first(_finish(resolved) if is_first else {})

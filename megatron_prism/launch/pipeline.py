@@ -17,12 +17,17 @@ from megatron_prism.core.config import (
     PrepareConfig,
     PromptsConfig,
     RLConfig,
+    RunConfig,
     TrainConfig,
 )
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import load, placed
+from megatron_prism.core.load import closest, load, placed
 
-GANG_JOBS = ("train",)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
+GANG_JOBS = (
+    "train",
+    "rl",
+    "rl filter",
+)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "rl": RLConfig,
@@ -81,9 +86,8 @@ def in_full(words: list[str], read: Read) -> list[str]:
     path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
-    problems = {"": _num_problems(path, PipelineConfig, words[1:])}
-    problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
-    job = min(problems, key=problems.__getitem__)
+    jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}}
+    job = jobs[closest(path, tuple(jobs), words[1:])]
     return [*job.split(), *words] if job else words
 
 
@@ -95,25 +99,18 @@ def _path(word: str) -> Path:
         raise InputError(Problem("command", str(error), "a path", paths.FIX)) from None
 
 
-def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
-    try:
-        load(path, cls, overrides)
-    except InputError as error:
-        return len(error.problems)
-    return 0
-
-
 def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[PipelineConfig, Path]:
     """Return a pipeline of one job. Its submission folder is with the job's output, or else a folder of the job's name.
 
     `prepare` in several tasks is two: a job array that makes the shards, and the job itself, which waits for them and finishes the mixture.
     """
     name = call.job.replace(" ", "-")
-    title, run_dir = name, Path(call.arguments.get("out") or name)
+    title, run_dir, is_run = name, Path(call.arguments.get("out") or name), False
     if call.job in CONFIGS:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
-        title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
+        title, run_dir = path.stem, output(config)
+        is_run = isinstance(config, RunConfig)
     job = JobConfig(name=name, command=tuple(words))
     stages: tuple[JobConfig, ...] = (job,)
     if call.job == "prepare" and num_tasks > 1 and call.arguments["task"] is None:
@@ -122,7 +119,13 @@ def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[Pipel
         stages = (shards, replace(job, after=(shards.name,)))
     pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=stages)
     raise_problems(check_pipeline(pipeline))
-    return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
+    return pipeline, run_dir / FOLDER if is_run else submission_folder(run_dir)
+
+
+def output(config: Any) -> Path:
+    """Return the folder that a job's config names: a run's, or another job's `out`."""
+    folder: Path = config.run_dir if isinstance(config, RunConfig) else config.out
+    return folder
 
 
 def submission_folder(run_dir: Path) -> Path:
@@ -138,4 +141,8 @@ def call_of(words: Sequence[str], read: Read) -> Call:
         raise InputError(Problem("command", " ".join(words), "a job of prism and its arguments, as [train, my_run.yaml]"))
     if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script appends --nproc
         raise InputError(Problem("command", " ".join(words), "neither --nproc nor --", "the ranks of a node follow from world_size"))
+    if call.arguments.get("backend", "megatron") != "megatron":
+        raise InputError(
+            Problem("command", " ".join(words), "no --backend", "run it here: it writes a folder, whose job.sbatch is submitted")
+        )
     return call

@@ -86,11 +86,24 @@ class AlgorithmConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VLLMConfig(Section):
+    """The engine `vllm`, which shares the gang's processes and devices with training."""
+
+    tensor_parallel: Annotated[int, Range(ge=1)] = 1
+    """The ranks that hold one of vLLM's copies of the model. It need not be parallel.tp; the gang's other ranks hold further copies."""
+
+    memory_share: Annotated[float, Range(gt=0, lt=1)] = 0.4
+    """The share of a GPU's memory that vLLM's weights and cache may fill while it samples; on a host the share of its memory for the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Section):
     """How responses are sampled."""
 
-    engine: Annotated[Literal["cached"], MAY_CHANGE] = "cached"
-    """What samples: `cached` is the embedded engine, on the training model's own weights."""
+    engine: Annotated[Literal["cached", "vllm"], MAY_CHANGE] = "cached"
+    """What samples: `cached` is the embedded engine, on the training model's own weights. `vllm` has its own copy of them (docs/RL.md, Engines)."""
+
+    vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
 
     num_samples: Annotated[int, Range(ge=1)] = 16
     """The responses to a prompt, its group (paper: 16)."""
@@ -100,11 +113,6 @@ class SamplingConfig(Section):
 
     temperature: Annotated[float, Range(gt=0)] = 1.0
     """What divides the sampler's logits (paper: 1). `prism rl` refuses any other: the trainer's log-probabilities are those of temperature 1."""
-
-    lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
-    """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
-    and their grades. 1: one step off, the next step's responses are sampled before this step's update and graded while it trains. The paper
-    does not say: 0, ours."""
 
     num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
     """The responses that decode together on each data-parallel replica."""
@@ -117,9 +125,21 @@ class RolloutConfig(SamplingConfig):
     num_prompts: Annotated[int, Range(ge=1)] = 64
     """The prompts of a step (paper: 64)."""
 
+    lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
+    """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
+    and their grades. 1: one step off, the next step's responses are sampled before this step's update and graded while it trains. The paper
+    does not say: 0, ours."""
+
     max_refills: Annotated[int, Range(ge=0)] = 0
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
     trains on the groups that are left."""
+
+    only: Annotated[bool, MAY_CHANGE] = False
+    """Only sample and grade each step, with the weights that the run starts from, and train nothing (`--only rollout`)."""
+
+    recorded: Path | None = None
+    """Train on the responses that another run recorded: its folder (`--only train --from RUN`). Nothing is sampled and nothing is graded. The
+    run draws the prompts of the other, so prompts, seed and rollout.* are as there; the algorithm may be another."""
 
     keep: Annotated[bool, MAY_CHANGE] = False
     """Write each step's responses (rollouts/step_N.jsonl): ids, text, outcome, reward, log-probabilities."""
@@ -187,6 +207,18 @@ class RLValidationConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig(Section):
+    """Records: everything that a step saw (records/step_N), for `prism rl replay`. They cost a fingerprint of every tensor and change no bit."""
+
+    interval: Annotated[int, Range(ge=0)] = 0
+    """Record the first step and every `interval` steps from it: under save.interval of the same number, each step after a checkpoint. 0:
+    none; `--record` makes it 1."""
+
+    keep_last: Annotated[int, Range(ge=1)] = 16
+    """Keep this many of the newest records."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
     """`prism rl`: reinforcement learning on verifiable rewards. A step trains on what its own weights sampled, or those of the step before."""
 
@@ -212,3 +244,5 @@ class RLConfig(RunConfig):
     schedule: PolicyScheduleConfig = field(default_factory=PolicyScheduleConfig)
 
     validation: Annotated[RLValidationConfig, MAY_CHANGE] = field(default_factory=RLValidationConfig)
+
+    record: Annotated[RecordConfig, MAY_CHANGE] = field(default_factory=RecordConfig)
