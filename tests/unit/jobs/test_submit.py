@@ -330,6 +330,17 @@ def test_reinforcement_learning_is_a_gang_as_training_is(home: Path) -> None:
     assert "required neither --nproc nor --" in refused("rl", "rl.yaml", "--nproc", "4")
 
 
+def test_a_filter_is_a_gang_beside_its_output(home: Path) -> None:
+    write("filter.yaml", {"out": "passes", "prompts": "set", "world_size": 8, "init": {"checkpoint": "run"}, "rollout": {"max_tokens": 8}})
+    (alone,) = scripts("rl", "filter", "filter.yaml")
+    assert "prism rl filter filter.yaml --nproc 8" in alone and "--output=passes.slurm/rl-filter.%j.out" in alone
+    assert scripts("filter.yaml") == [alone]
+    assert "init.checkpoint: found no value" in refused("rl", "filter", "filter.yaml", "init.checkpoint=null")
+    assert submitted("rl", "filter", "filter.yaml")["folder"] == "passes.slurm"
+    (row,) = status.run(Path("passes"))["rows"]
+    assert (row["stage"], row["run_dir"]) == ("rl-filter", "passes")
+
+
 def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submitted("rl", "rl.yaml")
     write("rl/config.yaml", RL)
