@@ -17,7 +17,7 @@ from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.config import ClusterConfig, FilterConfig, JobConfig, RLConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
@@ -25,9 +25,10 @@ from megatron_prism.launch import slurm
 from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, output, read_pipeline, split
 from megatron_prism.parallel import environment
 from megatron_prism.planning import layouts
+from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig  # what a gang does
+Run = TrainConfig | RLConfig | FilterConfig
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    checkpoints = tuple(config.run_dir / CHECKPOINTS for config in configs if not isinstance(config, FilterConfig))
+    checkpoints = tuple(output(config) / (SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS) for config in configs)
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 
@@ -138,7 +139,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
         "after": list(each.entry.after),
         **resources,
         "array": [list(words) for words in each.entry.array],
-        "run_dirs": [str(output(config)) for config in each.configs],
+        "run_dirs": [str(config.run_dir) for config in each.configs if isinstance(config, RunConfig)],
         **facts,
     }
 

@@ -40,6 +40,14 @@ RL: dict[str, Any] = {
     "init": {"checkpoint": "run"},
     "parallel": {"tp": 2},
 }
+FILTER: dict[str, Any] = {
+    "out": "passes",
+    "world_size": 16,
+    "prompts": "prompts",
+    "rollout": {"max_tokens": 48},
+    "init": {"checkpoint": "run"},
+    "parallel": {"tp": 2},
+}
 PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
 
 
@@ -332,15 +340,21 @@ def test_reinforcement_learning_is_a_gang_as_training_is(home: Path) -> None:
     assert "required neither --nproc nor --" in refused("rl", "rl.yaml", "--nproc", "4")
 
 
-def test_a_filter_is_a_gang_beside_its_output(home: Path) -> None:
-    write("filter.yaml", {"out": "passes", "prompts": "set", "world_size": 8, "init": {"checkpoint": "run"}, "rollout": {"max_tokens": 8}})
+def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
+    write("filter.yaml", FILTER)
     (alone,) = scripts("rl", "filter", "filter.yaml")
-    assert "prism rl filter filter.yaml --nproc 8" in alone and "--output=passes.slurm/rl-filter.%j.out" in alone
-    assert scripts("filter.yaml") == [alone]
-    assert "init.checkpoint: found no value" in refused("rl", "filter", "filter.yaml", "init.checkpoint=null")
-    assert submitted("rl", "filter", "filter.yaml")["folder"] == "passes.slurm"
-    (row,) = status.run(Path("passes"))["rows"]
-    assert (row["stage"], row["run_dir"]) == ("rl-filter", "passes")
+    assert "prism rl filter filter.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(passes/shards)\n" in alone
+    assert scripts("filter.yaml") == [alone]  # a config alone stands for the job that it loads as
+    found = submitted("rl", "filter", "filter.yaml")
+    assert found["folder"] == "passes.slurm" and found["stages"][0]["run_dirs"] == []  # beside: a filter refuses a folder with other files
+    assert "rollout.max_tokens: found 0" in refused("rl", "filter", "filter.yaml", "rollout.max_tokens=0")
+    assert "world_size" in refused("rl", "filter", "filter.yaml", "world_size=null")
+    newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
+    Path("passes/shards").mkdir(parents=True)
+    for name in ("000000.jsonl", "000001.jsonl", ".000002.jsonl.7.tmp"):
+        Path(f"passes/shards/{name}").touch()
+    said = subprocess.run(["bash", "-c", f"checkpoints=(passes/shards)\n{newest}\nnewest"], capture_output=True, text=True)
+    assert said.stdout == "000001.jsonl\n"
 
 
 def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,5 +470,5 @@ def test_the_pipeline_of_reinforcement_learning_reads_what_the_stage_before_it_w
     read = [Path(words[0].removeprefix("prompts=")) for words in filtered["array"]]
     mixed = load(Path(mix["command"][-1]), MixConfig)
     assert made == read == [one.prompts for one in mixed.sets]
-    assert [Path(run_dir) for run_dir in filtered["run_dirs"]] == [one.passes for one in mixed.sets]
+    assert [Path(words[1].removeprefix("out=")) for words in filtered["array"]] == [one.passes for one in mixed.sets]
     assert load(Path("configs/recipes/llama-3.1-8b/rl.yaml"), RLConfig).prompts == mixed.out
