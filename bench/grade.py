@@ -126,7 +126,7 @@ def main() -> None:
     with Grader() as grader:
         before = cpu_s()
         grader.grade(
-            [Item(id=str(power), kind="math", gold="x+1", response=f"<think></think>\\boxed{{x^{power}}}") for power in range(2, 50)]
+            [Item(id=str(power), kind="math", gold="\\cot x", response=f"<think></think>\\boxed{{x^{power}}}") for power in range(2, 50)]
         )
         start_s = cpu_s() - before
         sides = {

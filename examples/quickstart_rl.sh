@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A base model, its mid-training and the prompts for RL, at toy scale, on this machine without a GPU: about 2 minutes on 2 cores after the set-up.
+# A base model, its mid-training and reinforcement learning, at toy scale, on this machine without a GPU: about 2 minutes on 2 cores after the set-up.
 #   bash examples/quickstart_rl.sh
 # A step whose output is there already is skipped: to start again, remove runs/quickstart_rl.
 set -euo pipefail
@@ -22,3 +22,13 @@ step $run/prompts "prompts to train on" prism prompts $configs/train_prompts.yam
 step $run/prompts_heldout "held-out prompts" prism prompts $configs/heldout_prompts.yaml
 step $run/base/checkpoints "train a base model from scratch" prism train $configs/base.yaml
 step $run/mid/checkpoints "mid-train it" prism train $configs/mid.yaml
+step $run/rl/checkpoints "reinforcement learning from the mid-trained model" prism rl $configs/rl.yaml
+step $run/rl_from_base/checkpoints "the control: the same from the base model" prism rl $configs/rl_from_base.yaml
+for model in base mid rl rl_from_base; do
+  step $run/${model}_hf "write $model as a Hugging Face folder" prism convert export --ckpt $run/$model --out $run/${model}_hf
+done
+echo "== reload them with plain transformers and compare" >&2
+python examples/quickstart_rl_compare.py --prompts $run/prompts_heldout --out $run/compare \
+  base=$run/base_hf "base + RL=$run/rl_from_base_hf" mid=$run/mid_hf "mid + RL=$run/rl_hf"
+echo "run folder:  $run/rl (config.yaml, manifest.json, metrics.jsonl, checkpoints/)"
+echo "TensorBoard: tensorboard --logdir $run/rl/tensorboard"

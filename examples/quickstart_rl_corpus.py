@@ -7,7 +7,8 @@ OUT then holds tokenizer/, a Hugging Face folder, and
   answers.jsonl               problems answered without steps, one of five right: the format, and no way to the answer
   solutions.jsonl             problems solved by running sums, 45 % of them with one wrong step: what mid-training adds
   problems.jsonl              the problems that RL trains on
-  problems_heldout.jsonl      every fifth problem, by its hash: no other file has one
+  problems_valid.jsonl        a tenth of the problems, by their hash: those that settings are chosen by
+  problems_heldout.jsonl      a fifth of the problems, by their hash: those that are reported; no other file has one of these two
 The same bytes come out again on every machine.
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SEED = 20260603
-MODULUS, NUM_TERMS = 5, (2, 3)
+MODULUS, NUM_TERMS, TERMS = 5, (2, 3), range(10)
 WRONG_SHARE = 0.45  # of the solutions
 LETTERS = "abcdefgh"
 THINK, END_THINK, END = "<think>", "</think>", "</s>"
@@ -39,13 +40,15 @@ def main() -> None:
 def make(out: Path) -> None:
     """Write the tokenizer and the files."""
     out.mkdir(parents=True, exist_ok=True)
-    problems = [terms for count in NUM_TERMS for terms in itertools.product(range(MODULUS), repeat=count)]
-    train = [terms for terms in problems if not is_held_out(terms)]
-    held_out = [terms for terms in problems if is_held_out(terms)]
+    problems: dict[str, list[tuple[int, ...]]] = {"problems": [], "problems_valid": [], "problems_heldout": []}
+    for count in NUM_TERMS:
+        for terms in itertools.product(TERMS, repeat=count):
+            problems[split(terms)].append(terms)
+    train = problems["problems"]
     write(out / "skills.jsonl", NUM_SKILLS, lambda draw: {"text": skill(draw)})
     write(out / "answers.jsonl", NUM_ANSWERS, lambda draw: {"text": weak_answer(draw.choice(train), draw)})
     write(out / "solutions.jsonl", NUM_SOLUTIONS, lambda draw: {"text": solution(draw.choice(train), draw)})
-    for name, chosen in (("problems", train), ("problems_heldout", held_out)):
+    for name, chosen in problems.items():
         lines = [json.dumps({"question": question(terms), "answer": str(sum(terms) % MODULUS)}) for terms in chosen]
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     write_tokenizer(out / "tokenizer")
@@ -62,9 +65,10 @@ def question(terms: tuple[int, ...]) -> str:
     return f"Q{'+'.join(map(str, terms))}="
 
 
-def is_held_out(terms: tuple[int, ...]) -> bool:
-    """Say whether a problem is held out: a fifth of them, by their hash."""
-    return hashlib.sha256(question(terms).encode()).digest()[0] % 5 == 0
+def split(terms: tuple[int, ...]) -> str:
+    """Return the file that a problem belongs in, by its hash: a fifth of them is held out, a tenth is to choose settings by."""
+    lot = hashlib.sha256(question(terms).encode()).digest()[0] % 10
+    return "problems_heldout" if lot < 2 else "problems_valid" if lot == 2 else "problems"
 
 
 def solution(terms: tuple[int, ...], draw: random.Random) -> str:

@@ -16,10 +16,12 @@ TITLES = {
     "rl": "prism rl",
     "prepare": "prism prepare",
     "prompts": "prism prompts",
+    "rl filter": "prism rl filter",
+    "rl mix": "prism rl mix",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
-    "aligner": "prism aligner export",
-    "nemo_rl": "prism aligner export-nemo-rl",
+    "aligner": "prism rl export nemo_aligner",
+    "nemo_rl": "prism rl export nemo_rl",
 }
 
 

@@ -1,4 +1,4 @@
-"""Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` makes of every recipe, and of the tiny config, on a cluster of ours.
+"""Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` (of rl.yaml: `-- rl CONFIG`) makes of every recipe, and of the tiny config, on a cluster of ours.
 
 python tools/make_examples.py            # write them
 python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
@@ -25,7 +25,9 @@ def scripts() -> dict[Path, str]:
         wanted[f"{recipe.parent.name}_{recipe.stem}"] = (recipe, [], "h100_pyxis.yaml")
     return {
         FOLDER / f"{name}.sbatch": "".join(
-            submit.run(["train", str(config), *overrides], CLUSTERS / cluster, dry_run=True, read=read_command)["texts"]
+            submit.run(
+                ["rl" if config.stem == "rl" else "train", str(config), *overrides], CLUSTERS / cluster, dry_run=True, read=read_command
+            )["texts"]
         )
         for name, (config, overrides, cluster) in wanted.items()
     }

@@ -1,6 +1,6 @@
 """Say whether an installation works: packages, a plan of a real recipe, and a tiny model through the whole walk, in about a minute.
 
-Run: python tools/smoke.py [--torch VERSION]      (the images run it as they are built, continuous integration without an image)
+Run: python tools/smoke.py [--torch VERSION] [--vllm VERSION]      (the images run it as they are built, continuous integration without an image)
 
 Where torch is built for CUDA and there is no GPU, as in the build of an image, nothing is trained: run it again where there is one.
 """
@@ -8,6 +8,7 @@ Where torch is built for CUDA and there is no GPU, as in the build of an image, 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -33,11 +34,15 @@ def main() -> None:
     """Run every check; the first that fails ends with its output and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--torch", help="the version of torch that must be here: a base image's own, not one that pip put over it")
-    wanted = parser.parse_args().torch
+    parser.add_argument("--vllm", help="the version of vLLM that must be here (installed, not run)")
+    asked = parser.parse_args()
+    wanted = asked.torch
     import torch
 
     if wanted is not None and torch.__version__ != wanted:
         sys.exit(f"smoke: found torch {torch.__version__}, required {wanted}: something that was installed has replaced it")
+    if asked.vllm is not None and (found := version("vllm").partition("+")[0]) != asked.vllm:
+        sys.exit(f"smoke: found vllm {found}, required {asked.vllm}")
     prism("doctor")
     prism("plan", str(RECIPE))
     if torch.version.cuda is not None and not torch.cuda.is_available():
@@ -47,6 +52,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         walk(Path(folder))
+
+
+def version(package: str) -> str:
+    """Return an installed package's version, or that it is absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def walk(home: Path) -> None:

@@ -58,6 +58,11 @@ SOAKS: dict[str, tuple[str, int, str]] = {
         10000,
         "write hostile texts into every field of a cluster and a command, and run the job's script (R14)",
     ),
+    "rl": (
+        "e2e/test_rl.py::test_rl_of_other_base_models_learns_too",
+        3,
+        "train a base model, mid-train it and learn by reinforcement from both, dense and hybrid, with a seed of its own each time",
+    ),
 }
 
 

@@ -67,7 +67,7 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
         return optimizer.sharded_state_dict(dict(weights_by_chunk), is_loading=is_loading, metadata={})
     weights = {id(weight.data): weight for weight in nested_values(dict(weights_by_chunk)) if isinstance(weight, ShardedBase)}
     shards: dict[str, Any] = {}
-    for part in _parts(optimizer):
+    for part in parts(optimizer):
         if part.config.use_precision_aware_optimizer:  # its state is read as copies, but for what is offloaded
             assert hasattr(part.optimizer, "sub_optimizers"), "loading would not be in place"
         if not part.optimizer.state:
@@ -116,7 +116,7 @@ def _steps(optimizer: Any) -> int:
     return int(step)
 
 
-def _parts(optimizer: Any) -> list[Any]:
+def parts(optimizer: Any) -> list[Any]:
     """Return the optimizers of a ChainedOptimizer, without stubs (an optimizer of frozen parameters only is a stub)."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not part.is_stub_optimizer]
@@ -124,7 +124,7 @@ def _parts(optimizer: Any) -> list[Any]:
 
 def _adams(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
     """Yield torch's optimizers. A partly offloaded one has one on the host and one on the device (HybridDeviceOptimizer)."""
-    for part in _parts(optimizer):
+    for part in parts(optimizer):
         yield from getattr(part.optimizer, "sub_optimizers", [part.optimizer])
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, integrity, same_data
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import RunConfig, TrainConfig
-from megatron_prism.core.config.keys import walk
 from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
-from megatron_prism.core.load import flat, load, to_dict, to_yaml
+from megatron_prism.core.load import changed, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.families import registry
@@ -38,6 +37,7 @@ WRITTEN = (
     "tensorboard",
     "samples",
     "rollouts",
+    "records",
 )  # the first by no run itself
 
 
@@ -71,13 +71,9 @@ def check_resume(config: RunConfig, mixtures: Sequence[Mapping[str, Any]]) -> li
         return []
     path = config.run_dir / CONFIG
     before = load(path, type(config))
-    then, now = flat(before), flat(config)
     fix = "put it back; or start another run from this one: init.checkpoint, and another run_dir"
-    keys = dict.fromkeys((*then, *now))  # a section that only one of them has gives keys that the other lacks
-    may_change = {name for name, key in walk(type(config)) if key.may_change}
-    changed = [key for key in keys if then.get(key) != now.get(key) and key not in may_change]
     required = f"as in {path} of the run that is resumed"
-    problems = [Problem(key, str(now.get(key)), f"{then.get(key)}, {required}", fix) for key in changed]
+    problems = [Problem(key, str(now), f"{then}, {required}", fix) for key, then, now in changed(before, config)]
     if isinstance(config, TrainConfig) and isinstance(before, TrainConfig):
         problems += same_data.check(before.data, config.data, last_start(config.run_dir), mixtures, last_step(config.run_dir))
     return problems

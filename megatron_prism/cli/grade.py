@@ -16,7 +16,9 @@ DEFAULT = GradeConfig()
 def grade(
     file: Annotated[Path, typer.Argument(help="Responses, a JSON object a line.", show_default=False, callback=a_path)],
     out: Annotated[Path, typer.Option(help="The new file: the same lines with outcome and why.", callback=a_path)],
-    num_workers: Annotated[int, typer.Option(help="Processes that compare expressions.", min=1)] = DEFAULT.num_workers,
+    num_workers: Annotated[
+        int, typer.Option(help="Processes that compare expressions, and programs that run at once.", min=1)
+    ] = DEFAULT.num_workers,
     think: Annotated[
         Think, typer.Option(help="`<think>` and `</think>`: required; opened (by the prompt); free (may be missing).")
     ] = DEFAULT.think,

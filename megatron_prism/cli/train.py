@@ -37,23 +37,28 @@ def plan(
     sweep: Annotated[bool, typer.Option("--sweep", help="Rank every layout that is valid and fits.")] = False,
     gpu: Annotated[GpuName, typer.Option(help="The kind of GPU.")] = "h100",
     usd_per_gpu_hour: Annotated[float, typer.Option(help="The price that the cost assumes.", min=0.0)] = 2.5,
+    response_tokens: Annotated[
+        float | None,
+        typer.Option(help="An RL run's mean response, which its time assumes. Without it: a quarter of rollout.max_tokens.", min=1.0),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Predict what a training run needs on H100s or H200s: memory, time, cost. This reads only the config, and writes nothing.
+    """Predict what a run of train or rl needs on H100s or H200s: memory, time, cost. This reads only the config, and writes nothing.
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
-    from megatron_prism.core.config import TrainConfig
-    from megatron_prism.core.load import load, placed
+    from megatron_prism.core.config import RLConfig, TrainConfig
+    from megatron_prism.core.load import closest, load, placed
 
     given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
-    settings = load(config, TrainConfig, given)
+    kind = closest(config, (TrainConfig, RLConfig), given)
+    settings: Any = load(config, kind, given)
     from megatron_prism.jobs import plan as job
 
-    with placed(config, TrainConfig, given):
-        kind = usd_per_gpu_hour, GPUS[gpu]
-        planned = job.sweep(settings, gpus or job.num_gpus(settings), *kind) if sweep else job.run(settings, *kind)
+    with placed(config, kind, given):
+        asked = job.Asked(usd_per_gpu_hour, GPUS[gpu], response_tokens)
+        planned = job.sweep(settings, gpus or job.num_gpus(settings), asked) if sweep else job.run(settings, asked)
         finish(planned, json, quiet=True)
         job.show(planned)
         if not planned["fits"]:
-            raise InputError(job.too_large(settings, planned, GPUS[gpu]))
+            raise InputError(job.too_large(settings, planned, asked))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_prism.core import paths
-from megatron_prism.core.config.keys import keys, section_of
+from megatron_prism.core.config.keys import keys, section_of, walk
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.layers import config_layers, merge, origin, split_key
 
@@ -53,6 +53,24 @@ def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[Non
             return dataclasses.replace(problem, where=f"{origin(layers, key)}:{problem.where}") if key[0] in names else problem
 
         raise type(error)([place(problem) for problem in error.problems]) from None
+
+
+def closest(path: Path, classes: Sequence[type], overrides: Sequence[str] = ()) -> type:
+    """Return the first class that a YAML loads as; if it loads as none, the one with the fewest problems.
+
+    Raises: InputError where there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(Problem(str(path), "no such file", "a YAML file"))
+    return min(classes, key=lambda cls: _num_problems(path, cls, overrides))
+
+
+def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
+    try:
+        load(path, cls, overrides)
+    except InputError as error:
+        return len(error.problems)
+    return 0
 
 
 def build(values: Mapping[str, Any], cls: type[T], where: typing.Callable[[tuple[Any, ...]], str]) -> T:
@@ -112,6 +130,14 @@ def flat(config: Any) -> dict[str, Any]:
 
     walk(config, "")
     return values
+
+
+def changed(before: T, now: T) -> list[tuple[str, Any, Any]]:
+    """Return (key, its value before, its value now) of each key that differs, and that a resumed job may not change (MAY_CHANGE)."""
+    then, since = flat(before), flat(now)
+    may_change = {name for name, key in walk(type(now)) if key.may_change}
+    names = dict.fromkeys((*then, *since))  # a section that only one of them has gives keys that the other lacks
+    return [(key, then.get(key), since.get(key)) for key in names if then.get(key) != since.get(key) and key not in may_change]
 
 
 def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[Any, ...]], str]) -> Problem:

@@ -7,15 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from megatron_prism.core.config import Domain
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, sha256_file
 from megatron_prism.grade.outcome import Kind
 
 FILE, MANIFEST, KIND = "prompts.jsonl", "manifest.json", "prompts"
-Domain = Literal["math", "code", "science"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, or judged by asserts.
 
 No verdict comes by a channel that the judged code reaches. Outputs are compared here, where the expected ones stay; asserts run in a sandbox of
-their own, which calls the answer's functions in another one (`sandbox/inside.py`).
+their own, which calls the answer's functions in another one (`sandbox/exchange.py`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,30 @@ from typing import Any
 from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
-FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_WHY = 200
 
 
-def code_of(response: str) -> str | None:
-    """Return the last fenced block behind the last `</think>`, or None."""
-    _, closing, answer = response.rpartition("</think>")
-    blocks = FENCED.findall(answer) if closing else []
-    return blocks[-1] if blocks else None
+def code_of(answer: str) -> str | None:
+    """Return the last fenced block of an answer that is closed, or None."""
+    last: str | None = None
+    block: list[str] = []
+    is_open = False
+    for line in answer.split("\n"):
+        if not is_open:
+            block, is_open = [], line.startswith("```") and "`" not in line[3:]
+        elif line.rstrip() == "```":
+            last, is_open = "".join(block), False
+        else:
+            block.append(f"{line}\n")
+    return last
 
 
-def grade_code(item: Item, sandbox: Sandbox) -> Graded:
-    """Return the outcome of an item of kind code. Tests that cannot be used, and what the sandbox itself fails at, are faults."""
+def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
+    """Return the outcome of an item of kind code. Tests that cannot be used, and what the sandbox itself fails at, are faults.
+
+    answer: what `format.answer_of` left of the response.
+    """
 
     def graded(outcome: Outcome, why: str = "") -> Graded:
         return Graded(id=item.id, outcome=outcome, why=" ".join(why.split())[:MAX_WHY])
@@ -37,9 +47,9 @@ def grade_code(item: Item, sandbox: Sandbox) -> Graded:
     problem = _tests_problem(item.tests)
     if problem or item.tests is None:
         return graded("fault", problem)
-    code = code_of(item.response)
+    code = code_of(answer)
     if code is None:
-        return graded("truncated" if item.is_truncated else "no_format", "no fenced block of code behind </think>")
+        return graded("no_format", "no fenced block of code in the answer")
     if "\0" in code:
         return graded("wrong", "a null byte in the code")
     outcome, why = (_by_cases if item.tests["kind"] == "stdin" else _by_asserts)(code, item.tests, sandbox)

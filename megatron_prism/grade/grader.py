@@ -1,10 +1,12 @@
-"""The one grader: responses in, outcomes out, by id. It holds the processes that compare expressions."""
+"""The one grader: responses in, outcomes out, by id. It holds the processes that compare expressions, and runs programs in the sandbox."""
 
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from megatron_prism.core.check.bounds import check_bounds
@@ -27,6 +29,7 @@ class Grader:
         self.config = config or GradeConfig()
         raise_problems(list(check_bounds(self.config)))
         self._sandbox: Sandbox | None = None
+        self._choosing = threading.Lock()
         self._workers = Workers(self.config.num_workers, self.config.cpu_limit_s, self.config.wall_limit_s)
 
     def __enter__(self) -> Self:
@@ -43,8 +46,7 @@ class Grader:
         self._refuse(items)
         graded: dict[str, Graded] = {}
         pairs: dict[str, tuple[str, str]] = {}  # what only algebra can say
-        for item in items:
-            first = _guarded(item, self._grade_one)
+        for item, first in zip(items, self._first(items), strict=True):
             if isinstance(first, Graded):
                 graded[item.id] = first
             else:
@@ -64,6 +66,12 @@ class Grader:
         raise_problems([Problem(f"item {id_!r}", "its id more than once", "an id of its own for each response") for id_ in twice])
         require(item.kind for item in items)
 
+    def _first(self, items: Sequence[Item]) -> list[Graded | tuple[str, str]]:
+        """Return for each item an outcome, or the gold and the answer that only algebra can compare. Programs run several at once."""
+        with ThreadPoolExecutor(self.config.num_workers) as pool:
+            running = {item.id: pool.submit(_guarded, item, self._grade_one) for item in items if item.kind == "code"}
+            return [running[item.id].result() if item.id in running else _guarded(item, self._grade_one) for item in items]
+
     def _compare(self, pairs: dict[str, tuple[str, str]]) -> dict[str, Verdict]:
         once = list(dict.fromkeys(pairs.values()))  # a group's samples often agree
         verdicts = dict(zip(once, self._workers.compare(once), strict=True))
@@ -77,16 +85,17 @@ class Grader:
         if isinstance(answer, Graded):
             return answer
         if item.kind == "code":
-            return self._grade_code(item)
+            return self._grade_code(item, answer)
         return self._grade_choice(item, answer) if item.kind == "choice" else self._grade_math(item, answer)
 
-    def _grade_code(self, item: Item) -> Graded:
+    def _grade_code(self, item: Item, answer: str) -> Graded:
         """Grade code in the sandbox, which is chosen, and attacked, at the first such item."""
         from megatron_prism.grade import code
         from megatron_prism.grade.sandbox.choose import choose
 
-        self._sandbox = self._sandbox or choose()
-        return code.grade_code(item, self._sandbox)
+        with self._choosing:
+            self._sandbox = self._sandbox or choose()
+        return code.grade_code(item, answer, self._sandbox)
 
     def _grade_choice(self, item: Item, answer: str) -> Graded:
         if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:

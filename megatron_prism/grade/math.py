@@ -10,32 +10,29 @@ import re
 from fractions import Fraction
 
 from megatron_prism.core.config.grade import AnswerForm
+from megatron_prism.grade import exact
 
 MAX_ANSWER_CHARS = 2000  # the longest gold of MATH-500 has 57
 MAX_WORD_CHARS = 64  # of an answer without a box
 MAX_DIGITS = 200
 RELATIVE_ERROR = Fraction(1, 100_000)  # between a rounded decimal and the gold
+ROUNDED = 0.02  # what the two sides of \\approx may differ by
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([+-]?)([0-9]+)/([0-9]+)")
+_SEPARATOR = re.compile(r"[\s,;$]*(?:(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})?[\s,;$]*")
 _TEXT = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|operatorname)\s*\{([^{}]*)\}")
+_ASIDE = re.compile(r"\\(?:text[a-z]*|math(?:rm|it|bf|sf|tt)|[mhf]box|operatorname)\s*\{([^{}]*)\}")
 _NAME = re.compile(r"([A-Za-z])\s*=\s*")
 _UNIT = re.compile(r"\s*(?:\\(?:text|mbox)\s*\{\s*([A-Za-z .]*)\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?)$")
-_CHANGES_A_NUMBER = {
-    "or",
-    "and",
-    "not",
-    "either",
-    "neither",
-    "hundred",
-    "thousand",
-    "million",
-    "billion",
-    "trillion",
-    "dozen",
-    "pi",
-    "percent",
-}
+_MULTIPLIES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "pi"}
+_CHANGES_A_NUMBER = _MULTIPLIES | {"or", "and", "not", "either", "neither", "percent"}
+_HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "else", "otherwise", "unless"} | set(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+    "thirty forty fifty sixty seventy eighty ninety".split()
+)
+_EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
+_ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _BASE = re.compile(r"[0-9A-Za-z]_\{?([0-9]+)\}?$")
 
@@ -54,13 +51,16 @@ def extract(answer: str, form: AnswerForm) -> str | None:
 
 
 def last_boxed(answer: str) -> str | None:
-    """Return what stands in the last \\boxed{} that stands in no other, or None where there is none or it never closes."""
+    """Return what stands in the last \\boxed{} that stands in no other, or None where there is none or it never closes.
+
+    Boxes side by side, with no more than a separator between them, are one answer of several values, as math-verify takes them.
+    """
     stack: list[int] = []  # where each open brace's content begins; -1 for a brace that is no box
-    num_boxes, last = 0, None
+    num_boxes, begins, ended = 0, 0, 0
+    last: list[str] | None = None
     for match in _BRACES.finditer(answer):
         if match[0].startswith("\\boxed"):
-            if num_boxes == 0:
-                last = None
+            begins = match.start() if num_boxes == 0 else begins
             num_boxes += 1
             stack.append(match.end())
         elif match[0] == "{":
@@ -70,8 +70,13 @@ def last_boxed(answer: str) -> str | None:
             if begin >= 0:
                 num_boxes -= 1
                 if num_boxes == 0:
-                    last = answer[begin : match.start()]
-    return None if num_boxes else last
+                    content = answer[begin : match.start()]
+                    is_beside = last is not None and begins - ended < MAX_WORD_CHARS and _SEPARATOR.fullmatch(answer[ended:begins])
+                    last = [*(last or []), content] if is_beside and last and last[-1] != content else last if is_beside else [content]
+                    ended = match.end()
+    if num_boxes or last is None:
+        return None
+    return ",".join(filter(str.strip, last)) if last[-1].strip() else ""
 
 
 def verdict(gold: str, answer: str) -> bool | None:
@@ -85,7 +90,7 @@ def verdict(gold: str, answer: str) -> bool | None:
     gold_words = _words(gold)
     if gold_words is not None:  # never as a product of letters, which any order of them equals
         return _text_of(answer).strip("() .").casefold() == gold_words
-    return True if _normal(gold) == _normal(answer) else None
+    return True if _normal(gold) == _normal(answer) else exact.compare(gold, answer)
 
 
 def unfit_gold(gold: str) -> str:
@@ -99,13 +104,20 @@ def hedged(gold: str, answer: str) -> str:
     """Say why an answer that algebra could find right commits to no single value; an empty text where it does."""
     if len(answer) > MAX_ANSWER_CHARS:
         return f"an answer of {len(answer)} characters"
-    if "\\boxed" in answer:
+    if "\\boxed" in answer or "\\fbox" in answer:
         return "a box inside the box, beside other text"
-    texts = [text.strip() for text in _TEXT.findall(answer)]
-    if not _TEXT.search(gold) and any(_is_aside(text) for text in texts):
-        return "other values in words beside the answer"
-    parts = [_number(part) for part in answer.split("=")]
-    if len({part for part in parts if part is not None}) > 1:
+    if not _ASIDE.search(gold):
+        texts = [text.strip() for text in _ASIDE.findall(answer)]
+        if any(_is_aside(text) for text in texts):
+            return "other values in words beside the answer"
+        if any(_MULTIPLIES & set(re.findall("[a-z]+", text.casefold())) for text in texts):
+            return "a word that multiplies the number"
+    if re.search(r"dots(?![a-z])|\.\.\.", answer) and "dots" not in gold:
+        return "a list that goes on"
+    if _ONLY_NUMBERS.fullmatch(re.sub(r"\\(?:left|right)", "", answer)) and len(re.findall("[0-9]+", answer)) > 1:
+        return "several numbers side by side"
+    sides = _EQUALS.split(answer)
+    if any(exact.are_apart(sides[at], sides[at + 2], by=0.0 if sides[at + 1] == "=" else ROUNDED) for at in range(0, len(sides) - 2, 2)):
         return "an equation between different numbers"
     if (base := _base(answer)) is not None and base != (_base(gold) or 10):
         return f"a number in base {base}"
@@ -113,8 +125,8 @@ def hedged(gold: str, answer: str) -> str:
 
 
 def _is_aside(text: str) -> bool:
-    joins = text.casefold() in ("or", "and")
-    return not joins and (any(char.isdigit() for char in text) or bool({"or", "not", "either", "neither"} & set(text.casefold().split())))
+    words = set(re.findall("[a-z]+", text.casefold()))
+    return text.casefold() not in ("or", "and") and (any(char.isdigit() for char in text) or bool(_HEDGES & words))
 
 
 def _base(text: str) -> int | None:

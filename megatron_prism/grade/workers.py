@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -174,21 +175,16 @@ def main(parent: int, cpu_limit_s: int, stdin: IO[str], say_to: IO[str]) -> None
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit_s = int(used.ru_utime + used.ru_stime) + 1 + cpu_limit_s
         resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        for value in _compared(*json.loads(line)):
+        for value in compared(*json.loads(line)):
             say(value)
 
 
-def _compared(gold: str, answer: str) -> Iterator[Any]:
+def compared(gold: str, answer: str) -> Iterator[Any]:
     """Yield what a worker says of one pair. An error while the answer is parsed or compared is the answer's: it is not the gold's value."""
     import math_verify
 
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
-
-    def parsed(text: str) -> list[Any]:
-        return math_verify.parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None)
-
     try:
-        golds = parsed(gold)
+        golds = _parsed_gold(gold)
     except Exception:
         golds = []
     if not any(not isinstance(part, str) for part in golds):
@@ -196,10 +192,20 @@ def _compared(gold: str, answer: str) -> Iterator[Any]:
         return
     yield "gold"
     try:
-        is_right = bool(math_verify.verify(golds, parsed(answer), timeout_seconds=None))
+        is_right = bool(math_verify.verify(list(golds), _parsed(answer), timeout_seconds=None))
     except (Exception, MemoryError):
         is_right = False
     yield is_right
+
+
+def _parsed(text: str) -> list[Any]:
+    import math_verify
+
+    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+    return list(math_verify.parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None))
+
+
+_parsed_gold = lru_cache(maxsize=256)(_parsed)  # a group's answers share it
 
 
 if __name__ == "__main__":

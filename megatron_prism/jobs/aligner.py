@@ -1,4 +1,4 @@
-"""`prism aligner export|serve`: what NeMo-Aligner is started with for a REINFORCE run, and the reward server that it asks."""
+"""`prism rl export` and `prism rl serve`: what NeMo-Aligner or NeMo-RL is started with, and the reward server that NeMo-Aligner asks."""
 
 from __future__ import annotations
 
@@ -12,32 +12,60 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import folder
-from megatron_prism.core import log
+from megatron_prism.core import log, paths
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.cluster import check_cluster
-from megatron_prism.core.config import ClusterConfig, ModelConfig
+from megatron_prism.core.config import ClusterConfig, ModelConfig, RLConfig
 from megatron_prism.core.config.aligner import AlignerConfig
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.errors import BackendMissing, InputError, Problem, raise_problems
-from megatron_prism.core.load import load, placed
+from megatron_prism.core.layers import merge, parse_override
+from megatron_prism.core.load import build, load, placed
 from megatron_prism.core.manifest import describe, read_json, sha256_file, write_json, write_text
 from megatron_prism.data import special_tokens, tokenizer
 from megatron_prism.grade.outcome import Graded, Item
-from megatron_prism.rl.aligner import answers, forward, nemo_rl, overrides, preflight, prompts, script
+from megatron_prism.rl.aligner import answers, forward, from_rl, nemo_rl, overrides, preflight, prompts, script
 from megatron_prism.rl.aligner.reward import Grade, Rewarder
 from megatron_prism.rl.aligner.server import RewardServer
 
+OWN = "aligner."  # of an override of AlignerConfig's key, beside those of an RL config
 ANSWERS, MANIFEST, TOKENIZER = "answers.jsonl", "manifest.json", "tokenizer"
 TOKEN = "PRISM_REWARD_TOKEN"
 
 
 def run_export(path: Path, given: Sequence[str], cluster_path: Path, out: Path, dry_run: bool = False) -> dict[str, Any]:
     """Export a run described by a YAML, its overrides and a cluster's YAML."""
-    config, cluster = load(path, AlignerConfig, given), load(cluster_path, ClusterConfig)
-    with placed(cluster_path, ClusterConfig):
-        raise_problems(check_cluster(cluster))
+    config, cluster = load(path, AlignerConfig, given), _cluster(cluster_path)
     with placed(path, AlignerConfig, given):
         return export(config, cluster, out, dry_run)
+
+
+def run_rl(path: Path, given: Sequence[str], cluster_path: Path, out: Path, dry_run: bool = False) -> dict[str, Any]:
+    """Export what `prism rl` would train. Overrides that begin with `aligner.` are of AlignerConfig's keys, which an RL config has not.
+
+    Raises: InputError with every key that NeMo-Aligner has no equal of; what export raises.
+    """
+    of_rl, own = ([word for word in given if word.startswith(OWN) == is_own] for is_own in (False, True))
+    config, cluster = load(path, RLConfig, of_rl), _cluster(cluster_path)
+    with placed(path, RLConfig, of_rl):
+        raise_problems([*check_bounds(config), *from_rl.problems(config, cluster.gpus_per_node)])
+    mapped = (str(path), from_rl.values(config, cluster.gpus_per_node, out))
+    changed = [parse_override(word.removeprefix(OWN), AlignerConfig) for word in own]
+
+    def where(key: tuple[Any, ...]) -> str:
+        return OWN + ".".join(map(str, key))
+
+    values, problems = paths.expand(merge([mapped, *changed]), AlignerConfig, where)
+    asked = build(values, AlignerConfig, where)
+    raise_problems(problems)
+    return {**export(asked, cluster, out, dry_run), "not_carried": list(from_rl.NOT_CARRIED)}
+
+
+def _cluster(path: Path) -> ClusterConfig:
+    cluster = load(path, ClusterConfig)
+    with placed(path, ClusterConfig):
+        raise_problems(check_cluster(cluster))
+    return cluster
 
 
 def export(config: AlignerConfig, cluster: ClusterConfig, out: Path, dry_run: bool = False) -> dict[str, Any]:
@@ -148,7 +176,9 @@ def open_server(root: Path, grade: Grade, host: str, port: int | None) -> Reward
         manifest = read_json(root / MANIFEST)
         files, own_port = dict(manifest["files"]), int(manifest["port"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(Problem(str(root / MANIFEST), f"{type(error).__name__}: {error}", "a folder of prism aligner export")) from None
+        raise InputError(
+            Problem(str(root / MANIFEST), f"{type(error).__name__}: {error}", "a folder of prism rl export nemo_aligner")
+        ) from None
     for name in (ANSWERS, f"{TOKENIZER}/{tokenizer.FILE}"):
         if not (root / name).is_file() or sha256_file(root / name) != files.get(name):
             raise InputError(Problem(str(root / name), "absent, or changed since the export", "the exported file", "export again"))

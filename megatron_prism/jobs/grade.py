@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megatron_prism.core import disk, log
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.grade import choice
 from megatron_prism.grade.grader import Grader, require
 from megatron_prism.grade.outcome import Item
@@ -28,33 +30,88 @@ KINDS = ("math", "choice", "code")
 def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
     """Grade the lines of a file into a new file, with `outcome` and `why` added, in their order; return the counts.
 
-    Raises: InputError with every bad line, before anything is graded or written. EnvironmentFault where `out` cannot be written.
+    A run that is cut short leaves a hidden file beside `out`; the same command goes on behind its last whole line.
+    Raises: InputError with every bad line, before anything is graded or written. EnvironmentFault where `out` cannot be written, or another
+    run writes it.
     """
     kinds = check(file, out)
     require(kinds)
-    counts: Counter[str] = Counter()
     start = time.monotonic()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with disk.writing(out):
+    partial = partial_of(out, config)
+    with disk.writing(out), partial.open("ab+") as stream:
+        _hold(stream, out)
         try:
-            with Grader(config) as grader, temporary.open("w", encoding="utf-8") as stream, _ticking(kinds.total()) as tick:
-                for batch in _batches(file):
-                    items = [item_of(record) for record in batch]
-                    graded = grader.grade(items)
-                    for record, item in zip(batch, items, strict=True):
-                        result = graded[item.id]
-                        stream.write(json.dumps({**record, "outcome": result.outcome, "why": result.why}) + "\n")
-                        counts[result.outcome] += 1
-                    tick(len(batch))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
+            counts = _go_on(file, stream, config, kinds.total())
+            os.fsync(stream.fileno())
+            partial.replace(out)
+        except BaseException:
+            with suppress(OSError):
+                if partial.stat().st_size:
+                    log.get().warning("%s is not whole: the same command goes on where this one ended", out)
+                else:
+                    partial.unlink()
+            raise
     if counts["fault"]:
         log.get().warning("%d faults: these responses have no outcome; `why` names the cause", counts["fault"])
     outcomes = {name: counts[name] for name in OUTCOMES}
     return {"out": str(out), "graded": counts.total(), **outcomes, "seconds": round(time.monotonic() - start, 3)}
+
+
+def partial_of(out: Path, config: GradeConfig) -> Path:
+    """Return where a run writes until it is whole: another name for each config, since another config gives other outcomes."""
+    digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
+    return out.with_name(f".{out.name}.{digest}.partial")
+
+
+def _hold(stream: IO[bytes], out: Path) -> None:
+    """Lock the file until this process closes it or ends."""
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise EnvironmentFault(f"{out}: another process grades into it; wait for it, or choose another --out") from None
+    except OSError as error:  # a file system without locks
+        log.get().warning("%s: no locks here (%s): make sure that no other run writes it", out, error.strerror)
+
+
+def _go_on(file: Path, stream: IO[bytes], config: GradeConfig, total: int) -> Counter[str]:
+    """Grade the lines that the stream does not hold yet, and return the counts of all."""
+    counts = _graded_before(file, stream)
+    before = counts.total()
+    if before:
+        log.get().info("%d of %d lines were graded before", before, total)
+    with Grader(config) as grader, _ticking(total, before) as tick:
+        for batch in _batches(file, before):
+            items = [item_of(record) for record in batch]
+            graded = grader.grade(items)
+            for record, item in zip(batch, items, strict=True):
+                result = graded[item.id]
+                stream.write(_line(record, result.outcome, result.why))
+                counts[result.outcome] += 1
+            stream.flush()
+            tick(len(batch))
+    return counts
+
+
+def _line(record: dict[str, Any], outcome: str, why: str) -> bytes:
+    return json.dumps({**record, "outcome": outcome, "why": why}).encode() + b"\n"
+
+
+def _graded_before(file: Path, stream: IO[bytes]) -> Counter[str]:
+    """Count the outcomes of the lines that an earlier run wrote, and cut off what is not whole, or not of this file."""
+    counts: Counter[str] = Counter()
+    stream.seek(0)
+    num_bytes = 0
+    for (_, record), line in zip(_records(file), stream, strict=False):
+        try:
+            outcome, why = (json.loads(line)[key] for key in ("outcome", "why"))
+        except (ValueError, TypeError, KeyError, RecursionError):  # cut by the end of a process, or of the disk
+            break
+        if isinstance(record, str) or outcome not in OUTCOMES or line != _line(record, outcome, why):
+            break
+        counts[outcome] += 1
+        num_bytes += len(line)
+    stream.truncate(num_bytes)
+    return counts
 
 
 def check(file: Path, out: Path) -> Counter[str]:
@@ -161,10 +218,11 @@ def _has_texts(values: dict[str, Any], *names: str) -> bool:
     return all(isinstance(values.get(name), str) for name in names)
 
 
-def _batches(file: Path) -> Iterator[list[dict[str, Any]]]:
+def _batches(file: Path, before: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records behind the first ones, several at once."""
     batch: list[dict[str, Any]] = []
     num_bytes = 0
-    for number, record in _records(file):
+    for number, record in islice(_records(file), before, None):
         if isinstance(record, str) or any(_wrong(record)):
             raise InputError(Problem(f"{file}, line {number}", "another line than when the file was checked", "a file that nobody writes"))
         batch.append(record)
@@ -177,12 +235,12 @@ def _batches(file: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 @contextmanager
-def _ticking(total: int) -> Iterator[Callable[[int], None]]:
+def _ticking(total: int, before: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
-        task = bar.add_task("responses", total=total)
+        task = bar.add_task("responses", total=total, completed=before)
         yield lambda count: bar.advance(task, count)

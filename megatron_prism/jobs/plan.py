@@ -1,4 +1,4 @@
-"""`prism plan`: what a training run will need, before any GPU is requested. It reads a config, and writes nothing.
+"""`prism plan`: what a run of `prism train` or `prism rl` will need, before any GPU is requested. It reads a config, and writes nothing.
 
 Parameters are counted on Megatron-Core's own model, built without memory for each distinct rank. The rest is arithmetic (planning/).
 """
@@ -7,25 +7,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from megatron_prism.checkpoint import folder
 from megatron_prism.core.check.gang import data_parallel_size
-from megatron_prism.core.check.train import check_model, check_train
-from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, RLConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.families import registry
-from megatron_prism.planning import layouts
+from megatron_prism.planning import layouts, policy, predict
 from megatron_prism.planning.gpus import H100, Gpu
-from megatron_prism.planning.predict import Prediction, figures, predict
+from megatron_prism.planning.layouts import Planned
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
 ON_TERMINAL = 20  # layouts of a sweep
 
 
-def run(config: TrainConfig, usd_per_gpu_hour: float, gpu: Gpu = H100) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What a plan assumes. response_tokens: the mean of an RL run's responses; None: a quarter of rollout.max_tokens."""
+
+    usd_per_gpu_hour: float = 0.0
+    gpu: Gpu = H100
+    response_tokens: float | None = None
+
+
+Prediction = predict.Prediction | policy.Prediction
+
+
+def run(config: Planned, asked: Asked) -> dict[str, Any]:
     """Return the plan of a run on the config's world_size, or on the fewest GPUs that its layout needs.
 
     A plan that does not fit is returned too: see `too_large`.
@@ -33,18 +44,25 @@ def run(config: TrainConfig, usd_per_gpu_hour: float, gpu: Gpu = H100) -> dict[s
     """
     world_size = num_gpus(config)
     model = check(config, world_size)
-    prediction = predict(built(model, config), model, config, world_size, gpu=gpu)
+    prediction, figures = _predict(built(model, config), model, config, world_size, asked)
     sizes = registry.parameters(model)
-    dp = data_parallel_size(config, world_size)
     return {
         "parameters": sum(sizes.values()),
         "trainable_parameters": of_sizes(sizes, "", False, False, config).trainable,
         "world_size": world_size,
         "layout": layout(config, world_size),
-        "microbatches": config.batch.global_size // (config.batch.micro_size * dp),
         "parameters_per_rank_max": max(stage.parameters for stage in prediction.stages),
-        **figures(prediction, config, world_size, usd_per_gpu_hour),
+        **figures,
     }
+
+
+def _predict(stages: list[Stage], model: ModelConfig, config: Planned, world_size: int, asked: Asked) -> tuple[Prediction, dict[str, Any]]:
+    """Return the prediction for a layout with these stages, and its figures."""
+    if isinstance(config, RLConfig):
+        found = policy.predict_rl(stages, model, config, world_size, asked.gpu, asked.response_tokens)
+        return found, policy.figures(found, config, world_size, asked.usd_per_gpu_hour)
+    prediction = predict.predict(stages, model, config, world_size, gpu=asked.gpu)
+    return prediction, predict.figures(prediction, config, world_size, asked.usd_per_gpu_hour)
 
 
 def num_gpus(gang: GangConfig) -> int:
@@ -53,14 +71,14 @@ def num_gpus(gang: GangConfig) -> int:
     return gang.world_size or max(grid.tp * grid.pp * grid.cp, 1)
 
 
-def check(config: TrainConfig, world_size: int) -> ModelConfig:
+def check(config: Planned, world_size: int) -> ModelConfig:
     """Check a config on `world_size` GPUs, and return its architecture.
 
     Raises: InputError with every problem.
     """
-    raise_problems(check_train(config, world_size))
+    raise_problems([*layouts.problems(config, world_size), *_engine_problems(config)])
     model = architecture(config)
-    raise_problems(check_model(model, config))
+    raise_problems(layouts.model_problems(model, config))
     without_gpu()
     from megatron_prism.models import trainable
 
@@ -68,7 +86,15 @@ def check(config: TrainConfig, world_size: int) -> ModelConfig:
     return model
 
 
-def architecture(config: TrainConfig) -> ModelConfig:
+def _engine_problems(config: Planned) -> list[Problem]:
+    if not isinstance(config, RLConfig):
+        return []
+    from megatron_prism.generate.cached import unsupported
+
+    return unsupported(config.parallel.vpp, config.parallel.cp, config.fp8 is not None)
+
+
+def architecture(config: RunConfig) -> ModelConfig:
     """Return the config's `model`, else the checkpoint's architecture. With `model` a plan needs no checkpoint."""
     if config.model is not None:
         return config.init.extend(config.model)
@@ -81,7 +107,7 @@ def without_gpu() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+def built(model: ModelConfig, config: RunConfig) -> list[Stage]:
     """Return the pipeline's stages, counted on the models that its distinct ranks would build. The largest tensor-parallel rank counts."""
     parallel = _split(config.parallel)
     letters, stages = stage_letters(model, parallel), []
@@ -92,7 +118,7 @@ def built(model: ModelConfig, config: TrainConfig) -> list[Stage]:
     return stages
 
 
-def derived(model: ModelConfig, config: TrainConfig) -> list[Stage]:
+def derived(model: ModelConfig, config: RunConfig) -> list[Stage]:
     """Return the same stages from one model built without a pipeline, so that a sweep builds one model for each tp."""
     from megatron_prism.models import shapes
 
@@ -123,65 +149,78 @@ def _sizes_of_rank(model: ModelConfig, parallel: ParallelConfig, precision: Prec
     return shapes.sizes(model, GangConfig(parallel=parallel, precision=precision), tp_rank, pp_rank, sharded.weights)
 
 
-def layout(config: TrainConfig, world_size: int) -> dict[str, Any]:
+def layout(config: Planned, world_size: int) -> dict[str, Any]:
     """Return a layout's keys for display."""
     grid, recompute = config.parallel, config.recompute
     keys = {"tp": grid.tp, "pp": grid.pp, "vpp": grid.vpp or 1, "cp": grid.cp, "dp": data_parallel_size(config, world_size)}
     recomputed = {"none": "none", "selective": ", ".join(recompute.modules), "full": f"{recompute.num_layers or 'all'} layers"}[
         recompute.granularity
     ]
-    return {**keys, "micro_size": config.batch.micro_size, "recompute": recomputed}
+    rows = {"num_rows": config.rollout.num_rows} if isinstance(config, RLConfig) else {}
+    return {**keys, "micro_size": config.batch.micro_size, "recompute": recomputed, **rows}
 
 
-def sweep(config: TrainConfig, world_size: int, usd_per_gpu_hour: float, gpu: Gpu = H100) -> dict[str, Any]:
+SWEPT = (
+    "tokens_per_s_per_gpu",
+    "mfu_causal",
+    "rollout_s",
+    "log_probs_s",
+    "training_s",
+    "memory_gib_per_gpu_max",
+    "hours",
+    "gpu_hours",
+    "usd",
+)  # of a layout
+SHARED = ("flops_per_token_causal", "flops_per_token_full", "prompt_tokens_assumed", "response_tokens_assumed")  # of all layouts
+
+
+def sweep(config: Planned, world_size: int, asked: Asked) -> dict[str, Any]:
     """Return every valid layout on `world_size` GPUs that fits, fastest first.
 
     Raises: InputError where no layout is valid, or none fits.
     """
-    config = replace(config, world_size=world_size)
+    config, gpu = replace(config, world_size=world_size), asked.gpu
     if config.model is None and config.init.checkpoint is None:
-        raise_problems(check_train(config, world_size))
+        raise_problems(layouts.problems(config, world_size))
     model = architecture(config)
     if next(layouts.valid(config, model, world_size), None) is None:  # the problem is not in the layout
-        raise_problems([*check_train(config, world_size), *check_model(model, config)])
+        raise_problems([*layouts.problems(config, world_size), *layouts.model_problems(model, config)])
     without_gpu()
-    ranked = fitting(config, model, world_size, gpu)
+    ranked = fitting(config, model, world_size, asked)
     if not ranked:
         found = f"no valid layout of {world_size} GPUs fits in the {gpu.memory_gib} GiB of an {gpu.name.upper()}"
         raise InputError(Problem("parallel", found, "one that does", "take more GPUs (--gpus)"))
-    said = ("tokens_per_s_per_gpu", "mfu_causal", "memory_gib_per_gpu_max", "hours", "gpu_hours", "usd")
     entries = []
-    for laid, prediction in ranked:
-        values = figures(prediction, laid, world_size, usd_per_gpu_hour)
-        entries.append({**layout(laid, world_size), **{name: values[name] for name in said}, "overrides": layouts.changes(config, laid)})
-    flops = ranked[0][1].flops
-    facts = {"world_size": world_size, "flops_per_token_causal": flops.causal, "flops_per_token_full": flops.full}
+    for laid, values in ranked:
+        said = {name: values[name] for name in SWEPT if name in values}
+        entries.append({**layout(laid, world_size), **said, "overrides": layouts.changes(config, laid)})
+    facts = {"world_size": world_size, **{name: ranked[0][1][name] for name in SHARED if name in ranked[0][1]}}
     return {**facts, "gpu": gpu.name, "memory_gib_available": gpu.memory_gib, "fits": True, "layouts": entries}
 
 
-def fitting(config: TrainConfig, model: ModelConfig, world_size: int, gpu: Gpu = H100) -> list[tuple[TrainConfig, Prediction]]:
-    """Return the valid layouts that fit, with their predictions, fastest first."""
+def fitting(config: Planned, model: ModelConfig, world_size: int, asked: Asked) -> list[tuple[Planned, dict[str, Any]]]:
+    """Return the valid layouts that fit, with their figures, fastest first."""
     candidates = []
     for laid in layouts.valid(config, model, world_size):
         stages = derived(model, laid)
         if all(stage.trainable for stage in stages):
-            prediction = predict(stages, model, laid, world_size, gpu=gpu)
-            candidates += [(laid, prediction)] if prediction.fits else []
-    return sorted(candidates, key=lambda pair: -round(pair[1].tokens_per_s_per_gpu))
+            prediction, values = _predict(stages, model, laid, world_size, asked)
+            candidates += [(laid, values)] if prediction.fits else []
+    return sorted(candidates, key=lambda pair: -round(pair[1]["tokens_per_s_per_gpu"]))
 
 
-def too_large(config: TrainConfig, plan: Mapping[str, Any], gpu: Gpu = H100) -> Problem:
+def too_large(config: Planned, plan: Mapping[str, Any], asked: Asked) -> Problem:
     """Return the problem of a plan that does not fit, with the nearest layout that fits: fewest keys changed, then fastest."""
     world_size = plan["world_size"]
     worst = max(plan["stages"], key=lambda stage: stage["total_gib"])
-    near = sorted(fitting(config, architecture(config), world_size, gpu), key=lambda pair: layouts.distance(config, pair[0]))
+    near = sorted(fitting(config, architecture(config), world_size, asked), key=lambda pair: layouts.distance(config, pair[0]))
     fix = f"no layout of {world_size} GPUs fits: take more (--gpus)"
     if near:
         fix = f"the nearest that fits: {' '.join(layouts.changes(config, near[0][0]))}"
     return Problem(
         "parallel",
         f"{worst['total_gib']:.1f} GiB on pipeline stage {worst['stage']}",
-        f"at most the {gpu.memory_gib} GiB of an {gpu.name.upper()}",
+        f"at most the {asked.gpu.memory_gib} GiB of an {asked.gpu.name.upper()}",
         fix,
     )
 

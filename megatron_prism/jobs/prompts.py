@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import log, manifest
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.data import check_decontaminate
-from megatron_prism.core.config import PromptsConfig, PromptSourceConfig
+from megatron_prism.core.config import MixConfig, PromptsConfig, PromptSourceConfig
 from megatron_prism.core.disk import writing
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
@@ -32,7 +33,7 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
     files = _files(config)
     inputs = manifest.sha256_files(file.path for part in [*files, _evaluation(config)] for file in part)
     if not dry_run and config.out.is_dir() and any(config.out.iterdir()):
-        return _existing(config, inputs)
+        return _shown(config, existing(config, inputs))
     seen: set[str] = set()
     bad: list[Problem] = []
     lines: list[str] = []
@@ -50,11 +51,15 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
         raise InputError(Problem("sources", "no prompt in any of them", "at least one", "see what keep and decontaminate leave out"))
     described = _describe(config, inputs, facts, lines)
     if not dry_run:
-        with workspace.folder(config.out) as folder, writing(folder):
-            manifest.write_text(folder / prompt_set.FILE, "".join(lines))
-            described["sha256"] = manifest.sha256_file(folder / prompt_set.FILE)
-            manifest.write_json(folder / prompt_set.MANIFEST, described)
+        write(config.out, lines, described)
     return _shown(config, described)
+
+
+def write(out: Path, lines: Sequence[str], described: Mapping[str, Any]) -> None:
+    """Write a prompt set, whole or not at all, with the sum of its lines in its manifest."""
+    with workspace.folder(out) as folder, writing(folder):
+        manifest.write_text(folder / prompt_set.FILE, "".join(lines))
+        manifest.write_json(folder / prompt_set.MANIFEST, {**described, "sha256": manifest.sha256_file(folder / prompt_set.FILE)})
 
 
 def _prompts(
@@ -125,12 +130,13 @@ def _evaluation(config: PromptsConfig) -> tuple[Input, ...]:
     return documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
 
 
-def _config_sha256(config: PromptsConfig) -> str:
+def config_sha256(config: PromptsConfig | MixConfig) -> str:
+    """Return the sum of what a config says of the prompts that it makes."""
     return manifest.sha256_json({key: value for key, value in to_dict(config).items() if key not in NOT_IN_RESULT})
 
 
-def _existing(config: PromptsConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Return what an `out` holds that was made from the same config and files.
+def existing(config: PromptsConfig | MixConfig, inputs: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the manifest of an `out` that was made from the same config and files.
 
     Raises: InputError where it holds anything else.
     """
@@ -138,12 +144,12 @@ def _existing(config: PromptsConfig, inputs: Mapping[str, str]) -> dict[str, Any
     if not (config.out / prompt_set.MANIFEST).is_file():
         raise InputError(Problem(where, "files that prompts did not write", "no folder, or an empty one", fix))
     described = prompt_set.manifest_of(config.out)
-    if described["config_sha256"] != _config_sha256(config):
+    if described["config_sha256"] != config_sha256(config):
         raise InputError(Problem(where, "a prompt set made from another config", "the same config", fix))
     if described["inputs"] != inputs:
         raise InputError(Problem(where, "a prompt set made before its input files changed", "the same input files", fix))
     log.get().info("%s: already made from the same config and files", config.out)
-    return _shown(config, described)
+    return described
 
 
 def _describe(config: PromptsConfig, inputs: Mapping[str, str], facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _describe(config: PromptsConfig, inputs: Mapping[str, str], facts: Sequence[
         sources=list(facts),
         decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
         config=to_dict(config),
-        config_sha256=_config_sha256(config),
+        config_sha256=config_sha256(config),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from megatron_prism.families import registry
 from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported
 from megatron_prism.grade import grader
-from megatron_prism.jobs import train
+from megatron_prism.jobs import rl_rollout, train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
-from megatron_prism.rl import ahead, loop, losses
+from megatron_prism.rl import ahead, gate, loop, losses, record_files, rollout
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
+from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
 from megatron_prism.rl.reference import Reference
+from megatron_prism.rl.replay import Recorded
 from megatron_prism.rl.rollout import Encoded, Sampler
 from megatron_prism.train import garbage
 from megatron_prism.train.guard import Guard
@@ -68,12 +70,13 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     grader.require(prompt.kind for prompt in (*prompts, *valid))
     spec = tokenizer.load(begin.assets)
     sizes, sums = registry.parameters(begin.model), _sums(config)
-    encoded, too_long = _encoded(prompts, spec, begin, config, "prompts")
-    valid_encoded, valid_too_long = _encoded(valid, spec, begin, config, "validation.prompts")
+    room = rollout.max_context(config, begin.model) - config.rollout.max_tokens
+    encoded, too_long = encode_all(prompts, spec, begin.assets, room, "prompts")
+    valid_encoded, valid_too_long = encode_all(valid, spec, begin.assets, room, "validation.prompts")
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
-            *engines.check(config, begin.model, world_size),
+            *engines.check(config.rollout, begin.model, world_size),
             *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
             *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
             *too_long,
@@ -82,7 +85,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
             *_check_same_prompts(config, sums["prompts"]),
         ]
     )
-    rollout = config.rollout
+    sampling = config.rollout
     figures = {
         "parameters": sum(sizes.values()),
         "trainable_parameters": sum(size for name, size in sizes.items() if trainable.is_trainable(name, config.trainable)),
@@ -90,9 +93,9 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
         "data_parallel": data_parallel_size(config, world_size),
         "num_prompts": len(prompts),
         "num_valid_prompts": len(valid),
-        "responses_per_step": rollout.num_prompts * rollout.num_samples,
-        "responses": rollout.num_prompts * rollout.num_samples * config.steps,
-        "epochs": rollout.num_prompts * config.steps / len(prompts),
+        "responses_per_step": sampling.num_prompts * sampling.num_samples,
+        "responses": sampling.num_prompts * sampling.num_samples * config.steps,
+        "epochs": sampling.num_prompts * config.steps / len(prompts),
         "longest_prompt_tokens": max(len(one.tokens) for one in encoded),
         "domains": {name: sum(prompt.domain == name for prompt in prompts) for name in sorted({prompt.domain for prompt in prompts})},
         "prompts_sha256": sums,
@@ -123,14 +126,13 @@ def _check_same_prompts(config: RLConfig, sha256: str) -> list[Problem]:
     ]
 
 
-def _encoded(
-    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, begin: Start, config: RLConfig, where: str
+def encode_all(
+    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, assets: Path, room: int, where: str
 ) -> tuple[tuple[Encoded, ...], list[Problem]]:
-    """Return the prompts as tokens, and a problem where some leave no room for a response."""
+    """Return the prompts as tokens, and a problem where some have more than `room` tokens. where: the key of their set."""
     is_chat = any(not isinstance(prompt.prompt, str) for prompt in prompts)
-    template = chat.load(begin.assets) if is_chat else None
+    template = chat.load(assets) if is_chat else None
     encoded = tuple(Encoded(prompt, tuple(prompt_set.encode(prompt, spec, template))) for prompt in prompts)
-    room = min(config.batch.seq_length + 1, begin.model.max_position_embeddings) - config.rollout.max_tokens
     if longer := [one for one in encoded if len(one.tokens) > room]:
         longest = max(longer, key=lambda one: len(one.tokens))
         found = f"{len(longer)} prompts of more than {room} tokens, for example {longest.prompt.id} of {len(longest.tokens)}"
@@ -144,7 +146,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    return train.on_gang(resolved, train_in_gang)
+    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.rollout.only else train_in_gang)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
@@ -166,19 +168,20 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
-        engine = engines.engine_of(config, chunks, begin.model, begin.assets, groups)
         running = loop.Run(
             config=config,
             groups=groups,
             chunks=chunks,
             optimizer=optimizer,
-            sampler=Sampler(config, engine, resolved.spec, grades),
+            sampler=_sampler(config, chunks, begin, groups, resolved.spec, grades),
             prompts=resolved.prompts,
             valid_prompts=resolved.valid_prompts,
             reference=reference,
             objective=losses.objective(config.algorithm),
-            progress=_progress(resumed),
+            progress=progress(resumed),
             ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
+            bound=None if config.rollout.recorded else gate.BOUNDS[config.precision],
+            observer=_observer(config, begin, groups, chunks, optimizer, reference, first_step),
             recorder=stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first)),
             saver=stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups, reference)),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
@@ -199,11 +202,38 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     }
 
 
+def _sampler(
+    config: RLConfig, chunks: Any, begin: Start, groups: Groups, spec: tokenizer.TokenizerSpec, grades: grader.Grader | None
+) -> Sampler:
+    """Return what gives the steps their responses: the engine on the model and the grader, or another run's records."""
+    engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
+    if config.rollout.recorded is not None:
+        return Recorded(config, engine, spec, grades, read=lru_cache(2)(partial(record_files.read, config.rollout.recorded)))
+    return Sampler(config, engine, spec, grades)
+
+
+def _observer(
+    config: RLConfig, begin: Start, groups: Groups, chunks: Any, optimizer: Any, reference: Reference | None, first_step: int
+) -> Observer:
+    """Return what keeps records, where the config asks for some."""
+    interval = config.record.interval
+    if interval == 0:
+        return Unobserved()
+    if groups.rank == 0:
+        record_files.begin(config.run_dir, first_step)
+
+    def take(step: Step) -> None:
+        if groups.rank == 0:
+            record_files.write(config.run_dir, step, config.record.keep_last)
+
+    return Witness(config, begin.model, groups, chunks, optimizer, reference, lambda step: (step - 1) % interval == 0, take)
+
+
 def _inputs(config: RLConfig) -> list[Path]:
     return [path / FILE for path in (config.prompts, config.validation.prompts) if path is not None]
 
 
-def _progress(resumed: folder.Checkpoint | None) -> loop.Progress:
+def progress(resumed: folder.Checkpoint | None) -> loop.Progress:
     """Return what the run has counted. Raises: InputError where the checkpoint is of another kind of run."""
     if resumed is None:
         return loop.Progress()

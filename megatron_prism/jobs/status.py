@@ -10,9 +10,9 @@ from typing import Any
 
 from megatron_prism.checkpoint import run_folder
 from megatron_prism.core import disk, log
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
-from megatron_prism.core.load import load
+from megatron_prism.core.load import closest, load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
 from megatron_prism.launch import pipeline, slurm
@@ -34,7 +34,8 @@ def run(path: Path) -> dict[str, Any]:
                     f"a folder with {run_folder.CONFIG} or {pipeline.FOLDER}/{submit.SUBMITTED}",
                 )
             )
-        return {"run": str(path), "rows": [{"stage": "train", **_not_submitted(path), **progress(path)}]}
+        stage = "rl" if isinstance(_config(path), RLConfig) else "train"
+        return {"run": str(path), "rows": [{"stage": stage, **_not_submitted(path), **progress(path)}]}
     submitted = read_json(folder / submit.SUBMITTED)
     jobs, root = submitted["stages"], Path(submitted.get("submitted_from", ""))
     root = Path() if root == Path.cwd() else root
@@ -75,18 +76,26 @@ def _rows(folder: Path, entry: Mapping[str, Any], state: str, root: Path) -> lis
     return rows
 
 
+def _config(run_dir: Path) -> RunConfig:
+    """Return a run's config, of training or of reinforcement learning."""
+    path = run_dir / run_folder.CONFIG
+    config: RunConfig = load(path, closest(path, (TrainConfig, RLConfig)))
+    return config
+
+
 def progress(run_dir: Path) -> dict[str, Any]:
-    """Return a run's progress: step and steps, last loss, tokens/s, seconds left, restarts, the newest checkpoint's step."""
+    """Return a run's progress: step and steps, last loss (and of reinforcement learning the mean reward), tokens/s, seconds left, restarts, the newest checkpoint's step."""
     if not (run_dir / run_folder.CONFIG).is_file():
         return {"run_dir": str(run_dir), "step": 0}
-    steps, last = load(run_dir / run_folder.CONFIG, TrainConfig).steps, _last(run_dir / METRICS)
-    step, step_s = last.get("step", 0), last.get("step_s")
+    config, last = _config(run_dir), _last(run_dir / METRICS)
+    steps, step, step_s = config.steps, last.get("step", 0), last.get("step_s")
     starts = read_json(run_dir / run_folder.MANIFEST)["starts"] if (run_dir / run_folder.MANIFEST).is_file() else []
     return {
         "run_dir": str(run_dir),
         "step": step,
         "steps": steps,
         "loss": last.get("loss"),
+        **({"reward": last.get("reward")} if isinstance(config, RLConfig) else {}),
         "tokens_per_s": last.get("tokens_per_s"),
         "left_s": None if step_s is None else step_s * (steps - step),
         "restarts": max(len(starts) - 1, 0),
@@ -124,12 +133,20 @@ def show(status: Mapping[str, Any]) -> None:
     table = Table(
         title=Text(f"prism status {status['run']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
-    for name in ("stage", "job", "state", "step", "loss", "tokens/s", "left", "restarts", "checkpoint", "last event"):
+    reward = ["reward"] if any("reward" in row for row in status["rows"]) else []
+    for name in ("stage", "job", "state", "step", "loss", *reward, "tokens/s", "left", "restarts", "checkpoint", "last event"):
         table.add_column(name, no_wrap=name != "last event", overflow="fold")
     for row in status["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
         left = "" if row.get("left_s") is None else _clock(row["left_s"])
-        numbers = (_short(row.get("loss"), ".4f"), _short(row.get("tokens_per_s"), ",.0f"), left, _short(row.get("restarts"), "d"))
+        rewards = [_short(row.get(name), ".3f") for name in reward]
+        numbers = (
+            _short(row.get("loss"), ".4f"),
+            *rewards,
+            _short(row.get("tokens_per_s"), ",.0f"),
+            left,
+            _short(row.get("restarts"), "d"),
+        )
         cells = (
             row["stage"],
             row["job"] or "",

@@ -16,14 +16,15 @@ from typing import Any
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
-from megatron_prism.core.check.train import check_train
-from megatron_prism.core.config import ClusterConfig, JobConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, JobConfig, RLConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
-from megatron_prism.launch.pipeline import GANG_JOBS, Read, call_of, in_full, read_pipeline, split
+from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, read_pipeline, split
 from megatron_prism.parallel import environment
+from megatron_prism.planning import layouts
+from megatron_prism.planning.layouts import Planned as Run
 
 SUBMITTED = "submitted.json"
 
@@ -34,7 +35,7 @@ class Planned:
 
     entry: JobConfig
     job: slurm.Job
-    configs: tuple[TrainConfig, ...] = ()
+    configs: tuple[Run, ...] = ()
 
 
 def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num_tasks: int | None = None) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     calls = [call_of([*entry.command, *words], read) for words in entry.array or ((),)]
     if calls[0].job not in GANG_JOBS:
         return Planned(entry, job)
-    configs = [_gang_config(*call.config, cluster) for call in calls]
+    configs = [_gang_config(call, cluster) for call in calls]
     first = configs[0]
     problems = []
     for key, kinds in (
@@ -101,20 +102,25 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     return Planned(entry, job, tuple(configs))
 
 
-def _gang_config(path: Path, overrides: Sequence[str], cluster: ClusterConfig) -> TrainConfig:
-    config = load(path, TrainConfig, overrides)
-    with placed(path, TrainConfig, overrides):
-        raise_problems(check_world_size(config, cluster) or check_train(config, config.world_size or 1))
+def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
+    path, overrides = call.config
+    kind = CONFIGS[call.job]
+    config: Run = load(path, kind, overrides)
+    with placed(path, kind, overrides):
+        raise_problems(check_world_size(config, cluster) or layouts.problems(config, config.world_size or 1))
     return config
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import train  # brings torch along
+        from megatron_prism.jobs import rl, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
-        train.resolve(config, config.world_size)
+        if isinstance(config, RLConfig):
+            rl.resolve(config, config.world_size)
+        else:
+            train.resolve(config, config.world_size)
 
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:

@@ -210,6 +210,11 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
 def build_from(config: RunConfig, begin: Start, groups: Groups) -> tuple[Any, Any, Path | None]:
     """Return (model chunks, optimizer, the run's newest whole checkpoint). Where there is none, they hold what the run begins with."""
     newest = saving.newest(config.run_dir)
+    return *built(config, begin, groups, newest), newest
+
+
+def built(config: RunConfig, begin: Start, groups: Groups, newest: Path | None) -> tuple[Any, Any]:
+    """Return (model chunks, optimizer) of a run that goes on from a checkpoint of its own, or holds what it begins with."""
     bare = build.build(begin.model, groups, config)
     if begin.weights is not None:
         sharded.load_weights(begin.weights, bare)  # before the optimizer takes its fp32 copy
@@ -217,7 +222,7 @@ def build_from(config: RunConfig, begin: Start, groups: Groups) -> tuple[Any, An
     if source := newest or begin.weights:
         frozen.keep(source, bare)
     chunks = optim.wrap(bare, config)
-    return chunks, optim.build(chunks, config.optimizer, config), newest
+    return chunks, optim.build(chunks, config.optimizer, config)
 
 
 def resume(

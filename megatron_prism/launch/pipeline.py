@@ -9,16 +9,27 @@ from typing import Any
 
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
-from megatron_prism.core.config import JobConfig, PipelineConfig, PrepareConfig, PromptsConfig, RLConfig, TrainConfig
+from megatron_prism.core.config import (
+    FilterConfig,
+    JobConfig,
+    MixConfig,
+    PipelineConfig,
+    PrepareConfig,
+    PromptsConfig,
+    RLConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import load, placed
+from megatron_prism.core.load import closest, load, placed
 
-GANG_JOBS = ("train",)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
+GANG_JOBS = ("train", "rl")  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "rl": RLConfig,
     "prepare": PrepareConfig,
     "prompts": PromptsConfig,
+    "rl filter": FilterConfig,
+    "rl mix": MixConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
@@ -70,10 +81,9 @@ def in_full(words: list[str], read: Read) -> list[str]:
     path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
-    problems = {"": _num_problems(path, PipelineConfig, words[1:])}
-    problems |= {job: _num_problems(path, cls, words[1:]) for job, cls in CONFIGS.items()}
-    job = min(problems, key=problems.__getitem__)
-    return [job, *words] if job else words
+    jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}}
+    job = jobs[closest(path, tuple(jobs), words[1:])]
+    return [*job.split(), *words] if job else words
 
 
 def _path(word: str) -> Path:
@@ -82,14 +92,6 @@ def _path(word: str) -> Path:
         return Path(paths.expanded(word))
     except ValueError as error:
         raise InputError(Problem("command", str(error), "a path", paths.FIX)) from None
-
-
-def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:
-    try:
-        load(path, cls, overrides)
-    except InputError as error:
-        return len(error.problems)
-    return 0
 
 
 def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[PipelineConfig, Path]:
@@ -127,4 +129,8 @@ def call_of(words: Sequence[str], read: Read) -> Call:
         raise InputError(Problem("command", " ".join(words), "a job of prism and its arguments, as [train, my_run.yaml]"))
     if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script appends --nproc
         raise InputError(Problem("command", " ".join(words), "neither --nproc nor --", "the ranks of a node follow from world_size"))
+    if call.arguments.get("backend", "megatron") != "megatron":
+        raise InputError(
+            Problem("command", " ".join(words), "no --backend", "run it here: it writes a folder, whose job.sbatch is submitted")
+        )
     return call

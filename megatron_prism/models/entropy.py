@@ -14,32 +14,32 @@ import torch.distributed as dist
 
 from megatron_prism.models import chunked_loss
 from megatron_prism.models.build import unwrap
+from megatron_prism.models.chunked_loss import ValuesOf
 from megatron_prism.parallel.groups import Groups
 
 PIECE_BYTES = 2**28  # of a rank's fp32 logits processed at a time
 
 
 @contextmanager
-def of_output(model: torch.nn.Module, groups: Groups) -> Iterator[list[torch.Tensor]]:
-    """Yield a list. Each pass of the output layer appends its entropy (B, S); a chunk without an output layer appends nothing.
+def beside_loss(model: torch.nn.Module, groups: Groups) -> Iterator[None]:
+    """Within the block, let a model with labels return its loss and its entropy (2, B, S), fp32; a chunk without an output layer is as it was.
 
-    The entropy is computed as the logits leave the layer (scaled, padding rows masked), because the model's loss overwrites them.
+    Where the model computes its loss in parts, the entropy is computed of the same parts.
     """
-    entropies: list[torch.Tensor] = []
     last = unwrap(model)
     if not last.post_process:
-        yield entropies
+        yield
         return
 
-    def add(module: torch.nn.Module, args: Any, output: tuple[torch.Tensor, Any]) -> None:
-        entropies.append(entropy(output[0], groups).transpose(0, 1))
+    def both_of(loss_of: ValuesOf) -> ValuesOf:
+        def both(labels_BS: torch.Tensor, logits_SBV: torch.Tensor) -> torch.Tensor:
+            entropy_BS = entropy(logits_SBV, groups).transpose(0, 1)  # first: the loss overwrites the logits
+            return torch.stack([loss_of(labels_BS, logits_SBV).float(), entropy_BS])
 
-    hook = last.output_layer.register_forward_hook(add)
-    try:
-        with chunked_loss.whole(last):
-            yield entropies
-    finally:
-        hook.remove()
+        return both
+
+    with chunked_loss.replaced_loss(last, both_of):
+        yield
 
 
 def entropy(logits_SBV: torch.Tensor, groups: Groups) -> torch.Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,10 +130,9 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
     def forward_step(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         microbatch = next(iterator)
         batch, documents = model_batch(microbatch, INPUTS, groups), packed_documents(microbatch)
-        collected: AbstractContextManager[list[torch.Tensor]] = entropy.of_output(model, groups) if with_entropy else nullcontext([])
-        with collected as entropies_BS:
-            nll_BS = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=documents)
-        return nll_BS, lambda nll_BS, non_loss_data: torch.stack([-nll_BS.float(), *entropies_BS])
+        with entropy.beside_loss(model, groups) if with_entropy else nullcontext():
+            values = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=documents)
+        return values, partial(_scores_of, with_entropy=with_entropy)
 
     ready = _for_layout(microbatches, chunks, groups)
     padded_S = ready[0]["tokens"].shape[1]
@@ -146,6 +146,12 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
     if groups.pp > 1:
         dist.broadcast(scores, groups.last_stage_rank, group=groups.pp_group)
     return scores[..., :size_S]
+
+
+def _scores_of(values: torch.Tensor, non_loss_data: bool, with_entropy: bool) -> torch.Tensor:
+    """Return a microbatch's log-probabilities, and entropies (1 or 2, B, S), of the model's loss, and entropies."""
+    nll_BS, *entropies_BS = values.float() if with_entropy else [values.float()]
+    return torch.stack([-nll_BS, *entropies_BS])
 
 
 def _for_layout(microbatches: Sequence[Batch], chunks: Sequence[torch.nn.Module], groups: Groups) -> list[Batch]:

@@ -64,6 +64,7 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
     hours = tokens_per_step * config.steps / rate / 3600
     saved = checkpoint_bytes(prediction.stages, config)
     return {
+        "microbatches": config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size)),
         "gpu": prediction.gpu.name,
         "tokens": tokens_per_step * config.steps,
         "tokens_per_step": tokens_per_step,
@@ -81,13 +82,13 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
         "memory_gib_per_gpu_max": max(prediction.memory_gib),
         "memory_gib_available": prediction.gpu.memory_gib,
         "fits": prediction.fits,
-        "stages": [_stage(index, *pair) for index, pair in enumerate(zip(prediction.stages, prediction.memories, strict=True))],
+        "stages": [shown(index, *pair) for index, pair in enumerate(zip(prediction.stages, prediction.memories, strict=True))],
         "hours": hours / world_size,
         "gpu_hours": hours,
         "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
         "usd": hours * usd_per_gpu_hour,
         "checkpoint_gib": saved / memory.GIB,
-        "checkpoint_save_s": saved / (WRITE_BYTES_S_PER_NODE * max(1, world_size // throughput.GPUS_PER_NODE)),
+        "checkpoint_save_s": saved / write_bytes_s(world_size),
     }
 
 
@@ -97,7 +98,13 @@ def checkpoint_bytes(stages: Sequence[Stage], gang: GangConfig) -> float:
     return gang.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
 
 
-def _stage(index: int, stage: Stage, needs: memory.Memory) -> dict[str, Any]:
+def write_bytes_s(world_size: int) -> float:
+    """Return the bandwidth at which all nodes together write a checkpoint."""
+    return WRITE_BYTES_S_PER_NODE * max(1, world_size // throughput.GPUS_PER_NODE)
+
+
+def shown(index: int, stage: Stage, needs: Any) -> dict[str, Any]:
+    """Return a stage and its memory (a dataclass of bytes with their `total`) as the plan's plain values."""
     kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
     layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
     parts = {f"{name}_gib": size / memory.GIB for name, size in vars(needs).items()}

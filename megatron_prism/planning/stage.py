@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RunConfig
 
 # the matrix products that Transformer Engine can do in FP8, by the parameter's checkpoint name
 FP8_WEIGHTS = (
@@ -36,7 +36,7 @@ class Stage:
     fp8: int
 
 
-def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bool, config: TrainConfig) -> Stage:
+def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bool, config: RunConfig) -> Stage:
     """Return the stage that holds parameters of these sizes (by checkpoint name)."""
     trainable = [name for name in sizes if _matches(name, config.trainable)]
     matrices = [name for name in sizes if _matches(name, FP8_WEIGHTS)]

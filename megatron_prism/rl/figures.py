@@ -30,6 +30,17 @@ def of_rollouts(rollouts: Rollouts) -> dict[str, float]:
     }
 
 
+def by_domain(rollouts: Rollouts) -> dict[str, float]:
+    """Return the metrics of a step's responses by domain, as of_rollouts has them of all domains together: NAME/DOMAIN."""
+    values: dict[str, float] = {}
+    for domain in sorted({group[0].sample.domain for group in rollouts.groups}):
+        groups = [group for group in rollouts.groups if group[0].sample.domain == domain]
+        num_kept = sum(group[0].sample.domain == domain for group in rollouts.kept)
+        of_domain = of_rollouts(Rollouts(groups, groups[:num_kept], rollouts.num_drawn))
+        values |= {f"{name}/{domain}": value for name, value in of_domain.items() if "/" not in name and name != "reward"}
+    return values
+
+
 def _share(group: Sequence[Sample], outcome: str) -> float:
     return fmean(sample.outcome == outcome for sample in group)
 

@@ -24,6 +24,7 @@ from megatron_prism.parallel.groups import Groups, gather
 from megatron_prism.rl import batches, figures, gate, rollout
 from megatron_prism.rl.advantages import advantages, group_of
 from megatron_prism.rl.ahead import Ahead, Taken, lag_of
+from megatron_prism.rl.record import Observer
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.rollout import Encoded, Rollouts, Sampler
 from megatron_prism.rl.sample import Sample
@@ -49,7 +50,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the loop works on. reference: None without a KL term."""
+    """Everything the loop works on.
+
+    reference: None without a KL term. bound: of the trust gate; None where the responses come from records. observer: looks at each step.
+    """
 
     config: RLConfig
     groups: Groups
@@ -62,6 +66,8 @@ class Run:
     objective: Objective
     progress: Progress
     ahead: Ahead
+    bound: gate.Bound | None
+    observer: Observer
     recorder: Recorder
     saver: safety.Saver
     guard: Guard
@@ -77,7 +83,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     """
     config, progress = run.config, run.progress
     validations: dict[str, dict[str, float]] = {}
-    _open_gate(run)
+    if run.bound is not None:
+        _open_gate(run, run.bound)
     if first_step == 0:
         _validate(run, 0, validations)
     timers, longest_s = Timers(), 0.0
@@ -85,6 +92,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
         with optim.settled(run.chunks, config.parallel):
+            run.observer.begins(step)
             with timers.phase("rollout"):
                 rollouts, taken = _collect(run, step)
             rollout_s = time.perf_counter() - started
@@ -97,12 +105,14 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
             grad_norm = optim.measure(run.optimizer)
+            run.observer.measured(means, float(grad_norm), lr)
             stop_reason = run.stop.reason(2 * longest_s + run.saver.longest_s)
             decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
             if decision.is_taken and means.weight > 0:  # no group to learn from: the step counts, and the weights stay
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
         safety.remember(run, step, means.loss, decision, timers)
         _follow(run, step)
+        run.observer.ends()
         progress.num_tokens += means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
@@ -132,7 +142,7 @@ def _facts(run: Run) -> dict[str, Any]:
     return {"tokens": run.progress.num_tokens, "rl": vars(run.progress).copy(), "files": run.ahead.files()}
 
 
-def _open_gate(run: Run) -> None:
+def _open_gate(run: Run, bound: gate.Bound) -> None:
     """Compare sampler and trainer on a few prompts. Raises: ResultFailure where they are not the same."""
     run.watchdog.doing("comparing sampler and trainer")
     config = run.config
@@ -140,7 +150,7 @@ def _open_gate(run: Run) -> None:
     prompts = [one.tokens for one in run.prompts]
     with optim.settled(run.chunks, config.parallel):
         trust = gate.at_start(run.sampler.engine, run.chunks, prompts, sampling, shape(config), run.groups)
-    gate.require(trust, gate.BOUNDS[config.precision])
+    gate.require(trust, bound)
     if run.groups.rank == 0:
         said = f"KL {trust.kl:.2g}, largest difference {trust.difference:.2g} nats over {trust.num_tokens} tokens"
         log.get().info("sampler and trainer agree: %s", said)
@@ -177,9 +187,9 @@ def _scored(run: Run, rollouts: Rollouts, step: int) -> tuple[Microbatches, floa
     plan = batches.plan(chosen, shape(run.config), run.groups.dp)
     microbatches = batches.microbatches(plan, run.groups.dp_rank, chosen, [values[index] for index in trained], {})
     scores = log_probs_and_entropies(run.chunks, microbatches, run.groups)
-    if chosen and all(sample.weights_step == step - 1 for sample in chosen):
+    if run.bound is not None and chosen and all(sample.weights_step == step - 1 for sample in chosen):
         old = batches.by_sample(plan, run.groups.dp_rank, [old_BS for old_BS, _ in scores])
-        gate.require_kl(chosen, old, gate.BOUNDS[run.config.precision], run.groups)
+        gate.require_kl(chosen, old, run.bound, run.groups)
     reference_BS = []
     if run.reference is not None:
         with run.reference.in_place():
@@ -191,6 +201,7 @@ def _scored(run: Run, rollouts: Rollouts, step: int) -> tuple[Microbatches, floa
             batch["ref_log_probs"] = reference_BS[index]
         mask_BS = batch["loss_mask"].to(entropy_BS.device)
         sums = [sums[0] + float((entropy_BS * mask_BS).sum()), sums[1] + float(mask_BS.sum())]
+    run.observer.scored(rollouts, plan, chosen, [values[index] for index in trained], microbatches)
     entropy, num_tokens = (sum(part) for part in zip(*gather(sums, run.groups.dp_cp_group), strict=True))
     return microbatches, entropy / max(num_tokens, 1.0)
 
@@ -228,7 +239,7 @@ def _of_rollouts(rollouts: Rollouts, seconds: float, step: int) -> dict[str, flo
     num_tokens = sum(len(sample.token_ids) for sample in rollout.samples(rollouts.groups))
     lags = [lag_of(group, step) for group in rollouts.kept] or [0]
     lag = {"lag": fmean(lags), "lag_max": float(max(lags))}
-    return {**figures.of_rollouts(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
+    return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
 
 
 def _validate(run: Run, step: int, validations: dict[str, dict[str, float]]) -> None:

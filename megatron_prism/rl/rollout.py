@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prism.core import disk
-from megatron_prism.core.config import RLConfig
+from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
 from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.generate import engines
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item
-from megatron_prism.parallel.groups import from_first
+from megatron_prism.parallel.groups import Groups, from_first
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import group_of, is_kept
@@ -51,14 +52,25 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Response:
-    """A sample with what a reader wants to see of it: its text, and why it was graded so."""
+    """A sample with what a reader wants to see of it: its text, why it was graded so, and the seed of its group."""
 
     sample: Sample
     text: str
     why: str
+    seed: int
 
 
 Group = Sequence[Response]  # to one prompt
+
+
+def max_context(config: RLConfig, model: ModelConfig) -> int:
+    """Return the most tokens of a prompt and its response: a row of the batch holds all but the last."""
+    return min(config.batch.seq_length + 1, model.max_position_embeddings)
+
+
+def engine(config: RLConfig, chunks: Sequence[Any], model: ModelConfig, assets: Path, groups: Groups) -> Engine:
+    """Return the engine that a run's config names, over this rank's model chunks; every rank calls this."""
+    return engines.engine_of(config.rollout, config.precision, max_context(config, model), chunks, model, assets, groups)
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,45 @@ class Sampled:
     items: Sequence[Item]
     weights_step: int
     num_drawn: int = 0
+
+
+def sample(
+    engine: Engine,
+    spec: TokenizerSpec,
+    config: SamplingConfig,
+    prompts: Sequence[Encoded],
+    num_samples: int,
+    seeds: Sequence[int],
+    weights_step: int,
+    num_drawn: int = 0,
+) -> Sampled:
+    """Return num_samples responses of each prompt, in order of prompt and sample, with their texts. Every rank calls this."""
+    sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
+    rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
+    return Sampled(prompts, rollouts, [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts], weights_step, num_drawn)
+
+
+def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
+    """Return a response as the grader takes it: its text without end tokens."""
+    shown = [token for token in rollout.token_ids if token not in spec.end_ids]
+    text = tokenizer.continuation(prompt.tokens, shown, spec)
+    return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+
+
+def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
+    """Return what the grader says or raises on rank 0, nothing elsewhere, where there is none."""
+    try:
+        return {} if grader is None else grader.grade(items)
+    except PrismError as error:
+        return error
+
+
+def agreed(outcomes: dict[str, Graded] | PrismError) -> dict[str, Graded]:
+    """Return rank 0's outcomes on every rank. Raises: on every rank, the error that rank 0 has."""
+    outcomes = from_first(outcomes)
+    if isinstance(outcomes, PrismError):
+        raise outcomes.agreed()
+    return outcomes
 
 
 @dataclass(frozen=True)
@@ -91,15 +142,7 @@ class Sampler:
 
     def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
         """Return num_samples responses of each prompt, by the weights of a step. Every rank calls this."""
-        max_tokens = self.config.rollout.max_tokens
-        sampling = Sampling(max_tokens=max_tokens, temperature=self.config.rollout.temperature, end_ids=self.spec.end_ids)
-        rollouts = self.engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-        return Sampled(prompts, rollouts, [self._item(prompts[rollout.prompt], rollout) for rollout in rollouts], step, num_drawn)
-
-    def _item(self, prompt: Encoded, rollout: Rollout) -> Item:
-        shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
-        text = tokenizer.continuation(prompt.tokens, shown, self.spec)
-        return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step, num_drawn)
 
     def graded(self, sampled: Sampled) -> list[list[Response]]:
         """Return responses with their grades, by prompt. Every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
@@ -107,19 +150,12 @@ class Sampler:
 
     def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
         """Return what the grader says or raises on rank 0, nothing elsewhere."""
-        if self.grader is None:
-            return {}
-        try:
-            with self._one_at_a_time:
-                return self.grader.grade(items)
-        except PrismError as error:
-            return error
+        with self._one_at_a_time:
+            return grade(self.grader, items)
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has."""
-        outcomes = from_first(outcomes)
-        if isinstance(outcomes, PrismError):
-            raise outcomes.agreed()
+        outcomes = agreed(outcomes)
         groups: list[list[Response]] = [[] for _ in sampled.prompts]
         for rollout, item in zip(sampled.rollouts, sampled.items, strict=True):
             groups[rollout.prompt].append(self._response(sampled, rollout, item, outcomes[item.id]))
@@ -139,7 +175,7 @@ class Sampler:
             outcome=graded.outcome,
             reward=rewards.reward(graded.outcome, rollout.ended, rollout.token_ids, self.config.rollout.max_tokens, algorithm),
         )
-        return Response(sample, item.response, graded.why)
+        return Response(sample, item.response, graded.why, rollout.seed)
 
 
 class Grading:
@@ -236,12 +272,12 @@ def from_lines(text: str) -> list[list[Response]]:
     groups: list[list[Response]] = []
     for line in text.splitlines():
         values: dict[str, Any] = json.loads(line)
-        shown, why = values.pop("text"), values.pop("why")
+        shown, why, seed = values.pop("text"), values.pop("why"), values.pop("seed")
         tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
         sample = Sample(prompt_id=values.pop("id"), **values, **tuples)
         if sample.sample == 0:
             groups.append([])
-        groups[-1].append(Response(sample, shown, why))
+        groups[-1].append(Response(sample, shown, why, seed))
     return groups
 
 
@@ -250,6 +286,7 @@ def _line(response: Response) -> dict[str, Any]:
     return {
         "id": sample.prompt_id,
         "sample": sample.sample,
+        "seed": response.seed,
         "domain": sample.domain,
         "weights_step": sample.weights_step,
         "text": response.text,

@@ -143,3 +143,11 @@ def test_two_ranks_go_on_bit_for_bit_after_a_kill(toy: Callable[..., Path]) -> N
     with pytest.raises(AssertionError, match="exit code -9"):
         toy("dp2-killed", 2, grid={"tp": 1}, kill_at="sampled", **off)
     assert same(toy("dp2-killed", 2, grid={"tp": 1}, **off), unbroken)
+
+
+@pytest.mark.parametrize(("from_call", "num_steps"), [(0, 0), (2, 1)], ids=["at the start", "in step 2"])
+def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path], from_call: int, num_steps: int) -> None:
+    name = f"off-from-{from_call}"
+    with pytest.raises(AssertionError, match="sampler and trainer disagree: KL .* prompt .* sample .*: token .* nothing was trained on it"):
+        toy(name, off_from=from_call)
+    assert len(curve(toy.home / name)) == num_steps  # type: ignore[attr-defined]

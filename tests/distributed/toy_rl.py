@@ -128,14 +128,32 @@ def train(
     kill_at: str | None = None,
     kill_after: int = 2,
     kill_after_s: float | None = None,
+    off_from: int | None = None,
     grid: dict[str, Any] | None = None,
     **values: Any,
 ) -> dict[str, Any]:
     """Train the toy on a gang; return the result. It is killed at a point once it has taken kill_after steps, or so long after its first step began."""
     given = config(parallel=grid or {}, **values)
-    with patch.object(rl.grader, "Grader", Toy), killed_at(kill_at, kill_after), killed_in(kill_after_s):
+    with patch.object(rl.grader, "Grader", Toy), killed_at(kill_at, kill_after), killed_in(kill_after_s), sampler_off(off_from):
         resolved = rl.resolve(given, groups.world_size)
         return rl.train_in_gang(replace(resolved, config=given), groups)
+
+
+@contextmanager
+def sampler_off(from_call: int | None) -> Iterator[None]:
+    """Within the block the engine says a little too much of each token's log-probability, from that call on (0: the gate's own)."""
+    kept, num_calls = rl.Cached.generate, 0
+
+    def generate(*arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        rollouts = kept(*arguments)
+        if from_call is None or num_calls <= from_call:
+            return rollouts
+        return [replace(one, logprobs=tuple(value + 1e-3 for value in one.logprobs)) for one in rollouts]
+
+    with patch.object(rl.Cached, "generate", generate):
+        yield
 
 
 @contextmanager

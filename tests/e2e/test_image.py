@@ -33,3 +33,15 @@ def test_the_smoke_test_passes_here() -> None:
     assert ("prism generate" in done.stdout, "not trained" in done.stdout) == (trains, not trains), done.stdout
     done = subprocess.run([*run, "0.1"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1 and "required 0.1" in done.stderr
+    done = subprocess.run([*run, torch.__version__, "--vllm", "0.1"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1 and "required 0.1" in done.stderr
+
+
+def test_a_build_without_a_target_gives_the_gpu_image() -> None:
+    """BuildKit builds the last stage: the ones for RL and NeMo-Aligner stand before it, and every stage is named in the file's head."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    stages = [line.split() for line in lines if line.startswith("FROM ")]
+    assert stages[-1] == ["FROM", "gpu"]
+    named = {words[3] for words in stages if len(words) == 4}
+    head = "\n".join(lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))])
+    assert named == {"cpu", "gpu", "rl", "aligner"} and all(f"--target {name} " in head for name in named - {"gpu"})

@@ -85,6 +85,8 @@ ALLOWED = {
     ("megatron_prism/rl/aligner/forward.py", "http.server.ThreadingHTTPServer"): "the same",
     ("megatron_prism/grade/sandbox/inside.py", "exec"): "it runs judged code, and only inside the sandbox, as the text of `python -c`",
     ("megatron_prism/grade/sandbox/inside.py", "compile"): "of the same code",
+    ("megatron_prism/grade/sandbox/exchange.py", "exec"): "it runs the tests, and only inside the sandbox",
+    ("megatron_prism/grade/sandbox/exchange.py", "compile"): "of the same tests",
     ("megatron_prism/grade/code.py", "builtins"): "only its names are listed",
 }
 

@@ -19,6 +19,7 @@ def check_rl(config: RLConfig, world_size: int) -> list[Problem]:
         *check_run(config, world_size),
         *check_algorithm(config.algorithm, config.parallel.cp, config.rollout.max_tokens),
         *_check_rollout(config),
+        *_check_parts(config),
         *check_course(config),
     ]
 
@@ -41,6 +42,26 @@ def _check_rollout(config: RLConfig) -> Iterator[Problem]:
         )
     if config.log.samples:
         yield Problem("log.samples", "true", "false", "an RL run keeps its responses: rollout.keep")
+
+
+def _check_parts(config: RLConfig) -> Iterator[Problem]:
+    """Yield what does not go together where a run does only a part of its work."""
+    rollout = config.rollout
+    if rollout.only and rollout.recorded is not None:
+        yield Problem("rollout.only, rollout.recorded", "both", "one of them: a run that neither samples nor trains has nothing to do")
+    if rollout.only and config.record.interval:
+        yield Problem(
+            "record.interval",
+            str(config.record.interval),
+            "0 beside rollout.only, which trains nothing",
+            "the responses are kept in rollouts/",
+        )
+    if rollout.recorded is not None and config.validation.prompts is not None:
+        yield Problem("validation.prompts", str(config.validation.prompts), "null beside rollout.recorded: nothing is sampled")
+    if rollout.recorded is not None and rollout.recorded.resolve() == config.run_dir.resolve():
+        yield Problem(
+            "rollout.recorded", str(rollout.recorded), "another run's folder", "to compute a run's own step again: prism rl replay"
+        )
 
 
 def check_model(model: ModelConfig, config: RLConfig) -> list[Problem]:

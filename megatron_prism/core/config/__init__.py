@@ -6,6 +6,7 @@ others are ours. docs/CONFIG.md is generated from these classes.
 
 from megatron_prism.core.config.aligner import AlignerConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
+from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
@@ -19,8 +20,16 @@ from megatron_prism.core.config.prepare import (
     SourceConfig,
     TurnsConfig,
 )
-from megatron_prism.core.config.prompts import MixConfig, MixRuleConfig, PromptsConfig, PromptSourceConfig
-from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig
+from megatron_prism.core.config.prompts import (
+    Domain,
+    MixConfig,
+    MixDomainsConfig,
+    MixRuleConfig,
+    MixSetConfig,
+    PromptsConfig,
+    PromptSourceConfig,
+)
+from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig, SamplingConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
@@ -42,7 +51,9 @@ __all__ = [
     "CpuConfig",
     "DataConfig",
     "DecontaminateConfig",
+    "Domain",
     "FP8Config",
+    "FilterConfig",
     "FusionConfig",
     "GangConfig",
     "GuardConfig",
@@ -54,7 +65,9 @@ __all__ = [
     "LogConfig",
     "MambaConfig",
     "MixConfig",
+    "MixDomainsConfig",
     "MixRuleConfig",
+    "MixSetConfig",
     "MixtureChange",
     "ModelConfig",
     "NemoRlConfig",
@@ -73,6 +86,7 @@ __all__ = [
     "ReferenceConfig",
     "RunConfig",
     "SampleConfig",
+    "SamplingConfig",
     "SaveConfig",
     "ScheduleConfig",
     "SourceConfig",

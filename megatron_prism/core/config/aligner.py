@@ -1,4 +1,4 @@
-"""The keys of `prism aligner export`. The paper's numbers name their source; all other defaults are ours."""
+"""The keys of `prism rl export nemo_aligner`. The paper's numbers name their source; all other defaults are ours."""
 
 from __future__ import annotations
 

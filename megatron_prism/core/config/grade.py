@@ -20,7 +20,7 @@ class GradeConfig(Section):
     answer: AnswerForm = "boxed_or_plain"
     """Of math: the last \\boxed{}, the last line, or the last \\boxed{} and without any box an answer that is one word, such as `42`."""
     num_workers: Annotated[int, Range(ge=1)] = 2
-    """Processes that compare mathematical expressions."""
+    """Processes that compare mathematical expressions, and programs that run at once."""
     cpu_limit_s: Annotated[int, Range(ge=1)] = 5
     """CPU-seconds of one comparison; a response that needs more is wrong."""
     wall_limit_s: Annotated[float, Range(gt=0)] = 60.0

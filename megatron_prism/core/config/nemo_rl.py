@@ -1,4 +1,4 @@
-"""The keys of `prism aligner export-nemo-rl`. The paper's numbers name their source; all other defaults are ours."""
+"""The keys of `prism rl export nemo_rl`. The paper's numbers name their source; all other defaults are ours."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from megatron_prism.core.config.prepare import DecontaminateConfig, KeepConfig, Name
 from megatron_prism.core.config.section import IS_PATH, Range, Section
 
+Domain = Literal["math", "code", "science"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSourceConfig(Section):
@@ -17,7 +19,7 @@ class PromptSourceConfig(Section):
     name: Name
     """The source's name, used once in a prompt set."""
 
-    domain: Literal["math", "code", "science"]
+    domain: Domain
     """The domain that rewards and mixes are counted by."""
 
     kind: Literal["math", "choice", "code"]
@@ -100,14 +102,47 @@ class MixRuleConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig(Section):
-    """A mix: which prompts RL trains on, by domain and pass count (paper, section 9.1, Appendix 15)."""
+class MixDomainsConfig(Section):
+    """The rule of each domain. Prompts of a domain without one are left out."""
 
-    domains: dict[str, MixRuleConfig]
-    """The rule of each domain. Prompts of other domains are left out."""
+    math: MixRuleConfig | None = None
+
+    code: MixRuleConfig | None = None
+
+    science: MixRuleConfig | None = None
+
+    @property
+    def rules(self) -> dict[Domain, MixRuleConfig]:
+        """The rules that there are, by domain."""
+        rules: dict[Domain, MixRuleConfig | None] = {"math": self.math, "code": self.code, "science": self.science}
+        return {domain: rule for domain, rule in rules.items() if rule is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixSetConfig(Section):
+    """A prompt set, and how often a model answered its prompts right."""
+
+    prompts: Path
+    """The prompt set's folder (`prism prompts`)."""
+
+    passes: Path
+    """The folder of its pass counts (`prism rl filter`), or a file of lines {id, num_right, num_samples}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig(Section):
+    """`prism rl mix`: the prompts that RL trains on, chosen by domain and pass count (paper, section 9.1, Appendix 15)."""
+
+    out: Path
+    """The folder to write, a prompt set."""
+
+    sets: tuple[MixSetConfig, ...]
+    """The prompt sets, in order. Of equal prompts the first is taken."""
+
+    domains: MixDomainsConfig
 
     num_samples: Annotated[int, Range(ge=1)] = 16
-    """The answers that were sampled for each prompt (paper: 16)."""
+    """The responses that were sampled to each prompt (paper: 16)."""
 
     seed: int = 1234
     """The seed of what is drawn."""

@@ -97,16 +97,13 @@ class VLLMConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(Section):
-    """What a step samples."""
+class SamplingConfig(Section):
+    """How responses are sampled."""
 
     engine: Annotated[Literal["cached", "vllm"], MAY_CHANGE] = "cached"
     """What samples: `cached` is the embedded engine, on the training model's own weights. `vllm` has its own copy of them (docs/RL.md, Engines)."""
 
     vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
-
-    num_prompts: Annotated[int, Range(ge=1)] = 64
-    """The prompts of a step (paper: 64)."""
 
     num_samples: Annotated[int, Range(ge=1)] = 16
     """The responses to a prompt, its group (paper: 16)."""
@@ -115,19 +112,34 @@ class RolloutConfig(Section):
     """The most tokens of a response (paper: 16,384 with its prompt)."""
 
     temperature: Annotated[float, Range(gt=0)] = 1.0
-    """What divides the sampler's logits (paper: 1). The trainer's log-probabilities are those of temperature 1, so any other is refused."""
+    """What divides the sampler's logits (paper: 1). `prism rl` refuses any other: the trainer's log-probabilities are those of temperature 1."""
+
+    num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
+    """The responses that decode together on each data-parallel replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(SamplingConfig):
+    """What a step samples."""
+
+    num_prompts: Annotated[int, Range(ge=1)] = 64
+    """The prompts of a step (paper: 64)."""
 
     lag: Annotated[int, Range(ge=0, le=1), MAY_CHANGE] = 0
     """The updates that may lie between the weights that sample a response and those that it trains. 0: none, a step waits for its responses
     and their grades. 1: one step off, the next step's responses are sampled before this step's update and graded while it trains. The paper
     does not say: 0, ours."""
 
-    num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
-    """The responses that decode together on each data-parallel replica."""
-
     max_refills: Annotated[int, Range(ge=0)] = 0
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
     trains on the groups that are left."""
+
+    only: Annotated[bool, MAY_CHANGE] = False
+    """Only sample and grade each step, with the weights that the run starts from, and train nothing (`--only rollout`)."""
+
+    recorded: Path | None = None
+    """Train on the responses that another run recorded: its folder (`--only train --from RUN`). Nothing is sampled and nothing is graded. The
+    run draws the prompts of the other, so prompts, seed and rollout.* are as there; the algorithm may be another."""
 
     keep: Annotated[bool, MAY_CHANGE] = False
     """Write each step's responses (rollouts/step_N.jsonl): ids, text, outcome, reward, log-probabilities."""
@@ -195,6 +207,18 @@ class RLValidationConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig(Section):
+    """Records: everything that a step saw (records/step_N), for `prism rl replay`. They cost a fingerprint of every tensor and change no bit."""
+
+    interval: Annotated[int, Range(ge=0)] = 0
+    """Record the first step and every `interval` steps from it: under save.interval of the same number, each step after a checkpoint. 0:
+    none; `--record` makes it 1."""
+
+    keep_last: Annotated[int, Range(ge=1)] = 16
+    """Keep this many of the newest records."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
     """`prism rl`: reinforcement learning on verifiable rewards. A step trains on what its own weights sampled, or those of the step before."""
 
@@ -204,6 +228,10 @@ class RLConfig(RunConfig):
     rollout: RolloutConfig
 
     batch: PackedBatchConfig
+
+    logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = 2048
+    """Compute logits, loss and entropy of this many of a rank's tokens at a time, so that their memory does not grow with seq_length. Null: of
+    all tokens at once. Ours: a microbatch of no more tokens is computed whole, with the same bits."""
 
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
 
@@ -216,3 +244,5 @@ class RLConfig(RunConfig):
     schedule: PolicyScheduleConfig = field(default_factory=PolicyScheduleConfig)
 
     validation: Annotated[RLValidationConfig, MAY_CHANGE] = field(default_factory=RLValidationConfig)
+
+    record: Annotated[RecordConfig, MAY_CHANGE] = field(default_factory=RecordConfig)

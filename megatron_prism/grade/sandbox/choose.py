@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.grade.sandbox import seccomp
-from megatron_prism.grade.sandbox.backend import Backend, candidates
+from megatron_prism.grade.sandbox.backend import Backend, Interpreter, candidates, interpreter
 from megatron_prism.grade.sandbox.result import Limits
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
@@ -53,9 +53,9 @@ class Probe:
         return not self.why
 
 
-def probe(backend: Backend, limits: Limits | None = None) -> Probe:
+def probe(backend: Backend, limits: Limits | None = None, python: Interpreter | None = None) -> Probe:
     """Attack a backend with programs that must be contained, and run one that must work."""
-    sandbox = Sandbox(backend=backend, limits=limits or Limits())
+    sandbox = Sandbox(backend=backend, limits=limits or Limits(), interpreter=python or interpreter())
     plain = sandbox.run(PLAIN, "35")
     if plain.is_fault or plain.stdout.strip() != b"42":
         return Probe(backend, f"a plain program does not run: {plain.why.strip() or plain.ended}")

@@ -1,19 +1,21 @@
-"""What runs inside the sandbox, as the text of `python -c`: limits, containment without namespaces, and the roles program, answer and judge.
+"""What runs inside the sandbox, as the text of `python -c`: limits, containment, and the roles program, answer and judge.
 
-A program is run with its stdin and stdout. An answer and its judge are two sandboxes joined by two pipes: the answer runs the judged code and
-answers calls; the judge runs the tests, where the judged code never is. What crosses are values of built-in types (`encode`), so an `__eq__` of
-the answer's own, its patches of builtins and its prints do not reach the judge. The judge's verdict leaves by a pipe that only the judge has.
+A program is run with its stdin and stdout. An answer and its judge are two sandboxes joined by two pipes (exchange.py): the answer runs the judged
+code and answers calls; the judge runs the tests, where the judged code never is. What crosses are values of built-in types (`encode`), so an
+`__eq__` of the answer's own, its patches of builtins and its prints do not reach the judge. The judge's verdict leaves by a pipe that only the
+judge has.
 
-This file imports the standard library alone, and what it needs at its start is small: it is compiled in each run.
+This text is compiled in each run: it imports what each interpreter has imported, and what only some runs need comes with the job (`load`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-MAX_MESSAGE_BYTES = 16 << 20
+TYPE_CHECKING = False  # typing's would cost more than all the rest of a start
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Ref:
@@ -101,34 +103,6 @@ def _decode(data: bytes, at: int, make: Any) -> tuple[Any, int]:
     return kinds[tag](items), at
 
 
-def send(fd: int, message: bytes) -> None:
-    """Write a message behind its length."""
-    view = memoryview(b"%08x" % len(message) + message)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def receive(fd: int) -> bytes:
-    """Read a message.
-
-    Raises: EOFError: the other side is gone. ValueError: no message.
-    """
-    size = int(_exactly(fd, 8), 16)
-    if not 0 <= size <= MAX_MESSAGE_BYTES:
-        raise ValueError("the message is too long")
-    return _exactly(fd, size)
-
-
-def _exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = os.read(fd, min(size - len(data), 1 << 16))
-        if not part:
-            raise EOFError
-        data += part
-    return data
-
-
 def run_program(source: str) -> dict[str, Any]:
     """Run a source as the main module and return its names."""
     module = type(sys)("__main__")
@@ -138,206 +112,11 @@ def run_program(source: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def answer(source: str, requests: int, replies: int) -> None:
-    """Run the judged code, then answer the judge's requests until it is gone."""
-    kept: list[Any] = []
-
-    def keep(value: Any) -> int:
-        kept.append(value)
-        return len(kept) - 1
-
-    def carry_out(operation: str, target: Any, *arguments: Any) -> Any:
-        if operation == "name":
-            return names[target]
-        if operation == "call":
-            return (names[target] if isinstance(target, str) else target)(*arguments[0], **arguments[1])
-        if isinstance(target, str):
-            target = names[target]
-        return operations[operation](target, *arguments)
-
-    names: dict[str, Any] = {}
-    operations: dict[str, Any] = {"attribute": getattr, "iterate": iter, "next": next, "length": len, "item": lambda a, b: a[b]}
-    try:
-        names = run_program(source)
-        said: tuple[Any, ...] = ("value", None)
-    except Exception as error:
-        said = ("error", type(error).__name__, str(error)[:200])
-    while True:
-        try:
-            message = encode(said, keep)
-            if len(message) > MAX_MESSAGE_BYTES:
-                raise ValueError("the value is too large to be compared")
-        except Exception as error:
-            message = encode(("error", type(error).__name__, str(error)[:200]))
-        send(replies, message)
-        try:
-            request = decode(receive(requests), lambda number: kept[number])
-        except EOFError:
-            return
-        try:
-            said = ("value", carry_out(*request))
-        except Exception as error:
-            said = ("error", type(error).__name__, str(error)[:200])
-
-
-def exception(name: str, text: str) -> Any:
-    """Return the built-in exception of this name, or an Exception."""
-    kind = BUILTINS.get(name)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return Exception(f"{name}: {text}")
-    try:
-        return kind(text)
-    except TypeError:  # it wants more, as UnicodeDecodeError does
-        return ValueError(text)
-
-
-class Gone(BaseException):
-    """The answer's process is gone, or says what no answer says."""
-
-
-class Link:
-    """The judge's side of the pipes."""
-
-    def __init__(self, requests: int, replies: int):
-        self.requests, self.replies = requests, replies
-        self.fault = ""  # stays: tests that catch everything do not hide it
-
-    def ask(self, *request: Any) -> Any:
-        message = encode(request)
-        try:
-            send(self.requests, message)
-        except OSError:
-            self.lose("the answer's process ended")
-        return self.hear()
-
-    def hear(self) -> Any:
-        try:
-            said = decode(receive(self.replies), lambda number: Proxy(self, Ref(number)))
-            is_value, is_error = said[0] == "value" and len(said) == 2, said[0] == "error" and len(said) == 3
-        except EOFError:
-            self.lose("the answer's process ended")
-        except Exception:
-            self.lose("the answer's process says what cannot be read")
-        if is_value:
-            return said[1]
-        if not is_error or not isinstance(said[1], str):
-            self.lose("the answer's process says what cannot be read")
-        error = exception(said[1], said[2])
-        error.is_of_answer = True
-        raise error
-
-    def lose(self, why: str) -> None:
-        self.fault = self.fault or why
-        raise Gone(why)
-
-
-class Proxy:
-    """An object of the answer's, seen by the tests. Its comparisons are not asked of the answer: it equals itself alone."""
-
-    def __init__(self, link: Link, target: Any):
-        self._link, self._target = link, target
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._link.ask("call", self._target, _refs(arguments), _refs(keywords))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._link.ask("attribute", self._target, name)
-
-    def __iter__(self) -> Any:
-        iterator = self._link.ask("iterate", self._target)
-        while True:
-            try:
-                item = iterator._link.ask("next", iterator._target)
-            except StopIteration:
-                return
-            yield item
-
-    def __next__(self) -> Any:
-        return self._link.ask("next", self._target)
-
-    def __len__(self) -> int:
-        return self._link.ask("length", self._target)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._link.ask("item", self._target, _refs(key))
-
-
-def _refs(value: Any) -> Any:
-    """Return a value with each proxy as what it stands for."""
-    if isinstance(value, Proxy):
-        return value._target
-    if isinstance(value, dict):
-        return {_refs(key): _refs(item) for key, item in value.items()}
-    return type(value)(map(_refs, value)) if type(value) in (list, tuple) else value
-
-
-BUILTINS: dict[str, Any] = dict(vars(sys.modules["builtins"]))
-
-
-def judge(source: str, names: list[str], requests: int, replies: int) -> str:
-    """Run the tests, with the answer's names as proxies; return `passed`, or `failed: ` or `broken: ` and why."""
-    link = Link(requests, replies)
-    try:
-        link.hear()  # the answer's code has run
-        tests: dict[str, Any] = {"__name__": "tests"}
-        for name in names:
-            try:
-                tests[name] = link.ask("name", name)
-            except KeyError:
-                continue  # where the tests need it, they fail with NameError
-            if isinstance(tests[name], Proxy):
-                tests[name] = Proxy(link, name)
-        exec(compile(source, "tests.py", "exec", dont_inherit=True), tests)
-    except NotPlain as error:
-        return f"broken: {error}"
-    except (NameError, ImportError, SyntaxError) as error:  # the answer's own are marked; a name may be what it lacks
-        is_of_answer = hasattr(error, "is_of_answer") or getattr(error, "name", None) in names
-        return f"{'failed' if is_of_answer else 'broken'}: {error}"
-    except BaseException as error:
-        return f"failed: {link.fault or type(error).__name__ + ' ' + str(error)[:200]}"
-    return f"failed: {link.fault}" if link.fault else "passed"
-
-
-def contain(readable: list[str], seccomp: bytes) -> None:
-    """Give up, for good, every file but the readable ones, every capability, and the filter's system calls.
-
-    Raises: OSError: the kernel refuses a part of it.
-    """
-    import ctypes
-    import struct
-
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(name: str, *arguments: Any) -> int:
-        given = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
-        got = getattr(libc, name)(*given)
-        if got < 0:
-            raise OSError(ctypes.get_errno(), f"{name} {arguments[:2]}")
-        return int(got)
-
-    abi = call("syscall", 444, None, 0, 1)
-    fs = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
-    handled = struct.pack("=QQQ", fs, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
-    ruleset = call("syscall", 444, handled, len(handled), 0)
-    for path in readable:
-        fd = os.open(path, os.O_PATH)
-        rights = 4 | 8 if os.path.isdir(path) else 4  # READ_FILE, READ_DIR
-        call("syscall", 445, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
-        os.close(fd)
-    call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    call("syscall", 446, ruleset, 0)
-    os.close(ruleset)
-    capset = 126 if os.uname().machine == "x86_64" else 91
-    call("syscall", capset, struct.pack("=II", 0x20080522, 0), bytes(24))
-    call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
-    buffer = ctypes.create_string_buffer(seccomp, len(seccomp))
-    fprog = struct.pack("@HP", len(seccomp) // 8, ctypes.addressof(buffer))
-    call("prctl", 22, 2, fprog, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+def load(source: str, name: str) -> dict[str, Any]:
+    """Run one of this package's own texts beside this one, and return its names."""
+    names = dict(globals())
+    exec(compile(source, name, "exec", dont_inherit=True), names)
+    return names
 
 
 def main(job_fd: int) -> None:
@@ -352,16 +131,18 @@ def main(job_fd: int) -> None:
         hard = value + 1 if name == "RLIMIT_CPU" else value  # SIGXCPU first
         resource.setrlimit(getattr(resource, name), (value, hard))
     if job["seccomp"]:
-        contain(job["readable"], job["seccomp"])
+        load(job["landlock"], "landlock.py")["contain"](job["readable"], job["seccomp"])
     os.write(job["started"], b"s")
     os.close(job["started"])
-    role, source = job["role"], job["source"]
-    if role == "program":
-        run_program(source)
-    elif role == "answer":
-        answer(source, job["requests"], job["replies"])
+    if job["role"] == "program":
+        run_program(job["source"])
+        return
+    exchange = load(job["exchange"], "exchange.py")
+    if job["role"] == "answer":
+        exchange["answer"](job["source"], job["requests"], job["replies"])
     else:
-        os.write(job["verdict"], judge(source, job["names"], job["requests"], job["replies"]).encode("utf-8", "backslashreplace")[:1000])
+        verdict = exchange["judge"](job["source"], job["names"], job["requests"], job["replies"])
+        os.write(job["verdict"], verdict.encode("utf-8", "backslashreplace")[:1000])
         os._exit(0)  # whatever the tests left, the verdict is given
 
 

@@ -6,18 +6,19 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.grade.sandbox import inside, seccomp, supervise
+from megatron_prism.grade.sandbox import seccomp, supervise
 from megatron_prism.grade.sandbox.backend import Backend, Interpreter, interpreter
 from megatron_prism.grade.sandbox.result import Limits, Result
 
 NUM_TRIES = 2
 
 
-def _inside_source() -> str:
-    return Path(inside.__file__).read_text(encoding="utf-8")
+def _inside_source(name: str = "inside") -> str:
+    return Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Sandbox:
     limits: Limits = field(default_factory=Limits)
     interpreter: Interpreter = field(default_factory=interpreter)
     inside: str = field(default_factory=_inside_source, repr=False)
+    exchange: str = field(default_factory=partial(_inside_source, "exchange"), repr=False)
+    landlock: str = field(default_factory=partial(_inside_source, "landlock"), repr=False)
 
     def run(self, source: str, stdin: str = "") -> Result:
         """Run a Python program on a text and return what became of it."""
@@ -53,9 +56,12 @@ class Sandbox:
         """Run one program, or an answer and its judge."""
         try:
             program = seccomp.filter_bytes()
-            common: dict[str, Any] = {"seccomp": b"" if self.backend.bwrap else program, "readable": self.interpreter.readable()}
+            common: dict[str, Any] = {"seccomp": b""}
+            if not self.backend.bwrap:
+                common = {"seccomp": program, "readable": self.interpreter.readable(), "landlock": self.landlock}
             links: list[dict[str, int]] = [{} for _ in given]
             if len(given) == 2:
+                common["exchange"] = self.exchange
                 (answer_reads, judge_writes), (judge_reads, answer_writes) = os.pipe(), os.pipe()
                 links = [{"requests": answer_reads, "replies": answer_writes}, {"requests": judge_writes, "replies": judge_reads}]
             jobs = [

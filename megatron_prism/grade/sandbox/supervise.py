@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.grade.sandbox.inside import encode
@@ -31,10 +32,11 @@ class Job:
 
 @dataclass(eq=False)
 class Running:
-    """A process and what it said: stdout, stderr, started, verdict."""
+    """A process and what it said: stdout, stderr, started, verdict. waited_s: for a processor, as it was killed for its time."""
 
     process: subprocess.Popen[bytes]
     began: float
+    waited_s: float = 0.0
     said: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in ("stdout", "stderr", "started", "verdict")})
     killed_for: Ended | None = None
     seconds: float = 0.0
@@ -48,9 +50,24 @@ class Running:
             self.kill("output")
 
     def kill(self, why: Ended | None) -> None:
+        if why == "time":
+            self.waited_s = waited_for_a_processor_s(self.process.pid)
         self.killed_for = self.killed_for or why
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet: the number is still its own
+
+
+def waited_for_a_processor_s(pid: int) -> float:
+    """Return how long the program behind a process could have run and was not let: its own main thread, where the kernel tells.
+
+    A program that sleeps waits for no processor, and one whose threads take each other's place reaches its CPU-seconds first.
+    """
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # bubblewrap waits; the program is its child
+            pid = int(children[0])
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def memory_file(stack: ExitStack, data: bytes) -> int:
@@ -82,7 +99,7 @@ def run(commands: Sequence[Sequence[str]], jobs: Sequence[Job], limits: Limits, 
             _start(stack, selector, runs, command, job, limits, seccomp)
         joining.close()  # the sandboxes have them: one that ends is seen by the other
         _watch(selector, runs, limits)
-        return [_result(running) for running in runs]
+        return [_result(running, limits) for running in runs]
 
 
 def _start(
@@ -166,7 +183,7 @@ def _reap(runs: Sequence[Running]) -> None:
                 running.process.wait(GRACE_S)
 
 
-def _result(running: Running) -> Result:
+def _result(running: Running, limits: Limits) -> Result:
     said = {name: bytes(part) for name, part in running.said.items()}
     why, code, cpu_s = said["stderr"][-2000:].decode("utf-8", "replace"), 0, 0.0
     if running.is_gone:
@@ -179,6 +196,8 @@ def _result(running: Running) -> Result:
         ended, why = "fault", "a killed process was not gone in time"
     elif not said["started"]:
         ended, why = "fault", f"the sandbox did not start the program ({running.killed_for or code}): {why}"
+    elif running.killed_for == "time" and running.waited_s >= limits.wall_s / 2:
+        ended, why = "fault", f"it waited {running.waited_s:.1f} s for a processor: the machine is too busy"
     elif running.killed_for:
         ended = running.killed_for
     elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9):  # a limit of CPU-seconds is 1 at least

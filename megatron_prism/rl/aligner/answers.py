@@ -97,5 +97,7 @@ def read(path: Path) -> Answers:
             one = str(record.pop("key"))
             by_key[one] = Prompt(**{**record, "prompt": "", "choices": tuple(record["choices"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(Problem(str(path), f"{type(error).__name__}: {error}", "an answer table of prism aligner export")) from None
+        raise InputError(
+            Problem(str(path), f"{type(error).__name__}: {error}", "an answer table of prism rl export nemo_aligner")
+        ) from None
     return Answers(by_key, tuple(sorted(lengths)))

@@ -11,7 +11,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
-from megatron_prism.core.config import ClusterConfig, MixConfig, PipelineConfig, PrepareConfig, PromptsConfig, TrainConfig
+from megatron_prism.core.config import (
+    ClusterConfig,
+    FilterConfig,
+    MixConfig,
+    PipelineConfig,
+    PrepareConfig,
+    PromptsConfig,
+    RLConfig,
+    TrainConfig,
+)
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
@@ -31,7 +40,11 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 
 
 def job_of(path: Path) -> type:
-    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig}.get(path.stem.rpartition("_")[2], TrainConfig)
+    if "rl" in path.stem.split("_"):
+        return RLConfig
+    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig}.get(
+        path.stem.rpartition("_")[2], TrainConfig
+    )
     return MixConfig if path.parent.name == "mixes" else FOLDERS.get(path.parts[0], of_tiny)
 
 
@@ -46,7 +59,7 @@ def faults(cls: type, values: Any, at: str = "") -> list[str]:
     return [".".join(map(str, error.absolute_path)) for error in validator(cls, at).iter_errors(json.loads(json.dumps(values)))]
 
 
-@pytest.mark.parametrize("cls", JOBS)
+@pytest.mark.parametrize("cls", (*JOBS, FilterConfig, MixConfig, RLConfig))
 def test_it_is_a_schema(cls: type) -> None:
     jsonschema.Draft7Validator.check_schema(schema(cls))
 

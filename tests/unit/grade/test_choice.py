@@ -27,7 +27,9 @@ CHOICES = ("9.8 m/s", "the Sun", "the Moon", "42")
         ("Final answer: the Sun", "right"),
         ("Answer: A\nNo.\nAnswer: B", "right"),
         ("B", "right"),
-        (r"\boxed{A} or \boxed{B}", "right"),  # the last one counts
+        (r"\boxed{A} No. \boxed{B}", "right"),  # the last one counts
+        (r"\boxed{A} or \boxed{B}", "wrong"),  # both
+        (r"\boxed{A}\boxed{B}", "wrong"),
         (r"\boxed{B} or \boxed{A}", "wrong"),
         (r"\boxed{A, B}", "wrong"),
         (r"\boxed{AB}", "wrong"),

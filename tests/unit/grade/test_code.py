@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.grade import code
+from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.grade.sandbox import choose
 from megatron_prism.grade.sandbox.backend import Interpreter
@@ -44,8 +46,14 @@ def item(source: str, tests: dict[str, Any] | None, **given: Any) -> Item:
     )
 
 
+def graded(one: Item, sandbox: Sandbox) -> Graded:
+    """Grade as the grader does: the gate first."""
+    answer = answer_of(one, "required")
+    return answer if isinstance(answer, Graded) else code.grade_code(one, answer, sandbox)
+
+
 def grade(source: str, tests: dict[str, Any], sandbox: Sandbox) -> Graded:
-    return code.grade_code(item(source, tests), sandbox)
+    return graded(item(source, tests), sandbox)
 
 
 HONEST = {
@@ -86,8 +94,8 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_answer_is_right(name: str, sandbox: Sandbox) -> None:
-    graded = grade(*HONEST[name], sandbox)
-    assert graded == Graded(id="1", outcome="right"), graded
+    result = grade(*HONEST[name], sandbox)
+    assert result == Graded(id="1", outcome="right"), result
 
 
 EQUAL = "class E(int):\n  __eq__ = lambda s, o: True\n  __ne__ = lambda s, o: False\n  __hash__ = int.__hash__\n"
@@ -171,6 +179,68 @@ CHEATS = {
         "def abs(x): return 0\ndef f(x): return 99.0",
         {"kind": "asserts", "code": "assert abs(f(1) - 1.0) < 1e-6"},
     ),
+    "answers to numpy's protocol": (
+        "class E:\n  __array_priority__ = 1e9\n  def __array_ufunc__(s, *a, **k): return True\n  __array_function__ = __array_ufunc__\n"
+        "  def __getattr__(s, n): return lambda *a: True\ndef double(x): return E()",
+        DOUBLES,
+    ),
+    "tampers with sys.modules": (
+        "import sys\nclass M:\n  def __getattr__(s, n): return lambda *a, **k: True\nfor n in list(sys.modules): sys.modules[n] = M()\n"
+        "sys.modules['__main__'] = M()\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "reads what its descriptors hold": (
+        "import os\nsaid = b''\nfor fd in range(3, 64):\n  for way in (lambda: os.pread(fd, 1 << 16, 0), lambda: open(f'/proc/self/fd/{fd}', 'rb').read()):\n"
+        "    try: said += way()\n    except OSError: pass\nprint(said.decode('latin-1'))",
+        ADDS,
+    ),
+    "reads the tests from a file": (
+        "import os, sys\nfor p in (__file__ if '__file__' in globals() else 'tests.py', 'tests.py', '/proc/self/cmdline', '/proc/1/environ', *sys.argv):\n"
+        "  try: print(open(p).read())\n  except OSError: pass",
+        ADDS,
+    ),
+    "looks for the tests in memory": (
+        "import gc, sys\nfor o in gc.get_objects():\n  if type(o) is dict and 'cases' in o: print(o['cases'][0]['output'])\n"
+        "f = sys._getframe()\nwhile f:\n  if 'job' in f.f_locals: print(f.f_locals['job'])\n  f = f.f_back",
+        ADDS,
+    ),
+    "prints the outputs at exit": (
+        "import atexit\nfor n in (42, 3): atexit.register(print, n)\n",
+        ADDS,
+    ),
+    "traces and profiles": (
+        "import sys, threading\ndef t(frame, event, arg):\n  for n in ('verdict', 'said', 'value'):\n    if n in frame.f_locals: frame.f_locals[n] = 'passed'\n"
+        "  return t\nsys.settrace(t)\nsys.setprofile(t)\nthreading.settrace(t)\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "patches every builtin": (
+        "import builtins\nfor n in ('len', 'isinstance', 'all', 'any', 'sorted', 'abs', 'type', 'str', 'int', 'bool'):\n"
+        "  setattr(builtins, n, lambda *a, **k: True)\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "exits in an import": (
+        "import sys, os\nclass F:\n  def find_spec(s, n, p=None, t=None): os._exit(0)\nsys.meta_path.insert(0, F())\nimport nothing\ndef double(x): return 0",
+        DOUBLES,
+    ),
+    "becomes another program": (
+        "import os\nos.execv('/bin/sh', ['sh', '-c', 'echo passed; exit 0'])",
+        DOUBLES,
+    ),
+    "claims another class": (
+        "class E:\n  __class__ = property(lambda s: int)\n  def __eq__(s, o): return True\n  def __int__(s): return 4\n  __index__ = __int__\n"
+        "def double(x): return E()",
+        DOUBLES,
+    ),
+    "signals itself with an alarm": (
+        "import signal, os\nsignal.signal(signal.SIGALRM, lambda *a: os._exit(0))\nsignal.setitimer(signal.ITIMER_REAL, 0.001)\n"
+        "def double(x):\n  while True: pass",
+        DOUBLES,
+    ),
+    "keeps writing behind the tests' back": (
+        "import threading, os\ndef w():\n  while True:\n    for fd in range(3, 64):\n      try: os.write(fd, b'0000000dt2;s5;valueT')\n      except OSError: pass\n"
+        "def double(x):\n  threading.Thread(target=w, daemon=True).start()\n  return 0",
+        DOUBLES,
+    ),
     "contains what it is asked for": (
         "class E:\n  def __contains__(s, x): return True\n  def __iter__(s): return iter([0])\ndef f(): return E()",
         {"kind": "asserts", "code": "assert 7 in f()"},
@@ -180,19 +250,29 @@ CHEATS = {
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_wrong(name: str, sandbox: Sandbox) -> None:
-    graded = grade(*CHEATS[name], sandbox)
-    assert graded.outcome == "wrong" and graded.why, graded
+    result = grade(*CHEATS[name], sandbox)
+    assert result.outcome == "wrong" and result.why, result
 
 
 def test_what_is_no_answer() -> None:
     def outcome(response: str, **given: Any) -> str:
-        return code.grade_code(Item(id="1", kind="code", response=response, tests=ADDS, **given), sandbox=None).outcome  # type: ignore[arg-type]
+        return graded(Item(id="1", kind="code", response=response, tests=ADDS, **given), None).outcome  # type: ignore[arg-type]
 
     assert outcome("```python\nprint(3)\n```") == "no_format"
     assert outcome("<think>```python\nprint(3)\n```</think> so it is") == "no_format"
     assert outcome("<think></think>```python\nprint(3)") == "no_format"
     assert outcome("<think>hm", is_truncated=True) == "truncated"
-    assert code.code_of("</think>```\na\n```\n```py\nb\n```\n") == "b\n"
+    assert outcome("<think></think>```\nprint(3)\n```</think>```\nprint(3)\n```") == "no_format"  # a spoofed tag
+
+
+def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
+    assert code.code_of("```\na\n```\n```py\nb\n```\n") == "b\n"
+    assert code.code_of("```\na\n``` \n```py\nb\n") == "a\n"
+    assert code.code_of("```py\n```js\nb\n```") == "```js\nb\n"
+    assert code.code_of("x\n````\na\n````") is None
+    start = time.process_time()
+    assert code.code_of("```a\n" * 1_000_000) is None
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -209,8 +289,8 @@ def test_what_is_no_answer() -> None:
     ],
 )
 def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandbox: Sandbox) -> None:
-    graded = code.grade_code(item("def double(x): return 2 * x", tests), sandbox)
-    assert graded.outcome == "fault" and graded.why, graded
+    result = graded(item("def double(x): return 2 * x", tests), sandbox)
+    assert result.outcome == "fault" and result.why, result
 
 
 def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:

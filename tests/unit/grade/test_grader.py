@@ -19,10 +19,10 @@ from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import Item
 from megatron_prism.grade.workers import Workers
 
-HARD = "(x+1)(x-1)"
+HARD = "\\cot x+1"  # not for the exact path
 
 
-def an_item(id_: str, answer: str = "\\boxed{x^2-1}", gold: str = HARD) -> Item:
+def an_item(id_: str, answer: str = "\\boxed{1+\\cot x}", gold: str = HARD) -> Item:
     return Item(id=id_, kind="math", gold=gold, response=f"<think>a</think> {answer}")
 
 
@@ -56,7 +56,7 @@ def test_a_killed_worker_is_replaced_and_its_item_is_graded() -> None:
 
 
 def test_a_slow_machine_is_a_fault_and_no_wrong_answer() -> None:
-    with Grader(GradeConfig(num_workers=1, wall_limit_s=1.0)) as grader:
+    with Grader(GradeConfig(num_workers=1, wall_limit_s=3.0)) as grader:
         grader.grade([an_item("a")])
         (worker,) = workers_of(grader)
         worker.suspend()  # no CPU for it, as on a machine that is too busy
@@ -73,7 +73,7 @@ def test_a_fault_that_stays_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Workers, "compare", compare)
     with Grader() as grader:
-        graded = grader.grade([an_item("a"), an_item("b", "\\boxed{(x+1)(x-1)}")])
+        graded = grader.grade([an_item("a"), an_item("b", f"\\boxed{{{HARD}}}")])
     assert [graded[id_].outcome for id_ in "ab"] == ["fault", "right"]
     assert tries == [1, 1]
 

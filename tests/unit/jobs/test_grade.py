@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import grade as job
 
 GOOD: list[dict[str, Any]] = [
@@ -81,6 +81,70 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         job.run(written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl", GradeConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{**line, "id": f"{number}/{line['id']}"} for number in range(3) for line in GOOD]
+    path, out = written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    monkeypatch.setattr(job, "BATCH_ITEMS", 4)
+    whole = job.run(path, tmp_path / "whole.jsonl", GradeConfig())
+    real, graded = job.Grader.grade, []
+
+    def grade(self: Any, items: Any) -> Any:
+        if len(graded) == 8:
+            raise KeyboardInterrupt
+        graded.extend(items)
+        return real(self, items)
+
+    monkeypatch.setattr(job.Grader, "grade", grade)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(path, out, GradeConfig())
+    (partial,) = tmp_path.glob(".out.jsonl.*.partial")
+    with partial.open("ab") as stream:
+        stream.write(b'{"id": "torn')  # what a kill, or a full disk, leaves of a line
+    graded[:] = graded[:1]
+    assert not out.exists()
+    result = job.run(path, out, GradeConfig())
+    assert len(graded) == 1 + len(lines) - 8  # none is graded twice
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert {name: result[name] for name in job.OUTCOMES} == {name: whole[name] for name in job.OUTCOMES}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_another_run_left_is_not_taken(tmp_path: Path) -> None:
+    path, out = written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    partial = job.partial_of(out, GradeConfig())
+    forged = {**GOOD[0], "response": "another", "outcome": "wrong", "why": "of another file"}
+    written(partial, [forged, *GOOD])
+    assert job.partial_of(out, GradeConfig(think="free")) != partial
+    assert job.run(path, out, GradeConfig())["right"] == 2
+    assert json.loads(out.read_text().splitlines()[0])["outcome"] == "right"
+
+
+def test_two_runs_into_one_file(tmp_path: Path) -> None:
+    path, out = written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, job.partial_of(out, GradeConfig())], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        try:
+            with pytest.raises(EnvironmentFault, match="another process grades into it"):
+                job.run(path, out, GradeConfig())
+        finally:
+            other.kill()
+
+
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    monkeypatch.setattr(job, "BATCH_ITEMS", 2)
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom megatron_prism.core.config.grade import GradeConfig\nfrom megatron_prism.jobs import grade\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); grade.BATCH_ITEMS = 2\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))\ngrade.run(Path(sys.argv[1]), Path(sys.argv[2]), GradeConfig())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path, out], capture_output=True, text=True, timeout=120)
+    assert done.returncode and "EnvironmentFault" in done.stderr and "too large" in done.stderr, done.stderr
+    assert not out.exists()
+    assert job.run(path, out, GradeConfig())["graded"] == len(GOOD)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.config import ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
 from megatron_prism.core.scalars import LAYOUTS
@@ -18,9 +18,11 @@ from megatron_prism.planning.gpus import H100
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs" / "recipes").glob("*/*.yaml"))}
+TRAINED = [name for name in RECIPES if not name.endswith("/rl")]
 SIZES = {name: sorted(merge(read_layers(path, ()))[LAYOUTS]) for name, path in RECIPES.items()}
 EVERY = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 LEFT_FREE = 0.15  # of the memory, by our rule for layouts
+KINDS = {"midtrain", "midtrain_fp8", "longctx", "longctx_attention", "rl"}
 MIDTRAIN_TOKENS, LONGCTX_TOKENS = 26_214_400_000, 4_718_592_000  # the paper's: 25,000 x 128 x 8,192; 1,000 x 36 x 131,072
 NOTHING_FITS_ON_8 = {
     f"{model}/{kind}"
@@ -50,7 +52,7 @@ def test_each_of_the_papers_models_has_its_recipes(presets: dict[str, ModelConfi
         model, _, kind = name.partition("/")
         kinds.setdefault(model, set()).add(kind)
     assert kinds.keys() == presets.keys() - {"qwen2.5-7b"}  # not one of the paper's
-    assert all(found == {"midtrain", "midtrain_fp8", "longctx", "longctx_attention"} for found in kinds.values())
+    assert all(found == KINDS for found in kinds.values())
     fewer = {name: sizes for name, sizes in SIZES.items() if sizes != [8, 64, 128]}
     assert fewer == {name: [64, 128] for name in NOTHING_FITS_ON_8}
 
@@ -64,13 +66,19 @@ def test_a_recipe_fits_and_leaves_room(
     assert plan["world_size"] == size and plan["parameters"] == preset_parameters[model]
     grid = plan["layout"]
     held = sum(stage["parameters"] for stage in plan["stages"]) * grid["tp"]
-    assert plan["parameters"] <= held < 1.01 * plan["parameters"]  # norms are on every tp rank, the vocabulary is padded
+    twice = 1.07 if grid["pp"] > 1 else 1.01  # norms are on every tp rank, the vocabulary is padded, tied embeddings are on two stages
+    assert plan["parameters"] <= held < twice * plan["parameters"]
     assert grid["tp"] * grid["pp"] * grid["cp"] * grid["dp"] == size
     assert (plan["trainable_parameters"] == plan["parameters"]) == (not name.endswith("_attention"))
-    assert plan["tokens"] == (MIDTRAIN_TOKENS if "midtrain" in name else LONGCTX_TOKENS)
+    if name in TRAINED:
+        assert plan["tokens"] == (MIDTRAIN_TOKENS if "midtrain" in name else LONGCTX_TOKENS)
+    else:
+        assert plan["responses"] == 1_024_000 and grid["dp"] <= 64  # else replicas without a prompt would wait
+        stages = plan["stages"]
+        assert all(stage["reference_gib"] == stage["weights_gib"] > 0 and stage["cache_gib"] > 0 for stage in stages)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_recipe_says_what_the_paper_says_and_runs_on_its_own_size(name: str) -> None:
     config = load(RECIPES[name], TrainConfig)
     optimizer, schedule = config.optimizer, config.schedule
@@ -86,8 +94,21 @@ def test_a_recipe_says_what_the_paper_says_and_runs_on_its_own_size(name: str) -
     assert config.trainable == (("*.self_attention.*",) if name.endswith("_attention") else ("*",))
 
 
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - set(TRAINED)))
+def test_an_rl_recipe_says_what_the_paper_says(name: str) -> None:
+    config = load(RECIPES[name], RLConfig)
+    rollout, algorithm, schedule = config.rollout, config.algorithm, config.schedule
+    assert (config.world_size, config.steps, config.precision, config.fp8) == (64, 1000, "bf16", None)
+    assert (rollout.num_prompts, rollout.num_samples, rollout.temperature, config.batch.seq_length) == (64, 16, 1.0, 16_384)
+    assert (config.optimizer.lr, schedule.kind, schedule.warmup_steps, schedule.final_factor) == (5e-7, "linear", 0, 0.0)
+    assert (algorithm.advantage, algorithm.loss, algorithm.kl_beta, algorithm.tis_cap) == ("grpo", "clip", 0.05, 2.0)
+    assert config.reference.interval == 1 and config.reference.alpha < 1  # soft updates
+    assert config.init.checkpoint == Path("runs") / name.partition("/")[0] / "midtrain" and config.save.interval == 20
+
+
 def test_no_two_recipes_write_to_one_folder() -> None:
-    folders = [str(load(path, TrainConfig).run_dir) for path in RECIPES.values()]
+    kinds: dict[str, type[RunConfig]] = {name: TrainConfig if name in TRAINED else RLConfig for name in RECIPES}
+    folders = [str(load(path, kinds[name]).run_dir) for name, path in RECIPES.items()]
     assert len(set(folders)) == len(folders) and sorted(folders) == sorted(f"runs/{name}" for name in RECIPES)
 
 

@@ -28,6 +28,16 @@ TRAIN: dict[str, Any] = {
     "parallel": {"tp": 2},
     "environment": {"NCCL_DEBUG": "INFO"},
 }
+RL: dict[str, Any] = {
+    "run_dir": "rl",
+    "steps": 10,
+    "world_size": 16,
+    "prompts": "prompts",
+    "rollout": {"max_tokens": 48},
+    "batch": {"seq_length": 64},
+    "init": {"checkpoint": "run"},
+    "parallel": {"tp": 2},
+}
 PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
 
 
@@ -36,6 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder with a training config, a mixture, a cluster of eight GPUs a node, and an sbatch that numbers its jobs."""
     monkeypatch.chdir(tmp_path)
     write("train.yaml", TRAIN)
+    write("rl.yaml", RL)
     write("mixture.yaml", PREPARE)
     write("cluster.yaml", {"gpus_per_node": 8, "environment": {"NCCL_DEBUG": "WARN", "NCCL_NVLS_ENABLE": "1"}})
     (tmp_path / "bin").mkdir()
@@ -301,6 +312,38 @@ def test_the_script_of_a_run_knows_its_checkpoints(home: Path) -> None:
     path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b c"]]))
     prepare, train, _ = scripts(str(path))
     assert "checkpoints=(a/checkpoints 'b c/checkpoints')\n" in train and "checkpoints=" not in prepare
+
+
+def test_reinforcement_learning_is_a_gang_as_training_is(home: Path) -> None:
+    (alone,) = scripts("rl", "rl.yaml")
+    assert "prism rl rl.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(rl/checkpoints)\n" in alone
+    assert scripts("rl.yaml") == [alone]  # a config alone stands for the job that it loads as
+    stages = [
+        {"name": "train", "command": ["train", "train.yaml"]},
+        {"name": "rl", "after": ["train"], "command": ["rl", "rl.yaml"]},
+    ]
+    found = submitted(write("chain.yaml", {"name": "all", "run_dir": "pipeline", "stages": stages}), dry_run=True)
+    assert [(stage["nodes"], stage["ranks"], stage["run_dirs"]) for stage in found["stages"]] == [(2, 16, ["run"]), (2, 16, ["rl"])]
+    assert "prism rl rl.yaml --nproc 8" in found["texts"][1]
+    assert "rollout.temperature: found 0.5" in refused("rl", "rl.yaml", "rollout.temperature=0.5")
+    assert "world_size" in refused("rl", "rl.yaml", "world_size=null")
+    assert "required neither --nproc nor --" in refused("rl", "rl.yaml", "--nproc", "4")
+
+
+def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted("rl", "rl.yaml")
+    write("rl/config.yaml", RL)
+    line = {"step": 4, "loss": 0.5, "reward": 0.25, "reward/math": 0.5, "step_s": 30.0, "tokens_per_s": 1000.0}
+    Path("rl/metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (row,) = status.run(Path("rl"))["rows"]
+    assert (row["stage"], row["step"], row["steps"], row["reward"], row["left_s"]) == ("rl", 4, 10, 0.25, 180.0)
+    status.show(status.run(Path("rl")))
+    shown = capsys.readouterr().out
+    assert "reward" in shown and "0.250" in shown and "0:03:00" in shown
+    Path("run").mkdir()
+    write("run/config.yaml", TRAIN)
+    status.show(status.run(Path("run")))
+    assert "reward" not in capsys.readouterr().out
 
 
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

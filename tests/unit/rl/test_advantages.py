@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from megatron_prism.core.config import AlgorithmConfig
+from megatron_prism.core.config.rl import Advantage
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import Group, advantages, group_of, is_kept
 from megatron_prism.rl.sample import Sample
@@ -26,44 +28,104 @@ def one(of: Group, **keys: Any) -> list[float]:
     return advantages_G.tolist()
 
 
+def sample(outcome: Any, **fields: Any) -> Sample:
+    known = {"prompt_id": "p", "sample": 0, "domain": "math", "prompt_tokens": (1,), "token_ids": (2,), "logprobs": (-1.0,), "reward": 0.0}
+    return Sample(**{**known, "ended": "end_token", "weights_step": 0, "outcome": outcome, **fields})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A group of rows, and by hand: the counted rows, r - mean of those (0 elsewhere), leave one out, the population's standard deviation.
+
+    seen: the rewards that reinforce++ sees, which has no group baseline; the rows' own if not said.
+    """
+
+    rows: list[Sample]
+    counted: list[int]
+    centered: list[float]
+    leave_one_out: list[float]
+    std: float
+    is_kept: bool = True
+    overlong: Any = "none"
+    seen: list[float] | None = None
+
+
+def still(rows: list[Sample], counted: list[int] | None = None, overlong: str = "none", seen: list[float] | None = None) -> Case:
+    """Return the case of a group that teaches nothing: dropped, and all of its advantages 0."""
+    zeros = [0.0] * len(rows)
+    return Case(rows, [1] * len(rows) if counted is None else counted, zeros, zeros, 0.0, False, overlong, seen)
+
+
+RIGHT, WRONG, NO_FORMAT, FAULT = (sample(outcome, reward=float(outcome == "right")) for outcome in ("right", "wrong", "no_format", "fault"))
+CUT = sample("truncated", ended="max_tokens")
+LONG, LONG_CUT = sample("right", reward=0.3), sample("truncated", ended="max_tokens", reward=-0.5)  # shaped: with a length penalty
+REPETITIVE = sample("wrong", reward=-0.9)
+UNDONE = sample("right", reward=0.0)  # its penalties took all
 THIRD = 1 / 3
-# name: (group, is it kept, r - mean, leave one out)
-TABLE: dict[str, tuple[Group, bool, list[float], list[float]]] = {
-    "plain": (group([1, 1, 0, 0]), True, [0.5, 0.5, -0.5, -0.5], [2 / 3, 2 / 3, -2 / 3, -2 / 3]),
-    "masked": (group([1, 1, 0, 0], (1,)), True, [2 * THIRD, 0, -THIRD, -THIRD], [1, 0, -0.5, -0.5]),
-    "masked: a fault's reward is never read": (group([1, -7, 0, 0], (1,)), True, [2 * THIRD, 0, -THIRD, -THIRD], [1, 0, -0.5, -0.5]),
-    "the only right one masked": (group([1, 0, 0, 0], (0,)), False, [0] * 4, [0] * 4),
-    "one counted": (group([1, 0, 0, 0], (1, 2, 3)), False, [0] * 4, [0] * 4),
-    "none counted": (group([1, 0], (0, 1)), False, [0] * 2, [0] * 2),
-    "truncated: wrong, and counted": (group([1, 0, 0, -0.5]), True, [0.875, -0.125, -0.125, -0.625], [7 / 6, -1 / 6, -1 / 6, -5 / 6]),
-    "all wrong, shaped": (group([-0.2, -0.9, 0, 0], right=[0, 0, 0, 0]), False, [0] * 4, [0] * 4),
-    "all right, shaped": (group([1, 0.3, 1, 1]), False, [0] * 4, [0] * 4),
-    "all wrong but for a masked one, shaped": (group([1, -0.9, 0, 0], (0,)), False, [0] * 4, [0] * 4),
-    "penalties that undo the outcome": (group([0.0, 0.0], right=[1, 0]), False, [0] * 2, [0] * 2),
-    "all right": (group([1, 1, 1]), False, [0] * 3, [0] * 3),
-    "all wrong": (group([0, 0, 0]), False, [0] * 3, [0] * 3),
-    "one": (group([1]), False, [0], [0]),
-    "two": (group([0, 1]), True, [-0.5, 0.5], [-1, 1]),
+TABLE = {
+    "plain": Case([RIGHT, RIGHT, WRONG, WRONG], [1, 1, 1, 1], [0.5, 0.5, -0.5, -0.5], [2 / 3, 2 / 3, -2 / 3, -2 / 3], 0.5),
+    "failed: a wrong one's 0": Case([RIGHT, NO_FORMAT], [1, 1], [0.5, -0.5], [1, -1], 0.5),
+    "masked: a fault": Case([RIGHT, FAULT, WRONG, WRONG], [1, 0, 1, 1], [2 / 3, 0, -THIRD, -THIRD], [1, 0, -0.5, -0.5], 2**0.5 / 3),
+    "masked: it did not end": Case([RIGHT, CUT, WRONG], [1, 0, 1], [0.5, 0, -0.5], [1, 0, -1], 0.5, overlong="mask"),
+    "masked: right, and it did not end": Case(
+        [sample("right", ended="max_context", reward=1.0), RIGHT, WRONG], [0, 1, 1], [0, 0.5, -0.5], [0, 1, -1], 0.5, overlong="mask"
+    ),
+    "truncated: wrong, and counted": Case([RIGHT, CUT], [1, 1], [0.5, -0.5], [1, -1], 0.5),
+    "shaped and truncated": Case(
+        [RIGHT, WRONG, WRONG, LONG_CUT], [1] * 4, [0.875, -0.125, -0.125, -0.625], [7 / 6, -1 / 6, -1 / 6, -5 / 6], (19 / 64) ** 0.5
+    ),
+    "shaped, beside a fault": Case(
+        [RIGHT, FAULT, LONG, WRONG], [1, 0, 1, 1], [17 / 30, 0, -4 / 30, -13 / 30], [0.85, 0, -0.2, -0.65], (158 / 900) ** 0.5
+    ),
+    "shaped: all wrong": still([LONG_CUT, REPETITIVE, WRONG, CUT], seen=[0, 0, 0, 0]),
+    "shaped: all right": still([RIGHT, LONG, RIGHT], seen=[1, 1, 1]),
+    "shaped: all wrong but for a fault": still([FAULT, REPETITIVE, WRONG], [0, 1, 1], seen=[0, 0, 0]),
+    "shaped: the only right one masked": still(
+        [sample("right", ended="max_tokens", reward=0.8), REPETITIVE, WRONG], [0, 1, 1], "mask", seen=[0, 0, 0]
+    ),
+    "shaped: penalties undo the outcome": still([UNDONE, WRONG]),
+    "zero variance: all right": still([RIGHT] * 3),
+    "zero variance: all wrong": still([WRONG, NO_FORMAT, CUT]),
+    "one": still([RIGHT]),
+    "one counted": still([RIGHT, FAULT, FAULT], [1, 0, 0]),
+    "none counted": still([FAULT, CUT], [0, 0], "mask"),
 }
+ADVANTAGES = get_args(Advantage)
+ETA = 0.25
 
 
+def expected(case: Case, advantage: str) -> list[float]:
+    """Return a group's advantages by hand. Those that look at the whole batch see a second group too: one right, one wrong."""
+    if advantage in ("dr_grpo", "rloo"):
+        return case.centered if advantage == "dr_grpo" else case.leave_one_out
+    if advantage == "grpo":
+        return [value / (case.std + ETA) for value in case.centered]
+    rewards_of_rows = [row.reward for row in case.rows] if case.seen is None else case.seen
+    values, others = (case.centered, [0.5, -0.5]) if advantage == "reinforce++_baseline" else (rewards_of_rows, [1.0, 0.0])
+    counted = [value for value, counts in zip(values, case.counted, strict=True) if counts] + others
+    std = statistics.pstdev(counted) + ETA
+    return [(value - statistics.mean(counted)) / std * counts for value, counts in zip(values, case.counted, strict=True)]
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
 @pytest.mark.parametrize("name", TABLE)
-def test_the_contract_of_group_statistics(name: str) -> None:
-    of, kept, centered, leave_one_out = TABLE[name]
-    assert is_kept(of, AlgorithmConfig()) == kept
-    assert one(of, advantage="dr_grpo") == pytest.approx(centered)
-    assert one(of, advantage="rloo") == pytest.approx(leave_one_out)
-    std = statistics.pstdev(
-        reward for reward, counts in zip(of.rewards_G.tolist(), of.is_counted_G.tolist(), strict=True) if counts or not kept
-    )
-    assert one(of, advantage="grpo", advantage_eta=0.5) == pytest.approx([value / (std + 0.5) for value in centered])
-    baseline = one(of, advantage="reinforce++_baseline")
-    assert [value > 0 for value in baseline] == [value > 0 for value in centered]  # one group is the whole batch
+def test_the_contract_of_group_statistics(name: str, advantage: Any) -> None:
+    case = TABLE[name]
+    config = AlgorithmConfig(advantage=advantage, advantage_eta=ETA, overlong=case.overlong)
+    of = group_of(case.rows, config)
+    assert of.is_counted_G.tolist() == [bool(counts) for counts in case.counted]
+    assert is_kept(of, config) == (any(case.counted) if advantage == "reinforce++" else case.is_kept)
+    assert is_kept(of, replace(config, keep_zero_variance=True)) == any(case.counted)
+    values = advantages([of, group([1, 0])], config)[0].tolist()
+    assert values == pytest.approx(expected(case, advantage))
+    assert all(value == 0 for value, counts in zip(values, case.counted, strict=True) if not counts)
+    unread = [row if counts else replace(row, reward=-7.0) for row, counts in zip(case.rows, case.counted, strict=True)]
+    assert advantages([group_of(unread, config), group([1, 0])], config)[0].tolist() == values
 
 
 def test_a_masked_row_moves_nothing() -> None:
     """The trap: half of the group's mean with the masked row in it, [.5, .5, -.5, -.5]."""
-    for advantage in ("grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"):
+    for advantage in ADVANTAGES:
         masked = one(group([1, 1, 0, 0], (1,)), advantage=advantage)
         without = one(group([1, 0, 0]), advantage=advantage)
         assert masked == pytest.approx([without[0], 0, *without[1:]])
@@ -97,11 +159,6 @@ def test_reinforce_sees_no_penalties_in_a_unanimous_group() -> None:
     config = AlgorithmConfig(advantage="reinforce++")
     assert torch.equal(advantages([mixed, shaped], config)[1], advantages([mixed, plain], config)[1])
     assert advantages([], config) == [] and advantages([group([1], (0,))], config)[0].tolist() == [0]
-
-
-def sample(outcome: Any, **fields: Any) -> Sample:
-    known = {"prompt_id": "p", "sample": 0, "domain": "math", "prompt_tokens": (1,), "token_ids": (2,), "logprobs": (-1.0,), "reward": 0.0}
-    return Sample(**{**known, "ended": "end_token", "weights_step": 0, "outcome": outcome, **fields})
 
 
 def test_a_group_is_read_from_samples() -> None:

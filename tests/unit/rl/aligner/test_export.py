@@ -1,4 +1,4 @@
-"""`prism aligner export`: the folder, what is refused before it is written, and that no shell or Hydra changes a word."""
+"""`prism rl export nemo_aligner`: the folder, what is refused before it is written, and that no shell or Hydra changes a word."""
 
 from __future__ import annotations
 
@@ -17,10 +17,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_prism.core.config import AlignerConfig, ClusterConfig, ContainerConfig
+from megatron_prism.cli.submit import read_command
+from megatron_prism.core.config import (
+    AlgorithmConfig,
+    AlignerConfig,
+    ClusterConfig,
+    ContainerConfig,
+    InitConfig,
+    ParallelConfig,
+    ReferenceConfig,
+    RLConfig,
+)
+from megatron_prism.core.config.rl import PackedBatchConfig, RolloutConfig
 from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import to_dict
 from megatron_prism.jobs import aligner
-from megatron_prism.rl.aligner import answers, overrides, preflight, prompts
+from megatron_prism.launch.pipeline import call_of
+from megatron_prism.rl.aligner import answers, from_rl, overrides, preflight, prompts
 from megatron_prism.rl.aligner.prompts import Prompt
 
 CLUSTER = ClusterConfig(gpus_per_node=8, account="a b", container=ContainerConfig(image="/images/prism.sqsh", mounts=("/w:/w",)))
@@ -214,3 +227,94 @@ def test_the_command_line(make: Make, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "trainer.reinforce.max_steps=7\n" in (tmp_path / "out/overrides.txt").read_text()
     assert "#SBATCH --constraint=h100\n" in (tmp_path / "out/job.sbatch").read_text()
+
+
+RL = RLConfig(
+    run_dir=Path("r"),
+    steps=20,
+    world_size=16,
+    prompts=Path("set"),
+    rollout=RolloutConfig(max_tokens=32, num_prompts=16, num_samples=4),
+    batch=PackedBatchConfig(seq_length=64),
+    algorithm=AlgorithmConfig(advantage="rloo"),
+    reference=ReferenceConfig(interval=0),
+    init=InitConfig(checkpoint=Path("c")),
+    parallel=ParallelConfig(tp=2, pp=2),
+)
+
+
+def rl_yaml(tmp_path: Path, checkpoint: Path) -> tuple[Path, Path]:
+    """Write an RL config, its prompts and a cluster; return the YAMLs."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "prompts.jsonl", [{**RECORDS[0], "id": f"q{at}", "prompt": f"What is {at} x 1?\n"} for at in range(16)])
+    values = {**to_dict(RL), "prompts": str(tmp_path / "set"), "init": {"checkpoint": str(checkpoint)}}
+    (tmp_path / "rl.yaml").write_text(json.dumps(values))
+    (tmp_path / "cluster.yaml").write_text('{"gpus_per_node": 8}')
+    return tmp_path / "rl.yaml", tmp_path / "cluster.yaml"
+
+
+def test_an_rl_run_is_exported_as_its_own_config_would_be(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config, cluster = rl_yaml(tmp_path, tiny_checkpoint)
+    command = [sys.executable, "-m", "megatron_prism.cli", "rl", config, "--backend", "nemo_aligner", "--cluster", cluster]
+    command += ["--out", tmp_path / "out", "aligner.image=nvcr.io#a:b", "rollout.num_prompts=8", "--json", tmp_path / "result.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    words = (tmp_path / "out" / "overrides.txt").read_text().splitlines()
+    for word in (
+        "trainer.num_nodes=2",
+        "++model.tensor_model_parallel_size=2",
+        "++model.pipeline_model_parallel_size=2",
+        "trainer.reinforce.initial_policy_kl_penalty=0.05",
+        "trainer.reinforce.max_steps=20",
+        "trainer.reinforce.num_rollouts_per_prompt=4",
+        "model.reinforce.num_rollout_samples=8",
+        "++model.reinforce.length_params.max_length=32",
+        "model.reinforce.rollout_micro_batch_size=1",  # 8 ranks sample 8 prompts
+        "model.optim.lr=5e-07",
+        f"pretrained_checkpoint.restore_from_path='{tmp_path}/out/model.nemo'",
+    ):
+        assert word in words, word
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["prompts"] == 16 and result["not_carried"] == list(from_rl.NOT_CARRIED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"algorithm": AlgorithmConfig()}, "algorithm.advantage"),
+        ({"algorithm": AlgorithmConfig(advantage="rloo", loss="gspo")}, "algorithm.loss"),
+        ({"algorithm": AlgorithmConfig(advantage="rloo", stop_penalty=0.1)}, "algorithm.stop_penalty"),
+        ({"reference": ReferenceConfig()}, "reference.interval"),
+        ({"world_size": 12}, "world_size"),
+        ({"init": InitConfig()}, "init.checkpoint"),
+        ({"trainable": ("*.self_attention.*",)}, "trainable"),
+        ({"rollout": replace(RL.rollout, lag=1)}, "rollout.lag"),
+        ({"schedule": replace(RL.schedule, warmup_steps=1)}, "schedule.warmup_steps"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_nemo_aligner_has_no_equal_of_is_refused(changes: dict[str, Any], where: str) -> None:
+    assert list(from_rl.problems(RL, 8)) == []
+    assert [problem.where for problem in from_rl.problems(replace(RL, **changes), 8)] == [where]
+
+
+def test_all_that_is_refused_is_said_at_once_and_nothing_is_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config, cluster = rl_yaml(tmp_path, tiny_checkpoint)
+    with pytest.raises(InputError) as caught:
+        aligner.run_rl(config, ["algorithm.advantage=grpo", "reference.interval=1"], cluster, tmp_path / "out")
+    assert "override:algorithm.advantage: found grpo" in str(caught.value) and "override:reference.interval" in str(caught.value)
+    with pytest.raises(InputError, match="aligner.image: found no value"):
+        aligner.run_rl(config, [], cluster, tmp_path / "out")
+    with pytest.raises(InputError, match="tpp: found an unknown key"):
+        aligner.run_rl(config, ["aligner.image=a", "aligner.tpp=1"], cluster, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_backend_options_go_together() -> None:
+    for words in (["--backend", "nemo_aligner"], ["--out", "o"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "megatron_prism.cli", "rl", "a.yaml", *words], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and "--out" in done.stderr, done.stderr
+    with pytest.raises(InputError, match="no --backend"):
+        call_of(["rl", "a.yaml", "--backend", "nemo_aligner"], read_command)

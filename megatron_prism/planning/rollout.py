@@ -1,0 +1,109 @@
+"""Memory and seconds of a rollout on the embedded engine (generate/), on each data-parallel replica. Formulas of its sources; nothing was measured.
+
+A decode step reads a stage's weights once, and the keys, values and states of its rows. It takes as long as the slowest of these: memory to
+read, matrix products, and the host that launches the kernels one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.model import padded_vocab_size
+from megatron_prism.core.config import ModelConfig, RLConfig
+from megatron_prism.planning.gpus import Gpu
+from megatron_prism.planning.stage import Stage
+from megatron_prism.planning.throughput import HBM, MATMUL
+
+SHARE = 0.25  # of its room that a prompt or a response fills in the mean: an assumption
+LAUNCH_S = 60e-6  # of the host for the kernels of a residual block, about ten: an assumption
+ALL_REDUCE_S = 15e-6  # of a small all-reduce within a node, one a block under tensor parallelism: an assumption
+CHOICE_BYTES = 24  # a row and vocabulary entry while a token is chosen: bf16 logits, fp32 copies and weights
+PREFILL_TOKENS = 2048  # of a forward pass over prompts: the engine's default
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The mean tokens of a prompt and of a response that a plan assumes, and the most that the config allows."""
+
+    prompt: float
+    response: float
+    max_prompt: int
+    max_response: int
+
+
+def lengths(config: RLConfig, response_tokens: float | None = None) -> Lengths:
+    """Return the assumed lengths: a quarter of what is allowed, or the mean of a response that is given."""
+    most = config.rollout.max_tokens
+    room = config.batch.seq_length + 1 - most
+    response = min(most * SHARE if response_tokens is None else response_tokens, most)
+    return Lengths(prompt=room * SHARE, response=response, max_prompt=room, max_response=most)
+
+
+def num_responses(config: RLConfig, dp: int) -> int:
+    """Return the responses of the data-parallel replica that has most."""
+    return -(-config.rollout.num_prompts // dp) * config.rollout.num_samples
+
+
+def cache_bytes(stage: Stage, model: ModelConfig, config: RLConfig, dp: int) -> float:
+    """Return the bytes of a stage's cache: of all rows, each as long as the longest prompt and response, and of the prompts just read."""
+    rows, room = min(config.rollout.num_rows, num_responses(config, dp)), config.batch.seq_length + 1
+    prompts = -(-rows // config.rollout.num_samples)
+    tokens = rows * room + prompts * (room - config.rollout.max_tokens)
+    return _token_bytes(stage, model, config) * tokens + _state_bytes(stage, model, config) * (rows + prompts)
+
+
+def working_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+    """Return the temporary bytes beside the cache: a prefill's widest block, or the last stage's choice of tokens."""
+    widest = 4 * max(model.ffn_hidden_size, model.hidden_size) / config.parallel.tp + 2 * model.hidden_size
+    choice = CHOICE_BYTES * padded_vocab_size(model.vocab_size, config.parallel.tp) * config.rollout.num_rows
+    return max(_element(config) * widest * PREFILL_TOKENS, choice if stage.is_last else 0.0)
+
+
+def seconds(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world_size: int, assumed: Lengths, gpu: Gpu) -> float:
+    """Return the seconds of a step's rollouts. A pipeline stage works on one lane of rows after another, the slowest sets the pace.
+
+    Steps of a lane: (responses - rows) x mean / rows with every row busy, then those of the longest response, as the other rows end.
+    """
+    dp, pp = data_parallel_size(config, world_size), config.parallel.pp
+    lanes = min(pp, -(-config.rollout.num_prompts // dp))
+    responses = num_responses(config, dp) / lanes
+    rows = max(1.0, min(config.rollout.num_rows / lanes, responses))
+    busy = rows * assumed.response / assumed.max_response  # in the mean, once no response is left to start
+    full, last = (max(_step_s(stage, model, config, count, assumed, gpu) for stage in stages) for count in (rows, busy))
+    decode = (responses - rows) * assumed.response / rows * full + assumed.max_response * last
+    prompts = -(-config.rollout.num_prompts // dp) * assumed.prompt
+    read = max(2 * prompts * stage.matrices for stage in stages) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
+    return pp * decode + read
+
+
+def _step_s(stage: Stage, model: ModelConfig, config: RLConfig, rows: float, assumed: Lengths, gpu: Gpu) -> float:
+    """Return the seconds of one decode step of a lane on a stage. Keys and values are read up to the longest row, half full in the mean."""
+    tp = config.parallel.tp
+    output = model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp if stage.is_last else 0.0
+    context = assumed.max_prompt + assumed.max_response / 2
+    read = _element(config) * (stage.matrices + output)
+    read += rows * (_token_bytes(stage, model, config) * context + 2 * _state_bytes(stage, model, config))
+    product = 2 * rows * (stage.matrices + output) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
+    exchanged = len(stage.letters) * ALL_REDUCE_S if tp > 1 else 0.0
+    return max(max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged, len(stage.letters) * LAUNCH_S)
+
+
+def _token_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+    """Return the bytes of one token's keys and values on a rank."""
+    return stage.letters.count("*") * 2 * model.num_query_groups * model.kv_channels / config.parallel.tp * _element(config)
+
+
+def _state_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+    """Return the bytes of one row's Mamba states on a rank: the convolution's last inputs, and the state in fp32."""
+    if model.mamba is None:
+        return 0.0
+    mamba = model.mamba
+    inner, tp = mamba.num_heads * mamba.head_dim, config.parallel.tp
+    inputs = mamba.conv_kernel * (inner + 2 * mamba.num_groups * mamba.state_dim) * _element(config)
+    return stage.letters.count("M") * (inputs + 4.0 * inner * mamba.state_dim) / tp
+
+
+def _element(config: RLConfig) -> float:
+    return 4.0 if config.precision == "fp32" else 2.0

@@ -1,0 +1,189 @@
+"""Pass counts: how often a model answered each prompt right. A folder with passes.jsonl and manifest.json, made shard by shard.
+
+A shard is a file in shards/ that is whole or absent, and holds the prompts of its number. passes.jsonl is all shards, in order, and appears when
+all are there. The manifest says from the start what the counts are of, so that a filter that goes on cannot mix two models or two sets.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_prism.core import disk
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import build
+from megatron_prism.core.manifest import read_json, sha256_file, write_json, write_text
+
+FILE, MANIFEST, KIND, SHARDS, LOCK = "passes.jsonl", "manifest.json", "passes", "shards", ".lock"
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """How often a model answered a prompt right.
+
+    num_samples: the responses sampled. num_faults: those of them that a fault of the grader or the machine left without a verdict; they are
+    neither right nor wrong. num_truncated: those that did not end by an end token.
+    """
+
+    id: str
+    num_right: int
+    num_samples: int
+    num_faults: int = 0
+    num_truncated: int = 0
+    mean_tokens: float = 0.0
+
+
+def to_line(count: PassCount) -> str:
+    """Return a pass count as a line of passes.jsonl."""
+    return json.dumps(asdict(count)) + "\n"
+
+
+def manifest_of(folder: Path) -> Mapping[str, Any]:
+    """Return the manifest of a filter that has ended. Raises: InputError where it has not, or passes.jsonl is not as it was written."""
+    where = str(folder / MANIFEST)
+    try:
+        described = read_json(folder / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise InputError(Problem(where, str(error), "the manifest of pass counts", "run prism rl filter")) from None
+    if described.get("kind") != KIND:
+        raise InputError(Problem(where, f"a manifest of kind {described.get('kind')!r}", "that of pass counts", "run prism rl filter"))
+    if "sha256" not in described:
+        raise InputError(Problem(where, "a filter that has not ended", "all prompts counted", "start prism rl filter again: it goes on"))
+    try:
+        sha256 = sha256_file(folder / FILE)
+    except OSError as error:
+        raise InputError(Problem(str(folder / FILE), error.strerror or str(error), "the pass counts that its manifest names")) from None
+    if sha256 != described["sha256"]:
+        raise InputError(Problem(str(folder / FILE), f"sha256 {sha256}", f"{described['sha256']}, as its manifest says", "filter again"))
+    return described
+
+
+def read(path: Path) -> dict[str, PassCount]:
+    """Return the pass counts of a file, by id. Raises: InputError for a line that is none, or an id that comes twice."""
+    counts: dict[str, PassCount] = {}
+    problems: list[Problem] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(Problem(str(path), str(error), "a file of pass counts")) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            count = build(json.loads(line), PassCount, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
+        except InputError as error:
+            problems += error.problems
+            continue
+        except ValueError as error:
+            problems.append(Problem(where, str(error), "{id, num_right, num_samples} as JSON"))
+            continue
+        if not 0 <= count.num_right <= count.num_samples - count.num_faults <= count.num_samples:
+            found = f"{count.num_right} right, {count.num_faults} faults of {count.num_samples}"
+            problems.append(Problem(where, found, "right answers and faults that are 0 to num_samples together"))
+        if count.id in counts:
+            problems.append(Problem(where, f"id {count.id} again", "each prompt once"))
+        counts[count.id] = count
+    raise_problems(problems)
+    return counts
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a filter: the ids of the prompts in order, and how many of them a shard holds."""
+
+    root: Path
+    ids: Sequence[str]
+    shard_prompts: int
+
+    @property
+    def num_shards(self) -> int:
+        """The number of shards of the whole set."""
+        return -(-len(self.ids) // self.shard_prompts)
+
+    def places(self, shard: int) -> range:
+        """Return the places in the set of a shard's prompts."""
+        first = shard * self.shard_prompts
+        return range(first, min(first + self.shard_prompts, len(self.ids)))
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not there. Raises: InputError where one that is there holds other prompts."""
+        if (self.root / FILE).is_file():
+            return []
+        missing = [shard for shard in range(self.num_shards) if not self._path(shard).is_file()]
+        problems = []
+        for shard in range(self.num_shards):
+            ids = [] if shard in missing else list(read(self._path(shard)))
+            if ids and ids != [self.ids[place] for place in self.places(shard)]:
+                problems.append(Problem(str(self._path(shard)), "other prompts than its shard's", "a shard of this set", "remove it"))
+        raise_problems(problems)
+        return missing
+
+    def write(self, shard: int, counts: Sequence[PassCount]) -> None:
+        """Write a shard."""
+        path = self._path(shard)
+        with disk.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, "".join(map(to_line, counts)))
+
+    def counts(self) -> Iterator[PassCount]:
+        """Yield the pass counts that are there, in order."""
+        whole = [self.root / FILE] if (self.root / FILE).is_file() else sorted((self.root / SHARDS).glob("*.jsonl"))
+        for path in whole:
+            yield from read(path).values()
+
+    def finish(self) -> None:
+        """Put the shards together as passes.jsonl, seal it in the manifest, and remove them. A kill within it is made good by the next call."""
+        described = dict(read_json(self.root / MANIFEST))
+        with disk.writing(self.root):
+            if not (self.root / FILE).is_file():
+                write_text(self.root / FILE, "".join(map(to_line, self.counts())))
+            if "sha256" not in described:
+                write_json(self.root / MANIFEST, described | {"sha256": sha256_file(self.root / FILE)})
+            shutil.rmtree(self.root / SHARDS, ignore_errors=True)
+            disk.sync([self.root])
+
+    def _path(self, shard: int) -> Path:
+        return self.root / SHARDS / f"{shard:06d}.jsonl"
+
+
+@contextmanager
+def held(root: Path, describe: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Hold a filter's folder for this process, and write the manifest of a new one.
+
+    Raises: EnvironmentFault where another process filters there, or it cannot be written.
+    """
+    with disk.writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with disk.held(root / LOCK, "prism rl filter"):
+            if not (root / MANIFEST).is_file():
+                write_json(root / MANIFEST, describe())
+            yield
+
+
+def begun(root: Path) -> Mapping[str, Any] | None:
+    """Return the manifest of a filter that has begun in a folder. None: the folder is new or empty.
+
+    Raises: InputError where the folder holds anything else.
+    """
+    if not root.exists():
+        return None
+    problem = Problem(f"out ({root})", "files that prism rl filter did not write", "a new folder, or a filter's", "choose another out")
+    if not root.is_dir():
+        raise InputError(problem)
+    if not (root / MANIFEST).is_file():
+        if any(path.name != LOCK and not path.name.endswith(".tmp") for path in root.iterdir()):
+            raise InputError(problem)
+        return None
+    try:
+        described = read_json(root / MANIFEST)
+    except (OSError, ValueError):
+        raise InputError(problem) from None
+    if described.get("kind") != KIND:
+        raise InputError(problem)
+    return described
