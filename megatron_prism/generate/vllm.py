@@ -163,7 +163,7 @@ class VLLM:
             self._handed = now
         if on_gpu:
             self._llm.wake_up(tags=["kv_cache"])
-        if changed and not self._llm.reset_prefix_cache():
+        if (changed or on_gpu) and not self._llm.reset_prefix_cache():
             raise ResultFailure("vLLM keeps keys and values of other weights: its prefix cache was not emptied")
 
     def _take_over(self) -> None:
