@@ -103,7 +103,10 @@ class VLLM:
             **memory,
         )
         with messages:
-            return LLM(**settings)
+            llm = LLM(**settings)
+        # else vLLM would destroy torch's process group, the gang's, when the engine goes; the engine's own groups end with the process
+        llm.llm_engine.engine_core._finalizer.detach()
+        return llm
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:

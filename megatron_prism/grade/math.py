@@ -32,6 +32,7 @@ _HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "else", "otherw
     "thirty forty fifty sixty seventy eighty ninety".split()
 )
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
+_SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
 _ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _BASE = re.compile(r"[0-9A-Za-z]_\{?([0-9]+)\}?$")
@@ -185,7 +186,7 @@ def _parts(text: str) -> tuple[str, str]:
 
 def _normal(text: str) -> str:
     """Return a text without what changes no meaning: spaces (but between letters or digits), the sizes of brackets and fractions."""
-    text = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\!", "", _text_of(text))
+    text = _SIZES.sub("", _text_of(text))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])", "", text)
     return re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)

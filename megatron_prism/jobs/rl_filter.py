@@ -165,7 +165,7 @@ def filter_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             chunks = models.build(resolved.model, groups, config)
             sharded.require_whole(checkpoint.root)
             sharded.load_weights(checkpoint.root, chunks)
-            most = resolved.model.max_position_embeddings
+            most = resolved.figures["longest_prompt_tokens"] + config.rollout.max_tokens
             engine = engines.engine_of(config.rollout, config.precision, most, chunks, resolved.model, checkpoint.assets, groups)
             work = filter.Filter(config, resolved.prompts, resolved.folder, engine, resolved.spec, grades, stop_request, watchdog, is_first)
             filter.run(work, missing)

@@ -16,17 +16,19 @@ from typing import Any
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
-from megatron_prism.core.config import ClusterConfig, JobConfig, RLConfig
+from megatron_prism.core.check.filter import check_filter
+from megatron_prism.core.config import ClusterConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
 from megatron_prism.launch import slurm
-from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, read_pipeline, split
+from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, output, read_pipeline, split
 from megatron_prism.parallel import environment
 from megatron_prism.planning import layouts
-from megatron_prism.planning.layouts import Planned as Run
+from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
+Run = TrainConfig | RLConfig | FilterConfig
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,13 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     ):
         if len(kinds) > 1:
             problems.append(Problem("array", f"elements that differ in {key}", "the same for all", "make a stage for each"))
-    if len({config.run_dir for config in configs}) < len(configs):
+    if len({output(config) for config in configs}) < len(configs):
         problems.append(Problem("array", "elements that share a run_dir", "a run_dir for each"))
     raise_problems(problems)
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    checkpoints = tuple(config.run_dir / CHECKPOINTS for config in configs)
+    checkpoints = tuple(output(config) / (SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS) for config in configs)
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 
@@ -107,18 +109,24 @@ def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
     kind = CONFIGS[call.job]
     config: Run = load(path, kind, overrides)
     with placed(path, kind, overrides):
-        raise_problems(check_world_size(config, cluster) or layouts.problems(config, config.world_size or 1))
+        raise_problems(check_world_size(config, cluster) or _problems(config, config.world_size or 1))
     return config
+
+
+def _problems(config: Run, world_size: int) -> list[Problem]:
+    return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import rl, train  # bring torch along
+        from megatron_prism.jobs import rl, rl_filter, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
         if isinstance(config, RLConfig):
             rl.resolve(config, config.world_size)
+        elif isinstance(config, FilterConfig):
+            rl_filter.resolve(config, config.world_size)
         else:
             train.resolve(config, config.world_size)
 
@@ -131,7 +139,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
         "after": list(each.entry.after),
         **resources,
         "array": [list(words) for words in each.entry.array],
-        "run_dirs": [str(config.run_dir) for config in each.configs],
+        "run_dirs": [str(config.run_dir) for config in each.configs if isinstance(config, RunConfig)],
         **facts,
     }
 

@@ -17,12 +17,17 @@ from megatron_prism.core.config import (
     PrepareConfig,
     PromptsConfig,
     RLConfig,
+    RunConfig,
     TrainConfig,
 )
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import closest, load, placed
 
-GANG_JOBS = ("train", "rl")  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
+GANG_JOBS = (
+    "train",
+    "rl",
+    "rl filter",
+)  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "rl": RLConfig,
@@ -100,11 +105,12 @@ def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[Pipel
     `prepare` in several tasks is two: a job array that makes the shards, and the job itself, which waits for them and finishes the mixture.
     """
     name = call.job.replace(" ", "-")
-    title, run_dir = name, Path(call.arguments.get("out") or name)
+    title, run_dir, is_run = name, Path(call.arguments.get("out") or name), False
     if call.job in CONFIGS:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
-        title, run_dir = path.stem, config.run_dir if call.job in GANG_JOBS else config.out
+        title, run_dir = path.stem, output(config)
+        is_run = isinstance(config, RunConfig)
     job = JobConfig(name=name, command=tuple(words))
     stages: tuple[JobConfig, ...] = (job,)
     if call.job == "prepare" and num_tasks > 1 and call.arguments["task"] is None:
@@ -113,7 +119,13 @@ def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[Pipel
         stages = (shards, replace(job, after=(shards.name,)))
     pipeline = PipelineConfig(name=title, run_dir=run_dir, stages=stages)
     raise_problems(check_pipeline(pipeline))
-    return pipeline, run_dir / FOLDER if call.job in GANG_JOBS else submission_folder(run_dir)
+    return pipeline, run_dir / FOLDER if is_run else submission_folder(run_dir)
+
+
+def output(config: Any) -> Path:
+    """Return the folder that a job's config names: a run's, or another job's `out`."""
+    folder: Path = config.run_dir if isinstance(config, RunConfig) else config.out
+    return folder
 
 
 def submission_folder(run_dir: Path) -> Path:

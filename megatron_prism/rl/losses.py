@@ -25,8 +25,8 @@ def objective(config: AlgorithmConfig) -> Objective:
     loss_mask is 1 where the label was sampled and is trained on. advantages: of its response. old_log_probs: under the weights at which the
     batch's training began. sampler_log_probs: the engine's. ref_log_probs: the reference's, if kl_beta is above 0. sequence_shares: 1 / tokens
     of its response. sequence_ids: a number of its response, unique in the microbatch and below B * S; only gspo reads it.
-    Reports: ratio and clipped (share of tokens whose gradient is clipped away), kl (from the reference), tis_weight, and sampler_kl: the KL
-    divergence of old weights from the sampler, by k3. Each is a mean over tokens, or over responses of their mean.
+    Reports: ratio and clipped (share of tokens whose gradient is clipped away), kl (from the reference), tis_weight, and sampler_kl:
+    KL(sampler || old weights), by k3. Each is a mean over tokens, or over responses of their mean.
     Raises: ValueError for a constant normalization without its constant.
     """
     if config.normalization == "constant" and config.constant_tokens is None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import integrity, run_folder, torch_dist
-from megatron_prism.jobs import rl, rl_replay
+from megatron_prism.jobs import rl, rl_replay, rl_rollout
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import record_files
 from tests.distributed import toy_rl
@@ -51,10 +51,10 @@ def train(
     home = tmp_path_factory.mktemp("replay")
     prompts = toy_rl.write_prompts(home / "prompts")
 
-    def train(name: str, num_ranks: int = 1, **values: Any) -> Path:
+    def train(name: str, num_ranks: int = 1, worker: Callable[..., Any] = toy_rl.train, **values: Any) -> Path:
         common = {"prompts": prompts, "checkpoint": tiny_checkpoint, "steps": STEP + 1, "save": {"interval": 2, "background": False}}
         given = {**common, "record": {"interval": 1}, **values}
-        run_distributed(toy_rl.train, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
+        run_distributed(worker, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
         return home / name
 
     return train
@@ -190,3 +190,35 @@ def test_a_gang_s_step_is_replayed_on_its_layout_and_on_one_process(train: Calla
     rows = by_stage(same)
     assert all(rows[stage]["compared"] == rows[stage]["equal"] for stage in ("stored_weights", "optimizer_before", "rewards", "advantages"))
     assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
+
+
+class Refuses(toy_rl.Toy):
+    def grade(self, items: Sequence[Any]) -> Any:
+        raise AssertionError("nothing is graded")
+
+
+def part(groups: Groups, **values: Any) -> None:
+    """Run the toy as a config says that does only a part: where it only trains, nothing may sample or grade."""
+    config = toy_rl.config(**values)
+    trains = config.rollout.recorded is not None
+    with (
+        patch.object(rl.grader, "Grader", Refuses if trains else toy_rl.Toy),
+        patch.object(rl.Cached, "generate", None if trains else rl.Cached.generate),
+    ):
+        resolved = rl.resolve(config, groups.world_size)
+        (rl_rollout.sample_in_gang if config.rollout.only else rl.train_in_gang)(resolved, groups)
+
+
+def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) -> None:
+    sampled = train("sampled", worker=part, record={}, rollout={**toy_rl.ROLLOUT, "only": True})
+    one, last = (f"rollouts/step_{step:08d}.jsonl" for step in (1, STEP + 1))
+    assert (sampled / one).read_text() == (alone / one).read_text()
+    assert (sampled / last).read_text() != (alone / last).read_text()  # nothing was learnt
+    assert not (sampled / "checkpoints").exists() and len((sampled / "metrics.jsonl").read_text().splitlines()) == STEP + 1
+    recorded = {**toy_rl.ROLLOUT, "recorded": str(alone)}
+    trained = train("trained", worker=part, rollout=recorded)
+    for step in (1, STEP + 1):
+        ours, theirs = (record_files.read(run, step) for run in (trained, alone))
+        assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
+    with pytest.raises(AssertionError, match="the draws of the recorded run"):
+        train("other", worker=part, rollout=recorded, seed=5)

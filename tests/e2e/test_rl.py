@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,10 +193,25 @@ def alone(mid: Home) -> Home:
 def test_two_processes_give_the_rl_curve_of_one(alone: Home, layout: str) -> None:
     """What is sampled is the same, token for token; metrics are within 1e-5, as sums are made in another order."""
     alone.rl("rl", layout, layout, *SHORT, "--nproc", 2)
-    assert alone.responses(layout) == alone.responses("alone") != alone.responses("other")
-    difference = largest(alone.curve(layout), alone.curve("alone"))
-    print(layout, "largest difference", difference)
-    assert difference < 1e-5 < largest(alone.curve("other"), alone.curve("alone"))
+    same_curve(alone, layout, "alone")
+    assert (
+        alone.responses("other") != alone.responses("alone") and largest(alone.curve("other"), alone.curve("alone")) > 1e-5
+    )  # the control
+
+
+def test_two_processes_give_the_rl_curve_of_a_hybrid(home: Home, hybrid: Future[None]) -> None:
+    hybrid.result()
+    home.rl("hybrid_rl", "hybrid_alone", *SHORT)
+    home.rl("hybrid_rl", "hybrid_tp2", *SHORT, "parallel.tp=2", "--nproc", 2)
+    same_curve(home, "hybrid_tp2", "hybrid_alone")
+
+
+def same_curve(home: Home, one: str, other: str) -> None:
+    """Compare two runs: the responses, and the metrics that follow from the run's state alone."""
+    assert home.responses(one) == home.responses(other)
+    difference = largest(home.curve(one), home.curve(other))
+    print(f"{one}: largest difference {difference:.2g}")
+    assert difference < 1e-5
 
 
 def largest(one: list[list[float]], other: list[list[float]]) -> float:
@@ -211,12 +227,10 @@ def test_rl_of_a_hybrid_learns(home: Home, hybrid: Future[None]) -> None:
 @pytest.mark.skipif("not config.getoption('--soak')", reason="whole chains of several seeds: python tools/soak.py rl")
 def test_rl_of_other_base_models_learns_too(home: Home, soak: int) -> None:
     """Every stage has its own seed: base, mid-training and reinforcement learning, dense and hybrid."""
-    for seed in range(1, soak + 1):
-        for kind in ("", "hybrid_"):
-            base, middle, words = f"{kind}base_{seed}", f"{kind}mid_{seed}", (f"seed={seed}",)
-            home.train(f"{kind}base", f"run_dir={HOME / base}", *words)
-            home.train(f"{kind}mid", f"run_dir={HOME / middle}", f"init.checkpoint={HOME / base}", *words)
-            for run, start in ((f"{kind}rl_{seed}", middle), (f"{kind}rl_from_base_{seed}", base)):
-                ended = home.rl(f"{kind}rl", run, f"init.checkpoint={HOME / start}", *words)
-                first, last = lift(home, run, ended)
-                assert last >= 0.9 if start == middle else abs(last - CHANCE) < 0.1, (run, first, last)
+    for kind, seed in product(("", "hybrid_"), range(1, soak + 1)):
+        base, middle = f"{kind}base_{seed}", f"{kind}mid_{seed}"
+        home.train(f"{kind}base", f"run_dir={HOME / base}", f"seed={seed}")
+        home.train(f"{kind}mid", f"run_dir={HOME / middle}", f"init.checkpoint={HOME / base}", f"seed={seed}")
+        for run, start in ((f"{kind}rl_{seed}", middle), (f"{kind}rl_from_base_{seed}", base)):
+            first, last = lift(home, run, home.rl(f"{kind}rl", run, f"init.checkpoint={HOME / start}", f"seed={seed}"))
+            assert last >= 0.9 if start == middle else abs(last - CHANCE) < 0.1, (run, first, last)

@@ -22,6 +22,7 @@ import pytest
 
 from megatron_prism.core.config import ClusterConfig
 from megatron_prism.launch.slurm import Job, render, submit
+from tests.distributed.toy_rl import write_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "configs" / "clusters" / "test.yaml"
@@ -295,6 +296,47 @@ def test_a_hangup_of_the_tasks_and_an_interrupt_of_the_script_save_the_run(scene
     (log,) = run.folder.glob("train.*.out")
     assert f"stopped by SIGHUP after step {first}, which is saved" in log.read_text() and "Traceback" not in log.read_text()
     assert starts(run_dir) == [0, first]
+
+
+def test_reinforcement_learning_saves_at_a_notice_and_goes_on(slurm: None, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """The signal that Slurm gives near a time limit, sent by hand; the responses of the second start follow those of the first."""
+    run_dir, root = tmp_path / "rl", tmp_path / "set"
+    config = {
+        "run_dir": str(run_dir),
+        "world_size": 2,
+        "steps": 100_000,
+        "prompts": str(write_prompts(root)),
+        "precision": "fp32",
+        "init": {"checkpoint": str(tiny_checkpoint)},
+        "rollout": {"num_prompts": 4, "num_samples": 4, "max_tokens": 8, "keep": True},
+        "batch": {"seq_length": 64},
+        "algorithm": {"keep_zero_variance": True},  # the real grader finds nothing right here
+    }
+    (tmp_path / "rl.yaml").write_text(json.dumps(config))
+    run = Submission(run_dir / "slurm", "rl", tmp_path / "rl.yaml")
+    try:
+        wait_for(lambda: len(losses(run_dir)) > 2, "3 steps", run.folder)
+        slurm_command("scancel", "--signal=USR1", "--batch", run.jobs["rl"])
+        run.wait("rl", "saved")
+        first = max(losses(run_dir))
+        run.start_again("rl", 2)
+        wait_for(lambda: max(losses(run_dir)) > first + 2, "steps of the second start", run.folder)
+        shown = prism("status", run_dir)
+    finally:
+        slurm_command("scancel", run.jobs["rl"])
+    assert [what.split(" on ")[0] for what in run.events("rl")][:4] == [
+        "start 0",
+        "USR1: the tasks are told to save",
+        "saved: to be started again",
+        "start 1",
+    ]
+    assert starts(run_dir) == [0, first] and "reward" in shown
+    ours = losses(run_dir)
+    assert list(ours) == list(range(1, len(ours) + 1))
+    responses = [(run_dir / "rollouts" / f"step_{step:08d}.jsonl").read_text() for step in (first, first + 1)]
+    assert responses[0] != responses[1]
+    prism("convert", "export", "--ckpt", run_dir, "--out", tmp_path / "hf")  # what a reference is beside does not hinder it
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
 
 
 NOTICE = """

@@ -12,7 +12,7 @@ import typer
 from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core import paths
-from megatron_prism.core.config import ClusterConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, FilterConfig, MixConfig, PipelineConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.config.keys import options, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load, to_yaml
@@ -81,7 +81,17 @@ CLUSTER: dict[str, Any] = {
     "setup": [["echo", "~", "$ABSENT"]],  # words of a command, no paths
 }
 PIPELINE: dict[str, Any] = {"name": "a", "run_dir": "~/run", "stages": [{"name": "a", "command": ["prepare", "~/a.yaml"]}]}
-CONFIGS = [(PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER), (PipelineConfig, PIPELINE)]
+FILTER: dict[str, Any] = {
+    "out": "~/passes",
+    "prompts": "$SCRATCH/set",
+    "init": {"checkpoint": "~/ck", "tokenizer": "~/tok"},
+    "rollout": {"max_tokens": 8},
+}
+MIX: dict[str, Any] = {"out": "~/mix", "sets": [{"prompts": "~/set", "passes": "$SCRATCH/passes"}], "domains": {"math": {}}}
+CONFIGS = [
+    *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
+    *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX)),
+]
 
 
 def at(config: Any, key: str) -> list[str]:

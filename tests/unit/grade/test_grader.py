@@ -132,5 +132,7 @@ def test_code_is_run_in_the_sandbox() -> None:
         try:
             graded = grader.grade(items)
         except EnvironmentFault as fault:
+            if os.environ.get("PRISM_REQUIRE_SANDBOX") == "1":
+                raise
             pytest.skip(f"no sandbox: {fault}")
     assert {id_: one.outcome for id_, one in graded.items()} == {"right": "right", "wrong": "wrong"}

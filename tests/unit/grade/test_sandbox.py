@@ -43,7 +43,7 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
         if one.holds:
             return Sandbox(backend=one.backend, limits=LIMITS, interpreter=python)
     if os.environ.get("PRISM_REQUIRE_SANDBOX") == "1":
-        pytest.fail(f"{request.param} does not contain code on this machine: {[one.why for one in tried]}")
+        choose.choose(LIMITS)  # one backend is enough: without any, this says what each of them lacks
     pytest.skip(f"{request.param} does not work on this machine: {[one.why for one in tried]}")
 
 

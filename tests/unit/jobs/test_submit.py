@@ -38,6 +38,14 @@ RL: dict[str, Any] = {
     "init": {"checkpoint": "run"},
     "parallel": {"tp": 2},
 }
+FILTER: dict[str, Any] = {
+    "out": "passes",
+    "world_size": 16,
+    "prompts": "prompts",
+    "rollout": {"max_tokens": 48},
+    "init": {"checkpoint": "run"},
+    "parallel": {"tp": 2},
+}
 PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
 
 
@@ -328,6 +336,23 @@ def test_reinforcement_learning_is_a_gang_as_training_is(home: Path) -> None:
     assert "rollout.temperature: found 0.5" in refused("rl", "rl.yaml", "rollout.temperature=0.5")
     assert "world_size" in refused("rl", "rl.yaml", "world_size=null")
     assert "required neither --nproc nor --" in refused("rl", "rl.yaml", "--nproc", "4")
+
+
+def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
+    write("filter.yaml", FILTER)
+    (alone,) = scripts("rl", "filter", "filter.yaml")
+    assert "prism rl filter filter.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(passes/shards)\n" in alone
+    assert scripts("filter.yaml") == [alone]  # a config alone stands for the job that it loads as
+    found = submitted("rl", "filter", "filter.yaml")
+    assert found["folder"] == "passes.slurm" and found["stages"][0]["run_dirs"] == []  # beside: a filter refuses a folder with other files
+    assert "rollout.max_tokens: found 0" in refused("rl", "filter", "filter.yaml", "rollout.max_tokens=0")
+    assert "world_size" in refused("rl", "filter", "filter.yaml", "world_size=null")
+    newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
+    Path("passes/shards").mkdir(parents=True)
+    for name in ("000000.jsonl", "000001.jsonl", ".000002.jsonl.7.tmp"):
+        Path(f"passes/shards/{name}").touch()
+    said = subprocess.run(["bash", "-c", f"checkpoints=(passes/shards)\n{newest}\nnewest"], capture_output=True, text=True)
+    assert said.stdout == "000001.jsonl\n"
 
 
 def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

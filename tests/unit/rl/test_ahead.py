@@ -34,6 +34,7 @@ def group(weights_step: int, logprob: float = -1 / 3, size: int = 2) -> list[Res
             ),
             "a\u2028b",  # which splitlines would split
             "why",
+            2**63 - 1,
         )
         for number in range(size)
     ]

@@ -1,0 +1,106 @@
+"""The filter's arithmetic: from outcomes to pass counts, their figures and bars, and what a folder of shards holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.core.check.filter import check_filter
+from megatron_prism.core.config import FilterConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import build
+from megatron_prism.data.prompts import Prompt
+from megatron_prism.generate.engine import Rollout
+from megatron_prism.grade.outcome import Graded, Item, Outcome
+from megatron_prism.report.bars import WIDTH, bars
+from megatron_prism.rl import filter, passes
+from megatron_prism.rl.passes import Folder, PassCount
+from megatron_prism.rl.rollout import Encoded, Sampled
+
+PROMPTS = [Prompt(id=f"p{n}", domain="math" if n < 3 else "code", kind="math", prompt="?", gold="1") for n in range(5)]
+
+
+def test_a_fault_is_neither_right_nor_wrong() -> None:
+    outcomes: list[list[Outcome]] = [["right", "fault", "wrong"], ["no_format", "truncated", "right"]]
+    rollouts = [
+        Rollout(prompt, sample, 0, (5,) * (1 + sample), (-1.0,) * (1 + sample), "max_tokens" if outcome == "truncated" else "end_token")
+        for prompt, of_prompt in enumerate(outcomes)
+        for sample, outcome in enumerate(of_prompt)
+    ]
+    items = [Item(id=f"{one.prompt}/{one.sample}", kind="math", response="") for one in rollouts]
+    graded = {item.id: Graded(id=item.id, outcome=outcomes[one.prompt][one.sample]) for one, item in zip(rollouts, items, strict=True)}
+    sampled = Sampled([Encoded(prompt, (1,)) for prompt in PROMPTS[:2]], rollouts, items, 0)
+    back = dict(reversed(graded.items()))  # joined by id: their order says nothing
+    assert filter.count(sampled, back) == [PassCount("p0", 1, 3, 1, 0, 2.0), PassCount("p1", 1, 3, 0, 1, 2.0)]
+
+
+def test_figures_are_by_domain_and_a_prompt_with_a_fault_is_in_no_histogram() -> None:
+    counts = [PassCount("p0", 0, 4), PassCount("p1", 4, 4), PassCount("p2", 1, 4, 2, 1, 8.0), PassCount("p3", 2, 4), PassCount("p4", 2, 4)]
+    figures = filter.by_domain(PROMPTS, counts, 4)
+    assert list(figures) == ["code", "math"]
+    assert figures["code"]["histogram"] == [0, 0, 2, 0, 0] and figures["code"]["right"] == 0.5
+    assert figures["math"] == {
+        "prompts": 3,
+        "prompts_with_faults": 1,
+        "right": 5 / 10,  # of ten verdicts
+        "truncated": 1 / 12,
+        "mean_tokens": pytest.approx(8 / 3),
+        "histogram": [1, 0, 0, 0, 1],
+    }
+
+
+def test_seeds_are_of_the_run_and_the_prompts_id() -> None:
+    seeds = {filter.seed(seed, id) for seed in (0, 1) for id in ("a", "b", "\ud800")}
+    assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds) and filter.seed(0, "a") == filter.seed(0, "a")
+
+
+def test_bars() -> None:
+    lines = list(bars([0, 1, 2000, *[0] * 8]))
+    assert lines[0].split() == ["0", "0"] and lines[1].split() == ["1", "#", "1"]  # one of two thousand is seen
+    assert lines[2] == f" 2 {'#' * WIDTH} 2,000" and len({len(line.rpartition(" ")[0]) for line in lines}) == 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    (tmp_path / passes.MANIFEST).write_text(json.dumps({"kind": passes.KIND}))
+    return Folder(tmp_path, [f"p{n}" for n in range(5)], 2)
+
+
+def test_a_shard_is_whole_or_absent(folder: Folder) -> None:
+    counts = [PassCount(f"p{n}", n, 9) for n in range(5)]
+    assert folder.num_shards == 3 and folder.missing() == [0, 1, 2]
+    folder.write(2, counts[4:])
+    (folder.root / passes.SHARDS / ".000001.jsonl.7.tmp").write_text("what a killed process left")
+    assert folder.missing() == [0, 1]
+    folder.write(0, counts[:2])
+    folder.write(1, counts[2:4])
+    assert list(folder.counts()) == counts
+    folder.finish()
+    assert list(passes.read(folder.root / passes.FILE).values()) == counts == list(folder.counts()) and folder.missing() == []
+    assert passes.manifest_of(folder.root) and sorted(path.name for path in folder.root.iterdir()) == [passes.MANIFEST, passes.FILE]
+    with (folder.root / passes.FILE).open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="as its manifest says"):
+        passes.manifest_of(folder.root)
+
+
+def test_a_shard_of_other_prompts_is_refused(folder: Folder) -> None:
+    folder.write(1, [PassCount("p0", 0, 9), PassCount("p1", 0, 9)])
+    with pytest.raises(InputError, match=r"000001.jsonl: found other prompts"):
+        folder.missing()
+
+
+def test_counts_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "counts.jsonl"
+    path.write_text("".join(passes.to_line(one) for one in (PassCount("a", 3, 4, 1), PassCount("b", 4, 4, 1), PassCount("c", 0, 4, -1))))
+    with pytest.raises(InputError) as raised:
+        passes.read(path)
+    assert [problem.where for problem in raised.value.problems] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_config_that_names_no_checkpoint_is_refused() -> None:
+    values = {"out": "o", "prompts": "p", "init": {"tokenizer": "t"}, "rollout": {"max_tokens": 0}}
+    problems = check_filter(build(values, FilterConfig, str), 1)
+    assert {problem.where for problem in problems} == {"init.checkpoint", "init.tokenizer", "rollout.max_tokens"}
