@@ -43,17 +43,12 @@ class Resolved:
     step: int
     begins: int
     checkpoint: Path | None
+    figures: Mapping[str, Any]
 
     @property
     def config(self) -> RLConfig:
         """Return the config, as on_gang reads it."""
         return self.run.config
-
-    @property
-    def figures(self) -> Mapping[str, Any]:
-        """Return what a dry run shows."""
-        source = self.checkpoint or self.config.init.checkpoint
-        return {"run_dir": str(self.config.run_dir), "step": self.step, "from": str(source), "steps": self.step - self.begins}
 
 
 def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
@@ -74,7 +69,9 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
     validation = replace(recorded.validation, prompts=None)
     config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
-    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint)
+    source = checkpoint or config.init.checkpoint
+    figures = {"run_dir": str(run_dir), "step": step, "from": str(source), "steps": step - begins}
+    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint, figures)
 
 
 def _begin(run_dir: Path, step: int, sampled_by: int) -> tuple[int, Path | None]:
@@ -168,8 +165,11 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 
     Raises: CheckpointError where the checkpoint is damaged. InputError where a record is.
     """
+    import torch
+
     config, begin = resolved.config, resolved.run.start
     read = cache(partial(record_files.read, config.run_dir))
+    torch.set_num_threads(read(resolved.step).platform["num_threads"])  # a host's bits depend on it
     begin = replace(begin, weights=None if resolved.checkpoint else config.init.checkpoint)
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
@@ -218,7 +218,7 @@ def _result(resolved: Resolved, walk: _Walk) -> dict[str, Any]:
     firsts = [difference for step in sorted(walk.stages) if (difference := compare.first(walk.stages[step])) is not None]
     recorded, here = walk.platforms
     return {
-        **resolved.figures,
+        **{name: value for name, value in resolved.figures.items() if name != "environment"},
         "exact": walk.is_exact,
         "other_platform": {key: f"{recorded.get(key)} recorded, {here[key]} here" for key in here if recorded.get(key) != here[key]},
         "first_difference": asdict(firsts[0]) if firsts else None,
