@@ -36,6 +36,7 @@ from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.replay import Recorded
 from megatron_prism.rl.rollout import Encoded, Sampler
+from megatron_prism.rl.scoring import Scorer
 from megatron_prism.train import garbage
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder
@@ -168,6 +169,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
+        bound = None if config.rollout.recorded else gate.BOUNDS[config.precision]
         running = loop.Run(
             config=config,
             groups=groups,
@@ -180,8 +182,9 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             objective=losses.objective(config.algorithm),
             progress=progress(resumed),
             ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
-            bound=None if config.rollout.recorded else gate.BOUNDS[config.precision],
-            observer=_observer(config, begin, groups, chunks, optimizer, reference, first_step),
+            scorer=Scorer(
+                config, chunks, groups, reference, bound, _observer(config, begin, groups, chunks, optimizer, reference, first_step)
+            ),
             recorder=stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first)),
             saver=stack.enter_context(saving.Saver(config.run_dir, config.save, contents, chunks, optimizer, groups, reference)),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),

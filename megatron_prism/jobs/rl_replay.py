@@ -26,6 +26,7 @@ from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.replay import Replayed
+from megatron_prism.rl.scoring import Scorer
 from megatron_prism.train.guard import Guard
 from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.stop import StopRequest
@@ -186,6 +187,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
         sampler = Replayed(config, engine, resolved.run.spec, grades, read=read, at=resolved.step)
         walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, sampler)
+        witness = Witness(config, begin.model, groups, chunks, optimizer, reference, lambda step: True, walk.take)
         running = loop.Run(
             config=replace(config, rollout=replace(config.rollout, keep=False)),
             groups=groups,
@@ -198,14 +200,14 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             objective=losses.objective(config.algorithm),
             progress=rl.progress(resumed),
             ahead=ahead.restored(resumed.root) if resumed else ahead.Ahead(),
-            bound=None,  # a record that was changed is no sampler that is not the trainer's: the comparison says so
             recorder=stack.enter_context(Recorder(config.run_dir, resolved.begins, config.steps, enabled=False)),
             saver=_NoSaver(),
             guard=Guard(config.guard, **(resumed.facts["guard"] if resumed else {})),
             stop=stack.enter_context(StopRequest(None)),
             watchdog=watchdog,
             collect_garbage=lambda step: None,
-            observer=Witness(config, begin.model, groups, chunks, optimizer, reference, lambda step: True, walk.take),
+            # no bound: a record that was changed is no sampler that is not the trainer's, and the comparison says so
+            scorer=Scorer(config, chunks, groups, reference, None, witness),
         )
         try:
             loop.fit(running, resolved.begins)

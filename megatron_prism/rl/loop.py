@@ -1,8 +1,8 @@
 """The loop of reinforcement learning. A step trains on what its own weights sampled, or one step off, and its ratio is exactly 1.
 
 Before the first step the trust gate compares sampler and trainer. A step: draw prompts, sample, grade, group -> log-probabilities of the
-trainer, compared with the sampler's, and of the reference -> one step off: sample for the next step -> forward and backward, measure, decide,
-apply -> the reference follows -> record, validate, save, stop. Shape legend: B rows of a microbatch, S tokens of a row.
+trainer, compared with the sampler's, and of the reference -> one step off: sample for the next step -> for each minibatch forward and backward,
+measure, decide, apply -> the reference follows -> record, validate, save, stop.
 """
 
 from __future__ import annotations
@@ -13,31 +13,25 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from megatron_prism.core import log
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import Stopped
 from megatron_prism.generate.engine import Sampling
-from megatron_prism.models.forward import log_probs, log_probs_and_entropies
-from megatron_prism.parallel.groups import Groups, gather
-from megatron_prism.rl import batches, figures, gate, rollout
-from megatron_prism.rl.advantages import advantages, group_of
+from megatron_prism.parallel.groups import Groups
+from megatron_prism.rl import figures, gate, rollout, scoring
 from megatron_prism.rl.ahead import Ahead, Taken, lag_of
-from megatron_prism.rl.record import Observer
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.rollout import Encoded, Rollouts, Sampler
 from megatron_prism.rl.sample import Sample
+from megatron_prism.rl.scoring import Microbatches, Scorer
 from megatron_prism.train import optim, safety, stop
 from megatron_prism.train.guard import Guard, decide
 from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.objective import Objective
 from megatron_prism.train.schedule import lr_at
-from megatron_prism.train.step import Means, forward_backward
+from megatron_prism.train.step import Means, forward_backward, mean_of
 from megatron_prism.train.timers import Timers, summary
 from megatron_prism.train.watchdog import Watchdog
-
-Microbatches = list[dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -52,7 +46,7 @@ class Progress:
 class Run:
     """Everything the loop works on.
 
-    reference: None without a KL term. bound: of the trust gate; None where the responses come from records. observer: looks at each step.
+    scorer: with the bound of the trust gate, and the observer, which looks at each step. reference: None without a KL term.
     """
 
     config: RLConfig
@@ -66,8 +60,7 @@ class Run:
     objective: Objective
     progress: Progress
     ahead: Ahead
-    bound: gate.Bound | None
-    observer: Observer
+    scorer: Scorer
     recorder: Recorder
     saver: safety.Saver
     guard: Guard
@@ -83,8 +76,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     """
     config, progress = run.config, run.progress
     validations: dict[str, dict[str, float]] = {}
-    if run.bound is not None:
-        _open_gate(run, run.bound)
+    if run.scorer.bound is not None:
+        _open_gate(run, run.scorer.bound)
     if first_step == 0:
         _validate(run, 0, validations)
     timers, longest_s = Timers(), 0.0
@@ -92,50 +85,75 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
         with optim.settled(run.chunks, config.parallel):
-            run.observer.begins(step)
+            run.scorer.observer.begins(step)
             with timers.phase("rollout"):
                 rollouts, taken = _collect(run, step)
             rollout_s = time.perf_counter() - started
             with timers.phase("log_probs"):
-                microbatches, entropy = _scored(run, rollouts, step)
+                scored = run.scorer.score(rollouts, step)
             if config.rollout.lag and step < config.steps:
                 with timers.phase("rollout"):
                     _sample_ahead(run, step)
         lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-        means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
-        with timers.phase("optimizer", on_device=True):
-            grad_norm = optim.measure(run.optimizer)
-            run.observer.measured(means, float(grad_norm), lr)
-            stop_reason = run.stop.reason(2 * longest_s + run.saver.longest_s)
-            decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
-            if decision.is_taken and means.weight > 0:  # no group to learn from: the step counts, and the weights stay
-                optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
-        safety.remember(run, step, means.loss, decision, timers)
+        updated = _update(run, step, lr, scored.minibatches, timers, 2 * longest_s + run.saver.longest_s)
         _follow(run, step)
-        run.observer.ends()
-        progress.num_tokens += means.num_tokens
+        run.scorer.observer.ends()
+        progress.num_tokens += updated.means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
         seconds = time.perf_counter() - started
         if safety.due(step, config.log.interval, config.steps):
-            values = _metrics(means, lr, float(grad_norm), seconds) | {"entropy": entropy}
+            values = _metrics(updated, lr, seconds) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, rollout_s, step) | taken.figures()
-            values |= ({} if decision.is_taken else {"passed_over": 1.0}) | (summary(timers.read(), 1) if config.log.timers else {})
+            values |= summary(timers.read(), 1) if config.log.timers else {}
             run.recorder.record(step, values)
         else:
             run.recorder.advance(step)
         if safety.due(step, config.validation.interval, config.steps):
             _validate(run, step, validations)
-        if safety.due(step, config.save.interval, config.steps) or decision.stop_reason:
-            safety.save(run, step, timers, bool(decision.stop_reason) or not config.save.background, **_facts(run))
+        if safety.due(step, config.save.interval, config.steps) or updated.stop_reason:
+            safety.save(run, step, timers, bool(updated.stop_reason) or not config.save.background, **_facts(run))
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
-        if decision.stop_reason and step < config.steps:
-            why = stop.name(decision.stop_reason)
+        if updated.stop_reason and step < config.steps:
+            why = stop.name(updated.stop_reason)
             raise Stopped(f"stopped by {why} after step {step}, which is saved; the same command goes on from there")
     run.watchdog.doing("waiting for the last checkpoint")
     run.saver.finish()
     return validations
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a step's minibatches did to the weights: the means over all of them, the largest gradient norm, how many were passed over."""
+
+    means: Means
+    grad_norm: float
+    num_passed_over: int
+    stop_reason: float
+
+
+def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches], timers: Timers, needed_s: float) -> Updated:
+    """Take one optimizer step a minibatch. needed_s: what the run still needs before its time is up, to go on and to save.
+
+    Raises: ResultFailure where the guard stops the run.
+    """
+    means, grad_norms, num_passed_over, stop_reason = [], [], 0, 0.0
+    for microbatches in minibatches:
+        means.append(forward_backward(run.chunks, microbatches, run.objective, run.groups, timers))
+        with timers.phase("optimizer", on_device=True):
+            grad_norm = optim.measure(run.optimizer)
+            grad_norms.append(float(grad_norm))
+            run.scorer.observer.measured(means[-1], grad_norms[-1], lr)
+            decision = decide(run.guard, means[-1].loss, grad_norms[-1], run.stop.reason(needed_s), run.saver.is_writing())
+            if decision.is_taken and means[-1].weight > 0:  # no group to learn from: the step counts, and the weights stay
+                optim.apply(run.optimizer, grad_norm, lr, run.config.optimizer.weight_decay)
+        num_rewinds = run.saver.num_rewinds
+        safety.remember(run, step, means[-1].loss, decision, timers)
+        num_passed_over, stop_reason = num_passed_over + (not decision.is_taken), max(stop_reason, decision.stop_reason)
+        if run.saver.num_rewinds != num_rewinds:
+            break  # the other minibatches were scored by weights that are given up
+    return Updated(mean_of(means), max(grad_norms), num_passed_over, stop_reason)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -149,7 +167,7 @@ def _open_gate(run: Run, bound: gate.Bound) -> None:
     sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature, end_ids=run.sampler.spec.end_ids)
     prompts = [one.tokens for one in run.prompts]
     with optim.settled(run.chunks, config.parallel):
-        trust = gate.at_start(run.sampler.engine, run.chunks, prompts, sampling, shape(config), run.groups)
+        trust = gate.at_start(run.sampler.engine, run.chunks, prompts, sampling, scoring.shape(config), run.groups)
     gate.require(trust, bound)
     if run.groups.rank == 0:
         said = f"KL {trust.kl:.2g}, largest difference {trust.difference:.2g} nats over {trust.num_tokens} tokens"
@@ -173,48 +191,8 @@ def _sample_ahead(run: Run, step: int) -> None:
     run.ahead.begin(run.sampler, sampled, run.saver.num_rewinds)
 
 
-def _scored(run: Run, rollouts: Rollouts, step: int) -> tuple[Microbatches, float]:
-    """Return this rank's microbatches with the log-probabilities of trainer and reference, and the mean entropy of sampled tokens.
-
-    Raises: ResultFailure where the weights of this very step sampled all of them, and the sampler's log-probabilities are not the trainer's.
-    """
-    grouped = [group_of(samples, run.config.algorithm) for samples in map(_samples, rollouts.kept)]
-    values = [float(value) for group in advantages(grouped, run.config.algorithm) for value in group]
-    counted = [bool(value) for group in grouped for value in group.is_counted_G]
-    samples = rollout.samples(rollouts.kept)
-    trained = [index for index, is_counted in enumerate(counted) if is_counted]
-    chosen = [samples[index] for index in trained]
-    plan = batches.plan(chosen, shape(run.config), run.groups.dp)
-    microbatches = batches.microbatches(plan, run.groups.dp_rank, chosen, [values[index] for index in trained], {})
-    scores = log_probs_and_entropies(run.chunks, microbatches, run.groups)
-    if run.bound is not None and chosen and all(sample.weights_step == step - 1 for sample in chosen):
-        old = batches.by_sample(plan, run.groups.dp_rank, [old_BS for old_BS, _ in scores])
-        gate.require_kl(chosen, old, run.bound, run.groups)
-    reference_BS = []
-    if run.reference is not None:
-        with run.reference.in_place():
-            reference_BS = log_probs(run.chunks, microbatches, run.groups)
-    sums = [0.0, 0.0]
-    for index, (batch, (old_BS, entropy_BS)) in enumerate(zip(microbatches, scores, strict=True)):
-        batch["old_log_probs"] = old_BS
-        if reference_BS:
-            batch["ref_log_probs"] = reference_BS[index]
-        mask_BS = batch["loss_mask"].to(entropy_BS.device)
-        sums = [sums[0] + float((entropy_BS * mask_BS).sum()), sums[1] + float(mask_BS.sum())]
-    run.observer.scored(rollouts, plan, chosen, [values[index] for index in trained], microbatches)
-    entropy, num_tokens = (sum(part) for part in zip(*gather(sums, run.groups.dp_cp_group), strict=True))
-    return microbatches, entropy / max(num_tokens, 1.0)
-
-
 def _samples(group: rollout.Group) -> list[Sample]:
     return [response.sample for response in group]
-
-
-def shape(config: RLConfig) -> batches.Shape:
-    """Return what microbatches must look like."""
-    grid = config.parallel
-    multiple = grid.tp if grid.sequence_parallel else 1
-    return batches.Shape(seq_length=config.batch.seq_length, micro_size=config.batch.micro_size, token_multiple=multiple)
 
 
 def _follow(run: Run, step: int) -> None:
@@ -223,15 +201,17 @@ def _follow(run: Run, step: int) -> None:
             run.reference.update(step)
 
 
-def _metrics(means: Means, lr: float, grad_norm: float, seconds: float) -> dict[str, float | None]:
+def _metrics(updated: Updated, lr: float, seconds: float) -> dict[str, float | None]:
+    means = updated.means
     return {
         "loss": means.loss,
         "lr": lr,
-        "grad_norm": grad_norm,
+        "grad_norm": updated.grad_norm,
         "step_s": seconds,
         "tokens_per_s": means.num_tokens / seconds,
         "trained_tokens": means.num_tokens,
         **means.reports,
+        **({"passed_over": float(updated.num_passed_over)} if updated.num_passed_over else {}),
     }
 
 

@@ -39,8 +39,9 @@ class Step:
     """Everything that one step saw.
 
     platform: what decides its bits beside its inputs. responses: all that were sampled, group after group. advantages and log-probabilities
-    (R,): of the responses that were trained on. plan: for each data-parallel rank the [response, row, first token, first label, labels] of
-    its microbatches. figures: loss, its weight and reports, grad_norm, lr. tensors: fingerprints by stage.
+    (R,): of the responses that were trained on. plan: for each data-parallel rank, of one minibatch after another, the [response, row, first
+    token, first label, labels] of its microbatches. figures: loss, its weight and reports, grad_norm, lr, of the last minibatch, as the
+    gradients are. tensors: fingerprints by stage.
     """
 
     step: int
@@ -63,10 +64,10 @@ class Observer(Protocol):
     def scored(
         self, rollouts: Rollouts, plan: Plan, samples: Sequence[Sample], advantages: Sequence[float], microbatches: Sequence[Batch]
     ) -> None:
-        """Look at what it trains on: the plan's samples, and this rank's microbatches with all their log-probabilities."""
+        """Look at a minibatch: the plan's samples, and this rank's microbatches with all their log-probabilities."""
 
     def measured(self, means: Means, grad_norm: float, lr: float) -> None:
-        """Look at loss and gradients, before they are clipped."""
+        """Look at a minibatch's loss and gradients, before they are clipped."""
 
     def ends(self) -> None:
         """Look at what it leaves."""
@@ -124,20 +125,18 @@ class Witness:
         responses = [response for group in rollouts.groups for response in group]
         number_of = {id(response.sample): number for number, response in enumerate(responses)}
         numbers = [number_of[id(sample)] for sample in samples]
-        self._seen |= {
-            "responses": tuple(responses),
-            "advantages": dict(zip(numbers, advantages, strict=True)),
-            "plan": [
-                [[numbers[place.sample], place.row, place.first, place.first_label, place.num_labels] for place in places]
-                for places in plan.places
-            ],
-        }
+        self._seen["responses"] = tuple(responses)
+        self._seen.setdefault("advantages", {}).update(zip(numbers, advantages, strict=True))
+        self._seen.setdefault("plan", []).extend(
+            [[numbers[place.sample], place.row, place.first, place.first_label, place.num_labels] for place in places]
+            for places in plan.places
+        )
         for name in ("old_log_probs", "ref_log_probs"):
             held = [batch[name] for batch in microbatches if name in batch]
             mine = batches.by_sample(plan, self.groups.dp_rank, held) if held else {}
             parts = ranks.gather(mine, self.groups.dp_cp_group) if self.groups.dp > 1 else [mine]
             everyones = {index: values for part in parts for index, values in part.items()}
-            self._seen[name] = {numbers[index]: everyones[index] for index in sorted(everyones)}
+            self._seen.setdefault(name, {}).update({numbers[index]: everyones[index] for index in sorted(everyones)})
 
     def measured(self, means: Means, grad_norm: float, lr: float) -> None:
         """Keep loss, reports, gradient norm and learning rate, and the gradients' fingerprints."""

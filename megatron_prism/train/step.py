@@ -34,6 +34,18 @@ class Means:
     reports: Mapping[str, float]
 
 
+def mean_of(parts: Sequence[Means]) -> Means:
+    """Return the means over several batches, each by its weight."""
+    weight = sum(part.weight for part in parts)
+    shares = [part.weight / weight if weight else 1 / len(parts) for part in parts]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+    reports = {name: mean([part.reports[name] for part in parts]) for name in parts[0].reports}
+    return Means(mean([part.loss for part in parts]), weight, sum(part.num_tokens for part in parts), reports)
+
+
 def forward_backward(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups, timers: Timers) -> Means:
     """Compute the gradient of the objective's mean into the wrapped chunks' buffers, reduced over the ranks as their optimizer needs it."""
     for chunk in chunks:

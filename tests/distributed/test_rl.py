@@ -109,6 +109,19 @@ def test_a_run_killed_at_random_times_goes_on_bit_for_bit(toy: Callable[..., Pat
     assert same(toy(f"random-{lag}", **values), unbroken)
 
 
+def test_minibatches_are_updates_of_their_own(toy: Callable[..., Path], alone: Path) -> None:
+    """From the second on the ratio is not 1, unless the learning rate is 0, as in the last step. Killed in the second, a run goes on bit for bit; two ranks give the curve of one."""
+    values = {"batch": {"seq_length": 64, "num_minibatches": 2}}
+    run_dir = toy("minibatches", **values)
+    lines = curve(run_dir)
+    assert all(abs(line["ratio"] - 1) > 1e-6 for line in lines[1:-1]) and lines[0]["loss"] != curve(alone)[0]["loss"]
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("minibatches-killed", **values, kill_at="training", kill_after=3)  # the first of the second step's two is applied
+    assert same(toy("minibatches-killed", **values), run_dir)
+    other = curve(toy("minibatches-dp2", 2, grid={"tp": 1}, **values))
+    assert max(abs(one[key] - two[key]) for one, two in zip(lines, other, strict=True) for key in KEPT) < 1e-5
+
+
 def test_one_step_off_trains_on_the_weights_of_the_step_before(toy: Callable[..., Path]) -> None:
     run_dir = toy("off", rollout={**toy_rl.ROLLOUT, "lag": 1})
     lags = [json.loads(line)["lag"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -87,7 +87,7 @@ def config(run_dir: str, prompts: str, checkpoint: str, steps: int = 4, **change
 POINTS = {
     "rollout": ("megatron_prism.generate.lane.Lane.advance", False),
     "grading": ("tests.distributed.toy_rl.Toy.grade", False),
-    "sampled": ("megatron_prism.rl.loop._scored", False),
+    "sampled": ("megatron_prism.rl.scoring.Scorer.score", False),
     "training": ("megatron_prism.rl.loop.forward_backward", True),
     "reference": ("megatron_prism.rl.reference.Reference.update", True),
     "saving": ("megatron_prism.checkpoint.writers.Writers.poll", False),

@@ -155,6 +155,10 @@ class PackedBatchConfig(Section):
     micro_size: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
     """The rows of a microbatch, on one rank."""
 
+    num_minibatches: Annotated[int, Range(ge=1)] = 1
+    """The optimizer steps of a step: its groups are divided among so many minibatches, trained on in turn, and from the second on the ratio is
+    not 1. A step with fewer kept groups has fewer. Paper: 1, on-policy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(Section):
