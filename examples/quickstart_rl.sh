@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A base model, its mid-training and reinforcement learning, at toy scale, on this machine without a GPU: about 2 minutes on 2 cores after the set-up.
+# A base model, its mid-training and reinforcement learning, at toy scale, on this machine without a GPU: 4 minutes on 2 busy cores after the set-up.
 #   bash examples/quickstart_rl.sh
 # A step whose output is there already is skipped: to start again, remove runs/quickstart_rl.
 set -euo pipefail

@@ -59,7 +59,7 @@ SOAKS: dict[str, tuple[str, int, str]] = {
         "write hostile texts into every field of a cluster and a command, and run the job's script (R14)",
     ),
     "rl": (
-        "e2e/test_rl.py::test_rl_of_other_base_models_learns_too",
+        "e2e/test_rl.py::test_rl_lifts_what_mid_training_taught_whatever_its_seed",
         3,
         "train a base model, mid-train it and learn by reinforcement from both, dense and hybrid, with a seed of its own each time",
     ),
