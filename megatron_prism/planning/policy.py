@@ -14,7 +14,7 @@ from typing import Any
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import BatchConfig, DataConfig, ModelConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.planning import memory, predict, rollout, throughput
-from megatron_prism.planning.gpus import H100, Gpu
+from megatron_prism.planning.gpus import GIB, H100, Gpu
 from megatron_prism.planning.rollout import Lengths
 from megatron_prism.planning.stage import Stage
 
@@ -23,7 +23,7 @@ FILLED = 0.95  # of the packed rows, by best-fit decreasing: an assumption
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of one rank. activations: training's, with its working memory. cache: the rollout's, likewise. Only the larger counts."""
+    """Peak bytes of one rank. activations: training's, with its working memory. cache: the rollout's, likewise (all that vLLM takes). Only the larger counts."""
 
     weights: float
     gradients: float
@@ -66,7 +66,7 @@ class Prediction:
 
     @property
     def memory_gib(self) -> list[float]:
-        return [needs.total / memory.GIB for needs in self.memories]
+        return [needs.total / GIB for needs in self.memories]
 
     @property
     def fits(self) -> bool:
@@ -93,7 +93,7 @@ def predict_rl(
     dp = data_parallel_size(config, world_size)
     return Prediction(
         stages=tuple(stages),
-        memories=tuple(_of_stage(stage, index, model, config, trained, dp) for index, stage in enumerate(stages)),
+        memories=tuple(_of_stage(stages, index, model, config, trained, dp, gpu) for index in range(len(stages))),
         lengths=assumed,
         time=time,
         longest=_time(stages, model, config, world_size, full, gpu),
@@ -115,10 +115,11 @@ def as_training(config: RLConfig, world_size: int, assumed: Lengths) -> TrainCon
     )
 
 
-def _of_stage(stage: Stage, index: int, model: ModelConfig, config: RLConfig, trained: TrainConfig, dp: int) -> Memory:
+def _of_stage(stages: Sequence[Stage], index: int, model: ModelConfig, config: RLConfig, trained: TrainConfig, dp: int, gpu: Gpu) -> Memory:
+    stage = stages[index]
     needs = memory.of_stage(stage, index, model, trained, dp)
     activations = needs.activations + needs.working
-    cache = rollout.cache_bytes(stage, model, config, dp) + rollout.working_bytes(stage, model, config)
+    cache = rollout.memory_bytes(stages, index, model, config, dp, gpu)
     fixed = needs.allowance - memory.FRAGMENTATION * activations
     reference = (4.0 if config.precision == "fp32" else 2.0) * stage.parameters if config.algorithm.kl_beta > 0 else 0.0
     return Memory(
@@ -170,6 +171,6 @@ def figures(prediction: Prediction, config: RLConfig, world_size: int, usd_per_g
         "gpu_hours": gpu_hours,
         "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
         "usd": gpu_hours * usd_per_gpu_hour,
-        "checkpoint_gib": saved / memory.GIB,
+        "checkpoint_gib": saved / GIB,
         "checkpoint_save_s": saved / predict.write_bytes_s(world_size),
     }

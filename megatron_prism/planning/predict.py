@@ -10,7 +10,7 @@ from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
-from megatron_prism.planning.gpus import H100, Gpu
+from megatron_prism.planning.gpus import GIB, H100, Gpu
 from megatron_prism.planning.stage import Stage
 
 WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
@@ -29,7 +29,7 @@ class Prediction:
 
     @property
     def memory_gib(self) -> list[float]:
-        return [needs.total / memory.GIB for needs in self.memories]
+        return [needs.total / GIB for needs in self.memories]
 
     @property
     def fits(self) -> bool:
@@ -87,7 +87,7 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
         "gpu_hours": hours,
         "usd_per_gpu_hour_assumed": usd_per_gpu_hour,
         "usd": hours * usd_per_gpu_hour,
-        "checkpoint_gib": saved / memory.GIB,
+        "checkpoint_gib": saved / GIB,
         "checkpoint_save_s": saved / write_bytes_s(world_size),
     }
 
@@ -107,12 +107,12 @@ def shown(index: int, stage: Stage, needs: Any) -> dict[str, Any]:
     """Return a stage and its memory (a dataclass of bytes with their `total`) as the plan's plain values."""
     kinds = {"attention": "*", "mlp": "-", "mamba": "M"}
     layers = {name: stage.letters.count(letter) for name, letter in kinds.items() if letter in stage.letters}
-    parts = {f"{name}_gib": size / memory.GIB for name, size in vars(needs).items()}
+    parts = {f"{name}_gib": size / GIB for name, size in vars(needs).items()}
     return {
         "stage": index,
         "layers": layers,
         "parameters": stage.parameters,
         "trainable": stage.trainable,
         **parts,
-        "total_gib": needs.total / memory.GIB,
+        "total_gib": needs.total / GIB,
     }

@@ -1,4 +1,7 @@
-"""Memory and seconds of a rollout on the embedded engine (generate/), on each data-parallel replica. Formulas of its sources; nothing was measured.
+"""Memory and seconds of a rollout, by the formulas of the engines' sources. Nothing was measured.
+
+The embedded engine (generate/) samples on each data-parallel replica. vLLM has its own copies of the model, and the share of the memory that it
+is given.
 
 A decode step reads a stage's weights once, and the keys, values and states of its rows. It takes as long as the slowest of these: memory to
 read, matrix products, and the host that launches the kernels one by one.
@@ -7,12 +10,12 @@ read, matrix products, and the host that launches the kernels one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, RLConfig
-from megatron_prism.planning.gpus import Gpu
+from megatron_prism.core.config import ModelConfig, ParallelConfig, RLConfig
+from megatron_prism.planning.gpus import GIB, Gpu
 from megatron_prism.planning.stage import Stage
 from megatron_prism.planning.throughput import HBM, MATMUL
 
@@ -46,6 +49,27 @@ def num_responses(config: RLConfig, dp: int) -> int:
     return -(-config.rollout.num_prompts // dp) * config.rollout.num_samples
 
 
+def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, config: RLConfig, dp: int, gpu: Gpu) -> float:
+    """Return the bytes that a rank of pipeline stage `index` holds for a rollout, beside what training holds always.
+
+    vLLM's is the share that it is given, or where that is too small its weights and one full row.
+    """
+    if config.rollout.engine == "vllm":
+        copy, own = _copy(stages, config)
+        row = _token_bytes(copy, model, own) * (config.batch.seq_length + 1) + _state_bytes(copy, model, own)
+        return max(config.rollout.vllm.memory_share * gpu.memory_gib * GIB, _element(own) * copy.parameters + row)
+    return cache_bytes(stages[index], model, config, dp) + working_bytes(stages[index], model, config)
+
+
+def _copy(stages: Sequence[Stage], config: RLConfig) -> tuple[Stage, RLConfig]:
+    """Return a rank's share of one of vLLM's copies of the model as a stage, and the config with vLLM's layout."""
+    tp, share = config.rollout.vllm.tensor_parallel, config.parallel.tp / config.rollout.vllm.tensor_parallel
+    letters = "".join(stage.letters for stage in stages)
+    parameters, matrices = (round(share * sum(getattr(stage, name) for stage in stages)) for name in ("parameters", "matrices"))
+    copy = replace(stages[0], letters=letters, is_last=True, parameters=parameters, matrices=matrices)
+    return copy, replace(config, parallel=ParallelConfig(tp=tp, sequence_parallel=tp > 1))
+
+
 def cache_bytes(stage: Stage, model: ModelConfig, config: RLConfig, dp: int) -> float:
     """Return the bytes of a stage's cache: of all rows, each as long as the longest prompt and response, and of the prompts just read."""
     rows, room = min(config.rollout.num_rows, num_responses(config, dp)), config.batch.seq_length + 1
@@ -66,6 +90,9 @@ def seconds(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world
 
     Steps of a lane: (responses - rows) x mean / rows with every row busy, then those of the longest response, as the other rows end.
     """
+    if config.rollout.engine == "vllm":
+        copy, config = _copy(stages, config)
+        stages, config = [copy], _within(copy, model, config, assumed, gpu)
     dp, pp = data_parallel_size(config, world_size), config.parallel.pp
     lanes = min(pp, -(-config.rollout.num_prompts // dp))
     responses = num_responses(config, dp) / lanes
@@ -78,6 +105,13 @@ def seconds(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world
     return pp * decode + read
 
 
+def _within(copy: Stage, model: ModelConfig, config: RLConfig, assumed: Lengths, gpu: Gpu) -> RLConfig:
+    """Return the config with at most as many rows as vLLM's cache holds of mean length: it is given pages, not whole rows."""
+    room = config.rollout.vllm.memory_share * gpu.memory_gib * GIB - _element(config) * copy.parameters
+    row = _token_bytes(copy, model, config) * (assumed.prompt + assumed.response) + _state_bytes(copy, model, config)
+    return replace(config, rollout=replace(config.rollout, num_rows=max(1, min(config.rollout.num_rows, int(room / row)))))
+
+
 def _step_s(stage: Stage, model: ModelConfig, config: RLConfig, rows: float, assumed: Lengths, gpu: Gpu) -> float:
     """Return the seconds of one decode step of a lane on a stage. Keys and values are read up to the longest row, half full in the mean."""
     tp = config.parallel.tp
@@ -87,7 +121,8 @@ def _step_s(stage: Stage, model: ModelConfig, config: RLConfig, rows: float, ass
     read += rows * (_token_bytes(stage, model, config) * context + 2 * _state_bytes(stage, model, config))
     product = 2 * rows * (stage.matrices + output) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
     exchanged = len(stage.letters) * ALL_REDUCE_S if tp > 1 else 0.0
-    return max(max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged, len(stage.letters) * LAUNCH_S)
+    launch = 0.0 if config.rollout.engine == "vllm" else len(stage.letters) * LAUNCH_S  # vLLM launches a CUDA graph
+    return max(max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged, launch)
 
 
 def _token_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:

@@ -55,7 +55,7 @@ def write(run_dir: Path, step: Step, keep_last: int) -> None:
 
     Raises: EnvironmentFault where it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     target = path_of(run_dir, step.step)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -68,7 +68,7 @@ def write(run_dir: Path, step: Step, keep_last: int) -> None:
         write_text(temporary / RESPONSES, rollout.to_lines([step.responses]))
         lines = ({"stage": stage, "name": name, **asdict(one)} for stage, part in step.tensors.items() for name, one in part.items())
         write_text(temporary / TENSORS, "".join(json.dumps(_plain(line)) + "\n" for line in lines))
-        save_file(_log_probs(step), temporary / LOG_PROBS)
+        (temporary / LOG_PROBS).write_bytes(save(_log_probs(step)))
         integrity.seal(temporary)
         folder.publish(temporary, target)
         for old in steps(run_dir)[:-keep_last]:

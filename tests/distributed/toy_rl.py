@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.load import build
+from megatron_prism.generate.cached import Cached
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import rl
 from megatron_prism.parallel.groups import Groups
@@ -142,7 +143,7 @@ def train(
 @contextmanager
 def sampler_off(from_call: int | None) -> Iterator[None]:
     """Within the block the engine says a little too much of each token's log-probability, from that call on (0: the gate's own)."""
-    kept, num_calls = rl.Cached.generate, 0
+    kept, num_calls = Cached.generate, 0
 
     def generate(*arguments: Any) -> Any:
         nonlocal num_calls
@@ -152,7 +153,7 @@ def sampler_off(from_call: int | None) -> Iterator[None]:
             return rollouts
         return [replace(one, logprobs=tuple(value + 1e-3 for value in one.logprobs)) for one in rollouts]
 
-    with patch.object(rl.Cached, "generate", generate):
+    with patch.object(Cached, "generate", generate):
         yield
 
 

@@ -45,9 +45,12 @@ PARTS = (  # by worth: what is left when the budget is spent is not run
     Part("text", 90),
     Part("two_cudnns", 60),
     Part("saving", 90),
+    Part("rl", 150, "dense"),
+    Part("rl", 240, "hybrid"),
     Part("throughput", 120, "dense", alone=True),
     Part("throughput", 120, "lengths", alone=True),
     Part("layouts", 120, alone=True),
+    Part("rl", 90, "engines", alone=True),
     Part("throughput", 200, "hybrid", alone=True),  # the last: mamba_ssm's autotuner may take minutes
 )
 TINY_FACTOR = 3.0  # a CPU's time, of a part's limit

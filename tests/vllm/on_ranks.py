@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,20 +147,3 @@ def faulty(groups: Groups, ckpt: str, faults: list[list[str]]) -> dict[str, Any]
         step(chunks, 8)
         said["no repacked head"] = measured(engine, chunks, groups)
     return said
-
-
-def speeds(groups: Groups, ckpt: str, num_tokens: int = 64) -> dict[str, float]:
-    """Return the tokens per second of both engines, the second call of each."""
-    from megatron_prism.generate.cached import Cached
-
-    chunks, model = built(groups, ckpt, "fp32")
-    prompts = [[(7 * number + at) % 290 + 3 for at in range(8 + number % 8)] for number in range(8)]
-    sampling = Sampling(max_tokens=40, temperature=1.0)
-    rates = {}
-    for name, engine in (("cached", Cached(chunks, model, groups, num_rows=32)), ("vllm", engine_on(groups, ckpt, chunks, model, "fp32"))):
-        for seed in range(2):
-            started, used = time.perf_counter(), time.process_time()
-            rollouts = engine.generate(prompts, 4, sampling, [seed] * len(prompts))
-            count = sum(len(rollout.token_ids) for rollout in rollouts)
-            rates[name], rates[f"{name}_cpu"] = count / (time.perf_counter() - started), count / (time.process_time() - used)
-    return rates

@@ -14,6 +14,7 @@ import pytest
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl.gate import BOUNDS
 from tests.distributed import toy_rl
+from tests.distributed.test_rl import same
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed: tools/test_vllm.sh")
 ROLLOUT = {**toy_rl.ROLLOUT, "engine": "vllm", "vllm": {"memory_share": 0.004}}
@@ -70,3 +71,21 @@ def test_a_run_samples_by_the_weights_of_its_step(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert len(steps) == STEPS and all(line["ratio"] == 1.0 for line in steps if line["kept_groups"])
+
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    run_distributed: Callable[..., list[Any]], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """vLLM's random numbers are of each rollout's seed, so on the same machine the same tokens come again."""
+    own = {"prompts": toy_rl.write_prompts(tmp_path / "prompts"), "checkpoint": make_checkpoint("granite", hidden_size=128)}
+    own |= {"steps": STEPS, "rollout": ROLLOUT}
+
+    def run(name: str, **values: Any) -> Path:
+        run_distributed(train, 1, timeout_s=400.0, run_dir=tmp_path / name, **own, **values)
+        return tmp_path / name
+
+    with pytest.raises(AssertionError, match="exit code -9"):
+        run("killed", kill_at="sampled", kill_after=1)
+    killed, unbroken, other = run("killed"), run("unbroken"), run("other", seed=5)
+    assert same(killed, unbroken)
+    assert not same(other, unbroken)

@@ -32,11 +32,11 @@ class Job:
 
 @dataclass(eq=False)
 class Running:
-    """A process and what it said: stdout, stderr, started, verdict. waited_s: for a processor, as it was killed for its time."""
+    """A process and what it said: stdout, stderr, started, verdict. starved_s: of a processor, as it was killed for its time."""
 
     process: subprocess.Popen[bytes]
     began: float
-    waited_s: float = 0.0
+    starved_s: float = 0.0
     said: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in ("stdout", "stderr", "started", "verdict")})
     killed_for: Ended | None = None
     seconds: float = 0.0
@@ -51,21 +51,24 @@ class Running:
 
     def kill(self, why: Ended | None) -> None:
         if why == "time":
-            self.waited_s = waited_for_a_processor_s(self.process.pid)
+            self.starved_s = starved_s(self.process.pid)
         self.killed_for = self.killed_for or why
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # not reaped yet: the number is still its own
 
 
-def waited_for_a_processor_s(pid: int) -> float:
-    """Return how long the program behind a process could have run and was not let: its own main thread, where the kernel tells.
+def starved_s(pid: int) -> float:
+    """Return how long others kept the program behind a process from a processor: what its main thread waited, less what its own other threads
+    computed meanwhile. 0 where the kernel does not tell.
 
-    A program that sleeps waits for no processor, and one whose threads take each other's place reaches its CPU-seconds first.
+    A program that sleeps waits for no processor, and one that crowds itself out is starved by nobody. It has no child processes (seccomp.py).
     """
     try:
         while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # bubblewrap waits; the program is its child
             pid = int(children[0])
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        running_ns, waited_ns = map(int, Path(f"/proc/{pid}/schedstat").read_text().split()[:2])
+        used = map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])  # utime, stime, of all threads
+        return max(0.0, (running_ns + waited_ns) / 1e9 - sum(used) / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return 0.0
 
@@ -196,8 +199,8 @@ def _result(running: Running, limits: Limits) -> Result:
         ended, why = "fault", "a killed process was not gone in time"
     elif not said["started"]:
         ended, why = "fault", f"the sandbox did not start the program ({running.killed_for or code}): {why}"
-    elif running.killed_for == "time" and running.waited_s >= limits.wall_s / 2:
-        ended, why = "fault", f"it waited {running.waited_s:.1f} s for a processor: the machine is too busy"
+    elif running.killed_for == "time" and running.starved_s >= limits.wall_s / 2:
+        ended, why = "fault", f"it waited {running.starved_s:.1f} s for a processor: the machine is too busy"
     elif running.killed_for:
         ended = running.killed_for
     elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9):  # a limit of CPU-seconds is 1 at least

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from megatron_prism.checkpoint.fingerprint import _measure
+from megatron_prism.checkpoint.fingerprint import SIGNED, _measure
 
 
 def digest(tensor: torch.Tensor, rows: int = 0, columns: int = 0) -> int:
@@ -20,18 +20,19 @@ def digest(tensor: torch.Tensor, rows: int = 0, columns: int = 0) -> int:
     return sum(digests) % 2**64
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_cut_does_not_change_it_and_any_change_of_one_element_does(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     tensor = torch.randn(37, 29).to(dtype)
-    whole = digest(tensor)
+    kept, whole = tensor.clone(), digest(tensor)
     assert {digest(tensor, rows, columns) for rows, columns in ((1, 0), (36, 3), (5, 28), (37, 29))} == {whole}
-    monkeypatch.setattr("megatron_prism.checkpoint.fingerprint.PIECE_ELEMENTS", 100)
+    monkeypatch.setattr("megatron_prism.checkpoint.fingerprint.HOST_PIECE", 100)
     assert digest(tensor) == whole
-    bits = tensor.view(torch.int16 if dtype == torch.bfloat16 else torch.int32).view(-1)
+    assert torch.equal(tensor, kept)
+    bits = tensor.view(SIGNED[dtype.itemsize]).view(-1)
     generator = random.Random(0)
     for _ in range(500):
-        place, bit = generator.randrange(len(bits)), generator.randrange(15 if dtype == torch.bfloat16 else 31)
+        place, bit = generator.randrange(len(bits)), generator.randrange(8 * dtype.itemsize - 1)
         bits[place] ^= 1 << bit
         assert digest(tensor) != whole
         bits[place] ^= 1 << bit

@@ -67,6 +67,10 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"algorithm": {"normalization": "constant"}}, 1, "algorithm.constant_tokens"),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 17}}, 1, "algorithm.overlong_tokens"),
         ({"rollout": {"lag": 1}, "algorithm": {"tis_cap": None}}, 1, "algorithm.tis_cap"),
+        ({"rollout": {"only": True}, "record": {"interval": 1}}, 1, "record.interval"),
+        ({"rollout": {"only": True, "recorded": "other"}}, 1, "rollout.only,"),
+        ({"rollout": {"recorded": "r"}}, 1, "rollout.recorded"),  # the run's own folder
+        ({"rollout": {"recorded": "other"}, "validation": {"prompts": "p"}}, 1, "validation.prompts"),
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),

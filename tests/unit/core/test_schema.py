@@ -45,7 +45,8 @@ def job_of(path: Path) -> type:
     of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig}.get(
         path.stem.rpartition("_")[2], TrainConfig
     )
-    return MixConfig if path.parent.name == "mixes" else FOLDERS.get(path.parts[0], of_tiny)
+    named = {"mixes": MixConfig, "passes": FilterConfig}
+    return named.get(path.parent.name) or FOLDERS.get(path.parts[0], of_tiny)
 
 
 @functools.cache

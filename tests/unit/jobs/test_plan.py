@@ -90,3 +90,17 @@ def test_a_config_that_cannot_train_cannot_be_planned(tmp_path: Path) -> None:
     assert done.returncode == 2 and "neither model nor init.checkpoint" in done.stderr
     swept = plan(tmp_path, tmp_path / "c.yaml", "--sweep")
     assert swept.returncode == 2 and "neither model nor init.checkpoint" in swept.stderr
+
+
+def test_an_rl_config_is_planned_with_its_rollout(tmp_path: Path) -> None:
+    recipe = RECIPE.with_name("rl.yaml")
+    done = plan(tmp_path, recipe, "--gpus", 8, "--response-tokens", 2000)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["step_s"] == pytest.approx(found["rollout_s"] + found["log_probs_s"] + found["training_s"])
+    assert found["response_tokens_assumed"] == 2000 and found["hours"] < found["hours_longest"]
+    assert found["responses"] == 1_024_000 and found["layout"]["num_rows"] == 128
+    assert {"reference_gib", "cache_gib"} <= found["stages"][0].keys() and any("cache_gib" in line for line in done.stdout.splitlines())
+    large = plan(tmp_path, recipe, "--gpus", 8, "rollout.num_rows=512")
+    assert large.returncode == 2 and "the nearest that fits: rollout.num_rows=" in large.stderr, large.stderr
+    assert "parallel.cp: found 2" in plan(tmp_path, recipe, "--gpus", 8, "parallel.tp=4", "parallel.cp=2").stderr

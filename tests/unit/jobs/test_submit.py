@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from megatron_prism.cli.submit import read_command
+from megatron_prism.core.config import MixConfig, PromptsConfig, RLConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
+from megatron_prism.core.load import load
 from megatron_prism.jobs import status, submit
 from megatron_prism.launch import slurm
 
@@ -345,6 +347,8 @@ def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
     assert scripts("filter.yaml") == [alone]  # a config alone stands for the job that it loads as
     found = submitted("rl", "filter", "filter.yaml")
     assert found["folder"] == "passes.slurm" and found["stages"][0]["run_dirs"] == []  # beside: a filter refuses a folder with other files
+    (row,) = status.run(Path("passes"))["rows"]
+    assert (row["stage"], row["job"]) == ("rl-filter", "101")
     assert "rollout.max_tokens: found 0" in refused("rl", "filter", "filter.yaml", "rollout.max_tokens=0")
     assert "world_size" in refused("rl", "filter", "filter.yaml", "world_size=null")
     newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
@@ -451,3 +455,22 @@ def test_the_pipeline_of_configs_is_the_pages(monkeypatch: pytest.MonkeyPatch) -
         ("export", 1, 1),
     ]
     assert "\n".join(path.read_text().splitlines()[5:]) in Path("docs/CLUSTER.md").read_text()
+
+
+def test_the_pipeline_of_reinforcement_learning_reads_what_the_stage_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = submitted("configs/pipelines/llama-3.1-8b-rl.yaml", dry_run=True, cluster="configs/clusters/h100_pyxis.yaml")["stages"]
+    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [
+        ("prompts", 1, 1),
+        ("filter", 8, 64),
+        ("mix", 1, 1),
+        ("rl", 8, 64),
+        ("export", 1, 1),
+    ]
+    prompts, filtered, mix, _, _ = found
+    made = [load(Path(words[0]), PromptsConfig).out for words in prompts["array"]]
+    read = [Path(words[0].removeprefix("prompts=")) for words in filtered["array"]]
+    mixed = load(Path(mix["command"][-1]), MixConfig)
+    assert made == read == [one.prompts for one in mixed.sets]
+    assert [Path(words[1].removeprefix("out=")) for words in filtered["array"]] == [one.passes for one in mixed.sets]
+    assert load(Path("configs/recipes/llama-3.1-8b/rl.yaml"), RLConfig).prompts == mixed.out

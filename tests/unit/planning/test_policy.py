@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig, ParallelConfig, RLConfig
-from megatron_prism.core.config.rl import PackedBatchConfig, RolloutConfig
+from megatron_prism.core.config.rl import PackedBatchConfig, RolloutConfig, VLLMConfig
 from megatron_prism.planning import policy, rollout
 from megatron_prism.planning.gpus import H100
 from megatron_prism.planning.stage import Stage
@@ -118,3 +118,23 @@ def test_reference_and_trainer_take_a_forward_pass_each(llama_8b: ModelConfig) -
     both = policy.predict_rl([LLAMA_STAGE], llama_8b, config_of(), 8).time
     alone = config_of(algorithm=replace(config_of().algorithm, kl_beta=0.0))
     assert policy.predict_rl([LLAMA_STAGE], llama_8b, alone, 8).time.log_probs_s == pytest.approx(both.log_probs_s / 2)
+
+
+def test_vllm_takes_its_share_and_has_copies_of_its_own_layout(llama_8b: ModelConfig) -> None:
+    """A training layout of TP 2 x PP 2 on 8 GPUs; vLLM's copies on two GPUs each."""
+    half = replace(LLAMA_STAGE, letters="*-" * 16, parameters=2_007_500_000, matrices=1_744_750_000)
+    stages = [replace(half, is_last=False), replace(half, is_first=False)]
+    grid = {"parallel": ParallelConfig(tp=2, pp=2, sequence_parallel=True)}
+    rows = RolloutConfig(engine="vllm", vllm=VLLMConfig(tensor_parallel=2, memory_share=0.5), max_tokens=14_336, num_rows=256)
+    config = config_of(rollout=rows, **grid)
+    found = policy.predict_rl(stages, llama_8b, config, 8)
+    assert [memory.cache for memory in found.memories] == [0.5 * H100.memory_gib * 2**30] * 2
+    copy, own = rollout._copy(stages, config)
+    assert copy.letters == LLAMA_STAGE.letters and (own.parallel.tp, own.parallel.pp) == (2, 1)
+    assert copy.parameters == pytest.approx(LLAMA_STAGE.parameters / 2, rel=1e-3)
+    small = policy.predict_rl(stages, llama_8b, config_of(rollout=replace(rows, vllm=VLLMConfig(memory_share=0.01)), **grid), 8)
+    assert small.memories[0].cache > 2 * LLAMA_STAGE.parameters  # its weights, all of them on a GPU, need more than the share
+    fewer = replace(rows, vllm=VLLMConfig(tensor_parallel=2, memory_share=0.15))
+    assert policy.predict_rl(stages, llama_8b, config_of(rollout=fewer, **grid), 8).time.rollout_s > 1.5 * found.time.rollout_s
+    cached = config_of(rollout=replace(rows, engine="cached"), **grid)
+    assert policy.predict_rl(stages, llama_8b, cached, 8).time.rollout_s > found.time.rollout_s

@@ -30,7 +30,7 @@ def sample(outcome: Outcome, domain: str = "math", num_tokens: int = 2, ended: s
 
 
 def rollouts(groups: Sequence[Sequence[Sample]], num_kept: int) -> Rollouts:
-    responses = [[Response(one, "", "") for one in group] for group in groups]
+    responses = [[Response(one, "", "", seed=0) for one in group] for group in groups]
     return Rollouts(responses, responses[:num_kept], num_drawn=len(groups))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_prism.core.config import MixConfig, MixDomainsConfig, MixRuleConfig, MixSetConfig
+from megatron_prism.core.check.filter import check_filter
+from megatron_prism.core.config import FilterConfig, MixConfig, MixDomainsConfig, MixRuleConfig, MixSetConfig, PromptsConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load
 from megatron_prism.core.manifest import sha256_file
@@ -115,6 +116,23 @@ def test_a_prompt_with_a_fault_is_no_prompt_without_a_right_answer() -> None:
 def test_a_rule_that_says_nothing_is_refused(rule: MixRuleConfig | None, where: str) -> None:
     assert [problem.where for problem in mixes.check(rules(code=rule))] == [where]  # type: ignore[arg-type]
     assert not mixes.check(rules(code=MixRuleConfig(most_right=16, least_right=16)))
+
+
+@pytest.mark.parametrize("path", sorted(MIXES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_mixes_are_of_the_papers_sets(path: Path) -> None:
+    mix = load(path, MixConfig)
+    sets = [load(path, PromptsConfig) for path in sorted(MIXES.parent.glob("*.yaml"))]
+    domains = {one.out: {source.domain for source in one.sources} for one in sets}
+    assert not mixes.check(mix) and mix.out.name == path.stem
+    assert {domain for one in mix.sets for domain in domains[one.prompts]} == set(mix.domains.rules)
+    assert [one.passes.name for one in mix.sets] == [one.prompts.name for one in mix.sets]
+    assert len(mix.sets) == sum(bool(domains[out] & set(mix.domains.rules)) for out in domains)
+
+
+def test_the_papers_filter_is_the_counts_of_its_mixes() -> None:
+    filtered = load(MIXES.parent / "passes" / "granite-3.3-8b.yaml", FilterConfig)
+    assert not check_filter(filtered, 8) and filtered.rollout.num_samples == 16 and filtered.rollout.temperature == 1.0
+    assert MixSetConfig(prompts=filtered.prompts, passes=filtered.out) in load(MIXES / "m.yaml", MixConfig).sets
 
 
 def test_a_domain_that_is_none_is_refused_by_name(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_trap_11_lag_is_counted_when_a_sample_is_trained_on() -> None:
     """Sampled for step 3 it was one update old. A step that takes it later finds it older than that, and does not train on it."""
 
     def taken(step: int) -> Taken:
-        groups = [[Response(sample("right", number, weights_step=1), "", "")] for number in range(2)]
+        groups = [[Response(sample("right", number, weights_step=1), "", "", seed=0)] for number in range(2)]
         return Ahead(_groups=groups).take(step, 1, 0)
 
     assert [len(taken(step).groups) for step in (2, 3, 4, 5)] == [2, 2, 0, 0]
