@@ -25,7 +25,7 @@ LIMITS = Limits(wall_s=1.5, cpu_s=1)
 NUM_SOAK_RUNS = int(os.environ.get("PRISM_SOAK_RUNS", "60"))
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock", "bubblewrap as nobody"])
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock", pytest.param("bubblewrap as nobody", marks=pytest.mark.slow)])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     """Return a sandbox of each kind; a machine that has no such backend is told by name.
 
@@ -122,6 +122,7 @@ def test_a_sandbox_that_does_not_start_is_a_fault_and_is_tried_again(sandbox: Sa
     assert dataclasses.replace(sandbox, interpreter=nowhere).run("print(1)").is_fault
 
 
+@pytest.mark.slow
 def test_a_program_that_the_machine_kills_is_tried_again(sandbox: Sandbox) -> None:
     """As the kernel does where no memory is left. Killed once, it is run again; killed each time, it is a fault."""
     patient = dataclasses.replace(sandbox, limits=Limits(wall_s=30, cpu_s=5))
@@ -141,6 +142,7 @@ def test_a_program_that_the_machine_kills_is_tried_again(sandbox: Sandbox) -> No
         assert (result.ended, len(killed)) == (ended, kills), result
 
 
+@pytest.mark.slow
 def test_a_program_that_a_busy_machine_starves_is_a_fault(sandbox: Sandbox) -> None:
     processors = os.sched_getaffinity(0)
     spin = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
