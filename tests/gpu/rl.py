@@ -59,7 +59,9 @@ def toy(given: Options, kind: str) -> None:
         for name in ("train_prompts", "heldout_prompts"):
             runs.must(runs.prism("prompts", CONFIGS / f"{name}.yaml"))
         for name in ("base", "mid"):
-            result.figures[f"{name}_s"] = runs.must(runs.prism("train", CONFIGS / f"{kind}{name}.yaml", *(["steps=25"] if given.tiny else []))).seconds
+            result.figures[f"{name}_s"] = runs.must(
+                runs.prism("train", CONFIGS / f"{kind}{name}.yaml", *(["steps=25"] if given.tiny else []))
+            ).seconds
         result.ok = True
     config, few = CONFIGS / f"{kind}rl.yaml", ["steps=4"] if given.tiny else []
     with check(f"rl {given.group}", "learns") as result:
