@@ -118,6 +118,8 @@ class VLLM:
         """
         wrong = problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, self.max_context)
         raise_problems([*wrong, *unsupported_sampling(sampling)])
+        if not prompts:
+            return []
         with _generators_kept():
             self._follow()
             size = self.tensor_parallel

@@ -59,14 +59,20 @@ def test_bf16_is_within_its_bound(run_distributed: Any, checkpoint: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("parallel", "tensor_parallel"),
-    [({"tp": 2, "sequence_parallel": True}, 2), ({"pp": 2}, 1), ({}, 1), ({"pp": 2}, 2)],
-    ids=["tp2-tp2", "pp2-dp2", "dp2-dp2", "pp2-tp2"],
+    ("family", "parallel", "tensor_parallel"),
+    [
+        ("llama", {"tp": 2, "sequence_parallel": True}, 2),
+        ("llama", {"pp": 2}, 1),
+        ("llama", {}, 1),
+        ("llama", {"pp": 2}, 2),
+        ("nemotron_h", {"tp": 2, "sequence_parallel": True}, 2),
+    ],
+    ids=["tp2-tp2", "pp2-dp2", "dp2-dp2", "pp2-tp2", "hybrid-tp2-tp2"],
 )
-def test_layouts(run_distributed: Any, checkpoint: Any, parallel: dict[str, Any], tensor_parallel: int) -> None:
-    own = {"ckpt": str(checkpoint("llama")), "tensor_parallel": tensor_parallel, "num_updates": 1}
+def test_layouts(run_distributed: Any, checkpoint: Any, family: str, parallel: dict[str, Any], tensor_parallel: int) -> None:
+    own = {"ckpt": str(checkpoint(family)), "tensor_parallel": tensor_parallel, "num_updates": 1}
     one, other = run_distributed(on_ranks.trusted, 2, timeout_s=400.0, parallel=parallel, **own)
-    print(parallel, tensor_parallel, one["trusts"])
+    print(family, parallel, tensor_parallel, one["trusts"], "alone", one["alone"] == one["tokens"][4:6])
     assert one == other
     assert all(kl < BOUNDS["fp32"].kl and most < BOUNDS["fp32"].difference for kl, most, _ in one["trusts"])
     assert one["greedy"] == one["cached"]
