@@ -224,3 +224,13 @@ def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) ->
         assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
     with pytest.raises(AssertionError, match="the draws of the recorded run"):
         train("other", worker=part, rollout=recorded, seed=5)
+
+
+def test_a_killed_run_has_the_records_of_an_unbroken_one(alone: Path, train: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match="exit code -9"):
+        train("killed", kill_at="reference", kill_after=2)  # at the end of step 2, before its record and its checkpoint
+    killed = train("killed")
+    assert record_files.steps(killed) == record_files.steps(alone)
+    for step in record_files.steps(alone):
+        ours, theirs = (record_files.read(run, step) for run in (killed, alone))
+        assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
