@@ -167,7 +167,8 @@ def filter_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             sharded.load_weights(checkpoint.root, chunks)
             most = resolved.figures["longest_prompt_tokens"] + config.rollout.max_tokens
             engine = engines.engine_of(config.rollout, config.precision, most, chunks, resolved.model, checkpoint.assets, groups)
-            work = filter.Filter(config, resolved.prompts, resolved.folder, engine, resolved.spec, grades, stop_request, watchdog, is_first)
+            place = resolved.folder
+            work = filter.Filter(config, groups, chunks, resolved.prompts, place, engine, resolved.spec, grades, stop_request, watchdog)
             filter.run(work, missing)
         return from_first(_finish(resolved) if is_first else {})
 

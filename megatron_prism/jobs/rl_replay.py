@@ -18,11 +18,10 @@ from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig, RLConfig
 from megatron_prism.core.errors import InputError, Problem, ResultFailure
 from megatron_prism.core.load import load
-from megatron_prism.generate.cached import Cached
 from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
 from megatron_prism.parallel.groups import Groups
-from megatron_prism.rl import ahead, compare, loop, losses, record_files
+from megatron_prism.rl import ahead, compare, loop, losses, record_files, rollout
 from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
 from megatron_prism.rl.reference import Reference
@@ -66,8 +65,9 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
         raise InputError(Problem("--nproc", str(world_size), f"1, or the recorded {ranks}"))
     recorded = load(path, RLConfig)
     parallel = recorded.parallel if world_size == ranks else _alone(recorded.parallel)
+    sampling = recorded.rollout if world_size > 1 else replace(recorded.rollout, engine="cached")
     validation = replace(recorded.validation, prompts=None)
-    config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, validation=validation)
+    config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, rollout=sampling, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
     source = checkpoint or config.init.checkpoint
     figures = {"run_dir": str(run_dir), "step": step, "from": str(source), "steps": step - begins}
@@ -183,7 +183,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             stored = fingerprint.of_weights(chunks, begin.model)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(resolved.checkpoint, config.steps, chunks, optimizer, groups, reference)
-        engine = Cached(chunks, begin.model, groups, num_rows=config.rollout.num_rows)
+        engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
         sampler = Replayed(config, engine, resolved.run.spec, grades, read=read, at=resolved.step)
         walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, sampler)
         running = loop.Run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isclose, prod
 from typing import Any
 
@@ -24,19 +25,21 @@ from megatron_prism.rl.rollout import Response
 class Bound:
     """What may stand between two platforms or layouts.
 
-    log_prob: of one token, in nats. figure: of a loss or a norm, as a share of it, or as it is below 1. gradient and weight: the
-    distance of two tensors as a share of their norm, as far as their norms and sums show it; of a small tensor, of a hundredth of the largest norm.
+    log_prob: of one token, in nats. loss: of a mean over the step's tokens, as it is: most cancel to nearly 0. norm: of the gradient norm, as a
+    share of it. gradient (moments too) and weight: the distance of two tensors as a share of their norm, as far as norms and sums show it; of a
+    small tensor, as a share of a hundredth of the stage's largest norm.
     """
 
     log_prob: float
-    figure: float
+    loss: float
+    norm: float
     gradient: float
     weight: float
 
 
 BOUNDS: dict[Precision, Bound] = {
-    "fp32": Bound(log_prob=1e-3, figure=1e-3, gradient=1e-3, weight=1e-4),
-    "bf16": Bound(log_prob=1.0, figure=0.1, gradient=0.2, weight=1e-2),
+    "fp32": Bound(log_prob=1e-3, loss=1e-5, norm=1e-3, gradient=1e-3, weight=1e-4),
+    "bf16": Bound(log_prob=1.0, loss=1e-2, norm=0.1, gradient=0.2, weight=1e-2),
 }
 BEFORE = ("stored_weights", "weights_before", "optimizer_before", "reference_before")
 SMALL = 0.01  # of the largest norm of a stage
@@ -84,7 +87,7 @@ def compare(recorded: Step, replayed: Step, precision: Precision, is_exact: bool
     """Return all stages of a step. is_exact: the platform and the layout are the recorded ones. exact_stages: exact on any other too."""
     bound = BOUNDS[precision]
     stages: list[tuple[str, Callable[[], Iterator[Pair]]]] = [
-        *((name, lambda name=name: _tensors(name, recorded, replayed, bound.weight)) for name in BEFORE if name in replayed.tensors),
+        *((name, partial(_tensors, name, recorded, replayed, _of_before(name, bound))) for name in BEFORE if name in replayed.tensors),
         ("prompts", lambda: _responses(recorded, replayed, _prompt)),
         ("responses", lambda: _responses(recorded, replayed, _tokens)),
         ("sampler_log_probs", lambda: _sampler_log_probs(recorded, replayed, bound)),
@@ -101,6 +104,10 @@ def compare(recorded: Step, replayed: Step, precision: Precision, is_exact: bool
         ("reference_after", lambda: _tensors("reference_after", recorded, replayed, bound.weight)),
     ]
     return [_stage(recorded.step, name, list(pairs()), is_exact or name in exact_stages, is_exact) for name, pairs in stages]
+
+
+def _of_before(stage: str, bound: Bound) -> float:
+    return bound.gradient if stage == "optimizer_before" else bound.weight
 
 
 def first(stages: Sequence[Stage]) -> Difference | None:
@@ -220,5 +227,6 @@ def _figures(recorded: Step, replayed: Step, bound: Bound, is_wanted: Callable[[
     for name in filter(is_wanted, dict.fromkeys((*ours, *theirs))):
         one, other = ours.get(name, float("nan")), theirs.get(name, float("nan"))
         is_equal = one == other or (one != one and other != other)
-        near = name != "lr" and isclose(one, other, rel_tol=bound.figure, abs_tol=bound.figure * min(1.0, abs(one)) + 1e-6)
+        limit = {"lr": 0.0, "grad_norm": bound.norm * abs(one)}.get(name, bound.loss)
+        near = abs(one - other) <= limit
         yield Pair(name, f"{one:.17g}", f"{other:.17g}", is_equal, near, abs(one - other))

@@ -17,10 +17,11 @@ from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.errors import Stopped
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Engine, Rollout, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Outcome
-from megatron_prism.parallel.groups import agree
-from megatron_prism.rl import rollout
+from megatron_prism.parallel.groups import Groups, agree
+from megatron_prism.rl import gate, rollout
+from megatron_prism.rl.batches import Shape
 from megatron_prism.rl.passes import Folder, PassCount
 from megatron_prism.rl.rollout import Encoded, Grades, Sampled
 from megatron_prism.train import stop
@@ -32,6 +33,8 @@ class Filter:
     """Everything the loop works on. folder, grader: rank 0's alone are used."""
 
     config: FilterConfig
+    groups: Groups
+    chunks: Sequence[Any]
     prompts: Sequence[Encoded]
     folder: Folder
     engine: Engine
@@ -39,7 +42,11 @@ class Filter:
     grader: Grades | None
     stop: stop.StopRequest
     watchdog: Watchdog
-    is_first: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes and speaks."""
+        return self.groups.rank == 0
 
 
 def seed(run_seed: int, prompt_id: str) -> int:
@@ -50,9 +57,10 @@ def seed(run_seed: int, prompt_id: str) -> int:
 def run(work: Filter, missing: Sequence[int]) -> None:
     """Sample and grade the shards that are missing. Every rank calls this with the same ones.
 
-    Raises: Stopped at a signal or at the time limit, once the shard is written.
+    Raises: Stopped at a signal or at the time limit, once the shard is written. ResultFailure where the engine is not the model.
     """
     config, prompts = work.config, work.prompts
+    _open_gate(work)
     started, longest_s, num_responses = time.perf_counter(), 0.0, config.rollout.num_samples
     for number, shard in enumerate(missing, 1):
         if reason := agree([work.stop.reason(1.2 * longest_s)])[0]:
@@ -79,6 +87,19 @@ def run(work: Filter, missing: Sequence[int]) -> None:
                 time.strftime("%H:%M:%S", time.gmtime(left_s)) if left_s < 86400 else f"{left_s / 86400:.1f} days",
             )
         longest_s = max(longest_s, time.perf_counter() - began)
+
+
+def _open_gate(work: Filter) -> None:
+    """Compare the engine with the model's own pass on a few prompts, at temperature 1: a wrong engine's counts would look like a weak model's."""
+    work.watchdog.doing("comparing sampler and model")
+    config, tp = work.config, work.config.parallel.tp
+    sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=1.0, end_ids=work.spec.end_ids)
+    tokens = max(len(one.tokens) for one in work.prompts) + gate.START_TOKENS
+    shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)
+    trust = gate.at_start(work.engine, work.chunks, [one.tokens for one in work.prompts], sampling, shape, work.groups)
+    gate.require(trust, gate.BOUNDS[config.precision])
+    if work.is_first:
+        log.get().info("sampler and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
 
 
 def count(sampled: Sampled, outcomes: Mapping[str, Graded]) -> list[PassCount]:

@@ -16,7 +16,7 @@ import torch
 
 from megatron_prism.checkpoint import fingerprint
 from megatron_prism.checkpoint.fingerprint import Fingerprints
-from megatron_prism.core.config import GangConfig, ModelConfig
+from megatron_prism.core.config import ModelConfig, RLConfig
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import versions
 from megatron_prism.models.batch import Batch
@@ -94,7 +94,7 @@ class Unobserved:
 class Witness:
     """An observer that makes a Step of each step that is due, and hands it to `take` on every rank."""
 
-    config: GangConfig
+    config: RLConfig
     model: ModelConfig
     groups: Groups
     chunks: Sequence[Any]
@@ -163,8 +163,8 @@ class Witness:
             return fingerprint.of_weights(self.chunks, self.model)
 
 
-def platform_of(config: GangConfig, groups: Groups) -> dict[str, Any]:
-    """Return what decides a step's bits beside its inputs: device, threads, versions, layout, dtype."""
+def platform_of(config: RLConfig, groups: Groups) -> dict[str, Any]:
+    """Return what decides a step's bits beside its inputs: device, threads, versions, layout, dtype, engine."""
     names = ranks.gather(host.device_name() if host.has_cuda() else _cpu())
     parallel = to_dict(config)["parallel"]
     return {
@@ -173,6 +173,7 @@ def platform_of(config: GangConfig, groups: Groups) -> dict[str, Any]:
         "world_size": groups.world_size,
         "parallel": {key: value for key, value in parallel.items() if value not in (None, False, 1)},
         "precision": config.precision,
+        "engine": config.rollout.engine,
         "deterministic": config.deterministic,
         "versions": versions(),
     }

@@ -84,6 +84,18 @@ def test_a_filter_killed_at_a_point_ends_as_an_unbroken_one(toy: Callable[..., P
     assert text(folder) == text(unbroken)
 
 
+def test_a_signal_ends_a_filter_after_its_shard(toy: Callable[..., Path], unbroken: Path) -> None:
+    with pytest.raises(AssertionError, match="Stopped: stopped by SIGTERM: 3 of 5 shards are counted"):
+        toy("stopped", point="written", by="SIGTERM")
+    assert text(toy("stopped")) == text(unbroken)
+
+
+def test_an_engine_that_is_not_the_model_counts_nothing(toy: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match="ResultFailure: sampler and trainer disagree"):
+        toy("off", off=True)
+    assert not (toy.home / "off" / passes.SHARDS).exists()  # type: ignore[attr-defined]
+
+
 def test_kills_at_any_time_change_nothing(toy: Callable[..., Path], unbroken: Path) -> None:
     draw, shards = random.Random(7), []
     for _ in range(20):

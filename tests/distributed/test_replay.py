@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import integrity, run_folder, torch_dist
+from megatron_prism.generate.cached import Cached
 from megatron_prism.jobs import rl, rl_replay, rl_rollout
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import record_files
@@ -184,7 +185,8 @@ def test_a_gang_s_step_is_replayed_on_its_layout_and_on_one_process(train: Calla
     assert same["exact"] and same["first_difference"] is None, same["verdict"]
     assert all(row["compared"] == row["equal"] for row in by_stage(same).values())
     assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
-    same, other = again(run, changed)
+    through, same, _, other = again(run, changed, steps=(STEP - 1, STEP))
+    assert through["steps"] == 2 and through["first_difference"] is None, through["verdict"]
     print(name, [(row["stage"], row["equal"], row["compared"], row["largest_difference"]) for row in same["stages"]])
     assert not same["exact"] and "world_size" in same["other_platform"] and same["first_difference"] is None, same["verdict"]
     rows = by_stage(same)
@@ -203,7 +205,7 @@ def part(groups: Groups, **values: Any) -> None:
     trains = config.rollout.recorded is not None
     with (
         patch.object(rl.grader, "Grader", Refuses if trains else toy_rl.Toy),
-        patch.object(rl.Cached, "generate", None if trains else rl.Cached.generate),
+        patch.object(Cached, "generate", None if trains else Cached.generate),
     ):
         resolved = rl.resolve(config, groups.world_size)
         (rl_rollout.sample_in_gang if config.rollout.only else rl.train_in_gang)(resolved, groups)

@@ -17,7 +17,7 @@ from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import rl_filter
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import passes, rollout
-from tests.distributed.toy_rl import is_right
+from tests.distributed.toy_rl import is_right, sampler_off
 
 
 class Toy:
@@ -51,8 +51,8 @@ def config(out: str, prompts: str, checkpoint: str, **changes: Any) -> FilterCon
     return build(values, FilterConfig, str)
 
 
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(by: str = "SIGKILL") -> None:
+    os.kill(os.getpid(), signal.Signals[by])
 
 
 POINTS: dict[str, tuple[Any, str, int, bool, int]] = {
@@ -69,7 +69,7 @@ POINTS: dict[str, tuple[Any, str, int, bool, int]] = {
 
 
 @contextmanager
-def killed(point: str | None, delay_s: float | None) -> Iterator[None]:
+def killed(point: str | None, delay_s: float | None, by: str) -> Iterator[None]:
     """Within the block this process is killed at a point, or so long after it began to sample."""
     if delay_s is not None:
         kept_run = rl_filter.filter.run
@@ -92,8 +92,8 @@ def killed(point: str | None, delay_s: float | None) -> Iterator[None]:
         nonlocal calls
         calls += 1
         result = kept(*args, **kwargs) if is_after or calls <= after else None
-        if calls > after:
-            die()
+        if calls == after + 1:
+            die(by)
         return result
 
     with mock.patch.object(owner, name, counted):
@@ -104,11 +104,13 @@ def run(
     groups: Groups,
     point: str | None = None,
     delay_s: float | None = None,
+    by: str = "SIGKILL",
+    off: bool = False,
     grid: dict[str, Any] | None = None,
     **values: Any,
 ) -> dict[str, Any]:
-    """Filter the toy on a gang; return the result."""
+    """Filter the toy on a gang; return the result. by: the signal at that point. off: the engine says another log-probability than the model."""
     given = config(parallel=grid or {}, **values)
-    with mock.patch.object(rl_filter.grader, "Grader", Toy), killed(point, delay_s):
+    with mock.patch.object(rl_filter.grader, "Grader", Toy), killed(point, delay_s, by), sampler_off(0 if off else None):
         resolved = rl_filter.resolve(given, groups.world_size)
         return rl_filter.filter_in_gang(replace(resolved, config=given), groups)

@@ -28,6 +28,8 @@ CONFIGS, HOME = ROOT / "configs" / "tiny" / "rl", Path("runs/quickstart_rl")
 CHANCE = 0.2  # modulo 5
 LIMIT_S = 120  # of a whole `prism rl`, in seconds of CPU: the machine may be busy
 KEPT = ("reward", "kept_groups", "response_tokens", "entropy", "loss", "grad_norm", "kl", "sampler_kl", "ratio")
+SEEDS = (0, 1, 2)  # of the RL
+STOPPED = ("steps=12", "log.interval=1", "validation.prompts=null")
 SHORT = ("steps=5", "log.interval=1", "rollout.keep=true", "validation.prompts=null")
 
 
@@ -101,23 +103,54 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def hybrid(home: Home) -> Iterator[Future[None]]:
-    """Mid-train the hybrid beside what the other tests do."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(train_hybrid, home)
+def hybrid(home: Home, pool: ThreadPoolExecutor) -> Future[Ended]:
+    """Train the hybrid, by RL too, beside the rest; return what its RL said."""
 
+    def chain() -> Ended:
+        home.train("hybrid_base")
+        home.train("hybrid_mid")
+        return home.rl("hybrid_rl", "hybrid")
 
-def train_hybrid(home: Home) -> None:
-    home.train("hybrid_base")
-    home.train("hybrid_mid")
+    return pool.submit(chain)
 
 
 @pytest.fixture(scope="module")
-def mid(home: Home, hybrid: Future[None]) -> Home:
+def mid(home: Home, hybrid: Future[Ended]) -> Home:
     """Return the home with the base model and the mid-trained one."""
     home.train("base")
     home.train("mid")
     return home
+
+
+@pytest.fixture(scope="module")
+def runs(mid: Home, pool: ThreadPoolExecutor) -> dict[str, Future[Ended]]:
+    """Return the runs of one process, which are two at a time."""
+    words = {f"rl{seed}": ("rl", f"seed={seed}") for seed in SEEDS}
+    words |= {f"from_base{seed}": ("rl_from_base", f"seed={seed}") for seed in SEEDS}
+    words |= {"lag": ("rl", "rollout.lag=1"), "shuffled": ("rl", f"prompts={shuffled_answers(mid)}", "steps=20"), "whole": ("rl", *STOPPED)}
+    words |= {"alone": ("rl", *SHORT), "other": ("rl", *SHORT, "seed=7")}
+    return {run: pool.submit(mid.rl, config, run, *others) for run, (config, *others) in words.items()}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(2)
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
+def shuffled_answers(home: Home) -> Path:
+    """Make a prompt set whose problems have the answers of others."""
+    problems = home.root / HOME / "corpus" / "problems.jsonl"
+    records = [json.loads(line) for line in problems.read_text().splitlines()]
+    answers = [record["answer"] for record in records]
+    random.Random(0).shuffle(answers)
+    lines = [json.dumps(record | {"answer": answer}) + "\n" for record, answer in zip(records, answers, strict=True)]
+    (problems.parent / "problems_shuffled.jsonl").write_text("".join(lines))
+    config = (CONFIGS / "train_prompts.yaml").read_text().replace("problems.jsonl", "problems_shuffled.jsonl")
+    (home.root / "shuffled.yaml").write_text(config)
+    home.prism("prompts", "shuffled.yaml", f"out={HOME / 'prompts_shuffled'}")
+    return HOME / "prompts_shuffled"
 
 
 def lift(home: Home, run: str, ended: Ended) -> tuple[float, float]:
@@ -128,49 +161,44 @@ def lift(home: Home, run: str, ended: Ended) -> tuple[float, float]:
     return first, last
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_rl_of_a_mid_trained_model_learns(mid: Home, seed: int) -> None:
-    first, last = lift(mid, f"rl{seed}", mid.rl("rl", f"rl{seed}", f"seed={seed}"))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rl_of_a_mid_trained_model_learns(mid: Home, runs: dict[str, Future[Ended]], seed: int) -> None:
+    first, last = lift(mid, f"rl{seed}", runs[f"rl{seed}"].result())
     assert 0.4 < first < 0.65 and last >= 0.9
 
 
-def test_rl_one_step_off_learns_too(mid: Home) -> None:
-    _, last = lift(mid, "lag", mid.rl("rl", "lag", "rollout.lag=1"))
-    assert last >= 0.9 and {line["lag"] for line in mid.lines("lag") if line.get("kept_groups")} == {1.0}
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_same_rl_of_the_base_model_stays_at_chance(mid: Home, seed: int) -> None:
-    first, last = lift(mid, f"from_base{seed}", mid.rl("rl_from_base", f"from_base{seed}", f"seed={seed}"))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_same_rl_of_the_base_model_stays_at_chance(mid: Home, runs: dict[str, Future[Ended]], seed: int) -> None:
+    first, last = lift(mid, f"from_base{seed}", runs[f"from_base{seed}"].result())
     assert abs(first - CHANCE) < 0.1 and abs(last - CHANCE) < 0.1
 
 
-def test_with_the_answers_of_other_problems_rl_does_not_learn(mid: Home) -> None:
+def test_rl_one_step_off_learns_too(mid: Home, runs: dict[str, Future[Ended]]) -> None:
+    _, last = lift(mid, "lag", runs["lag"].result())
+    assert last >= 0.9 and {line["lag"] for line in mid.lines("lag") if line.get("kept_groups")} == {1.0}
+
+
+def test_with_the_answers_of_other_problems_rl_does_not_learn(mid: Home, runs: dict[str, Future[Ended]]) -> None:
     """The control: what lifts the pass rate is the grader's word on an answer."""
-    problems = mid.root / HOME / "corpus" / "problems.jsonl"
-    records = [json.loads(line) for line in problems.read_text().splitlines()]
-    answers = [record["answer"] for record in records]
-    random.Random(0).shuffle(answers)
-    lines = [json.dumps(record | {"answer": answer}) + "\n" for record, answer in zip(records, answers, strict=True)]
-    (problems.parent / "problems_shuffled.jsonl").write_text("".join(lines))
-    config = (CONFIGS / "train_prompts.yaml").read_text().replace("problems.jsonl", "problems_shuffled.jsonl")
-    (mid.root / "shuffled.yaml").write_text(config)
-    mid.prism("prompts", "shuffled.yaml", f"out={HOME / 'prompts_shuffled'}")
-    first, last = lift(mid, "shuffled", mid.rl("rl", "shuffled", f"prompts={HOME / 'prompts_shuffled'}", "steps=20"))
+    first, last = lift(mid, "shuffled", runs["shuffled"].result())
     assert last < first + 0.1
 
 
-def test_a_stopped_rl_run_goes_on_to_the_same_curve(mid: Home) -> None:
-    words = ("log.interval=1", "validation.prompts=null", "steps=12")
-    mid.rl("rl", "whole", *words)
-    command, log = mid.start("-m", "megatron_prism.cli", "rl", CONFIGS / "rl.yaml", f"run_dir={HOME / 'stopped'}", *words)
+def test_rl_of_a_hybrid_learns(home: Home, hybrid: Future[Ended]) -> None:
+    first, last = lift(home, "hybrid", hybrid.result())
+    assert 0.4 < first < 0.65 and last >= 0.9
+
+
+def test_a_stopped_rl_run_goes_on_to_the_same_curve(mid: Home, runs: dict[str, Future[Ended]]) -> None:
+    runs["whole"].result()
+    command, log = mid.start("-m", "megatron_prism.cli", "rl", CONFIGS / "rl.yaml", f"run_dir={HOME / 'stopped'}", *STOPPED)
     metrics = mid.root / HOME / "stopped" / "metrics.jsonl"
     until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, log)
     command.send_signal(signal.SIGTERM)
     ended = finished(command, log)
     assert ended.code == 3 and "stopped by SIGTERM" in ended.said, ended.said
     assert 3 <= len(mid.curve("stopped")) < 12
-    mid.rl("rl", "stopped", *words)
+    mid.rl("rl", "stopped", *STOPPED)
     assert mid.curve("stopped") == mid.curve("whole")
 
 
@@ -181,25 +209,16 @@ def until(is_so: Callable[[], bool], log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def alone(mid: Home) -> Home:
-    """Return the home with a short run of one process, and one of another seed."""
-    mid.rl("rl", "alone", *SHORT)
-    mid.rl("rl", "other", "seed=7", *SHORT)
-    return mid
-
-
 @pytest.mark.parametrize("layout", ["parallel.tp=2", "parallel.pp=2", "parallel.tp=1"], ids=["tp2", "pp2", "dp2"])
-def test_two_processes_give_the_rl_curve_of_one(alone: Home, layout: str) -> None:
+def test_two_processes_give_the_rl_curve_of_one(mid: Home, runs: dict[str, Future[Ended]], layout: str) -> None:
     """What is sampled is the same, token for token; metrics are within 1e-5, as sums are made in another order."""
-    alone.rl("rl", layout, layout, *SHORT, "--nproc", 2)
-    same_curve(alone, layout, "alone")
-    assert (
-        alone.responses("other") != alone.responses("alone") and largest(alone.curve("other"), alone.curve("alone")) > 1e-5
-    )  # the control
+    runs["alone"].result(), runs["other"].result()
+    mid.rl("rl", layout, layout, *SHORT, "--nproc", 2)
+    same_curve(mid, layout, "alone")
+    assert mid.responses("other") != mid.responses("alone") and largest(mid.curve("other"), mid.curve("alone")) > 1e-5  # the control
 
 
-def test_two_processes_give_the_rl_curve_of_a_hybrid(home: Home, hybrid: Future[None]) -> None:
+def test_two_processes_give_the_rl_curve_of_a_hybrid(home: Home, hybrid: Future[Ended]) -> None:
     hybrid.result()
     home.rl("hybrid_rl", "hybrid_alone", *SHORT)
     home.rl("hybrid_rl", "hybrid_tp2", *SHORT, "parallel.tp=2", "--nproc", 2)
@@ -216,12 +235,6 @@ def same_curve(home: Home, one: str, other: str) -> None:
 
 def largest(one: list[list[float]], other: list[list[float]]) -> float:
     return max(abs(a - b) for lines in zip(one, other, strict=True) for a, b in zip(*lines, strict=True))
-
-
-def test_rl_of_a_hybrid_learns(home: Home, hybrid: Future[None]) -> None:
-    hybrid.result()
-    first, last = lift(home, "hybrid", home.rl("hybrid_rl", "hybrid"))
-    assert 0.4 < first < 0.65 and last >= 0.9
 
 
 @pytest.mark.skipif("not config.getoption('--soak')", reason="whole chains of several seeds: python tools/soak.py rl")

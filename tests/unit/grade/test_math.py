@@ -62,7 +62,7 @@ def test_a_box_after_any_text_is_the_one_that_counts(parts: list[str]) -> None:
     for part in parts:
         depth = max(0, depth + (part in ("\\boxed{", "{")) - (part == "}"))
     if depth == 0 and not before.endswith("\\"):
-        assert math.last_boxed(before + " \\boxed{17}") == "17"
+        assert math.last_boxed(before + " so \\boxed{17}") == "17"
 
 
 @settings(max_examples=200, deadline=None)

@@ -347,6 +347,8 @@ def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
     assert scripts("filter.yaml") == [alone]  # a config alone stands for the job that it loads as
     found = submitted("rl", "filter", "filter.yaml")
     assert found["folder"] == "passes.slurm" and found["stages"][0]["run_dirs"] == []  # beside: a filter refuses a folder with other files
+    (row,) = status.run(Path("passes"))["rows"]
+    assert (row["stage"], row["job"]) == ("rl-filter", "101")
     assert "rollout.max_tokens: found 0" in refused("rl", "filter", "filter.yaml", "rollout.max_tokens=0")
     assert "world_size" in refused("rl", "filter", "filter.yaml", "world_size=null")
     newest = next(line for line in alone.splitlines() if line.startswith("newest()"))

@@ -222,7 +222,17 @@ def test_the_command_line(make: Make, tmp_path: Path) -> None:
 
     (tmp_path / "run.yaml").write_text(to_yaml(make()))
     (tmp_path / "cluster.yaml").write_text(to_yaml(replace(CLUSTER, sbatch=("--constraint=h100",))))
-    command = ["aligner", "export", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--out", tmp_path / "out", "steps=7"]
+    command = [
+        "rl",
+        "export",
+        "nemo_aligner",
+        tmp_path / "run.yaml",
+        "--cluster",
+        tmp_path / "cluster.yaml",
+        "--out",
+        tmp_path / "out",
+        "steps=7",
+    ]
     done = subprocess.run([sys.executable, "-m", "megatron_prism.cli", *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "trainer.reinforce.max_steps=7\n" in (tmp_path / "out/overrides.txt").read_text()
