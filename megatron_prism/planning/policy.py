@@ -140,7 +140,7 @@ def _time(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world_s
     return StepTime(
         rollout_s=rollout.seconds(stages, model, config, world_size, assumed, gpu),
         log_probs_s=passes * (forward / 3 + training.tensor_s),  # the tensor-parallel time that counts is the forward pass's
-        training_s=training.step_s,
+        training_s=training.step_s + (config.batch.num_minibatches - 1) * (training.data_s + training.optimizer_s),
     )
 
 

@@ -60,6 +60,7 @@ def problems(config: RLConfig, gpus_per_node: int) -> Iterator[Problem]:
     only: tuple[tuple[str, Any, Any], ...] = (
         ("rollout.lag", config.rollout.lag, 0),
         ("rollout.max_refills", config.rollout.max_refills, 0),
+        ("batch.num_minibatches", config.batch.num_minibatches, 1),
         ("parallel.cp", grid.cp, 1),
         ("parallel.vpp", grid.vpp, None),
         ("precision", config.precision, "bf16"),
