@@ -50,6 +50,8 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"rollout": {"max_tokens": 63}}, 1),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 16}}, 1),
         ({"rollout": {"lag": 1}}, 1),
+        ({"reference": {"alpha": 0.3}, "algorithm": {"kl_beta": 0.0}}, 1),
+        ({"reference": {"alpha": 0.3, "interval": 0}}, 1),
     ],
 )
 def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size: int) -> None:
@@ -67,6 +69,7 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"algorithm": {"normalization": "constant"}}, 1, "algorithm.constant_tokens"),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 17}}, 1, "algorithm.overlong_tokens"),
         ({"rollout": {"lag": 1}, "algorithm": {"tis_cap": None}}, 1, "algorithm.tis_cap"),
+        ({"reference": {"alpha": 0.3}}, 1, "reference.alpha"),  # in bf16, the default
         ({"rollout": {"only": True}, "record": {"interval": 1}}, 1, "record.interval"),
         ({"rollout": {"only": True, "recorded": "other"}}, 1, "rollout.only,"),
         ({"rollout": {"recorded": "r"}}, 1, "rollout.recorded"),  # the run's own folder
