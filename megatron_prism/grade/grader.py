@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import BackendMissing, PrismError, Problem, raise_problems
+from megatron_prism.core.errors import BackendMissing, EnvironmentFault, PrismError, Problem, raise_problems
 from megatron_prism.grade import choice, math
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
@@ -30,12 +30,14 @@ class Grader:
         raise_problems(list(check_bounds(self.config)))
         self._sandbox: Sandbox | None = None
         self._choosing = threading.Lock()
+        self._is_ending = False
         self._workers = Workers(self.config.num_workers, self.config.cpu_limit_s, self.config.wall_limit_s)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_ending = True
         self._workers.__exit__()
 
     def grade(self, items: Sequence[Item]) -> dict[str, Graded]:
@@ -81,6 +83,8 @@ class Grader:
 
     def _grade_one(self, item: Item) -> Graded | tuple[str, str]:
         """Return an outcome, or the gold and the answer that only algebra can compare."""
+        if self._is_ending:
+            raise EnvironmentFault("grading was ended before it was done")
         answer = answer_of(item, self.config.think)
         if isinstance(answer, Graded):
             return answer
