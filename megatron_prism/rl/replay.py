@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from megatron_prism.core.errors import InputError, PrismError, Problem
 from megatron_prism.generate.engine import Rollout
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl.record import Step
 from megatron_prism.rl.rollout import Encoded, Response, Sampled, Sampler, to_item
@@ -41,10 +41,6 @@ class Recorded(Sampler):
                 fix = "prompts, seed and rollout.* as in the recorded run; with rollout.max_refills above 0 the algorithm too"
                 raise InputError(Problem("rollout.recorded", found, "the draws of the recorded run", fix)).agreed()
         return Sampled(prompts, _rollouts(groups, seeds), (), step, num_drawn)
-
-    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-        """Grade nothing."""
-        return {}
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return the recorded responses."""
@@ -85,10 +81,6 @@ class Replayed(Recorded):
         now = Sampler.sample(self, prompts, num_samples, seeds, step, num_drawn)
         self._drawn.update({(rollout.seed, rollout.sample): rollout for rollout in now.rollouts})
         return replace(now, rollouts=rollouts, items=[to_item(prompts[one.prompt], one, self.spec) for one in rollouts])
-
-    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-        """Return what the grader says or raises on rank 0, nothing elsewhere."""
-        return Sampler.outcomes(self, items) if items else {}
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return the recorded responses, or the new ones, and keep those of the step `at` in `again`."""
