@@ -104,9 +104,11 @@ class Workers:
         command = [sys.executable, "-P", "-m", "megatron_prism.grade.workers", str(os.getpid()), str(self.cpu_limit_s)]
         pipe = subprocess.PIPE
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        options = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, "env": environment, "start_new_session": True}
-        process = self._starter.submit(subprocess.Popen, command, **options).result()
-        self._workers.append(_Worker(process, time.monotonic() + START_LIMIT_S))
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+        self._workers.append(_Worker(self._starter.submit(start).result(), time.monotonic() + START_LIMIT_S))
 
     def _end_all(self) -> None:
         for worker in list(self._workers):

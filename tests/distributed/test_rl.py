@@ -10,12 +10,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from megatron_prism.checkpoint import torch_dist
 from megatron_prism.checkpoint.folder import steps
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.parallel.groups import Groups
 from tests.distributed import toy_rl
 
 pytestmark = pytest.mark.slow
@@ -164,3 +167,29 @@ def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path
     with pytest.raises(AssertionError, match="sampler and trainer disagree: KL .* prompt .* sample .*: token .* nothing was trained on it"):
         toy(name, off_from=from_call)
     assert len(curve(toy.home / name)) == num_steps  # type: ignore[attr-defined]
+
+
+def refused(groups: Groups, **values: Any) -> list[Any]:
+    """Train where rank 0's grader refuses its kinds of prompts; return what a rank raises."""
+
+    class Refusing(toy_rl.Toy):
+        def __init__(self, _: Any, kinds: Any) -> None:
+            self.kinds = kinds
+
+        def __enter__(self) -> toy_rl.Toy:
+            raise EnvironmentFault(f"nothing here grades {self.kinds}")
+
+    with patch.object(toy_rl, "Toy", Refusing):
+        try:
+            toy_rl.train(groups, **values)
+        except EnvironmentFault as fault:
+            return [str(fault), fault.is_agreed]
+    return []
+
+
+def test_what_cannot_be_graded_ends_every_rank_before_a_response_is_sampled(
+    run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    values = {"prompts": toy_rl.write_prompts(tmp_path / "prompts"), "checkpoint": tiny_checkpoint, "run_dir": tmp_path / "run"}
+    assert run_distributed(refused, 2, parallel={"tp": 1}, grid={"tp": 1}, **values) == [["nothing here grades {'math'}", True]] * 2
+    assert not (tmp_path / "run" / "rollouts").exists()

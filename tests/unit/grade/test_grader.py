@@ -18,6 +18,7 @@ from megatron_prism.core.errors import BackendMissing, EnvironmentFault, InputEr
 from megatron_prism.grade import grader as module
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import Item
+from megatron_prism.grade.sandbox import choose as chooser
 from megatron_prism.grade.workers import Workers
 
 HARD = "\\cot x+1"  # not for the exact path
@@ -153,6 +154,17 @@ def test_without_math_verify_nothing_is_graded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with Grader() as grader, pytest.raises(BackendMissing, match="math-verify"):
         grader.grade([an_item("a")])
+
+
+def test_without_a_sandbox_code_is_refused_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose() -> Any:
+        raise EnvironmentFault("nothing contains it")
+
+    monkeypatch.setattr(chooser, "choose", choose)
+    with pytest.raises(EnvironmentFault, match="nothing contains it"), Grader(kinds=["math", "code"]):
+        pytest.fail("the context is entered")
+    with Grader(kinds=["math"]) as grader:
+        assert grader.grade([an_item("a", f"\\boxed{{{HARD}}}")])["a"].outcome == "right"
 
 
 def test_code_is_run_in_the_sandbox() -> None:
