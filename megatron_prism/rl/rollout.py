@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +98,8 @@ class Sampled:
     rollouts: Sequence[Rollout]
     items: Sequence[Item]
     weights_step: int
-    num_drawn: int = 0
     speed: Speed = Speed()
+    num_drawn: int = 0
 
 
 def sample(
@@ -110,7 +110,6 @@ def sample(
     num_samples: int,
     seeds: Sequence[int],
     weights_step: int,
-    num_drawn: int = 0,
 ) -> Sampled:
     """Return num_samples responses of each prompt, in order of prompt and sample, with their texts. Every rank calls this."""
     sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
@@ -118,7 +117,7 @@ def sample(
     rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
     speed = Speed(sum(len(rollout.token_ids) for rollout in rollouts), time.perf_counter() - began)
     items = [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts]
-    return Sampled(prompts, rollouts, items, weights_step, num_drawn, speed)
+    return Sampled(prompts, rollouts, items, weights_step, speed)
 
 
 def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
@@ -129,7 +128,7 @@ def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
 
 
 def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-    """Return what the grader says or raises on rank 0, nothing elsewhere, where there is none. It is not asked about nothing."""
+    """Return what the grader says or raises on rank 0, and nothing elsewhere, where there is none. Without items it is not called."""
     try:
         return grader.grade(items) if grader is not None and items else {}
     except PrismError as error:
@@ -146,7 +145,7 @@ def agreed(outcomes: dict[str, Graded] | PrismError) -> dict[str, Graded]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0."""
+    """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0. One thread makes all its calls."""
 
     config: RLConfig
     engine: Engine
@@ -154,9 +153,9 @@ class Sampler:
     grader: Grades | None
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "grade"))
 
-    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> Sampled:
         """Return num_samples responses of each prompt, by the weights of a step. Every rank calls this."""
-        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step, num_drawn)
+        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step)
 
     def grade(self, sampled: Sampled) -> Grading:
         """Begin to grade responses on rank 0. Every rank calls this."""
@@ -215,7 +214,8 @@ def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: in
     config = sampler.config
     draws = Order(len(prompts), config.seed).draw(num_drawn, count)
     seeds = [seed_of(config.seed, step, one.number) for one in draws]
-    return sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step, num_drawn + count)
+    sampled = sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step)
+    return replace(sampled, num_drawn=num_drawn + count)
 
 
 def collect(

@@ -99,7 +99,7 @@ def a_sample(weights_step: int = 3, num_drawn: int = 4) -> Sampled:
     prompt = Prompt(id="p", domain="math", kind="math", prompt="?", gold="1")
     item = Item(id="0/0", kind="math", response="a")
     speed = Speed(num_tokens=6, seconds=2.0)
-    return Sampled([Encoded(prompt, (1,))], [Rollout(0, 0, 7, (3,), (-0.5,), "end_token")], [item], weights_step, num_drawn, speed)
+    return Sampled([Encoded(prompt, (1,))], [Rollout(0, 0, 7, (3,), (-0.5,), "end_token")], [item], weights_step, speed, num_drawn)
 
 
 RIGHT = {"0/0": Graded(id="0/0", outcome="right")}
