@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from megatron_prism.checkpoint import torch_dist
 from megatron_prism.checkpoint.folder import steps
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.parallel.groups import Groups
+from megatron_prism.train import safety
 from tests.distributed import toy_rl
 
 pytestmark = pytest.mark.slow
@@ -51,9 +53,9 @@ def toy(run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_pa
     home = tmp_path_factory.mktemp("rl")
     prompts = toy_rl.write_prompts(home / "prompts")
 
-    def train(name: str, num_ranks: int = 1, **values: Any) -> Path:
+    def train(name: str, num_ranks: int = 1, worker: Callable[..., Any] = toy_rl.train, **values: Any) -> Path:
         given = {"prompts": prompts, "checkpoint": tiny_checkpoint, **values}
-        run_distributed(toy_rl.train, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
+        run_distributed(worker, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
         return home / name
 
     train.home = home  # type: ignore[attr-defined]
@@ -167,6 +169,24 @@ def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path
     with pytest.raises(AssertionError, match="sampler and trainer disagree: KL .* prompt .* sample .*: token .* nothing was trained on it"):
         toy(name, off_from=from_call)
     assert len(curve(toy.home / name)) == num_steps  # type: ignore[attr-defined]
+
+
+def gone_back(groups: Groups, at_save: int, **values: Any) -> None:
+    """Train; the weights are found to be not finite at that save (0: at none), and the run goes back."""
+    calls = itertools.count(1)
+    with patch.object(safety.optim, "are_finite", lambda _: next(calls) != at_save):
+        toy_rl.train(groups, **values)
+
+
+def test_a_run_that_has_gone_back_one_step_off_goes_on_bit_for_bit(toy: Callable[..., Path]) -> None:
+    """What was sampled ahead by the weights that were given up is not in the checkpoint that the same save then writes."""
+    values = {"rollout": {**toy_rl.ROLLOUT, "lag": 1}, "steps": 5, "guard": {"on_nonfinite": "rewind"}, "worker": gone_back}
+    unbroken = toy("back", at_save=3, **values)
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("back-killed", at_save=3, kill_at="training", kill_after=3, **values)
+    assert steps(toy.home / "back-killed" / "checkpoints")[-1].name == "step_00000003"  # type: ignore[attr-defined]
+    assert same(toy("back-killed", at_save=0, **values), unbroken)
+    assert not same(toy("off-5", at_save=0, **values), unbroken), "the control: going back is seen"
 
 
 def refused(groups: Groups, **values: Any) -> list[Any]:
