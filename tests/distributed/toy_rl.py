@@ -112,7 +112,7 @@ def killed_at(point: str | None, step: int) -> Iterator[None]:
         return applied(*arguments, **named)
 
     def call(*arguments: Any, **named: Any) -> Any:
-        is_time = num_taken == step
+        is_time = num_taken >= step  # not ==: grading is a thread's, which may be late
         if is_time and not is_after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = kept(*arguments, **named)
