@@ -29,7 +29,7 @@ from megatron_prism.jobs import rl_rollout, train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
-from megatron_prism.rl import ahead, gate, loop, losses, record_files, rollout
+from megatron_prism.rl import ahead, gate, loop, losses, record_files, replay, rollout
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
@@ -68,7 +68,9 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     problems = [*check_rl(config, world_size), *run_folder.check_place(config), *start_problems, *problems, *valid_problems]
     raise_problems(list(dict.fromkeys([*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)])))
     assert begin is not None and prompts is not None and valid is not None
-    grader.require(prompt.kind for prompt in (*prompts, *valid))
+    is_sampling = config.mode != "train"
+    if is_sampling:
+        grader.require(prompt.kind for prompt in (*prompts, *valid))
     spec = tokenizer.load(begin.assets)
     sizes, sums = registry.parameters(begin.model), _sums(config)
     room = rollout.max_context(config, begin.model) - config.rollout.max_tokens
@@ -77,13 +79,14 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
-            *engines.check(config.rollout, begin.model, world_size),
+            *(engines.check(config.rollout, begin.model, world_size) if is_sampling else ()),
             *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
             *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
             *too_long,
             *valid_too_long,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
+            *replay.check(config, sums["prompts"]),
         ]
     )
     sampling = config.rollout
@@ -147,7 +150,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.rollout.only else train_in_gang)
+    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.mode == "rollout" else train_in_gang)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
@@ -163,13 +166,13 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
         stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
-        grades = stack.enter_context(grader.Grader(config.grade)) if is_first else None
+        grades = stack.enter_context(grader.Grader(config.grade)) if is_first and config.train_from is None else None
         chunks, optimizer, newest = train.build_from(config, begin, groups)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
-        bound = None if config.rollout.recorded else gate.BOUNDS[config.precision]
+        bound = None if config.train_from else gate.BOUNDS[config.precision]
         running = loop.Run(
             config=config,
             groups=groups,
@@ -208,11 +211,10 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 def _sampler(
     config: RLConfig, chunks: Any, begin: Start, groups: Groups, spec: tokenizer.TokenizerSpec, grades: grader.Grader | None
 ) -> Sampler:
-    """Return what gives the steps their responses: the engine on the model and the grader, or another run's records."""
-    engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
-    if config.rollout.recorded is not None:
-        return Recorded(config, engine, spec, grades, read=lru_cache(2)(partial(record_files.read, config.rollout.recorded)))
-    return Sampler(config, engine, spec, grades)
+    """Return what gives the steps their responses: the engine on the model and the grader, or another run's records alone."""
+    if config.train_from is not None:
+        return Recorded(config, spec, read=lru_cache(2)(partial(record_files.read, config.train_from)))
+    return Sampler(config, rollout.engine(config, chunks, begin.model, begin.assets, groups), spec, grades)
 
 
 def _observer(

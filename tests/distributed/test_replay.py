@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import integrity, run_folder, torch_dist
-from megatron_prism.generate.cached import Cached
 from megatron_prism.jobs import rl, rl_replay, rl_rollout
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import record_files
@@ -194,36 +193,32 @@ def test_a_gang_s_step_is_replayed_on_its_layout_and_on_one_process(train: Calla
     assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
 
 
-class Refuses(toy_rl.Toy):
-    def grade(self, items: Sequence[Any]) -> Any:
-        raise AssertionError("nothing is graded")
-
-
 def part(groups: Groups, **values: Any) -> None:
-    """Run the toy as a config says that does only a part: where it only trains, nothing may sample or grade."""
+    """Run the toy as a config says that does only a part: where it only trains, there is neither engine nor grader."""
     config = toy_rl.config(**values)
-    trains = config.rollout.recorded is not None
+    trains = config.mode == "train"
     with (
-        patch.object(rl.grader, "Grader", Refuses if trains else toy_rl.Toy),
-        patch.object(Cached, "generate", None if trains else Cached.generate),
+        patch.object(rl.grader, "Grader", None if trains else toy_rl.Toy),
+        patch.object(rl.grader, "require", None if trains else rl.grader.require),
+        patch.object(rl.rollout, "engine", None if trains else rl.rollout.engine),
     ):
         resolved = rl.resolve(config, groups.world_size)
-        (rl_rollout.sample_in_gang if config.rollout.only else rl.train_in_gang)(resolved, groups)
+        (rl.train_in_gang if trains else rl_rollout.sample_in_gang)(resolved, groups)
 
 
 def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) -> None:
-    sampled = train("sampled", worker=part, record={}, rollout={**toy_rl.ROLLOUT, "only": True})
+    sampled = train("sampled", worker=part, record={}, mode="rollout")
     one, last = (f"rollouts/step_{step:08d}.jsonl" for step in (1, STEP + 1))
     assert (sampled / one).read_text() == (alone / one).read_text()
     assert (sampled / last).read_text() != (alone / last).read_text()  # nothing was learnt
     assert not (sampled / "checkpoints").exists() and len((sampled / "metrics.jsonl").read_text().splitlines()) == STEP + 1
-    recorded = {**toy_rl.ROLLOUT, "recorded": str(alone)}
-    trained = train("trained", worker=part, rollout=recorded)
+    recorded = {"mode": "train", "train_from": str(alone)}
+    trained = train("trained", worker=part, **recorded)
     for step in (1, STEP + 1):
         ours, theirs = (record_files.read(run, step) for run in (trained, alone))
         assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
-    with pytest.raises(AssertionError, match="the draws of the recorded run"):
-        train("other", worker=part, rollout=recorded, seed=5)
+    with pytest.raises(AssertionError, match="seed: found 5"):
+        train("other", worker=part, **recorded, seed=5)
 
 
 def test_a_killed_run_has_the_records_of_an_unbroken_one(alone: Path, train: Callable[..., Path]) -> None:
