@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -21,6 +22,9 @@ from megatron_prism.generate.lane import Lane, Request
 from megatron_prism.generate.stage import Stage
 from megatron_prism.parallel import groups, host
 from megatron_prism.parallel.groups import Groups
+
+# not cuDNN's, which builds a graph for every number of keys, and each step has one more
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Cached:
         mine = longest_first[self.groups.dp_rank :: dp]
         shares = [share for lane in range(pp) if (share := mine[lane::pp])]
         finished: list[Rollout] = []
-        with host.without_stand_in():
+        with host.without_stand_in(), sdpa_kernel(ATTENTION):
             stage = Stage(self.chunks[0], self.model, self.groups)
             num_rows = max(1, self.num_rows // max(1, len(shares)))
             request = Request(prompts, num_samples, sampling, seeds, num_rows, self.prefill_tokens, max_context)

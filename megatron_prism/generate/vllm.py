@@ -162,11 +162,13 @@ class VLLM:
         changed = bool(ranks.agree([float(now != self._handed)])[0])
         on_gpu = host.has_cuda()
         if on_gpu:
+            torch.cuda.empty_cache()  # vLLM maps memory beside torch's pool, which keeps what training's activations took
             self._llm.wake_up(tags=["weights"])
         if changed or on_gpu:  # asleep it has dropped its weights
             self._take_over()
             self._handed = now
         if on_gpu:
+            torch.cuda.empty_cache()
             self._llm.wake_up(tags=["kv_cache"])
         if (changed or on_gpu) and not self._llm.reset_prefix_cache():
             raise ResultFailure("vLLM keeps keys and values of other weights: its prefix cache was not emptied")

@@ -172,7 +172,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
-        bound = None if config.train_from else gate.BOUNDS[config.precision]
+        bound = None if config.train_from else gate.bound_of(config.precision, config.rollout)
         running = loop.Run(
             config=config,
             groups=groups,

@@ -20,7 +20,9 @@ from megatron_prism.planning.stage import Stage
 from megatron_prism.planning.throughput import HBM, MATMUL
 
 SHARE = 0.25  # of its room that a prompt or a response fills in the mean: an assumption
-LAUNCH_S = 60e-6  # of the host for the kernels of a residual block, about ten: an assumption
+# of the host for the kernels of a residual block and of a token's choice, launched one by one: counted by reading the engine, not measured
+LAUNCH_S = {"*": 185e-6, "M": 220e-6, "-": 80e-6}
+CHOICE_S = 1.2e-3
 ALL_REDUCE_S = 15e-6  # of a small all-reduce within a node, one a block under tensor parallelism: an assumption
 CHOICE_BYTES = 24  # a row and vocabulary entry while a token is chosen: bf16 logits, fp32 copies and weights
 PREFILL_TOKENS = 2048  # of a forward pass over prompts: the engine's default
@@ -121,8 +123,10 @@ def _step_s(stage: Stage, model: ModelConfig, config: RLConfig, rows: float, ass
     read += rows * (_token_bytes(stage, model, config) * context + 2 * _state_bytes(stage, model, config))
     product = 2 * rows * (stage.matrices + output) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
     exchanged = len(stage.letters) * ALL_REDUCE_S if tp > 1 else 0.0
-    launch = 0.0 if config.rollout.engine == "vllm" else len(stage.letters) * LAUNCH_S  # vLLM launches a CUDA graph
-    return max(max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged, launch)
+    device = max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged
+    if config.rollout.engine == "vllm":  # it launches a CUDA graph
+        return device
+    return max(device, sum(LAUNCH_S[letter] for letter in stage.letters)) + CHOICE_S
 
 
 def _token_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:

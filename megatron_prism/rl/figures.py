@@ -48,12 +48,14 @@ def _share(group: Sequence[Sample], outcome: str) -> float:
 def of_validation(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     """Return pass@1 and pass@n by domain, n being the responses to a prompt. Faults of the grader are left out of a prompt's n."""
     by_domain: dict[str, list[tuple[int, int]]] = {}
+    faults: dict[str, list[bool]] = {}
     num_samples = len(groups[0])
     for group in groups:
+        faults.setdefault(group[0].domain, []).extend(sample.outcome == "fault" for sample in group)
         judged = [sample for sample in group if sample.outcome != "fault"]
         if judged:
             by_domain.setdefault(group[0].domain, []).append((len(judged), sum(sample.is_right for sample in judged)))
-    values: dict[str, float] = {}
+    values = {f"{domain}/grader_faults": fmean(one) for domain, one in sorted(faults.items())}
     for domain, counts in sorted(by_domain.items()):
         for k in dict.fromkeys((1, num_samples)):
             values[f"{domain}/pass_at_{k}"] = fmean(pass_at(min(k, n), n, c) for n, c in counts)

@@ -97,7 +97,7 @@ def _open_gate(work: Filter) -> None:
     tokens = max(len(one.tokens) for one in work.prompts) + gate.START_TOKENS
     shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)
     trust = gate.at_start(work.engine, work.chunks, [one.tokens for one in work.prompts], sampling, shape, work.groups)
-    gate.require(trust, gate.BOUNDS[config.precision])
+    gate.require(trust, gate.bound_of(config.precision, config.rollout))
     if work.is_first:
         log.get().info("sampler and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
 

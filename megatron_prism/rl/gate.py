@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from megatron_prism.core.config import Precision
+from megatron_prism.core.config import Precision, SamplingConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
-from megatron_prism.generate.engine import Engine, Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.models import forward
 from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel.groups import Groups
@@ -32,9 +32,11 @@ class Bound:
     difference: float
 
 
-# fp32: RL.md's bound, and that of rounding. bf16: both sides round, at different places (a mean difference of 0.006 to 0.009 on a host); ours
-BOUNDS: dict[Precision, Bound] = {"fp32": Bound(kl=1e-9, difference=1e-3), "bf16": Bound(kl=1e-3, difference=1.0)}
-START_PROMPTS, START_SAMPLES, START_TOKENS = 4, 2, 64
+# fp32: that of rounding. bf16: both sides round, at different places. Two roundings of the logits of a vocabulary of 128k alone can give 1e-3
+# (computed for logits of up to 16), so ours is ten times that; a missing multiplier or the weights of another step are beyond it
+BOUNDS: dict[Precision, Bound] = {"fp32": Bound(kl=1e-9, difference=1e-3), "bf16": Bound(kl=1e-2, difference=2.0)}
+START_PROMPTS, START_SAMPLES, START_TOKENS = 4, 2, 64  # prompts: at least one for each replica
+MAX_AHEAD = 8  # of the responses sampled ahead, as many are compared in a step
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Trust:
     def is_within(self, bound: Bound) -> bool:
         """Return whether both are within a bound. What is not a number is not."""
         return self.kl <= bound.kl and self.difference <= bound.difference
+
+
+def bound_of(precision: Precision, sampling: SamplingConfig) -> Bound:
+    """Return the bound of a precision, with the config's own KL where it names one."""
+    bound = BOUNDS[precision]
+    return bound if sampling.max_sampler_kl is None else replace(bound, kl=sampling.max_sampler_kl)
 
 
 def compare(samples: Sequence[Sample], trainer: Sequence[torch.Tensor]) -> Trust:
@@ -98,7 +106,14 @@ def measure(
     """
     raise_problems(check_sampling(sampling))
     seeds = [seed_of(number) for number in range(len(prompts))]
-    samples = [
+    samples = samples_of(engine.generate(prompts, num_samples, sampling, seeds), prompts)
+    return compare(samples, trainer_log_probs(chunks, samples, shape, groups))
+
+
+def samples_of(rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]], count: int | None = None) -> list[Sample]:
+    """Return rollouts, or `count` of them spread over all, as samples that nobody grades."""
+    step = 1 if count is None else -(-len(rollouts) // count)
+    return [
         Sample(
             prompt_id=str(rollout.prompt),
             sample=rollout.sample,
@@ -108,21 +123,23 @@ def measure(
             logprobs=rollout.logprobs,
             ended=rollout.ended,
             weights_step=0,
-            outcome="fault",  # nobody grades them
+            outcome="fault",
             reward=0.0,
         )
-        for rollout in engine.generate(prompts, num_samples, sampling, seeds)
+        for rollout in rollouts[::step]
     ]
-    return compare(samples, trainer_log_probs(chunks, samples, shape, groups))
 
 
 def at_start(
     engine: Engine, chunks: Sequence[Any], prompts: Sequence[Sequence[int]], sampling: Sampling, shape: Shape, groups: Groups
 ) -> Trust:
-    """Compare on a few prompts with a few tokens each, the longest of them among them: what a run does before its first step."""
-    longest_first = sorted(prompts, key=lambda tokens: -len(tokens))
-    some = [longest_first[0], *[tokens for tokens in prompts if tokens is not longest_first[0]][: START_PROMPTS - 1]]
-    return measure(engine, chunks, some, START_SAMPLES, replace(sampling, max_tokens=min(sampling.max_tokens, START_TOKENS)), shape, groups)
+    """Compare on the longest prompts with a few tokens each, on every replica: what a run does before its first step."""
+    some = sorted(prompts, key=lambda tokens: -len(tokens))[: max(START_PROMPTS, groups.dp)]
+    short = replace(sampling, max_tokens=min(sampling.max_tokens, START_TOKENS))
+    row_tokens = START_SAMPLES * (
+        len(some[0]) + short.max_tokens
+    )  # a row for each prompt, so that each rank has one; a row holds several samples
+    return measure(engine, chunks, some, START_SAMPLES, short, replace(shape, seq_length=min(shape.seq_length, row_tokens)), groups)
 
 
 def require_kl(samples: Sequence[Sample], mine: Mapping[int, torch.Tensor], bound: Bound, groups: Groups) -> None:

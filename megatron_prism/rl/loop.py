@@ -7,6 +7,7 @@ measure, decide, apply -> the reference follows -> record, validate, save, stop.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.objective import Objective
 from megatron_prism.train.schedule import lr_at
 from megatron_prism.train.step import Means, forward_backward, mean_of
-from megatron_prism.train.timers import Timers, summary
+from megatron_prism.train.timers import Pace, Timers, summary
 from megatron_prism.train.watchdog import Watchdog
 
 
@@ -80,7 +81,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         _open_gate(run, run.scorer.bound)
     if first_step == 0:
         _validate(run, 0, validations)
-    timers, longest_s = Timers(), 0.0
+    timers, since_log, longest_s = Timers(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -95,18 +96,21 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
                 with timers.phase("rollout"):
                     _sample_ahead(run, step)
         lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-        updated = _update(run, step, lr, scored.minibatches, timers, 2 * longest_s + run.saver.longest_s)
-        _follow(run, step)
+        needed_s = 2 * max(longest_s, time.perf_counter() - started) + run.saver.longest_s
+        updated = _update(run, step, lr, scored.minibatches, timers, needed_s)
+        if updated.num_taken:
+            _follow(run, step)
         run.scorer.observer.ends()
         progress.num_tokens += updated.means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
-        seconds = time.perf_counter() - started
+        since_log = since_log.plus(updated.means.num_tokens, time.perf_counter() - started)
         if safety.due(step, config.log.interval, config.steps):
-            values = _metrics(updated, lr, seconds) | {"entropy": scored.entropy}
+            values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, rollout_s, step) | taken.figures()
-            values |= summary(timers.read(), 1) if config.log.timers else {}
+            values |= summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             run.recorder.record(step, values)
+            since_log = Pace()
         else:
             run.recorder.advance(step)
         if safety.due(step, config.validation.interval, config.steps):
@@ -125,10 +129,11 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Updated:
-    """What a step's minibatches did to the weights: the means over all of them, the largest gradient norm, how many were passed over."""
+    """What a step's minibatches did to the weights: the means over all of them, the largest gradient norm, how many were taken and passed over."""
 
     means: Means
     grad_norm: float
+    num_taken: int
     num_passed_over: int
     stop_reason: float
 
@@ -138,7 +143,7 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
 
     Raises: ResultFailure where the guard stops the run.
     """
-    means, grad_norms, num_passed_over, stop_reason = [], [], 0, 0.0
+    means, grad_norms, num_taken, num_passed_over, stop_reason = [], [], 0, 0, 0.0
     for microbatches in minibatches:
         means.append(forward_backward(run.chunks, microbatches, run.objective, run.groups, timers))
         with timers.phase("optimizer", on_device=True):
@@ -146,14 +151,17 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
             grad_norms.append(float(grad_norm))
             run.scorer.observer.measured(means[-1], grad_norms[-1], lr)
             decision = decide(run.guard, means[-1].loss, grad_norms[-1], run.stop.reason(needed_s), run.saver.is_writing())
-            if decision.is_taken and means[-1].weight > 0:  # no group to learn from: the step counts, and the weights stay
+            has_weight = means[-1].weight > 0  # no group to learn from: the step counts, and the weights stay
+            if decision.is_taken and has_weight:
+                num_taken += 1
                 optim.apply(run.optimizer, grad_norm, lr, run.config.optimizer.weight_decay)
         num_rewinds = run.saver.num_rewinds
-        safety.remember(run, step, means[-1].loss, decision, timers)
+        safety.remember(run, step, means[-1].loss if has_weight else None, decision, timers)
         num_passed_over, stop_reason = num_passed_over + (not decision.is_taken), max(stop_reason, decision.stop_reason)
         if run.saver.num_rewinds != num_rewinds:
             break  # the other minibatches were scored by weights that are given up
-    return Updated(mean_of(means), max(grad_norms), num_passed_over, stop_reason)
+    largest = max(grad_norms, key=lambda norm: (math.isnan(norm), norm))
+    return Updated(mean_of(means), largest, num_taken, num_passed_over, stop_reason)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -188,6 +196,9 @@ def _sample_ahead(run: Run, step: int) -> None:
     """Sample the responses of the step after this one, by the weights before this one's update, and begin to grade them."""
     sampled = rollout.draw(run.sampler, run.prompts, run.progress.num_drawn, run.config.rollout.num_prompts, step + 1, step - 1)
     run.progress.num_drawn = sampled.num_drawn
+    if run.scorer.bound is not None:  # by the weights of this moment: in its own step they will be older
+        some = gate.samples_of(sampled.rollouts, [one.tokens for one in sampled.prompts], gate.MAX_AHEAD)
+        run.scorer.require_kl(some)
     run.ahead.begin(run.sampler, sampled, run.saver.num_rewinds)
 
 
@@ -201,14 +212,14 @@ def _follow(run: Run, step: int) -> None:
             run.reference.update(step)
 
 
-def _metrics(updated: Updated, lr: float, seconds: float) -> dict[str, float | None]:
+def _metrics(updated: Updated, lr: float, pace: Pace) -> dict[str, float | None]:
     means = updated.means
     return {
         "loss": means.loss,
         "lr": lr,
         "grad_norm": updated.grad_norm,
-        "step_s": seconds,
-        "tokens_per_s": means.num_tokens / seconds,
+        "step_s": pace.seconds / pace.num_steps,
+        "tokens_per_s": pace.num_tokens / pace.seconds,
         "trained_tokens": means.num_tokens,
         **means.reports,
         **({"passed_over": float(updated.num_passed_over)} if updated.num_passed_over else {}),

@@ -52,7 +52,7 @@ class Reference:
             return
         alpha = self._config.alpha
         for parameter, value in zip(self._parameters, self._values, strict=True):
-            value.mul_(1 - alpha).add_(parameter, alpha=alpha)
+            value.lerp_(parameter, alpha)  # one rounding: in bf16 a second one would keep it from arriving, or move it where both are equal
 
     def sharded(self) -> dict[str, Any]:
         """Return it as Megatron's sharded state, under names of its own."""

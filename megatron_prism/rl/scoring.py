@@ -76,6 +76,14 @@ class Scorer:
             sums.append(torch.stack([(entropy_BS * mask_BS).sum(), mask_BS.sum()]))
         return torch.stack(sums).double().sum(0)
 
+    def require_kl(self, samples: Sequence[Sample]) -> None:
+        """Compare samples of the weights of this moment with the trainer; every rank calls this. Raises: ResultFailure (gate.require_kl)."""
+        if self.bound is not None and samples:
+            plan = batches.plan(samples, shape(self.config), self.groups.dp)
+            microbatches = batches.microbatches(plan, self.groups.dp_rank, samples, [0.0] * len(samples), {})
+            own = batches.by_sample(plan, self.groups.dp_rank, log_probs(self.chunks, microbatches, self.groups))
+            gate.require_kl(samples, own, self.bound, self.groups)
+
 
 def _parts(rollouts: Rollouts, config: RLConfig) -> list[tuple[list[Sample], list[float]]]:
     """Return the samples that count and their advantages, by minibatch: whole groups, as many in each as can be. Advantages are the batch's."""

@@ -23,7 +23,7 @@ from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
 from megatron_prism.train.schedule import lr_at
 from megatron_prism.train.step import Means, evaluate, forward_backward
-from megatron_prism.train.timers import Timers, summary
+from megatron_prism.train.timers import Pace, Timers, summary
 from megatron_prism.train.watchdog import Watchdog
 
 
@@ -60,7 +60,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     losses: dict[str, dict[str, float]] = {name: {} for name in run.valid_batches}
     if first_step == 0:
         _validate(run, 0, losses)
-    timers, since_log, longest_s = Timers(), _Pace(), 0.0
+    timers, since_log, longest_s = Timers(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -70,7 +70,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
             grad_norm = optim.measure(run.optimizer)
-            stop_reason = run.stop.reason(2 * longest_s + run.saver.longest_s)
+            stop_reason = run.stop.reason(2 * max(longest_s, time.perf_counter() - started) + run.saver.longest_s)
             decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
             if decision.is_taken:
                 optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
@@ -84,7 +84,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             passed_over = {} if decision.is_taken else {"passed_over": 1.0}
             run.recorder.record(step, _metrics(run, means, lr, float(grad_norm), since_log) | passed_over | seconds_by_phase)
-            since_log = _Pace()
+            since_log = Pace()
         else:
             run.recorder.advance(step)
         if safety.due(step, config.validation.interval, config.steps):
@@ -101,19 +101,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
     return losses
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """Steps, tokens and seconds since the last log line; validation and saving are not counted."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    seconds: float = 0.0
-
-    def plus(self, num_tokens: int, seconds: float) -> _Pace:
-        return _Pace(self.num_steps + 1, self.num_tokens + num_tokens, self.seconds + seconds)
-
-
-def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: _Pace) -> dict[str, float | None]:
+def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: Pace) -> dict[str, float | None]:
     """Return a step's metrics. tokens_per_s is of all ranks, TFLOP/s and MFU are per rank, in the causal convention."""
     tokens_per_s = pace.num_tokens / pace.seconds
     tflops = tokens_per_s * run.flops.causal / run.groups.world_size / 1e12

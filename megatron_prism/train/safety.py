@@ -58,13 +58,14 @@ class Run(Protocol):
     def watchdog(self) -> Watchdog: ...
 
 
-def remember(run: Run, step: int, loss: float, decision: Decision, timers: Timers) -> None:
-    """Finish a checkpoint that every rank has written, and record the decision in the guard."""
+def remember(run: Run, step: int, loss: float | None, decision: Decision, timers: Timers) -> None:
+    """Finish a checkpoint that every rank has written, and record the decision in the guard. loss: None where there was nothing to learn from."""
     if run.saver.is_saving() and not decision.is_writing:
         with timers.phase("save"):
             run.saver.finish()
     if decision.is_taken:
-        run.guard.took(loss)
+        if loss is not None:
+            run.guard.took(loss)
     else:
         _pass_over(run, step, decision.verdict, decision.why)
 

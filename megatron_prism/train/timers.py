@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -98,3 +99,16 @@ def summary(seconds: Mapping[str, float], num_steps: int) -> dict[str, float]:
     metrics = {f"time/{phase}_s": value / num_steps for phase, value in sorted(seconds.items())}
     middle = median(by_rank)
     return metrics | {"time/straggler": by_rank[slowest] / middle if middle else 1.0, "time/slowest_rank": float(slowest)}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Steps, tokens and seconds since the last log line; validation and saving are not counted."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    def plus(self, num_tokens: int, seconds: float) -> Pace:
+        """Return the pace with one step more."""
+        return Pace(self.num_steps + 1, self.num_tokens + num_tokens, self.seconds + seconds)

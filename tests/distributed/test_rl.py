@@ -158,9 +158,11 @@ def test_two_ranks_go_on_bit_for_bit_after_a_kill(toy: Callable[..., Path]) -> N
     assert same(toy("dp2-killed", 2, grid={"tp": 1}, **off), unbroken)
 
 
-@pytest.mark.parametrize(("from_call", "num_steps"), [(0, 0), (2, 1)], ids=["at the start", "in step 2"])
-def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path], from_call: int, num_steps: int) -> None:
+@pytest.mark.parametrize(
+    ("from_call", "lag", "num_steps"), [(0, 0, 0), (2, 0, 1), (3, 1, 1)], ids=["at the start", "in step 2", "ahead of step 3"]
+)
+def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path], from_call: int, lag: int, num_steps: int) -> None:
     name = f"off-from-{from_call}"
     with pytest.raises(AssertionError, match="sampler and trainer disagree: KL .* prompt .* sample .*: token .* nothing was trained on it"):
-        toy(name, off_from=from_call)
+        toy(name, off_from=from_call, rollout={**toy_rl.ROLLOUT, "lag": lag})
     assert len(curve(toy.home / name)) == num_steps  # type: ignore[attr-defined]

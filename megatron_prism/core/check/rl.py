@@ -32,6 +32,10 @@ def _check_rollout(config: RLConfig) -> Iterator[Problem]:
     if rollout.lag and config.algorithm.tis_cap is None:
         required = "a cap: responses of older weights are weighted by truncated importance sampling"
         yield Problem("algorithm.tis_cap", f"null under rollout.lag {rollout.lag}", required, "for example 2 (paper)")
+    reference, still = config.reference, 0.5
+    if config.algorithm.kl_beta and reference.interval and config.precision == "bf16" and 0 < reference.alpha <= still:
+        required = f"more than {still} in bf16: a smaller part of the last bit is rounded away, and the reference never moves"
+        yield Problem("reference.alpha", str(reference.alpha), required, "a larger one at a longer reference.interval, or precision fp32")
     if rollout.num_samples == 1 and config.algorithm.advantage != "reinforce++":
         yield Problem("rollout.num_samples", "1", "at least 2: an advantage compares the responses to a prompt, or advantage reinforce++")
     if rollout.max_tokens >= config.batch.seq_length:

@@ -117,6 +117,10 @@ class SamplingConfig(Section):
     num_rows: Annotated[int, Range(ge=1), MAY_CHANGE] = 64
     """The responses that decode together on each data-parallel replica."""
 
+    max_sampler_kl: Annotated[float | None, Range(gt=0), MAY_CHANGE] = None
+    """The trust gate's bound: the largest mean KL divergence of trainer and sampler on the same tokens, at the start and in each step. A run
+    that is beyond it ends. Null: 1e-9 in fp32, 1e-2 in bf16 (ours)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(SamplingConfig):

@@ -53,6 +53,8 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"rollout": {"lag": 1}}, 1),
         ({"mode": "rollout"}, 1),
         ({"mode": "train", "train_from": "other", "record": {"interval": 1}, "rollout": {"lag": 1}}, 1),
+        ({"reference": {"alpha": 0.3}, "algorithm": {"kl_beta": 0.0}}, 1),
+        ({"reference": {"alpha": 0.3, "interval": 0}}, 1),
     ],
 )
 def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size: int) -> None:
@@ -78,6 +80,7 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"mode": "train"}, 1, "train_from"),
         ({"mode": "train", "train_from": "r"}, 1, "train_from"),  # the run's own folder
         ({"mode": "train", "train_from": "other", "validation": {"prompts": "p"}}, 1, "validation.prompts"),
+        ({"reference": {"alpha": 0.3}}, 1, "reference.alpha"),  # in bf16, the default
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),

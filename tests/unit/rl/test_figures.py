@@ -64,6 +64,8 @@ def test_validation_is_by_domain_and_leaves_faults_out() -> None:
         [sample("wrong", "science"), sample("no_format", "science"), sample("truncated", "science"), sample("wrong", "science")],
     ]
     assert figures.of_validation(groups) == {
+        "math/grader_faults": pytest.approx(7 / 12),
+        "science/grader_faults": 0.0,
         "math/pass_at_1": pytest.approx((0.25 + 1) / 2),
         "math/pass_at_4": 1.0,
         "science/pass_at_1": 0.0,
@@ -72,7 +74,7 @@ def test_validation_is_by_domain_and_leaves_faults_out() -> None:
 
 
 def test_one_sample_a_prompt_gives_pass_at_1_alone() -> None:
-    assert figures.of_validation([[sample("right")], [sample("wrong")]]) == {"math/pass_at_1": 0.5}
+    assert figures.of_validation([[sample("right")], [sample("wrong")]]) == {"math/grader_faults": 0.0, "math/pass_at_1": 0.5}
 
 
 def test_pass_at_k_is_the_mean_over_all_subsets() -> None:

@@ -82,3 +82,17 @@ def test_alpha_1_is_the_policy_and_alpha_0_the_start() -> None:
         train(model, 3.0)
         reference.update(1)
         assert referred(reference, model) == expected
+
+
+def test_in_bf16_it_arrives_at_the_policy_and_does_not_leave_it() -> None:
+    """At RL's learning rates a changed bf16 weight is one unit in the last place away. Two roundings would leave a quarter of them behind for ever."""
+    model = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.uniform_(model.weight, 0.5, 2.0)
+    reference = Reference([model], ReferenceConfig())
+    with torch.no_grad():
+        model.weight[::2] += model.weight[::2] * 2**-7  # the other half stays
+    policy = model.weight.detach().clone()
+    for step in range(1, 20):
+        reference.update(step)
+    with reference.in_place():
+        assert torch.equal(model.weight, policy)
