@@ -87,6 +87,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
             *replay.check(config, sums["prompts"]),
+            *(rl_rollout.check(config, begin, sums["prompts"]) if config.mode == "rollout" else ()),
         ]
     )
     sampling = config.rollout
@@ -166,6 +167,8 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
         stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
+        if is_first:
+            rl_rollout.forget(config.run_dir)
         grades = stack.enter_context(grader.Grader(config.grade)) if is_first and config.train_from is None else None
         chunks, optimizer, newest = train.build_from(config, begin, groups)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None

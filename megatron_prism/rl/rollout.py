@@ -222,12 +222,15 @@ def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: in
     return sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step, num_drawn + count)
 
 
-def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int, ahead: Sequence[Group] = ()) -> Rollouts:
-    """Return a step's groups: those that were sampled ahead, or new ones by the weights of the step before it.
+def collect(
+    sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int, ahead: Sequence[Group] = (), weights_step: int | None = None
+) -> Rollouts:
+    """Return a step's groups: those that were sampled ahead, or new ones by the weights of weights_step, or else of the step before it.
 
     num_drawn: the prompts drawn so far, with those of `ahead`. Groups without variance are drawn again, at most max_refills times.
     """
     config = sampler.config
+    weights_step = step - 1 if weights_step is None else weights_step
     groups: list[Group] = []
     kept: list[Group] = []
     for attempt in range(1 + config.rollout.max_refills):
@@ -236,7 +239,7 @@ def collect(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: 
         if attempt == 0 and ahead:
             drawn = list(ahead)
         else:
-            drawn = [*sampler.graded(draw(sampler, prompts, num_drawn, missing, step, step - 1))]
+            drawn = [*sampler.graded(draw(sampler, prompts, num_drawn, missing, step, weights_step))]
             num_drawn += missing
         groups += drawn
         kept += [group for group in drawn if is_kept(group_of(samples([group]), config.algorithm), config.algorithm)]
