@@ -68,7 +68,7 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
     parallel = recorded.parallel if world_size == ranks else _alone(recorded.parallel)
     is_sampled = world_size > 1 and recorded.mode != "train"
     sampling = recorded.rollout if is_sampled else replace(recorded.rollout, engine="cached")
-    validation = replace(recorded.validation, prompts=None)
+    validation = replace(recorded.validation, prompts=None, interval=0)
     config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, rollout=sampling, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
     source = checkpoint or config.init.checkpoint

@@ -259,9 +259,12 @@ def test_only_rollout_goes_on_where_it_was_killed(train: Callable[..., Path]) ->
     assert any(path.endswith("prompts.jsonl") for path in described["inputs"])
     with pytest.raises(AssertionError, match="exit code -9"):
         train("cut", worker=part, kill_at_write=2, **refilling)  # its progress is of step 1
+    first = whole.with_name("cut") / "rollouts/step_00000001.jsonl"
+    written = first.stat().st_ino
     with pytest.raises(AssertionError, match="seed: found 5"):
         train("cut", worker=part, seed=5, **refilling)
     assert sampled_by(train("cut", worker=part, **refilling)) == sampled_by(whole)
+    assert first.stat().st_ino == written  # step 1 was not sampled again
 
 
 def test_only_rollout_does_not_begin_with_a_sampler_that_is_not_the_trainer_s(train: Callable[..., Path]) -> None:

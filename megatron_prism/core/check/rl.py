@@ -44,13 +44,23 @@ def _check_rollout(config: RLConfig) -> Iterator[Problem]:
             str(rollout.max_tokens),
             f"less than batch.seq_length {config.batch.seq_length}, which holds the prompt too",
         )
+    if config.batch.num_minibatches > rollout.num_prompts:
+        required = f"at most rollout.num_prompts {rollout.num_prompts}: a minibatch has whole groups"
+        yield Problem("batch.num_minibatches", str(config.batch.num_minibatches), required)
+    if rollout.max_refills and (config.algorithm.keep_zero_variance or config.algorithm.advantage == "reinforce++"):
+        cause = "keep_zero_variance" if config.algorithm.keep_zero_variance else "advantage reinforce++"
+        fix = "groups are drawn again for those without variance, and all of them are kept"
+        yield Problem("rollout.max_refills", f"{rollout.max_refills} with algorithm.{cause}", "0", fix)
+    if config.validation.interval and config.validation.prompts is None:
+        required = "0, or validation.prompts: without them nothing is validated"
+        yield Problem("validation.interval", str(config.validation.interval), required, "name held-out prompts, or leave the interval out")
     if config.log.samples:
         yield Problem("log.samples", "true", "false", "an RL run keeps its responses: rollout.keep")
 
 
 def _check_mode(config: RLConfig) -> Iterator[Problem]:
     """Yield what a run that does only a part of its work has no use for, and what that part needs."""
-    validation = ("validation.prompts", config.validation.prompts, "null")
+    validation = ("validation.prompts", config.validation.prompts, "null, with validation.interval 0")
     lag, record = ("rollout.lag", config.rollout.lag, "0"), ("record.interval", config.record.interval, "0")
     unused, why = {
         "all": ((), ""),

@@ -52,6 +52,15 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 16}}, 1),
         ({"rollout": {"lag": 1}}, 1),
         ({"mode": "rollout"}, 1),
+        ({"batch": {"num_minibatches": 64}}, 1),
+        ({"rollout": {"max_refills": 1}}, 1),
+        ({"algorithm": {"keep_zero_variance": True}}, 1),
+        ({"algorithm": {"normalization": "constant", "constant_tokens": 16}}, 1),
+        ({"validation": {"interval": 5, "prompts": "p"}}, 1),
+        ({"guard": {"on_spike": "rewind"}, "save": {"interval": 5}}, 1),
+        # merely unused, and not refused
+        ({"algorithm": {"kl_beta": 0.0}, "reference": {"interval": 3}}, 1),
+        ({"rollout": {"vllm": {"tensor_parallel": 2}}}, 1),
         ({"mode": "train", "train_from": "other", "record": {"interval": 1}, "rollout": {"lag": 1}}, 1),
         ({"reference": {"alpha": 0.3}, "algorithm": {"kl_beta": 0.0}}, 1),
         ({"reference": {"alpha": 0.3, "interval": 0}}, 1),
@@ -81,6 +90,13 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"mode": "train", "train_from": "r"}, 1, "train_from"),  # the run's own folder
         ({"mode": "train", "train_from": "other", "validation": {"prompts": "p"}}, 1, "validation.prompts"),
         ({"reference": {"alpha": 0.3}}, 1, "reference.alpha"),  # in bf16, the default
+        ({"batch": {"num_minibatches": 65}}, 1, "batch.num_minibatches"),  # of 64 prompts
+        ({"rollout": {"max_refills": 1}, "algorithm": {"keep_zero_variance": True}}, 1, "rollout.max_refills"),
+        ({"rollout": {"max_refills": 1}, "algorithm": {"advantage": "reinforce++"}}, 1, "rollout.max_refills"),
+        ({"algorithm": {"keep_zero_variance": True, "kl_beta": 0.0}}, 1, "algorithm.keep_zero_variance"),
+        ({"algorithm": {"constant_tokens": 16}}, 1, "algorithm.constant_tokens"),
+        ({"validation": {"interval": 5}}, 1, "validation.interval"),
+        ({"guard": {"on_spike": "rewind"}}, 1, "guard.on_spike"),
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),
