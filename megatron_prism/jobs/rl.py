@@ -19,7 +19,7 @@ from megatron_prism.core.check.rl import check_model, check_rl
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import chat, tokenizer
+from megatron_prism.data import tokenizer
 from megatron_prism.data.prompts import FILE
 from megatron_prism.families import registry
 from megatron_prism.generate import engines
@@ -30,6 +30,7 @@ from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first
 from megatron_prism.rl import ahead, gate, loop, losses, record_files, replay, rollout
+from megatron_prism.rl import encoded as encoded_sets
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
@@ -71,19 +72,15 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     is_sampling = config.mode != "train"
     if is_sampling:
         grader.require(prompt.kind for prompt in (*prompts, *valid))
-    spec = tokenizer.load(begin.assets)
     sizes, sums = registry.parameters(begin.model), _sums(config)
     room = rollout.max_context(config, begin.model) - config.rollout.max_tokens
-    encoded, too_long = encode_all(prompts, spec, begin.assets, room, "prompts")
-    valid_encoded, valid_too_long = encode_all(valid, spec, begin.assets, room, "validation.prompts")
+    sets = {"prompts": prompts, "validation.prompts": valid}
+    spec, (encoded, valid_encoded), unfit = encoded_sets.encode(sets, begin.assets, begin.model, room)
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
             *(engines.check(config.rollout, begin.model, world_size) if is_sampling else ()),
-            *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
-            *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
-            *too_long,
-            *valid_too_long,
+            *unfit,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
             *replay.check(config, sums["prompts"]),
@@ -129,21 +126,6 @@ def _check_same_prompts(config: RLConfig, sha256: str) -> list[Problem]:
     return [
         Problem("prompts", f"{config.prompts}, another set", "the prompts that the run began with", "or start another run: another run_dir")
     ]
-
-
-def encode_all(
-    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, assets: Path, room: int, where: str
-) -> tuple[tuple[Encoded, ...], list[Problem]]:
-    """Return the prompts as tokens, and a problem where some have more than `room` tokens. where: the key of their set."""
-    is_chat = any(not isinstance(prompt.prompt, str) for prompt in prompts)
-    template = chat.load(assets) if is_chat else None
-    encoded = tuple(Encoded(prompt, tuple(prompt_set.encode(prompt, spec, template))) for prompt in prompts)
-    if longer := [one for one in encoded if len(one.tokens) > room]:
-        longest = max(longer, key=lambda one: len(one.tokens))
-        found = f"{len(longer)} prompts of more than {room} tokens, for example {longest.prompt.id} of {len(longest.tokens)}"
-        required = "room for rollout.max_tokens after each, in batch.seq_length and in the model's positions"
-        return encoded, [Problem(where, found, required, "leave them out of the set, or lower rollout.max_tokens")]
-    return encoded, []
 
 
 def run(resolved: Resolved) -> dict[str, Any]:
