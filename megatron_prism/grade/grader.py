@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config.grade import GradeConfig
-from megatron_prism.core.errors import BackendMissing, PrismError, Problem, raise_problems
+from megatron_prism.core.errors import BackendMissing, EnvironmentFault, PrismError, Problem, raise_problems
 from megatron_prism.grade import choice, math
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
@@ -22,28 +21,44 @@ from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
 class Grader:
     """Grades responses. A context manager: no process is left after it.
 
+    kinds: those that it will be given. What cannot be graded on this machine is refused as the context is entered.
     Raises: InputError where its config is wrong.
     """
 
-    def __init__(self, config: GradeConfig | None = None) -> None:
-        self.config = config or GradeConfig()
+    def __init__(self, config: GradeConfig | None = None, kinds: Iterable[str] = ()) -> None:
+        self.config, self._kinds = config or GradeConfig(), frozenset(kinds)
         raise_problems(list(check_bounds(self.config)))
         self._sandbox: Sandbox | None = None
-        self._choosing = threading.Lock()
+        self._is_ending = False
         self._workers = Workers(self.config.num_workers, self.config.cpu_limit_s, self.config.wall_limit_s)
 
     def __enter__(self) -> Self:
+        self.prepare(self._kinds)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_ending = True
         self._workers.__exit__()
+
+    def prepare(self, kinds: Collection[str]) -> None:
+        """Refuse kinds that cannot be graded on this machine. The sandbox is chosen, and attacked, when code is first among them.
+
+        Raises: BackendMissing where a kind's grader is not installed; EnvironmentFault where nothing contains code.
+        """
+        require(kinds)
+        if "code" in kinds and self._sandbox is None:
+            from megatron_prism.grade.sandbox.choose import choose
+
+            self._sandbox = choose()
 
     def grade(self, items: Sequence[Item]) -> dict[str, Graded]:
         """Return each item's outcome by its id. A fault of the machine is tried once more.
 
-        Raises: InputError for an id that stands there twice; BackendMissing where a kind's grader is not installed.
+        Raises: InputError for an id that stands there twice; what prepare raises.
         """
-        self._refuse(items)
+        twice = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
+        raise_problems([Problem(f"item {id_!r}", "its id more than once", "an id of its own for each response") for id_ in twice])
+        self.prepare({item.kind for item in items})
         graded: dict[str, Graded] = {}
         pairs: dict[str, tuple[str, str]] = {}  # what only algebra can say
         for item, first in zip(items, self._first(items), strict=True):
@@ -61,11 +76,6 @@ class Grader:
             graded[id_] = Graded(id=id_, outcome=outcome, why=why)  # type: ignore[arg-type]  # one of Outcome's words
         return {item.id: graded[item.id] for item in items}
 
-    def _refuse(self, items: Sequence[Item]) -> None:
-        twice = [id_ for id_, count in Counter(item.id for item in items).items() if count > 1]
-        raise_problems([Problem(f"item {id_!r}", "its id more than once", "an id of its own for each response") for id_ in twice])
-        require(item.kind for item in items)
-
     def _first(self, items: Sequence[Item]) -> list[Graded | tuple[str, str]]:
         """Return for each item an outcome, or the gold and the answer that only algebra can compare. Programs run several at once."""
         with ThreadPoolExecutor(self.config.num_workers) as pool:
@@ -81,6 +91,8 @@ class Grader:
 
     def _grade_one(self, item: Item) -> Graded | tuple[str, str]:
         """Return an outcome, or the gold and the answer that only algebra can compare."""
+        if self._is_ending:
+            raise EnvironmentFault("grading was ended before it was done")
         answer = answer_of(item, self.config.think)
         if isinstance(answer, Graded):
             return answer
@@ -89,12 +101,9 @@ class Grader:
         return self._grade_choice(item, answer) if item.kind == "choice" else self._grade_math(item, answer)
 
     def _grade_code(self, item: Item, answer: str) -> Graded:
-        """Grade code in the sandbox, which is chosen, and attacked, at the first such item."""
         from megatron_prism.grade import code
-        from megatron_prism.grade.sandbox.choose import choose
 
-        with self._choosing:
-            self._sandbox = self._sandbox or choose()
+        assert self._sandbox is not None
         return code.grade_code(item, answer, self._sandbox)
 
     def _grade_choice(self, item: Item, answer: str) -> Graded:

@@ -16,10 +16,12 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -43,28 +45,50 @@ class _Worker:
 
 @dataclass
 class Workers:
-    """A pool of workers that compares expressions. A context manager: no worker is left after it."""
+    """A pool of workers that compares expressions, for one call at a time. A context manager: no worker is left after it.
+
+    A thread of the pool starts the workers: the kernel ends them with the thread that started them, and a caller's thread may be short.
+    """
 
     num_workers: int
     cpu_limit_s: int
     wall_limit_s: float
     _workers: list[_Worker] = field(default_factory=list)
+    _starter: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "grading workers"))
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _is_ending: bool = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_ending = True
         for worker in list(self._workers):
-            self._end(worker)
+            worker.process.kill()  # a call in another thread sees it, and ends
+        with self._one_at_a_time:
+            self._end_all()
+        self._starter.shutdown()
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Compare each (gold, answer), and return for each True, False, or why that could not be said.
 
-        Raises: EnvironmentFault where a worker cannot be started.
+        Raises: EnvironmentFault where a worker cannot be started, or the pool ends meanwhile.
         """
+        with self._one_at_a_time:
+            try:
+                return self._compare(pairs)
+            except BaseException:  # no worker is left with a pair of this call
+                self._end_all()
+                raise
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        for worker in [worker for worker in self._workers if worker.process.poll() is not None]:
+            self._end(worker)  # while it was idle
         verdicts: dict[int, Verdict] = {}
         waiting = list(range(len(pairs)))[::-1]
         while len(verdicts) < len(pairs):
+            if self._is_ending:
+                raise EnvironmentFault("grading was ended before it was done")
             while len(self._workers) < min(self.num_workers, len(waiting) + sum(worker.task is not None for worker in self._workers)):
                 self._start()
             for worker in self._workers:
@@ -80,8 +104,15 @@ class Workers:
         command = [sys.executable, "-P", "-m", "megatron_prism.grade.workers", str(os.getpid()), str(self.cpu_limit_s)]
         pipe = subprocess.PIPE
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
-        self._workers.append(_Worker(process, time.monotonic() + START_LIMIT_S))
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+
+        self._workers.append(_Worker(self._starter.submit(start).result(), time.monotonic() + START_LIMIT_S))
+
+    def _end_all(self) -> None:
+        for worker in list(self._workers):
+            self._end(worker)
 
     def _end(self, worker: _Worker) -> int:
         """Kill a worker and return its exit code, which is its own where it had ended before."""
@@ -155,7 +186,7 @@ class Workers:
 def main(parent: int, cpu_limit_s: int, stdin: IO[str], say_to: IO[str]) -> None:
     """Answer comparisons until standard input ends."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: at the end of the thread that started this process
         if os.getppid() != parent:
             os._exit(1)
     import logging

@@ -193,7 +193,7 @@ def run_serve(root: Path, host: str, port: int | None) -> None:
     Raises: BackendMissing where the grader, or that of a kind of prompt, is not installed; what open_server raises.
     """
     try:
-        from megatron_prism.grade.grader import Grader, require
+        from megatron_prism.grade.grader import Grader
     except ImportError as error:
         raise BackendMissing("megatron_prism.grade.grader", "rewards", f"use a version of megatron_prism that has it ({error})") from None
     one_at_a_time = threading.Lock()  # a call already spreads its items over the grader's processes
@@ -205,7 +205,7 @@ def run_serve(root: Path, host: str, port: int | None) -> None:
                 return graded
 
         server = open_server(root, grade, host, port)
-        require({prompt.kind for prompt in server.state.rewarder.answers.by_key.values()})
+        grader.prepare({prompt.kind for prompt in server.state.rewarder.answers.by_key.values()})
         serve(server)
 
 

@@ -41,7 +41,7 @@ def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
     with disk.writing(out), partial.open("ab+") as stream:
         _hold(stream, out)
         try:
-            counts = _go_on(file, stream, config, kinds.total())
+            counts = _go_on(file, stream, config, kinds)
             os.fsync(stream.fileno())
             partial.replace(out)
         except BaseException:
@@ -73,13 +73,13 @@ def _hold(stream: IO[bytes], out: Path) -> None:
         log.get().warning("%s: no locks here (%s): make sure that no other run writes it", out, error.strerror)
 
 
-def _go_on(file: Path, stream: IO[bytes], config: GradeConfig, total: int) -> Counter[str]:
+def _go_on(file: Path, stream: IO[bytes], config: GradeConfig, kinds: Counter[str]) -> Counter[str]:
     """Grade the lines that the stream does not hold yet, and return the counts of all."""
     counts = _graded_before(file, stream)
-    before = counts.total()
+    before, total = counts.total(), kinds.total()
     if before:
         log.get().info("%d of %d lines were graded before", before, total)
-    with Grader(config) as grader, _ticking(total, before) as tick:
+    with Grader(config, kinds) as grader, _ticking(total, before) as tick:
         for batch in _batches(file, before):
             items = [item_of(record) for record in batch]
             graded = grader.grade(items)

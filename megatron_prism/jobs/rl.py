@@ -28,7 +28,7 @@ from megatron_prism.grade import grader
 from megatron_prism.jobs import rl_rollout, train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
-from megatron_prism.parallel.groups import Groups, from_first
+from megatron_prism.parallel.groups import Groups, from_first, on_first
 from megatron_prism.rl import ahead, gate, loop, losses, record_files, replay, rollout
 from megatron_prism.rl import encoded as encoded_sets
 from megatron_prism.rl import prompts as prompt_set
@@ -149,9 +149,8 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
         stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
-        if is_first:
-            rl_rollout.forget(config.run_dir)
-        grades = stack.enter_context(grader.Grader(config.grade)) if is_first and config.train_from is None else None
+        on_first(lambda: rl_rollout.forget(config.run_dir))
+        grades = _grader(resolved, stack) if config.train_from is None else None
         chunks, optimizer, newest = train.build_from(config, begin, groups)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
@@ -191,6 +190,12 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         "steps": config.steps,
         "validation": validations,
     }
+
+
+def _grader(resolved: Resolved, stack: ExitStack) -> grader.Grader | None:
+    """Return rank 0's grader. Raises: on every rank, why a kind of prompt cannot be graded there."""
+    kinds = {one.prompt.kind for one in (*resolved.prompts, *resolved.valid_prompts)}
+    return on_first(lambda: stack.enter_context(grader.Grader(resolved.config.grade, kinds)))
 
 
 def _sampler(

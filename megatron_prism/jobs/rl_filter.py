@@ -19,7 +19,7 @@ from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.gang import check_model_on_gang, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import FilterConfig, ModelConfig
-from megatron_prism.core.errors import PrismError, Problem, raise_problems
+from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import build, changed, to_dict
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import prompts as prompt_set
@@ -31,7 +31,7 @@ from megatron_prism.grade import grader
 from megatron_prism.jobs import train
 from megatron_prism.models import build as models
 from megatron_prism.parallel import environment
-from megatron_prism.parallel.groups import Groups, from_first
+from megatron_prism.parallel.groups import Groups, from_first, on_first
 from megatron_prism.report.bars import bars
 from megatron_prism.rl import encoded as encoded_sets
 from megatron_prism.rl import filter, passes
@@ -156,10 +156,11 @@ def filter_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     with ExitStack() as stack:
         stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
-        _hold(resolved, stack, is_first)
+        on_first(lambda: _hold(resolved, stack))
         missing = from_first(resolved.folder.missing() if is_first else [])
         if missing:
-            grades = stack.enter_context(grader.Grader(config.grade)) if is_first else None
+            kinds = {one.prompt.kind for one in resolved.prompts}
+            grades = on_first(lambda: stack.enter_context(grader.Grader(config.grade, kinds)))
             chunks = models.build(resolved.model, groups, config)
             sharded.require_whole(checkpoint.root)
             sharded.load_weights(checkpoint.root, chunks)
@@ -171,19 +172,11 @@ def filter_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         return from_first(_finish(resolved) if is_first else {})
 
 
-def _hold(resolved: Resolved, stack: ExitStack, is_first: bool) -> None:
-    """Hold the folder on rank 0; every rank raises what rank 0 meets."""
-    failure: PrismError | None = None
-    if is_first:
-        try:
-            stack.enter_context(passes.held(resolved.config.out, partial(_describe, resolved)))
-            begun = passes.begun(resolved.config.out)
-            assert begun is not None
-            raise_problems(_check_same(resolved.config, begun, resolved.identity))  # another filter may have begun since the look
-        except PrismError as error:
-            failure = error
-    if failure := from_first(failure):
-        raise failure.agreed()
+def _hold(resolved: Resolved, stack: ExitStack) -> None:
+    stack.enter_context(passes.held(resolved.config.out, partial(_describe, resolved)))
+    begun = passes.begun(resolved.config.out)
+    assert begun is not None
+    raise_problems(_check_same(resolved.config, begun, resolved.identity))  # another filter may have begun since the look
 
 
 def _describe(resolved: Resolved) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from megatron_prism.core.errors import InputError, Problem, ResultFailure
 from megatron_prism.core.load import load
 from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
-from megatron_prism.parallel.groups import Groups
+from megatron_prism.parallel.groups import Groups, on_first
 from megatron_prism.rl import ahead, compare, loop, losses, record_files, rollout
 from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
@@ -177,7 +177,8 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
         if source := resolved.checkpoint or begin.weights:
             sharded.require_whole(source)
-        grades = stack.enter_context(grader.Grader(config.grade)) if groups.rank == 0 else None
+        kinds = {one.prompt.kind for one in resolved.run.prompts}
+        grades = on_first(lambda: stack.enter_context(grader.Grader(config.grade, kinds)))
         chunks, optimizer = train.built(config, begin, groups, resolved.checkpoint)
         stored: fingerprint.Fingerprints = {}
         if resolved.checkpoint:  # what is exported; the fp32 weights in the optimizer's state take their place in training

@@ -21,7 +21,7 @@ from megatron_prism.core.manifest import read_json, sha256_file, write_json
 from megatron_prism.data.prompts import FILE
 from megatron_prism.grade import grader
 from megatron_prism.models import build
-from megatron_prism.parallel.groups import Groups, agree, from_first
+from megatron_prism.parallel.groups import Groups, agree, from_first, on_first
 from megatron_prism.rl import figures, gate, rollout, scoring
 from megatron_prism.rl.rollout import Sampler
 from megatron_prism.train import garbage, stop
@@ -95,7 +95,8 @@ def sample_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
         stack.enter_context(run_folder.begin(config, begin, [config.prompts / FILE], resolved.figures, groups))
-        grades = stack.enter_context(grader.Grader(config.grade)) if is_first else None
+        kinds = {one.prompt.kind for one in resolved.prompts}
+        grades = on_first(lambda: stack.enter_context(grader.Grader(config.grade, kinds)))
         chunks = build.build(begin.model, groups, config)
         newest = saving.newest(config.run_dir)
         if source := newest or begin.weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import FrameSummary, extract_tb
@@ -229,6 +229,19 @@ def from_first(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def on_first(make: Callable[[], T]) -> T | None:
+    """Return what a function makes on rank 0, None elsewhere. Raises: on every rank, the PrismError that it raised on rank 0."""
+    made, failure = None, None
+    if dist.get_rank() == 0:
+        try:
+            made = make()
+        except PrismError as error:
+            failure = error
+    if failure := from_first(failure):
+        raise failure.agreed()
+    return made
 
 
 def barrier() -> None:

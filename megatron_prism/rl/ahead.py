@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from megatron_prism.core import log
-from megatron_prism.rl.rollout import Grading, Group, Sampled, Sampler, from_lines, samples, to_lines
+from megatron_prism.rl.rollout import Grading, Group, Sampled, Sampler, Speed, from_lines, samples, to_lines
 
 FILE = "ahead.jsonl"  # in a checkpoint
 
@@ -23,11 +23,12 @@ class Ahead:
     _waiting: Grading | None = None
     _groups: Sequence[Group] = ()
     _num_rewinds: int = 0  # of the run, when they were sampled
+    _speed: Speed = field(default_factory=Speed)
 
     def begin(self, sampler: Sampler, sampled: Sampled, num_rewinds: int) -> None:
         """Begin to grade the responses of the next step."""
         assert self._waiting is None and not self._groups
-        self._waiting, self._num_rewinds = Grading(sampler, sampled), num_rewinds
+        self._waiting, self._num_rewinds, self._speed = sampler.grade(sampled), num_rewinds, sampled.speed
 
     def groups(self) -> Sequence[Group]:
         """Return the next step's groups, graded. Every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
@@ -43,13 +44,17 @@ class Ahead:
         groups, self._groups = self.groups(), ()
         is_rewound = num_rewinds != self._num_rewinds
         self._num_rewinds = num_rewinds
+        speed, self._speed = self._speed, Speed()
         fresh = [group for group in groups if not is_rewound and lag_of(group, step) <= lag]
-        return Taken(fresh, [group for group in groups if not any(group is one for one in fresh)])
+        return Taken(fresh, [group for group in groups if not any(group is one for one in fresh)], speed)
 
-    def files(self) -> dict[str, str]:
-        """Return what a checkpoint keeps of it: file names and their texts. Every rank calls this, once the responses are graded."""
+    def files(self, num_rewinds: int, is_first: bool) -> dict[str, str]:
+        """Return on rank 0 what a checkpoint keeps of it, file names and their texts: nothing where the run has gone back since.
+
+        Every rank calls this: it waits until the responses are graded.
+        """
         groups = self.groups()
-        return {FILE: to_lines(groups)} if groups else {}
+        return {FILE: to_lines(groups)} if groups and is_first and num_rewinds == self._num_rewinds else {}
 
 
 def restored(checkpoint: Path) -> Ahead:
@@ -60,10 +65,11 @@ def restored(checkpoint: Path) -> Ahead:
 
 @dataclass(frozen=True)
 class Taken:
-    """A step's groups that were sampled ahead, and those that nobody trains on."""
+    """A step's groups that were sampled ahead, and those that nobody trains on. speed: of both, where this process sampled them."""
 
     groups: Sequence[Group] = ()
     discarded: Sequence[Group] = field(default=())
+    speed: Speed = field(default_factory=Speed)
 
     def figures(self) -> dict[str, float]:
         """Return the metrics of what was discarded: what is thrown away must not be the short answers, or the wrong ones, alone."""

@@ -129,15 +129,16 @@ def microbatches(
         if plan.shape.is_packed:  # the padding's, unless another sample follows
             document_ids[row, tokens.stop :] += 1
             integers["position_ids"][row, tokens.stop :] = torch.arange(shape[1] - tokens.stop)
-    floats["sampler_log_probs"] = spread(plan, dp_rank, [torch.tensor(sample.logprobs) for sample in samples])
+    mine = {place.sample: torch.tensor(samples[place.sample].logprobs) for place in plan.places[dp_rank]}
+    floats["sampler_log_probs"] = spread(plan, dp_rank, mine)
     floats |= {name: spread(plan, dp_rank, values) for name, values in log_probs.items()}
     whole = integers | floats | ({"document_ids": document_ids} if plan.shape.is_packed else {})
     size = plan.shape.micro_size
     return [{name: tensor[at : at + size] for name, tensor in whole.items()} for at in range(0, plan.num_rows, size)]
 
 
-def spread(plan: Plan, dp_rank: int, values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return values of the samples' tokens, each (R,), at the tokens of a rank's rows that predict them (N, S), fp32; 0 elsewhere."""
+def spread(plan: Plan, dp_rank: int, values: Sequence[torch.Tensor] | Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """Return values of tokens, (R,) by sample, at the tokens of a rank's rows that predict them (N, S), fp32; 0 elsewhere."""
     values_NS = torch.zeros((plan.num_rows, plan.shape.row_tokens))
     for place in plan.places[dp_rank]:
         values_NS[place.row, place.labels] = values[place.sample].float()

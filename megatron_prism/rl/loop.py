@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -88,7 +89,6 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             run.scorer.observer.begins(step)
             with timers.phase("rollout"):
                 rollouts, taken = _collect(run, step)
-            rollout_s = time.perf_counter() - started
             with timers.phase("log_probs"):
                 scored = run.scorer.score(rollouts, step)
             if config.rollout.lag and step < config.steps:
@@ -106,7 +106,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         since_log = since_log.plus(updated.means.num_tokens, time.perf_counter() - started)
         if safety.due(step, config.log.interval, config.steps):
             values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
-            values |= _of_rollouts(rollouts, rollout_s, step) | taken.figures()
+            values |= _of_rollouts(rollouts, step) | taken.figures()
             values |= summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             run.recorder.record(step, values)
             since_log = Pace()
@@ -115,7 +115,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         if safety.due(step, config.validation.interval, config.steps):
             _validate(run, step, validations)
         if safety.due(step, config.save.interval, config.steps) or updated.stop_reason:
-            safety.save(run, step, timers, bool(updated.stop_reason) or not config.save.background, **_facts(run))
+            safety.save(run, step, timers, bool(updated.stop_reason) or not config.save.background, partial(_facts, run))
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if updated.stop_reason and step < config.steps:
@@ -164,7 +164,8 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    return {"tokens": run.progress.num_tokens, "rl": vars(run.progress).copy(), "files": run.ahead.files()}
+    files = run.ahead.files(run.saver.num_rewinds, run.groups.rank == 0)
+    return {"tokens": run.progress.num_tokens, "rl": vars(run.progress).copy(), "files": files}
 
 
 def _open_gate(run: Run, bound: gate.Bound) -> None:
@@ -178,7 +179,7 @@ def _collect(run: Run, step: int) -> tuple[Rollouts, Taken]:
     taken = run.ahead.take(step, run.config.rollout.lag, run.saver.num_rewinds)
     if run.groups.rank == 0:
         taken.say(step)
-    rollouts = rollout.collect(run.sampler, run.prompts, run.progress.num_drawn, step, taken.groups)
+    rollouts = rollout.collect(run.sampler, run.prompts, run.progress.num_drawn, step, taken.groups, taken.speed)
     run.progress.num_drawn = rollouts.num_drawn
     return rollouts, taken
 
@@ -217,11 +218,10 @@ def _metrics(updated: Updated, lr: float, pace: Pace) -> dict[str, float | None]
     }
 
 
-def _of_rollouts(rollouts: Rollouts, seconds: float, step: int) -> dict[str, float | None]:
-    num_tokens = sum(len(sample.token_ids) for sample in rollout.samples(rollouts.groups))
+def _of_rollouts(rollouts: Rollouts, step: int) -> dict[str, float | None]:
     lags = [lag_of(group, step) for group in rollouts.kept] or [0]
     lag = {"lag": fmean(lags), "lag_max": float(max(lags))}
-    return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": num_tokens / seconds}
+    return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": rollouts.speed.tokens_per_s()}
 
 
 def _validate(run: Run, step: int, validations: dict[str, dict[str, float]]) -> None:

@@ -15,7 +15,7 @@ from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
 from megatron_prism.core.load import flat, load
 from megatron_prism.generate.engine import Engine, Rollout
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import record_files
 from megatron_prism.rl.record import Step
@@ -72,7 +72,7 @@ class Recorded(Sampler):
     grader: Grades | None = None
     read: Callable[[int], Step]
 
-    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> Sampled:
         """Return the recorded responses to each prompt.
 
         Raises: InputError where the run draws another prompt than the recorded one drew.
@@ -85,11 +85,7 @@ class Recorded(Sampler):
                 found = f"after step {step}, {len(group)} responses to this draw, and {num_samples} to prompt {prompt.prompt.id} are needed"
                 fix = "prompts, seed and rollout.* as in the recorded run; with rollout.max_refills above 0 the algorithm too"
                 raise InputError(Problem("train_from", found, "the draws of the recorded run", fix)).agreed()
-        return Sampled(prompts, _rollouts(groups, seeds), (), step, num_drawn)
-
-    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-        """Grade nothing."""
-        return {}
+        return Sampled(prompts, _rollouts(groups, seeds), (), step)
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return the recorded responses."""
@@ -117,23 +113,19 @@ class Replayed(Recorded):
     again: dict[tuple[int, int], Response] = field(default_factory=dict)
     _drawn: dict[tuple[int, int], Rollout] = field(default_factory=dict)
 
-    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> Sampled:
         """Return the recorded responses to each prompt; new ones where they were not recorded, and none for a step after `at`."""
         groups = self.recorded(seeds, step)
         if not groups:
-            return Sampled((), (), (), step, num_drawn)
+            return Sampled((), (), (), step)
         if not all(len(groups.get(seed, ())) == num_samples for seed in seeds):
-            return Sampler.sample(self, prompts, num_samples, seeds, step, num_drawn)
+            return Sampler.sample(self, prompts, num_samples, seeds, step)
         rollouts = _rollouts(groups, seeds)
         if self.config.mode == "train" or not groups.keys() <= _by_seed(self.read(self.at)).keys():
-            return Sampled(prompts, rollouts, (), step, num_drawn)
-        now = Sampler.sample(self, prompts, num_samples, seeds, step, num_drawn)
+            return Sampled(prompts, rollouts, (), step)
+        now = Sampler.sample(self, prompts, num_samples, seeds, step)
         self._drawn.update({(rollout.seed, rollout.sample): rollout for rollout in now.rollouts})
         return replace(now, rollouts=rollouts, items=[to_item(prompts[one.prompt], one, self.spec) for one in rollouts])
-
-    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-        """Return what the grader says or raises on rank 0, nothing elsewhere."""
-        return Sampler.outcomes(self, items) if items else {}
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return the recorded responses, or the new ones, and keep those of the step `at` in `again`."""

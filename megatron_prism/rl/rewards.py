@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from megatron_prism.core.config import AlgorithmConfig
 from megatron_prism.generate.engine import Ending
 from megatron_prism.grade.outcome import Outcome
@@ -16,7 +18,8 @@ def reward(outcome: Outcome, ended: Ending, token_ids: Sequence[int], max_tokens
     """
     penalties = overlong_penalty(len(token_ids), max_tokens, config) if config.overlong == "shape" else 0.0
     penalties += config.stop_penalty * (ended != "end_token")
-    penalties += config.repetition_penalty * repeated_share(token_ids, config.repetition_ngram_tokens)
+    if config.repetition_penalty:  # milliseconds a long response
+        penalties += config.repetition_penalty * repeated_share(token_ids, config.repetition_ngram_tokens)
     return float(outcome == "right") - penalties
 
 
@@ -36,5 +39,10 @@ def overlong_penalty(num_tokens: int, max_tokens: int, config: AlgorithmConfig) 
 
 def repeated_share(token_ids: Sequence[int], ngram_tokens: int) -> float:
     """Return the share of the n-grams that stand in the text earlier, between 0 and 1. A text shorter than an n-gram has none."""
-    ngrams = [tuple(token_ids[at : at + ngram_tokens]) for at in range(len(token_ids) - ngram_tokens + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    num_ngrams = len(token_ids) - ngram_tokens + 1
+    if num_ngrams < 1:
+        return 0.0
+    ids = np.array(token_ids, np.int32)
+    size, ngram_size = ids.itemsize, ids.itemsize * ngram_tokens
+    ids_bytes = ids.tobytes()
+    return 1 - len({ids_bytes[at : at + ngram_size] for at in range(0, size * num_ngrams, size)}) / num_ngrams

@@ -1,15 +1,17 @@
 """What a step samples: prompts are drawn, continued by the engine, graded on rank 0, and rewarded. Every rank returns the same groups.
 
 A response's random numbers depend on the run's seed, the step, its prompt's draw and its own number. A run that resumes draws them again.
-What is sampled ahead of its step (rollout.lag) is graded by a thread while the step before it trains (Grading).
+A thread of the Sampler makes every call of the grader: what is sampled ahead of its step (rollout.lag) is graded while the step before trains.
 """
 
 from __future__ import annotations
 
 import json
-import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +76,21 @@ def engine(config: RLConfig, chunks: Sequence[Any], model: ModelConfig, assets: 
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What an engine sampled, and in how many seconds of its own."""
+
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Speed) -> Speed:
+        return Speed(self.num_tokens + other.num_tokens, self.seconds + other.seconds)
+
+    def tokens_per_s(self) -> float | None:
+        """Return the tokens per second; None where nothing was sampled."""
+        return self.num_tokens / self.seconds if self.num_tokens else None
+
+
+@dataclass(frozen=True)
 class Sampled:
     """Responses that are not graded. weights_step: the step whose weights sampled them. num_drawn: the prompts drawn up to them, in a run."""
 
@@ -81,6 +98,7 @@ class Sampled:
     rollouts: Sequence[Rollout]
     items: Sequence[Item]
     weights_step: int
+    speed: Speed = Speed()
     num_drawn: int = 0
 
 
@@ -92,12 +110,14 @@ def sample(
     num_samples: int,
     seeds: Sequence[int],
     weights_step: int,
-    num_drawn: int = 0,
 ) -> Sampled:
     """Return num_samples responses of each prompt, in order of prompt and sample, with their texts. Every rank calls this."""
     sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature, end_ids=spec.end_ids)
+    began = time.perf_counter()
     rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
-    return Sampled(prompts, rollouts, [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts], weights_step, num_drawn)
+    speed = Speed(sum(len(rollout.token_ids) for rollout in rollouts), time.perf_counter() - began)
+    items = [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts]
+    return Sampled(prompts, rollouts, items, weights_step, speed)
 
 
 def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
@@ -108,9 +128,9 @@ def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
 
 
 def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-    """Return what the grader says or raises on rank 0, nothing elsewhere, where there is none."""
+    """Return what the grader says or raises on rank 0, and nothing elsewhere, where there is none. Without items it is not called."""
     try:
-        return {} if grader is None else grader.grade(items)
+        return grader.grade(items) if grader is not None and items else {}
     except PrismError as error:
         return error
 
@@ -125,33 +145,21 @@ def agreed(outcomes: dict[str, Graded] | PrismError) -> dict[str, Graded]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0."""
+    """Engine, tokenizer and grader as one: from prompts to graded responses. grader: None but on rank 0. One thread makes all its calls."""
 
     config: RLConfig
     engine: Engine
     spec: TokenizerSpec
     grader: Grades | None
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "grade"))
 
-    def respond(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> list[list[Response]]:
-        """Return num_samples graded responses of each prompt, by the weights of a step. Every rank calls this.
-
-        Raises: on every rank, what the grader raised on rank 0.
-        """
-        return self.graded(self.sample(prompts, num_samples, seeds, step))
-
-    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int, num_drawn: int = 0) -> Sampled:
+    def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> Sampled:
         """Return num_samples responses of each prompt, by the weights of a step. Every rank calls this."""
-        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step, num_drawn)
+        return sample(self.engine, self.spec, self.config.rollout, prompts, num_samples, seeds, step)
 
-    def graded(self, sampled: Sampled) -> list[list[Response]]:
-        """Return responses with their grades, by prompt. Every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
-        return self.responses(sampled, self.outcomes(sampled.items))
-
-    def outcomes(self, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
-        """Return what the grader says or raises on rank 0, nothing elsewhere."""
-        with self._one_at_a_time:
-            return grade(self.grader, items)
+    def grade(self, sampled: Sampled) -> Grading:
+        """Begin to grade responses on rank 0. Every rank calls this."""
+        return Grading(self, sampled, self._thread.submit(grade, self.grader, sampled.items))
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has."""
@@ -178,31 +186,17 @@ class Sampler:
         return Response(sample, item.response, graded.why, rollout.seed)
 
 
+@dataclass(frozen=True)
 class Grading:
-    """Responses that a thread of rank 0 is grading. Every rank makes one, and every rank asks for its groups."""
+    """Responses that the Sampler's thread is grading. Every rank has one, and every rank asks for its groups."""
 
-    def __init__(self, sampler: Sampler, sampled: Sampled):
-        self.num_drawn = sampled.num_drawn
-        self._sampler, self._sampled = sampler, sampled
-        self._groups: list[list[Response]] | None = None
-        self._outcomes: dict[str, Graded] | PrismError | BaseException = {}
-        self._thread = threading.Thread(target=self._grade, name="grade", daemon=True)
-        self._thread.start()
-
-    def _grade(self) -> None:
-        try:
-            self._outcomes = self._sampler.outcomes(self._sampled.items)
-        except BaseException as error:  # a defect: it is raised where the groups are asked for
-            self._outcomes = error
+    sampler: Sampler
+    sampled: Sampled
+    outcomes: Future[dict[str, Graded] | PrismError]
 
     def groups(self) -> list[list[Response]]:
-        """Return the graded groups, once they are; every rank calls this. Raises: on every rank, what the grader raised on rank 0."""
-        if self._groups is None:
-            self._thread.join()
-            if isinstance(self._outcomes, BaseException) and not isinstance(self._outcomes, PrismError):
-                raise self._outcomes
-            self._groups = self._sampler.responses(self._sampled, self._outcomes)
-        return self._groups
+        """Return the graded groups, once they are. Raises: on every rank, what the grader raised on rank 0; a defect's error on rank 0 alone."""
+        return self.sampler.responses(self.sampled, self.outcomes.result())
 
 
 @dataclass(frozen=True)
@@ -212,6 +206,7 @@ class Rollouts:
     groups: Sequence[Group]
     kept: Sequence[Group]
     num_drawn: int
+    speed: Speed = Speed()
 
 
 def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: int, step: int, weights_step: int) -> Sampled:
@@ -219,15 +214,22 @@ def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: in
     config = sampler.config
     draws = Order(len(prompts), config.seed).draw(num_drawn, count)
     seeds = [seed_of(config.seed, step, one.number) for one in draws]
-    return sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step, num_drawn + count)
+    sampled = sampler.sample([prompts[one.prompt] for one in draws], config.rollout.num_samples, seeds, weights_step)
+    return replace(sampled, num_drawn=num_drawn + count)
 
 
 def collect(
-    sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int, ahead: Sequence[Group] = (), weights_step: int | None = None
+    sampler: Sampler,
+    prompts: Sequence[Encoded],
+    num_drawn: int,
+    step: int,
+    ahead: Sequence[Group] = (),
+    speed: Speed = Speed(),
+    weights_step: int | None = None,
 ) -> Rollouts:
     """Return a step's groups: those that were sampled ahead, or new ones by the weights of weights_step, or else of the step before it.
 
-    num_drawn: the prompts drawn so far, with those of `ahead`. Groups without variance are drawn again, at most max_refills times.
+    num_drawn: the prompts drawn so far, with those of `ahead`. speed: of `ahead`. Groups without variance are drawn again, at most max_refills times.
     """
     config = sampler.config
     weights_step = step - 1 if weights_step is None else weights_step
@@ -239,17 +241,18 @@ def collect(
         if attempt == 0 and ahead:
             drawn = list(ahead)
         else:
-            drawn = [*sampler.graded(draw(sampler, prompts, num_drawn, missing, step, weights_step))]
-            num_drawn += missing
+            sampled = draw(sampler, prompts, num_drawn, missing, step, weights_step)
+            drawn = [*sampler.grade(sampled).groups()]
+            num_drawn, speed = sampled.num_drawn, speed + sampled.speed
         groups += drawn
         kept += [group for group in drawn if is_kept(group_of(samples([group]), config.algorithm), config.algorithm)]
-    return Rollouts(groups, kept, num_drawn)
+    return Rollouts(groups, kept, num_drawn, speed)
 
 
 def validate(sampler: Sampler, prompts: Sequence[Encoded], step: int) -> list[list[Response]]:
     """Return responses to the held-out prompts. Each validation of a run draws with the same seeds."""
     seeds = [seed_of(sampler.config.seed, VALIDATION, index) for index in range(len(prompts))]
-    return sampler.respond(prompts, sampler.config.validation.num_samples, seeds, step)
+    return sampler.grade(sampler.sample(prompts, sampler.config.validation.num_samples, seeds, step)).groups()
 
 
 def samples(groups: Sequence[Group]) -> list[Sample]:

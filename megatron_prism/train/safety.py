@@ -5,7 +5,7 @@ Every loop that trains shares these calls, whatever its objective.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from megatron_prism.core import log
@@ -98,15 +98,18 @@ def _say(run: Run, text: str) -> None:
         log.get().warning("%s", text)
 
 
-def save(run: Run, step: int, timers: Timers, wait: bool, **facts: Any) -> None:
-    """Begin to save a step, with the guard and other facts; wait until it is saved, or not. Weights that are not finite are never saved."""
+def save(run: Run, step: int, timers: Timers, wait: bool, facts: Callable[[], Mapping[str, Any]] = dict) -> None:
+    """Begin to save a step, with the guard and other facts; wait until it is saved, or not. Weights that are not finite are never saved.
+
+    facts: called on every rank once it is known whether the run goes back.
+    """
     run.watchdog.doing(f"saving step {step}")
     with timers.phase("save"):
         run.saver.finish()  # the one before
         with optim.settled(run.chunks, run.config.parallel):
             if groups.agree([not optim.are_finite(run.chunks)])[0]:
                 _never_save(run, step)
-            run.saver.begin(step, {"guard": run.guard.state(), **facts})
+            run.saver.begin(step, {"guard": run.guard.state(), **facts()})
         if wait:
             run.saver.finish()
 

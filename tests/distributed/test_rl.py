@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -10,12 +11,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from megatron_prism.checkpoint import torch_dist
 from megatron_prism.checkpoint.folder import steps
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.parallel.groups import Groups
+from megatron_prism.train import safety
 from tests.distributed import toy_rl
 
 pytestmark = pytest.mark.slow
@@ -48,9 +53,9 @@ def toy(run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_pa
     home = tmp_path_factory.mktemp("rl")
     prompts = toy_rl.write_prompts(home / "prompts")
 
-    def train(name: str, num_ranks: int = 1, **values: Any) -> Path:
+    def train(name: str, num_ranks: int = 1, worker: Callable[..., Any] = toy_rl.train, **values: Any) -> Path:
         given = {"prompts": prompts, "checkpoint": tiny_checkpoint, **values}
-        run_distributed(toy_rl.train, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
+        run_distributed(worker, num_ranks, timeout_s=240, run_dir=home / name, parallel=values.get("grid", {}), **given)
         return home / name
 
     train.home = home  # type: ignore[attr-defined]
@@ -166,3 +171,47 @@ def test_a_run_ends_where_its_sampler_is_not_its_trainer(toy: Callable[..., Path
     with pytest.raises(AssertionError, match="sampler and trainer disagree: KL .* prompt .* sample .*: token .* nothing was trained on it"):
         toy(name, off_from=from_call, rollout={**toy_rl.ROLLOUT, "lag": lag})
     assert len(curve(toy.home / name)) == num_steps  # type: ignore[attr-defined]
+
+
+def gone_back(groups: Groups, at_save: int, **values: Any) -> None:
+    """Train; the weights are found to be not finite at that save (0: at none), and the run goes back."""
+    calls = itertools.count(1)
+    with patch.object(safety.optim, "are_finite", lambda _: next(calls) != at_save):
+        toy_rl.train(groups, **values)
+
+
+def test_a_run_that_has_gone_back_one_step_off_goes_on_bit_for_bit(toy: Callable[..., Path]) -> None:
+    """What was sampled ahead by the weights that were given up is not in the checkpoint that the same save then writes."""
+    values = {"rollout": {**toy_rl.ROLLOUT, "lag": 1}, "steps": 5, "guard": {"on_nonfinite": "rewind"}, "worker": gone_back}
+    unbroken = toy("back", at_save=3, **values)
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("back-killed", at_save=3, kill_at="training", kill_after=3, **values)
+    assert steps(toy.home / "back-killed" / "checkpoints")[-1].name == "step_00000003"  # type: ignore[attr-defined]
+    assert same(toy("back-killed", at_save=0, **values), unbroken)
+    assert not same(toy("off-5", at_save=0, **values), unbroken), "the control: going back is seen"
+
+
+def refused(groups: Groups, **values: Any) -> list[Any]:
+    """Train where rank 0's grader refuses its kinds of prompts; return what a rank raises."""
+
+    class Refusing(toy_rl.Toy):
+        def __init__(self, _: Any, kinds: Any) -> None:
+            self.kinds = kinds
+
+        def __enter__(self) -> toy_rl.Toy:
+            raise EnvironmentFault(f"nothing here grades {self.kinds}")
+
+    with patch.object(toy_rl, "Toy", Refusing):
+        try:
+            toy_rl.train(groups, **values)
+        except EnvironmentFault as fault:
+            return [str(fault), fault.is_agreed]
+    return []
+
+
+def test_what_cannot_be_graded_ends_every_rank_before_a_response_is_sampled(
+    run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    values = {"prompts": toy_rl.write_prompts(tmp_path / "prompts"), "checkpoint": tiny_checkpoint, "run_dir": tmp_path / "run"}
+    assert run_distributed(refused, 2, parallel={"tp": 1}, grid={"tp": 1}, **values) == [["nothing here grades {'math'}", True]] * 2
+    assert not (tmp_path / "run" / "rollouts").exists()

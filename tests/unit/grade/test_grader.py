@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from megatron_prism.core.errors import BackendMissing, EnvironmentFault, InputEr
 from megatron_prism.grade import grader as module
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import Item
+from megatron_prism.grade.sandbox import choose as chooser
 from megatron_prism.grade.workers import Workers
 
 HARD = "\\cot x+1"  # not for the exact path
@@ -53,6 +55,38 @@ def test_a_killed_worker_is_replaced_and_its_item_is_graded() -> None:
         worker.wait(10)
         assert grader.grade([an_item("b")])["b"].outcome == "right"
         assert [process.pid for process in workers_of(grader)] != [worker.pid]
+
+
+def test_a_worker_outlives_the_thread_that_asked_for_it() -> None:
+    with Grader(GradeConfig(num_workers=1)) as grader:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(grader.grade, [an_item("a")]).result()["a"].outcome == "right"
+        (worker,) = workers_of(grader)
+        time.sleep(0.2)  # the kernel kills a process that the thread itself started at once
+        assert worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+        assert grader.grade([an_item("b")])["b"].outcome == "right" and workers_of(grader) == [worker]
+
+
+def test_workers_that_were_killed_while_idle_cost_no_item_its_retry() -> None:
+    with Workers(num_workers=2, cpu_limit_s=5, wall_limit_s=30.0) as workers:
+        assert workers.compare([(HARD, "1+\\cot x"), (HARD, "x")]) == [True, False]
+        for worker in workers._workers:
+            worker.process.send_signal(signal.SIGKILL)
+            psutil.Process(worker.process.pid).wait(10)
+        assert workers.compare([(HARD, "1+\\cot x"), (HARD, "x")]) == [True, False]
+
+
+def test_a_grader_that_ends_ends_what_it_grades() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with Grader(GradeConfig(num_workers=1, wall_limit_s=100.0)) as grader:
+            grader.grade([an_item("a")])
+            (worker,) = workers_of(grader)
+            worker.suspend()
+            grading = thread.submit(grader.grade, [an_item("b")])
+            time.sleep(0.5)
+        with pytest.raises(EnvironmentFault, match="was ended"):
+            grading.result(10)
+    assert not worker.is_running()
 
 
 def test_a_slow_machine_is_a_fault_and_no_wrong_answer() -> None:
@@ -120,6 +154,17 @@ def test_without_math_verify_nothing_is_graded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with Grader() as grader, pytest.raises(BackendMissing, match="math-verify"):
         grader.grade([an_item("a")])
+
+
+def test_without_a_sandbox_code_is_refused_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose() -> Any:
+        raise EnvironmentFault("nothing contains it")
+
+    monkeypatch.setattr(chooser, "choose", choose)
+    with pytest.raises(EnvironmentFault, match="nothing contains it"), Grader(kinds=["math", "code"]):
+        pytest.fail("the context is entered")
+    with Grader(kinds=["math"]) as grader:
+        assert grader.grade([an_item("a", f"\\boxed{{{HARD}}}")])["a"].outcome == "right"
 
 
 def test_code_is_run_in_the_sandbox() -> None:

@@ -190,3 +190,11 @@ def test_rewards() -> None:
     repeated = AlgorithmConfig(repetition_penalty=0.5, repetition_ngram_tokens=2)
     assert rewards.reward("right", "end_token", [1, 2, 1, 2, 1], 20, repeated) == pytest.approx(1 - 0.5 * 2 / 4)  # 12 21 12 21
     assert rewards.reward("right", "end_token", [1, 2, 3, 4], 20, repeated) == rewards.reward("right", "end_token", [1], 20, repeated) == 1
+    assert rewards.repeated_share([256, 1, 0, 256, 1, 0], 3) == 1 / 4  # ids whose bytes overlap are others: 256 1 0, 1 0 256, 0 256 1
+
+
+def test_nothing_is_counted_where_repetition_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "repeated_share", None)
+    assert rewards.reward("right", "end_token", [1, 1, 1], 20, AlgorithmConfig(repetition_ngram_tokens=1)) == 1
+    with pytest.raises(TypeError):
+        rewards.reward("right", "end_token", [1, 1, 1], 20, AlgorithmConfig(repetition_penalty=0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,16 @@ def test_every_sampled_token_is_trained_on_once(name: str, dp: int) -> None:
         names = {(index, name_of) for label, index, name_of in seen if label in each["labels"][mask]}
         assert len({index for index, _ in names}) == len({name_of for _, name_of in names}) == len(names), "one name a response"
     assert sorted(label for label, _, _ in seen) == sorted(token for sample in of for token in sample.token_ids)
+
+
+def test_a_rank_looks_at_no_other_ranks_samples() -> None:
+    of = samples(17)
+    plan = batches.plan(of, SHAPES["packed"], 3)
+    for rank, whole in enumerate(all_of(plan, of, 3)):
+        mine = {place.sample for place in plan.places[rank]}
+        others = [one if index in mine else replace(one, logprobs="?" * len(one.logprobs)) for index, one in enumerate(of)]  # type: ignore[arg-type]
+        again = batches.microbatches(plan, rank, others, [float(index + 1) for index in range(len(of))], {})
+        assert all(each[name].equal(one[name]) for each, one in zip(again, whole, strict=True) for name in each)
 
 
 def test_a_packed_row_is_its_samples_as_documents() -> None:

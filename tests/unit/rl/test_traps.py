@@ -147,7 +147,7 @@ def sampled(spec: TokenizerSpec, prompt: Sequence[int], ids: Sequence[int], outc
     """Return the groups of two prompts with these tokens."""
     prompts = [Encoded(Prompt(id=f"p{n}", domain="math", kind="math", prompt="?", gold="1"), tuple(prompt)) for n in range(2)]
     sampler = Sampler(config(), Spelled(ids, spec.end_ids[0]), spec, Told(outcomes))
-    return list(sampler.respond(prompts, 3, [1, 2], 0))
+    return list(sampler.grade(sampler.sample(prompts, 3, [1, 2], 0)).groups())
 
 
 def pieces_of_a_token(spec: TokenizerSpec) -> list[int]:
