@@ -79,8 +79,8 @@ def _keys(record: bool, only: str | None, source: Path | None) -> list[str]:
     if (only == "train") != (source is not None):
         required = "--only train with --from RUN, and --from with nothing else"
         raise InputError(Problem("--only, --from", f"--only {only} --from {source}", required))
-    by_mode = {"rollout": ["rollout.only=true"], "train": [f"rollout.recorded={source}"]}
-    return [*(["record.interval=1"] if record else []), *by_mode.get(only or "", [])]
+    keys = {"record.interval": 1 if record else None, "mode": only, "train_from": source}
+    return [f"{key}={value}" for key, value in keys.items() if value is not None]
 
 
 @app.command("filter")

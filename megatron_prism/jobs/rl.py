@@ -19,7 +19,7 @@ from megatron_prism.core.check.rl import check_model, check_rl
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.data import chat, tokenizer
+from megatron_prism.data import tokenizer
 from megatron_prism.data.prompts import FILE
 from megatron_prism.families import registry
 from megatron_prism.generate import engines
@@ -29,7 +29,8 @@ from megatron_prism.jobs import rl_rollout, train
 from megatron_prism.models import trainable
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first, on_first
-from megatron_prism.rl import ahead, gate, loop, losses, record_files, rollout
+from megatron_prism.rl import ahead, gate, loop, losses, record_files, replay, rollout
+from megatron_prism.rl import encoded as encoded_sets
 from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.record import Observer, Step, Unobserved, Witness
@@ -68,22 +69,22 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     problems = [*check_rl(config, world_size), *run_folder.check_place(config), *start_problems, *problems, *valid_problems]
     raise_problems(list(dict.fromkeys([*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)])))
     assert begin is not None and prompts is not None and valid is not None
-    grader.require(prompt.kind for prompt in (*prompts, *valid))
-    spec = tokenizer.load(begin.assets)
+    is_sampling = config.mode != "train"
+    if is_sampling:
+        grader.require(prompt.kind for prompt in (*prompts, *valid))
     sizes, sums = registry.parameters(begin.model), _sums(config)
     room = rollout.max_context(config, begin.model) - config.rollout.max_tokens
-    encoded, too_long = encode_all(prompts, spec, begin.assets, room, "prompts")
-    valid_encoded, valid_too_long = encode_all(valid, spec, begin.assets, room, "validation.prompts")
+    sets = {"prompts": prompts, "validation.prompts": valid}
+    spec, (encoded, valid_encoded), unfit = encoded_sets.encode(sets, begin.assets, begin.model, room)
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
-            *engines.check(config.rollout, begin.model, world_size),
-            *tokenizer.check_vocabulary(begin.assets / tokenizer.FILE, begin.model.vocab_size),
-            *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
-            *too_long,
-            *valid_too_long,
+            *(engines.check(config.rollout, begin.model, world_size) if is_sampling else ()),
+            *unfit,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
+            *replay.check(config, sums["prompts"]),
+            *(rl_rollout.check(config, begin, sums["prompts"]) if config.mode == "rollout" else ()),
         ]
     )
     sampling = config.rollout
@@ -127,27 +128,12 @@ def _check_same_prompts(config: RLConfig, sha256: str) -> list[Problem]:
     ]
 
 
-def encode_all(
-    prompts: tuple[Prompt, ...], spec: tokenizer.TokenizerSpec, assets: Path, room: int, where: str
-) -> tuple[tuple[Encoded, ...], list[Problem]]:
-    """Return the prompts as tokens, and a problem where some have more than `room` tokens. where: the key of their set."""
-    is_chat = any(not isinstance(prompt.prompt, str) for prompt in prompts)
-    template = chat.load(assets) if is_chat else None
-    encoded = tuple(Encoded(prompt, tuple(prompt_set.encode(prompt, spec, template))) for prompt in prompts)
-    if longer := [one for one in encoded if len(one.tokens) > room]:
-        longest = max(longer, key=lambda one: len(one.tokens))
-        found = f"{len(longer)} prompts of more than {room} tokens, for example {longest.prompt.id} of {len(longest.tokens)}"
-        required = "room for rollout.max_tokens after each, in batch.seq_length and in the model's positions"
-        return encoded, [Problem(where, found, required, "leave them out of the set, or lower rollout.max_tokens")]
-    return encoded, []
-
-
 def run(resolved: Resolved) -> dict[str, Any]:
     """Train; every rank of the gang calls this and returns the run's result.
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.rollout.only else train_in_gang)
+    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.mode == "rollout" else train_in_gang)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
@@ -163,13 +149,14 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         if begin.weights is not None:
             sharded.require_whole(begin.weights)
         stack.enter_context(run_folder.begin(config, begin, _inputs(config), resolved.figures, groups))
-        grades = _grader(resolved, stack)
+        on_first(lambda: rl_rollout.forget(config.run_dir))
+        grades = _grader(resolved, stack) if config.train_from is None else None
         chunks, optimizer, newest = train.build_from(config, begin, groups)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
-        bound = None if config.rollout.recorded else gate.bound_of(config.precision, config.rollout)
+        bound = None if config.train_from else gate.bound_of(config.precision, config.rollout)
         running = loop.Run(
             config=config,
             groups=groups,
@@ -206,19 +193,18 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 
 
 def _grader(resolved: Resolved, stack: ExitStack) -> grader.Grader | None:
-    """Return rank 0's grader. Raises: on every rank, why a kind of prompt cannot be graded there. Recorded responses are graded already."""
-    kinds = {one.prompt.kind for one in (*resolved.prompts, *resolved.valid_prompts)} if resolved.config.rollout.recorded is None else ()
+    """Return rank 0's grader. Raises: on every rank, why a kind of prompt cannot be graded there."""
+    kinds = {one.prompt.kind for one in (*resolved.prompts, *resolved.valid_prompts)}
     return on_first(lambda: stack.enter_context(grader.Grader(resolved.config.grade, kinds)))
 
 
 def _sampler(
     config: RLConfig, chunks: Any, begin: Start, groups: Groups, spec: tokenizer.TokenizerSpec, grades: grader.Grader | None
 ) -> Sampler:
-    """Return what gives the steps their responses: the engine on the model and the grader, or another run's records."""
-    engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
-    if config.rollout.recorded is not None:
-        return Recorded(config, engine, spec, grades, read=lru_cache(2)(partial(record_files.read, config.rollout.recorded)))
-    return Sampler(config, engine, spec, grades)
+    """Return what gives the steps their responses: the engine on the model and the grader, or another run's records alone."""
+    if config.train_from is not None:
+        return Recorded(config, spec, read=lru_cache(2)(partial(record_files.read, config.train_from)))
+    return Sampler(config, rollout.engine(config, chunks, begin.model, begin.assets, groups), spec, grades)
 
 
 def _observer(

@@ -29,11 +29,11 @@ from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported
 from megatron_prism.grade import grader
 from megatron_prism.jobs import train
-from megatron_prism.jobs.rl import encode_all
 from megatron_prism.models import build as models
 from megatron_prism.parallel import environment
 from megatron_prism.parallel.groups import Groups, from_first, on_first
 from megatron_prism.report.bars import bars
+from megatron_prism.rl import encoded as encoded_sets
 from megatron_prism.rl import filter, passes
 from megatron_prism.rl.rollout import Encoded
 from megatron_prism.train.stop import StopRequest
@@ -73,18 +73,16 @@ def resolve(config: FilterConfig, world_size: int) -> Resolved:
     raise_problems([*start_problems, *problems, *place_problems, *unable])
     assert checkpoint is not None and prompts is not None
     grader.require(prompt.kind for prompt in prompts)
-    model, spec = config.init.extend(checkpoint.model), tokenizer.load(checkpoint.assets)
+    model = config.init.extend(checkpoint.model)
     room = model.max_position_embeddings - config.rollout.max_tokens
-    encoded, too_long = encode_all(prompts, spec, checkpoint.assets, room, "prompts")
+    spec, (encoded,), unfit = encoded_sets.encode({"prompts": prompts}, checkpoint.assets, model, room)
     identity = _identity(config, checkpoint)
     raise_problems(
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
             *engines.check(config.rollout, model, world_size),
-            *tokenizer.check_vocabulary(checkpoint.assets / tokenizer.FILE, model.vocab_size),
-            *([] if spec.end_ids else [Problem("init.checkpoint", "no end token in its files", "an EOS, or no response ends")]),
-            *too_long,
+            *unfit,
             *(_check_same(config, begun, identity) if begun is not None else []),
         ]
     )

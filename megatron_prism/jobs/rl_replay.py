@@ -66,8 +66,9 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
         raise InputError(Problem("--nproc", str(world_size), f"1, or the recorded {ranks}"))
     recorded = load(path, RLConfig)
     parallel = recorded.parallel if world_size == ranks else _alone(recorded.parallel)
-    sampling = recorded.rollout if world_size > 1 else replace(recorded.rollout, engine="cached")
-    validation = replace(recorded.validation, prompts=None)
+    is_sampled = world_size > 1 and recorded.mode != "train"
+    sampling = recorded.rollout if is_sampled else replace(recorded.rollout, engine="cached")
+    validation = replace(recorded.validation, prompts=None, interval=0)
     config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, rollout=sampling, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
     source = checkpoint or config.init.checkpoint
@@ -186,7 +187,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(resolved.checkpoint, config.steps, chunks, optimizer, groups, reference)
         engine = rollout.engine(config, chunks, begin.model, begin.assets, groups)
-        sampler = Replayed(config, engine, resolved.run.spec, grades, read=read, at=resolved.step)
+        sampler = Replayed(config, resolved.run.spec, engine=engine, grader=grades, read=read, at=resolved.step)
         walk = _Walk(read, resolved.step, config.precision, resolved.begins + 1, stored, sampler)
         witness = Witness(config, begin.model, groups, chunks, optimizer, reference, lambda step: True, walk.take)
         running = loop.Run(

@@ -18,7 +18,6 @@ from typing import Any
 from megatron_prism.core import log
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import Stopped
-from megatron_prism.generate.engine import Sampling
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import figures, gate, rollout, scoring
 from megatron_prism.rl.ahead import Ahead, Taken, lag_of
@@ -170,17 +169,9 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _open_gate(run: Run, bound: gate.Bound) -> None:
-    """Compare sampler and trainer on a few prompts. Raises: ResultFailure where they are not the same."""
     run.watchdog.doing("comparing sampler and trainer")
-    config = run.config
-    sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature, end_ids=run.sampler.spec.end_ids)
-    prompts = [one.tokens for one in run.prompts]
-    with optim.settled(run.chunks, config.parallel):
-        trust = gate.at_start(run.sampler.engine, run.chunks, prompts, sampling, scoring.shape(config), run.groups)
-    gate.require(trust, bound)
-    if run.groups.rank == 0:
-        said = f"KL {trust.kl:.2g}, largest difference {trust.difference:.2g} nats over {trust.num_tokens} tokens"
-        log.get().info("sampler and trainer agree: %s", said)
+    with optim.settled(run.chunks, run.config.parallel):
+        scoring.open_gate(run.sampler, run.chunks, run.prompts, bound, run.groups)
 
 
 def _collect(run: Run, step: int) -> tuple[Rollouts, Taken]:

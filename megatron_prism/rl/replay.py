@@ -7,24 +7,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
 
+from megatron_prism.checkpoint import run_folder
+from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
-from megatron_prism.generate.engine import Rollout
+from megatron_prism.core.load import flat, load
+from megatron_prism.generate.engine import Engine, Rollout
 from megatron_prism.grade.outcome import Graded
 from megatron_prism.parallel.groups import from_first
+from megatron_prism.rl import record_files
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Encoded, Response, Sampled, Sampler, to_item
+from megatron_prism.rl.rollout import Encoded, Grades, Response, Sampled, Sampler, to_item
 
 Groups = Mapping[int, Sequence[Response]]  # by seed
+SAME = ("seed", "rollout.num_prompts", "rollout.num_samples", "rollout.max_tokens", "rollout.max_refills")
+
+
+def check(config: RLConfig, prompts_sha256: str) -> list[Problem]:
+    """Return why a run cannot train on the records of train_from: its prompts and draws are others, or steps of the run have no record."""
+    source = config.train_from
+    if source is None:
+        return []
+    if not (source / run_folder.CONFIG).is_file():
+        return [Problem("train_from", f"{source}, no run", "the folder of a run of `prism rl --record`")]
+    recorded, here = flat(load(source / run_folder.CONFIG, RLConfig)), flat(config)
+    required = f"{{}}, as in {source}: the run draws the prompts of the recorded one"
+    problems = [Problem(key, str(here[key]), required.format(recorded[key])) for key in SAME if here[key] != recorded[key]]
+    theirs = run_folder.last_start(source).get("plan", {}).get("prompts_sha256", {}).get("prompts")
+    if theirs != prompts_sha256:
+        problems.append(Problem("prompts", f"{config.prompts}, another set", f"that of {source}: {recorded['prompts']}"))
+    return problems + _check_records(source, config.steps)
+
+
+def _check_records(source: Path, steps: int) -> list[Problem]:
+    kept = set(record_files.steps(source))
+    missing = [step for step in range(1, steps + 1) if step not in kept]
+    if not missing:
+        return []
+    found = f"{source} without a record of {len(missing)} steps, step {missing[0]} the first"
+    fix = f"record it with record.interval=1 and record.keep_last={steps}" + (
+        f", or train steps={missing[0] - 1}" if missing[0] > 1 else ""
+    )
+    return [Problem("train_from", found, f"one of each of the {steps} steps", fix)]
+
+
+class Nothing:
+    """Stands where a sampler has its engine: every response is recorded."""
+
+    def generate(self, *_: object) -> NoReturn:
+        """Refuse: nothing is sampled."""
+        raise AssertionError("a run that trains on records samples nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded(Sampler):
-    """Gives each step the responses that were recorded of it. Its engine samples nothing, and its grader grades nothing.
+    """Gives each step the responses that were recorded of it. It has no engine and no grader.
 
     read: returns the record of a step.
     """
 
+    engine: Engine = field(default_factory=Nothing)
+    grader: Grades | None = None
     read: Callable[[int], Step]
 
     def sample(self, prompts: Sequence[Encoded], num_samples: int, seeds: Sequence[int], step: int) -> Sampled:
@@ -39,7 +84,7 @@ class Recorded(Sampler):
             if len(group) != num_samples or drawn != {(prompt.prompt.id, prompt.tokens)}:
                 found = f"after step {step}, {len(group)} responses to this draw, and {num_samples} to prompt {prompt.prompt.id} are needed"
                 fix = "prompts, seed and rollout.* as in the recorded run; with rollout.max_refills above 0 the algorithm too"
-                raise InputError(Problem("rollout.recorded", found, "the draws of the recorded run", fix)).agreed()
+                raise InputError(Problem("train_from", found, "the draws of the recorded run", fix)).agreed()
         return Sampled(prompts, _rollouts(groups, seeds), (), step)
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
@@ -61,7 +106,7 @@ class Replayed(Recorded):
     """Gives each step its recorded responses, and computes for the step `at` what engine and grader say now.
 
     The walk goes on from what was recorded: the tokens are sampled again from their seeds, and the recorded tokens are graded again. `again` has
-    both as one response, by seed and sample.
+    both as one response, by seed and sample. A run of mode train sampled nothing: its responses are taken as recorded.
     """
 
     at: int
@@ -76,7 +121,7 @@ class Replayed(Recorded):
         if not all(len(groups.get(seed, ())) == num_samples for seed in seeds):
             return Sampler.sample(self, prompts, num_samples, seeds, step)
         rollouts = _rollouts(groups, seeds)
-        if not groups.keys() <= _by_seed(self.read(self.at)).keys():
+        if self.config.mode == "train" or not groups.keys() <= _by_seed(self.read(self.at)).keys():
             return Sampled(prompts, rollouts, (), step)
         now = Sampler.sample(self, prompts, num_samples, seeds, step)
         self._drawn.update({(rollout.seed, rollout.sample): rollout for rollout in now.rollouts})

@@ -219,13 +219,20 @@ def draw(sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, count: in
 
 
 def collect(
-    sampler: Sampler, prompts: Sequence[Encoded], num_drawn: int, step: int, ahead: Sequence[Group] = (), speed: Speed = Speed()
+    sampler: Sampler,
+    prompts: Sequence[Encoded],
+    num_drawn: int,
+    step: int,
+    ahead: Sequence[Group] = (),
+    speed: Speed = Speed(),
+    weights_step: int | None = None,
 ) -> Rollouts:
-    """Return a step's groups: those that were sampled ahead, or new ones by the weights of the step before it.
+    """Return a step's groups: those that were sampled ahead, or new ones by the weights of weights_step, or else of the step before it.
 
     num_drawn: the prompts drawn so far, with those of `ahead`. speed: of `ahead`. Groups without variance are drawn again, at most max_refills times.
     """
     config = sampler.config
+    weights_step = step - 1 if weights_step is None else weights_step
     groups: list[Group] = []
     kept: list[Group] = []
     for attempt in range(1 + config.rollout.max_refills):
@@ -234,7 +241,7 @@ def collect(
         if attempt == 0 and ahead:
             drawn = list(ahead)
         else:
-            sampled = draw(sampler, prompts, num_drawn, missing, step, step - 1)
+            sampled = draw(sampler, prompts, num_drawn, missing, step, weights_step)
             drawn = [*sampler.grade(sampled).groups()]
             num_drawn, speed = sampled.num_drawn, speed + sampled.speed
         groups += drawn

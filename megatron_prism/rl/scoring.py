@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
+from megatron_prism.core import log
 from megatron_prism.core.config import RLConfig
+from megatron_prism.generate.engine import Sampling
 from megatron_prism.models.forward import log_probs, log_probs_and_entropies
 from megatron_prism.parallel.groups import Groups, gather
 from megatron_prism.rl import batches, gate, rollout
 from megatron_prism.rl.advantages import advantages, group_of
 from megatron_prism.rl.record import Observer
 from megatron_prism.rl.reference import Reference
-from megatron_prism.rl.rollout import Rollouts
+from megatron_prism.rl.rollout import Encoded, Rollouts, Sampler
 from megatron_prism.rl.sample import Sample
 
 Microbatches = list[dict[str, torch.Tensor]]
@@ -99,6 +101,20 @@ def _parts(rollouts: Rollouts, config: RLConfig) -> list[tuple[list[Sample], lis
                 samples.append(response.sample)
                 chosen.append(value)
     return parts
+
+
+def open_gate(sampler: Sampler, chunks: Sequence[Any], prompts: Sequence[Encoded], bound: gate.Bound, groups: Groups) -> None:
+    """Compare sampler and trainer on a few prompts before the first step; every rank calls this, with whole weights (optim.settled).
+
+    Raises: ResultFailure where they are not the same.
+    """
+    config = sampler.config
+    sampling = Sampling(max_tokens=config.rollout.max_tokens, temperature=config.rollout.temperature, end_ids=sampler.spec.end_ids)
+    trust = gate.at_start(sampler.engine, chunks, [one.tokens for one in prompts], sampling, shape(config), groups)
+    gate.require(trust, bound)
+    if groups.rank == 0:
+        said = f"KL {trust.kl:.2g}, largest difference {trust.difference:.2g} nats over {trust.num_tokens} tokens"
+        log.get().info("sampler and trainer agree: %s", said)
 
 
 def shape(config: RLConfig) -> batches.Shape:

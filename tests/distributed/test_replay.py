@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,10 +16,9 @@ import pytest
 import torch
 
 from megatron_prism.checkpoint import integrity, run_folder, torch_dist
-from megatron_prism.generate.cached import Cached
 from megatron_prism.jobs import rl, rl_replay, rl_rollout
 from megatron_prism.parallel.groups import Groups
-from megatron_prism.rl import record_files
+from megatron_prism.rl import record_files, rollout
 from tests.distributed import toy_rl
 
 pytestmark = pytest.mark.slow
@@ -194,36 +196,92 @@ def test_a_gang_s_step_is_replayed_on_its_layout_and_on_one_process(train: Calla
     assert (other["first_difference"]["stage"], other["first_difference"]["name"]) == ("stored_weights", QKV)
 
 
-class Refuses(toy_rl.Toy):
-    def grade(self, items: Sequence[Any]) -> Any:
-        raise AssertionError("nothing is graded")
+@contextmanager
+def killed_at_write(number: int | None) -> Iterator[None]:
+    """Within the block a run is killed (SIGKILL) once it has written its number-th step's responses."""
+    kept, num_writes = rollout.write, 0
+
+    def write(*arguments: Any) -> None:
+        nonlocal num_writes
+        kept(*arguments)
+        num_writes += 1
+        if num_writes == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with patch.object(rollout, "write", write):
+        yield
 
 
-def part(groups: Groups, **values: Any) -> None:
-    """Run the toy as a config says that does only a part: where it only trains, nothing may sample or grade."""
+def part(groups: Groups, kill_at_write: int | None = None, off_from: int | None = None, **values: Any) -> None:
+    """Run the toy as a config says that does only a part: where it only trains, there is neither engine nor grader."""
     config = toy_rl.config(**values)
-    trains = config.rollout.recorded is not None
+    trains = config.mode == "train"
     with (
-        patch.object(rl.grader, "Grader", Refuses if trains else toy_rl.Toy),
-        patch.object(Cached, "generate", None if trains else Cached.generate),
+        patch.object(rl.grader, "Grader", None if trains else toy_rl.Toy),
+        patch.object(rl.grader, "require", None if trains else rl.grader.require),
+        patch.object(rl.rollout, "engine", None if trains else rl.rollout.engine),
+        killed_at_write(kill_at_write),
+        toy_rl.sampler_off(off_from),
     ):
         resolved = rl.resolve(config, groups.world_size)
-        (rl_rollout.sample_in_gang if config.rollout.only else rl.train_in_gang)(resolved, groups)
+        (rl.train_in_gang if trains else rl_rollout.sample_in_gang)(resolved, groups)
 
 
 def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) -> None:
-    sampled = train("sampled", worker=part, record={}, rollout={**toy_rl.ROLLOUT, "only": True})
+    sampled = train("sampled", worker=part, record={}, mode="rollout")
     one, last = (f"rollouts/step_{step:08d}.jsonl" for step in (1, STEP + 1))
     assert (sampled / one).read_text() == (alone / one).read_text()
     assert (sampled / last).read_text() != (alone / last).read_text()  # nothing was learnt
+    assert {json.loads(line)["weights_step"] for step in (one, last) for line in (sampled / step).open()} == {0}
     assert not (sampled / "checkpoints").exists() and len((sampled / "metrics.jsonl").read_text().splitlines()) == STEP + 1
-    recorded = {**toy_rl.ROLLOUT, "recorded": str(alone)}
-    trained = train("trained", worker=part, rollout=recorded)
+    recorded = {"mode": "train", "train_from": str(alone)}
+    trained = train("trained", worker=part, **recorded)
     for step in (1, STEP + 1):
         ours, theirs = (record_files.read(run, step) for run in (trained, alone))
         assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
-    with pytest.raises(AssertionError, match="the draws of the recorded run"):
-        train("other", worker=part, rollout=recorded, seed=5)
+    with pytest.raises(AssertionError, match="seed: found 5"):
+        train("other", worker=part, **recorded, seed=5)
+
+
+def sampled_by(run_dir: Path) -> list[str]:
+    """Return the files and the metrics of a run that only samples."""
+    return [path.read_text() for path in sorted((run_dir / "rollouts").iterdir())] + [(run_dir / "metrics.jsonl").read_text()]
+
+
+def test_only_rollout_goes_on_where_it_was_killed(train: Callable[..., Path]) -> None:
+    refilling = {"record": {}, "mode": "rollout", "algorithm": {}, "rollout": {**toy_rl.ROLLOUT, "max_refills": 1}}
+    whole = train("whole", worker=part, **refilling)
+    progress = json.loads((whole / rl_rollout.PROGRESS).read_text())
+    assert progress["step"] == STEP + 1 and progress["num_drawn"] > 4 * (STEP + 1)  # the draws do not follow from the step
+    metrics = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert "right/math" in metrics and "response_tokens/science" in metrics
+    (described,) = json.loads((whole / "manifest.json").read_text())["starts"]
+    assert any(path.endswith("prompts.jsonl") for path in described["inputs"])
+    with pytest.raises(AssertionError, match="exit code -9"):
+        train("cut", worker=part, kill_at_write=2, **refilling)  # its progress is of step 1
+    first = whole.with_name("cut") / "rollouts/step_00000001.jsonl"
+    written = first.stat().st_ino
+    with pytest.raises(AssertionError, match="seed: found 5"):
+        train("cut", worker=part, seed=5, **refilling)
+    assert sampled_by(train("cut", worker=part, **refilling)) == sampled_by(whole)
+    assert first.stat().st_ino == written  # step 1 was not sampled again
+
+
+def test_only_rollout_does_not_begin_with_a_sampler_that_is_not_the_trainer_s(train: Callable[..., Path]) -> None:
+    with pytest.raises(AssertionError, match="sampler and trainer disagree"):
+        train("off", worker=part, record={}, mode="rollout", off_from=0)
+
+
+def test_only_rollout_samples_by_the_newest_whole_checkpoint(alone: Path, train: Callable[..., Path]) -> None:
+    run = shutil.copytree(alone, alone.with_name("damaged"))
+    shutil.rmtree(run / "rollouts")
+    (run_folder.step_folder(run, STEP + 1) / integrity.SUMS).unlink()
+    train("damaged", worker=part, record={}, mode="rollout")
+    names = [f"step_{step:08d}.jsonl" for step in (STEP, STEP + 1)]
+    assert sorted(path.name for path in (run / "rollouts").iterdir()) == ["progress.json", *names]
+    assert (run / "rollouts" / names[0]).read_text() == (alone / "rollouts" / names[0]).read_text()  # by the weights of step 2, its prompts
+    ids = [[json.loads(line)["id"] for line in (root / "rollouts" / names[1]).open()] for root in (run, alone)]
+    assert ids[0] == ids[1] and {json.loads(line)["weights_step"] for line in (run / "rollouts" / names[1]).open()} == {STEP - 1}
 
 
 def test_a_killed_run_has_the_records_of_an_unbroken_one(alone: Path, train: Callable[..., Path]) -> None:

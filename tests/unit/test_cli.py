@@ -93,6 +93,14 @@ def test_help_shows_an_example_of_every_command(command: tuple[str, ...]) -> Non
     assert not command or re.search(rf"Example[a-z/., ]*: prism {spelled}", " ".join(done.stdout.split()))
 
 
+def test_a_part_of_rl_is_named_by_options(tmp_path: Path) -> None:
+    (tmp_path / "rl.yaml").write_text(yaml.safe_dump({"run_dir": "r", "steps": 2, "prompts": "p", "init": {"checkpoint": "c"}}))
+    both = ("rl", tmp_path / "rl.yaml", "rollout.max_tokens=8", "batch.seq_length=32", "rollout.lag=1", "--dry-run")
+    refused(prism(*both, "--only", "rollout"), "rollout.lag: found 1 under mode rollout")
+    refused(prism(*both, "--only", "train", "--from", "r"), "train_from: found r; required another run's folder")
+    refused(prism(*both, "--only", "train"), "--only train with --from RUN")
+
+
 @pytest.mark.parametrize(
     "words", [("rl", "a.yaml"), ("rl", "run", "a.yaml"), ("rl", "--nproc", "2", "a.yaml"), ("rl", "a.yaml", "steps=3")], ids=" ".join
 )

@@ -15,6 +15,15 @@ def check_algorithm(config: AlgorithmConfig, cp: int, max_tokens: int, prefix: s
         yield Problem(f"{prefix}loss", f"gspo under context parallelism {cp}", required)
     if config.normalization == "constant" and config.constant_tokens is None:
         yield Problem(f"{prefix}constant_tokens", "null under normalization: constant", "a number", f"for example {max_tokens}")
+    if config.constant_tokens is not None and config.normalization != "constant":
+        found = f"{config.constant_tokens} under normalization: {config.normalization}"
+        yield Problem(f"{prefix}constant_tokens", found, "null", f"or {prefix}normalization: constant")
+    if config.keep_zero_variance and config.kl_beta == 0:
+        found, fix = (
+            f"true with {prefix}kl_beta 0",
+            f"or {prefix}kl_beta above 0: their advantages are 0, and only the KL term has a gradient",
+        )
+        yield Problem(f"{prefix}keep_zero_variance", found, "false", fix)
     if config.overlong == "shape" and config.overlong_tokens > max_tokens:
         found = f"{config.overlong_tokens} of a response's {max_tokens} tokens"
         yield Problem(f"{prefix}overlong_tokens", found, "at most the tokens of a response")

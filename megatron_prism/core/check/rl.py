@@ -19,7 +19,7 @@ def check_rl(config: RLConfig, world_size: int) -> list[Problem]:
         *check_run(config, world_size),
         *check_algorithm(config.algorithm, config.parallel.cp, config.rollout.max_tokens),
         *_check_rollout(config),
-        *_check_parts(config),
+        *_check_mode(config),
         *check_course(config),
     ]
 
@@ -44,28 +44,39 @@ def _check_rollout(config: RLConfig) -> Iterator[Problem]:
             str(rollout.max_tokens),
             f"less than batch.seq_length {config.batch.seq_length}, which holds the prompt too",
         )
+    if config.batch.num_minibatches > rollout.num_prompts:
+        required = f"at most rollout.num_prompts {rollout.num_prompts}: a minibatch has whole groups"
+        yield Problem("batch.num_minibatches", str(config.batch.num_minibatches), required)
+    if rollout.max_refills and (config.algorithm.keep_zero_variance or config.algorithm.advantage == "reinforce++"):
+        cause = "keep_zero_variance" if config.algorithm.keep_zero_variance else "advantage reinforce++"
+        fix = "groups are drawn again for those without variance, and all of them are kept"
+        yield Problem("rollout.max_refills", f"{rollout.max_refills} with algorithm.{cause}", "0", fix)
+    if config.validation.interval and config.validation.prompts is None:
+        required = "0, or validation.prompts: without them nothing is validated"
+        yield Problem("validation.interval", str(config.validation.interval), required, "name held-out prompts, or leave the interval out")
     if config.log.samples:
         yield Problem("log.samples", "true", "false", "an RL run keeps its responses: rollout.keep")
 
 
-def _check_parts(config: RLConfig) -> Iterator[Problem]:
-    """Yield what does not go together where a run does only a part of its work."""
-    rollout = config.rollout
-    if rollout.only and rollout.recorded is not None:
-        yield Problem("rollout.only, rollout.recorded", "both", "one of them: a run that neither samples nor trains has nothing to do")
-    if rollout.only and config.record.interval:
-        yield Problem(
-            "record.interval",
-            str(config.record.interval),
-            "0 beside rollout.only, which trains nothing",
-            "the responses are kept in rollouts/",
-        )
-    if rollout.recorded is not None and config.validation.prompts is not None:
-        yield Problem("validation.prompts", str(config.validation.prompts), "null beside rollout.recorded: nothing is sampled")
-    if rollout.recorded is not None and rollout.recorded.resolve() == config.run_dir.resolve():
-        yield Problem(
-            "rollout.recorded", str(rollout.recorded), "another run's folder", "to compute a run's own step again: prism rl replay"
-        )
+def _check_mode(config: RLConfig) -> Iterator[Problem]:
+    """Yield what a run that does only a part of its work has no use for, and what that part needs."""
+    validation = ("validation.prompts", config.validation.prompts, "null, with validation.interval 0")
+    lag, record = ("rollout.lag", config.rollout.lag, "0"), ("record.interval", config.record.interval, "0")
+    unused, why = {
+        "all": ((), ""),
+        "rollout": ((lag, validation, record), "the weights do not change, and the responses are kept in rollouts/"),
+        "train": ((validation,), "nothing is sampled"),
+    }[config.mode]
+    for key, value, required in unused:
+        if value:
+            yield Problem(key, f"{value} under mode {config.mode}", f"{required}: {why}")
+    if config.mode == "train" and config.train_from is None:
+        yield Problem("train_from", "null under mode train", "the folder of a run that was recorded", "--only train --from RUN")
+    if config.mode != "train" and config.train_from is not None:
+        yield Problem("train_from", f"{config.train_from} under mode {config.mode}", "null, or mode train", "--only train --from RUN")
+    if config.train_from is not None and config.train_from.resolve() == config.run_dir.resolve():
+        fix = "to compute a run's own step again: prism rl replay"
+        yield Problem("train_from", str(config.train_from), "another run's folder", fix)
 
 
 def check_model(model: ModelConfig, config: RLConfig) -> list[Problem]:

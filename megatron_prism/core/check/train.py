@@ -33,8 +33,8 @@ def check_run(config: RunConfig, world_size: int) -> list[Problem]:
 
 
 def check_course(config: RunConfig) -> list[Problem]:
-    """Return the problems of any run's schedule and of its times."""
-    return [*_check_schedule(config), *_check_times(config)]
+    """Return the problems of any run's schedule, of its times, and of its guard."""
+    return [*_check_schedule(config), *_check_times(config), *_check_guard(config)]
 
 
 def check_origin(config: RunConfig) -> Iterator[Problem]:
@@ -95,6 +95,12 @@ def _check_schedule(config: RunConfig) -> Iterator[Problem]:
         yield Problem("schedule.wsd_decay_steps", str(schedule.wsd_decay_steps), f"1 to {room} (steps less warm-up) under wsd")
     if schedule.kind != "wsd" and schedule.wsd_decay_steps is not None:
         yield Problem("schedule.wsd_decay_steps", f"a value with schedule.kind {schedule.kind}", "kind wsd", "remove it")
+
+
+def _check_guard(config: RunConfig) -> Iterator[Problem]:
+    if config.guard.on_spike == "rewind" and config.save.interval == 0:
+        fix = "set save.interval, or guard.on_spike: skip"
+        yield Problem("guard.on_spike", "rewind with save.interval 0", "a checkpoint to go back to: only the last step is saved", fix)
 
 
 def _check_times(config: RunConfig) -> Iterator[Problem]:

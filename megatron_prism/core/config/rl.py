@@ -138,13 +138,6 @@ class RolloutConfig(SamplingConfig):
     """How often a step draws other prompts for groups that have nothing to learn from. The paper does not say: ours is never, and the step
     trains on the groups that are left."""
 
-    only: Annotated[bool, MAY_CHANGE] = False
-    """Only sample and grade each step, with the weights that the run starts from, and train nothing (`--only rollout`)."""
-
-    recorded: Path | None = None
-    """Train on the responses that another run recorded: its folder (`--only train --from RUN`). Nothing is sampled and nothing is graded. The
-    run draws the prompts of the other, so prompts, seed and rollout.* are as there; the algorithm may be another."""
-
     keep: Annotated[bool, MAY_CHANGE] = False
     """Write each step's responses (rollouts/step_N.jsonl): ids, text, outcome, reward, log-probabilities."""
 
@@ -232,6 +225,14 @@ class RLConfig(RunConfig):
 
     prompts: Annotated[Path, MAY_CHANGE]
     """The prompt set's folder (`prism prompts`). A resumed run may find the same set at another path, and no other set."""
+
+    mode: Annotated[Literal["all", "rollout", "train"], MAY_CHANGE] = "all"
+    """What a step does. all: it samples, grades and trains. rollout (`--only rollout`): it samples and grades with the weights that the run
+    starts from, and trains nothing. train (`--only train`): it trains on the responses of train_from, and neither samples nor grades."""
+
+    train_from: Path | None = None
+    """Under mode train: the folder of the run whose records have the responses (`--from RUN`). The run draws the prompts of the other, so
+    prompts, seed and the sizes in rollout.* are as there; the algorithm may be another."""
 
     rollout: RolloutConfig
 

@@ -58,6 +58,7 @@ def problems(config: RLConfig, gpus_per_node: int) -> Iterator[Problem]:
     yield from _algorithm_problems(config)
     grid, schedule = config.parallel, config.schedule
     only: tuple[tuple[str, Any, Any], ...] = (
+        ("mode", config.mode, "all"),
         ("rollout.lag", config.rollout.lag, 0),
         ("rollout.max_refills", config.rollout.max_refills, 0),
         ("batch.num_minibatches", config.batch.num_minibatches, 1),

@@ -33,7 +33,8 @@ MODEL = ModelConfig(
 
 
 def config(**changes: Any) -> RLConfig:
-    return build(VALUES | {section: VALUES.get(section, {}) | values for section, values in changes.items()}, RLConfig, str)
+    changed = {key: VALUES.get(key, {}) | value if isinstance(value, dict) else value for key, value in changes.items()}
+    return build(VALUES | changed, RLConfig, str)
 
 
 def named(given: RLConfig, world_size: int = 1) -> list[str]:
@@ -50,6 +51,17 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"rollout": {"max_tokens": 63}}, 1),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 16}}, 1),
         ({"rollout": {"lag": 1}}, 1),
+        ({"mode": "rollout"}, 1),
+        ({"batch": {"num_minibatches": 64}}, 1),
+        ({"rollout": {"max_refills": 1}}, 1),
+        ({"algorithm": {"keep_zero_variance": True}}, 1),
+        ({"algorithm": {"normalization": "constant", "constant_tokens": 16}}, 1),
+        ({"validation": {"interval": 5, "prompts": "p"}}, 1),
+        ({"guard": {"on_spike": "rewind"}, "save": {"interval": 5}}, 1),
+        # merely unused, and not refused
+        ({"algorithm": {"kl_beta": 0.0}, "reference": {"interval": 3}}, 1),
+        ({"rollout": {"vllm": {"tensor_parallel": 2}}}, 1),
+        ({"mode": "train", "train_from": "other", "record": {"interval": 1}, "rollout": {"lag": 1}}, 1),
         ({"reference": {"alpha": 0.3}, "algorithm": {"kl_beta": 0.0}}, 1),
         ({"reference": {"alpha": 0.3, "interval": 0}}, 1),
     ],
@@ -69,11 +81,22 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"algorithm": {"normalization": "constant"}}, 1, "algorithm.constant_tokens"),
         ({"algorithm": {"overlong": "shape", "overlong_tokens": 17}}, 1, "algorithm.overlong_tokens"),
         ({"rollout": {"lag": 1}, "algorithm": {"tis_cap": None}}, 1, "algorithm.tis_cap"),
+        ({"mode": "rollout", "record": {"interval": 1}}, 1, "record.interval"),
+        ({"mode": "rollout", "rollout": {"lag": 1}}, 1, "rollout.lag"),
+        ({"mode": "rollout", "validation": {"prompts": "p"}}, 1, "validation.prompts"),
+        ({"mode": "rollout", "train_from": "other"}, 1, "train_from"),
+        ({"train_from": "other"}, 1, "train_from"),
+        ({"mode": "train"}, 1, "train_from"),
+        ({"mode": "train", "train_from": "r"}, 1, "train_from"),  # the run's own folder
+        ({"mode": "train", "train_from": "other", "validation": {"prompts": "p"}}, 1, "validation.prompts"),
         ({"reference": {"alpha": 0.3}}, 1, "reference.alpha"),  # in bf16, the default
-        ({"rollout": {"only": True}, "record": {"interval": 1}}, 1, "record.interval"),
-        ({"rollout": {"only": True, "recorded": "other"}}, 1, "rollout.only,"),
-        ({"rollout": {"recorded": "r"}}, 1, "rollout.recorded"),  # the run's own folder
-        ({"rollout": {"recorded": "other"}, "validation": {"prompts": "p"}}, 1, "validation.prompts"),
+        ({"batch": {"num_minibatches": 65}}, 1, "batch.num_minibatches"),  # of 64 prompts
+        ({"rollout": {"max_refills": 1}, "algorithm": {"keep_zero_variance": True}}, 1, "rollout.max_refills"),
+        ({"rollout": {"max_refills": 1}, "algorithm": {"advantage": "reinforce++"}}, 1, "rollout.max_refills"),
+        ({"algorithm": {"keep_zero_variance": True, "kl_beta": 0.0}}, 1, "algorithm.keep_zero_variance"),
+        ({"algorithm": {"constant_tokens": 16}}, 1, "algorithm.constant_tokens"),
+        ({"validation": {"interval": 5}}, 1, "validation.interval"),
+        ({"guard": {"on_spike": "rewind"}}, 1, "guard.on_spike"),
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),
