@@ -227,7 +227,7 @@ def part(groups: Groups, kill_at_write: int | None = None, off_from: int | None 
         (rl.train_in_gang if trains else rl_rollout.sample_in_gang)(resolved, groups)
 
 
-def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) -> None:
+def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path], again: Again) -> None:
     sampled = train("sampled", worker=part, record={}, mode="rollout")
     one, last = (f"rollouts/step_{step:08d}.jsonl" for step in (1, STEP + 1))
     assert (sampled / one).read_text() == (alone / one).read_text()
@@ -241,6 +241,11 @@ def test_only_rollout_and_only_train(alone: Path, train: Callable[..., Path]) ->
         assert ours.responses == theirs.responses and ours.figures == theirs.figures and ours.tensors == theirs.tensors
     with pytest.raises(AssertionError, match="seed: found 5"):
         train("other", worker=part, **recorded, seed=5)
+    other = train("rloo", worker=part, **recorded, algorithm={"advantage": "rloo", "keep_zero_variance": True})
+    ours, theirs = (record_files.read(run, STEP) for run in (other, alone))
+    assert ours.responses == theirs.responses and ours.tensors != theirs.tensors
+    (result,) = again(other)  # its own weights did not sample its responses, so nothing is sampled again
+    assert result["first_difference"] is None and result["exact"], result["verdict"]
 
 
 def sampled_by(run_dir: Path) -> list[str]:
