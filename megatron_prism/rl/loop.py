@@ -107,6 +107,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         if safety.due(step, config.log.interval, config.steps):
             values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, step) | taken.figures()
+            if not rollouts.kept and run.groups.rank == 0:
+                log.get().warning("step %d: the responses to each prompt are all right or all wrong: nothing is trained on", step)
             values |= summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             run.recorder.record(step, values)
             since_log = Pace()
@@ -206,21 +208,22 @@ def _follow(run: Run, step: int) -> None:
 
 def _metrics(updated: Updated, lr: float, pace: Pace) -> dict[str, float | None]:
     means = updated.means
+    is_empty = means.weight == 0  # nothing was trained on: its means are no numbers, rather than 0
     return {
-        "loss": means.loss,
+        "loss": None if is_empty else means.loss,
         "lr": lr,
         "grad_norm": updated.grad_norm,
         "step_s": pace.seconds / pace.num_steps,
         "tokens_per_s": pace.num_tokens / pace.seconds,
         "trained_tokens": means.num_tokens,
-        **means.reports,
+        **{name: None if is_empty else value for name, value in means.reports.items()},
         **({"passed_over": float(updated.num_passed_over)} if updated.num_passed_over else {}),
     }
 
 
 def _of_rollouts(rollouts: Rollouts, step: int) -> dict[str, float | None]:
-    lags = [lag_of(group, step) for group in rollouts.kept] or [0]
-    lag = {"lag": fmean(lags), "lag_max": float(max(lags))}
+    lags = [lag_of(group, step) for group in rollouts.kept]
+    lag = {"lag": fmean(lags) if lags else None, "lag_max": float(max(lags)) if lags else None}
     return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": rollouts.speed.tokens_per_s()}
 
 

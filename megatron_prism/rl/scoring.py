@@ -31,7 +31,7 @@ class Scored:
     """A step's minibatches, this rank's part of each, and the mean entropy of the sampled tokens."""
 
     minibatches: Sequence[Microbatches]
-    entropy: float
+    entropy: float | None  # of no tokens there is none
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Scorer:
             self.observer.scored(rollouts, plan, samples, values, microbatches)
             minibatches.append(microbatches)
         entropy, num_tokens = (sum(part) for part in zip(*gather(sums_2.tolist(), self.groups.dp_cp_group), strict=True))
-        return Scored(minibatches, entropy / max(num_tokens, 1.0))
+        return Scored(minibatches, entropy / num_tokens if num_tokens else None)
 
     def _add_log_probs(self, plan: batches.Plan, samples: Sequence[Sample], microbatches: Microbatches, step: int) -> torch.Tensor:
         """Add old_log_probs and ref_log_probs to microbatches; return the sum of the sampled tokens' entropies and their number (2,)."""

@@ -12,7 +12,7 @@ import pytest
 from megatron_prism.rl import loop
 from megatron_prism.train.guard import Decision, Verdict
 from megatron_prism.train.step import Means, mean_of
-from megatron_prism.train.timers import Timers
+from megatron_prism.train.timers import Pace, Timers
 
 
 def run_of(taken: list[float], num_rewinds: int = 0) -> Any:
@@ -84,3 +84,12 @@ def test_means_are_by_weight(weights: tuple[float, float]) -> None:
     assert whole.loss == pytest.approx(expected) and whole.reports["kl"] == pytest.approx(10 * expected)
     assert (whole.weight, whole.num_tokens) == (total, 4)
     assert mean_of([one]) == one
+
+
+def test_a_step_that_trained_on_nothing_has_no_means() -> None:
+    """0 would look like a collapse of the entropy, or of the ratio."""
+    updated, _ = update(run_of([]), [0.0], [0.0], [Verdict.TAKE])
+    values = loop._metrics(updated, 0.1, Pace(1, 0, 2.0))
+    assert values["loss"] is None and values["ratio"] is None and values["step_s"] == 2.0
+    updated, _ = update(run_of([]), [2.0], [0.0], [Verdict.TAKE])
+    assert loop._metrics(updated, 0.1, Pace(1, 2, 2.0)) | {"loss": 1.0, "ratio": 1.0} == loop._metrics(updated, 0.1, Pace(1, 2, 2.0))
