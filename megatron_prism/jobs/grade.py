@@ -19,6 +19,7 @@ from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.grade import choice
 from megatron_prism.grade.grader import Grader, require
+from megatron_prism.grade.number import without_exponent
 from megatron_prism.grade.outcome import Item
 
 BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
@@ -149,7 +150,7 @@ def item_of(record: dict[str, Any]) -> Item:
         id=str(record["id"]),
         kind=record["kind"],
         response=record["response"],
-        gold=str(record.get("gold", "")),
+        gold=without_exponent(record["gold"]) if record["kind"] == "math" else str(record.get("gold", "")),
         choices=tuple(record.get("choices", ())),
         tests=record.get("tests"),
         is_truncated=record.get("is_truncated", False),
@@ -185,6 +186,11 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
     if kind == "math":
         if type(record.get("gold")) not in (str, int, float) or not str(record["gold"]).strip():
             yield "no gold that is a text or a number"
+            return
+        try:
+            without_exponent(record["gold"])
+        except ValueError as error:
+            yield f"gold: {error}"
     elif kind == "choice":
         yield from _wrong_choice(record.get("gold"), record.get("choices"))
     elif kind == "code":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from typing import Any
 
 from megatron_prism.core.config import PartConfig, PromptSourceConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.data.prompts import Prompt
+from megatron_prism.grade.number import MAX_EXPONENT, without_exponent
 from megatron_prism.prepare import records
 from megatron_prism.prepare.lines import TooLong
 from megatron_prism.prepare.records import BadRecord
@@ -126,6 +128,8 @@ def _graded(row: dict[str, Any], source: PromptSourceConfig) -> dict[str, Any]:
         return {"choices": texts}
     assert source.gold is not None
     gold = records.render(row, f"{{{source.gold}}}")
+    if (value := records.value_of(row, source.gold, "gold")) != value or value in (math.inf, -math.inf):
+        raise BadRecord(f"field {source.gold!r} {value}", "a finite number, or a text")
     if source.gold_after is not None:
         if source.gold_after not in gold:
             raise BadRecord(f"field {source.gold!r} without {source.gold_after!r}", "the answer behind it")
@@ -133,7 +137,10 @@ def _graded(row: dict[str, Any], source: PromptSourceConfig) -> dict[str, Any]:
     if not (gold := gold.strip()):
         raise BadRecord(f"field {source.gold!r} without an answer", "text other than white space")
     if source.num_choices is None:
-        return {"gold": gold}
+        try:
+            return {"gold": without_exponent(gold)}
+        except ValueError as error:
+            raise BadRecord(f"field {source.gold!r} with {error}", f"an exponent of at most {MAX_EXPONENT}") from None
     letters = tuple(LETTERS[: source.num_choices])
     if gold not in letters:
         raise BadRecord(f"field {source.gold!r} {gold!r}", f"one of {', '.join(letters)}")

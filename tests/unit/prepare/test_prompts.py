@@ -49,6 +49,12 @@ def test_a_math_answer_stands_in_a_field_or_behind_a_marker(tmp_path: Path) -> N
     assert (prompt.kind, prompt.prompt, prompt.gold, prompt.tests) == ("math", "1 + 1?", "2", None)
 
 
+def test_a_number_is_a_gold_of_plain_decimals(tmp_path: Path) -> None:
+    golds = [1e-05, 1e22, "1e-05", "2E3", "x = 2e3", 0.5, 7]
+    prompts_read = made(tmp_path, [{"question": f"{number}?", "answer": gold} for number, gold in enumerate(golds)], MATH)
+    assert [prompt.gold for prompt in prompts_read] == ["0.00001", "1" + 22 * "0", "0.00001", "2000", "x = 2e3", "0.5", "7"]
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -118,6 +124,9 @@ def test_each_sets_form_of_tests_becomes_ours(tests: Any, graded: dict[str, Any]
         (MATH, {"question": "x", "answer": " "}, "without an answer"),
         (MATH, {"question": " ", "answer": "1"}, "an empty prompt"),
         (MATH, {"question": "x", "answer": [1]}, "of type list"),
+        (MATH, {"question": "x", "answer": float("nan")}, "'answer' nan"),
+        (MATH, '{"question": "x", "answer": -1e999}', "'answer' -inf"),
+        (MATH, {"question": "x", "answer": "1e999"}, "exponent above"),
         ({**MATH, "gold_after": "####"}, {"question": "x", "answer": "1"}, "without '####'"),
         (CHOICE, {**stem(1), "w1": "r1"}, "different choices"),
         ({**CHOICE, "choices": (), "gold": "right", "num_choices": 4}, stem(1), "one of A, B, C, D"),
