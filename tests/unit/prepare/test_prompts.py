@@ -172,6 +172,18 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
         prompts.run(config)
 
 
+def test_the_same_problem_with_another_gold_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = [{"question": "a?", "answer": answer} for answer in ("1", "2", 1)]
+    chosen = [stem(1), {**stem(1), "right": "a1", "w1": "r1"}, {**stem(1), "w1": "b1", "w2": "a1"}]
+    math, stems = source(tmp_path / "math.jsonl", asked, MATH), source(tmp_path / "stem.jsonl", chosen, CHOICE)
+    with caplog.at_level("WARNING"):
+        result = prompts.run(PromptsConfig(out=tmp_path / "out", sources=(math, stems)))
+    for of_source in result["sources"]:
+        assert (of_source["prompts"], of_source["left_out"]) == (1, {"dedup": 1, "dedup_other_gold": 1})
+    assert prompt_set.read(tmp_path / "out")[0].gold == "1"
+    assert caplog.text.count("with another gold") == 2
+
+
 def test_a_set_that_was_changed_is_refused(tmp_path: Path) -> None:
     made(tmp_path, [{"question": "1?", "answer": "1"}], MATH)
     path = tmp_path / "out" / "prompts.jsonl"
