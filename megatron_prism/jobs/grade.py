@@ -132,7 +132,7 @@ def check(file: Path, out: Path) -> Counter[str]:
             kinds[record["kind"]] += 1
             key = hashlib.blake2b(str(record["id"]).encode("utf-8", "surrogatepass"), digest_size=12).digest()
             if (first := lines_by_id.setdefault(key, number)) != number:
-                said = [f"the id {record['id']!r} of line {first}"]
+                said = [f"the id {record['id']!r} of line {first}: ids are compared as texts"]
         num_bad += bool(said)
         if len(problems) < MAX_PROBLEMS:
             problems += [Problem(f"{file}, line {number}", text, "a line as docs/GRADE.md says") for text in said]
@@ -182,6 +182,8 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
         yield "no response that is a text"
     if not isinstance(record.get("is_truncated", False), bool):
         yield "is_truncated that is neither true nor false"
+    if graded := [key for key in ("outcome", "why") if key in record]:
+        yield f"{' and '.join(graded)} of before, which grading writes"
     kind = record.get("kind")
     if kind == "math":
         if type(record.get("gold")) not in (str, int, float) or not str(record["gold"]).strip():
@@ -204,6 +206,8 @@ def _wrong_choice(gold: Any, choices: Any) -> Iterator[str]:
         yield "no choices that are a list of 2 to 26 texts"
     elif not isinstance(gold, str) or len(gold) != 1 or gold not in choice.letters(choices):
         yield f"gold {ascii(gold)[:80]}, not one of {choice.letters(choices)}"
+    elif same := [option for option in choices if choices.count(option) > 1]:
+        yield f"choices with {ascii(same[0])[:80]} more than once"
 
 
 def _wrong_tests(tests: Any) -> Iterator[str]:
