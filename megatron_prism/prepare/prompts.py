@@ -11,6 +11,7 @@ from typing import Any
 from megatron_prism.core.config import PartConfig, PromptSourceConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.data.prompts import Prompt
+from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.number import MAX_EXPONENT, without_exponent
 from megatron_prism.prepare import records
 from megatron_prism.prepare.lines import TooLong
@@ -165,7 +166,14 @@ def tests_of(value: object, name: str) -> dict[str, Any]:
     if all(isinstance(test, str) for test in value):
         if wrong := [test for test in value if "assert" not in test]:
             raise BadRecord(f"field {name!r} with {wrong[0]!r:.80}", "assert statements")
-        return {"kind": "asserts", "code": "\n".join(value)}
+        code = "\n".join(value)
+        try:
+            has_asserts = asserts_when_run(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise BadRecord(f"field {name!r}, which is no Python ({error})", "assert statements") from None
+        if not has_asserts:
+            raise BadRecord(f"field {name!r}, whose asserts never run", "an assert at the top, or in a function that is called there")
+        return {"kind": "asserts", "code": code}
     if any(isinstance(test, dict) and (test.get("fn_name") or str(test.get("type", "")).startswith("function")) for test in value):
         raise Unsupported("function calls")
     if not all(isinstance(test, dict) and "input" in test and "output" in test for test in value):

@@ -134,6 +134,8 @@ def test_each_sets_form_of_tests_becomes_ours(tests: Any, graded: dict[str, Any]
         (CODE, {"problem": "x", "tests": []}, "without a test"),
         (CODE, {"problem": "x", "tests": {"inputs": ["1"], "outputs": []}}, "one length"),
         (CODE, {"problem": "x", "tests": ["print(1)"]}, "assert"),
+        (CODE, {"problem": "x", "tests": ["def test():\n  assert f(1)"]}, "never run"),
+        (CODE, {"problem": "x", "tests": ["assert f("]}, "no Python"),
         (CODE, {"problem": "x", "tests": [{"in": 1}]}, "another form"),
     ],
 )
