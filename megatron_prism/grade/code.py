@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
@@ -109,10 +110,12 @@ def _tests_problem(tests: Mapping[str, Any] | None) -> str:
     if not isinstance(tests.get("code"), str):
         return "the tests have no code"
     try:
-        names = free_names(tests["code"])
+        names, has_asserts = free_names(tests["code"]), asserts_when_run(tests["code"])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return f"the tests are no Python: {error}"
-    return "" if names or tests.get("entry_point") else "the tests name nothing of the answer"
+    if not names and not tests.get("entry_point"):
+        return "the tests name nothing of the answer"
+    return "" if has_asserts else "the tests run no assert: none at the top, nor in a function that is called there"
 
 
 def _by_cases(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Outcome, str]:

@@ -121,13 +121,15 @@ class Grader:
         text = math.extract(answer, self.config.answer)
         if text is None:
             return Graded(id=item.id, outcome="no_format", why=f"no answer in the form {self.config.answer}")
+        gold = item.gold
         if len(text) <= math.MAX_ANSWER_CHARS:
-            is_right = math.verdict(item.gold, text)
+            gold, text = math.plain_pair(gold, text)
+            is_right = math.verdict(gold, text)
             if is_right is not None:
-                return Graded(id=item.id, outcome="right" if is_right else "wrong", why=f"{text[:80]!r} for {item.gold[:80]!r}")
-        if why := math.hedged(item.gold, text):
+                return Graded(id=item.id, outcome="right" if is_right else "wrong", why=f"{text[:80]!r} for {gold[:80]!r}")
+        if why := math.hedged(gold, text):
             return Graded(id=item.id, outcome="wrong", why=why)
-        return item.gold, text
+        return gold, text
 
 
 def require(kinds: Iterable[str]) -> None:

@@ -7,10 +7,12 @@ different numbers, another number base, a box with more than a box inside, and a
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from fractions import Fraction
 
 from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import exact
+from megatron_prism.grade.number import without_exponent
 
 MAX_ANSWER_CHARS = 2000  # the longest gold of MATH-500 has 57
 MAX_WORD_CHARS = 64  # of an answer without a box
@@ -98,7 +100,22 @@ def unfit_gold(gold: str) -> str:
     """Say why a gold cannot be compared with anything; an empty text where it can."""
     if not gold.strip():
         return "the gold is empty"
-    return f"the gold has {len(gold)} characters" if len(gold) > MAX_ANSWER_CHARS else ""
+    if len(gold) > MAX_ANSWER_CHARS:
+        return f"the gold has {len(gold)} characters"
+    try:
+        without_exponent(gold)
+    except ValueError as error:
+        return f"the gold is {error}"
+    return ""
+
+
+def plain_pair(gold: str, answer: str) -> tuple[str, str]:
+    """Return a fit gold and an answer with e-notation as plain decimals. The answer stays as it is beside a gold with an `e` of its own."""
+    gold = without_exponent(gold)
+    if "e" not in gold:
+        with suppress(ValueError):
+            answer = without_exponent(answer)
+    return gold, answer
 
 
 def hedged(gold: str, answer: str) -> str:

@@ -19,6 +19,7 @@ from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.grade import choice
 from megatron_prism.grade.grader import Grader, require
+from megatron_prism.grade.number import without_exponent
 from megatron_prism.grade.outcome import Item
 
 BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
@@ -131,7 +132,7 @@ def check(file: Path, out: Path) -> Counter[str]:
             kinds[record["kind"]] += 1
             key = hashlib.blake2b(str(record["id"]).encode("utf-8", "surrogatepass"), digest_size=12).digest()
             if (first := lines_by_id.setdefault(key, number)) != number:
-                said = [f"the id {record['id']!r} of line {first}"]
+                said = [f"the id {record['id']!r} of line {first}: ids are compared as texts"]
         num_bad += bool(said)
         if len(problems) < MAX_PROBLEMS:
             problems += [Problem(f"{file}, line {number}", text, "a line as docs/GRADE.md says") for text in said]
@@ -149,7 +150,7 @@ def item_of(record: dict[str, Any]) -> Item:
         id=str(record["id"]),
         kind=record["kind"],
         response=record["response"],
-        gold=str(record.get("gold", "")),
+        gold=without_exponent(record["gold"]) if record["kind"] == "math" else str(record.get("gold", "")),
         choices=tuple(record.get("choices", ())),
         tests=record.get("tests"),
         is_truncated=record.get("is_truncated", False),
@@ -181,10 +182,17 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
         yield "no response that is a text"
     if not isinstance(record.get("is_truncated", False), bool):
         yield "is_truncated that is neither true nor false"
+    if graded := [key for key in ("outcome", "why") if key in record]:
+        yield f"{' and '.join(graded)} of before, which grading writes"
     kind = record.get("kind")
     if kind == "math":
         if type(record.get("gold")) not in (str, int, float) or not str(record["gold"]).strip():
             yield "no gold that is a text or a number"
+            return
+        try:
+            without_exponent(record["gold"])
+        except ValueError as error:
+            yield f"gold: {error}"
     elif kind == "choice":
         yield from _wrong_choice(record.get("gold"), record.get("choices"))
     elif kind == "code":
@@ -198,6 +206,8 @@ def _wrong_choice(gold: Any, choices: Any) -> Iterator[str]:
         yield "no choices that are a list of 2 to 26 texts"
     elif not isinstance(gold, str) or len(gold) != 1 or gold not in choice.letters(choices):
         yield f"gold {ascii(gold)[:80]}, not one of {choice.letters(choices)}"
+    elif same := [option for option in choices if choices.count(option) > 1]:
+        yield f"choices with {ascii(same[0])[:80]} more than once"
 
 
 def _wrong_tests(tests: Any) -> Iterator[str]:

@@ -34,7 +34,7 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = manifest.sha256_files(file.path for part in [*files, _evaluation(config)] for file in part)
     if not dry_run and config.out.is_dir() and any(config.out.iterdir()):
         return _shown(config, existing(config, inputs))
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # the gold by id
     bad: list[Problem] = []
     lines: list[str] = []
     facts = []
@@ -42,6 +42,8 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
         left_out: Counter[str] = Counter()
         made = list(_prompts(config, source, of_source, seen, left_out, bad))
         lines += map(prompt_set.to_line, made)
+        if num_apart := left_out["dedup_other_gold"]:
+            log.get().warning("%s: %d problems again with another gold: the first was kept, right or wrong", source.name, num_apart)
         num_records = len(made) + sum(left_out.values())
         facts.append(
             {"name": source.name, "domain": source.domain, "records": num_records, "prompts": len(made), "left_out": dict(left_out)}
@@ -63,7 +65,12 @@ def write(out: Path, lines: Sequence[str], described: Mapping[str, Any]) -> None
 
 
 def _prompts(
-    config: PromptsConfig, source: PromptSourceConfig, files: Sequence[Input], seen: set[str], left_out: Counter[str], bad: list[Problem]
+    config: PromptsConfig,
+    source: PromptSourceConfig,
+    files: Sequence[Input],
+    seen: dict[str, str],
+    left_out: Counter[str],
+    bad: list[Problem],
 ) -> Iterator[Prompt]:
     """Yield a source's prompts, each once. Count every other record in `left_out` by its reason."""
     overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
@@ -87,9 +94,9 @@ def _prompts(
             elif overlap is not None and overlap.first(made[1]) is not None:
                 left_out["decontaminate"] += 1
             elif made[0].id in seen:
-                left_out["dedup"] += 1
+                left_out["dedup" if made[0].gold == seen[made[0].id] else "dedup_other_gold"] += 1
             else:
-                seen.add(made[0].id)
+                seen[made[0].id] = made[0].gold
                 yield made[0]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from typing import Any
 
 from megatron_prism.core.config import PartConfig, PromptSourceConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.data.prompts import Prompt
+from megatron_prism.grade.asserts import asserts_when_run
+from megatron_prism.grade.number import MAX_EXPONENT, without_exponent
 from megatron_prism.prepare import records
 from megatron_prism.prepare.lines import TooLong
 from megatron_prism.prepare.records import BadRecord
@@ -126,6 +129,8 @@ def _graded(row: dict[str, Any], source: PromptSourceConfig) -> dict[str, Any]:
         return {"choices": texts}
     assert source.gold is not None
     gold = records.render(row, f"{{{source.gold}}}")
+    if (value := records.value_of(row, source.gold, "gold")) != value or value in (math.inf, -math.inf):
+        raise BadRecord(f"field {source.gold!r} {value}", "a finite number, or a text")
     if source.gold_after is not None:
         if source.gold_after not in gold:
             raise BadRecord(f"field {source.gold!r} without {source.gold_after!r}", "the answer behind it")
@@ -133,7 +138,10 @@ def _graded(row: dict[str, Any], source: PromptSourceConfig) -> dict[str, Any]:
     if not (gold := gold.strip()):
         raise BadRecord(f"field {source.gold!r} without an answer", "text other than white space")
     if source.num_choices is None:
-        return {"gold": gold}
+        try:
+            return {"gold": without_exponent(gold)}
+        except ValueError as error:
+            raise BadRecord(f"field {source.gold!r} with {error}", f"an exponent of at most {MAX_EXPONENT}") from None
     letters = tuple(LETTERS[: source.num_choices])
     if gold not in letters:
         raise BadRecord(f"field {source.gold!r} {gold!r}", f"one of {', '.join(letters)}")
@@ -158,7 +166,14 @@ def tests_of(value: object, name: str) -> dict[str, Any]:
     if all(isinstance(test, str) for test in value):
         if wrong := [test for test in value if "assert" not in test]:
             raise BadRecord(f"field {name!r} with {wrong[0]!r:.80}", "assert statements")
-        return {"kind": "asserts", "code": "\n".join(value)}
+        code = "\n".join(value)
+        try:
+            has_asserts = asserts_when_run(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise BadRecord(f"field {name!r}, which is no Python ({error})", "assert statements") from None
+        if not has_asserts:
+            raise BadRecord(f"field {name!r}, whose asserts never run", "an assert at the top, or in a function that is called there")
+        return {"kind": "asserts", "code": code}
     if any(isinstance(test, dict) and (test.get("fn_name") or str(test.get("type", "")).startswith("function")) for test in value):
         raise Unsupported("function calls")
     if not all(isinstance(test, dict) and "input" in test and "output" in test for test in value):

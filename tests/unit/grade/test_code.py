@@ -14,6 +14,7 @@ import pytest
 
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.grade import code
+from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.grade.sandbox import choose
@@ -169,7 +170,7 @@ CHEATS = {
     ),
     "is lost, and the tests catch everything": (
         "import os\ndef f(): os._exit(0)",
-        {"kind": "asserts", "code": "try:\n  f()\nexcept BaseException: pass"},
+        {"kind": "asserts", "code": "try:\n  f()\nexcept BaseException: pass\nassert True"},
     ),
     "claims that the tests are broken": ("def double(x): raise NameError('x is not defined')", DOUBLES),
     "claims that the machine is full": ("import os, sys\nsys.stderr.write('bwrap: Cannot fork')\nos._exit(137)", DOUBLES),
@@ -284,6 +285,10 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
         {"kind": "stdin", "cases": [{"input": "1"}]},
         {"kind": "asserts", "code": "assert ("},
         {"kind": "asserts", "code": "assert 1 == 1"},
+        {"kind": "asserts", "code": ""},
+        {"kind": "asserts", "code": "double(1)"},
+        {"kind": "asserts", "code": "def test_a():\n  assert double(1) == 2"},
+        {"kind": "asserts", "code": "def check(candidate):\n  assert candidate(1) == 2", "entry_point": "double"},
         {"kind": "asserts", "code": "import nothing_of_the_kind\nassert double(1) == 2"},
         {"kind": "asserts", "code": "assert double(lambda x: x) == 2"},
     ],
@@ -291,6 +296,31 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
 def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandbox: Sandbox) -> None:
     result = graded(item("def double(x): return 2 * x", tests), sandbox)
     assert result.outcome == "fault" and result.why, result
+
+
+@pytest.mark.parametrize(
+    ("tests", "asserts"),
+    [
+        ("assert f(1) == 2", True),
+        ("for x in (1, 2):\n  with y:\n    if x:\n      assert f(x)", True),
+        ("def check(candidate):\n  assert candidate(1) == 2\ncheck(f)", True),
+        ("def a():\n  assert f(1)\ndef b():\n  a()\nb()", True),
+        ("class T:\n  def a(self):\n    assert f(1)\nT().a()", True),
+        ("def a():\n  assert f(1)\nfor t in [a]:\n  t()", True),
+        ("def a():\n  assert f(1)\nrun(a)", True),
+        ("if f(1) != 2:\n  raise ValueError", True),
+        ("numpy.testing.assert_allclose(f(1), 2)", True),
+        ("class T:\n  def a(self):\n    assert f(1)", False),
+        ("def a():\n  assert f(1)\nif __name__ == '__main__':\n  a()", False),
+        ("if False:\n  assert f(1)", False),
+        ("def a():\n  assert f(1)\ndef b():\n  a()", False),
+        ("check = lambda g: g(1)\ncheck(f)", False),
+        ("def assert_same(a, b):\n  return a == b\nassert_same(f(1), 2)", False),
+        ("print(f(1))", False),
+    ],
+)
+def test_which_tests_assert_when_they_run(tests: str, asserts: bool) -> None:
+    assert asserts_when_run(tests) is asserts
 
 
 def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:

@@ -95,6 +95,24 @@ def test_what_the_texts_alone_say(gold: str, answer: str, is_right: bool | None)
     assert math.verdict(gold, answer) is is_right
 
 
+def test_numbers_in_e_notation_are_numbers() -> None:
+    cases = [
+        ("1e-05", "0.00001", "right"),
+        ("1e-05", "1e-05", "right"),
+        ("1e-05", r"10^{-5}", "right"),
+        ("1e-05", "e-5", "wrong"),  # what math-verify makes of 1e-05
+        ("1e-05", r"1 \cdot e - 5", "wrong"),
+        ("$2E3$", "2000", "right"),
+        ("1e+22", "1" + 22 * "0", "right"),
+        ("1e+22", "e+22", "wrong"),
+        ("2000", "2e3", "right"),
+        ("2e - 3", "2e-3", "right"),  # a gold with an e of its own: nothing is read as a number
+        ("1e999999999", "1", "fault"),
+    ]
+    said = outcomes([(gold, f"<think>a</think> \\boxed{{{answer}}}") for gold, answer, _ in cases])
+    assert said == [outcome for _, _, outcome in cases]
+
+
 CHEATS = {
     "many numbers": "1 2 3 42",
     "a list": "40, 41, 42",

@@ -16,7 +16,7 @@ from megatron_prism.jobs import grade as job
 
 GOOD: list[dict[str, Any]] = [
     {"id": 1, "kind": "math", "gold": 42, "response": "<think>a</think> \\boxed{42}", "source": {"name": "caf\u00e9"}},
-    {"id": "two", "kind": "math", "gold": "x+1", "response": "<think>a</think> \\boxed{1+x}", "outcome": "of before"},
+    {"id": "two", "kind": "math", "gold": "x+1", "response": "<think>a</think> \\boxed{1+x}"},
     {"id": "3", "kind": "choice", "gold": "B", "choices": ["a", "b"], "response": "<think>a</think> \\boxed{A}"},
     {"id": "4", "kind": "math", "gold": "7", "response": "<think>a", "is_truncated": True},
     {"id": "5", "kind": "math", "gold": "7", "response": "7\ud800"},
@@ -34,7 +34,7 @@ def test_a_file_is_graded_in_its_order_with_all_its_keys(tmp_path: Path, monkeyp
     graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [record.pop("outcome") for record in graded] == ["right", "right", "wrong", "truncated", "no_format"]
     assert all(record.pop("why") for record in graded)
-    assert graded == [{key: value for key, value in record.items() if key != "outcome"} for record in GOOD]
+    assert graded == GOOD
     assert (result["graded"], result["right"], result["wrong"], result["no_format"], result["truncated"], result["fault"]) == (
         5,
         2,
@@ -44,6 +44,14 @@ def test_a_file_is_graded_in_its_order_with_all_its_keys(tmp_path: Path, monkeyp
         0,
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_number_is_a_gold_of_plain_decimals(tmp_path: Path) -> None:
+    golds = {1e-05: "0.00001", 1e22: "1" + 22 * "0", -2.5e-7: "-0.00000025", 0.5: "0.5", 3: "3"}
+    assert [job.item_of({**GOOD[0], "gold": gold}).gold for gold in golds] == list(golds.values())
+    lines = [{"id": index, "kind": "math", "gold": gold, "response": f"<think>a</think> \\boxed{{{text}}}"}
+             for index, (gold, text) in enumerate(golds.items())]  # fmt: skip
+    assert job.run(written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", GradeConfig())["right"] == len(golds)
 
 
 def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
@@ -60,12 +68,19 @@ def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
         {"id": 8, "kind": "code", "tests": {"kind": "asserts"}, "response": "a"},
         {"id": 9, "kind": "math", "gold": True, "response": "a"},
         {"id": 10, "kind": "math", "gold": "1", "response": "a", "is_truncated": 1},
+        {"id": 11, "kind": "math", "gold": float("nan"), "response": "a"},
+        '{"id": 12, "kind": "math", "gold": 1e999, "response": "a"}',
+        {"id": 13, "kind": "math", "gold": "1e999", "response": "a"},
+        {"id": 14, "kind": "choice", "gold": "A", "choices": ["a", "a"], "response": "a"},
+        {"id": 15, "kind": "math", "gold": "1", "response": "a", "outcome": "right"},
+        {"id": 16, "kind": "math", "gold": "1", "response": "a", "why": ""},
     ]
     lines = [GOOD[0], *bad, "", {**GOOD[0], "id": "1"}]
     with pytest.raises(InputError) as caught:
         job.run(written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", GradeConfig())
     numbers = [int(problem.where.rsplit(" ", 1)[1]) for problem in caught.value.problems]
-    assert numbers == [*range(2, 14), 15]
+    assert numbers == [*range(2, 2 + len(bad)), 3 + len(bad)]
+    assert "the id '1' of line 1" in caught.value.problems[-1].found
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -49,6 +49,12 @@ def test_a_math_answer_stands_in_a_field_or_behind_a_marker(tmp_path: Path) -> N
     assert (prompt.kind, prompt.prompt, prompt.gold, prompt.tests) == ("math", "1 + 1?", "2", None)
 
 
+def test_a_number_is_a_gold_of_plain_decimals(tmp_path: Path) -> None:
+    golds = [1e-05, 1e22, "1e-05", "2E3", "x = 2e3", 0.5, 7]
+    prompts_read = made(tmp_path, [{"question": f"{number}?", "answer": gold} for number, gold in enumerate(golds)], MATH)
+    assert [prompt.gold for prompt in prompts_read] == ["0.00001", "1" + 22 * "0", "0.00001", "2000", "x = 2e3", "0.5", "7"]
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -118,6 +124,9 @@ def test_each_sets_form_of_tests_becomes_ours(tests: Any, graded: dict[str, Any]
         (MATH, {"question": "x", "answer": " "}, "without an answer"),
         (MATH, {"question": " ", "answer": "1"}, "an empty prompt"),
         (MATH, {"question": "x", "answer": [1]}, "of type list"),
+        (MATH, {"question": "x", "answer": float("nan")}, "'answer' nan"),
+        (MATH, '{"question": "x", "answer": -1e999}', "'answer' -inf"),
+        (MATH, {"question": "x", "answer": "1e999"}, "exponent above"),
         ({**MATH, "gold_after": "####"}, {"question": "x", "answer": "1"}, "without '####'"),
         (CHOICE, {**stem(1), "w1": "r1"}, "different choices"),
         ({**CHOICE, "choices": (), "gold": "right", "num_choices": 4}, stem(1), "one of A, B, C, D"),
@@ -125,6 +134,8 @@ def test_each_sets_form_of_tests_becomes_ours(tests: Any, graded: dict[str, Any]
         (CODE, {"problem": "x", "tests": []}, "without a test"),
         (CODE, {"problem": "x", "tests": {"inputs": ["1"], "outputs": []}}, "one length"),
         (CODE, {"problem": "x", "tests": ["print(1)"]}, "assert"),
+        (CODE, {"problem": "x", "tests": ["def test():\n  assert f(1)"]}, "never run"),
+        (CODE, {"problem": "x", "tests": ["assert f("]}, "no Python"),
         (CODE, {"problem": "x", "tests": [{"in": 1}]}, "another form"),
     ],
 )
@@ -161,6 +172,18 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text(json.dumps(records[0]) + "\n")
     with pytest.raises(InputError, match="input files changed"):
         prompts.run(config)
+
+
+def test_the_same_problem_with_another_gold_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = [{"question": "a?", "answer": answer} for answer in ("1", "2", 1)]
+    chosen = [stem(1), {**stem(1), "right": "a1", "w1": "r1"}, {**stem(1), "w1": "b1", "w2": "a1"}]
+    math, stems = source(tmp_path / "math.jsonl", asked, MATH), source(tmp_path / "stem.jsonl", chosen, CHOICE)
+    with caplog.at_level("WARNING"):
+        result = prompts.run(PromptsConfig(out=tmp_path / "out", sources=(math, stems)))
+    for of_source in result["sources"]:
+        assert (of_source["prompts"], of_source["left_out"]) == (1, {"dedup": 1, "dedup_other_gold": 1})
+    assert prompt_set.read(tmp_path / "out")[0].gold == "1"
+    assert caplog.text.count("with another gold") == 2
 
 
 def test_a_set_that_was_changed_is_refused(tmp_path: Path) -> None:
