@@ -128,6 +128,8 @@ def _read(path: Path) -> Step:
         sizes = [len(responses[number].sample.token_ids) for number in numbers]
     with _reading(path / LOG_PROBS):
         flat = load_file(path / LOG_PROBS)
+        if numbers and "old" not in flat:
+            raise KeyError("old")
         for name, values in flat.items():
             if values.numel() != sum(sizes):
                 raise ValueError(f"{name} of {values.numel()} tokens, and the trained responses have {sum(sizes)}")

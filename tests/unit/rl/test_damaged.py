@@ -88,6 +88,7 @@ def drop(path: Path) -> None:
             lambda path: save_file({"old": torch.zeros(3)}, path),
             "old of 3 tokens, and the trained responses have 8",
         ),
+        (record_files.LOG_PROBS, lambda path: save_file({}, path), "no 'old'"),
         (record_files.STEP, drop, "no 'num_threads'"),
         (record_files.TRAINED, drop, "no 'plan'"),
         (record_files.RESPONSES, drop, "no 'text'"),
