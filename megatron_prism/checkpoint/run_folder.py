@@ -133,7 +133,7 @@ def _held(config: RunConfig, start: Start, inputs: Sequence[Path], figures: Mapp
     with ExitStack() as stack:
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(disk.held(config.run_dir / LOCK, "prism train"))
+            stack.enter_context(disk.held(config.run_dir / LOCK, f"prism {'train' if isinstance(config, TrainConfig) else 'rl'}"))
             if (step := last_step(config.run_dir)) != start.step:  # another gang was at work between the look and the lock
                 fault = f"{config.run_dir} stood at step {start.step} when this run looked, and stands at step {step} now"
                 raise EnvironmentFault(f"{fault}; start it again")

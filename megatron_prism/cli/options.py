@@ -13,6 +13,8 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
+MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
+
 
 class GroupWithDefault(TyperGroup):
     """A group of commands whose `run` needs no name: words that begin with no command of the group are its arguments."""
@@ -29,25 +31,63 @@ class GroupWithDefault(TyperGroup):
         return words if is_named else [self.default, *words]
 
 
-def a_path(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
-    """Return a path of the command line with `~` and $VARIABLES replaced: a shell leaves them in --out=~/a, and in quotes."""
+def a_path(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Return a path of the command line with `~` and $VARIABLES replaced: a shell leaves them in --out=~/a, and in quotes.
+
+    Raises: InputError where --json would overwrite it.
+    """
     if path is None:
         return None
     try:
-        return Path(paths.expanded(str(path)))
+        path = Path(paths.expanded(str(path)))
     except ValueError as error:
         raise InputError(Problem(parameter.opts[0], str(error), "a path", paths.FIX)) from None
+    _refuse_overwrite(context, {**context.params, parameter.name: path})
+    return path
 
 
 def _in_a_folder(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:
-    path = a_path(parameter, path)
-    if context.obj == LATER:
+    path = a_path(context, parameter, path)
+    if context.obj == LATER or path is None:
         return path
-    if path is not None and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise InputError(Problem("--json", str(path), f"a file in a folder that is there: {path.parent} is not"))
-    if path is not None and path.is_dir():
+    if path.is_dir():
         raise InputError(Problem("--json", f"{path}, a folder", "a file"))
+    _refuse_other(path)
     return path
+
+
+def _refuse_overwrite(context: typer.Context, values: dict[Any, Any]) -> None:
+    """Refuse a --json file that is another path of the command line, or is there already in a folder of it.
+
+    Each path calls this with those before it: whichever is read last sees both.
+    """
+    json = values.get("json")
+    if context.obj == LATER or not isinstance(json, Path):
+        return
+    file = json.resolve()
+    for name, value in values.items():
+        if name == "json" or not isinstance(value, Path):
+            continue
+        place = value.resolve()
+        if file == place or (file.exists() and place in file.parents):
+            raise InputError(Problem("--json", f"{json}, which is {value} or in it", "a file of its own", "choose another file"))
+
+
+def _refuse_other(path: Path) -> None:
+    """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them."""
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as stream:
+            is_result = path.name != MANIFEST and stream.read(2) in (b"{\n", b"{}", b"")
+    except OSError as error:
+        raise InputError(Problem("--json", f"{path}: {error.strerror or error}", "a file that can be written")) from None
+    if not is_result:
+        raise InputError(
+            Problem("--json", f"{path}, which is there and is no result", "a new file, or an earlier result", "choose another")
+        )
 
 
 Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False, callback=a_path)]
@@ -66,6 +106,7 @@ def finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> No
     from megatron_prism.report import lines
 
     if path is not None:
+        _refuse_other(path)  # the job may have written it
         try:
             write_json(path, result)
         except OSError as error:

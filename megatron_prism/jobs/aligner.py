@@ -8,10 +8,11 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import folder, start
 from megatron_prism.core import log, paths
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.cluster import check_cluster
@@ -22,6 +23,7 @@ from megatron_prism.core.errors import BackendMissing, InputError, Problem, rais
 from megatron_prism.core.layers import merge, parse_override
 from megatron_prism.core.load import build, load, placed
 from megatron_prism.core.manifest import describe, read_json, sha256_file, write_json, write_text
+from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import special_tokens, tokenizer
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.rl.aligner import answers, forward, from_rl, nemo_rl, overrides, preflight, prompts, script
@@ -57,6 +59,10 @@ def run_rl(path: Path, given: Sequence[str], cluster_path: Path, out: Path, dry_
 
     values, problems = paths.expand(merge([mapped, *changed]), AlignerConfig, where)
     asked = build(values, AlignerConfig, where)
+    sets = {"prompts": config.prompts, "validation.prompts": config.validation.prompts}
+    for key, place in sets.items():
+        if place is not None:
+            problems += start.attempt(partial(prompt_set.read, place), key)[1]  # as `prism rl` reads it
     raise_problems(problems)
     return {**export(asked, cluster, out, dry_run), "not_carried": list(from_rl.NOT_CARRIED)}
 
@@ -241,6 +247,11 @@ def export_nemo_rl(config: NemoRlConfig, out: Path) -> dict[str, Any]:
     by_split = {"train": prompts.read(config.prompts), "validation": prompts.read(config.validation_prompts)}
     others = {prompt.kind for read in by_split.values() for prompt in read} - {"math"}
     raise_problems([Problem("prompts", f"the kind {kind}", "math, which NeMo-RL grades itself") for kind in sorted(others)])
+    if not (Path(config.hf) / tokenizer.FILE).is_file():
+        log.get().warning("%s is not on this machine: whether a prompt leaves room in seq_length was not looked at", config.hf)
+    else:
+        spec = tokenizer.load(Path(config.hf))
+        raise_problems(nemo_rl.length_problems(config, [prompt for read in by_split.values() for prompt in read], spec))
     settings = nemo_rl.values(config, out.resolve())
     with folder.create(out) as temporary:
         for split, read in by_split.items():

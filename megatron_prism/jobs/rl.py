@@ -83,7 +83,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
             *unfit,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
-            *replay.check(config, sums["prompts"]),
+            *(replay.check(config, sums["prompts"]) or replay.check_next(config, begin.step, encoded, spec)),
             *(rl_rollout.check(config, begin, sums["prompts"]) if config.mode == "rollout" else ()),
         ]
     )

@@ -23,15 +23,17 @@ from megatron_prism.rl.rollout import FOLDER
 def run(run_dir: Path, step: int | None) -> dict[str, Any]:
     """Write the page of a step (None: the newest kept one) beside its responses, and return where it is.
 
-    Raises: InputError where the run has kept no such step.
+    Raises: InputError where the run has kept no such step, or its file is damaged.
     """
+    if not run_dir.is_dir():
+        raise InputError(Problem(str(run_dir), "no such folder", "the folder of a `prism rl` run"))
     pages = sorted((run_dir / FOLDER).glob("step_*.jsonl"))
     path = run_dir / FOLDER / f"step_{step:08d}.jsonl" if step is not None else pages[-1] if pages else None
     if path is None or not path.is_file():
         found = f"{len(pages)} steps, {pages[0].stem} to {pages[-1].stem}" if pages else "no responses"
         raise InputError(Problem(str(run_dir / FOLDER), found, "the responses of that step", "rollout.keep: true writes them"))
     config = load(run_dir / run_folder.CONFIG, RLConfig)
-    groups = rollout.from_lines(path.read_text(encoding="utf-8"))
+    groups = _read(path)
     spec, golds = tokenizer.load(run_folder.origin(run_dir).assets), _golds(config, run_dir)
     values = _advantages(groups, config.algorithm)
     shown = [_group(group, spec, golds, of_group) for group, of_group in zip(groups, values, strict=True)]
@@ -39,6 +41,20 @@ def run(run_dir: Path, step: int | None) -> dict[str, Any]:
     with disk.writing(page):
         write_text(page, rollouts_page.page(f"{run_dir.name}, step {int(path.stem.removeprefix('step_'))}", shown))
     return {"page": str(page), "groups": len(groups), "responses": sum(map(len, groups))}
+
+
+def _read(path: Path) -> list[list[rollout.Response]]:
+    """Return a step's groups. Raises: InputError where the file does not hold whole ones."""
+    try:
+        groups = rollout.from_lines(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(Problem(str(path), str(error), "the responses of a step")) from None
+    if not groups:
+        raise InputError(Problem(str(path), "no line", "the responses of a step"))
+    if len(groups[-1]) < len(groups[0]):
+        found = f"{len(groups[-1])} responses to the last prompt, and {len(groups[0])} to the first"
+        raise InputError(Problem(f"{path}:{sum(map(len, groups))}", found, "whole groups: lines are missing at its end"))
+    return groups
 
 
 def _golds(config: RLConfig, run_dir: Path) -> dict[str, str]:

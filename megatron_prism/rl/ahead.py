@@ -60,7 +60,7 @@ class Ahead:
 def restored(checkpoint: Path) -> Ahead:
     """Return what a checkpoint keeps of it."""
     path = checkpoint / FILE
-    return Ahead(_groups=from_lines(path.read_text(encoding="utf-8"))) if path.is_file() else Ahead()
+    return Ahead(_groups=from_lines(path.read_text(encoding="utf-8"), str(path))) if path.is_file() else Ahead()
 
 
 @dataclass(frozen=True)

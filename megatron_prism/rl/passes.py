@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise InputError(Problem(str(folder / FILE), error.strerror or str(error), "the pass counts that its manifest names")) from None
     if sha256 != described["sha256"]:
-        raise InputError(Problem(str(folder / FILE), f"sha256 {sha256}", f"{described['sha256']}, as its manifest says", "filter again"))
+        fix = "put it back; or remove the folder, and filter again"
+        raise InputError(Problem(str(folder / FILE), f"sha256 {sha256}", f"{described['sha256']}, as its manifest says", fix))
     return described
 
 
@@ -112,17 +113,30 @@ class Folder:
         return range(first, min(first + self.shard_prompts, len(self.ids)))
 
     def missing(self) -> list[int]:
-        """Return the shards that are not there. Raises: InputError where one that is there holds other prompts."""
-        if (self.root / FILE).is_file():
+        """Return the shards that are not there.
+
+        Raises: InputError where one that is there is damaged or holds other prompts, or passes.jsonl is not as its manifest says.
+        """
+        if self._is_ended():
+            manifest_of(self.root)
             return []
         missing = [shard for shard in range(self.num_shards) if not self._path(shard).is_file()]
-        problems = []
-        for shard in range(self.num_shards):
-            ids = [] if shard in missing else list(read(self._path(shard)))
-            if ids and ids != [self.ids[place] for place in self.places(shard)]:
-                problems.append(Problem(str(self._path(shard)), "other prompts than its shard's", "a shard of this set", "remove it"))
-        raise_problems(problems)
+        raise_problems([problem for shard in range(self.num_shards) if shard not in missing for problem in self._problems(shard)])
         return missing
+
+    def _problems(self, shard: int) -> list[Problem]:
+        path, fix = self._path(shard), "remove that file; its prompts are sampled again"
+        try:
+            ids = list(read(path))
+        except InputError as error:
+            return [replace(problem, fix=fix) for problem in error.problems]
+        if ids == [self.ids[place] for place in self.places(shard)]:
+            return []
+        return [Problem(str(path), "other prompts than its shard's", "a shard of this set", fix)]
+
+    def _is_ended(self) -> bool:
+        """Say whether passes.jsonl is sealed. One that is not stands beside all shards, and is written again."""
+        return (self.root / MANIFEST).is_file() and "sha256" in read_json(self.root / MANIFEST)
 
     def write(self, shard: int, counts: Sequence[PassCount]) -> None:
         """Write a shard."""
@@ -133,7 +147,7 @@ class Folder:
 
     def counts(self) -> Iterator[PassCount]:
         """Yield the pass counts that are there, in order."""
-        whole = [self.root / FILE] if (self.root / FILE).is_file() else sorted((self.root / SHARDS).glob("*.jsonl"))
+        whole = [self.root / FILE] if self._is_ended() else sorted((self.root / SHARDS).glob("*.jsonl"))
         for path in whole:
             yield from read(path).values()
 
@@ -141,9 +155,8 @@ class Folder:
         """Put the shards together as passes.jsonl, seal it in the manifest, and remove them. A kill within it is made good by the next call."""
         described = dict(read_json(self.root / MANIFEST))
         with disk.writing(self.root):
-            if not (self.root / FILE).is_file():
-                write_text(self.root / FILE, "".join(map(to_line, self.counts())))
             if "sha256" not in described:
+                write_text(self.root / FILE, "".join(map(to_line, self.counts())))
                 write_json(self.root / MANIFEST, described | {"sha256": sha256_file(self.root / FILE)})
             shutil.rmtree(self.root / SHARDS, ignore_errors=True)
             disk.sync([self.root])

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,37 +91,63 @@ def read(run_dir: Path, step: int) -> Step:
         has = ", ".join(map(str, steps(run_dir))) or "none"
         raise InputError(Problem(str(path), "no record", f"a step of the run's records: {has}", "record.interval says which are kept"))
     raise_problems(integrity.check(path))
+    return _read(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within the block, give what a damaged file raises the file's name.
+
+    Raises: InputError.
+    """
+    from safetensors import SafetensorError
+
     try:
-        return _read(path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise InputError(Problem(str(path), f"{type(error).__name__}: {error}", f"a record of format {FORMAT}")) from error
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise InputError(Problem(str(path), found, f"a file of a record of format {FORMAT}")) from error
 
 
 def _read(path: Path) -> Step:
     from safetensors.torch import load_file
 
-    facts, trained = _json(path / STEP), _json(path / TRAINED)
-    if facts["format"] != FORMAT:
-        raise ValueError(f"format {facts['format']}")
-    flat = load_file(path / LOG_PROBS)
-    groups = rollout.from_lines((path / RESPONSES).read_text(encoding="utf-8"))
-    responses = [response for group in groups for response in group]
-    numbers: Sequence[int] = trained["trained"]
-    sizes = [len(responses[number].sample.token_ids) for number in numbers]
-    by_number = {name: dict(zip(numbers, flat[name].split(sizes), strict=True)) if name in flat else {} for name in ("old", "ref")}
+    with _reading(path / STEP):
+        facts = _json(path / STEP)
+        if facts["format"] != FORMAT:
+            raise ValueError(f"format {facts['format']}")
+        step, platform, figures = facts["step"], facts["platform"], _numbers(facts["figures"])
+        _ = platform["world_size"], platform["num_threads"]  # what a replay reads of it
+    with _reading(path / RESPONSES):
+        groups = rollout.from_lines((path / RESPONSES).read_text(encoding="utf-8"), str(path / RESPONSES))
+        responses = [response for group in groups for response in group]
+    with _reading(path / TRAINED):
+        trained = _json(path / TRAINED)
+        numbers: Sequence[int] = trained["trained"]
+        advantages, plan = dict(zip(numbers, trained["advantages"], strict=True)), trained["plan"]
+        sizes = [len(responses[number].sample.token_ids) for number in numbers]
+    with _reading(path / LOG_PROBS):
+        flat = load_file(path / LOG_PROBS)
+        if numbers and "old" not in flat:
+            raise KeyError("old")
+        for name, values in flat.items():
+            if values.numel() != sum(sizes):
+                raise ValueError(f"{name} of {values.numel()} tokens, and the trained responses have {sum(sizes)}")
+        by_number = {name: dict(zip(numbers, flat[name].split(sizes), strict=True)) if name in flat else {} for name in ("old", "ref")}
     tensors: dict[str, dict[str, Fingerprint]] = {}
-    for line in _lines(path / TENSORS):
-        stage, name = line.pop("stage"), line.pop("name")
-        tensors.setdefault(stage, {})[name] = Fingerprint(**{**_numbers(line), "shape": tuple(line["shape"])})
+    with _reading(path / TENSORS):
+        for line in _lines(path / TENSORS):
+            stage, name = line.pop("stage"), line.pop("name")
+            tensors.setdefault(stage, {})[name] = Fingerprint(**{**_numbers(line), "shape": tuple(line["shape"])})
     return Step(
-        step=facts["step"],
-        platform=facts["platform"],
+        step=step,
+        platform=platform,
         responses=responses,
-        advantages=dict(zip(numbers, trained["advantages"], strict=True)),
-        plan=trained["plan"],
+        advantages=advantages,
+        plan=plan,
         old_log_probs=by_number["old"],
         ref_log_probs=by_number["ref"],
-        figures=_numbers(facts["figures"]),
+        figures=figures,
         tensors=tensors,
     )
 

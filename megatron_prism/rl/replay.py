@@ -14,12 +14,13 @@ from megatron_prism.checkpoint import run_folder
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
 from megatron_prism.core.load import flat, load
+from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate.engine import Engine, Rollout
 from megatron_prism.grade.outcome import Graded
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import record_files
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Encoded, Grades, Response, Sampled, Sampler, to_item
+from megatron_prism.rl.rollout import Encoded, Grades, Response, Sampled, Sampler, draw, to_item
 
 Groups = Mapping[int, Sequence[Response]]  # by seed
 SAME = ("seed", "rollout.num_prompts", "rollout.num_samples", "rollout.max_tokens", "rollout.max_refills")
@@ -39,6 +40,23 @@ def check(config: RLConfig, prompts_sha256: str) -> list[Problem]:
     if theirs != prompts_sha256:
         problems.append(Problem("prompts", f"{config.prompts}, another set", f"that of {source}: {recorded['prompts']}"))
     return problems + _check_records(source, config.steps)
+
+
+def check_next(config: RLConfig, begins: int, prompts: Sequence[Encoded], spec: TokenizerSpec) -> list[Problem]:
+    """Return what is wrong with the record that a run trains on first, so that nothing is written for it; of a new run its draws too.
+
+    begins: the step of the run's checkpoint, 0 for none. A later record is read where its step begins.
+    """
+    source, num_prompts = config.train_from, config.rollout.num_prompts
+    if source is None or begins >= config.steps:
+        return []
+    try:
+        record = record_files.read(source, begins + 1)
+        if begins == 0:
+            draw(Recorded(config, spec, read=lambda step: record), prompts, 0, num_prompts, step=1, weights_step=0)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def _check_records(source: Path, steps: int) -> list[Problem]:

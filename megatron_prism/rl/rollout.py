@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from megatron_prism.core import disk
 from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
-from megatron_prism.core.errors import PrismError
+from megatron_prism.core.errors import InputError, PrismError, Problem
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
@@ -273,18 +273,31 @@ def to_lines(groups: Sequence[Group]) -> str:
     return "".join(json.dumps(_line(response)) + "\n" for group in groups for response in group)
 
 
-def from_lines(text: str) -> list[list[Response]]:
-    """Return the groups of such lines: a group begins where a sample has number 0."""
+def from_lines(text: str, where: str) -> list[list[Response]]:
+    """Return the groups of such lines: a group begins where a sample has number 0. where: the file they are of.
+
+    Raises: InputError with the line that is no response of its group.
+    """
     groups: list[list[Response]] = []
-    for line in text.splitlines():
-        values: dict[str, Any] = json.loads(line)
-        shown, why, seed = values.pop("text"), values.pop("why"), values.pop("seed")
-        tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
-        sample = Sample(prompt_id=values.pop("id"), **values, **tuples)
-        if sample.sample == 0:
-            groups.append([])
-        groups[-1].append(Response(sample, shown, why, seed))
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            response = _response(json.loads(line))
+            if response.sample.sample == 0:
+                groups.append([])
+            if not groups:
+                raise ValueError(f"sample {response.sample.sample}, and none before it")
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            found = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(Problem(f"{where}:{number}", found, "a response, as a run writes it")) from None
+        groups[-1].append(response)
     return groups
+
+
+def _response(values: dict[str, Any]) -> Response:
+    """Return a line's response. Raises: ValueError, TypeError, AttributeError or KeyError where it is none."""
+    shown, why, seed = values.pop("text"), values.pop("why"), values.pop("seed")
+    tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
+    return Response(Sample(prompt_id=values.pop("id"), **values, **tuples), shown, why, seed)
 
 
 def _line(response: Response) -> dict[str, Any]:

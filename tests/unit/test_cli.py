@@ -278,3 +278,33 @@ def test_a_generation_without_one_model_is_refused(tmp_path: Path) -> None:
     refused(prism("generate", "--prompt", "a"), "--ckpt, --hf: found both or neither")
     refused(prism("generate", "--prompt", "a", "--ckpt", tmp_path, "--hf", tmp_path), "--ckpt, --hf")
     refused(prism("generate", "--prompt", "a", "--ckpt", tmp_path), "found no prism.json")
+
+
+OWN = {  # the words of a command; RUN is a folder, FILE a config
+    "config": ("rl", "mix", "FILE", "--json", "FILE"),
+    "config, before it": ("rl", "mix", "--json", "FILE", "FILE"),
+    "out": ("grade", "FILE", "--json", "RUN/new", "--out", "RUN/new"),
+    "a result in the folder": ("rl", "samples", "RUN", "--json", "RUN/result.json"),
+    "lines": ("rl", "mix", "FILE", "--json", "RUN/metrics.jsonl"),
+    "a manifest": ("rl", "mix", "FILE", "--json", "RUN/manifest.json"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_json_overwrites_no_file_but_a_result(tmp_path: Path, name: str) -> None:
+    run, file = tmp_path / "run", tmp_path / "config.json"
+    run.mkdir()
+    file.write_text("{\n}\n")
+    for other in ("result.json", "manifest.json"):
+        (run / other).write_text("{\n}\n")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = [word.replace("RUN", str(run)).replace("FILE", str(file)) for word in OWN[name]]
+    done = prism(*words)
+    assert done.returncode == 2 and "prism: --json: found" in done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_json_overwrites_a_result(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert prism("config", "train", "--json", tmp_path / "keys.json").returncode == 0

@@ -5,12 +5,15 @@ Source: NVIDIA-NeMo/RL, examples/configs/grpo_math_1B.yaml at b26cfeb3 (its key 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.errors import Problem
+from megatron_prism.data import tokenizer
+from megatron_prism.data.tokenizer import TokenizerSpec
+from megatron_prism.rl.aligner.prompts import Prompt
 
 BASE = "examples/configs/grpo_math_1B.yaml"
 
@@ -28,6 +31,16 @@ def problems(config: NemoRlConfig) -> Iterator[Problem]:
         yield Problem("tis_cap", "null with max_staleness above 0", "a cap: asynchronous GRPO requires importance sampling correction")
     if (config.num_nodes - config.num_generation_nodes) * config.gpus_per_node % config.tp:
         yield Problem("tp", str(config.tp), "a divisor of the GPUs that train")
+
+
+def length_problems(config: NemoRlConfig, prompts: Sequence[Prompt], spec: TokenizerSpec) -> list[Problem]:
+    """Return the prompt that leaves a response the least room, where it leaves none. A chat template's own tokens are not counted."""
+    sizes = {prompt.id: len(tokenizer.encode_prompt(prompt.prompt, spec)) for prompt in prompts}
+    longest = max(sizes, key=lambda id: sizes[id])
+    if sizes[longest] < config.seq_length:
+        return []
+    found = f"{config.seq_length}, and the prompt {longest} has {sizes[longest]} tokens"
+    return [Problem("seq_length", found, "the longest prompt's tokens and a response's")]
 
 
 def values(config: NemoRlConfig, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import write_text
+from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import tokenizer
 from megatron_prism.grade.outcome import Kind
 
@@ -32,9 +33,14 @@ class Prompt:
 
 
 def read(path: Path) -> list[Prompt]:
-    """Return the prompts of a jsonl file. Raises: InputError with the first problems of its lines, or where it has none or cannot be read."""
+    """Return the prompts of a jsonl file, of a prompt set (`prism prompts`) or written by hand.
+
+    Raises: InputError with the first problems of its lines, or where it has none, cannot be read, or is not as its prompt set's manifest says.
+    """
+    if path.name == prompt_set.FILE and path.with_name(prompt_set.MANIFEST).is_file():
+        prompt_set.manifest_of(path.parent)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), getattr(error, "strerror", None) or str(error), "a jsonl file of prompts")) from None
     prompts: list[Prompt] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
-from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, TrainConfig
+from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, RLConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
-from megatron_prism.core.load import load, to_yaml
+from megatron_prism.core.load import build, load, to_yaml
 from megatron_prism.jobs import train
 
 EARLY, LATE, OTHER = (
@@ -48,6 +50,19 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 def test_a_mixture_may_change_from_now_on_and_not_before(config: TrainConfig, changes: tuple[MixtureChange, ...], is_held: bool) -> None:
     problems = run_folder.check_resume(replace(config, data=replace(config.data, changes=changes)), ())
     assert [problem.where for problem in problems] == ([] if is_held else ["data.changes"])
+
+
+def test_a_held_folder_names_the_job_that_asks_for_it(config: TrainConfig, tmp_path: Path) -> None:
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    rl = {"run_dir": str(tmp_path), "steps": 1, "prompts": "p", "rollout": {"max_tokens": 8}, "batch": {"seq_length": 16}}
+    looked = Start(config.model, Path("assets"), None, 0, "float32", 5)  # type: ignore[arg-type]
+    command = [sys.executable, "-c", hold, str(tmp_path / run_folder.LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        for job, one in (("train", config), ("rl", build({**rl, "init": {"checkpoint": "c"}}, RLConfig, str))):
+            with pytest.raises(EnvironmentFault, match=f"one prism {job} at a time"), run_folder._held(one, looked, (), {}):
+                raise AssertionError("the run began")
+        holder.communicate()
 
 
 def test_what_to_do_belongs_to_the_key(config: TrainConfig) -> None:

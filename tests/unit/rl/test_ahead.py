@@ -50,7 +50,7 @@ def group(weights_step: int, logprob: float = -1 / 3, size: int = 2) -> list[Res
 @pytest.mark.parametrize("logprob", [-1 / 3, -1e-300, -0.1 - 0.2, 0.0])
 def test_responses_come_back_from_lines_to_the_last_bit(logprob: float) -> None:
     groups = [group(3, logprob), group(4), group(5, size=1)]
-    assert rollout.from_lines(rollout.to_lines(groups)) == groups
+    assert rollout.from_lines(rollout.to_lines(groups), "lines") == groups
 
 
 def test_a_checkpoint_keeps_them(tmp_path: Path) -> None:

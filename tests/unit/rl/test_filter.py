@@ -84,6 +84,29 @@ def test_a_shard_is_whole_or_absent(folder: Folder) -> None:
         file.write("\n")
     with pytest.raises(InputError, match="as its manifest says"):
         passes.manifest_of(folder.root)
+    with pytest.raises(InputError, match="as its manifest says.*put it back"):
+        folder.missing()
+    (folder.root / passes.FILE).unlink()
+    with pytest.raises(InputError, match="the pass counts that its manifest names"):
+        folder.missing()
+
+
+def test_an_end_that_was_killed_before_the_seal_is_made_again(folder: Folder) -> None:
+    for shard in range(3):
+        folder.write(shard, [PassCount(folder.ids[place], 1, 9) for place in folder.places(shard)])
+    (folder.root / passes.FILE).write_text(passes.to_line(PassCount("p0", 9, 9)))  # nobody vouches for it
+    assert folder.missing() == []
+    folder.finish()
+    assert [one.num_right for one in passes.read(folder.root / passes.FILE).values()] == [1] * 5
+
+
+@pytest.mark.parametrize("num_bytes", [0, -10])
+def test_a_truncated_shard_says_what_to_do(folder: Folder, num_bytes: int) -> None:
+    folder.write(0, [PassCount("p0", 0, 9), PassCount("p1", 0, 9)])
+    path = folder.root / passes.SHARDS / "000000.jsonl"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(InputError, match="000000.jsonl.*remove that file; its prompts are sampled again"):
+        folder.missing()
 
 
 def test_a_shard_of_other_prompts_is_refused(folder: Folder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from megatron_prism.checkpoint import run_folder
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.load import build, to_yaml
 from megatron_prism.core.manifest import write_json
+from megatron_prism.data.prompts import Prompt
+from megatron_prism.generate.engine import seed_of
 from megatron_prism.rl import record_files, replay
+from megatron_prism.rl.order import Order
+from megatron_prism.rl.record import Step
+from megatron_prism.rl.rollout import Encoded, Response
+from megatron_prism.rl.sample import Sample
 
 ROLLOUT = {"max_tokens": 16, "num_prompts": 4, "num_samples": 6}
 
@@ -65,3 +72,53 @@ def test_another_prompt_set_and_no_run_are_named(recorded: Path, tmp_path: Path)
     assert problem.where == "prompts"
     (problem,) = replay.check(config(train_from=str(tmp_path / "none")), "aa")
     assert problem.where == "train_from" and "no run" in problem.found
+
+
+def a_record(run_dir: Path, step: int, seeds: Sequence[int], prompts: Sequence[Encoded]) -> None:
+    responses = [
+        Response(
+            Sample(
+                prompt_id=one.prompt.id,
+                sample=number,
+                domain="math",
+                prompt_tokens=one.tokens,
+                token_ids=(3,),
+                logprobs=(-1.0,),
+                ended="end_token",
+                weights_step=0,
+                outcome="right",
+                reward=1.0,
+            ),
+            "text",
+            "why",
+            seed,
+        )
+        for seed, one in zip(seeds, prompts, strict=True)
+        for number in range(6)
+    ]
+    platform = {"world_size": 1, "num_threads": 1}
+    record_files.write(
+        run_dir,
+        Step(step=step, platform=platform, responses=responses, advantages={}, plan=[], old_log_probs={}, ref_log_probs={}, figures={}, tensors={}),
+        keep_last=9,
+    )  # fmt: skip
+
+
+def test_a_first_record_that_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path: Path) -> None:
+    prompts = [Encoded(Prompt(id=f"p{n}", domain="math", kind="math", prompt="?", gold="1"), (n + 1,)) for n in range(8)]
+    draws = Order(len(prompts), config().seed).draw(0, 4)
+    seeds = [seed_of(config().seed, 1, one.number) for one in draws]
+    ours = config(train_from=str(tmp_path))
+    drawn = [prompts[one.prompt] for one in draws]
+    a_record(tmp_path, 1, seeds, drawn)
+    spec: Any = None  # nothing is decoded
+    assert replay.check_next(ours, 0, prompts, spec) == []
+    (problem,) = replay.check_next(ours, 0, prompts[::-1], spec)
+    assert problem.where == "train_from" and "the draws of the recorded run" in problem.required
+    a_record(tmp_path, 2, seeds, drawn)
+    assert replay.check_next(ours, 1, prompts, spec) == []
+    path = record_files.path_of(tmp_path, 2) / record_files.RESPONSES
+    path.write_text(path.read_text()[:-9])
+    (problem,) = replay.check_next(ours, 1, prompts, spec)
+    assert problem.where == str(path) and "sha256" in problem.found
+    assert replay.check_next(ours, 0, prompts, spec) == replay.check_next(ours, 3, prompts, spec) == []

@@ -31,6 +31,7 @@ from megatron_prism.core.config import (
 from megatron_prism.core.config.rl import PackedBatchConfig, RolloutConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import to_dict
+from megatron_prism.core.manifest import sha256_file, write_json
 from megatron_prism.jobs import aligner
 from megatron_prism.launch.pipeline import call_of
 from megatron_prism.rl.aligner import answers, from_rl, overrides, preflight, prompts
@@ -257,6 +258,7 @@ def rl_yaml(tmp_path: Path, checkpoint: Path) -> tuple[Path, Path]:
     """Write an RL config, its prompts and a cluster; return the YAMLs."""
     (tmp_path / "set").mkdir()
     write(tmp_path / "set" / "prompts.jsonl", [{**RECORDS[0], "id": f"q{at}", "prompt": f"What is {at} x 1?\n"} for at in range(16)])
+    write_json(tmp_path / "set" / "manifest.json", {"kind": "prompts", "sha256": sha256_file(tmp_path / "set" / "prompts.jsonl")})
     values = {**to_dict(RL), "prompts": str(tmp_path / "set"), "init": {"checkpoint": str(checkpoint)}}
     (tmp_path / "rl.yaml").write_text(json.dumps(values))
     (tmp_path / "cluster.yaml").write_text('{"gpus_per_node": 8}')
@@ -319,6 +321,17 @@ def test_all_that_is_refused_is_said_at_once_and_nothing_is_written(tiny_checkpo
     with pytest.raises(InputError, match="tpp: found an unknown key"):
         aligner.run_rl(config, ["aligner.image=a", "aligner.tpp=1"], cluster, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_is_not_as_its_manifest_says_is_not_exported(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config, cluster = rl_yaml(tmp_path, tiny_checkpoint)
+    with (tmp_path / "set" / "prompts.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match=r"prompts.jsonl: found sha256 .* as its manifest says"):
+        aligner.run_rl(config, ["aligner.image=a", "rollout.num_prompts=8"], cluster, tmp_path / "out")
+    (tmp_path / "set" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="required a prompt set"):
+        aligner.run_rl(config, ["aligner.image=a", "rollout.num_prompts=8"], cluster, tmp_path / "out")
 
 
 def test_backend_options_go_together() -> None:

@@ -12,6 +12,9 @@ import yaml
 
 from megatron_prism.core.config import NemoRlConfig
 from megatron_prism.core.errors import InputError
+from megatron_prism.core.manifest import sha256_file
+from megatron_prism.data import prompts as prompt_set
+from megatron_prism.data import tokenizer
 from megatron_prism.jobs import aligner
 
 KNOWN = set(json.loads((Path(__file__).parent / "nemo_rl_keys.json").read_text())["keys"])
@@ -57,4 +60,23 @@ def test_a_misspelt_key_would_be_seen() -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         aligner.export_nemo_rl(config(tmp_path, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_leaves_a_response_no_room_is_refused(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    num_tokens = len(tokenizer.encode_prompt("1 + 1?", tokenizer.load(tiny_tokenizer)))
+    with pytest.raises(InputError, match=f"seq_length: found {num_tokens}, and the prompt a has {num_tokens} tokens"):
+        aligner.export_nemo_rl(config(tmp_path, hf=str(tiny_tokenizer), seq_length=num_tokens), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    aligner.export_nemo_rl(config(tmp_path, hf=str(tiny_tokenizer), seq_length=num_tokens + 1), tmp_path / "out")
+
+
+def test_a_prompt_set_that_is_not_as_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    manifest = {"kind": prompt_set.KIND, "sha256": sha256_file(settings.prompts)}
+    (tmp_path / prompt_set.MANIFEST).write_text(json.dumps(manifest))
+    aligner.export_nemo_rl(settings, tmp_path / "whole")
+    settings.prompts.write_text(settings.prompts.read_text().replace("1 + 1?", "1 + 2?"))
+    with pytest.raises(InputError, match=r"prompts.jsonl: found sha256 .* as its manifest says"):
+        aligner.export_nemo_rl(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
