@@ -77,7 +77,7 @@ def _refuse_overwrite(context: typer.Context, values: dict[Any, Any]) -> None:
 
 def _refuse_other(path: Path) -> None:
     """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them."""
-    if not path.exists():
+    if not path.is_file():  # a device or a pipe holds nothing
         return
     try:
         with path.open("rb") as stream:
