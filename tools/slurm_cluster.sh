@@ -90,6 +90,8 @@ ReturnToService=2
 MpiDefault=none
 JobRequeue=1
 KillWait=30
+# ended jobs are still told of when the last of the tests asks; the default is five minutes
+MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=6821 CPUs=2 RealMemory=4000 State=UNKNOWN
