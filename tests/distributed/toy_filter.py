@@ -17,20 +17,12 @@ from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import rl_filter
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import passes, rollout
+from tests.distributed import toy_rl
 from tests.distributed.toy_rl import is_right, sampler_off
 
 
-class Toy:
-    """Right: a response of at least eight digits. A fault: each response to a problem whose gold is `fault`."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __enter__(self) -> Toy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+class Toy(toy_rl.Toy):
+    """As the run's toy; and each response to a problem whose gold is `fault` is a fault."""
 
     def grade(self, items: Sequence[Item]) -> dict[str, Graded]:
         """Return each item's outcome."""
