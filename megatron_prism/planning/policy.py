@@ -52,25 +52,14 @@ class StepTime:
         return self.rollout_s + self.log_probs_s + self.training_s
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, kw_only=True)
+class Prediction(predict.Fit):
     """A layout's memory by pipeline stage, and the time of a step: at the assumed lengths, and where every response takes all its tokens."""
 
-    stages: tuple[Stage, ...]
     memories: tuple[Memory, ...]
     lengths: Lengths
     time: StepTime
     longest: StepTime
-    tokens_per_s_per_gpu: float
-    gpu: Gpu
-
-    @property
-    def memory_gib(self) -> list[float]:
-        return [needs.total / GIB for needs in self.memories]
-
-    @property
-    def fits(self) -> bool:
-        return max(self.memory_gib) <= self.gpu.memory_gib
 
 
 def predict_rl(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
@@ -16,14 +16,19 @@ from megatron_prism.planning.stage import Stage
 WRITE_BYTES_S_PER_NODE = 2e9  # to a parallel file system: an assumption
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A layout's memory by pipeline stage, and the time of a step."""
+class Needs(Protocol):
+    """Peak bytes of one rank."""
+
+    @property
+    def total(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A layout's memory by pipeline stage, beside that of a GPU."""
 
     stages: tuple[Stage, ...]
-    memories: tuple[memory.Memory, ...]
-    time: throughput.StepTime
-    flops: Flops
+    memories: Sequence[Needs]
     tokens_per_s_per_gpu: float
     gpu: Gpu
 
@@ -34,6 +39,15 @@ class Prediction:
     @property
     def fits(self) -> bool:
         return max(self.memory_gib) <= self.gpu.memory_gib
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Fit):
+    """A layout's memory by pipeline stage, and the time of a step."""
+
+    memories: tuple[memory.Memory, ...]
+    time: throughput.StepTime
+    flops: Flops
 
 
 def predict(
