@@ -108,7 +108,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, step) | taken.figures()
             if not rollouts.kept and run.groups.rank == 0:
-                log.get().warning("step %d: the responses to each prompt are all right or all wrong: nothing is trained on", step)
+                log.get().warning("step %d: no group has right and wrong responses: nothing is trained on", step)
             values |= summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             run.recorder.record(step, values)
             since_log = Pace()
