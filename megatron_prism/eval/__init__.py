@@ -1,0 +1,1 @@
+"""Evaluation: tasks as questions, their responses, scores, and the verdict on two evaluations."""
