@@ -23,8 +23,8 @@ T = TypeVar("T")
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for the error
 
 
-def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Return `cls` built from a YAML file, its bases and the overrides.
+def load(path: Path | None, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Return `cls` built from a YAML file, its bases and the overrides; or from the overrides alone.
 
     `~` and $VARIABLES in its paths are replaced.
     Raises: InputError listing every unknown key (with the nearest known one), or if there is none, every missing key and wrong type.
@@ -41,7 +41,7 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
 
 
 @contextmanager
-def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
+def placed(path: Path | None, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Within the block, add to each problem between keys the file (or override) that set the key."""
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ def sum_of(key: str, value: Any) -> str:
     return hashlib.blake2b(json.dumps([key, value], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-@dataclass
-class Kept:
+@dataclass(eq=False)
+class Kept(Mapping[str, Any]):
     """Values by key in the files of a folder. One process writes it (folder.held). num_damaged: the lines that do not count."""
 
     root: Path
@@ -36,8 +36,11 @@ class Kept:
             self._num_files = max(self._num_files, int(path.stem) + 1)
             self._read(path)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
+    def __contains__(self, key: object) -> bool:
+        return key in self._places  # Mapping's default would read the line
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
 
     def __len__(self) -> int:
         return len(self._places)

@@ -36,7 +36,10 @@ def held(root: Path, describe: Callable[[], Mapping[str, Any]]) -> Iterator[None
             if begun_as is None:
                 write_json(root / MANIFEST, described)
             elif begun_as["model"]["sha256"] != described["model"]["sha256"]:
-                found, required = f"the evaluation of {begun_as['model'].get('path')}", f"that of {described['model'].get('path')}, whose weights differ"
+                found, required = (
+                    f"the evaluation of {begun_as['model'].get('path')}",
+                    f"that of {described['model'].get('path')}, whose weights differ",
+                )
                 raise InputError(Problem(f"out ({root})", found, required, "choose another out"))
             yield
 

@@ -59,7 +59,7 @@ def of_task(results: Sequence[Result], question_tags: Iterable[str] = ()) -> Sco
         by_id.setdefault(result.id, []).append(result)
     judged = {id: scores for id, own in by_id.items() if (scores := [one.score for one in own if one.score is not None])}
     means = {id: fmean(scores) for id, scores in judged.items()}
-    counts = Counter(result.outcome for result in results)
+    counts: Counter[str] = Counter(result.outcome for result in results)
     own_tags = list(question_tags)
     return Score(
         score=_mean(means.values()),

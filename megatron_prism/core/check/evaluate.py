@@ -22,7 +22,9 @@ def check_evaluate(config: EvaluateConfig, world_size: int) -> list[Problem]:
         problems.append(Problem("tasks", "none", "at least one task"))
     for name, task in config.tasks.items():
         if not re.fullmatch(NAME, name, re.ASCII):
-            problems.append(Problem(f"tasks.{name}", "a name with other characters", "letters, digits, _ and -", "name the set by tasks.NAME.set"))
+            problems.append(
+                Problem(f"tasks.{name}", "a name with other characters", "letters, digits, _ and -", "name the set by tasks.NAME.set")
+            )
         problems += _check_task(f"tasks.{name}", task)
     return problems
 
