@@ -72,10 +72,8 @@ def _of_command(
         raise InputError(Problem("CONFIG", f"{config} with --hf or --ckpt", "a YAML, or these options"))
     model = hf or ckpt
     assert model is not None
-    given = [
-        f"model.{'checkpoint' if hf is None else 'hf'}={_escaped(model)}",
-        f"out={_escaped(out or EVALUATIONS / model.resolve().name)}",
-    ]
+    out = out or EVALUATIONS / model.resolve().name
+    given = [f"model.{'checkpoint' if hf is None else 'hf'}={paths.escaped(str(model))}", f"out={paths.escaped(str(out))}"]
     for name, file in _tasks(tasks):
         given.append(f"tasks.{name}.path={file}" if file else f"tasks.{name}.set={name}")
     return None, [*given, *([config] if config is not None else []), *overrides]
