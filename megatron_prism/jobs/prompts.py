@@ -102,9 +102,7 @@ def _prompts(
                 yield made[0]
 
 
-def _drawn(
-    made: Iterator[Prompt], source: PromptSourceConfig, seed: int, seen: dict[str, str], left_out: Counter[str]
-) -> list[Prompt]:
+def _drawn(made: Iterator[Prompt], source: PromptSourceConfig, seed: int, seen: dict[str, str], left_out: Counter[str]) -> list[Prompt]:
     """Return the source's prompts, of more than its limit those with the smallest lots. Only so many are held in memory.
 
     What is not drawn may still come from another source.
