@@ -65,7 +65,8 @@ def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, config
 
 def _copy(stages: Sequence[Stage], config: RLConfig) -> tuple[Stage, RLConfig]:
     """Return a rank's share of one of vLLM's copies of the model as a stage, and the config with vLLM's layout."""
-    tp, share = config.rollout.vllm.tensor_parallel, config.parallel.tp / config.rollout.vllm.tensor_parallel
+    tp = config.rollout.vllm.tensor_parallel or config.parallel.tp
+    share = config.parallel.tp / tp
     letters = "".join(stage.letters for stage in stages)
     parameters, matrices = (round(share * sum(getattr(stage, name) for stage in stages)) for name in ("parameters", "matrices"))
     copy = replace(stages[0], letters=letters, is_last=True, parameters=parameters, matrices=matrices)

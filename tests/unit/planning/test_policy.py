@@ -133,9 +133,9 @@ def test_vllm_takes_its_share_and_has_copies_of_its_own_layout(llama_8b: ModelCo
     copy, own = rollout._copy(stages, config)
     assert copy.letters == LLAMA_STAGE.letters and (own.parallel.tp, own.parallel.pp) == (2, 1)
     assert copy.parameters == pytest.approx(LLAMA_STAGE.parameters / 2, rel=1e-3)
-    small = policy.predict_rl(stages, llama_8b, config_of(rollout=replace(rows, vllm=VLLMConfig(memory_share=0.01)), **grid), 8)
+    small = policy.predict_rl(stages, llama_8b, config_of(rollout=replace(rows, vllm=VLLMConfig(tensor_parallel=1, memory_share=0.01)), **grid), 8)
     assert small.memories[0].cache > 2 * LLAMA_STAGE.parameters  # its weights, all of them on a GPU, need more than the share
-    fewer = replace(rows, vllm=VLLMConfig(tensor_parallel=2, memory_share=0.15))
+    fewer = replace(rows, vllm=VLLMConfig(memory_share=0.15))  # in copies of the training TP, 2
     assert policy.predict_rl(stages, llama_8b, config_of(rollout=fewer, **grid), 8).time.rollout_s > 1.5 * found.time.rollout_s
     cached = config_of(rollout=replace(rows, engine="cached"), **grid)
     assert policy.predict_rl(stages, llama_8b, cached, 8).time.rollout_s > found.time.rollout_s
