@@ -13,6 +13,7 @@ import torch
 
 from megatron_prism.core.config import MergeConfig
 
+NO_LENGTH = 1e-8  # a tensor that is no longer is taken for zero (mergekit)
 LINE = 0.9995  # the cosine from which two tensors are taken for parallel (mergekit's and the usual constant)
 HALF = 16  # the bits of an fp32 that one count distinguishes
 NO_SUM = 1e-8  # weights whose sum is nearer to 0 are not divided by it (mergekit)
@@ -50,13 +51,13 @@ class Angle:
         )
 
     def weights(self, t: float) -> tuple[float, float]:
-        """Return the weights of both tensors at `t`, those of a straight line where the tensors are parallel or one is zero.
+        """Return the weights of both tensors at `t`, those of a straight line where the tensors are parallel; zeros are at a right angle to all.
 
         Source: Shoemake 1985; mergekit 0.1.5, merge_methods/slerp.py.
         """
-        lengths = math.sqrt(self.first) * math.sqrt(self.second)
-        cosine = max(-1.0, min(1.0, self.product / lengths)) if lengths else 0.0
-        if not lengths or abs(cosine) > LINE:
+        lengths = [length if length > NO_LENGTH else 1.0 for length in map(math.sqrt, (self.first, self.second))]
+        cosine = max(-1.0, min(1.0, self.product / lengths[0] / lengths[1]))
+        if abs(cosine) > LINE:
             return 1 - t, t
         angle = math.acos(cosine)
         return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
