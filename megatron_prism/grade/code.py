@@ -210,16 +210,16 @@ def _checked(checker: str, case: Mapping[str, Any], said: str, sandbox: Sandbox)
     The program runs in a sandbox of its own; its files are in memory. One that does not even accept the expected output is a fault.
     Source: open-r1/codeforces, generated_checker.
     """
-    for output in (said, case["output"]):
+    for is_expected, output in ((False, said), (True, case["output"])):
         result = sandbox.run(_CHECKED + checker, json.dumps([case["input"], case["output"], output]))
         words = result.stdout.split()
         if result.is_fault:
             return "fault", result.why
         if result.ended == "exit" and result.exit_code == 0 and words and _is_score(words[-1]):
             is_accepted = float(words[-1]) == 1
-            if output is said:
-                return ("right", "") if is_accepted else ("wrong", "its checker refuses the output")
-            return ("wrong", "its checker fails on the output") if is_accepted else ("fault", "the checker refuses the expected output")
+            if is_expected:
+                return ("wrong", "its checker fails on the output") if is_accepted else ("fault", "the checker refuses the expected output")
+            return ("right", "") if is_accepted else ("wrong", "its checker refuses the output")
     return "fault", f"the checker gives no verdict: {result.why.strip()[-100:]}"
 
 
