@@ -1,4 +1,4 @@
-"""GPQA-Diamond in two layouts of its options, and the rate of each letter: a model that always says one letter must not look able.
+"""GPQA-Diamond in two layouts of its options, because a model that always says one letter must not look able.
 
 harness: the layout of Evalchemy, which draws from a new Random(42) for each question. Its permutation is always the same, and puts the right
 answer at D in all 198. balanced (ours): the order is drawn for each question, then the right answer is moved so that each letter is right for
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_prism.eval.question import Question, Result
+from megatron_prism.eval.question import Question
 from megatron_prism.eval.rows import Row
 from megatron_prism.eval.sets.prompt import asked, id_of
 from megatron_prism.grade import choice
@@ -29,7 +28,6 @@ INSTRUCTION = (
     "Problem: {problem}\nOptions: {options}\nAnswer:"
 )
 HARNESS_SEED = 42
-NONE = "none"  # the letter of a response that chose no option
 
 
 def gpqa(row: Row, chat: bool) -> Question:
@@ -77,10 +75,3 @@ def _ordered(question: Question, options: Sequence[str], gold: str, chat: bool) 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(f"gpqa balanced/{text}".encode()).digest()
-
-
-def rates(results: Iterable[Result]) -> dict[str, float]:
-    """Return the share of responses that chose each letter, and `none`. Faults are left out. No response: an empty dict."""
-    counts = Counter(result.tags.get("letter", NONE) for result in results if result.outcome != "fault")
-    total = counts.total()
-    return {letter: counts[letter] / total for letter in (*LETTERS, NONE)} if total else {}

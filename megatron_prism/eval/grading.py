@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 
-from megatron_prism.core.config.grade import GradeConfig
+from megatron_prism.core.config.grade import GradeConfig, GradeLimits
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.grade.format import CLOSE, OPEN
 from megatron_prism.grade.outcome import Graded, Item
@@ -39,9 +39,10 @@ def first_turn(response: str) -> str:
     return response if end < 0 else response[:end]
 
 
-def grade_config(protocol: Protocol, base: GradeConfig) -> GradeConfig:
-    """Return how a task is graded: the protocol says where the answer stands, `base` what grading may cost."""
-    return replace(base, think=protocol.think, answer=protocol.answer)
+def grade_config(protocol: Protocol, limits: GradeLimits) -> GradeConfig:
+    """Return how a task is graded: the protocol says where the answer stands, `limits` what grading may cost."""
+    costs = {one.name: getattr(limits, one.name) for one in fields(GradeLimits)}
+    return GradeConfig(**costs, think=protocol.think, answer=protocol.answer)
 
 
 def tags_of(question: Question, graded: Graded) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import InputError
-from megatron_prism.eval import choices
+from megatron_prism.eval import score
 from megatron_prism.eval.grading import first_turn, grade_config, item_of, tags_of
 from megatron_prism.eval.published import SETS, load, read
 from megatron_prism.eval.question import Question, Result
@@ -199,8 +199,9 @@ def test_trap_2_the_rate_of_each_letter_shows_a_model_that_prefers_one(tmp_path:
         Result(task="gpqa", id=one.id, sample=0, seed=0, outcome=graded[one.id].outcome, score=0.0, tags=tags_of(one, graded[one.id]))
         for one in balanced
     ]
-    assert choices.rates(results) == pytest.approx({"A": 1 / 3, "B": 0, "C": 0, "D": 1 / 2, "none": 1 / 6})
-    assert choices.rates([]) == {}
+    figures = score.of_task(results, ("domain", "gold"))
+    assert figures.rates == {"letter": pytest.approx({"A": 1 / 3, "D": 1 / 2, "none": 1 / 6})}
+    assert set(figures.by["gold"]) == set("ABCD")  # the score by right letter shows it too
 
 
 @pytest.mark.parametrize(
