@@ -37,8 +37,6 @@ def gpqa(row: Row, chat: bool) -> Question:
     """
     problem = row.text("Question").strip()
     options = [row.text(name).strip() for name in ("Correct Answer", *(f"Incorrect Answer {number}" for number in (1, 2, 3)))]
-    if not row.problems and options[0] in options[1:]:
-        row.wrong(f"the right answer {options[0]!r} among the wrong ones", "four options, of which one is right")
     tags = {key: str(row.get(name)) for key, name in (("domain", "High-level domain"), ("subdomain", "Subdomain")) if row.get(name)}
     return Question(id=id_of(row, problem, "Record ID"), prompt=problem, kind="choice", gold="A", choices=tuple(options), tags=tags)
 

@@ -6,7 +6,7 @@ docs/EVALUATE.md says where each prompt and default comes from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -154,14 +154,15 @@ def read(name: str, path: Path, chat: bool = False) -> Loaded:
     if problems:
         raise InputError(problems)
     made = tuple(questions) if published.lay_out is None else published.lay_out(questions, chat)
-    return Loaded(questions=made, left_out=dict(left_out), notes=_notes(published, len(made), left_out))
+    return Loaded(questions=made, left_out=dict(left_out), notes=tuple(_notes(published, made, left_out)))
 
 
-def _notes(published: Published, num_questions: int, left_out: Counter[str]) -> tuple[str, ...]:
-    notes = [f"{count} {reason} are left out" for reason, count in left_out.items()]
-    if num_questions != published.num_questions:
-        notes.append(f"{num_questions} questions, where the published set has {published.num_questions}")
-    return tuple(notes)
+def _notes(published: Published, questions: Sequence[Question], left_out: Counter[str]) -> Iterator[str]:
+    yield from (f"{count} {reason} are left out" for reason, count in left_out.items())
+    if len(questions) != published.num_questions:
+        yield f"{len(questions)} questions, where the published set has {published.num_questions}"
+    if twice := [one.id for one in questions if len(set(one.choices)) < len(one.choices)]:
+        yield f"{len(twice)} questions have an option twice, of which one letter is right: {', '.join(twice[:5])}"
 
 
 def _and_left_out(left_out: Counter[str]) -> str:

@@ -48,7 +48,8 @@ def livecodebench(row: Row, chat: bool) -> Question | str:
         return f"contests outside {WINDOW[0]} to before {WINDOW[1]}"
     content = row.text("question_content").strip()
     starter = row.text("starter_code", may_be_empty=True) if row.get("starter_code") is not None else ""
-    cases = [*_cases(row, "public_test_cases", row.json("public_test_cases")), *_cases(row, "private_test_cases", _private(row))]
+    public, private = row.json("public_test_cases"), _private(row)
+    cases = [*_cases(row, "public_test_cases", public, may_be_empty=True), *_cases(row, "private_test_cases", private)]
     kinds = {case.get("testtype", "stdin") for case in cases}
     tests: dict[str, Any] = {
         "kind": "stdin",

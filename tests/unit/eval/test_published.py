@@ -227,10 +227,27 @@ def test_trap_2_where_the_letter_stands(answer: str, outcome: str, tmp_path: Pat
     assert scores("gpqa_diamond", load("gpqa_diamond", gpqa_file(tmp_path, 1)), [answer]) == {outcome: 1}
 
 
-def test_gpqa_refuses_a_right_answer_among_the_wrong_ones(tmp_path: Path) -> None:
+def test_gpqa_tells_of_an_option_that_stands_there_twice(tmp_path: Path) -> None:
     row = {"Question": "q", "Correct Answer": "a", "Incorrect Answer 1": "b", "Incorrect Answer 2": "a", "Incorrect Answer 3": "c"}
-    with pytest.raises(InputError, match="among the wrong ones"):
-        load("gpqa_diamond", written(tmp_path / "a.jsonl", [row]))
+    loaded = read("gpqa_diamond", written(tmp_path / "a.jsonl", [row]))
+    assert loaded.notes[-1].startswith("1 questions have an option twice")
+    assert scores("gpqa_diamond", loaded.questions, ["\\boxed{D}"]) == {"right": 1}
+    assert scores("gpqa_diamond", loaded.questions, ["\\boxed{a}"]) == {"wrong": 1}  # which of the two it means is not said
+
+
+def test_a_columnar_file_gives_the_same_questions(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"problem": "a", "answer": "1", "subject": "Algebra", "level": 3, "unique_id": "x", "other": 1.5},
+        {"problem": "b", "answer": "2", "subject": "Algebra", "level": None, "unique_id": "y", "other": 2.5},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert load("math500", tmp_path / "a.parquet") == load("math500", written(tmp_path / "a.jsonl", rows))
+    pq.write_table(pa.Table.from_pylist([{"text": "a"}]), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="the columns 'text'"):
+        load("math500", tmp_path / "b.parquet")
 
 
 # ---------------------------------------------------------------- packed tests

@@ -256,6 +256,15 @@ def test_a_checker_that_does_not_accept_the_expected_output_is_a_fault(checker: 
     assert outcomes(grader, question, FALSE) == expected
 
 
+def test_codeforces_in_the_hub_s_columnar_form_gives_the_same_questions(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [codeforces(), codeforces(id="2", interaction_format="ask"), codeforces(id="3", rating=None, editorial=None)]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    assert read("codeforces", tmp_path / "a.parquet") == read("codeforces", written(tmp_path / "a.jsonl", *records))
+
+
 def test_a_record_of_codeforces_that_lacks_what_is_needed_is_named(tmp_path: Path) -> None:
     records = [codeforces(official_tests=[]), codeforces(id="2", time_limit=None), codeforces(id="3", official_tests=[{"input": "1"}])]
     path = written(tmp_path / "a.jsonl", *records)
