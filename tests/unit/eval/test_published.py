@@ -20,6 +20,7 @@ from megatron_prism.eval.grading import first_turn, grade_config, item_of, tags_
 from megatron_prism.eval.published import SETS, load, read
 from megatron_prism.eval.question import Question, Result
 from megatron_prism.grade.grader import Grader
+from megatron_prism.grade.packed import with_cases
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -283,10 +284,13 @@ def lcb(private: str, **changes: Any) -> dict[str, Any]:
 def test_private_tests_are_read_as_they_were_published(protocol: int, size: int, tmp_path: Path) -> None:
     tests = [{"input": "5 6\n" * size, "output": "caf\u00e9", "testtype": "stdin"}]
     (question,) = load("livecodebench", written(tmp_path / "a.jsonl", [lcb(packed(json.dumps(tests), protocol))]))
-    assert question.tests is not None and question.tests["cases"][1] == {"input": "5 6\n" * size, "output": "caf\u00e9"}
+    assert question.tests is not None and with_cases(question.tests)["cases"] == [
+        {"input": "1 2\n", "output": "3\n"},
+        *tests,
+    ]
     assert question.tests["kind"] == "stdin" and question.tags == {"difficulty": "easy", "platform": "atcoder"}
-    (same,) = load("livecodebench", written(tmp_path / "b.jsonl", [lcb(json.dumps(tests))]))
-    assert same == question
+    (plain,) = load("livecodebench", written(tmp_path / "b.jsonl", [lcb(json.dumps(tests))]))
+    assert plain.tests is not None and with_cases(plain.tests) == with_cases(question.tests)
 
 
 @pytest.mark.parametrize(

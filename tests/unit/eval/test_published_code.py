@@ -179,7 +179,7 @@ def test_livecodebench_calls_a_method_or_a_function(grader: Grader, tmp_path: Pa
 def test_a_problem_s_time_limit_holds(grader: Grader, tmp_path: Path) -> None:
     (question,) = load("livecodebench", written(tmp_path / "a.jsonl", lcb([{"input": "20 22", "output": "42", "testtype": "stdin"}])))
     assert question.tests is not None and question.tests["time_limit_s"] == 6
-    question = dataclasses.replace(question, tests={**question.tests, "cases": question.tests["cases"][:1]})
+    question = dataclasses.replace(question, tests={key: value for key, value in question.tests.items() if key != "packed_cases"})
     slow = "import time\nt = time.process_time()\nwhile time.process_time() < t + 3: pass\nprint(sum(map(int, input().split())))"
     assert outcomes(grader, question, slow) == ["right"]
     hurried = dataclasses.replace(question, tests={**question.tests, "time_limit_s": 1})  # type: ignore[dict-item]
