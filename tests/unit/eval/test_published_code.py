@@ -111,6 +111,20 @@ def test_a_completion_may_be_a_body_or_the_whole_function(answer: str) -> None:
     assert names["double"](21) == 42
 
 
+def test_a_base_model_that_goes_on_has_ended_its_function(grader: Grader, tmp_path: Path) -> None:
+    record = {"task_id": "HumanEval/0", "prompt": PROMPT, "entry_point": "double", "test": "def check(f):\n    assert f(1) == 2\n"}
+    (question,) = load("humaneval", written(tmp_path / "a.jsonl", record))
+    said = {
+        "    return 2 * x\n\ndef other(y):\n    return": "right",
+        "\n    return 2 * x\nUser: next": "right",
+        "    return 2 *": "truncated",
+        "```python\n    return 2 * x\n```\nIt": "right",
+        "```python\n    return 2 * x": "truncated",
+    }
+    graded = grader.grade([item_of(question, text, text, True, takes_cut=True) for text in said])
+    assert {text: one.outcome for text, one in graded.items()} == said
+
+
 def test_humaneval_as_a_chat_asks_for_the_whole_function(tmp_path: Path) -> None:
     record = {"task_id": "HumanEval/0", "prompt": PROMPT, "entry_point": "double", "test": "def check(f):\n    assert f(1) == 2\n"}
     (question,) = load("humaneval", written(tmp_path / "a.jsonl", record), chat=True)
