@@ -40,7 +40,7 @@ def read(hf: Mapping[str, Any], model: ModelConfig, where: str) -> tuple[ModelCo
     if kind == "default":
         return plain, []
     original = rope.get(ORIGINAL) or (hf.get("max_position_embeddings") if kind == "yarn" else None)
-    given = {name: rope.get(name) for name in FACTORS[kind]} | {ORIGINAL: original}
+    given: dict[str, Any] = {name: rope.get(name) for name in FACTORS[kind]} | {ORIGINAL: original}
     problems = [
         Problem(f"{where}:rope_scaling.{name}", repr(value), f"a number above 0: transformers 4 does not load {kind} without it")
         for name, value in given.items()
