@@ -97,10 +97,12 @@ def _engine_problems(model: ModelConfig, config: Planned, world_size: int) -> li
 
 def architecture(config: RunConfig) -> ModelConfig:
     """Return the config's `model`, else the checkpoint's architecture. With `model` a plan needs no checkpoint."""
-    if config.model is not None:
-        return config.init.extend(config.model)
-    assert config.init.checkpoint is not None  # check_train
-    return config.init.extend(folder.read(config.init.checkpoint).model)
+    model = config.model
+    if model is None:
+        assert config.init.checkpoint is not None  # check_train
+        model = folder.read(config.init.checkpoint).model
+    raise_problems(list(check_extension(config.init, model)))
+    return config.init.extend(model)
 
 
 def without_gpu() -> None:

@@ -26,7 +26,7 @@ FOUR: dict[str, dict[str, Any]] = {
     "cp4_hierarchical": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2},
 }
 WINDOWED = {"cp": 2, "cp_comm_type": "all_gather"}
-YARN = {"max_position_embeddings": 64, "window_size": 64, "yarn": {"factor": 4.0, "original_max_position_embeddings": 16}}
+YARN = {"max_position_embeddings": 256, "window_size": 256, "yarn": {"factor": 16.0, "original_max_position_embeddings": 16}}
 MODELS = ("mistral", "granite", "nemotron", "granite_h")
 CONTROLS = ("contiguous", "unreduced")
 
