@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_prism.checkpoint import folder
 from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.train import check_extension
 from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, RLConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.families import registry
