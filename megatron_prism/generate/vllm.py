@@ -255,4 +255,6 @@ def unsupported_sampling(sampling: Sampling) -> list[Problem]:
         )
     if sampling.top_p != 1 or sampling.top_k is not None:
         wrong.append(Problem("sampling", f"top_p {sampling.top_p}, top_k {sampling.top_k}", "1 and None: draws from the whole vocabulary"))
+    if sampling.stop is not None:
+        wrong.append(Problem("sampling.stop", "stop texts", "none: vLLM tests its own, on its own text", "use the engine `cached`"))
     return wrong
