@@ -40,7 +40,8 @@ class Watch:
 
     def __init__(self, task: Any):
         self.leaked: set[str] = set()  # documents, as JSON
-        self._task, self._drawn = task, []
+        self._task = task
+        self._drawn: list[Any] = []  # the examples of the last prompt
         if task.config.num_fewshot:
             sample, context = task.sampler.sample, task.fewshot_context
             task.sampler.sample = self._drawing(sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,6 +140,9 @@ def _built(one: Planned, manager: Any) -> Any:
 
         changes["custom_dataset"] = lambda **_: {split: datasets.Dataset.from_list(lm_files.read(one.files[split])) for split in one.files}
     random.seed(RANDOM_SEED)
+    lm_evals_log = logging.getLogger("lm_eval")
+    level = lm_evals_log.level
+    lm_evals_log.setLevel(logging.ERROR)  # it warns of defaults in its own configs
     try:
         (task,) = manager.load({"group": "prism", "task": [{"task": one.task, **changes}]})["tasks"].values()
     except InputError:
@@ -147,6 +151,8 @@ def _built(one: Planned, manager: Any) -> Any:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         fix = "give its files as they were published" if one.files else "download its data first"
         raise InputError(Problem(f"lm_eval task {one.task}", said, "documents that lm-eval's own config of it reads", fix)) from error
+    finally:
+        lm_evals_log.setLevel(level)
     task.set_fewshot_seed(FEWSHOT_SEED)
     return task
 
@@ -158,11 +164,15 @@ def _without_evaluated(tasks: Mapping[str, Any], limit: int | None) -> dict[str,
 
 
 def _metric(one: Planned, task: Any) -> tuple[str, str]:
-    """Return the metric and the filter whose value is a document's score: the leaderboard's, else the first of lm-eval's config."""
+    """Return the metric and the filter whose value is a document's score: the leaderboard's, else the first of lm-eval's config.
+
+    A perplexity comes last, since it is no share; bits_per_byte is read as the probability of a byte.
+    """
     if one.benchmark is not None:
         return one.benchmark.metric, one.benchmark.filter
-    filters = task.config.filter_list
-    return next(iter(task.aggregation())), (filters[0]["name"] if filters else "none")
+    filters, metrics = task.config.filter_list, list(task.aggregation())
+    plain = [metric for metric in metrics if "perplexity" not in metric]
+    return [*plain, *metrics][0], (filters[0]["name"] if filters else "none")
 
 
 def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watch: Watch, lm: GangLM) -> tuple[list[Result], int]:
@@ -178,7 +188,7 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
     group = one.benchmark.task if one.benchmark else one.task
     results = []
     for sample in sorted(clean, key=lambda sample: sample["doc_id"]):
-        score = _score(sample[metric])
+        score = _score(metric, sample[metric])
         ended = lm.ended.get((one.task, sample["doc_id"]))
         results.append(
             Result(
@@ -198,11 +208,13 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
     return results, len(own) - len(clean)
 
 
-def _score(value: Any) -> float:
+def _score(metric: str, value: Any) -> float:
     """Return a document's metric as a share: of lm-eval's numbers, lists of truths (the share true) and (log-likelihood, weight) pairs."""
     if isinstance(value, tuple):
         logprob, weight = value
         return math.exp(logprob / weight) if weight else 1.0
+    if metric == "perplexity":
+        return math.exp(value)  # of a log-likelihood
     if isinstance(value, list):
         return sum(map(float, value)) / len(value) if value else 0.0
     return float(value)
@@ -244,7 +256,9 @@ def _say(figures: Mapping[str, Mapping[str, Any]], lm: GangLM) -> None:
         if of_task["num_excluded"]:
             log.get().warning("lm_eval task %s: %d documents left out, examples of themselves", name, of_task["num_excluded"])
         if of_task["num_altered"]:
-            log.get().warning("lm_eval task %s: lm-eval deletes bracketed text from the choices of %d documents", name, of_task["num_altered"])
+            log.get().warning(
+                "lm_eval task %s: lm-eval deletes bracketed text from the choices of %d documents", name, of_task["num_altered"]
+            )
     if lm.counts.num_cut:
         log.get().warning("lm_eval: %d contexts were cut on their left to fit %d tokens", lm.counts.num_cut, lm.max_length)
 

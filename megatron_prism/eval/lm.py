@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal, Protocol
@@ -83,7 +83,7 @@ def own_bos(spec: TokenizerSpec) -> Bos:
 
 
 @dataclass(eq=False)
-class GangLM(TemplateLM):
+class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no annotations
     """lm-eval's LM over a gang, for its rank 0. lm-eval's own rank is 0 of 1: the gang divides the requests.
 
     seed: of generations that a task samples; each (document, repeat) has its own. kept: the answers of earlier runs of the same model.
@@ -91,13 +91,14 @@ class GangLM(TemplateLM):
 
     asking: Asking
     bos: Bos
-    seed: int = 0
-    kept: Kept = field(default_factory=dict)
+    seed: int
+    kept: Kept
 
     def __post_init__(self) -> None:
         super().__init__()
         self.served, self.spec = self.asking.served, self.asking.served.spec
-        self.counts, self.ended = Counts(), {}
+        self.counts = Counts()
+        self.ended: dict[tuple[Any, Any], Ended] = {}  # by task and document
         self._encoded = lru_cache(maxsize=4)(self._encode)  # the choices of a question share its context
 
     @property
@@ -109,7 +110,9 @@ class GangLM(TemplateLM):
         """The token before a text that has no context. A model without BOS gets its EOS, as in lm-eval."""
         prefix = self.spec.bos_id if self.spec.bos_id is not None else self.spec.eos_id
         if prefix is None:
-            raise InputError(Problem("tokenizer", f"neither BOS nor EOS in {self.spec.folder}", "a token to begin a text without a context"))
+            raise InputError(
+                Problem("tokenizer", f"neither BOS nor EOS in {self.spec.folder}", "a token to begin a text without a context")
+            )
         return prefix
 
     @property

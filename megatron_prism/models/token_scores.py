@@ -48,10 +48,8 @@ def token_scores(
 
     with evaluating(chunks):
         outputs = schedule(chunks, forward_step, held, forward_only=True, collect=True)
-    if outputs:  # the last pipeline stage
-        scores = torch.stack(outputs[: len(asked)])
-    else:
-        scores = torch.empty((len(asked), 2, asked[0].shape[1]), device=host.device())
+    on_others = (len(asked), 2, asked[0].shape[1])
+    scores = torch.stack(outputs[: len(asked)]) if outputs else torch.empty(on_others, device=host.device())
     if groups.pp > 1:
         dist.broadcast(scores, groups.last_stage_rank, group=groups.pp_group)
     return list(scores)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,17 +15,22 @@ import torch
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.config import GangConfig, ParallelConfig
 from megatron_prism.data import tokenizer
-from megatron_prism.eval import harness, lm, serve
+from megatron_prism.eval import harness, lm, lm_tasks, serve
 from megatron_prism.models import build, token_scores
 from megatron_prism.parallel.groups import Groups
 
-MAX_TOKENS = 40  # of a generation: lm-eval's own 256 show nothing more
+MAX_TOKENS = 24  # of a generation: lm-eval's own 256 show nothing more
+manager = cache(lm_tasks.manager)  # it reads 14,683 tasks
 
 
 def run(
-    groups: Groups, layout: dict[str, Any], models: dict[str, str], data: str, names: list[str], limit: int, controls: list[str]
+    groups: Groups, layout: dict[str, Any], models: dict[str, str], data: str, cases: dict[str, dict[str, Any]], limit: int
 ) -> dict[str, Any]:
-    """Return by model, on rank 0, what the harness returns on this layout; a control has the first model's name and its own."""
+    """Return by "model case", on rank 0, what the harness returns on this layout.
+
+    A case: {"names", "models": those it runs on, "control": a fault to build in, or None, "max_context": or None, "again": whether it is run
+    a second time with the answers of the first}.
+    """
     torch.set_num_threads(1)
     made: dict[str, Any] = {}
     for name, ckpt in models.items():
@@ -32,13 +38,22 @@ def run(
         gang = GangConfig(parallel=ParallelConfig(**layout), precision="fp32", seed=0)
         chunks = build.build(checkpoint.model, groups, gang)
         sharded.load_weights(checkpoint.root, chunks)
-        served = serve.Served(chunks, checkpoint.model, groups, tokenizer.load(checkpoint.assets), num_rows=3, batch_tokens=1500)
-        for control in [None, *(controls if name == next(iter(models)) else [])]:
-            with fault(control), mock.patch.object(lm, "MAX_TOKENS", MAX_TOKENS):
-                found = harness.run(replace(served), names, {"": Path(data)}, limit=limit)
-            if found is not None:
-                results, figures = found
-                made[f"{name} {control}" if control else name] = {"results": [asdict(result) for result in results], "figures": figures}
+        spec = tokenizer.load(checkpoint.assets)
+        for key, case in cases.items():
+            if name not in case["models"]:
+                continue
+            served = serve.Served(chunks, checkpoint.model, groups, spec, 3, 1500, case.get("max_context"))
+            kept: dict[str, Any] = {}
+            with (
+                fault(case.get("control")),
+                mock.patch.object(lm, "MAX_TOKENS", MAX_TOKENS),
+                mock.patch.object(lm_tasks, "manager", manager),
+            ):
+                for _ in range(1 + case.get("again", False)):
+                    evaluated = harness.run(served, case["names"], {"": Path(data)}, limit=limit, kept=kept)
+            if evaluated is not None:
+                results, figures = evaluated
+                made[f"{name} {key}"] = {"results": [asdict(result) for result in results], "figures": figures}
     return made
 
 

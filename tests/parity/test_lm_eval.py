@@ -7,7 +7,6 @@ The sets are lm-eval's own tasks on local files: GSM8K and MATH-500 as published
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from . import lm_eval_worker
 from .tiny import random_model
 
 pytestmark = pytest.mark.slow
-LIMIT = 6
+LIMIT = 3
 LOGPROB = 1e-4  # of a sum of log-probabilities; relative above 1, since fp32 sums of hundreds of nats round at 1e-5
 NAMES = ["arc_easy", "mmlu_anatomy", "winogrande", "lambada_openai", "wikitext", "gsm8k", "hendrycks_math500"]
 GENERATED = {"gsm8k", "hendrycks_math500"}
+CHOSEN = ["arc_easy", "gsm8k"]  # of a control, or another limit
+SHORT = 64  # a context that every prompt of CHOSEN exceeds
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp1": (1, {}),
     "tp2_sp": (2, {"tp": 2, "sequence_parallel": True}),
@@ -29,7 +30,22 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2": (2, {}),
 }
 FAMILIES = ("granite", "nemotron_h")
-CONTROLS = ["positions one early", "cut on the right"]
+ALL = ["stories260k", *FAMILIES]
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "tp1": {
+        "all": {"names": NAMES, "models": ALL},
+        "again": {"names": CHOSEN, "models": ["granite"], "again": True},
+        "short": {"names": CHOSEN, "models": ["stories260k"], "max_context": SHORT},
+        "positions one early": {"names": CHOSEN, "models": ["stories260k"], "control": "positions one early"},
+        "cut on the right": {"names": CHOSEN, "models": ["stories260k"], "max_context": SHORT, "control": "cut on the right"},
+    },
+    "tp2_sp": {
+        "all": {"names": NAMES, "models": ALL},
+        "largest of a rank": {"names": CHOSEN, "models": ["granite"], "control": "the largest of a rank alone"},
+    },
+    "pp2": {"all": {"names": NAMES, "models": ALL}},
+    "dp2": {"all": {"names": CHOSEN, "models": ["granite"]}},
+}
 SPLITS = {
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", ("train", "validation", "test")),
     "mmlu_anatomy": ("cais/mmlu", "anatomy", ("dev", "test")),
@@ -62,7 +78,12 @@ def sentence(number: int) -> dict[str, Any]:
 
 
 def anatomy(number: int) -> dict[str, Any]:
-    return {"question": f"Which part of body {number} is red?", "subject": "anatomy", "choices": ["eye", "arm", "leg", "lip"], "answer": number % 4}
+    return {
+        "question": f"Which part of body {number} is red?",
+        "subject": "anatomy",
+        "choices": ["eye", "arm", "leg", "lip"],
+        "answer": number % 4,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,9 @@ def data(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write(path, [{"page": "\n".join(lines[number : number + 2])} for number in range(4)])
             else:
                 source = {"gsm8k": f"gsm8k_{split}.jsonl", "hendrycks_math500": "math500.jsonl"}[task]
-                write(path, [json.loads(line) for line in (shared_data / source).read_text().splitlines()[: 200 if split == "train" else 12]])
+                write(
+                    path, [json.loads(line) for line in (shared_data / source).read_text().splitlines()[: 200 if split == "train" else 12]]
+                )
     return root
 
 
@@ -108,10 +131,15 @@ def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="module")
 def theirs(models: dict[str, tuple[Path, Path]], data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return by model and task what lm-eval's own `hf` model answers: (responses of each document, metrics)."""
+    """Return by model and task what lm-eval's own `hf` model answers: the responses of each document."""
+    made = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {name: oracle(hf, data, NAMES) for name, (hf, _) in models.items()}
+        for name, (hf, _) in models.items():
+            made[f"{name} doubled"] = oracle(hf, data, NAMES)
+            made[name] = made[f"{name} doubled"] | oracle(hf, data, ["wikitext"], add_bos_token=False)
+        made["short"] = oracle(models["stories260k"][0], data, CHOSEN, max_length=SHORT)
+    return made
 
 
 def oracle(hf: Path, data: Path, names: list[str], **choices: Any) -> dict[str, Any]:
@@ -130,10 +158,7 @@ def oracle(hf: Path, data: Path, names: list[str], **choices: Any) -> dict[str, 
     evaluation = lm_eval.simple_evaluate(
         model=model, tasks=[{"group": "theirs", "task": tasks}], limit=LIMIT, bootstrap_iters=0, log_samples=True
     )
-    return {
-        name: ({sample["doc_id"]: [one[0] for one in sample["resps"]] for sample in evaluation["samples"][name]}, evaluation["results"][name])
-        for name in names
-    }
+    return {name: {sample["doc_id"]: [one[0] for one in sample["resps"]] for sample in evaluation["samples"][name]} for name in names}
 
 
 def their_files(data: Path, name: str) -> dict[str, Any]:
@@ -145,25 +170,21 @@ def their_files(data: Path, name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ours(run_distributed: Callable[..., list[Any]], models: dict[str, tuple[Path, Path]], data: Path) -> dict[str, Any]:
     """Return by layout and model what our harness returns."""
-    made = {}
-    for layout, (num_ranks, parallel) in LAYOUTS.items():
-        made[layout] = run_distributed(
+    ckpts = {name: str(ckpt) for name, (_, ckpt) in models.items()}
+    return {
+        layout: run_distributed(
             lm_eval_worker.run,
             num_ranks,
             timeout_s=500,
             parallel=parallel,
             layout=parallel,
-            models={name: str(ckpt) for name, (_, ckpt) in models.items() if fits(name, layout)},
+            models=ckpts,
             data=str(data),
-            names=NAMES,
+            cases=CASES[layout],
             limit=LIMIT,
-            controls=["the largest of a rank alone"] if layout == "tp2_sp" else CONTROLS if layout == "tp1" else [],
         )[0]
-    return made
-
-
-def fits(name: str, layout: str) -> bool:
-    return layout != "dp2" or name == "granite"
+        for layout, (num_ranks, parallel) in LAYOUTS.items()
+    }
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> tuple[float, list[str]]:
@@ -171,7 +192,7 @@ def differences(mine: dict[str, Any], other: dict[str, Any]) -> tuple[float, lis
     largest, differ = 0.0, []
     for result in mine["results"]:
         task, doc_id = result["task"].removeprefix("lm_eval/"), int(result["id"].split("-")[0])
-        responses = other[task][0][doc_id]
+        responses = other[task][doc_id]
         if task in GENERATED:
             differ += [f"{task} {doc_id}"] * (result["text"] != responses[0])
         else:
@@ -181,12 +202,44 @@ def differences(mine: dict[str, Any], other: dict[str, Any]) -> tuple[float, lis
     return largest, differ
 
 
-CASES = [(layout, name) for layout in LAYOUTS for name in ("stories260k", *FAMILIES) if fits(name, layout)]
+def logprobs(answers: dict[str, Any], task: str) -> list[float]:
+    return [float(part) for result in answers["results"] if result["task"] == f"lm_eval/{task}" for part in result["text"].split()]
 
 
-@pytest.mark.parametrize(("layout", "name"), CASES)
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in CASES[layout]["all"]["models"]])
 def test_answers_are_those_of_lm_evals_hf_model(ours: dict[str, Any], theirs: dict[str, Any], layout: str, name: str) -> None:
-    mine = ours[layout][name]
-    assert len(mine["results"]) == LIMIT * len(NAMES) - 2  # wikitext has four documents
+    mine = ours[layout][f"{name} all"]
+    assert len(mine["results"]) == LIMIT * len(CASES[layout]["all"]["names"])
     largest, differ = differences(mine, theirs[name])
     assert largest <= LOGPROB and not differ, (largest, differ)
+
+
+def test_a_context_that_is_too_long_is_cut_as_theirs(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    mine = ours["tp1"]["stories260k short"]
+    largest, differ = differences(mine, theirs["short"])
+    assert largest <= LOGPROB and not differ, (largest, differ)
+    assert mine["figures"]["counts"]["num_cut"] == 5 * LIMIT  # four choices and a generation
+
+
+@pytest.mark.parametrize(
+    ("layout", "control"),
+    [("tp1", "stories260k positions one early"), ("tp1", "stories260k cut on the right"), ("tp2_sp", "granite largest of a rank")],
+)
+def test_control_is_seen(ours: dict[str, Any], theirs: dict[str, Any], layout: str, control: str) -> None:
+    largest, _ = differences(ours[layout][control], theirs["short" if "cut" in control else control.split()[0]])
+    assert largest > 20 * LOGPROB
+
+
+def test_trap_4_a_whole_text_has_one_bos(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """lm-eval's own model puts its prefix before the BOS of a tokenizer that adds one, and predicts the second from the first."""
+    mine = ours["tp1"]["stories260k all"]
+    doubled = [responses[0] for responses in theirs["stories260k doubled"]["wikitext"].values()]
+    assert all(abs(own - other) > 1 for own, other in zip(logprobs(mine, "wikitext"), doubled, strict=True))
+    assert mine["figures"]["bos"] == "one" and mine["figures"]["counts"]["num_two_bos"] == 0
+
+
+def test_answers_of_an_earlier_run_are_not_computed_again(ours: dict[str, Any]) -> None:
+    again, first = ours["tp1"]["granite again"], ours["tp1"]["granite all"]
+    assert again["figures"]["counts"]["num_kept"] == again["figures"]["counts"]["num_requests"] == 5 * LIMIT
+    kept = {(result["task"], result["id"]): result for result in first["results"]}
+    assert all(result == kept[result["task"], result["id"]] for result in again["results"])
