@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_SUMS = 2_000_000  # where there are more distinct sums, they are drawn and not listed
+MAX_SUMS = 1_000_000  # where there are more distinct sums, they are drawn and not listed
 NUM_DRAWS = 20_000
 
 

@@ -12,7 +12,15 @@ import numpy as np
 from megatron_prism.eval.paired import Pairs
 from megatron_prism.eval.question import Result, to_line
 
-PROTOCOL = {"num_samples": 1, "temperature": 0.6, "top_p": 0.95, "max_tokens": 64, "think": "free", "answer": "boxed_or_plain", "source": "a"}
+PROTOCOL = {
+    "num_samples": 1,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "max_tokens": 64,
+    "think": "free",
+    "answer": "boxed_or_plain",
+    "source": "a",
+}
 
 
 def result(task: str, id: str, score: float | None, sample: int = 0, prompt: str = "") -> Result:
