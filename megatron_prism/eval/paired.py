@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.core.manifest import read_json
+from megatron_prism.eval.folder import RESULTS, summary_of
 from megatron_prism.eval.question import read_results
 
-KIND, SUMMARY, RESULTS = "evaluation", "summary.json", "results.jsonl"
-MAY_DIFFER = ("num_samples", "source")  # of a protocol: more samples measure the same score, more exactly
+MAY_DIFFER = (
+    "protocol.num_samples",
+    "protocol.source",
+    "set.path",
+    "set.limit",
+    "set.num_questions",
+)  # more of the same is paired as far as it goes
+OF_PROMPTS = ("protocol.style", "bos")
+TOLD = ("engine", "precision")  # of a whole evaluation: they change the responses, and not what is asked
 LM_EVAL = "lm_eval/"
+GROUP = "group"  # the tag of an lm-eval task's leaderboard benchmark
 NUM_NAMED = 3  # of what one evaluation lacks, a message names so many
 
 
@@ -32,11 +40,12 @@ Key = tuple[str, int]  # a question's id and the number of its sample
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's folder as read: its summary, and the responses of each task."""
+    """An evaluation's folder as read: its summary, the responses of each task, and the benchmark that an lm-eval task is a part of."""
 
     folder: Path
     summary: Mapping[str, Any]
     tasks: Mapping[str, Mapping[Key, Scored]]
+    groups: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,27 +70,21 @@ class Pairs:
 
 def read(folder: Path) -> Evaluation:
     """Read an evaluation's folder. Raises: InputError where it is none, or holds a response twice, or a score that is no share."""
-    try:
-        summary = read_json(folder / SUMMARY)
-        kind = summary.get("kind") if isinstance(summary, Mapping) else None
-    except (OSError, ValueError) as error:
-        raise InputError(Problem(str(folder / SUMMARY), str(error), "an evaluation's summary", "finish it with prism evaluate")) from None
-    if kind != KIND or not isinstance(summary.get("tasks"), Mapping):
-        raise InputError(Problem(str(folder / SUMMARY), f"kind {kind!r}", f"kind {KIND!r} and its tasks"))
+    summary = summary_of(folder)
+    groups: dict[str, str] = {}
     tasks: dict[str, dict[Key, Scored]] = {}
-    try:
-        for number, result in enumerate(read_results(folder / RESULTS), 1):
-            of_task, place = tasks.setdefault(result.task, {}), f"{folder / RESULTS}:{number}"
-            if (result.id, result.sample) in of_task:
-                raise InputError(Problem(place, f"{result.task} {result.id} sample {result.sample} again", "each response once"))
-            if (result.score is None) != (result.outcome == "fault"):
-                raise InputError(Problem(place, f"outcome {result.outcome}, score {result.score}", "a score, or for a fault none"))
-            if result.score is not None and not 0 <= result.score <= 1:
-                raise InputError(Problem(place, f"score {result.score}", "a share between 0 and 1"))
-            of_task[result.id, result.sample] = Scored(result.score, result.prompt_sha256)
-    except OSError as error:
-        raise InputError(Problem(str(folder / RESULTS), str(error), "an evaluation's responses")) from None
-    return Evaluation(folder, summary, tasks)
+    for number, result in enumerate(read_results(folder / RESULTS), 1):
+        of_task, place = tasks.setdefault(result.task, {}), f"{folder / RESULTS}:{number}"
+        if (result.id, result.sample) in of_task:
+            raise InputError(Problem(place, f"{result.task} {result.id} sample {result.sample} again", "each response once"))
+        if (result.score is None) != (result.outcome == "fault"):
+            raise InputError(Problem(place, f"outcome {result.outcome}, score {result.score}", "a score, or for a fault none"))
+        if result.score is not None and not 0 <= result.score <= 1:
+            raise InputError(Problem(place, f"score {result.score}", "a share between 0 and 1"))
+        of_task[result.id, result.sample] = Scored(result.score, result.prompt_sha256)
+        if result.task.startswith(LM_EVAL) and GROUP in result.tags:
+            groups[result.task] = result.tags[GROUP]
+    return Evaluation(folder, summary, tasks, groups)
 
 
 def pair(task: str, old: Evaluation, new: Evaluation) -> Pairs:
@@ -118,22 +121,28 @@ def unlike(task: str, old: Evaluation, new: Evaluation, accept_other_prompts: bo
 
 def _settings(task: str, old: Mapping[str, Any], new: Mapping[str, Any], accept_other_prompts: bool) -> Iterator[str]:
     """Yield each setting that differs: of the task's protocol, of grading, of the beginning of a prompt, of lm-eval."""
-    of_prompts = ("chat", "bos")
-
-    def settings(summary: Mapping[str, Any]) -> dict[str, Any]:
-        of_task = summary["tasks"].get(task, {})
-        flat = dict(_flat({"protocol": of_task.get("protocol"), "grade": of_task.get("grade", summary.get("grade"))}))
-        flat |= {"set": of_task.get("set"), "bos": summary.get("bos")}
-        version = (summary.get("versions") or {}).get("lm_eval") if task.startswith(LM_EVAL) else None
-        return flat | {"lm_eval's version": version}
-
-    before, now = settings(old), settings(new)
+    before, now = (_settings_of(task, summary) for summary in (old, new))
     for name in dict.fromkeys((*before, *now)):
-        last = name.rpartition(".")[2]
-        if last in MAY_DIFFER or (accept_other_prompts and last in of_prompts):
+        if name in MAY_DIFFER or (accept_other_prompts and name in OF_PROMPTS):
             continue
         if before.get(name) != now.get(name):
             yield f"{name} is {now.get(name)!r}, and was {before.get(name)!r}"
+
+
+def _settings_of(task: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    part = summary["tasks"].get(task, {})
+    settings = dict(_flat({name: part.get(name) for name in ("protocol", "set", "grade")}))
+    version = summary.get("versions", {}).get("lm_eval") if task.startswith(LM_EVAL) else None
+    return settings | {"bos": part.get("bos", summary.get("bos")), "lm_eval's version": version}
+
+
+def told(old: Evaluation, new: Evaluation) -> list[str]:
+    """Return what differs between two evaluations and does not keep them from being paired, but may be the reason of a change."""
+    return [
+        f"{name} is {new.summary.get(name)!r}, and was {old.summary.get(name)!r}"
+        for name in TOLD
+        if new.summary.get(name) != old.summary.get(name)
+    ]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,8 +70,7 @@ def sign_flip(differences: np.ndarray, seed: int) -> Tails:
     drawn; the observed one counts among them, so that the test keeps its level.
     Where all differences are 1, 0 and -1 it is the exact McNemar test.
     """
-    largest = float(np.abs(differences).max(initial=0.0)) or 1.0
-    scaled = differences / largest
+    scaled = differences / (float(np.abs(differences).max(initial=0.0)) or 1.0)
     sizes, counts = np.unique(np.abs(scaled[scaled != 0]).round(12), return_counts=True)
     observed, tolerance = float(scaled.sum()), 1e-9 * max(len(scaled), 1)
     if (listed := _sums(sizes, counts)) is not None:
@@ -92,7 +91,9 @@ def _sums(sizes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray
         if len(sums) * (count + 1) > MAX_SUMS:
             return None
         parts = size * (2.0 * np.arange(count + 1) - count)
-        sums, place = np.unique(np.add.outer(sums, parts).ravel().round(9), return_inverse=True)
+        raw = np.add.outer(sums, parts).ravel()
+        _, first, place = np.unique(raw.round(9), return_index=True, return_inverse=True)
+        sums = raw[first]  # unrounded: rounding again and again would tell equal sums apart
         shares = np.bincount(place, weights=np.multiply.outer(shares, _coin(int(count))).ravel())
     return sums, shares
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import write_json
 from megatron_prism.eval import nel
 from megatron_prism.eval.change import Change, Spread, change_of, estimate
-from megatron_prism.eval.measures import MEMBERS, weights_of
-from megatron_prism.eval.paired import Evaluation, named, pair, read, unlike
+from megatron_prism.eval.measures import MEMBERS, Tasks
+from megatron_prism.eval.paired import Evaluation, named, pair, read, told, unlike
 from megatron_prism.eval.policy import Decision, Judged, judge, rules_of, whole
 
 FILE, KIND = "verdict.json", "verdict"
@@ -27,7 +27,7 @@ MIN_PAIRS = 2  # with fewer a task has no standard error
 class Verdict:
     """A new evaluation against an old one. decision: None where the policy has no rule.
 
-    changes: of each task that was paired. not_paired: why any other was not.
+    changes: of each task that was paired. not_paired: why any other was not. told: what else differs.
     """
 
     old: Evaluation
@@ -37,6 +37,7 @@ class Verdict:
     rules: tuple[Judged, ...]
     changes: Mapping[str, Change]
     not_paired: Mapping[str, tuple[str, ...]]
+    told: tuple[str, ...]
 
 
 def compare(new: Path, old: Path, policy: PolicyConfig) -> Verdict:
@@ -51,31 +52,41 @@ def compare(new: Path, old: Path, policy: PolicyConfig) -> Verdict:
     before, now = read(old), read(new)
     tasks = sorted(before.tasks.keys() | now.tasks.keys())
     why = {task: tuple(unlike(task, before, now, policy.other_prompts == "accept")) for task in tasks}
-    rules = [(rule, weights_of(rule.measure, tasks)) for rule in rules_of(policy)]
+    shared = _tasks(before, now)
+    rules = [(rule, shared.weights(rule.measure)) for rule in rules_of(policy)]
+    raise_problems([problem for rule, weights in rules for problem in _unfit(rule.measure, weights, tasks, why)])
     known = [(rule, weights) for rule, weights in rules if weights is not None]
-    missing = "neither evaluation has responses to it"
-    raise_problems(
-        [
-            *(
-                Problem(
-                    f"policy ({rule.measure})", "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *MEMBERS])}"
-                )
-                for rule, weights in rules
-                if weights is None
-            ),
-            *(
-                Problem(f"policy ({rule.measure})", f"{task}: {reason}", "the same questions, asked, sampled and graded alike")
-                for rule, weights in known
-                for task in weights
-                for reason in why.get(task, (missing,))
-            ),
-        ]
-    )
     pairs = {task: pair(task, before, now) for task in tasks if not why[task]}
     changes = {task: change_of(one) for task, one in pairs.items() if len(one.ids) >= MIN_PAIRS}
     few = {task: (f"{len(one.ids)} pairs without a fault",) for task, one in pairs.items() if task not in changes}
     judged = tuple(judge(known, changes, policy))
-    return Verdict(before, now, policy, whole(judged), judged, changes, {**{task: each for task, each in why.items() if each}, **few})
+    not_paired = {**{task: reasons for task, reasons in why.items() if reasons}, **few}
+    return Verdict(before, now, policy, whole(judged), judged, changes, not_paired, tuple(told(before, now)))
+
+
+def _tasks(old: Evaluation, new: Evaluation) -> Tasks:
+    sets: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = {}
+    for one in (old, new):
+        for task in one.tasks:
+            if name := (one.summary["tasks"].get(task, {}).get("set") or {}).get("name"):
+                sets.setdefault(name, set()).add(task)
+        for task, group in one.groups.items():
+            groups.setdefault(group, set()).add(task)
+    frozen = [{name: frozenset(names) for name, names in by_name.items()} for by_name in (sets, groups)]
+    return Tasks(frozenset(old.tasks.keys() | new.tasks.keys()), *frozen)
+
+
+def _unfit(
+    measure: str, weights: Mapping[str, float] | None, tasks: Sequence[str], why: Mapping[str, tuple[str, ...]]
+) -> Iterator[Problem]:
+    """Yield why a rule cannot be judged on these evaluations."""
+    where = f"policy ({measure})"
+    if weights is None:
+        yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *MEMBERS])}")
+    for task in weights or ():
+        for reason in why.get(task, ("neither evaluation has responses to it",)):
+            yield Problem(where, f"{task}: {reason}", "the same questions, asked, sampled and graded alike", "evaluate both alike")
 
 
 def require(verdict: Verdict) -> None:
@@ -104,6 +115,7 @@ def as_values(verdict: Verdict) -> dict[str, Any]:
         "rules": [asdict(one) for one in verdict.rules],
         "tasks": {task: _task(change, verdict.policy) for task, change in verdict.changes.items()},
         "not_paired": {task: list(reasons) for task, reasons in verdict.not_paired.items()},
+        "told": list(verdict.told),
         "policy": to_dict(verdict.policy),
     }
 
@@ -154,6 +166,7 @@ def lines(verdict: Verdict) -> Iterator[str]:
         yield from _task_lines(task, change)
     for task, reasons in verdict.not_paired.items():
         yield from (f"  not paired: {task}: {reason}" for reason in reasons)
+    yield from (f"  told: {each}" for each in verdict.told)
 
 
 def _task_lines(task: str, change: Change) -> Iterator[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
 from megatron_prism.core.errors import InputError
-from megatron_prism.eval.paired import pair, read, unlike
+from megatron_prism.eval.paired import pair, read, told, unlike
 from megatron_prism.eval.question import Result, to_line
 from tests.unit.eval.two_evaluations import PROTOCOL, result, scores, write
 
@@ -35,11 +34,11 @@ def test_a_fault_of_either_masks_the_pair_and_more_samples_of_one_are_left_out(t
 
 
 CHANGED = [
-    ({"tasks": {"a": {"protocol": {**PROTOCOL, "temperature": 1.0}}}}, "protocol.temperature is 1.0, and was 0.6"),
-    ({"tasks": {"a": {"protocol": {**PROTOCOL, "think": "required"}}}}, "protocol.think is 'required', and was 'free'"),
-    ({"tasks": {"a": {"protocol": {**PROTOCOL, "chat": True}}}}, "protocol.chat is True, and was None"),
-    ({"tasks": {"a": {"set": "b"}}}, "set is 'b', and was None"),
-    ({"grade": {"cpu_limit_s": 9}}, "grade.cpu_limit_s is 9, and was None"),
+    ({"protocol": {**PROTOCOL, "temperature": 1.0}}, "protocol.temperature is 1.0, and was 0.6"),
+    ({"protocol": {**PROTOCOL, "think": "required"}}, "protocol.think is 'required', and was 'free'"),
+    ({"protocol": {**PROTOCOL, "style": "chat template 1"}}, "protocol.style is 'chat template 1', and was 'plain text'"),
+    ({"protocol": {**PROTOCOL, "grader": {"math-verify": "2"}}}, "protocol.grader.math-verify is '2', and was None"),
+    ({"set": {"name": "a", "sha256": "b"}}, "set.sha256 is 'b', and was None"),
     ({"bos": "none"}, "bos is 'none', and was 'one'"),
 ]
 
@@ -47,13 +46,13 @@ CHANGED = [
 @pytest.mark.parametrize(("summary", "reason"), CHANGED, ids=[reason for _, reason in CHANGED])
 def test_a_setting_that_differs_is_a_reason(tmp_path: Path, summary: dict, reason: str) -> None:
     old = read(write(tmp_path / "old", scores("a", [1, 0])))
-    assert unlike("a", old, read(write(tmp_path / "new", scores("a", [1, 0]), **summary))) == [reason]
+    assert unlike("a", old, read(write(tmp_path / "new", scores("a", [1, 0]), tasks={"a": summary}))) == [reason]
     accepted = unlike("a", old, read(tmp_path / "new"), accept_other_prompts=True)
-    assert accepted == ([] if reason.startswith(("protocol.chat", "bos")) else [reason])
+    assert accepted == ([] if reason.startswith(("protocol.style", "bos")) else [reason])
 
 
 def test_more_samples_are_no_other_protocol_and_lm_eval_is_known_by_its_version(tmp_path: Path) -> None:
-    grown = {"a": {"protocol": {**PROTOCOL, "num_samples": 64}}}
+    grown = {"a": {"protocol": {**PROTOCOL, "num_samples": 64}, "set": {"name": "a", "path": "elsewhere", "limit": 2}}}
     responses = [*scores("a", [1, 0]), *scores("lm_eval/b", [1, 0])]
     old = read(write(tmp_path / "old", responses, versions={"lm_eval": "0.4.9", "torch": "1"}))
     new = read(write(tmp_path / "new", responses, tasks=grown, versions={"lm_eval": "0.4.13", "torch": "2"}))
@@ -91,15 +90,17 @@ def test_a_folder_that_is_wrong_is_refused(tmp_path: Path, broken: list[Result],
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="summary.json: found .*No such file"):
+    with pytest.raises(InputError, match="summary.json: found FileNotFoundError"):
         read(tmp_path)
     folder = write(tmp_path / "a", scores("a", [1]))
-    (folder / "results.jsonl").write_text(to_line(result("a", "x", 1))[:-9])
-    with pytest.raises(InputError, match="results.jsonl:1"):
+    (folder / "results.jsonl").write_text(to_line(result("a", "x", 0)))
+    with pytest.raises(InputError, match="results.jsonl: found sha256"):
         read(folder)
-    (folder / "results.jsonl").unlink()
-    with pytest.raises(InputError, match="results.jsonl: found .*No such file"):
-        read(folder)
-    (folder / "summary.json").write_text(json.dumps({"kind": "run", "tasks": {}}))
     with pytest.raises(InputError, match="kind 'run'"):
-        read(folder)
+        read(write(tmp_path / "b", [], kind="run"))
+
+
+def test_another_engine_is_told_and_no_reason(tmp_path: Path) -> None:
+    old = read(write(tmp_path / "old", scores("a", [1, 0])))
+    new = read(write(tmp_path / "new", scores("a", [1, 0]), engine="vllm"))
+    assert unlike("a", old, new) == [] and told(old, new) == ["engine is 'vllm', and was 'cached'"] and told(old, old) == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_prism.core.manifest import sha256_file
 from megatron_prism.eval.paired import Pairs
 from megatron_prism.eval.question import Result, to_line
 
@@ -20,6 +21,7 @@ PROTOCOL = {
     "think": "free",
     "answer": "boxed_or_plain",
     "source": "a",
+    "style": "plain text",
 }
 
 
@@ -38,8 +40,13 @@ def write(folder: Path, results: list[Result], tasks: Mapping[str, Mapping[str, 
     """Write an evaluation's folder. tasks: what a task's entry in summary.json says beside, or otherwise than, PROTOCOL."""
     folder.mkdir(parents=True)
     (folder / "results.jsonl").write_text("".join(map(to_line, results)))
-    of_tasks = {name: {"protocol": PROTOCOL} | dict((tasks or {}).get(name, {})) for name in {one.task for one in results}}
-    values = {"kind": "evaluation", "model": {"sha256": folder.name}, "bos": "one", "versions": {}, "tasks": of_tasks, **summary}
+    of_tasks = {
+        name: {"protocol": PROTOCOL, "set": {"name": name, "path": str(folder)}, "bos": "one"} | dict((tasks or {}).get(name, {}))
+        for name in {one.task for one in results}
+    }
+    results_sha256 = sha256_file(folder / "results.jsonl")
+    head = {"kind": "evaluation", "model": {"sha256": folder.name}, "engine": "cached", "precision": "fp32", "versions": {}}
+    values = {**head, "tasks": of_tasks, "results_sha256": results_sha256, **summary}
     (folder / "summary.json").write_text(json.dumps(values))
     return folder
 
