@@ -6,7 +6,7 @@ Input: a checkpoint, a run, a Hugging Face folder or an endpoint, and the sets' 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from megatron_prism.core import log, manifest
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.gang import check_model_on_gang, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.config import EvaluateConfig, ModelConfig, SamplingConfig
+from megatron_prism.core.config import EvaluateConfig, SamplingConfig
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import to_dict
@@ -30,7 +30,7 @@ from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.requests import Asked, Request
 from megatron_prism.eval.tasks import Task
 from megatron_prism.families import registry
-from megatron_prism.generate import engines, vllm
+from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported
 from megatron_prism.generate.engine import Engine, Sampling
 from megatron_prism.grade import grader
@@ -87,7 +87,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
-            *(_check_engine(config, by_name, model, world_size) if config.engine != "cached" else []),
+            *engines.check(_sampling(config), model, world_size, config.parallel.tp),
             *tokenizer.check_vocabulary(evaluated.assets / tokenizer.FILE, model.vocab_size),
             *([] if spec.end_ids else [Problem("model", f"no end token in the files of {evaluated.root}", "an EOS, or no response ends")]),
             *unfit,
@@ -96,13 +96,6 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     resolved = Resolved(config, evaluated, spec, template, by_name, asked, {})
     resolved.figures.update(_figures(resolved, world_size))
     return resolved
-
-
-def _check_engine(config: EvaluateConfig, by_name: Mapping[str, Task], model: ModelConfig, world_size: int) -> Iterator[Problem]:
-    yield from engines.check(_sampling(config), model, world_size)
-    for name, task in by_name.items():
-        drawn = Sampling(max_tokens=1, temperature=task.protocol.temperature, top_p=task.protocol.top_p)
-        yield from (replace(problem, where=f"tasks.{name} {problem.where}") for problem in vllm.unsupported_sampling(drawn))
 
 
 def _figures(resolved: Resolved, world_size: int) -> dict[str, Any]:
