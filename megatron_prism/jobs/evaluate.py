@@ -22,7 +22,7 @@ from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.data import chat, tokenizer
-from megatron_prism.eval import folder, requests, sample, summary, tasks
+from megatron_prism.eval import endpoint, folder, requests, sample, summary, tasks
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.judge import Judge
@@ -49,16 +49,30 @@ SHOWN = ("score", "standard_error", "num_questions", "num_samples", "num_faults"
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """An evaluation before a process starts. asked: the questions of each task as the model reads them."""
+class Reader:
+    """The model that the gang will build, and how it reads: its tokenizer, and the chat template where a task needs it."""
 
-    config: EvaluateConfig
     evaluated: Evaluated
     spec: tokenizer.TokenizerSpec
     template: chat.ChatTemplate | None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An evaluation before a process starts. asked: the questions of each task as the model reads them. reader: None behind an endpoint."""
+
+    config: EvaluateConfig
     tasks: Mapping[str, Task]
     asked: Mapping[str, tuple[Asked, ...]]
+    reader: Reader | None
     figures: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the evaluation is of. It reads a Hugging Face folder whole."""
+        if self.reader is not None:
+            return self.reader.evaluated.identity()
+        assert self.config.model.endpoint is not None
+        return endpoint.identity(self.config.model.endpoint)
 
 
 def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
@@ -67,16 +81,32 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     Raises: InputError with every problem found.
     """
     raise_problems(check_evaluate(config, world_size))
-    evaluated, model_problems = start.attempt(partial(models_at_rest.read, config.model), "model")
     read = {name: start.attempt(partial(tasks.read, name, task)) for name, task in config.tasks.items() if tasks.is_sampled(name, task)}
-    _, place_problems = start.attempt(partial(folder.begun, config.out))
-    grid = config.parallel
-    unable = unsupported(grid.vpp, grid.cp, config.fp8 is not None)
-    raise_problems([*model_problems, *(problem for _, problems in read.values() for problem in problems), *place_problems, *unable])
-    assert evaluated is not None
-    model, by_name = evaluated.model, {name: task for name, (task, _) in read.items() if task is not None}
+    _, problems = start.attempt(partial(folder.begun, config.out))
+    problems += [problem for _, wrong in read.values() for problem in wrong]
+    evaluated = None
+    if config.model.endpoint is None:
+        evaluated, model_problems = start.attempt(partial(models_at_rest.read, config.model), "model")
+        grid = config.parallel
+        problems += [*model_problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)]
+    else:
+        problems += endpoint.check(config.model.endpoint)
+    raise_problems(problems)
+    by_name = {name: task for name, (task, _) in read.items() if task is not None}
     grader.require(question.kind for task in by_name.values() for question in task.questions)
-    spec = tokenizer.load(evaluated.assets)
+    reader, asked = None, {name: requests.ask_elsewhere(task) for name, task in by_name.items()}
+    if evaluated is not None:
+        reader, asked = _read(config, evaluated, by_name, world_size)
+    resolved = Resolved(config, by_name, asked, reader, {})
+    resolved.figures.update(_figures(resolved, world_size))
+    return resolved
+
+
+def _read(
+    config: EvaluateConfig, evaluated: Evaluated, by_name: Mapping[str, Task], world_size: int
+) -> tuple[Reader, dict[str, tuple[Asked, ...]]]:
+    """Return how the model reads, and each task's questions as its tokens. Raises: InputError with every problem of both."""
+    model, spec = evaluated.model, tokenizer.load(evaluated.assets)
     needs_template = any(task.is_chat or not all(isinstance(one.prompt, str) for one in task.questions) for task in by_name.values())
     template = chat.load(evaluated.assets) if needs_template else None
     asked, unfit = {}, []
@@ -93,9 +123,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
             *unfit,
         ]
     )
-    resolved = Resolved(config, evaluated, spec, template, by_name, asked, {})
-    resolved.figures.update(_figures(resolved, world_size))
-    return resolved
+    return Reader(evaluated, spec, template), asked
 
 
 def _figures(resolved: Resolved, world_size: int) -> dict[str, Any]:
@@ -111,9 +139,10 @@ def _figures(resolved: Resolved, world_size: int) -> dict[str, Any]:
         }
         for name, task in resolved.tasks.items()
     }
+    reader, served = resolved.reader, config.model.endpoint
     return {
-        "model": str(resolved.evaluated.root),
-        "parameters": sum(registry.parameters(resolved.evaluated.model).values()),
+        "model": str(reader.evaluated.root) if reader is not None else f"{served.model} at {served.url}" if served else "",
+        **({"parameters": sum(registry.parameters(reader.evaluated.model).values())} if reader is not None else {}),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
         "tasks": per_task,
@@ -141,20 +170,29 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
         watchdog.doing("reading the model's sums")
-        evaluated = from_first(resolved.evaluated)  # a run that goes on may have written another checkpoint meanwhile
         begun = on_first(lambda: _begin(resolved, stack))
-        shards, ungraded = ([], []) if begun is None else begun.to_do(config.shard_responses)
+        shards, ungraded = ([], []) if begun is None else begun.to_do(resolved)
         work = sample.Work(groups, None if begun is None else begun.judge, stop_request, watchdog)
-        if from_first(bool(shards)):
-            watchdog.doing("reading the model")
-            chunks = models.build(evaluated.model, groups, config)
-            models_at_rest.load(evaluated, chunks)
-            engine = _engine(resolved, chunks, groups)
-            _open_gate(resolved, engine, chunks, work)
-            sample.run(work, sample.Local(engine, resolved.spec, config.cache_tokens), shards, ungraded)
-        else:
-            sample.run(work, None, [], ungraded)
+        sampler = _sampler(resolved, work) if from_first(bool(shards)) else None
+        sample.run(work, sampler, shards, ungraded)
         return from_first(on_first(lambda: _finish(resolved, begun)))  # type: ignore[arg-type]
+
+
+def _sampler(resolved: Resolved, work: sample.Work) -> sample.Sampler:
+    """Build the model and its engine, and compare the two; or return the endpoint."""
+    config, reader, groups = resolved.config, resolved.reader, work.groups
+    if reader is None:
+        assert config.model.endpoint is not None
+        return endpoint.Endpoint(config.model.endpoint)
+    work.watchdog.doing("reading the model")
+    evaluated = from_first(reader.evaluated)  # a run that goes on may have written another checkpoint meanwhile
+    chunks = models.build(evaluated.model, groups, config)
+    models_at_rest.load(evaluated, chunks)
+    longest = max(len(one.tokens) + one.max_tokens for asked in resolved.asked.values() for one in asked)
+    context = min(longest, evaluated.model.max_position_embeddings)
+    engine = engines.engine_of(_sampling(config), config.precision, context, chunks, evaluated.model, evaluated.assets, groups)
+    _open_gate(resolved, reader, engine, chunks, work)
+    return sample.Local(engine, reader.spec, config.cache_tokens)
 
 
 @dataclass(frozen=True)
@@ -165,14 +203,17 @@ class Begun:
     wanted: Sequence[Request]
     judge: Judge
 
-    def to_do(self, shard_responses: int) -> tuple[list[list[Request]], list[Request]]:
+    def to_do(self, resolved: Resolved) -> tuple[list[list[Request]], list[Request]]:
         """Return the shards to sample, and the requests whose response is there and has no grade."""
+        most, served = resolved.config.shard_responses, resolved.config.model.endpoint
+        if served is not None:
+            most = min(most, 4 * served.num_requests)  # a signal is heeded between shards
         missing = [one for one in self.wanted if one.key not in self.judge.samples]
-        return requests.shards(missing, shard_responses), self.judge.ungraded(self.wanted)
+        return requests.shards(missing, most), self.judge.ungraded(self.wanted)
 
 
 def _begin(resolved: Resolved, stack: ExitStack) -> Begun:
-    config, identity = resolved.config, resolved.evaluated.identity()
+    config, identity, reader = resolved.config, resolved.identity(), resolved.reader
     stack.enter_context(folder.held(config.out, partial(_describe, config, identity)))
     samples, grades = (Kept(config.out / name) for name in (folder.SAMPLES, folder.GRADES))
     graders: dict[GradeConfig, grader.Grader] = {}
@@ -184,12 +225,14 @@ def _begin(resolved: Resolved, stack: ExitStack) -> Begun:
         return graders[wanted]
 
     judge = Judge(resolved.tasks, config.grade, samples, grades, grader_of, grader_versions())
-    how = {"sha256": identity["sha256"], "context": resolved.evaluated.model.max_position_embeddings, **_how(config)}
-    del how["seed"]  # a response has its own
+    how = {"sha256": identity["sha256"]}  # what decides a response beside its prompt, its sampling and its seed
+    if reader is not None:
+        how |= {"context": reader.evaluated.model.max_position_embeddings, "engine": config.engine, "precision": config.precision}
+    end_ids = () if reader is None else reader.spec.end_ids
     wanted = [
         request
         for name, task in resolved.tasks.items()
-        for request in requests.of_task(task, resolved.asked[name], how, config.seed, resolved.spec.end_ids)
+        for request in requests.of_task(task, resolved.asked[name], how, config.seed, end_ids)
     ]
     _warn(resolved)
     num_kept = sum(one.key in samples for one in wanted)
@@ -199,11 +242,6 @@ def _begin(resolved: Resolved, stack: ExitStack) -> Begun:
 
 def _describe(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
     return manifest.describe(folder.KIND, {}, model=dict(identity), config=to_dict(config))
-
-
-def _how(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what decides a response beside the model and the task."""
-    return {"engine": config.engine, "precision": config.precision, "seed": config.seed}
 
 
 def grader_versions() -> dict[str, str]:
@@ -226,24 +264,17 @@ def _warn(resolved: Resolved) -> None:
             log.get().warning("%s: %d of %d prompts lose their beginning (overlong: clip)", name, num, len(asked))
 
 
-def _engine(resolved: Resolved, chunks: Sequence[Any], groups: Groups) -> Engine:
-    config, model = resolved.config, resolved.evaluated.model
-    longest = max(len(one.tokens) + one.max_tokens for asked in resolved.asked.values() for one in asked)
-    context = min(longest, model.max_position_embeddings)
-    return engines.engine_of(_sampling(config), config.precision, context, chunks, model, resolved.evaluated.assets, groups)
-
-
 def _sampling(config: EvaluateConfig) -> SamplingConfig:
     return SamplingConfig(engine=config.engine, vllm=config.vllm, num_rows=config.num_rows, max_tokens=1)
 
 
-def _open_gate(resolved: Resolved, engine: Engine, chunks: Sequence[Any], work: sample.Work) -> None:
+def _open_gate(resolved: Resolved, reader: Reader, engine: Engine, chunks: Sequence[Any], work: sample.Work) -> None:
     """Compare the engine with the model's own pass on a few prompts, at temperature 1: a wrong engine's scores would look like a weak model's."""
     work.watchdog.doing("comparing engine and model")
     config, tp = resolved.config, resolved.config.parallel.tp
     prompts = from_first([one.tokens[:GATE_TOKENS] for asked in resolved.asked.values() for one in asked][:GATE_PROMPTS])
     tokens = max(map(len, prompts)) + gate.START_TOKENS
-    sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=resolved.spec.end_ids)
+    sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=reader.spec.end_ids)
     shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)
     trust = gate.at_start(engine, chunks, prompts, sampling, shape, work.groups)
     gate.require(trust, gate.bound_of(config.precision, replace(_sampling(config), max_sampler_kl=config.max_sampler_kl)))
@@ -258,11 +289,12 @@ def _finish(resolved: Resolved, begun: Begun | None) -> dict[str, Any]:
     by_task: dict[str, list[Request]] = {name: [] for name in resolved.tasks}
     for request in begun.wanted:
         by_task[request.task].append(request)
+    how = {"engine": "endpoint" if resolved.reader is None else config.engine, "precision": config.precision, "seed": config.seed}
     parts = {}
     for name, task in resolved.tasks.items():
         results = [replace(judge.result(one), text="") for one in by_task[name]]
         parts[name] = summary.of_task(task, resolved.asked[name], results, _style(resolved, task), judge.versions)
-    whole = summary.whole(begun.identity, _how(config), manifest.versions(), parts)
+    whole = summary.whole(begun.identity, how, manifest.versions(), parts)
     folder.finish(config.out, (judge.result(one) for one in begun.wanted), whole)
     for name, part in parts.items():
         if part["num_faults"]:
@@ -278,6 +310,7 @@ def _finish(resolved: Resolved, begun: Begun | None) -> dict[str, Any]:
 
 def _style(resolved: Resolved, task: Task) -> str:
     if task.is_chat or not all(isinstance(one.prompt, str) for one in task.questions):
-        assert resolved.template is not None
-        return f"chat template {resolved.template.sha256}"
+        if resolved.reader is None or resolved.reader.template is None:
+            return "the server's chat template"
+        return f"chat template {resolved.reader.template.sha256}"
     return "plain text"
