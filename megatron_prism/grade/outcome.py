@@ -16,7 +16,7 @@ class Item:
 
     id: the response's own; outcomes are joined by it, never by position. gold: the right answer (math), or the right choice's letter (choice).
     choices: the texts of a choice's options, in the order of their letters. tests: how code is tested, {kind: stdin, cases: [{input, output}]}
-    or {kind: asserts, code}. is_truncated: the response ended for want of room, and not by an end token.
+    {kind: asserts, code} or {kind: call, function, cases} (grade/code.py). is_truncated: the response ended for want of room, and not by an end token.
     """
 
     id: str
@@ -34,8 +34,10 @@ class Graded:
 
     right and wrong are verdicts on an answer. no_format: no `<think> ... </think> answer`, or no answer in the form that the kind asks for.
     truncated: the response ended before its answer. fault: the grader, the sandbox or the machine failed, which says nothing of the response.
+    chosen: the letter of kind choice, empty where none was chosen.
     """
 
     id: str
     outcome: Outcome
     why: str = ""
+    chosen: str = ""

@@ -1,0 +1,50 @@
+"""From a response to what the grader takes, and from an outcome to the tags of a result."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from megatron_prism.core.config.grade import GradeConfig, GradeLimits
+from megatron_prism.eval.question import Protocol, Question
+from megatron_prism.grade.format import CLOSE, OPEN
+from megatron_prism.grade.outcome import Graded, Item
+
+NEXT_TURN = "\nUser:"
+
+
+def item_of(question: Question, response: str, id: str, is_truncated: bool) -> Item:
+    """Return a response as the grader takes it. id: of the response, by which its outcome is joined to it.
+
+    A response to a plain text may go on with a turn that nobody asked for: it is cut before that, and is then whole although its
+    generation ended for want of room.
+    """
+    text = first_turn(response) if isinstance(question.prompt, str) else response
+    return Item(
+        id=id,
+        kind=question.kind,
+        response=text,
+        gold=question.gold,
+        choices=question.choices,
+        tests=question.tests,
+        is_truncated=is_truncated and len(text) == len(response),
+    )
+
+
+def first_turn(response: str) -> str:
+    """Return a plain response without the turns that follow its own. What stands in an open or closed <think> is no turn."""
+    begin = response.rfind(CLOSE) + len(CLOSE) if CLOSE in response else 0
+    if OPEN in response[begin:]:
+        return response
+    end = response.find(NEXT_TURN, begin)
+    return response if end < 0 else response[:end]
+
+
+def grade_config(protocol: Protocol, limits: GradeLimits) -> GradeConfig:
+    """Return how a task is graded: the protocol says where the answer stands, `limits` what grading may cost."""
+    costs = {one.name: getattr(limits, one.name) for one in fields(GradeLimits)}
+    return GradeConfig(**costs, think=protocol.think, answer=protocol.answer)
+
+
+def tags_of(question: Question, graded: Graded) -> dict[str, str]:
+    """Return the tags of a result: the question's, and the letter that was chosen."""
+    return {**question.tags, **({"letter": graded.chosen or "none"} if question.kind == "choice" else {})}
