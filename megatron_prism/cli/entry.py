@@ -32,6 +32,7 @@ for job in (
     grade.grade,
     data.prepare,
     data.prompts,
+    data.contaminate,
     train.train,
     train.plan,
     data.locate,
