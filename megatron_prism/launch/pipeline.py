@@ -10,6 +10,7 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import (
+    EvaluateConfig,
     FilterConfig,
     JobConfig,
     MixConfig,
@@ -27,6 +28,7 @@ GANG_JOBS = (
     "train",
     "rl",
     "rl filter",
+    "evaluate",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -35,6 +37,7 @@ CONFIGS: dict[str, type] = {
     "prompts": PromptsConfig,
     "rl filter": FilterConfig,
     "rl mix": MixConfig,
+    "evaluate": EvaluateConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
