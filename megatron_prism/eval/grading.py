@@ -6,19 +6,26 @@ from dataclasses import fields
 
 from megatron_prism.core.config.grade import GradeConfig, GradeLimits
 from megatron_prism.eval.question import Protocol, Question
+from megatron_prism.grade.code import STOPS, code_of
 from megatron_prism.grade.format import CLOSE, OPEN
+from megatron_prism.grade.math import last_boxed
 from megatron_prism.grade.outcome import Graded, Item
 
 NEXT_TURN = "\nUser:"
 
 
-def item_of(question: Question, response: str, id: str, is_truncated: bool) -> Item:
-    """Return a response as the grader takes it. id: of the response, by which its outcome is joined to it.
+def item_of(question: Question, response: str, id: str, is_truncated: bool, takes_cut: bool = False) -> Item:
+    """Return a response as the grader takes it. id: of the response, by which its outcome is joined to it. takes_cut: the protocol's.
 
-    A response to a plain text may go on with a turn that nobody asked for: it is cut before that, and is then whole although its
-    generation ended for want of room.
+    A response to a plain text may go on with what nobody asked for, a turn or another function: it is cut before that, and is then whole
+    although its generation ended for want of room.
     """
-    text = first_turn(response) if isinstance(question.prompt, str) else response
+    text = response
+    if isinstance(question.prompt, str):
+        text = first_turn(text)
+        if question.tests is not None and "prompt" in question.tests:
+            text = first_function(text, question.tests["entry_point"])
+    is_whole = len(text) < len(response) or (takes_cut and has_answer(question, text))
     return Item(
         id=id,
         kind=question.kind,
@@ -26,8 +33,23 @@ def item_of(question: Question, response: str, id: str, is_truncated: bool) -> I
         gold=question.gold,
         choices=question.choices,
         tests=question.tests,
-        is_truncated=is_truncated and len(text) == len(response),
+        is_truncated=is_truncated and not is_whole,
     )
+
+
+def has_answer(question: Question, response: str) -> bool:
+    """Say whether a response that was cut holds a closed answer, which what is missing does not complete: a box, or a block of code."""
+    answer = response[response.rfind(CLOSE) + len(CLOSE) :] if CLOSE in response else response
+    if OPEN in answer:
+        return False
+    return (code_of(answer) if question.kind == "code" else last_boxed(answer)) is not None
+
+
+def first_function(response: str, entry_point: str) -> str:
+    """Return a bare continuation of a function up to what follows it. One that has a fence, a thought, or the function again is left as it is."""
+    if any(mark in response for mark in ("```", OPEN, f"def {entry_point}")):
+        return response
+    return STOPS.split(response.lstrip("\n"), maxsplit=1)[0] if STOPS.search(response.lstrip("\n")) else response
 
 
 def first_turn(response: str) -> str:

@@ -56,8 +56,10 @@ class Judge:
         counts: Counter[tuple[str, str]] = Counter()
         for name, own in by_task.items():
             samples = {one.key: self.samples[one.key] for one in own}
+            takes_cut = self.tasks[name].protocol.takes_cut
             items = [
-                item_of(one.asked.question, samples[one.key]["text"], one.key, samples[one.key]["ended"] != "end_token") for one in own
+                item_of(one.asked.question, samples[one.key]["text"], one.key, samples[one.key]["ended"] != "end_token", takes_cut)
+                for one in own
             ]
             graded = self.grader_of(self._config(self.tasks[name])).grade(items)
             values = {}
@@ -101,7 +103,7 @@ class Judge:
         question, protocol = request.asked.question, self.tasks[request.task].protocol
         asked = [question.kind, question.gold, question.choices, question.tests]
         response = [sample["text"], sample["ended"], isinstance(question.prompt, str)]
-        how = [protocol.think, protocol.answer, self.limits.cpu_limit_s, __version__, dict(self.versions)]
+        how = [protocol.think, protocol.answer, protocol.takes_cut, self.limits.cpu_limit_s, __version__, dict(self.versions)]
         return sha256_json([asked, response, how])
 
 

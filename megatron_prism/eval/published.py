@@ -56,6 +56,7 @@ _MATH = Protocol(
     think="free",
     answer="boxed_or_last",
     source="PRISM appendix 13: Qwen-eval, 64 samples, T 0.6, top-p 0.95, 32k tokens; which of its prompts is ours",
+    takes_cut=True,
 )
 _CODE = Protocol(
     num_samples=3,
@@ -65,6 +66,7 @@ _CODE = Protocol(
     think="free",
     answer="boxed_or_plain",
     source="PRISM appendix 13: Evalchemy, 3 samples, T 0.7, 32k tokens; top-p is not given: 1 is ours",
+    takes_cut=True,
 )
 _GPQA = replace(
     _CODE,

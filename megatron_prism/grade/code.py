@@ -1,7 +1,8 @@
 """Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, called, or judged by asserts.
 
 The kinds of tests: stdin (cases of {input, output}; checker: a program that judges outputs where several are right), call (function, and cases
-of {input: a JSON argument a line, output: JSON}), asserts (code; prompt: the answer may also continue it). time_limit_s: of one program.
+of {input: a JSON argument a line, output: JSON}), asserts (code; prompt: the answer may also continue it). packed_cases: more cases
+(grade/packed.py). time_limit_s: of one program.
 
 No verdict comes by a channel that the judged code reaches. Outputs are compared here, where the expected ones stay; asserts run in a sandbox of
 their own, which calls the answer's functions in another one (`sandbox/exchange.py`).
@@ -22,6 +23,7 @@ from typing import Any
 
 from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.outcome import Graded, Item, Outcome
+from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -70,18 +72,24 @@ def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
     def graded(outcome: Outcome, why: str = "") -> Graded:
         return Graded(id=item.id, outcome=outcome, why=" ".join(why.split())[:MAX_WHY])
 
-    problem = _tests_problem(item.tests)
-    if problem or item.tests is None:
+    tests = item.tests
+    try:
+        if isinstance(tests, Mapping) and "packed_cases" in tests:
+            tests = with_cases(tests)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return graded("fault", f"the tests: {error}")
+    problem = _tests_problem(tests)
+    if problem or tests is None:
         return graded("fault", problem)
-    code = code_of(answer) if "prompt" not in item.tests else completed(answer, item.tests["prompt"], item.tests["entry_point"])
+    code = code_of(answer) if "prompt" not in tests else completed(answer, tests["prompt"], tests["entry_point"])
     if code is None:
         return graded("no_format", "no fenced block of code in the answer")
     if "\0" in code:
         return graded("wrong", "a null byte in the code")
-    if limit_s := item.tests.get("time_limit_s"):
+    if limit_s := tests.get("time_limit_s"):
         limits = replace(sandbox.limits, cpu_s=math.ceil(limit_s), wall_s=max(sandbox.limits.wall_s, 2.0 * limit_s))
         sandbox = replace(sandbox, limits=limits)
-    outcome, why = {"stdin": _by_cases, "call": _by_calls, "asserts": _by_asserts}[item.tests["kind"]](code, item.tests, sandbox)
+    outcome, why = {"stdin": _by_cases, "call": _by_calls, "asserts": _by_asserts}[tests["kind"]](code, tests, sandbox)
     return graded(outcome, why)
 
 

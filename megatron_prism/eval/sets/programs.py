@@ -8,8 +8,8 @@ from typing import Any
 
 from megatron_prism.eval.question import Question
 from megatron_prism.eval.rows import Row
-from megatron_prism.eval.sets.packed import unpacked
 from megatron_prism.eval.sets.prompt import asked, id_of
+from megatron_prism.grade.packed import unpacked
 
 LIVECODEBENCH_FIELDS = (
     *("question_id", "question_content", "starter_code", "contest_date", "difficulty", "platform"),
@@ -48,12 +48,13 @@ def livecodebench(row: Row, chat: bool) -> Question | str:
         return f"contests outside {WINDOW[0]} to before {WINDOW[1]}"
     content = row.text("question_content").strip()
     starter = row.text("starter_code", may_be_empty=True) if row.get("starter_code") is not None else ""
-    public, private = row.json("public_test_cases"), _private(row)
-    cases = [*_cases(row, "public_test_cases", public, may_be_empty=True), *_cases(row, "private_test_cases", private)]
+    public = _cases(row, "public_test_cases", row.json("public_test_cases"), may_be_empty=True)
+    cases = [*public, *_cases(row, "private_test_cases", _private(row))]
     kinds = {case.get("testtype", "stdin") for case in cases}
     tests: dict[str, Any] = {
         "kind": "stdin",
-        "cases": [{"input": case["input"], "output": case["output"]} for case in cases],
+        "cases": [{"input": case["input"], "output": case["output"]} for case in public],
+        "packed_cases": row.get("private_test_cases"),
         "time_limit_s": LCB_TIME_LIMIT_S,
     }
     if kinds == {"functional"}:

@@ -20,6 +20,7 @@ from megatron_prism.eval.grading import first_turn, grade_config, item_of, tags_
 from megatron_prism.eval.published import SETS, load, read
 from megatron_prism.eval.question import Question, Result
 from megatron_prism.grade.grader import Grader
+from megatron_prism.grade.packed import with_cases
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -87,10 +88,20 @@ def test_trap_7_a_plain_prompt_is_no_chat_and_names_its_form(tmp_path: Path) -> 
 
 def test_trap_8_a_context_that_ends_inside_think_has_no_answer(tmp_path: Path) -> None:
     (question,) = load("aime24", written(tmp_path / "a.jsonl", [{"problem": "1 + 1?", "answer": "2"}]))
-    responses = {"cut": ("<think>it is \\boxed{2}", True), "left open": ("<think>it is \\boxed{2}", False), "whole": ("\\boxed{2}", False)}
-    with Grader(grade_config(SETS["aime24"].protocol, GradeConfig())) as grader:
-        graded = grader.grade([item_of(question, text, id_, is_cut) for id_, (text, is_cut) in responses.items()])
-    assert [graded[id_].outcome for id_ in responses] == ["truncated", "no_format", "right"]
+    said = {
+        "cut": ("<think>it is \\boxed{2}", True, "truncated"),
+        "left open": ("<think>it is \\boxed{2}", False, "no_format"),
+        "whole": ("\\boxed{2}", False, "right"),
+        # the harnesses look for an answer in what was cut, too: one that is closed, after the thinking
+        "cut behind its answer": ("<think>a</think>So it is \\boxed{2}. Next, let", True, "right"),
+        "cut in a second answer": ("It is \\boxed{2}. No: it is \\boxed{1", True, "truncated"),
+        "cut without an answer": ("The answer is 2", True, "truncated"),
+    }
+    protocol = SETS["aime24"].protocol
+    with Grader(grade_config(protocol, GradeConfig())) as grader:
+        graded = grader.grade([item_of(question, text, id_, is_cut, protocol.takes_cut) for id_, (text, is_cut, _) in said.items()])
+    assert [graded[id_].outcome for id_ in said] == [outcome for _, _, outcome in said.values()]
+    assert item_of(question, said["cut behind its answer"][0], "1", True).is_truncated  # a protocol may say otherwise
 
 
 def test_the_forms_of_aime_and_gsm8k(tmp_path: Path) -> None:
@@ -283,10 +294,13 @@ def lcb(private: str, **changes: Any) -> dict[str, Any]:
 def test_private_tests_are_read_as_they_were_published(protocol: int, size: int, tmp_path: Path) -> None:
     tests = [{"input": "5 6\n" * size, "output": "caf\u00e9", "testtype": "stdin"}]
     (question,) = load("livecodebench", written(tmp_path / "a.jsonl", [lcb(packed(json.dumps(tests), protocol))]))
-    assert question.tests is not None and question.tests["cases"][1] == {"input": "5 6\n" * size, "output": "caf\u00e9"}
+    assert question.tests is not None and with_cases(question.tests)["cases"] == [
+        {"input": "1 2\n", "output": "3\n"},
+        *tests,
+    ]
     assert question.tests["kind"] == "stdin" and question.tags == {"difficulty": "easy", "platform": "atcoder"}
-    (same,) = load("livecodebench", written(tmp_path / "b.jsonl", [lcb(json.dumps(tests))]))
-    assert same == question
+    (plain,) = load("livecodebench", written(tmp_path / "b.jsonl", [lcb(json.dumps(tests))]))
+    assert plain.tests is not None and with_cases(plain.tests) == with_cases(question.tests)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,20 @@ def test_a_completion_may_be_a_body_or_the_whole_function(answer: str) -> None:
     assert names["double"](21) == 42
 
 
+def test_a_base_model_that_goes_on_has_ended_its_function(grader: Grader, tmp_path: Path) -> None:
+    record = {"task_id": "HumanEval/0", "prompt": PROMPT, "entry_point": "double", "test": "def check(f):\n    assert f(1) == 2\n"}
+    (question,) = load("humaneval", written(tmp_path / "a.jsonl", record))
+    said = {
+        "    return 2 * x\n\ndef other(y):\n    return": "right",
+        "\n    return 2 * x\nUser: next": "right",
+        "    return 2 *": "truncated",
+        "```python\n    return 2 * x\n```\nIt": "right",
+        "```python\n    return 2 * x": "truncated",
+    }
+    graded = grader.grade([item_of(question, text, text, True, takes_cut=True) for text in said])
+    assert {text: one.outcome for text, one in graded.items()} == said
+
+
 def test_humaneval_as_a_chat_asks_for_the_whole_function(tmp_path: Path) -> None:
     record = {"task_id": "HumanEval/0", "prompt": PROMPT, "entry_point": "double", "test": "def check(f):\n    assert f(1) == 2\n"}
     (question,) = load("humaneval", written(tmp_path / "a.jsonl", record), chat=True)
@@ -179,7 +193,7 @@ def test_livecodebench_calls_a_method_or_a_function(grader: Grader, tmp_path: Pa
 def test_a_problem_s_time_limit_holds(grader: Grader, tmp_path: Path) -> None:
     (question,) = load("livecodebench", written(tmp_path / "a.jsonl", lcb([{"input": "20 22", "output": "42", "testtype": "stdin"}])))
     assert question.tests is not None and question.tests["time_limit_s"] == 6
-    question = dataclasses.replace(question, tests={**question.tests, "cases": question.tests["cases"][:1]})
+    question = dataclasses.replace(question, tests={key: value for key, value in question.tests.items() if key != "packed_cases"})
     slow = "import time\nt = time.process_time()\nwhile time.process_time() < t + 3: pass\nprint(sum(map(int, input().split())))"
     assert outcomes(grader, question, slow) == ["right"]
     hurried = dataclasses.replace(question, tests={**question.tests, "time_limit_s": 1})  # type: ignore[dict-item]

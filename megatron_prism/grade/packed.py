@@ -1,4 +1,7 @@
-"""LiveCodeBench's private tests as published: base64 of zlib of a pickle of one text, which is JSON. The pickle is read, never run."""
+"""Cases of tests that stay packed until they are run: LiveCodeBench's are gigabytes, and every process of a gang holds its questions.
+
+They stay as they were published: base64 of zlib of a pickle of one text, which is JSON. The pickle is read by its opcodes, never run.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,23 @@ import binascii
 import json
 import pickletools
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 MAX_BYTES = 1 << 30  # of one problem's tests, unpacked
 TEXT = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
 AROUND = ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "STOP")  # what pickle.dumps writes around one text
+
+
+def with_cases(tests: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tests whose packed cases follow the plain ones in `cases`.
+
+    Raises: ValueError where the packed ones are no list.
+    """
+    cases = unpacked(tests["packed_cases"])
+    if not isinstance(cases, list):
+        raise ValueError(f"packed cases that are a {type(cases).__name__}, not a list")
+    return {**{key: value for key, value in tests.items() if key != "packed_cases"}, "cases": [*tests.get("cases", ()), *cases]}
 
 
 def unpacked(text: str) -> Any:
