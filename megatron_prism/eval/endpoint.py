@@ -12,7 +12,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from megatron_prism.core.config import EndpointConfig
 from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.manifest import sha256_json
+from megatron_prism.data import tokenizer
 from megatron_prism.eval.requests import Request, turns_of
 
 ENDED = {"stop": "end_token", "length": "max_tokens"}  # finish_reason, in the engine's words
@@ -55,6 +56,13 @@ def check(config: EndpointConfig) -> list[Problem]:
     if name is None or os.environ.get(name):
         return []
     return [Problem("model.endpoint.token_variable", f"{name}, which is not set", "a variable with the token", f"export {name}")]
+
+
+def counter(config: EndpointConfig | None) -> Callable[[str], int]:
+    """Return what counts a prompt's tokens, by the tokenizer that the config names."""
+    assert config is not None and config.tokenizer is not None
+    spec = tokenizer.load(config.tokenizer)
+    return lambda text: len(tokenizer.encode_prompt(text, spec))
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from megatron_prism.checkpoint import start
 from megatron_prism.core import log
-from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data.mixture import Prepared
-from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, sample, tasks
+from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
@@ -76,7 +76,8 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     _, problems = start.attempt(partial(folder.begun, config.out))
     for name, wanted in config.tasks.items():
         if tasks.is_sampled(name, wanted):
-            task, wrong = start.attempt(partial(tasks.read, name, wanted))
+            read = ruler_task.read if kind_of(name, wanted) == ruler_task.RULER else tasks.read
+            task, wrong = start.attempt(partial(read, name, wanted))
             by_name |= {} if task is None else {name: task}
         else:
             prepared, wrong = start.attempt(partial(measured.read, wanted), f"tasks.{name}.held_out.mixture")
@@ -85,15 +86,29 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     evaluated, wrong = _model(config)
     raise_problems([*problems, *wrong])
     grader.require(question.kind for task in by_name.values() for question in task.questions)
-    how, asked = None, {name: requests.ask_elsewhere(task) for name, task in by_name.items()}
+    how, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
     if evaluated is not None:
         raise_problems([one for name in mixtures for one in measured.check(name, config.tasks[name], mixtures[name], evaluated)])
         how = reader.read(config, evaluated, by_name, world_size)
         asked = how.ask(by_name.values())
+    raise_problems(_check_ruler(config, by_name, how))
     figures = _figures(config, how, by_name, asked, world_size)
     if not log.is_first():
-        by_name, asked = {}, {}  # rank 0 alone asks
+        by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
     return Resolved(config, how, by_name, asked, mixtures, figures)
+
+
+def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], how: Reader | None) -> list[Problem]:
+    """Return why RULER's lengths mean nothing to a model: they are of its own tokens, and within its context."""
+    problems = []
+    for name, task in by_name.items():
+        if task.set != ruler_task.RULER:
+            continue
+        if how is None and config.model.endpoint is not None and config.model.endpoint.tokenizer is None:
+            problems.append(Problem("model.endpoint.tokenizer", "no value", f"the model's tokenizer, for the lengths of tasks.{name}"))
+        if how is not None and (longest := max(task.origin["lengths"])) > how.context:
+            problems.append(Problem(f"tasks.{name}.ruler.lengths", str(longest), f"at most the model's context of {how.context}"))
+    return problems
 
 
 def _model(config: EvaluateConfig) -> tuple[Evaluated | None, list[Problem]]:
@@ -111,8 +126,8 @@ def _figures(
     per_task = {
         name: {
             "set": task.set,
-            "questions": len(task.questions),
-            "responses": len(task.questions) * task.protocol.num_samples,
+            "questions": _num_questions(config, task),
+            "responses": _num_questions(config, task) * task.protocol.num_samples,
             "max_response_tokens": sum(one.max_tokens for one in asked[name]) * task.protocol.num_samples,
             "longest_prompt_tokens": max((len(one.tokens) for one in asked[name]), default=0),
             "shortened": sum(one.is_shortened for one in asked[name]),
@@ -130,6 +145,10 @@ def _figures(
         "environment": environment.variables(config),
         "out": str(config.out),
     }
+
+
+def _num_questions(config: EvaluateConfig, task: Task) -> int:
+    return ruler_task.total(config.tasks[task.name]) if task.set == ruler_task.RULER else len(task.questions)
 
 
 def run(resolved: Resolved) -> dict[str, Any]:
@@ -152,6 +171,7 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         watchdog.doing("reading the model's sums")
         identity = from_first(on_first(resolved.identity))
         assert identity is not None
+        resolved = _with_ruler(resolved, groups, watchdog)
         begun = on_first(partial(evaluation.begin, config, identity, resolved.reader, resolved.tasks, resolved.asked, stack))
         shards, ungraded = begun.to_do() if begun is not None else ([], [])
         keys = {name: measured.key_of(config, config.tasks[name], one, identity["sha256"]) for name, one in resolved.mixtures.items()}
@@ -165,6 +185,24 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             part = measured.measure(config, config.tasks[name], resolved.mixtures[name], chunks, groups)
             on_first(partial(_keep, begun, keys[name], part))
         return from_first(on_first(partial(_finish, begun, keys))) or {}
+
+
+def _with_ruler(resolved: Resolved, groups: Groups, watchdog: Watchdog) -> Resolved:
+    """Return an evaluation with RULER's questions, which all ranks make together, and rank 0 asks."""
+    config, how = resolved.config, resolved.reader
+    by_name, asked = dict(resolved.tasks), dict(resolved.asked)
+    for name, task in resolved.tasks.items():
+        if task.set != ruler_task.RULER:
+            continue
+        count_tokens = how.count_tokens if how is not None else endpoint.counter(config.model.endpoint)
+        made = replace(task, questions=ruler_task.questions(config.tasks[name], config.seed, count_tokens, groups, watchdog.doing))
+        if (own := on_first(partial(_ask, how, made))) is not None:
+            by_name[name], asked[name] = made, own
+    return replace(resolved, tasks=by_name, asked=asked)
+
+
+def _ask(how: Reader | None, task: Task) -> tuple[Asked, ...]:
+    return requests.ask_elsewhere(task) if how is None else how.ask([task])[task.name]
 
 
 def _chunks(how: Reader, groups: Groups, watchdog: Watchdog) -> Sequence[Any]:
