@@ -33,6 +33,7 @@ for job in (
     evaluate.evaluate,
     data.prepare,
     data.prompts,
+    data.contaminate,
     train.train,
     train.plan,
     merge.merge,
