@@ -107,11 +107,12 @@ def _matched(plans: Sequence[Plan]) -> Iterator[list[Matched]]:
     """Open the folders, and match their tensors by the family's rules: each folder has its own spelling, and a tied head counts once."""
     with ExitStack() as stack:
         files = [stack.enter_context(safetensors.open_files(plan.root, plan.shards)) for plan in plans]
+        of_rules = zip(*(plan.rules for plan in plans), strict=True)
+        pairs = [zip(*([name for name, _ in rule.hf] for rule in rules), strict=True) for rules in of_rules]
         tensors = []
-        for rules in zip(*(plan.rules for plan in plans), strict=True):
-            for names in zip(*([name for name, _ in rule.hf] for rule in rules), strict=True):
-                places = tuple(plan.places[name] for plan, name in zip(plans, names, strict=True))
-                tensors.append(Matched(names[0], places, tuple(opened[place.file] for opened, place in zip(files, places, strict=True))))
+        for names in dict.fromkeys(names for of_rule in pairs for names in of_rule):  # several rules may share a tensor
+            places = tuple(plan.places[name] for plan, name in zip(plans, names, strict=True))
+            tensors.append(Matched(names[0], places, tuple(opened[place.file] for opened, place in zip(files, places, strict=True))))
         yield tensors
 
 
