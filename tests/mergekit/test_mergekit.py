@@ -59,7 +59,7 @@ def ours(models: list[Path], case: dict[str, Any], out: Path) -> dict[str, torch
     with_base, weights = case["method"] in ("task_arithmetic", "ties"), case.get("weights", (None, None))
     parts = models[1:] if with_base else models[: len(weights)]
     named = [{"path": str(path), "weight": weight} for path, weight in zip(parts, weights, strict=True)]
-    keys = {key: value for key, value in case.items() if key != "weights"} | ({"base": str(models[0])} if with_base else {})
+    keys = {key: value for key, value in case.items() if key != "weights"} | ({"base_model": str(models[0])} if with_base else {})
     merge.run(build({"out": str(out), "models": named, **keys}, MergeConfig, str))
     return tensors(out)
 

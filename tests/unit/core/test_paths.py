@@ -88,7 +88,7 @@ FILTER: dict[str, Any] = {
     "rollout": {"max_tokens": 8},
 }
 MIX: dict[str, Any] = {"out": "~/mix", "sets": [{"prompts": "~/set", "passes": "$SCRATCH/passes"}], "domains": {"math": {}}}
-MERGE: dict[str, Any] = {"out": "~/out", "models": [{"path": "$SCRATCH/a"}], "base": "~/b", "config_from": "~/b"}
+MERGE: dict[str, Any] = {"out": "~/out", "models": [{"path": "$SCRATCH/a"}], "base_model": "~/b", "config_from": "~/b"}
 CONFIGS = [
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
     *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),

@@ -72,9 +72,9 @@ def test_the_angle_is_of_the_whole_tensor_not_of_a_piece() -> None:
 
 def test_task_arithmetic_adds_what_each_model_moved() -> None:
     base, one, two = drawn(3)
-    found = merged(config("task_arithmetic", (0.5, -0.25), base=Path("b")), base, one, two)
+    found = merged(config("task_arithmetic", (0.5, -0.25), base_model=Path("b")), base, one, two)
     torch.testing.assert_close(found, base + 0.5 * (one - base) - 0.25 * (two - base))
-    scaled = merged(config("task_arithmetic", (1.0, 3.0), base=Path("b"), normalize=True, scale=2.0), base, one, two)
+    scaled = merged(config("task_arithmetic", (1.0, 3.0), base_model=Path("b"), normalize=True, scale=2.0), base, one, two)
     torch.testing.assert_close(scaled, base + 2 * (0.25 * (one - base) + 0.75 * (two - base)))
 
 
@@ -85,11 +85,11 @@ def test_ties_worked_by_hand() -> None:
     second = torch.tensor([-1.0, -2.0, 0.5, 0.1, 3.0, 0.4])
     kept_first, kept_second = torch.tensor([4.0, -3.0, 0, 2.0, 0, 0]), torch.tensor([-1.0, -2.0, 0, 0, 3.0, 0])
     assert methods.least_kept(lambda: [[first, second]], 3) == [Least(2.0, 1), Least(1.0, 1)]
-    settings = config("ties", (0.5, 1.0), base=Path("b"), density=0.5)
+    settings = config("ties", (0.5, 1.0), base_model=Path("b"), density=0.5)
     # 0: 2 and -1 -> up, the first alone; 1: -1.5 and -2 -> down, both: -3.5 / 1.5; 3: the first alone; 4: the second alone
     wanted = base + torch.tensor([4.0, -3.5 / 1.5, 0.0, 2.0, 3.0, 0.0])
     torch.testing.assert_close(merged(settings, base, base + first, base + second, pieces=2), wanted)
-    summed = config("ties", (0.5, 1.0), base=Path("b"), density=0.5, normalize=False, scale=2.0)
+    summed = config("ties", (0.5, 1.0), base_model=Path("b"), density=0.5, normalize=False, scale=2.0)
     wanted = base + 2 * torch.tensor([2.0, -3.5, 0.0, 1.0, 3.0, 0.0])
     torch.testing.assert_close(merged(summed, base, base + first, base + second, pieces=2), wanted)
     plain = base + (0.5 * kept_first + kept_second) / 1.5  # without the election of a sign

@@ -48,7 +48,7 @@ def edit(root: Path, file: str = "config.json", **changes: Any) -> None:
         ({"normalize": True, "any_sum": True}, "any_sum: found true with normalize"),
         ({"method": "slerp"}, r"t: found no value(?s:.*)models\.0\.weight: found 0\.15(?s:.*)models\.1\.weight"),
         ({"method": "slerp", "weights": (None, None), "t": 1.5}, "t: found 1.5; required between 0 and 1"),
-        ({"method": "ties"}, "base: found no value"),
+        ({"method": "ties"}, "base_model: found no value"),
         ({"density": 0.5}, "density: found 0.5 with method linear; required a value only with ties"),
         ({"scale": 2.0}, "scale: found 2.0 with method linear"),
         ({"method": "ties", "density": 0.0}, "density: found 0.0; required more than 0"),
