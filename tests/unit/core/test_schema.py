@@ -14,6 +14,7 @@ from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import (
     ClusterConfig,
     FilterConfig,
+    MergeConfig,
     MixConfig,
     PipelineConfig,
     PrepareConfig,
@@ -43,7 +44,7 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 def job_of(path: Path) -> type:
     if "rl" in path.stem.split("_"):
         return RLConfig
-    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig}.get(
+    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig, "merge": MergeConfig}.get(
         path.stem.rpartition("_")[2], TrainConfig
     )
     named = {"mixes": MixConfig, "passes": FilterConfig}
@@ -61,7 +62,7 @@ def faults(cls: type, values: Any, at: str = "") -> list[str]:
     return [".".join(map(str, error.absolute_path)) for error in validator(cls, at).iter_errors(json.loads(json.dumps(values)))]
 
 
-@pytest.mark.parametrize("cls", (*JOBS, FilterConfig, MixConfig, RLConfig))
+@pytest.mark.parametrize("cls", (*JOBS, FilterConfig, MergeConfig, MixConfig, RLConfig))
 def test_it_is_a_schema(cls: type) -> None:
     jsonschema.Draft7Validator.check_schema(schema(cls))
 
