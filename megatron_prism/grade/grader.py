@@ -11,7 +11,7 @@ from typing import Any, Self
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault, PrismError, Problem, raise_problems
-from megatron_prism.grade import choice, math
+from megatron_prism.grade import choice, math, strings
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
@@ -93,6 +93,8 @@ class Grader:
         """Return an outcome, or the gold and the answer that only algebra can compare."""
         if self._is_ending:
             raise EnvironmentFault("grading was ended before it was done")
+        if item.kind == "strings":  # no gate: RULER reads the first tokens of a response, whole or cut
+            return _grade_strings(item)
         answer = answer_of(item, self.config.think)
         if isinstance(answer, Graded):
             return answer
@@ -131,6 +133,18 @@ class Grader:
         if why := math.hedged(gold, text):
             return Graded(id=item.id, outcome="wrong", why=why)
         return gold, text
+
+
+def _grade_strings(item: Item) -> Graded:
+    if item.gold not in strings.WANTED or not item.choices or not all(item.choices):
+        return Graded(id=item.id, outcome="fault", why=f"{len(item.choices)} expected strings, of which {item.gold!r}: not all or any")
+    score = strings.share(item.response, item.choices, item.gold)
+    why = (
+        f"{score:.2f} of {len(item.choices)} strings"
+        if item.gold == "all"
+        else f"{'one' if score else 'none'} of {len(item.choices)} strings"
+    )
+    return Graded(id=item.id, outcome="right" if score == 1 else "wrong", why=why, score=score)
 
 
 def require(kinds: Iterable[str]) -> None:
