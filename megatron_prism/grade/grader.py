@@ -13,7 +13,7 @@ from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault, PrismError, Problem, raise_problems
 from megatron_prism.grade import choice, math, strings
 from megatron_prism.grade.format import answer_of
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
 
@@ -111,11 +111,12 @@ class Grader:
     def _grade_choice(self, item: Item, answer: str) -> Graded:
         if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:
             return Graded(id=item.id, outcome="fault", why=f"the gold {item.gold!r} is none of its {len(item.choices)} options")
-        text = choice.extract(answer, takes_plain=self.config.answer != "boxed")
+        text = choice.extract(answer, self.config.answer)
         if text is None:
             return Graded(id=item.id, outcome="no_format", why="neither a boxed choice nor a line Answer: X")
         letter = choice.chosen(text, item.choices)
-        return Graded(id=item.id, outcome="right" if letter == item.gold else "wrong", why=f"chose {letter or ascii(text[:80])}")
+        outcome: Outcome = "right" if letter == item.gold else "wrong"
+        return Graded(id=item.id, outcome=outcome, why=f"chose {letter or ascii(text[:80])}", chosen=letter or "")
 
     def _grade_math(self, item: Item, answer: str) -> Graded | tuple[str, str]:
         if why := math.unfit_gold(item.gold):
