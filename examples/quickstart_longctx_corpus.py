@@ -1,6 +1,6 @@
 """Make what the long-context example reads: exercises, sums, and values to be found again among dots; a character a token.
 
-Run: python examples/longctx_corpus.py OUT [--seed N]
+Run: python examples/quickstart_longctx_corpus.py OUT [--seed N]
 
 OUT then holds tokenizer/, a Hugging Face folder, and
   skills.jsonl       words copied, reversed and sorted
