@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import (
     ClusterConfig,
+    EvaluateConfig,
     FilterConfig,
     MixConfig,
     PipelineConfig,
@@ -30,6 +31,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="pip install -e '.[dev]'")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {
     "clusters": ClusterConfig,
+    "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
     "mixtures": PrepareConfig,
     "sources": PrepareConfig,
@@ -43,7 +45,7 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 def job_of(path: Path) -> type:
     if "rl" in path.stem.split("_"):
         return RLConfig
-    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig}.get(
+    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig, "eval": EvaluateConfig}.get(
         path.stem.rpartition("_")[2], TrainConfig
     )
     named = {"mixes": MixConfig, "passes": FilterConfig}
