@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -86,14 +85,20 @@ def plain(path: Path, runs: set[tuple[str, ...]]) -> int:
 
 def peak_mb(data: Path, named: Path) -> float:
     """Return the largest resident memory of the whole command in one process."""
-    program = "import sys; from megatron_prism.cli.entry import main; sys.argv = ['prism', *sys.argv[1:]]; main()"
+    program = """
+import sys
+from megatron_prism.cli.entry import main
+sys.argv = ["prism", *sys.argv[1:]]
+try:
+    main()
+finally:
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print("peak", peak.split()[1])
+"""
     sets = [word for name in SETS for word in ("--against", f"{name}={data / name}.jsonl")]
     command = [sys.executable, "-c", program, "contaminate", str(named), *sets, "--num-workers", "1"]
-    done = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    _, status, usage = os.wait4(done.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss / 1e3
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1].split()[1]) / 1e3
 
 
 def measure(data: Path, mb: float, rounds: int) -> dict[str, Any]:
