@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.config import PrepareConfig, SourceConfig
+from megatron_prism.eval import contamination
+from megatron_prism.eval.benchmarks import Against
+from megatron_prism.eval.contamination import Search, Tally
 from megatron_prism.jobs import prepare
-from megatron_prism.prepare import contamination, texts
-from megatron_prism.prepare.benchmarks import Against
-from megatron_prism.prepare.contamination import Search, Tally
+from megatron_prism.prepare import texts
 
 SEED, VOCAB_SIZE, DOCUMENT_CHARS, NGRAM = 0, 32_000, 3000, 13
 SETS = ("gsm8k_test", "math500", "aime24")
