@@ -98,7 +98,7 @@ def test_a_missing_file_is_refused_by_name(run: Run, model: Scripted, tmp_path: 
 
 def test_a_single_file_is_the_evaluated_split(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", [{"text": f"one two {number} three"} for number in range(3)])
-    results, figures = run(["lambada_openai"], path)
+    results, _ = run(["lambada_openai"], path)
     assert len(results) == 3 and all(0 < result.score < 1e-3 or result.score in (0, 1) for result in results)
     with pytest.raises(InputError, match="the file of test alone"):
         run(["gsm8k"], write(tmp_path / "test.jsonl", sums(1)))
