@@ -37,7 +37,7 @@ class Rollout:
 
     prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt.
     logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary. With top_p 1 and top_k None this is
-    the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits).
+    the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits). Empty where the engine has none.
     ended: by an end token, by sampling.stop, after max_tokens, or when prompt and rollout fill the model's context.
     """
 
