@@ -150,8 +150,10 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
         return tuple(ids)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = chat.load(self.spec.folder)
-        return chat.render(template, chat_history, add_generation_prompt=add_generation_prompt)
+        if not add_generation_prompt:
+            found = "a task that begins the answer itself (gen_prefix)"
+            raise InputError(Problem("lm_eval chat", found, "turns that end before the answer", "run it without the chat template"))
+        return chat.render(chat.load(self.spec.folder), chat_history, add_generation_prompt=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
         pairs: list[Pair] = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
