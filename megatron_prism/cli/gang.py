@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    job: Callable[[], Any], kind: type, config: Path, overrides: Sequence[str], nproc: int | None, dry_run: bool, json: Path | None
+    job: Callable[[], Any], kind: type, config: Path | None, overrides: Sequence[str], nproc: int | None, dry_run: bool, json: Path | None
 ) -> None:
-    """Run a job that is resolved and then run on a gang, as jobs/train.py is. kind: its config. job: imports it, and torch with it."""
+    """Run a job that is resolved and then run on a gang, as jobs/train.py is. kind: its config. job: imports it, and torch with it.
+
+    config: None where the overrides are all of it.
+    """
     from megatron_prism.core.load import load, placed
     from megatron_prism.parallel import environment, launch
 

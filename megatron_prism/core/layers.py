@@ -27,9 +27,12 @@ OVERRIDE, BASE, WORLD_SIZE = "override", "base", "world_size"
 MAX_VALUES, MAX_DEPTH = 20_000, 50
 
 
-def config_layers(path: Path, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
+def config_layers(path: Path | None, cls: type, overrides: Sequence[str] = ()) -> list[Layer]:
     """Return the layers of a config in the order they are merged: the file's bases, the file, the layout for its world_size, overrides."""
-    files, given = read_layers(path, (), cls), [parse_override(text, cls) for text in overrides]
+    files, given = (
+        read_layers(path, (), cls) if path is not None else [("the command line", {})],
+        [parse_override(text, cls) for text in overrides],
+    )
     if not any(item.name == WORLD_SIZE for item in dataclasses.fields(cls)):
         return [*files, *given]
     tuned = [(name, values.pop(LAYOUTS)) for name, values in files if isinstance(values.get(LAYOUTS), dict)]

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_prism.core import paths
-from megatron_prism.core.config.keys import keys, section_of, walk
+from megatron_prism.core.config.keys import bare, keys, section_of, walk
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.layers import config_layers, merge, origin, split_key
+from megatron_prism.core.scalars import entry
 
 T = TypeVar("T")
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's name for the error
 
 
-def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Return `cls` built from a YAML file, its bases and the overrides.
+def load(path: Path | None, cls: type[T], overrides: Sequence[str] = ()) -> T:
+    """Return `cls` built from a YAML file, its bases and the overrides; or from the overrides alone.
 
     `~` and $VARIABLES in its paths are replaced.
     Raises: InputError listing every unknown key (with the nearest known one), or if there is none, every missing key and wrong type.
@@ -40,7 +41,7 @@ def load(path: Path, cls: type[T], overrides: Sequence[str] = ()) -> T:
 
 
 @contextmanager
-def placed(path: Path, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
+def placed(path: Path | None, cls: type, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Within the block, add to each problem between keys the file (or override) that set the key."""
     try:
         yield
@@ -155,6 +156,8 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[A
 
 def _known(cls: Any, key: tuple[Any, ...]) -> list[str]:
     """Return the keys of the section at a key path of `cls`."""
+    kind: Any = cls
     for part in key:
-        cls = cls if isinstance(part, int) else section_of(next(one.kind for one in keys(cls) if one.name == part))
-    return sorted(one.name for one in keys(cls))
+        kind = entry(kind, part)
+    section = section_of(bare(kind)[0])
+    return sorted(one.name for one in keys(section)) if section else []

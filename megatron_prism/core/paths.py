@@ -70,7 +70,9 @@ def _changed(value: Any, kind: Any, change: Callable[[str, Place], str], is_path
     inner = values_of(kind)
     if isinstance(value, list) and inner is not None:
         return [_changed(part, inner, change, is_path, (*place, index)) for index, part in enumerate(value)]
-    if isinstance(value, dict) and inner is None and section_of(kind) is not None:
+    if isinstance(value, dict) and inner is not None:
+        return {name: _changed(part, inner, change, is_path, (*place, name)) for name, part in value.items()}
+    if isinstance(value, dict) and section_of(kind) is not None:
         known = {key.name: key for key in keys(kind)}
         return {
             name: _changed(part, known[name].kind, change, known[name].is_path, (*place, name)) if name in known else part

@@ -10,16 +10,15 @@ from megatron_prism.core.config import ModelConfig, Precision, SamplingConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.generate import vllm
 from megatron_prism.generate.cached import Cached
-from megatron_prism.generate.engine import Engine, Sampling
+from megatron_prism.generate.engine import Engine
 from megatron_prism.parallel.groups import Groups
 
 
-def check(sampling: SamplingConfig, model: ModelConfig, world_size: int) -> list[Problem]:
+def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int) -> list[Problem]:
     """Return what the engine does not support of a model and a gang. Call it before anything starts, on any machine."""
     if sampling.engine == "cached":
         return []
-    drawn = Sampling(max_tokens=sampling.max_tokens, temperature=sampling.temperature)
-    return [*vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel), *vllm.unsupported_sampling(drawn)]
+    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp)
 
 
 def engine_of(
@@ -45,6 +44,6 @@ def engine_of(
         precision=precision,
         max_context=max_context,
         num_rows=sampling.num_rows,
-        tensor_parallel=sampling.vllm.tensor_parallel,
+        tensor_parallel=sampling.vllm.tensor_parallel or groups.tp,
         memory_share=sampling.vllm.memory_share,
     )

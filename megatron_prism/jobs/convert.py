@@ -103,14 +103,14 @@ def _apply(plan: Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick],
     for note in plan.notes:
         log.get().warning("%s: %s", plan.root, note)
     if not dry_run:
-        with _ticking(len(plan.rules)) as tick:
+        with ticking(len(plan.rules)) as tick:
             apply(tick)
     return summary
 
 
 @contextmanager
-def _ticking(total: int) -> Iterator[convert.Tick]:
-    """Show a progress bar."""
+def ticking(total: int) -> Iterator[convert.Tick]:
+    """Show a progress bar of so many tensors."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -93,7 +93,10 @@ def _engine_problems(model: ModelConfig, config: Planned, world_size: int) -> li
     from megatron_prism.generate import cached, engines
 
     grid = config.parallel
-    return [*cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None), *engines.check(config.rollout, model, world_size)]
+    return [
+        *cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None),
+        *engines.check(config.rollout, model, world_size, config.parallel.tp),
+    ]
 
 
 def architecture(config: RunConfig) -> ModelConfig:

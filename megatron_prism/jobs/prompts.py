@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.prepare import documents, prompts, records, sources, workspace
 from megatron_prism.prepare.lines import TooLong
+from megatron_prism.prepare.sample import lot
 from megatron_prism.prepare.sources import Input
 
 NOT_IN_RESULT = ("out",)
@@ -40,7 +42,7 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
     facts = []
     for source, of_source in zip(config.sources, files, strict=True):
         left_out: Counter[str] = Counter()
-        made = list(_prompts(config, source, of_source, seen, left_out, bad))
+        made = _drawn(_prompts(config, source, of_source, seen, left_out, bad), source, config.seed, seen, left_out)
         lines += map(prompt_set.to_line, made)
         if num_apart := left_out["dedup_other_gold"]:
             log.get().warning("%s: %d problems again with another gold: the first was kept, right or wrong", source.name, num_apart)
@@ -98,6 +100,22 @@ def _prompts(
             else:
                 seen[made[0].id] = made[0].gold
                 yield made[0]
+
+
+def _drawn(made: Iterator[Prompt], source: PromptSourceConfig, seed: int, seen: dict[str, str], left_out: Counter[str]) -> list[Prompt]:
+    """Return the source's prompts, of more than its limit those with the smallest lots. Only so many are held in memory.
+
+    What is not drawn may still come from another source.
+    """
+    if source.limit is None:
+        return list(made)
+    heap: list[tuple[int, int, Prompt]] = []  # the largest lot first
+    for number, prompt in enumerate(made):
+        heappush(heap, (-lot(prompt.id, seed, source.name), number, prompt))
+        if len(heap) > source.limit:
+            del seen[heappop(heap)[2].id]
+            left_out["limit"] += 1
+    return [prompt for _, _, prompt in sorted(heap, key=lambda entry: entry[1])]
 
 
 def _judge(bad: Sequence[Problem], config: PromptsConfig) -> None:

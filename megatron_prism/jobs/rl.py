@@ -79,7 +79,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
-            *(engines.check(config.rollout, begin.model, world_size) if is_sampling else ()),
+            *(engines.check(config.rollout, begin.model, world_size, grid.tp) if is_sampling else ()),
             *unfit,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),

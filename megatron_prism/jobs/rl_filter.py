@@ -83,7 +83,7 @@ def resolve(config: FilterConfig, world_size: int) -> Resolved:
             *check_extension(config.init, checkpoint.model),
             *check_model_on_gang(model, config),
             *check_architecture(model),
-            *engines.check(config.rollout, model, world_size),
+            *engines.check(config.rollout, model, world_size, config.parallel.tp),
             *unfit,
             *(_check_same(config, begun, identity) if begun is not None else []),
         ]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil
+from multiprocessing import get_context
 from pathlib import Path
 from shlex import join
 from typing import Any
@@ -21,6 +24,7 @@ from megatron_prism.core.config import ClusterConfig, FilterConfig, JobConfig, R
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
+from megatron_prism.jobs import plan as job_plan
 from megatron_prism.launch import slurm
 from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, output, read_pipeline, split
 from megatron_prism.parallel import environment
@@ -57,6 +61,7 @@ def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num
     pipeline, folder = read_pipeline(words, read, num_tasks or cluster.cpu.prepare_tasks)
     by_name = {entry.name: entry for entry in pipeline.stages}
     planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
+    _warn_of_short_notice(planned, cluster)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
@@ -129,6 +134,27 @@ def _check_first(planned: Sequence[Planned]) -> None:
             rl_filter.resolve(config, config.world_size)
         else:
             train.resolve(config, config.world_size)
+
+
+def _warn_of_short_notice(planned: Sequence[Planned], cluster: ClusterConfig) -> None:
+    """Warn where the plan's longest step of RL and its save take longer than Slurm's notice: the job would be killed in that step."""
+    for each in planned:
+        for config in each.configs:
+            if not isinstance(config, RLConfig) or config.model is None:  # without `model` a plan needs the checkpoint
+                continue
+            # a child process, since a plan hides the GPUs from its process and builds models
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                figures = pool.submit(job_plan.run, config, job_plan.Asked()).result()
+            needed_s = figures["step_s_longest"] + figures["checkpoint_save_s"]
+            if needed_s > cluster.signal_before_s:
+                log.get().warning(
+                    "stage %s: a step whose responses are full, and its save, take %.0f s by the plan, and Slurm gives notice %d s before "
+                    "the time limit: a job that is killed within a step goes on from its last checkpoint; cluster.signal_before_s=%d is enough",
+                    each.entry.name,
+                    needed_s,
+                    cluster.signal_before_s,
+                    60 * ceil(needed_s / 60 + 1),
+                )
 
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import (
+    EvaluateConfig,
     FilterConfig,
     JobConfig,
+    MergeConfig,
     MixConfig,
     PipelineConfig,
     PrepareConfig,
@@ -27,6 +29,7 @@ GANG_JOBS = (
     "train",
     "rl",
     "rl filter",
+    "evaluate",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -35,6 +38,8 @@ CONFIGS: dict[str, type] = {
     "prompts": PromptsConfig,
     "rl filter": FilterConfig,
     "rl mix": MixConfig,
+    "evaluate": EvaluateConfig,
+    "merge": MergeConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
@@ -106,7 +111,7 @@ def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[Pipel
     """
     name = call.job.replace(" ", "-")
     title, run_dir, is_run = name, Path(call.arguments.get("out") or name), False
-    if call.job in CONFIGS:
+    if call.job in CONFIGS and call.arguments["config"] is not None:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
         title, run_dir = path.stem, output(config)

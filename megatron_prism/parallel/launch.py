@@ -10,8 +10,8 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -148,8 +148,9 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)  # it logs "failed" for each exit code; the ranks have said more
+    hand_on = _HandOn()
     for name in signals.heeded():
-        signal.signal(name, _hand_on)
+        signal.signal(name, hand_on)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # for the files that torch's launcher leaves behind
     config = LaunchConfig(
@@ -166,7 +167,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
         with notes, replaced(PContext, "close", _close_soon(PContext.close)):
             elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        return _exit_code(error.failures)
+        return _exit_code(error.failures, hand_on.numbers)
     except DistError as error:
         raise EnvironmentFault(
             f"the machines of the gang do not meet at {span.address}:{span.port}: {' '.join(str(error).split())[:300]}"
@@ -174,10 +175,14 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     return 0
 
 
-def _exit_code(failures: Mapping[int, Any]) -> int:
-    """Return a gang's exit code: the first failed rank's. Code 4 counts last, since such a rank may only have lost its peer."""
+def _exit_code(failures: Mapping[int, Any], handed_on: Collection[int] = ()) -> int:
+    """Return a gang's exit code: the first failed rank's. Code 4 counts last, since such a rank may only have lost its peer.
+
+    handed_on: the signals that this process received and forwarded.
+    """
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
-    if -failure.exitcode in NOTICES:  # a rank without its handler yet
+    if -failure.exitcode in {*NOTICES, *handed_on}:  # a rank without its handler yet
+        log.get().error("%s", _not_begun(-failure.exitcode))
         return Stopped.exit_code
     if failure.exitcode < 0:
         log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
@@ -227,11 +232,20 @@ def _not_begun(number: int) -> Stopped:
     return Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
 
 
-def _hand_on(number: int, frame: FrameType | None) -> None:
-    """Forward a signal to the gang's processes. Where there are none yet, exit before any starts."""
-    children = psutil.Process().children()
-    if not children:
-        raise _not_begun(number)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
+@dataclass(frozen=True)
+class _HandOn:
+    """The handler that forwards a signal to the gang's processes. Where there are none yet, it exits before any starts.
+
+    numbers: the signals that it forwarded.
+    """
+
+    numbers: set[int] = field(default_factory=set)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        children = psutil.Process().children()
+        if not children:
+            raise _not_begun(number)
+        self.numbers.add(number)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)

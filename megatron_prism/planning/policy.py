@@ -74,7 +74,7 @@ def predict_rl(
 
     response_tokens: the mean of a response; None: a quarter of rollout.max_tokens.
     """
-    assumed = rollout.lengths(config, response_tokens)
+    assumed = rollout.lengths(rollout.of_step(config), response_tokens)
     full = Lengths(assumed.max_prompt, assumed.max_response, assumed.max_prompt, assumed.max_response)
     time = _time(stages, model, config, world_size, assumed, gpu)
     tokens = config.rollout.num_prompts * config.rollout.num_samples * assumed.response
@@ -108,7 +108,7 @@ def _of_stage(stages: Sequence[Stage], index: int, model: ModelConfig, config: R
     stage = stages[index]
     needs = memory.of_stage(stage, index, model, trained, dp)
     activations = needs.activations + needs.working
-    cache = rollout.memory_bytes(stages, index, model, config, dp, gpu)
+    cache = rollout.memory_bytes(stages, index, model, rollout.of_step(config), dp, gpu)
     fixed = needs.allowance - memory.FRAGMENTATION * activations
     reference = (4.0 if config.precision == "fp32" else 2.0) * stage.parameters if config.algorithm.kl_beta > 0 else 0.0
     return Memory(
@@ -127,7 +127,7 @@ def _time(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world_s
     forward = training.matmul_s + training.attention_s + training.scan_s + training.elementwise_s + training.pipeline_s
     passes = 1 + (config.algorithm.kl_beta > 0)
     return StepTime(
-        rollout_s=rollout.seconds(stages, model, config, world_size, assumed, gpu),
+        rollout_s=rollout.seconds(stages, model, rollout.of_step(config), world_size, assumed, gpu),
         log_probs_s=passes * (forward / 3 + training.tensor_s),  # the tensor-parallel time that counts is the forward pass's
         training_s=training.step_s + (config.batch.num_minibatches - 1) * (training.data_s + training.optimizer_s),
     )

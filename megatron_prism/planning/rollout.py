@@ -1,4 +1,4 @@
-"""Memory and seconds of a rollout, by the formulas of the engines' sources. Nothing was measured.
+"""Memory and seconds of a rollout: of a step of RL, and of any other sampling. By the formulas of the engines' sources. Nothing was measured.
 
 The embedded engine (generate/) samples on each data-parallel replica. vLLM has its own copies of the model, and the share of the memory that it
 is given.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
-from megatron_prism.core.config import ModelConfig, ParallelConfig, RLConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, RLConfig, SamplingConfig
 from megatron_prism.planning.gpus import GIB, Gpu
 from megatron_prism.planning.stage import Stage
 from megatron_prism.planning.throughput import HBM, MATMUL
@@ -29,6 +29,26 @@ PREFILL_TOKENS = 2048  # of a forward pass over prompts: the engine's default
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a gang samples in one call: sampling.num_samples responses of each of num_prompts prompts. max_context: the tokens of a prompt and its response."""
+
+    gang: GangConfig
+    sampling: SamplingConfig
+    num_prompts: int
+    max_context: int
+
+    @property
+    def tp(self) -> int:
+        """The tensor parallel size of the gang, or of vLLM's copy."""
+        return self.gang.parallel.tp
+
+
+def of_step(config: RLConfig) -> Load:
+    """Return what a step of RL samples."""
+    return Load(config, config.rollout, config.rollout.num_prompts, config.batch.seq_length + 1)
+
+
+@dataclass(frozen=True)
 class Lengths:
     """The mean tokens of a prompt and of a response that a plan assumes, and the most that the config allows."""
 
@@ -38,111 +58,112 @@ class Lengths:
     max_response: int
 
 
-def lengths(config: RLConfig, response_tokens: float | None = None) -> Lengths:
+def lengths(load: Load, response_tokens: float | None = None) -> Lengths:
     """Return the assumed lengths: a quarter of what is allowed, or the mean of a response that is given."""
-    most = config.rollout.max_tokens
-    room = config.batch.seq_length + 1 - most
+    most = load.sampling.max_tokens
+    room = load.max_context - most
     response = min(most * SHARE if response_tokens is None else response_tokens, most)
     return Lengths(prompt=room * SHARE, response=response, max_prompt=room, max_response=most)
 
 
-def num_responses(config: RLConfig, dp: int) -> int:
+def num_responses(load: Load, dp: int) -> int:
     """Return the responses of the data-parallel replica that has most."""
-    return -(-config.rollout.num_prompts // dp) * config.rollout.num_samples
+    return -(-load.num_prompts // dp) * load.sampling.num_samples
 
 
-def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, config: RLConfig, dp: int, gpu: Gpu) -> float:
+def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, load: Load, dp: int, gpu: Gpu) -> float:
     """Return the bytes that a rank of pipeline stage `index` holds for a rollout, beside what training holds always.
 
     vLLM's is the share that it is given, or where that is too small its weights and one full row.
     """
-    if config.rollout.engine == "vllm":
-        copy, own = _copy(stages, config)
-        row = _token_bytes(copy, model, own) * (config.batch.seq_length + 1) + _state_bytes(copy, model, own)
-        return max(config.rollout.vllm.memory_share * gpu.memory_gib * GIB, _element(own) * copy.parameters + row)
-    return cache_bytes(stages[index], model, config, dp) + working_bytes(stages[index], model, config)
+    if load.sampling.engine == "vllm":
+        copy, own = _copy(stages, load)
+        row = _token_bytes(copy, model, own) * load.max_context + _state_bytes(copy, model, own)
+        return max(load.sampling.vllm.memory_share * gpu.memory_gib * GIB, _element(own) * copy.parameters + row)
+    return cache_bytes(stages[index], model, load, dp) + working_bytes(stages[index], model, load)
 
 
-def _copy(stages: Sequence[Stage], config: RLConfig) -> tuple[Stage, RLConfig]:
-    """Return a rank's share of one of vLLM's copies of the model as a stage, and the config with vLLM's layout."""
-    tp, share = config.rollout.vllm.tensor_parallel, config.parallel.tp / config.rollout.vllm.tensor_parallel
+def _copy(stages: Sequence[Stage], load: Load) -> tuple[Stage, Load]:
+    """Return a rank's share of one of vLLM's copies of the model as a stage, and the load with vLLM's layout."""
+    tp = load.sampling.vllm.tensor_parallel or load.tp
+    share = load.tp / tp
     letters = "".join(stage.letters for stage in stages)
     parameters, matrices = (round(share * sum(getattr(stage, name) for stage in stages)) for name in ("parameters", "matrices"))
     copy = replace(stages[0], letters=letters, is_last=True, parameters=parameters, matrices=matrices)
-    return copy, replace(config, parallel=ParallelConfig(tp=tp, sequence_parallel=tp > 1))
+    return copy, replace(load, gang=replace(load.gang, parallel=ParallelConfig(tp=tp, sequence_parallel=tp > 1)))
 
 
-def cache_bytes(stage: Stage, model: ModelConfig, config: RLConfig, dp: int) -> float:
+def cache_bytes(stage: Stage, model: ModelConfig, load: Load, dp: int) -> float:
     """Return the bytes of a stage's cache: of all rows, each as long as the longest prompt and response, and of the prompts just read."""
-    rows, room = min(config.rollout.num_rows, num_responses(config, dp)), config.batch.seq_length + 1
-    prompts = -(-rows // config.rollout.num_samples)
-    tokens = rows * room + prompts * (room - config.rollout.max_tokens)
-    return _token_bytes(stage, model, config) * tokens + _state_bytes(stage, model, config) * (rows + prompts)
+    rows, room = min(load.sampling.num_rows, num_responses(load, dp)), load.max_context
+    prompts = -(-rows // load.sampling.num_samples)
+    tokens = rows * room + prompts * (room - load.sampling.max_tokens)
+    return _token_bytes(stage, model, load) * tokens + _state_bytes(stage, model, load) * (rows + prompts)
 
 
-def working_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+def working_bytes(stage: Stage, model: ModelConfig, load: Load) -> float:
     """Return the temporary bytes beside the cache: a prefill's widest block, or the last stage's choice of tokens."""
-    widest = 4 * max(model.ffn_hidden_size, model.hidden_size) / config.parallel.tp + 2 * model.hidden_size
-    choice = CHOICE_BYTES * padded_vocab_size(model.vocab_size, config.parallel.tp) * config.rollout.num_rows
-    return max(_element(config) * widest * PREFILL_TOKENS, choice if stage.is_last else 0.0)
+    widest = 4 * max(model.ffn_hidden_size, model.hidden_size) / load.tp + 2 * model.hidden_size
+    choice = CHOICE_BYTES * padded_vocab_size(model.vocab_size, load.tp) * load.sampling.num_rows
+    return max(_element(load) * widest * PREFILL_TOKENS, choice if stage.is_last else 0.0)
 
 
-def seconds(stages: Sequence[Stage], model: ModelConfig, config: RLConfig, world_size: int, assumed: Lengths, gpu: Gpu) -> float:
+def seconds(stages: Sequence[Stage], model: ModelConfig, load: Load, world_size: int, assumed: Lengths, gpu: Gpu) -> float:
     """Return the seconds of a step's rollouts. A pipeline stage works on one lane of rows after another, the slowest sets the pace.
 
     Steps of a lane: (responses - rows) x mean / rows with every row busy, then those of the longest response, as the other rows end.
     """
-    if config.rollout.engine == "vllm":
-        copy, config = _copy(stages, config)
-        stages, config = [copy], _within(copy, model, config, assumed, gpu)
-    dp, pp = data_parallel_size(config, world_size), config.parallel.pp
-    lanes = min(pp, -(-config.rollout.num_prompts // dp))
-    responses = num_responses(config, dp) / lanes
-    rows = max(1.0, min(config.rollout.num_rows / lanes, responses))
+    if load.sampling.engine == "vllm":
+        copy, load = _copy(stages, load)
+        stages, load = [copy], _within(copy, model, load, assumed, gpu)
+    dp, pp = data_parallel_size(load.gang, world_size), load.gang.parallel.pp
+    lanes = min(pp, -(-load.num_prompts // dp))
+    responses = num_responses(load, dp) / lanes
+    rows = max(1.0, min(load.sampling.num_rows / lanes, responses))
     busy = rows * assumed.response / assumed.max_response  # in the mean, once no response is left to start
-    full, last = (max(_step_s(stage, model, config, count, assumed, gpu) for stage in stages) for count in (rows, busy))
+    full, last = (max(_step_s(stage, model, load, count, assumed, gpu) for stage in stages) for count in (rows, busy))
     decode = (responses - rows) * assumed.response / rows * full + assumed.max_response * last
-    prompts = -(-config.rollout.num_prompts // dp) * assumed.prompt
-    read = max(2 * prompts * stage.matrices for stage in stages) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
+    prompts = -(-load.num_prompts // dp) * assumed.prompt
+    read = max(2 * prompts * stage.matrices for stage in stages) / (gpu.peak_flops(load.gang.precision) * MATMUL[load.gang.precision])
     return pp * decode + read
 
 
-def _within(copy: Stage, model: ModelConfig, config: RLConfig, assumed: Lengths, gpu: Gpu) -> RLConfig:
-    """Return the config with at most as many rows as vLLM's cache holds of mean length: it is given pages, not whole rows."""
-    room = config.rollout.vllm.memory_share * gpu.memory_gib * GIB - _element(config) * copy.parameters
-    row = _token_bytes(copy, model, config) * (assumed.prompt + assumed.response) + _state_bytes(copy, model, config)
-    return replace(config, rollout=replace(config.rollout, num_rows=max(1, min(config.rollout.num_rows, int(room / row)))))
+def _within(copy: Stage, model: ModelConfig, load: Load, assumed: Lengths, gpu: Gpu) -> Load:
+    """Return the load with at most as many rows as vLLM's cache holds of mean length: it is given pages, not whole rows."""
+    room = load.sampling.vllm.memory_share * gpu.memory_gib * GIB - _element(load) * copy.parameters
+    row = _token_bytes(copy, model, load) * (assumed.prompt + assumed.response) + _state_bytes(copy, model, load)
+    return replace(load, sampling=replace(load.sampling, num_rows=max(1, min(load.sampling.num_rows, int(room / row)))))
 
 
-def _step_s(stage: Stage, model: ModelConfig, config: RLConfig, rows: float, assumed: Lengths, gpu: Gpu) -> float:
+def _step_s(stage: Stage, model: ModelConfig, load: Load, rows: float, assumed: Lengths, gpu: Gpu) -> float:
     """Return the seconds of one decode step of a lane on a stage. Keys and values are read up to the longest row, half full in the mean."""
-    tp = config.parallel.tp
+    tp = load.tp
     output = model.hidden_size * padded_vocab_size(model.vocab_size, tp) / tp if stage.is_last else 0.0
     context = assumed.max_prompt + assumed.max_response / 2
-    read = _element(config) * (stage.matrices + output)
-    read += rows * (_token_bytes(stage, model, config) * context + 2 * _state_bytes(stage, model, config))
-    product = 2 * rows * (stage.matrices + output) / (gpu.peak_flops(config.precision) * MATMUL[config.precision])
+    read = _element(load) * (stage.matrices + output)
+    read += rows * (_token_bytes(stage, model, load) * context + 2 * _state_bytes(stage, model, load))
+    product = 2 * rows * (stage.matrices + output) / (gpu.peak_flops(load.gang.precision) * MATMUL[load.gang.precision])
     exchanged = len(stage.letters) * ALL_REDUCE_S if tp > 1 else 0.0
     device = max(read / (gpu.hbm_bytes_s * HBM), product) + exchanged
-    if config.rollout.engine == "vllm":  # it launches a CUDA graph
+    if load.sampling.engine == "vllm":  # it launches a CUDA graph
         return device
     return max(device, sum(LAUNCH_S[letter] for letter in stage.letters)) + CHOICE_S
 
 
-def _token_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+def _token_bytes(stage: Stage, model: ModelConfig, load: Load) -> float:
     """Return the bytes of one token's keys and values on a rank."""
-    return stage.letters.count("*") * 2 * model.num_query_groups * model.kv_channels / config.parallel.tp * _element(config)
+    return stage.letters.count("*") * 2 * model.num_query_groups * model.kv_channels / load.tp * _element(load)
 
 
-def _state_bytes(stage: Stage, model: ModelConfig, config: RLConfig) -> float:
+def _state_bytes(stage: Stage, model: ModelConfig, load: Load) -> float:
     """Return the bytes of one row's Mamba states on a rank: the convolution's last inputs, and the state in fp32."""
     if model.mamba is None:
         return 0.0
     mamba = model.mamba
-    inner, tp = mamba.num_heads * mamba.head_dim, config.parallel.tp
-    inputs = mamba.conv_kernel * (inner + 2 * mamba.num_groups * mamba.state_dim) * _element(config)
+    inner, tp = mamba.num_heads * mamba.head_dim, load.tp
+    inputs = mamba.conv_kernel * (inner + 2 * mamba.num_groups * mamba.state_dim) * _element(load)
     return stage.letters.count("M") * (inputs + 4.0 * inner * mamba.state_dim) / tp
 
 
-def _element(config: RLConfig) -> float:
-    return 4.0 if config.precision == "fp32" else 2.0
+def _element(load: Load) -> float:
+    return 4.0 if load.gang.precision == "fp32" else 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from megatron_prism.core.errors import InputError, ResultFailure
+from megatron_prism.core.errors import ResultFailure
 from megatron_prism.generate.engine import Sampling
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import gate
@@ -18,6 +19,7 @@ from megatron_prism.rl.batches import Shape
 PROMPTS = [[5, 9, 14, 200, 31, 7], [1], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71], [250, 3, 250]]
 SAMPLING = Sampling(max_tokens=20, temperature=1.0)
 CONTEXT = 64
+NUM_DRAWN = 1000
 
 
 def built(groups: Groups, ckpt: str, precision: str) -> tuple[list[Any], Any]:
@@ -93,7 +95,7 @@ def trusted(groups: Groups, ckpt: str, precision: str = "fp32", tensor_parallel:
         ],
         "full": [full.ended, len(full.token_ids)],
         "generators": bool(torch.equal(random_state, torch.get_rng_state())),
-        "refused": refusals(engine, seeds),
+        "distances": distances(engine, chunks, model, groups),
     }
 
 
@@ -104,13 +106,28 @@ def cached_greedy(chunks: list[Any], model: Any, groups: Groups, seeds: list[int
     return [rollout.token_ids for rollout in rollouts]
 
 
-def refusals(engine: Any, seeds: list[int]) -> list[str]:
-    said = []
-    for sampling in (Sampling(max_tokens=2, temperature=0.7), Sampling(max_tokens=2, temperature=1.0, top_p=0.9, top_k=5)):
-        try:
-            engine.generate(PROMPTS, 1, sampling, seeds)
-        except InputError as error:
-            said.append(str(error))
+def distances(engine: Any, chunks: list[Any], model: Any, groups: Groups) -> dict[str, list[float]]:
+    """Compare the first tokens that vLLM and the cached engine draw by the same settings, and by vLLM's at another temperature.
+
+    Returns the total variation distance of each pair of frequencies, and the log-probabilities that vLLM reports.
+    """
+    from megatron_prism.generate.cached import Cached
+
+    cached = Cached(chunks, model, groups, max_context=CONTEXT)
+
+    def frequencies(engine: Any, sampling: Sampling) -> Counter[int]:
+        drawn = engine.generate(PROMPTS[:1], NUM_DRAWN, sampling, [5])
+        return Counter(rollout.token_ids[0] for rollout in drawn)
+
+    def distance(one: Counter[int], other: Counter[int]) -> float:
+        return sum(abs(one[token] - other[token]) for token in {*one, *other}) / 2 / NUM_DRAWN
+
+    said = {}
+    for name, own in (("sharp", {"temperature": 0.1, "top_p": 0.7}), ("top_k", {"temperature": 1.0, "top_k": 5})):
+        sampling = Sampling(max_tokens=1, **own)  # type: ignore[arg-type]
+        ours, flat = frequencies(cached, sampling), Sampling(max_tokens=1, temperature=1.0)
+        said[name] = [distance(ours, frequencies(engine, sampling)), distance(ours, frequencies(engine, flat))]
+        said[name].append(len(engine.generate(PROMPTS[:1], 1, sampling, [5])[0].logprobs))
     return said
 
 

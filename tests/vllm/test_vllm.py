@@ -49,7 +49,8 @@ def test_it_is_the_trainers_sampler_at_the_start_and_after_each_update(run_distr
     assert said["ended"][0] == "end_token" and said["ended"][1:] == [True, True, 1]
     assert said["full"] == ["max_context", 5]
     assert said["generators"]
-    assert "0.7" in said["refused"][0] and "top_p 0.9, top_k 5" in said["refused"][1]
+    for same, flat, num_logprobs in said["distances"].values():  # by temperature and top_p, and by top_k
+        assert same < 0.1 < 0.4 < flat and num_logprobs == 0
 
 
 def test_bf16_is_within_its_bound(run_distributed: Any, checkpoint: Any) -> None:

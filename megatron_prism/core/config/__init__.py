@@ -6,8 +6,18 @@ others are ours. docs/CONFIG.md is generated from these classes.
 
 from megatron_prism.core.config.aligner import AlignerConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
+from megatron_prism.core.config.evaluate import (
+    EndpointConfig,
+    EvaluateConfig,
+    EvaluatedConfig,
+    HeldOutConfig,
+    LmEvalConfig,
+    RulerConfig,
+    TaskConfig,
+)
 from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.config.prepare import (
@@ -52,18 +62,25 @@ __all__ = [
     "DataConfig",
     "DecontaminateConfig",
     "Domain",
+    "EndpointConfig",
+    "EvaluateConfig",
+    "EvaluatedConfig",
     "FP8Config",
     "FilterConfig",
     "FusionConfig",
     "GangConfig",
     "GuardConfig",
+    "HeldOutConfig",
     "InitConfig",
     "JobConfig",
     "KeepConfig",
     "LimitsConfig",
     "Llama3Rope",
+    "LmEvalConfig",
     "LogConfig",
     "MambaConfig",
+    "MergeConfig",
+    "MergeModelConfig",
     "MixConfig",
     "MixDomainsConfig",
     "MixRuleConfig",
@@ -84,12 +101,14 @@ __all__ = [
     "RLConfig",
     "RecomputeConfig",
     "ReferenceConfig",
+    "RulerConfig",
     "RunConfig",
     "SampleConfig",
     "SamplingConfig",
     "SaveConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "TaskConfig",
     "TrainConfig",
     "TurnsConfig",
     "ValidationConfig",

@@ -57,6 +57,9 @@ class PromptSourceConfig(Section):
     """For code: the field with the tests. Programs: {inputs, outputs}, or a list of {input, output}. Functions: a list of assert statements. Each may be
     written as JSON in a text."""
 
+    limit: Annotated[int | None, Range(ge=1)] = None
+    """The most prompts of the source, drawn by lot (seed and id): the same ones in whatever order the files are read. Null: all."""
+
     hf_id: str | None = None
     """The data's origin, for the reader."""
 

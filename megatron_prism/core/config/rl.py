@@ -89,8 +89,8 @@ class AlgorithmConfig(Section):
 class VLLMConfig(Section):
     """The engine `vllm`, which shares the gang's processes and devices with training."""
 
-    tensor_parallel: Annotated[int, Range(ge=1)] = 1
-    """The ranks that hold one of vLLM's copies of the model. It need not be parallel.tp; the gang's other ranks hold further copies."""
+    tensor_parallel: Annotated[int | None, Range(ge=1)] = None
+    """The ranks that hold one of vLLM's copies of the model; the gang's other ranks hold further copies. Null: parallel.tp."""
 
     memory_share: Annotated[float, Range(gt=0, lt=1)] = 0.4
     """The share of a GPU's memory that vLLM's weights and cache may fill while it samples; on a host the share of its memory for the cache."""

@@ -18,24 +18,22 @@ from megatron_prism.generate.engine import Sampling
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"], "in_proj": ["in_proj"]}
 
 
-def rollout(tensor_parallel: int = 1, **values: Any) -> RolloutConfig:
+def rollout(tensor_parallel: int | None = None, **values: Any) -> RolloutConfig:
     return RolloutConfig(engine="vllm", max_tokens=8, vllm=VLLMConfig(tensor_parallel=tensor_parallel), **values)
 
 
 def test_a_layout_that_does_not_divide_is_named(nemotron: ModelConfig) -> None:
-    assert engines.check(rollout(), nemotron, 1) == []
-    wrong = engines.check(rollout(3), nemotron, 4)
+    assert engines.check(rollout(), nemotron, 1, tp=1) == []
+    wrong = engines.check(rollout(3), nemotron, 4, tp=1)
+    assert engines.check(rollout(), nemotron, 4, tp=3) == wrong  # the trainer's, where it names none
     assert [problem.where for problem in wrong] == ["rollout.vllm.tensor_parallel"] * 3  # ranks, query groups, the mixers' groups
     assert "4 ranks" in wrong[0].required and "query groups" in wrong[1].required and "mixers'" in wrong[2].required
 
 
-def test_what_vllm_would_report_otherwise_is_refused(nemotron: ModelConfig) -> None:
-    (wrong,) = engines.check(rollout(temperature=0.7), nemotron, 1)
-    assert wrong.found == "0.7" and "temperature 1" in wrong.required
-    assert [problem.found for problem in vllm.unsupported_sampling(Sampling(max_tokens=1, temperature=1.0, top_k=5))] == [
-        "top_p 1.0, top_k 5"
-    ]
-    assert vllm.unsupported_sampling(Sampling(max_tokens=1)) == []
+def test_log_probabilities_are_those_of_temperature_1_or_none() -> None:
+    assert all(vllm.has_logprobs(Sampling(max_tokens=1, temperature=temperature)) for temperature in (0, 1.0))
+    for own in ({"temperature": 0.6}, {"temperature": 1.0, "top_p": 0.95}, {"temperature": 1.0, "top_k": 5}):
+        assert not vllm.has_logprobs(Sampling(max_tokens=1, **own))
 
 
 def test_without_vllm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

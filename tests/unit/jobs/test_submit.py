@@ -474,3 +474,12 @@ def test_the_pipeline_of_reinforcement_learning_reads_what_the_stage_before_it_w
     assert made == read == [one.prompts for one in mixed.sets]
     assert [Path(words[1].removeprefix("out=")) for words in filtered["array"]] == [one.passes for one in mixed.sets]
     assert load(Path("configs/recipes/llama-3.1-8b/rl.yaml"), RLConfig).prompts == mixed.out
+
+
+def test_a_notice_shorter_than_a_planned_step_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe, cluster = "configs/recipes/mistral-small-24b/rl.yaml", "configs/clusters/h100_venv.yaml"
+    submitted("rl", recipe, dry_run=True, cluster=cluster)
+    assert "notice" not in caplog.text
+    submitted("cluster.signal_before_s=300", "rl", recipe, dry_run=True, cluster=cluster)
+    assert "stage rl: a step whose responses are full" in caplog.text and "cluster.signal_before_s=600 is enough" in caplog.text

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -178,7 +180,7 @@ def test_a_rank_stays_one_and_nproc_does_not_contradict_its_launcher(environment
 def test_a_notice_before_there_are_ranks_is_a_stop(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])  # this process may have some, of other tests
     with pytest.raises(Stopped, match=f"{name} before the first step"):
-        launch._hand_on(signal.Signals[name], None)
+        launch._HandOn()(signal.Signals[name], None)
 
 
 def test_a_notice_during_an_import_that_swallows_errors_still_ends_the_process() -> None:
@@ -208,3 +210,25 @@ def test_a_notice_during_an_import_that_swallows_errors_still_ends_the_process()
 def test_a_gang_ends_as_the_rank_that_knows_why(failures: list[tuple[int, int]], code: int) -> None:
     by_rank = {rank: types.SimpleNamespace(exitcode=exits, timestamp=at, pid=1) for rank, (exits, at) in enumerate(failures)}
     assert launch._exit_code(by_rank) == code
+
+
+def test_a_sigterm_that_was_forwarded_is_a_stop_and_one_that_torch_sent_is_not() -> None:
+    killed = {0: types.SimpleNamespace(exitcode=-signal.SIGTERM, timestamp=10, pid=1)}
+    assert launch._exit_code(killed, {signal.SIGTERM}) == Stopped.exit_code
+    assert launch._exit_code(killed, {signal.SIGUSR1}) == launch.GANG_FAILED
+
+
+def test_sigterm_while_the_ranks_start_is_a_stop(tmp_path: Path) -> None:
+    """A real gang of two, whose ranks have no handler yet."""
+    ready, script, gang = tmp_path / "ready", tmp_path / "rank.py", tmp_path / "gang.py"
+    script.write_text(f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)\n")
+    gang.write_text(f"import sys\nfrom megatron_prism.parallel import launch\nsys.exit(launch.start_gang(2, [{str(script)!r}]))\n")
+    with subprocess.Popen([sys.executable, str(gang)], stderr=subprocess.PIPE, text=True) as started:
+        for _ in range(600):
+            if ready.exists() or started.poll() is not None:
+                break
+            time.sleep(0.1)
+        started.terminate()
+        _, said = started.communicate(timeout=60)
+    assert started.returncode == Stopped.exit_code, said
+    assert "stopped by SIGTERM before the first step" in said

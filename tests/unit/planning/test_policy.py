@@ -34,10 +34,11 @@ def test_the_cache_is_that_of_the_engine(llama_8b: ModelConfig, nemotron_h_8b: M
     from megatron_prism.generate.blocks import Attention, Mamba
 
     config = config_of(parallel=ParallelConfig(tp=tp, sequence_parallel=tp > 1))
-    tokens, none = config.batch.seq_length + 1, torch.empty(0, device="meta")
+    load, none = rollout.of_step(config), torch.empty(0, device="meta")
     heads = {"norm_D": none, "bias": None, "out_DY": none, "scale": 1.0, "qkv": torch.empty(0, dtype=torch.bfloat16, device="meta")}
     attention = Attention(num_groups=llama_8b.num_query_groups // tp, head_dim=llama_8b.kv_channels, **heads)
-    assert bytes_of(attention, tokens) == pytest.approx(rollout._token_bytes(replace(LLAMA_STAGE, letters="*"), llama_8b, config) * tokens)
+    tokens = load.max_context
+    assert bytes_of(attention, tokens) == pytest.approx(rollout._token_bytes(replace(LLAMA_STAGE, letters="*"), llama_8b, load) * tokens)
 
     mamba = nemotron_h_8b.mamba
     assert mamba is not None
@@ -59,7 +60,7 @@ def test_the_cache_is_that_of_the_engine(llama_8b: ModelConfig, nemotron_h_8b: M
         chunk_size=mamba.chunk_size,
         kernels=None,
     )
-    assert bytes_of(mixer, tokens) == rollout._state_bytes(replace(HYBRID_STAGE, letters="M"), nemotron_h_8b, config)
+    assert bytes_of(mixer, tokens) == rollout._state_bytes(replace(HYBRID_STAGE, letters="M"), nemotron_h_8b, load)
 
 
 def bytes_of(block: Any, size_K: int) -> int:
@@ -91,15 +92,17 @@ def test_a_decode_step_reads_the_weights_and_the_rows(llama_8b: ModelConfig) -> 
     read = 2 * (LLAMA_STAGE.matrices + 4096 * 128_256) + 2 * 32 * 2 * 8 * 128 * (2049 + 14_336 / 2)
     expected = 1024 * 14_336 * (read / (0.75 * slow.hbm_bytes_s) + rollout.CHOICE_S)
     prefill = 64 * 2049 * 2 * LLAMA_STAGE.matrices / (0.6 * 989e12)
-    assert rollout.seconds([LLAMA_STAGE], llama_8b, config, 1, full, slow) == pytest.approx(expected + prefill)
-    assert rollout.seconds([LLAMA_STAGE], llama_8b, config_of(64), 1, full, slow) < expected / 8  # the weights are read once for all rows
+    assert rollout.seconds([LLAMA_STAGE], llama_8b, rollout.of_step(config), 1, full, slow) == pytest.approx(expected + prefill)
+    assert (
+        rollout.seconds([LLAMA_STAGE], llama_8b, rollout.of_step(config_of(64)), 1, full, slow) < expected / 8
+    )  # the weights are read once for all rows
 
 
 def test_small_stages_wait_for_the_host(nemotron_h_8b: ModelConfig) -> None:
     config = config_of(16)
     tiny = replace(HYBRID_STAGE, matrices=1, parameters=1, is_last=False)
     full = rollout.Lengths(0, 14_336, 2049, 14_336)
-    seconds = rollout.seconds([tiny], replace(nemotron_h_8b, num_query_groups=1, kv_channels=1), config, 64, full, H100)
+    seconds = rollout.seconds([tiny], replace(nemotron_h_8b, num_query_groups=1, kv_channels=1), rollout.of_step(config), 64, full, H100)
     launched = sum(rollout.LAUNCH_S[letter] for letter in tiny.letters) + rollout.CHOICE_S
     assert seconds == pytest.approx(14_336 * launched, rel=0.01)
 
@@ -110,9 +113,9 @@ def test_longer_responses_take_longer_and_fill_more_rows(llama_8b: ModelConfig) 
     assert short.time.rollout_s < long.time.rollout_s < long.longest.rollout_s
     assert short.time.training_s < long.time.training_s < long.longest.training_s
     assert short.longest == long.longest and short.memories == long.memories  # the room is for full responses, whatever is assumed
-    rows = [policy.as_training(config, 8, rollout.lengths(config, tokens)).batch.global_size for tokens in (1000, 14_336)]
+    rows = [policy.as_training(config, 8, rollout.lengths(rollout.of_step(config), tokens)).batch.global_size for tokens in (1000, 14_336)]
     assert rows[0] == 104 and rows[1] == 984  # 1,024 x (512 + mean) tokens in rows of 16,384 that are filled to 95%, on 8 ranks
-    assert rollout.lengths(config, 1e9).response == 14_336
+    assert rollout.lengths(rollout.of_step(config), 1e9).response == 14_336
 
 
 def test_reference_and_trainer_take_a_forward_pass_each(llama_8b: ModelConfig) -> None:
@@ -130,12 +133,14 @@ def test_vllm_takes_its_share_and_has_copies_of_its_own_layout(llama_8b: ModelCo
     config = config_of(rollout=rows, **grid)
     found = policy.predict_rl(stages, llama_8b, config, 8)
     assert [memory.cache for memory in found.memories] == [0.5 * H100.memory_gib * 2**30] * 2
-    copy, own = rollout._copy(stages, config)
-    assert copy.letters == LLAMA_STAGE.letters and (own.parallel.tp, own.parallel.pp) == (2, 1)
+    copy, own = rollout._copy(stages, rollout.of_step(config))
+    assert copy.letters == LLAMA_STAGE.letters and (own.gang.parallel.tp, own.gang.parallel.pp) == (2, 1)
     assert copy.parameters == pytest.approx(LLAMA_STAGE.parameters / 2, rel=1e-3)
-    small = policy.predict_rl(stages, llama_8b, config_of(rollout=replace(rows, vllm=VLLMConfig(memory_share=0.01)), **grid), 8)
+    small = policy.predict_rl(
+        stages, llama_8b, config_of(rollout=replace(rows, vllm=VLLMConfig(tensor_parallel=1, memory_share=0.01)), **grid), 8
+    )
     assert small.memories[0].cache > 2 * LLAMA_STAGE.parameters  # its weights, all of them on a GPU, need more than the share
-    fewer = replace(rows, vllm=VLLMConfig(tensor_parallel=2, memory_share=0.15))
+    fewer = replace(rows, vllm=VLLMConfig(memory_share=0.15))  # in copies of the training TP, 2
     assert policy.predict_rl(stages, llama_8b, config_of(rollout=fewer, **grid), 8).time.rollout_s > 1.5 * found.time.rollout_s
     cached = config_of(rollout=replace(rows, engine="cached"), **grid)
     assert policy.predict_rl(stages, llama_8b, cached, 8).time.rollout_s > found.time.rollout_s

@@ -174,6 +174,20 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
         prompts.run(config)
 
 
+def test_of_more_than_its_limit_a_source_draws_by_lot_in_whatever_order(tmp_path: Path) -> None:
+    records = [{"question": f"{number}?", "answer": str(number)} for number in [*range(40), *range(0, 40, 3)]]  # some twice
+    first = made(tmp_path, records, MATH, limit=10)
+    counts = json.loads((tmp_path / "out/manifest.json").read_text())["sources"][0]
+    assert (len(first), counts["records"], sum(counts["left_out"].values())) == (10, len(records), len(records) - 10)
+    assert [int(prompt.gold) for prompt in first] == sorted(int(prompt.gold) for prompt in first) != list(range(10))
+    (other := tmp_path / "other").mkdir()
+    assert {prompt.id for prompt in made(other, records[::-1], MATH, limit=10)} == {prompt.id for prompt in first}
+    rest = source(tmp_path / "rest.jsonl", records, MATH, name="rest")  # what was not drawn comes from another source
+    config = PromptsConfig(out=tmp_path / "both", sources=(source(tmp_path / "records.jsonl", records, MATH, limit=10), rest))
+    prompts.run(config)
+    assert len(prompt_set.read(tmp_path / "both")) == 40
+
+
 def test_the_same_problem_with_another_gold_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked = [{"question": "a?", "answer": answer} for answer in ("1", "2", 1)]
     chosen = [stem(1), {**stem(1), "right": "a1", "w1": "r1"}, {**stem(1), "w1": "b1", "w2": "a1"}]

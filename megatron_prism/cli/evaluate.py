@@ -1,0 +1,85 @@
+"""A model's scores on tasks: `prism evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_prism.cli import gang
+from megatron_prism.cli.options import DryRun, Json, Nproc, Overrides, a_path
+from megatron_prism.core import paths
+from megatron_prism.core.errors import InputError, Problem
+
+EVALUATIONS = Path("evaluations")  # where the command line alone puts them
+
+
+def evaluate(
+    config: Annotated[str | None, typer.Argument(help="A YAML config; with --hf or --ckpt the first override.", show_default=False)] = None,
+    overrides: Overrides = None,
+    hf: Annotated[Path | None, typer.Option(help="Without a YAML: a Hugging Face folder.", callback=a_path)] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Without a YAML: a checkpoint, or a run folder (its latest).", callback=a_path)] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Without a YAML: sets, and their files, as math500=FILE.jsonl,aime24=FILE.jsonl.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Without a YAML: only the first so many questions of each.", min=1)] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Without a YAML: the responses to each question.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Without a YAML: the folder to write.", callback=a_path)] = None,
+    nproc: Nproc = None,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Score a model on tasks, and keep every response. Started again, it goes on; asked for more, it samples only what is new.
+
+    Example: prism evaluate --hf models/llama --tasks math500=data/math500.jsonl --limit 10
+
+    Under torchrun or srun it joins their gang instead of starting one, as prism train does.
+    """
+    from megatron_prism.core.config import EvaluateConfig
+
+    def job() -> Any:
+        from megatron_prism.jobs import evaluate as job
+
+        return job
+
+    path, given = _of_command(config, list(overrides or []), hf, ckpt, tasks, out)
+    if path is not None and (limit is not None or num_samples is not None):
+        raise InputError(Problem("--limit, --num-samples", "given with a YAML", "tasks.NAME.limit and tasks.NAME.num_samples in it"))
+    for name, _ in _tasks(tasks):
+        given += [f"tasks.{name}.{key}={value}" for key, value in (("limit", limit), ("num_samples", num_samples)) if value is not None]
+    gang.run(job, EvaluateConfig, path, given, nproc, dry_run, json)
+
+
+def _of_command(
+    config: str | None, overrides: list[str], hf: Path | None, ckpt: Path | None, tasks: str | None, out: Path | None
+) -> tuple[Path | None, list[str]]:
+    """Return the YAML and the overrides; or no YAML, and the options as overrides.
+
+    Raises: InputError for a YAML beside the options, or neither.
+    """
+    if hf is None and ckpt is None:
+        if config is None or tasks is not None or out is not None:
+            required = "a YAML and overrides; or --hf or --ckpt with --tasks, and no YAML"
+            raise InputError(Problem("CONFIG, --hf, --ckpt, --tasks, --out", "none of the two ways, or both", required))
+        try:
+            return Path(paths.expanded(config)), overrides
+        except ValueError as error:
+            raise InputError(Problem("CONFIG", str(error), "a path", paths.FIX)) from None
+    if (hf is not None and ckpt is not None) or not tasks:
+        raise InputError(Problem("--hf, --ckpt, --tasks", "two models, or no task", "one model, and --tasks"))
+    if config is not None and "=" not in config:
+        raise InputError(Problem("CONFIG", f"{config} with --hf or --ckpt", "a YAML, or these options"))
+    model = hf or ckpt
+    assert model is not None
+    out = out or EVALUATIONS / model.resolve().name
+    given = [f"model.{'checkpoint' if hf is None else 'hf'}={paths.escaped(str(model))}", f"out={paths.escaped(str(out))}"]
+    for name, file in _tasks(tasks):
+        given.append(f"tasks.{name}.path={file}" if file else f"tasks.{name}.set={name}")
+    return None, [*given, *([config] if config is not None else []), *overrides]
+
+
+def _tasks(text: str | None) -> list[tuple[str, str]]:
+    """Return (name, file) of --tasks; a file may be empty."""
+    parts = [part.partition("=") for part in (text or "").split(",") if part]
+    return [(name, file) for name, _, file in parts]

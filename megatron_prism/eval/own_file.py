@@ -1,0 +1,62 @@
+"""A set of one's own: lines of {id, kind, prompt, gold or choices or tests}, as questions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.load import build
+from megatron_prism.eval.question import Protocol, Question
+from megatron_prism.grade import choice
+
+PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
+KEYS = {one.name for one in fields(Question)}
+
+
+def load(path: Path) -> tuple[Question, ...]:
+    """Return a file's questions. Raises: InputError with every line that is none, or whose id another line has."""
+    questions: dict[str, Question] = {}
+    problems: list[Problem] = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(Problem(str(path), error.strerror or str(error), "a file of questions, a JSON object a line")) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+            if isinstance(values, dict) and (unknown := sorted(set(values) - KEYS)):
+                problems.append(Problem(f"{where}:{unknown[0]}", "an unknown key", f"one of {', '.join(sorted(KEYS))}"))
+            question = build(values, Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
+        except InputError as error:
+            problems += error.problems
+            continue
+        except (ValueError, RecursionError) as error:
+            problems.append(Problem(where, str(error), "a question as JSON"))
+            continue
+        problems += [replace(problem, where=f"{where}:{problem.where}") for problem in _problems(question)]
+        if question.id in questions:
+            problems.append(Problem(f"{where}:id", f"{question.id!r} again", "an id of its own for each question"))
+        questions[question.id] = question
+    if not problems and not questions:
+        problems.append(Problem(str(path), "no lines", "at least one question"))
+    raise_problems(problems)
+    return tuple(questions.values())
+
+
+def _problems(question: Question) -> list[Problem]:
+    if question.kind == "code":
+        return [] if question.tests else [Problem("tests", "no value", "how the code is tested: docs/GRADE.md")]
+    if question.kind == "choice":
+        letters = choice.letters(question.choices)
+        is_right = 2 <= len(question.choices) <= 26 and len(question.gold) == 1 and question.gold in letters
+        return (
+            []
+            if is_right
+            else [Problem("gold", f"{question.gold!r} of {len(question.choices)} choices", "the letter of one of 2 to 26 choices")]
+        )
+    return [] if question.gold.strip() else [Problem("gold", repr(question.gold), "the right answer")]

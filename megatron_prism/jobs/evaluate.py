@@ -1,0 +1,251 @@
+"""`prism evaluate`: a model's scores on tasks, as a folder with every response (eval/folder.py). Started again, it goes on, or grows.
+
+Input: a checkpoint, a run, a Hugging Face folder or an endpoint, and the sets' files. Output: results.jsonl, summary.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from megatron_prism.checkpoint import start
+from megatron_prism.core import log
+from megatron_prism.core.check.evaluate import check_evaluate, kind_of
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.config import EvaluateConfig
+from megatron_prism.core.errors import Problem, raise_problems
+from megatron_prism.data.mixture import Prepared
+from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks
+from megatron_prism.eval import model as models_at_rest
+from megatron_prism.eval.model import Evaluated
+from megatron_prism.eval.reader import Reader
+from megatron_prism.eval.requests import Asked
+from megatron_prism.eval.tasks import Task
+from megatron_prism.families import registry
+from megatron_prism.generate import engines
+from megatron_prism.generate.cached import unsupported
+from megatron_prism.generate.engine import Engine, Sampling
+from megatron_prism.grade import grader
+from megatron_prism.jobs import train
+from megatron_prism.models import build as models
+from megatron_prism.parallel import environment
+from megatron_prism.parallel.groups import Groups, from_first, on_first
+from megatron_prism.rl import gate
+from megatron_prism.rl.batches import Shape
+from megatron_prism.train.stop import StopRequest
+from megatron_prism.train.watchdog import Watchdog
+
+GATE_TOKENS = 2048  # of a prompt: the gate looks at the model, and a long prompt's own pass would need training's memory
+GATE_PROMPTS = 64  # of which the gate takes the longest
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An evaluation before a process starts.
+
+    reader: None behind an endpoint. tasks, asked: those whose responses are sampled, with their questions as the model reads them.
+    mixtures: of the tasks that measure the held-out loss.
+    """
+
+    config: EvaluateConfig
+    reader: Reader | None
+    tasks: Mapping[str, Task]
+    asked: Mapping[str, tuple[Asked, ...]]
+    mixtures: Mapping[str, Prepared]
+    figures: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the evaluation is of. It reads a Hugging Face folder whole."""
+        if self.reader is not None:
+            return self.reader.evaluated.identity()
+        assert self.config.model.endpoint is not None
+        return endpoint.identity(self.config.model.endpoint)
+
+
+def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
+    """Check everything that can be checked before a process starts. Nothing is written.
+
+    Raises: InputError with every problem found.
+    """
+    raise_problems(check_evaluate(config, world_size))
+    by_name: dict[str, Task] = {}
+    mixtures: dict[str, Prepared] = {}
+    _, problems = start.attempt(partial(folder.begun, config.out))
+    for name, wanted in config.tasks.items():
+        if tasks.is_sampled(name, wanted):
+            read = ruler_task.read if kind_of(name, wanted) == ruler_task.RULER else tasks.read
+            task, wrong = start.attempt(partial(read, name, wanted))
+            by_name |= {} if task is None else {name: task}
+        else:
+            prepared, wrong = start.attempt(partial(measured.read, wanted), f"tasks.{name}.held_out.mixture")
+            mixtures |= {} if prepared is None else {name: prepared}
+        problems += wrong
+    evaluated, wrong = _model(config)
+    raise_problems([*problems, *wrong])
+    grader.require(question.kind for task in by_name.values() for question in task.questions)
+    how, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
+    if evaluated is not None:
+        raise_problems([one for name in mixtures for one in measured.check(name, config.tasks[name], mixtures[name], evaluated)])
+        how = reader.read(config, evaluated, by_name, world_size)
+        asked = how.ask(by_name.values())
+    raise_problems(_check_ruler(config, by_name, how))
+    figures = _figures(config, how, by_name, asked, world_size)
+    if not log.is_first():
+        by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
+    return Resolved(config, how, by_name, asked, mixtures, figures)
+
+
+def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], how: Reader | None) -> list[Problem]:
+    """Return why RULER's lengths mean nothing to a model: they are of its own tokens, and within its context."""
+    problems = []
+    for name, task in by_name.items():
+        if task.set != ruler_task.RULER:
+            continue
+        if how is None and config.model.endpoint is not None and config.model.endpoint.tokenizer is None:
+            problems.append(Problem("model.endpoint.tokenizer", "no value", f"the model's tokenizer, for the lengths of tasks.{name}"))
+        if how is not None and (longest := max(task.origin["lengths"])) > how.context:
+            problems.append(Problem(f"tasks.{name}.ruler.lengths", str(longest), f"at most the model's context of {how.context}"))
+    return problems
+
+
+def _model(config: EvaluateConfig) -> tuple[Evaluated | None, list[Problem]]:
+    """Return the model that the gang will build, None behind an endpoint, and the problems of either."""
+    if config.model.endpoint is not None:
+        return None, endpoint.check(config.model.endpoint)
+    evaluated, problems = start.attempt(partial(models_at_rest.read, config.model), "model")
+    grid = config.parallel
+    return evaluated, [*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)]
+
+
+def _figures(
+    config: EvaluateConfig, how: Reader | None, by_name: Mapping[str, Task], asked: Mapping[str, Sequence[Asked]], world_size: int
+) -> dict[str, Any]:
+    per_task = {
+        name: {
+            "set": task.set,
+            "questions": _num_questions(config, task),
+            "responses": _num_questions(config, task) * task.protocol.num_samples,
+            "max_response_tokens": sum(one.max_tokens for one in asked[name]) * task.protocol.num_samples,
+            "longest_prompt_tokens": max((len(one.tokens) for one in asked[name]), default=0),
+            "shortened": sum(one.is_shortened for one in asked[name]),
+        }
+        for name, task in by_name.items()
+    }
+    served = config.model.endpoint
+    return {
+        "model": f"{served.model} at {served.url}" if served is not None else str(config.model.checkpoint or config.model.hf),
+        **({} if how is None else {"parameters": sum(registry.parameters(how.evaluated.model).values())}),
+        "world_size": world_size,
+        "data_parallel": data_parallel_size(config, world_size),
+        "tasks": per_task,
+        "responses": sum(one["responses"] for one in per_task.values()),
+        "environment": environment.variables(config),
+        "out": str(config.out),
+    }
+
+
+def _num_questions(config: EvaluateConfig, task: Task) -> int:
+    return ruler_task.total(config.tasks[task.name]) if task.set == ruler_task.RULER else len(task.questions)
+
+
+def run(resolved: Resolved) -> dict[str, Any]:
+    """Evaluate; every rank of the gang calls this and returns the result.
+
+    Raises: InputError before anything is written where this rank's machine cannot run the config.
+    """
+    return train.on_gang(resolved, evaluate_in_gang)
+
+
+def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
+    """Evaluate on an existing rank grid: hold the folder, build the model, sample and grade what is new, measure, sum up.
+
+    Raises: Stopped where the evaluation was asked to stop. EnvironmentFault, CheckpointError.
+    """
+    config = resolved.config
+    with ExitStack() as stack:
+        stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
+        watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
+        watchdog.doing("reading the model's sums")
+        identity = from_first(on_first(resolved.identity))
+        assert identity is not None
+        resolved = _with_ruler(resolved, groups, watchdog)
+        begun = on_first(partial(evaluation.begin, config, identity, resolved.reader, resolved.tasks, resolved.asked, stack))
+        shards, ungraded = begun.to_do() if begun is not None else ([], [])
+        keys = {name: measured.key_of(config, config.tasks[name], one, identity["sha256"]) for name, one in resolved.mixtures.items()}
+        missing = from_first([name for name, key in keys.items() if begun is not None and key not in begun.measured])
+        is_sampling = from_first(bool(shards))
+        chunks = _chunks(resolved.reader, groups, watchdog) if resolved.reader is not None and (is_sampling or missing) else []
+        work = sample.Work(groups, None if begun is None else begun.judge, stop_request, watchdog)
+        sample.run(work, _sampler(resolved, chunks, work) if is_sampling else None, shards, ungraded)
+        for name in missing:
+            watchdog.doing(f"measuring {name}")
+            part = measured.measure(config, config.tasks[name], resolved.mixtures[name], chunks, groups)
+            on_first(partial(_keep, begun, keys[name], part))
+        return from_first(on_first(partial(_finish, begun, keys))) or {}
+
+
+def _with_ruler(resolved: Resolved, groups: Groups, watchdog: Watchdog) -> Resolved:
+    """Return an evaluation with RULER's questions, which all ranks make together, and rank 0 asks."""
+    config, how = resolved.config, resolved.reader
+    by_name, asked = dict(resolved.tasks), dict(resolved.asked)
+    for name, task in resolved.tasks.items():
+        if task.set != ruler_task.RULER:
+            continue
+        count_tokens = how.count_tokens if how is not None else endpoint.counter(config.model.endpoint)
+        made = replace(task, questions=ruler_task.questions(config.tasks[name], config.seed, count_tokens, groups, watchdog.doing))
+        if (own := on_first(partial(_ask, how, made))) is not None:
+            by_name[name], asked[name] = made, own
+    return replace(resolved, tasks=by_name, asked=asked)
+
+
+def _ask(how: Reader | None, task: Task) -> tuple[Asked, ...]:
+    return requests.ask_elsewhere(task) if how is None else how.ask([task])[task.name]
+
+
+def _chunks(how: Reader, groups: Groups, watchdog: Watchdog) -> Sequence[Any]:
+    """Build the model, and load its weights."""
+    watchdog.doing("reading the model")
+    evaluated = from_first(how.evaluated)  # a run that goes on may have written another checkpoint meanwhile
+    chunks = models.build(evaluated.model, groups, how.config)
+    models_at_rest.load(evaluated, chunks)
+    return chunks
+
+
+def _sampler(resolved: Resolved, chunks: Sequence[Any], work: sample.Work) -> sample.Sampler:
+    """Return the engine over the chunks, once it has shown that it is the model; or the endpoint."""
+    config, how = resolved.config, resolved.reader
+    if how is None:
+        assert config.model.endpoint is not None
+        return endpoint.Endpoint(config.model.endpoint)
+    longest = from_first(max((len(one.tokens) + one.max_tokens for asked in resolved.asked.values() for one in asked), default=0))
+    given = (chunks, how.evaluated.model, how.evaluated.assets, work.groups)
+    engine = engines.engine_of(reader.sampling_of(config), config.precision, min(longest, how.context), *given)
+    _open_gate(resolved, how, engine, chunks, work)
+    return sample.Local(engine, how.spec, config.cache_tokens)
+
+
+def _open_gate(resolved: Resolved, how: Reader, engine: Engine, chunks: Sequence[Any], work: sample.Work) -> None:
+    """Compare the engine with the model's own pass on a few prompts, at temperature 1: a wrong engine's scores would look like a weak model's."""
+    work.watchdog.doing("comparing engine and model")
+    config, tp = resolved.config, resolved.config.parallel.tp
+    prompts = from_first([one.tokens[:GATE_TOKENS] for asked in resolved.asked.values() for one in asked][:GATE_PROMPTS])
+    tokens = max(map(len, prompts)) + gate.START_TOKENS
+    sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=how.spec.end_ids)
+    shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)
+    trust = gate.at_start(engine, chunks, prompts, sampling, shape, work.groups)
+    gate.require(trust, gate.bound_of(config.precision, reader.sampling_of(config)))
+    if work.groups.rank == 0:
+        log.get().info("engine and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
+
+
+def _keep(begun: evaluation.Evaluation | None, key: str, part: Mapping[str, Any]) -> None:
+    assert begun is not None
+    begun.measured.write({key: part})
+
+
+def _finish(begun: evaluation.Evaluation | None, keys: Mapping[str, str]) -> dict[str, Any]:
+    assert begun is not None
+    return begun.finish(keys)

@@ -1,0 +1,42 @@
+"""What a word is where texts are compared: two rules, each from a text to its words in order."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+Rule = Callable[[str], list[str]]
+PLAIN = re.compile(r"\w+")
+COMMAND = re.compile(r"(?<!\\)\\+(?:(?i:begin|end)\s*\{[^{}]*\}|[A-Za-z]+)")  # of LaTeX, escaped or not, with the name of an environment
+WORD, ASCII_WORD = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"[a-z]+|[0-9]+")
+
+
+def plain(text: str) -> list[str]:
+    """Return the lower-case runs of `\\w`."""
+    return PLAIN.findall(text.lower())
+
+
+def without_latex(text: str) -> list[str]:
+    """Return the runs of letters and the runs of digits, case-folded, of the NFKC text without LaTeX's commands.
+
+    Delimiters, spacing and commands hide no copy: `$\\dfrac{x}{2}$`, `\\( \\frac x2 \\)` and `x/2` are the same two words.
+    """
+    if text.isascii():  # as below, at twice the speed
+        return ASCII_WORD.findall(_without_commands(text.lower()))
+    return [word.casefold() for word in WORD.findall(_without_commands(normal(text)))]
+
+
+def normal(text: str) -> str:
+    """Return the text in which `spans` counts characters: its NFKC form."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Return where each word of `without_latex` begins and ends in `normal(text)`."""
+    return [match.span() for match in WORD.finditer(_without_commands(normal(text)))]
+
+
+def _without_commands(text: str) -> str:
+    """Return the text with spaces in the place of LaTeX's commands."""
+    return COMMAND.sub(lambda match: " " * len(match[0]), text) if "\\" in text else text
