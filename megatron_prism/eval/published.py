@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
-from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.eval import choices, rows
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.eval.rows import Row
 from megatron_prism.eval.sets import answers, programs
 
-Group = Literal["math", "code", "gpqa", "other"]
 MAX_PROBLEMS = 50  # shown of one file
 
 
@@ -27,12 +24,11 @@ MAX_PROBLEMS = 50  # shown of one file
 class Published:
     """A published set.
 
-    group: of the paper's averages; `other` is in none. num_questions: that the paper's protocol has. fields: all that its reader may ask for.
-    read: a record as a question, or in words why it is left out. lay_out: what makes the prompts once all questions are known.
+    num_questions: that the paper's protocol has. fields: all that its reader may ask for. read: a record as a question, or in words why it is
+    left out. lay_out: what makes the prompts once all questions are known.
     """
 
     protocol: Protocol
-    group: Group
     num_questions: int
     fields: tuple[str, ...]
     read: Callable[[Row, bool], Question | str]
@@ -41,10 +37,9 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A set's questions, in the file's order; left_out: how many records, by the reason; notes: what a reader of the scores must know."""
+    """A set's questions, in the file's order. notes: what a reader of the scores must know, as records that are left out."""
 
     questions: tuple[Question, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -80,50 +75,37 @@ _GREEDY = replace(
     top_p=1.0,
     source="ours: one greedy response; the paper has GSM8K only in the leaderboard's form (lm-eval)",
 )
-_AIME = Published(protocol=_MATH, group="math", num_questions=30, fields=answers.AIME_FIELDS, read=answers.aime)
-_CODEFORCES = Published(protocol=_CODE, group="code", num_questions=453, fields=programs.CODEFORCES_FIELDS, read=programs.codeforces)
-_DIAMOND = Published(protocol=_GPQA, group="gpqa", num_questions=198, fields=choices.FIELDS, read=choices.gpqa, lay_out=choices.harness)
+_AIME = Published(protocol=_MATH, num_questions=30, fields=answers.AIME_FIELDS, read=answers.aime)
+_CODEFORCES = Published(protocol=_CODE, num_questions=453, fields=programs.CODEFORCES_FIELDS, read=programs.codeforces)
+_DIAMOND = Published(protocol=_GPQA, num_questions=198, fields=choices.FIELDS, read=choices.gpqa, lay_out=choices.harness)
 
 SETS: Mapping[str, Published] = MappingProxyType(
     {
         "aime24": _AIME,
         "aime25": _AIME,
         "math500": replace(_AIME, num_questions=500, fields=answers.MATH_FIELDS, read=answers.math500),
-        "gsm8k": Published(protocol=_GREEDY, group="other", num_questions=1319, fields=answers.GSM8K_FIELDS, read=answers.gsm8k),
+        "gsm8k": Published(protocol=_GREEDY, num_questions=1319, fields=answers.GSM8K_FIELDS, read=answers.gsm8k),
         "gpqa_diamond": _DIAMOND,
         "gpqa_diamond_balanced": replace(
             _DIAMOND,
-            group="other",
             lay_out=choices.balanced,
             protocol=replace(_GPQA, source=f"{_GPQA.source}; the balanced layout of the options is ours"),
         ),
-        "livecodebench": Published(
-            protocol=_CODE, group="code", num_questions=279, fields=programs.LIVECODEBENCH_FIELDS, read=programs.livecodebench
-        ),
+        "livecodebench": Published(protocol=_CODE, num_questions=279, fields=programs.LIVECODEBENCH_FIELDS, read=programs.livecodebench),
         "codeforces": _CODEFORCES,
         "codeforces_checked": replace(
             _CODEFORCES,
-            group="other",
             read=programs.codeforces_checked,
             protocol=replace(_CODE, source=f"{_CODE.source}; without editorials, with checkers, whole tests only: ours"),
         ),
         "humaneval": Published(
             protocol=replace(_GREEDY, answer="boxed_or_plain", source="ours: one greedy response; the paper has no HumanEval"),
-            group="other",
             num_questions=164,
             fields=programs.HUMANEVAL_FIELDS,
             read=programs.humaneval,
         ),
     }
 )
-
-
-def load(name: str, path: Path, chat: bool = False) -> tuple[Question, ...]:
-    """Return a set's questions from a file in its published form, and log what `read` notes."""
-    loaded = read(name, path, chat)
-    for note in loaded.notes:
-        log.get().warning("%s: %s", name, note)
-    return loaded.questions
 
 
 def read(name: str, path: Path, chat: bool = False) -> Loaded:
@@ -156,7 +138,7 @@ def read(name: str, path: Path, chat: bool = False) -> Loaded:
     if problems:
         raise InputError(problems)
     made = tuple(questions) if published.lay_out is None else published.lay_out(questions, chat)
-    return Loaded(questions=made, left_out=dict(left_out), notes=tuple(_notes(published, made, left_out)))
+    return Loaded(questions=made, notes=tuple(_notes(published, made, left_out)))
 
 
 def _notes(published: Published, questions: Sequence[Question], left_out: Counter[str]) -> Iterator[str]:

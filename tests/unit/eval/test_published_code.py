@@ -18,7 +18,7 @@ import pytest
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.eval.grading import grade_config, item_of
-from megatron_prism.eval.published import SETS, load, read
+from megatron_prism.eval.published import SETS, read
 from megatron_prism.eval.question import Question
 from megatron_prism.grade.code import completed
 from megatron_prism.grade.grader import Grader
@@ -40,6 +40,10 @@ def grader() -> Iterator[Grader]:
 def written(path: Path, *records: dict[str, Any]) -> Path:
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     return path
+
+
+def load(name: str, path: Path, chat: bool = False) -> tuple[Question, ...]:
+    return read(name, path, chat).questions
 
 
 def outcomes(grader: Grader, question: Question, *sources: str) -> list[str]:
@@ -242,7 +246,7 @@ def test_codeforces_as_the_harness_has_it(grader: Grader, tmp_path: Path) -> Non
         codeforces(id="3", editorial=None, generated_checker=None, rating=None),
     ]
     loaded = read("codeforces", written(tmp_path / "a.jsonl", *records))
-    assert [one.id for one in loaded.questions] == ["2063/A", "3"] and loaded.left_out == {"interactive problems": 1}
+    assert [one.id for one in loaded.questions] == ["2063/A", "3"] and loaded.notes[0] == "1 interactive problems are left out"
     first, second = loaded.questions
     assert first.tags == {"difficulty": "easy", "checker": "yes", "editorial": "yes"}
     assert second.tags == {"difficulty": "easy", "checker": "no", "editorial": "no"}
@@ -253,7 +257,7 @@ def test_codeforces_as_the_harness_has_it(grader: Grader, tmp_path: Path) -> Non
 def test_codeforces_with_checkers_and_without_editorials(grader: Grader, tmp_path: Path) -> None:
     records = [codeforces(), codeforces(id="2", official_tests_complete=False), codeforces(id="3", generated_checker=None)]
     loaded = read("codeforces_checked", written(tmp_path / "a.jsonl", *records))
-    assert loaded.left_out == {"problems whose tests are cut in the published file": 1}
+    assert loaded.notes[0] == "1 problems whose tests are cut in the published file are left out"
     checked, plain = loaded.questions
     assert "Editorial" not in checked.prompt and "editorial" not in checked.tags
     assert outcomes(grader, checked, FORWARD, BACKWARD, FALSE, "print('no number')") == ["right", "right", "wrong", "wrong"]
