@@ -71,7 +71,7 @@ class Judge:
                 else:
                     self.faults.pop(one.key, None)
                     values[self._grade_key(one, samples[one.key])] = {**vars(outcome), "id": ""}
-            self.grades.update(values)
+            self.grades.write(values)
         return counts
 
     def result(self, request: Request) -> Result:

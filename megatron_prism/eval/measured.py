@@ -112,26 +112,18 @@ class Watched(Served):
         return super().rollouts(prompts, sampling, seeds)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """lm-eval's answers in what is kept, those of one precision (harness.run's `kept`)."""
-
-    kept: Kept
-    prefix: str
-
-    def get(self, key: str, /) -> Any:
-        """Return an answer, or None."""
-        return self.kept.get(self.prefix + key)
-
-    def update(self, values: Mapping[str, Any], /) -> None:
-        """Keep answers."""
-        self.kept.update({self.prefix + key: value for key, value in values.items()})
-
-
-def measure(one: Measured, how: Reader, chunks: Sequence[Any], groups: Groups, answers: Kept | None, before: Callable[[], None]) -> Any:
+def measure(
+    one: Measured,
+    how: Reader,
+    weights: str,
+    chunks: Sequence[Any],
+    groups: Groups,
+    answers: Kept | None,
+    before: Callable[[], None],
+) -> dict[str, Any] | None:
     """Return what a task comes to, {part of the summary, results}; every rank of the gang calls this, and rank 0's counts.
 
-    answers: rank 0's, of lm-eval. before: called before each call of the model.
+    weights: the model's sum. answers: rank 0's, of lm-eval. before: called before each call of the model.
     """
     before()
     if one.prepared is not None:
@@ -150,7 +142,8 @@ def measure(one: Measured, how: Reader, chunks: Sequence[Any], groups: Groups, a
         chat=one.config.chat,
         hub=one.lm_eval.hub,
         seed=config.seed,
-        kept=None if answers is None else Answers(answers, f"{config.precision} "),
+        kept=answers,
+        weights=f"{weights} {config.precision}",
     )
     if made is None:
         return None

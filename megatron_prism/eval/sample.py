@@ -132,7 +132,7 @@ def _submit(work: Work, pool: ThreadPoolExecutor, requests: Sequence[Request]) -
 
 def _keep(work: Work, shard: Sequence[Request], samples: Mapping[str, Any], faults: Mapping[str, str]) -> None:
     assert work.judge is not None
-    work.judge.samples.update(samples)
+    work.judge.samples.write(samples)
     work.judge.faults.update(faults)
     work._counts.update((one.task, "fault") for one in shard if one.key in faults)
 

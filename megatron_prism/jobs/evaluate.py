@@ -184,8 +184,9 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         sample.run(work, _sampler(resolved, chunks, work) if is_sampling else None, shards, ungraded)
         for name in missing:
             assert resolved.reader is not None
-            answers = None if begun is None else begun.answers
-            made = measured.measure(resolved.measured[name], resolved.reader, chunks, groups, answers, partial(sample.pause, work, name))
+            answers, before = None if begun is None else begun.answers, partial(sample.pause, work, name)
+            one = resolved.measured[name]
+            made = measured.measure(one, resolved.reader, identity["sha256"], chunks, groups, answers, before)
             on_first(partial(_keep, begun, keys[name], made))
         return from_first(on_first(partial(_finish, begun, keys))) or {}
 
@@ -244,9 +245,9 @@ def _open_gate(resolved: Resolved, how: Reader, engine: Engine, chunks: Sequence
         log.get().info("engine and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
 
 
-def _keep(begun: evaluation.Evaluation | None, key: str, part: Mapping[str, Any]) -> None:
+def _keep(begun: evaluation.Evaluation | None, key: str, part: Mapping[str, Any] | None) -> None:
     assert begun is not None
-    begun.measured.update({key: part})
+    begun.measured.write({key: part})
 
 
 def _finish(begun: evaluation.Evaluation | None, keys: Mapping[str, str]) -> dict[str, Any]:

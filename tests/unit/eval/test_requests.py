@@ -148,7 +148,7 @@ def test_trap_8_any_end_token_ends_and_a_context_that_ends_in_thought_is_truncat
     samples, faults = Local(engine, two_ends).sample(made)
     assert [one["text"] for one in samples.values()] == ["so \\boxed{1}", "<think> \\boxed{1}", "so \\boxed{1}"] and not faults
     kept = Kept(tmp_path / "samples")
-    kept.update(samples)
+    kept.write(samples)
     judge = Judge({"t": one}, GradeLimits(), kept, Kept(tmp_path / "grades"), lambda config: Grader(config), {})
     assert judge.ungraded(made) == made
     judge.grade(made)
@@ -161,7 +161,7 @@ def test_trap_6_outcomes_in_another_order_do_not_shift(spec: TokenizerSpec, tmp_
     one = task("a", "b", "c", protocol=replace(PROTOCOL, num_samples=1))
     made = list(requests.of_task(one, ask(one, spec), WEIGHTS, 7, spec.end_ids))
     kept = Kept(tmp_path / "samples")
-    kept.update(
+    kept.write(
         {
             request.key: {"text": text, "num_tokens": 1, "ended": "end_token"}
             for request, text in zip(made, ["\\boxed{1}", "", "5"], strict=True)
