@@ -120,6 +120,13 @@ def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
     return config
 
 
+def _progress(config: Run) -> str:
+    """Return the folder whose newest file shows that a start has got on."""
+    if isinstance(config, EvaluateConfig):
+        return SAMPLES
+    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
+
+
 def _problems(config: Run, world_size: int) -> list[Problem]:
     if isinstance(config, EvaluateConfig):
         return check_evaluate(config, world_size)
