@@ -158,7 +158,7 @@ def oracle(hf: Path, data: Path, names: Sequence[str], **choices: Any) -> dict[s
     model = Short(pretrained=reference.load(hf), tokenizer=tokenizer, backend="causal", batch_size=1, device="cpu", **choices)
     tasks = [{"task": name, **their_files(data, name)} for name in names]
     evaluation = lm_eval.simple_evaluate(
-        model=model, tasks=[{"group": "theirs", "task": tasks}], limit=LIMIT, bootstrap_iters=0, log_samples=True
+        model=model, tasks=[{"group": "theirs", "task": tasks}], limit=LIMIT, bootstrap_iters=0, task_manager=lm_eval_worker.manager()
     )
     return {name: {sample["doc_id"]: [one[0] for one in sample["resps"]] for sample in evaluation["samples"][name]} for name in names}
 
