@@ -177,14 +177,17 @@ class GangLM:
         self.counts.num_cut += num_cut
         groups = self.served.groups
         fresh: dict[str, Score] = {}
-        for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
-            scores = {new[number]: score for number, score in self.asking.scores(some).items()}
-            answers |= scores
-            fresh |= {keys[number]: score for number, score in scores.items()}
-            if len(fresh) >= KEPT_AT_ONCE or len(answers) == len(pairs):
-                self.kept.write(fresh)
-                fresh = {}
-                log.get().info("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
+        try:
+            for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
+                scores = {new[number]: score for number, score in self.asking.scores(some).items()}
+                answers |= scores
+                fresh |= {keys[number]: score for number, score in scores.items()}
+                if len(fresh) >= KEPT_AT_ONCE:
+                    self.kept.write(fresh)
+                    fresh = {}
+                    log.get().info("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
+        finally:
+            self.kept.write(fresh)
         return [answers[number] for number in range(len(pairs))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
