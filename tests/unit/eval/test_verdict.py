@@ -1,0 +1,203 @@
+"""What a policy decides on two evaluations, how often it is wrong, and what it refuses to decide."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_prism.core.config.policy import PolicyConfig
+from megatron_prism.core.errors import InputError, ResultFailure
+from megatron_prism.eval import verdict
+from megatron_prism.eval.averages import averages
+from megatron_prism.eval.change import Change, change_of
+from megatron_prism.eval.measures import MEMBERS, Tasks
+from megatron_prism.eval.policy import judge, rules_of, whole
+from tests.unit.eval.two_evaluations import drawn, result, scores, write
+
+NUM_SIMULATIONS = 1000
+SLACK = 0.021  # three standard errors of a share of .05 among 1,000
+
+
+def shares(policy: PolicyConfig, draw_changes: Callable[[np.random.Generator], dict[str, Change]]) -> dict[str | None, float]:
+    """Return the share of each decision among simulated evaluations."""
+    draw = np.random.default_rng(2026)
+    rules = [(rule, {rule.measure: 1.0}) for rule in rules_of(policy)]
+    counts = Counter(whole(judge(rules, draw_changes(draw), policy)) for _ in range(NUM_SIMULATIONS))
+    return {decision: count / NUM_SIMULATIONS for decision, count in counts.items()}
+
+
+def tasks(sizes: dict[str, tuple[int, int]], fall: float = 0.0) -> Callable[[np.random.Generator], dict[str, Change]]:
+    """Return what draws tasks of (questions, samples), whose chances fall by the same share of them in the new model."""
+
+    def draw_changes(draw: np.random.Generator) -> dict[str, Change]:
+        changes = {}
+        for name, (num_questions, num_samples) in sizes.items():
+            old = draw.beta(1.0, 1.0, num_questions)
+            changes[name] = change_of(drawn(name, old, old * (1 - 2 * fall), num_samples, draw))  # the mean of old is .5
+        return changes
+
+    return draw_changes
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"a": (100, 1)}, {"a": (30, 1), "b": (100, 1), "c": (200, 1), "d": (60, 1)}, {"a": (30, 4), "b": (40, 3)}],
+    ids=["one task", "four tasks", "samples"],
+)
+def test_without_a_true_difference_no_go_keeps_its_share(sizes: dict[str, tuple[int, int]]) -> None:
+    policy = PolicyConfig(max_drop=dict.fromkeys(sizes, 0.0), alpha=0.05)
+    assert shares(policy, tasks(sizes)).get("NO-GO", 0.0) <= policy.alpha + SLACK
+    unadjusted = [shares(PolicyConfig(max_drop={name: 0.0}), tasks({name: size})).get("NO-GO", 0.0) for name, size in sizes.items()]
+    assert len(sizes) < 4 or 1 - np.prod([1 - share for share in unadjusted]) > policy.alpha + SLACK, "without Holm it would not"
+
+
+def test_a_fall_of_the_margin_is_rarely_called_either_way_and_one_of_twice_the_margin_is_found() -> None:
+    policy, sizes = PolicyConfig(max_drop={"a": 0.05}), {"a": (400, 4)}
+    at_margin = shares(policy, tasks(sizes, fall=0.05))
+    assert at_margin.get("NO-GO", 0.0) <= policy.alpha + SLACK and at_margin.get("GO", 0.0) <= policy.alpha + SLACK
+    assert shares(policy, tasks(sizes, fall=0.1)).get("NO-GO", 0.0) > 0.9
+    assert shares(policy, tasks(sizes)).get("GO", 0.0) > 0.9
+
+
+def test_a_gain_that_is_asked_for_and_is_not_there_is_no_go() -> None:
+    policy = PolicyConfig(min_gain={"a": 0.1})
+    assert shares(policy, tasks({"a": (400, 4)})).get("NO-GO", 0.0) > 0.95
+    assert shares(policy, tasks({"a": (400, 4)}, fall=-0.25)).get("GO", 0.0) > 0.9
+
+
+def folders(tmp_path: Path, num_lost: int, num_questions: int = 200, **changes: object) -> tuple[Path, Path]:
+    """Return (new, old): of 200 questions the old model solves 120, and the new one num_lost of these no more."""
+    solved = [1.0] * 120 + [0.0] * 80
+    old = write(tmp_path / "old", scores("a", solved[-num_questions:]))
+    new = [0.0] * num_lost + solved[num_lost:]
+    return write(tmp_path / "new", scores("a", new[-num_questions:]), **changes), old
+
+
+@pytest.mark.parametrize(("num_lost", "decision", "is_failure"), [(0, "GO", False), (60, "NO-GO", True), (8, "INCONCLUSIVE", False)])
+def test_the_three_verdicts_and_how_a_job_ends(
+    tmp_path: Path, num_lost: int, decision: str, is_failure: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    new, old = folders(tmp_path, num_lost)
+    one = verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05}))
+    assert one.decision == decision and one.changes["a"].flips.lost == tuple(f"q{number:04d}" for number in range(num_lost))
+    text = "\n".join(verdict.lines(one))
+    assert f"verdict: {decision}" in text and "a: 60.00 -> " in text and "200 pairs" in text and f"{num_lost} lost, 0 gained" in text
+    if is_failure:
+        with pytest.raises(ResultFailure, match="a may fall by at most 5 points") as caught:
+            verdict.require(one)
+        assert caught.value.exit_code == 1
+        return
+    with caplog.at_level("WARNING", "prism"):
+        verdict.require(one)
+    assert ("pairs do not say" in caplog.text) == (decision == "INCONCLUSIVE")
+    if decision == "INCONCLUSIVE":
+        with pytest.raises(ResultFailure):
+            verdict.require(dataclasses.replace(one, policy=PolicyConfig(max_drop={"a": 0.05}, on_inconclusive="fail")))
+
+
+def test_too_few_pairs_are_inconclusive_however_large_the_fall(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", scores("a", [1] * 9))
+    new = write(tmp_path / "new", scores("a", [0] * 9))
+    (rule,) = verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05})).rules
+    assert rule.decision == "INCONCLUSIVE" and "9 pairs of a, and at least 10" in rule.why
+    assert verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05}, min_pairs=9)).decision == "NO-GO"
+
+
+def test_a_fault_is_no_loss(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", scores("a", [1] * 40))
+    faulty = [None if number % 2 else 1.0 for number in range(40)]
+    change = verdict.compare(write(tmp_path / "new", scores("a", faulty)), old, PolicyConfig()).changes["a"]
+    assert (change.change, change.num_pairs, change.pairs.num_masked) == (0.0, 20, 20)
+    wrong = verdict.compare(write(tmp_path / "wrong", scores("a", [one or 0.0 for one in faulty])), old, PolicyConfig())
+    assert wrong.changes["a"].change == -0.5, "the same as wrong answers would be a fall"
+
+
+def test_a_changed_prompt_becomes_no_verdict(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", [*scores("a", [1] * 40), *scores("b", [1] * 40)])
+    asked = [result("a", f"q{number:04d}", 0.0, prompt="another") for number in range(40)]
+    new = write(tmp_path / "new", [*asked, *scores("b", [1] * 40)])
+    with pytest.raises(InputError, match=r"policy \(a\): found a: the prompts of 40 of 40 questions differ"):
+        verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.5}))
+    said = verdict.compare(new, old, PolicyConfig(max_drop={"b": 0.5}))
+    assert said.decision == "GO" and list(said.changes) == ["b"] and "prompts of 40" in said.not_paired["a"][0]
+    assert verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.5}, other_prompts="accept")).decision == "NO-GO"
+
+
+def test_a_policy_that_cannot_be_judged_is_refused_with_all_its_problems(tmp_path: Path) -> None:
+    new, old = folders(tmp_path, 0)
+    with pytest.raises(InputError) as caught:
+        verdict.compare(new, old, PolicyConfig(max_drop={"math5000": 0.1, "math": 0.1}))
+    assert [problem.where for problem in caught.value.problems] == ["policy (math5000)", *["policy (math)"] * 3]
+    assert "aime24: neither evaluation has responses to it" in str(caught.value)
+    with pytest.raises(InputError, match=r"policy.max_drop.a: found 1.5(.|\n)*policy.min_gain.a: found a rule in max_drop too"):
+        verdict.compare(new, old, PolicyConfig(max_drop={"a": 1.5}, min_gain={"a": 0.1}))
+    with pytest.raises(InputError, match="against: found"):
+        verdict.compare(old, old, PolicyConfig())
+
+
+def test_without_a_rule_there_is_a_comparison_and_no_verdict(tmp_path: Path) -> None:
+    one = verdict.compare(*folders(tmp_path, 60), PolicyConfig())
+    assert one.decision is None and "none, the policy has no rule" in next(verdict.lines(one))
+    verdict.require(one)
+
+
+def test_an_average_weighs_as_the_summary_does() -> None:
+    draw = np.random.default_rng(0)
+    reasoning = Tasks(frozenset(MEMBERS["avg_of_six"]), {}, {})
+    for name in ("code", "math", "gpqa", "avg", "avg_of_six"):
+        values = {task: float(draw.random()) for task in MEMBERS["avg_of_six"]}
+        weights = reasoning.weights(name)
+        assert weights is not None and sum(weights.values()) == pytest.approx(1)
+        assert sum(weight * values[task] for task, weight in weights.items()) == pytest.approx(averages(values)[name])
+    parts = {group: frozenset({f"lm_eval/{group}"}) for group in MEMBERS["v1"]} | {
+        "mmlu": frozenset({"lm_eval/mmlu_law", "lm_eval/mmlu_art"})
+    }
+    v1 = Tasks(frozenset().union(*parts.values()), {"ruler": frozenset({"long"})}, parts)
+    weights = v1.weights("v1")
+    assert weights is not None and weights["lm_eval/mmlu_law"] == pytest.approx(1 / 12) and weights["lm_eval/gsm8k"] == pytest.approx(1 / 6)
+    assert v1.weights("ruler") == {"long": 1.0} and v1.weights("v3") is None
+
+
+def test_an_average_is_judged_as_one(tmp_path: Path) -> None:
+    names = ("aime24", "aime25", "math500")
+    old = write(tmp_path / "old", [one for name in names for one in scores(name, [1] * 60)])
+    new = write(tmp_path / "new", [one for name in names for one in scores(name, [0] * (20 * (name == "math500")) + [1] * 60)[:60]])
+    one = verdict.compare(new, old, PolicyConfig(max_drop={"math": 0.02}))
+    (rule,) = one.rules
+    assert rule.change == pytest.approx(-1 / 9) and rule.decision == one.decision == "NO-GO" and len(rule.tasks) == 3
+    assert rule.bootstrap is not None and rule.low is not None and rule.low < rule.bootstrap[0] < -1 / 9 < rule.bootstrap[1]
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    new, old = folders(tmp_path, 60)
+    one = verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05}))
+    verdict.write(new, one)
+    written = json.loads((new / "verdict.json").read_text())
+    assert (written["kind"], written["decision"], written["rules"][0]["num_pairs"]) == ("verdict", "NO-GO", 200)
+    of_task = written["tasks"]["a"]
+    assert of_task["change"] == pytest.approx(-0.3) and of_task["num_lost"] == len(of_task["lost"]) == 60 and of_task["is_exact"]
+    before = (new / "verdict.json").read_bytes()
+    verdict.write(new, verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05})))
+    assert (new / "verdict.json").read_bytes() == before, "a second time the same"
+
+
+def test_the_form_of_nel_gate(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", [*scores("a", [1] * 40), *scores("lm_eval/b", [1, 0, None, 1])])
+    new = write(tmp_path / "new", [*reversed(scores("a", [0] * 10 + [1] * 30)), *scores("lm_eval/b", [1, 1, 1, 0])])
+    verdict.write(new, verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05})))
+    bundle = json.loads((new / "nel/candidate/lm_eval__b/eval-prism.json").read_text())
+    assert bundle["benchmark"] == {"name": "lm_eval/b", "scores": {"mean_reward": {"value": pytest.approx(2 / 3)}}}
+    rows = [
+        [json.loads(line) for line in (new / f"nel/{side}/a/results.jsonl").read_text().splitlines()] for side in ("baseline", "candidate")
+    ]
+    pairs = {row["problem_idx"]: row["reward"] for row in rows[1]}
+    assert [pairs[row["problem_idx"]] for row in rows[0]] == [0.0] * 10 + [1.0] * 30 and rows[0][9]["metadata"] == {"id": "q0009"}
+    assert json.loads((new / "nel/policy.yaml").read_text())["benchmarks"] == {
+        "a": {"tier": "critical", "max_drop": 0.05, "metric": "mean_reward"}
+    }
