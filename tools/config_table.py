@@ -19,6 +19,7 @@ TITLES = {
     "rl filter": "prism rl filter",
     "rl mix": "prism rl mix",
     "evaluate": "prism evaluate",
+    "merge": "prism merge",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "aligner": "prism rl export nemo_aligner",

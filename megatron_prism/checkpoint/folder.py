@@ -161,7 +161,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 def copy_assets(source: Path, target: Path, subfolders: Collection[str] | None = None) -> list[Path]:
     """Copy the files of a Hugging Face folder, except its weights, and those of the named subfolders (None: of all). Return the copies."""
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     kept = [
         path
         for path in _sorted_out(source)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,26 +58,36 @@ def compare(ours_SV: torch.Tensor, theirs_SV: torch.Tensor) -> Comparison:
     )
 
 
-def checkpoint_logits(path: Path, tokens: list[int], gang: GangConfig, groups: Groups) -> torch.Tensor | None:
-    """Return a checkpoint's logits (S, V) on the host: on the first rank of the last pipeline stage; None elsewhere."""
+def checkpoint_model(path: Path, gang: GangConfig, groups: Groups) -> list[Any]:
+    """Return this rank's chunks of a checkpoint's model, with its weights."""
     from megatron_prism.models import build
-    from megatron_prism.models.forward import logits
 
     checkpoint = folder.read(path)
     chunks = build.build(checkpoint.model, groups, gang)
     sharded.require_whole(checkpoint.root)
     sharded.load_weights(checkpoint.root, chunks)
+    return chunks
+
+
+def checkpoint_logits(chunks: list[Any], vocab_size: int, tokens: list[int], groups: Groups) -> torch.Tensor | None:
+    """Return a checkpoint's logits (S, V) on the host: on the first rank of the last pipeline stage; None elsewhere."""
+    from megatron_prism.models.forward import logits
+
     logits_SV = logits(chunks, tokens, groups)
     if logits_SV is None or groups.tp_rank:
         return None
-    return logits_SV[:, : checkpoint.model.vocab_size].float().cpu().contiguous()  # gloo sends memory as it lies
+    return logits_SV[:, :vocab_size].float().cpu().contiguous()  # gloo sends memory as it lies
 
 
-def hf_logits(root: Path, tokens: list[int], precision: Precision) -> torch.Tensor:
-    """Return a Hugging Face folder's logits (S, V) on the host, by transformers."""
+def hf_model(root: Path, precision: Precision) -> Any:
+    """Return a Hugging Face folder's model, by transformers."""
     from megatron_prism.models.build import DTYPES
 
-    model = reference.load(root, DTYPES[precision]).to(host.device())
+    return reference.load(root, DTYPES[precision]).to(host.device())
+
+
+def hf_logits(model: Any, root: Path, tokens: list[int]) -> torch.Tensor:
+    """Return the logits (S, V) on the host of a Hugging Face folder's model."""
     with torch.no_grad(), reference.said_of(root):
         return model(torch.tensor([tokens], device=host.device())).logits[0].float().cpu()
 

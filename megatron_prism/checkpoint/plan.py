@@ -19,7 +19,7 @@ from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.data import split_pattern, tokenizer
-from megatron_prism.families import dense, names, registry
+from megatron_prism.families import dense, names, registry, rope_v4
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, files, layout, recognise, safetensors
 
@@ -86,9 +86,22 @@ def plan_import(root: Path) -> Plan:
     raise_problems([*check_dtypes(spelled.rules, places, root), *check_vocabulary(root, model.vocab_size)])
     raise_problems(list(_differing_copies(root, on_disk, places, spelled.copies)))
     notes += [fault] if (fault := split_pattern.fault(root)) else []
+    notes += [said] if (said := _read_otherwise(config, model, where)) else []
     if left := folder.left_behind(root):
         notes.append(f"left behind, as no file of this model: {_first(left)}")
     return Plan(root, model, spelled.rules, shards, kept, spelled.copies, tuple(notes))
+
+
+def _read_otherwise(config: Mapping[str, Any], model: ModelConfig, where: str) -> str:
+    """Return in words that config.json speaks to transformers 4 of the rotary positions, and tells it something else; empty where not."""
+    if model.position_embedding != "rope" or not rope_v4.has_keys(config):
+        return ""
+    read, problems = rope_v4.read(config, model, where)
+    if problems:
+        return f"transformers 4 would not load it: {'; '.join(map(str, problems))}"
+    fields = [name for name in ("rotary_base", "rope_scaling", "yarn") if getattr(read, name) != getattr(model, name)]
+    told = ", ".join(f"{name} {getattr(read, name)} and not {getattr(model, name)}" for name in fields)
+    return f"transformers 4, and tools that read config.json as it does, would take {told}" if fields else ""
 
 
 def _cleaned(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_prism.checkpoint import folder, integrity, same_data
 from megatron_prism.core import disk, log
-from megatron_prism.core.config import RunConfig, TrainConfig
+from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
 from megatron_prism.core.load import changed, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenizer
-from megatron_prism.families import registry
+from megatron_prism.families import dense, registry
+from megatron_prism.hf.files import read_object
 
 if TYPE_CHECKING:
     from megatron_prism.checkpoint.start import Start
@@ -149,7 +150,7 @@ def _lay_out(config: RunConfig, start: Start, inputs: Sequence[Path], figures: M
     if not start.is_resumed:
         shutil.rmtree(config.run_dir / ORIGIN, ignore_errors=True)  # of a start that saved nothing, perhaps with another model
         with folder.create(config.run_dir / ORIGIN) as temporary:
-            _write_origin(start, temporary)
+            _write_origin(start, config.init, temporary)
             integrity.seal(temporary)
         if start.weights is not None:
             inputs = [*inputs, folder.read(start.weights).root / folder.META]
@@ -163,19 +164,25 @@ def _lay_out(config: RunConfig, start: Start, inputs: Sequence[Path], figures: M
     write_json(path, {"kind": "run", "starts": [*before, this]})
 
 
-def _write_origin(start: Start, target: Path) -> None:
+def _write_origin(start: Start, init: InitConfig, target: Path) -> None:
     if start.weights is not None:
         checkpoint = folder.read(start.weights)
         folder.copy_hf(checkpoint.root, target)
-        if start.model.max_position_embeddings != checkpoint.model.max_position_embeddings:  # init.max_position_embeddings
-            path = target / folder.ASSETS / "config.json"
-            write_json(path, {**read_json(path), "max_position_embeddings": start.model.max_position_embeddings})
+        if init.extends:
+            _write_extended(target / folder.ASSETS, checkpoint.model, start.model)
     else:
         folder.copy_assets(start.assets, target / folder.ASSETS, subfolders=CHAT_TEMPLATES)
         ids = tokenizer.load(start.assets, need_eos=False)
         facts = {"bos_token_id": ids.bos_id, "eos_token_id": ids.eos_id, "dtype": start.dtype}
         write_json(target / folder.ASSETS / "config.json", registry.of_model(start.model).write_config(start.model) | facts)
     folder.write_meta(target, folder.describe(start.model, 0, start.tokens, dtype=start.dtype))
+
+
+def _write_extended(assets: Path, before: ModelConfig, model: ModelConfig) -> None:
+    """Say in a model's Hugging Face files what it is extended to. generation_config.json has nothing of it, and stays."""
+    write_json(assets / "config.json", dense.extended(read_json(assets / "config.json"), before, model))
+    if (path := assets / "tokenizer_config.json").is_file():
+        write_json(path, {**read_object(path, "a tokenizer's config"), "model_max_length": model.max_position_embeddings})
 
 
 @dataclass(frozen=True)

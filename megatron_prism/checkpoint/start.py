@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_prism.checkpoint import folder, run_folder
-from megatron_prism.core.check.train import check_origin
+from megatron_prism.core.check.train import check_extension, check_origin
 from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import flat
@@ -82,11 +82,9 @@ def _read_checkpoint(path: Path) -> folder.Checkpoint:
 
 
 def _check_expected(init: InitConfig, expected: ModelConfig | None, actual: ModelConfig) -> list[Problem]:
-    """The checkpoint must be of the architecture that stands in `model`, where one does. It can be extended, but not cut."""
-    wanted, had = init.max_position_embeddings, actual.max_position_embeddings
-    if wanted is not None and wanted < had:
-        required, fix = f"at least the {had} of {init.checkpoint}", "a shorter data.seq_length needs no other model"
-        return [Problem("init.max_position_embeddings", str(wanted), required, fix)]
+    """The checkpoint must be of the architecture that stands in `model`, where one does, and such that it can be extended as asked."""
+    if problems := list(check_extension(init, actual)):
+        return problems
     if expected is None:
         return []
     said, is_so = flat(expected), flat(actual)

@@ -72,6 +72,13 @@ def convert_verify(
     comparison = job.run_verify(hf, ckpt, tokens, precision, tolerance, tp, pp, seed)  # type: ignore[arg-type]
     if gang.speaks():
         finish(comparison, json)
+        if not comparison["rotary_passed"]:
+            words = "; ".join(
+                f"{reader}: {comparison[key]}"
+                for reader, key in (("transformers", "rotary_transformers"), ("a reader of transformers 4's kind", "rotary_v4_reading"))
+                if comparison[key] != "same"
+            )
+            raise ResultFailure(f"{ckpt} and {hf / 'config.json'} rotate positions differently (ours, theirs): {words}")
         if not comparison["passed"]:
             raise ResultFailure(
                 f"{ckpt} is not {hf}: token {comparison['worst_position']}, vocabulary entry {comparison['worst_token_id']}: logit "

@@ -1,12 +1,13 @@
-"""The data of a run: `prism prepare`, `prism prompts`, `prism locate`."""
+"""The data of a run: `prism prepare`, `prism prompts`, `prism contaminate`, `prism locate`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import Config, DryRun, Json, Overrides, finish
+from megatron_prism.cli.options import Config, DryRun, Json, Overrides, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 
@@ -63,6 +64,47 @@ def prompts(config: Config, overrides: Overrides = None, dry_run: DryRun = False
     settings = load(config, PromptsConfig, overrides or [])
     with placed(config, PromptsConfig, overrides or []):
         finish(job.run(settings, dry_run=dry_run), json)
+
+
+def contaminate(
+    data: Annotated[list[str], typer.Argument(help="A mixture's folder, a prompt set's, or files; also NAME=PATH.", show_default=False)],
+    against: Annotated[list[str], typer.Option(help="An evaluation set in its published form, as NAME=FILE. May be given again.")],
+    ngram: Annotated[int, typer.Option(help="This many words in a row.", min=1)] = 13,
+    shortest: Annotated[
+        int, typer.Option(help="A text of fewer words than --ngram is looked for as a whole, of fewer than this not.", min=1)
+    ] = 8,
+    text: Annotated[str, typer.Option(help="How a record of a file becomes its text.")] = "{text}",
+    question: Annotated[list[str] | None, typer.Option(help="A field of a question, looked for before those of published sets.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A mixture's tokenizer, where it has moved.", callback=a_path)] = None,
+    examples: Annotated[int, typer.Option(help="The documents written for each question and source.", min=1)] = 3,
+    num_workers: Annotated[int | None, typer.Option(help="The number of processes; the default is one a core.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the examples into this folder.", callback=a_path)] = None,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Find the questions of evaluation sets in a mixture, a prompt set or files.
+
+    Example: prism contaminate data/prepared/math --against math500=data/evaluation/math500.jsonl --against aime24=data/evaluation/aime24.jsonl
+    """
+    from megatron_prism.jobs import contaminate as job
+    from megatron_prism.report import contamination
+
+    result = job.run(
+        data,
+        against,
+        ngram=ngram,
+        shortest=shortest,
+        text=text,
+        question_fields=question or (),
+        tokenizer=tokenizer,
+        num_examples=examples,
+        num_workers=num_workers,
+        out=out,
+        dry_run=dry_run,
+    )
+    finish(result, json, quiet=True)
+    for line in contamination.lines(result):
+        typer.echo(line)
 
 
 def _download(line: dict[str, Any]) -> str:

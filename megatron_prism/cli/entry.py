@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import convert, data, evaluate, gang, generate, grade, report, rl, submit, train
+from megatron_prism.cli import analyze, convert, data, evaluate, gang, generate, grade, merge, report, rl, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
@@ -33,8 +33,10 @@ for job in (
     evaluate.evaluate,
     data.prepare,
     data.prompts,
+    data.contaminate,
     train.train,
     train.plan,
+    merge.merge,
     data.locate,
     submit.submit,
     report.status,
@@ -43,6 +45,7 @@ for job in (
     app.command()(job)
 app.add_typer(convert.app, name="convert")
 app.add_typer(rl.app, name="rl")
+app.add_typer(analyze.app, name="analyze")
 
 
 @app.callback(invoke_without_command=True)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from megatron_prism import __version__
 from megatron_prism.core.config.grade import GradeConfig, GradeLimits
 from megatron_prism.core.manifest import sha256_json
 from megatron_prism.eval.cache import Kept
-from megatron_prism.eval.question import Question, Result
+from megatron_prism.eval.grading import grade_config, item_of, tags_of
+from megatron_prism.eval.question import Result
 from megatron_prism.eval.requests import Request
 from megatron_prism.eval.tasks import Task
 from megatron_prism.grade.outcome import Graded, Item
@@ -55,7 +56,11 @@ class Judge:
         counts: Counter[tuple[str, str]] = Counter()
         for name, own in by_task.items():
             samples = {one.key: self.samples[one.key] for one in own}
-            items = [_item(one.asked.question, samples[one.key], one.key) for one in own]
+            takes_cut = self.tasks[name].protocol.takes_cut
+            items = [
+                item_of(one.asked.question, samples[one.key]["text"], one.key, samples[one.key]["ended"] != "end_token", takes_cut)
+                for one in own
+            ]
             graded = self.grader_of(self._config(self.tasks[name])).grade(items)
             values = {}
             for one in own:
@@ -87,31 +92,19 @@ class Judge:
             score=_score(graded),
             why=graded.why,
             prompt_sha256=request.asked.prompt_sha256,
-            tags=dict(question.tags),
+            tags=tags_of(question, graded),
             **known,
         )
 
     def _config(self, task: Task) -> GradeConfig:
-        return replace(GradeConfig(**vars(self.limits)), think=task.protocol.think, answer=task.protocol.answer)
+        return grade_config(task.protocol, self.limits)
 
     def _grade_key(self, request: Request, sample: Mapping[str, Any]) -> str:
         question, protocol = request.asked.question, self.tasks[request.task].protocol
         asked = [question.kind, question.gold, question.choices, question.tests]
         response = [sample["text"], sample["ended"], isinstance(question.prompt, str)]
-        how = [protocol.think, protocol.answer, self.limits.cpu_limit_s, __version__, dict(self.versions)]
+        how = [protocol.think, protocol.answer, protocol.takes_cut, self.limits.cpu_limit_s, __version__, dict(self.versions)]
         return sha256_json([asked, response, how])
-
-
-def _item(question: Question, sample: Mapping[str, Any], id: str) -> Item:
-    return Item(
-        id=id,
-        kind=question.kind,
-        response=sample["text"],
-        gold=question.gold,
-        choices=question.choices,
-        tests=question.tests,
-        is_truncated=sample["ended"] != "end_token",
-    )
 
 
 def _score(graded: Graded) -> float | None:

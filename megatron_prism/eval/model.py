@@ -16,6 +16,7 @@ from megatron_prism.checkpoint.plan import Plan, plan_import
 from megatron_prism.core.config import EvaluatedConfig, ModelConfig
 from megatron_prism.core.errors import CheckpointError, InputError, Problem
 from megatron_prism.core.manifest import sha256_file, sha256_json
+from megatron_prism.data import tokenizer
 from megatron_prism.families import blocks
 from megatron_prism.generate import handover
 from megatron_prism.hf import safetensors
@@ -39,6 +40,11 @@ class Evaluated:
     @property
     def assets(self) -> Path:
         return self.source.assets if isinstance(self.source, Checkpoint) else self.source.root
+
+    def tokenizer_sha256(self) -> str | None:
+        """Return the sum of the model's tokenizer. None: it has none."""
+        path = self.assets / tokenizer.FILE
+        return sha256_file(path) if path.is_file() else None
 
     def identity(self) -> dict[str, Any]:
         """Return what the evaluation is of: sha256 stands for the weights. It reads a Hugging Face folder whole.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -12,6 +12,7 @@ from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.grade import choice
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
+KEYS = {one.name for one in fields(Question)}
 
 
 def load(path: Path) -> tuple[Question, ...]:
@@ -27,7 +28,10 @@ def load(path: Path) -> tuple[Question, ...]:
             continue
         where = f"{path}:{number}"
         try:
-            question = build(json.loads(line), Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
+            values = json.loads(line)
+            if isinstance(values, dict) and (unknown := sorted(set(values) - KEYS)):
+                problems.append(Problem(f"{where}:{unknown[0]}", "an unknown key", f"one of {', '.join(sorted(KEYS))}"))
+            question = build(values, Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
         except InputError as error:
             problems += error.problems
             continue

@@ -35,9 +35,10 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a task is sampled and graded by default, and where that comes from. A config may change each.
+    """How a task is sampled and graded by default, and where that comes from. A config may change each but takes_cut.
 
-    num_samples: the responses to each question. source: the paper's section or the harness, in words.
+    num_samples: the responses to each question. source: the paper's section or the harness, in words. takes_cut: a response that was cut is
+    graded where it holds a closed answer after its thinking, as the paper's harnesses do; it is truncated otherwise.
     """
 
     num_samples: int
@@ -47,6 +48,7 @@ class Protocol:
     think: Think
     answer: AnswerForm
     source: str
+    takes_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,12 @@ def _encode(question: Question, is_chat: bool, spec: TokenizerSpec, template: Ch
     if is_chat or not isinstance(question.prompt, str):
         assert template is not None
         return chat.encode(template, spec, turns_of(question), add_generation_prompt=True)
-    tokens = tokenizer.encode_prompt(question.prompt, spec)
+    return encode_plain(question.prompt, spec, bos)
+
+
+def encode_plain(text: str, spec: TokenizerSpec, bos: str) -> list[int]:
+    """Return a plain prompt's tokens. bos: `tokenizer`, `none` or `one`, as the config says."""
+    tokens = tokenizer.encode_prompt(text, spec)
     if bos == "tokenizer":
         return tokens
     plain = tokens[_num_bos(tokens, spec) :]

@@ -43,7 +43,7 @@ def whole(identity: Mapping[str, Any], how: Mapping[str, Any], versions: Mapping
     words = {part["bos"] for part in by_task.values() if part.get("bos")}
     by_set: dict[str, dict[str, float | None]] = {}
     for name, part in by_task.items():
-        by_set.setdefault(part["set"]["name"], {})[name] = part["score"]
+        by_set.setdefault(part["set"]["name"], {})[name] = part.get("score")
     scores = {of: own[of] if of in own else next(iter(own.values())) for of, own in by_set.items() if of in own or len(own) == 1}
     return {
         "kind": folder.KIND,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron_prism.core import log
 from megatron_prism.core.check.evaluate import kind_of
 from megatron_prism.core.config import TaskConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.eval import own_file
+from megatron_prism.eval import own_file, published
 from megatron_prism.eval.question import Protocol, Question
 
 FILE = "file"
@@ -31,18 +32,29 @@ class Task:
 def read(name: str, config: TaskConfig) -> Task:
     """Return a task of questions. Raises: InputError where its set is unknown, or its file is missing or wrong."""
     set_name = config.set or name
-    if set_name != FILE:
+    if set_name not in known():
         raise InputError(Problem(f"tasks.{name}.set", repr(set_name), f"one of {', '.join(known())}"))
     if config.path is None:
         raise InputError(Problem(f"tasks.{name}.path", "no value", f"the file of the set {set_name}"))
-    questions = own_file.load(config.path)
-    origin = {"path": str(config.path), "sha256": sha256_file(config.path), "num_questions": len(questions), "limit": config.limit}
-    return Task(name, set_name, questions[: config.limit], protocol_of(config, own_file.PROTOCOL), config.chat, origin)
+    if set_name == FILE:
+        loaded, default = published.Loaded(questions=own_file.load(config.path)), own_file.PROTOCOL
+    else:
+        loaded, default = published.read(set_name, config.path, config.chat), published.SETS[set_name].protocol
+    for note in loaded.notes:
+        log.get().warning("tasks.%s: %s", name, note)
+    origin = {
+        "path": str(config.path),
+        "sha256": sha256_file(config.path),
+        "num_questions": len(loaded.questions),
+        "limit": config.limit,
+        "notes": list(loaded.notes),
+    }
+    return Task(name, set_name, loaded.questions[: config.limit], protocol_of(config, default), config.chat, origin)
 
 
 def known() -> tuple[str, ...]:
     """Return the names of all sets."""
-    return (FILE,)
+    return (FILE, *published.SETS)
 
 
 def protocol_of(config: TaskConfig, default: Protocol) -> Protocol:

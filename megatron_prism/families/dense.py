@@ -80,15 +80,14 @@ def read_config(
 
 def key_of(field: str, hf: Mapping[str, Any]) -> str:
     """Return the key of a config.json that a ModelConfig field is read from; the field's name where it has no other."""
+    if field.startswith("yarn."):
+        return field.replace("yarn", rope.key_of(hf), 1)
     keys = KEYS.get(field, (field,))
     return next((key for key in keys if key in hf), keys[-1])
 
 
 def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch, without the family's own keys."""
-    rotary: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
-    if model.rope_scaling is not None:
-        rotary |= {"rope_type": "llama3", **vars(model.rope_scaling)}
     return {
         "architectures": [architecture],
         "attention_bias": False,
@@ -105,10 +104,24 @@ def write_config(model: ModelConfig, architecture: str, model_type: str) -> dict
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.num_query_groups,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": rotary,
+        **rope.written(model),
         "tie_word_embeddings": model.tie_word_embeddings,
         "vocab_size": model.vocab_size,
     }
+
+
+def extended(hf: Mapping[str, Any], before: ModelConfig, model: ModelConfig) -> dict[str, Any]:
+    """Return the config.json of a model that was `before` when it was read, and is extended to longer texts.
+
+    Its rotary positions are spelled so that transformers 4 and 5 read the same: what stood there may have said one of them nothing, or have
+    left the original positions to max_position_embeddings. All other keys stay.
+    """
+    changed: dict[str, Any] = {"max_position_embeddings": model.max_position_embeddings}
+    if model.window_size != before.window_size:
+        changed["sliding_window"] = model.window_size
+    if model.position_embedding != "rope":
+        return {**hf, **changed}
+    return {key: value for key, value in hf.items() if key not in rope.KEYS} | changed | rope.written(model)
 
 
 def rules(model: ModelConfig) -> list[Rule]:

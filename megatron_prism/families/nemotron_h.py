@@ -77,7 +77,7 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     """Return the config.json of a model trained from scratch."""
     assert model.layer_pattern is not None
     written = dense.write_config(model, ARCHITECTURES[0], MODEL_TYPE)
-    for key in ("hidden_act", "rms_norm_eps", "rope_parameters"):  # keys that this class does not have
+    for key in ("hidden_act", "rms_norm_eps", "rope_parameters", "rope_theta"):  # keys that this class does not have
         del written[key]
     own = {
         "layers_block_type": [KINDS[kind] for kind in model.layer_pattern],

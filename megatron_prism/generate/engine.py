@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from megatron_prism.core.errors import Problem
 
-Ending = Literal["end_token", "max_tokens", "max_context"]
+Ending = Literal["end_token", "stop", "max_tokens", "max_context"]
+Stop = Callable[[Sequence[int]], bool]  # says whether a rollout's tokens end it; equal on every rank, also in its repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Sampling:
 
     temperature: divides the logits; 0 is greedy. top_k keeps this many of the likeliest tokens, then top_p the smallest set of at least this
     probability. The likeliest token is always kept, and so are tokens exactly as likely as the last one kept.
-    end_ids: the tokens that end a rollout. The rollout includes the end token.
+    end_ids: the tokens that end a rollout. The rollout includes the end token. stop: ends one too, for example by its text (stop.StopTexts).
     """
 
     max_tokens: int
@@ -27,6 +28,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     end_ids: tuple[int, ...] = ()
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Rollout:
     prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt.
     logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary. With top_p 1 and top_k None this is
     the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits). Empty where the engine has none.
-    ended: by an end token, after max_tokens, or when prompt and rollout fill the model's context.
+    ended: by an end token, by sampling.stop, after max_tokens, or when prompt and rollout fill the model's context.
     """
 
     prompt: int

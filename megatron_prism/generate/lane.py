@@ -40,10 +40,11 @@ class Draft:
         """Append a token. If it is the last one, return the finished rollout."""
         self.token_ids.append(token)
         self.logprobs.append(logprob)
-        if token not in sampling.end_ids and len(self.token_ids) < self.max_tokens:
+        is_end, is_stop = token in sampling.end_ids, sampling.stop is not None and sampling.stop(self.token_ids)
+        if not is_end and not is_stop and len(self.token_ids) < self.max_tokens:
             return None
         full: Ending = "max_tokens" if len(self.token_ids) == sampling.max_tokens else "max_context"
-        ended = "end_token" if token in sampling.end_ids else full
+        ended: Ending = "end_token" if is_end else "stop" if is_stop else full
         return Rollout(self.prompt, self.sample, self.seed, tuple(self.token_ids), tuple(self.logprobs), ended)
 
 

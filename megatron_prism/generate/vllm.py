@@ -119,6 +119,8 @@ class VLLM:
         Raises: InputError for the arguments. ResultFailure where vLLM does not hold what it was handed, or drops a rollout.
         """
         wrong = problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, self.max_context)
+        if sampling.stop is not None:
+            wrong.append(Problem("sampling.stop", "stop texts", "none: vLLM would test its own text for them", "use the engine `cached`"))
         raise_problems(wrong)
         if not prompts:
             return []

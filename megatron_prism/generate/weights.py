@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.generate.blocks import MLP, Attention, Block, Mamba, Positions
-from megatron_prism.models import mamba
+from megatron_prism.models import mamba, rope
 from megatron_prism.models.build import unwrap
 from megatron_prism.models.spec import FC1_NORM, IN_PROJ_NORM, QKV_NORM
 from megatron_prism.parallel import megatron_versions
@@ -74,6 +74,7 @@ def _blocks(layer: Parameters, model: ModelConfig, groups: Groups) -> list[Block
 
 
 def _attention(layer: Parameters, model: ModelConfig, groups: Groups) -> Attention:
+    scale = rope.softmax_scale(model)
     return Attention(
         norm_D=layer.pop("self_attention.linear_qkv.layer_norm_weight"),
         qkv=layer.pop("self_attention.linear_qkv.weight"),
@@ -81,7 +82,7 @@ def _attention(layer: Parameters, model: ModelConfig, groups: Groups) -> Attenti
         out_DY=layer.pop("self_attention.linear_proj.weight"),
         num_groups=model.num_query_groups // groups.tp,
         head_dim=model.kv_channels,
-        scale=model.kv_channels**-0.5 if model.attention_multiplier is None else model.attention_multiplier,
+        scale=model.kv_channels**-0.5 if scale is None else scale,
     )
 
 

@@ -7,9 +7,12 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import math
 
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|bf)\s*\{([^{}]*)\}")
+_LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]\s+(.+)", re.DOTALL)
+_MARKS = "*_$ \t"  # of Markdown and LaTeX around a letter
 _LABELS = ("answer:", "final answer:", "the answer:")
 
 
@@ -18,8 +21,11 @@ def letters(choices: Sequence[str]) -> str:
     return ascii_uppercase[: len(choices)]
 
 
-def extract(answer: str, takes_plain: bool) -> str | None:
-    """Return the text of the choice: of the last box, else of the last line `Answer: X`, else of an answer that is one letter."""
+def extract(answer: str, form: AnswerForm) -> str | None:
+    """Return the text of the choice: of the last box, else of the last line `Answer: X`, else of an answer that is one letter.
+
+    With the form `boxed` one letter alone is none. With `boxed_or_last` a line that says `answer is X` counts as `Answer: X` does.
+    """
     boxed = math.last_boxed(answer)
     if boxed is not None or "\\boxed" in answer:
         return (boxed or "").strip() or None
@@ -28,16 +34,21 @@ def extract(answer: str, takes_plain: bool) -> str | None:
         label = next((label for label in _LABELS if plain[: len(label)].casefold() == label), None)
         if label is not None:
             return plain[len(label) :].strip() or None
-    return answer if takes_plain and len(answer) == 1 else None
+        if form == "boxed_or_last" and (mark := re.search(r"\banswer is:?\s+(?!not\b)", plain, re.IGNORECASE)):
+            return plain[mark.end() :].removesuffix(".").strip() or None
+    return answer if form != "boxed" and len(_letter(answer)) == 1 else None
 
 
 def chosen(text: str, choices: Sequence[str]) -> str | None:
     """Return the letter that a text names, by itself or as the text of exactly one option, else None."""
     bare = _bare(text)
-    letter = bare.removesuffix(".").removeprefix("(").removesuffix(")")
+    letter = _letter(bare)
     if len(letter) == 1 and letter.isascii() and letter.upper() in letters(choices):
         return letter.upper()
     equal = [letter for letter, choice in zip(letters(choices), choices, strict=True) if _bare(choice) == bare]
+    if not equal and (match := _LETTER_AND_TEXT.fullmatch(bare)):  # `D) its text`: both must name one option
+        named = chosen(match[1], choices)
+        return named if named and chosen(match[2], choices) == named else None
     return equal[0] if len(equal) == 1 else None
 
 
@@ -49,6 +60,12 @@ def shuffle(choices: Sequence[str], gold: str, seed: str) -> tuple[tuple[str, ..
 
     order = sorted(range(len(choices)), key=draw)
     return tuple(choices[index] for index in order), ascii_uppercase[order.index(ascii_uppercase.index(gold))]
+
+
+def _letter(text: str) -> str:
+    """Return a text without the marks around it and one pair of parentheses: `(D)`, `**D**` and `D.` are D."""
+    bare = text.strip(_MARKS).removesuffix(".").strip(_MARKS)
+    return bare.removeprefix("(").removesuffix(")").strip(_MARKS)
 
 
 def _bare(text: str) -> str:

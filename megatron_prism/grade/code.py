@@ -1,4 +1,8 @@
-"""Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, or judged by asserts.
+"""Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, called, or judged by asserts.
+
+The kinds of tests: stdin (cases of {input, output}; checker: a program that judges outputs where several are right), call (function, and cases
+of {input: a JSON argument a line, output: JSON}), asserts (code; prompt: the answer may also continue it). packed_cases: more cases
+(grade/packed.py). time_limit_s: of one program.
 
 No verdict comes by a channel that the judged code reaches. Outputs are compared here, where the expected ones stay; asserts run in a sandbox of
 their own, which calls the answer's functions in another one (`sandbox/exchange.py`).
@@ -8,17 +12,40 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
+import math
 import re
+import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.outcome import Graded, Item, Outcome
+from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_WHY = 200
+KINDS = ("stdin", "call", "asserts")
+# what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
+STOPS = re.compile(r"\n(?=class |def |#|if |print|```)")
+# the modules whose names a function for starter code may use. Source: LiveCodeBench, lcb_runner/evaluation/testing_util.py, import_string
+_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
+)
+_CHECKED = """\
+import builtins, io, json, sys
+_texts = dict(zip(("input.txt", "correct_output.txt", "solution_output.txt"), json.loads(sys.stdin.read())))
+_open = builtins.open
+def _read(file, mode="r", *given, **named):
+    if file not in _texts:
+        return _open(file, mode, *given, **named)
+    return io.BytesIO(_texts[file].encode()) if "b" in mode else io.StringIO(_texts[file])
+builtins.open = io.open = _read
+sys.argv = ["checker.py", *_texts]
+"""
 
 
 def code_of(answer: str) -> str | None:
@@ -45,16 +72,39 @@ def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
     def graded(outcome: Outcome, why: str = "") -> Graded:
         return Graded(id=item.id, outcome=outcome, why=" ".join(why.split())[:MAX_WHY])
 
-    problem = _tests_problem(item.tests)
-    if problem or item.tests is None:
+    tests = item.tests
+    try:
+        if isinstance(tests, Mapping) and "packed_cases" in tests:
+            tests = with_cases(tests)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return graded("fault", f"the tests: {error}")
+    problem = _tests_problem(tests)
+    if problem or tests is None:
         return graded("fault", problem)
-    code = code_of(answer)
+    code = code_of(answer) if "prompt" not in tests else completed(answer, tests["prompt"], tests["entry_point"])
     if code is None:
         return graded("no_format", "no fenced block of code in the answer")
     if "\0" in code:
         return graded("wrong", "a null byte in the code")
-    outcome, why = (_by_cases if item.tests["kind"] == "stdin" else _by_asserts)(code, item.tests, sandbox)
+    if limit_s := tests.get("time_limit_s"):
+        limits = replace(sandbox.limits, cpu_s=math.ceil(limit_s), wall_s=max(sandbox.limits.wall_s, 2.0 * limit_s))
+        sandbox = replace(sandbox, limits=limits)
+    outcome, why = {"stdin": _by_cases, "call": _by_calls, "asserts": _by_asserts}[tests["kind"]](code, tests, sandbox)
     return graded(outcome, why)
+
+
+def completed(answer: str, prompt: str, entry_point: str) -> str:
+    """Return the program of a prompt that ends in a function's docstring, and an answer: the whole function again, or its body.
+
+    The answer is the last fenced block, else the text itself up to what its first function ends before. It comes without the blanks before
+    its first line.
+    """
+    code = code_of(answer)
+    if re.search(rf"^(async )?def {re.escape(entry_point)}\b", answer if code is None else code, re.MULTILINE):
+        return f"{prompt}\n{answer if code is None else code}"
+    if code is not None:
+        return f"{prompt}{textwrap.indent(textwrap.dedent(code), ' ' * 4)}"
+    return f"{prompt}    {STOPS.split(answer, maxsplit=1)[0].lstrip()}\n"
 
 
 def is_same_output(said: str, expected: str) -> bool:
@@ -99,14 +149,23 @@ def free_names(tests: str) -> list[str]:
 
 def _tests_problem(tests: Mapping[str, Any] | None) -> str:
     """Return what is wrong with an item's tests, or an empty text."""
-    if not isinstance(tests, Mapping) or tests.get("kind") not in ("stdin", "asserts"):
-        return "the tests have no kind stdin or asserts"
-    if tests["kind"] == "stdin":
+    if not isinstance(tests, Mapping) or tests.get("kind") not in KINDS:
+        return f"the tests have no kind {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+    limit_s = tests.get("time_limit_s", 1)
+    if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)) or not 0 < limit_s < math.inf:
+        return "the tests have a time_limit_s that is no number of seconds"
+    if not all(isinstance(tests.get(key, ""), str) for key in ("checker", "prompt", "entry_point", "function")):
+        return "the tests have a checker, prompt, entry_point or function that is no text"
+    if tests["kind"] != "asserts":
         cases = tests.get("cases")
         is_whole = isinstance(cases, (list, tuple)) and all(
             isinstance(case, Mapping) and isinstance(case.get("input"), str) and isinstance(case.get("output"), str) for case in cases
         )
-        return "" if is_whole and cases else "the tests have no cases of input and output"
+        if not is_whole or not cases:
+            return "the tests have no cases of input and output"
+        return _calls_problem(tests) if tests["kind"] == "call" else ""
+    if "prompt" in tests and not tests.get("entry_point"):
+        return "the tests have a prompt to continue, and no entry_point"
     if not isinstance(tests.get("code"), str):
         return "the tests have no code"
     try:
@@ -118,6 +177,22 @@ def _tests_problem(tests: Mapping[str, Any] | None) -> str:
     return "" if has_asserts else "the tests run no assert: none at the top, nor in a function that is called there"
 
 
+def _calls_problem(tests: Mapping[str, Any]) -> str:
+    if not tests.get("function", "").isidentifier():
+        return "the tests have no function to call"
+    try:
+        for case in tests["cases"]:
+            _arguments(case["input"])
+            json.loads(case["output"])
+    except (ValueError, RecursionError) as error:
+        return f"the tests are no JSON: {error}"
+    return ""
+
+
+def _arguments(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.strip("\n").split("\n")]
+
+
 def _by_cases(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Outcome, str]:
     for number, case in enumerate(tests["cases"], 1):
         result = sandbox.run(code, case["input"])
@@ -127,15 +202,68 @@ def _by_cases(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Ou
             return "wrong", f"case {number}: ended by {result.ended}"
         if result.exit_code != 0:
             return "wrong", f"case {number}: exit code {result.exit_code}: {result.why.strip()[-100:]}"
-        if not is_same_output(result.stdout.decode("utf-8", "replace"), case["output"]):
+        said = result.stdout.decode("utf-8", "replace")
+        if checker := tests.get("checker"):
+            outcome, why = _checked(checker, case, said, sandbox)
+            if outcome != "right":
+                return outcome, f"case {number}: {why}"
+        elif not is_same_output(said, case["output"]):
             return "wrong", f"case {number}: another output"
+    return "right", ""
+
+
+def _checked(checker: str, case: Mapping[str, Any], said: str, sandbox: Sandbox) -> tuple[Outcome, str]:
+    """Judge an output by a program that reads input.txt, correct_output.txt and solution_output.txt and prints 1 for a right one.
+
+    The program runs in a sandbox of its own; its files are in memory. One that does not even accept the expected output is a fault.
+    Source: open-r1/codeforces, generated_checker.
+    """
+    for is_expected, output in ((False, said), (True, case["output"])):
+        result = sandbox.run(_CHECKED + checker, json.dumps([case["input"], case["output"], output]))
+        words = result.stdout.split()
+        if result.is_fault:
+            return "fault", result.why
+        if result.ended == "exit" and result.exit_code == 0 and words and _is_score(words[-1]):
+            is_accepted = float(words[-1]) == 1
+            if is_expected:
+                return ("wrong", "its checker fails on the output") if is_accepted else ("fault", "the checker refuses the expected output")
+            return ("right", "") if is_accepted else ("wrong", "its checker refuses the output")
+    return "fault", f"the checker gives no verdict: {result.why.strip()[-100:]}"
+
+
+def _is_score(word: bytes) -> bool:
+    return NUMBER.fullmatch(word.decode("ascii", "replace")) is not None
+
+
+def _by_calls(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Outcome, str]:
+    """Call the answer's function, or the method of its class Solution, once a case, each in a new process. Values are compared with ==.
+
+    A tuple counts as a list. Source: LiveCodeBench, lcb_runner/evaluation/testing_util.py, grade_call_based.
+    """
+    name, is_method = tests["function"], re.search(r"^class Solution\b", code, re.MULTILINE) is not None
+    target = f"Solution().{name}" if is_method else name
+    if "from __future__" not in code:  # which must come first
+        imports = [f"from {module} import *\nimport {module}\n" for module in _MODULES.split()]
+        code = f"{''.join(imports)}sys.setrecursionlimit(50000)\n{code}"
+    for number, case in enumerate(tests["cases"], 1):
+        test = (
+            f"value = {target}(*{_arguments(case['input'])!r})\nvalue = list(value) if type(value) is tuple else value\n"
+            f"assert value == {json.loads(case['output'])!r}"
+        )
+        outcome, why = _judged(sandbox, code, test, ["Solution" if is_method else name])
+        if outcome != "right":
+            return outcome, f"case {number}: {why}"
     return "right", ""
 
 
 def _by_asserts(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Outcome, str]:
     """Judge by asserts. tests["entry_point"], where given, is asked of the answer even where it has a builtin's name."""
     names = {*free_names(tests["code"]), *([tests["entry_point"]] if tests.get("entry_point") else [])}
-    result = sandbox.judge(code, tests["code"], sorted(names))
+    return _judged(sandbox, code, tests["code"], sorted(names))
+
+
+def _judged(sandbox: Sandbox, code: str, tests: str, names: list[str]) -> tuple[Outcome, str]:
+    result = sandbox.judge(code, tests, names)
     if result.is_fault:
         return "fault", result.why
     verdict, _, why = result.verdict.partition(": ")

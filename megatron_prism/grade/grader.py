@@ -11,9 +11,9 @@ from typing import Any, Self
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault, PrismError, Problem, raise_problems
-from megatron_prism.grade import choice, math
+from megatron_prism.grade import choice, math, strings
 from megatron_prism.grade.format import answer_of
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
 
@@ -93,6 +93,8 @@ class Grader:
         """Return an outcome, or the gold and the answer that only algebra can compare."""
         if self._is_ending:
             raise EnvironmentFault("grading was ended before it was done")
+        if item.kind == "strings":  # no gate: RULER reads the first tokens of a response, whole or cut
+            return _grade_strings(item)
         answer = answer_of(item, self.config.think)
         if isinstance(answer, Graded):
             return answer
@@ -109,11 +111,12 @@ class Grader:
     def _grade_choice(self, item: Item, answer: str) -> Graded:
         if item.gold not in choice.letters(item.choices) or len(item.gold) != 1:
             return Graded(id=item.id, outcome="fault", why=f"the gold {item.gold!r} is none of its {len(item.choices)} options")
-        text = choice.extract(answer, takes_plain=self.config.answer != "boxed")
+        text = choice.extract(answer, self.config.answer)
         if text is None:
             return Graded(id=item.id, outcome="no_format", why="neither a boxed choice nor a line Answer: X")
         letter = choice.chosen(text, item.choices)
-        return Graded(id=item.id, outcome="right" if letter == item.gold else "wrong", why=f"chose {letter or ascii(text[:80])}")
+        outcome: Outcome = "right" if letter == item.gold else "wrong"
+        return Graded(id=item.id, outcome=outcome, why=f"chose {letter or ascii(text[:80])}", chosen=letter or "")
 
     def _grade_math(self, item: Item, answer: str) -> Graded | tuple[str, str]:
         if why := math.unfit_gold(item.gold):
@@ -130,6 +133,18 @@ class Grader:
         if why := math.hedged(gold, text):
             return Graded(id=item.id, outcome="wrong", why=why)
         return gold, text
+
+
+def _grade_strings(item: Item) -> Graded:
+    if item.gold not in strings.WANTED or not item.choices or not all(item.choices):
+        return Graded(id=item.id, outcome="fault", why=f"{len(item.choices)} expected strings, of which {item.gold!r}: not all or any")
+    score = strings.share(item.response, item.choices, item.gold)
+    why = (
+        f"{score:.2f} of {len(item.choices)} strings"
+        if item.gold == "all"
+        else f"{'one' if score else 'none'} of {len(item.choices)} strings"
+    )
+    return Graded(id=item.id, outcome="right" if score == 1 else "wrong", why=why, score=score)
 
 
 def require(kinds: Iterable[str]) -> None:

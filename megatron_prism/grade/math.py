@@ -37,6 +37,7 @@ _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
 _ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_LAST_NUMBER = re.compile(r"-?[0-9]*\.?[0-9]+")
 _BASE = re.compile(r"[0-9A-Za-z]_\{?([0-9]+)\}?$")
 
 
@@ -49,8 +50,22 @@ def extract(answer: str, form: AnswerForm) -> str | None:
         return boxed.strip() or None if boxed is not None else None
     if "\\boxed" in answer:  # a box that never closes
         return None
+    if form == "boxed_or_last":
+        return _last_said(answer)
     is_word = len(answer) <= MAX_WORD_CHARS and len(answer.split()) == 1
     return answer if is_word else None
+
+
+def _last_said(answer: str) -> str | None:
+    """Return what follows the last `answer is` in its sentence, else the last number, else None.
+
+    Source: Qwen2.5-Math, evaluation/parser.py, extract_answer: its order. Its rewriting of the text that follows is not done here.
+    """
+    _, mark, said = answer.rpartition("answer is")
+    if mark:
+        return re.split(r"\n|\.\s", said, maxsplit=1)[0].strip(" :").removesuffix(".").strip() or None
+    numbers = _LAST_NUMBER.findall(answer.replace(",", ""))
+    return numbers[-1] if numbers else None
 
 
 def last_boxed(answer: str) -> str | None:

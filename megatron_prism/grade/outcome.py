@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["math", "choice", "code"]
+Kind = Literal["math", "choice", "code", "strings"]
 Outcome = Literal["right", "wrong", "no_format", "truncated", "fault"]
 
 
@@ -14,9 +14,10 @@ Outcome = Literal["right", "wrong", "no_format", "truncated", "fault"]
 class Item:
     """A response to grade.
 
-    id: the response's own; outcomes are joined by it, never by position. gold: the right answer (math), or the right choice's letter (choice).
-    choices: the texts of a choice's options, in the order of their letters. tests: how code is tested, {kind: stdin, cases: [{input, output}]}
-    or {kind: asserts, code}. is_truncated: the response ended for want of room, and not by an end token.
+    id: the response's own; outcomes are joined by it, never by position. gold: the right answer (math), the right choice's letter (choice), or
+    which of the strings are expected, `all` or `any` (strings). choices: the texts of a choice's options, in the order of their letters, or the
+    expected strings. tests: how code is tested, {kind: stdin, cases: [{input, output}]}, {kind: asserts, code} or {kind: call, function, cases}
+    (grade/code.py). is_truncated: the response ended for want of room, and not by an end token.
     """
 
     id: str
@@ -34,8 +35,12 @@ class Graded:
 
     right and wrong are verdicts on an answer. no_format: no `<think> ... </think> answer`, or no answer in the form that the kind asks for.
     truncated: the response ended before its answer. fault: the grader, the sandbox or the machine failed, which says nothing of the response.
+    chosen: the letter of kind choice, empty where none was chosen.
+    score: the share of the expected strings (strings; right is 1, less is wrong); None: the outcome says all.
     """
 
     id: str
     outcome: Outcome
     why: str = ""
+    chosen: str = ""
+    score: float | None = None

@@ -31,6 +31,21 @@ def rewritten(shard: Shard, names: Mapping[str, str]) -> Shard:
     return _shard(Path(shard.file), entries)
 
 
+def recast(shard: Shard, dtypes: Mapping[str, torch.dtype]) -> Shard:
+    """Return a file's header with other dtypes for its tensors; the same shard where nothing changes. Order and metadata stay."""
+    if all(dtypes[place.name] == place.dtype for place in shard.tensors):
+        return shard
+    before = json.loads(shard.header)
+    entries = {"__metadata__": before["__metadata__"]} if "__metadata__" in before else {}
+    position = 0
+    for place in shard.tensors:
+        dtype = dtypes[place.name]
+        end = position + prod(place.shape) * dtype.itemsize
+        entries[place.name] = {**before[place.name], "dtype": DTYPE_NAMES[dtype], "data_offsets": [position, end]}
+        position = end
+    return _shard(Path(shard.file), entries)
+
+
 def rewritten_index(index: Mapping[str, Any], kept: Sequence[Shard]) -> dict[str, Any]:
     """Return a folder's index for the files that are kept of it."""
     new = index_of(kept)

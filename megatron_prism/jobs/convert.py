@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import convert, folder
-from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import
+from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import, read_config
 from megatron_prism.core import log
 from megatron_prism.core.check.model import check_split
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
@@ -58,22 +58,31 @@ def run_verify(
 ) -> dict[str, Any]:
     """Return the difference between a checkpoint's logits and transformers' on the same tokens. Every rank of the gang calls this.
 
-    `passed` says whether the largest difference, as a share of the largest logit, is within the tolerance.
+    `passed` says whether the largest difference, as a share of the largest logit, is within the tolerance, and whether both rotate by the
+    same frequencies, as does a reader of transformers 4's kind where config.json speaks to it (checkpoint/rotary.py).
     """
-    from megatron_prism.checkpoint import parity
+    from megatron_prism.checkpoint import parity, rotary
     from megatron_prism.parallel.groups import gang, hand_to_first
 
     if precision == "fp32":  # Transformer Engine asks for TF32, which is beyond the tolerance; cuBLAS reads this when it starts
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     limit = parity.TOLERANCE[precision] if tolerance is None else tolerance
-    vocab_size = folder.read(ckpt).model.vocab_size
+    model = folder.read(ckpt).model
+    vocab_size = model.vocab_size
     ids, kind = parity.tokens_of(hf, TEXT, tokens, vocab_size, seed)
     config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision, seed=seed)
     with gang(config) as groups:
-        ours_SV = hand_to_first(parity.checkpoint_logits(ckpt, ids, config, groups), (len(ids), vocab_size), groups)
+        chunks = parity.checkpoint_model(ckpt, config, groups)
+        ours = rotary.of_checkpoint(chunks[0], model)
+        ours_SV = hand_to_first(parity.checkpoint_logits(chunks, vocab_size, ids, groups), (len(ids), vocab_size), groups)
+        del chunks  # before transformers' model takes as much memory
         if ours_SV is None:
             return {}
-        comparison = parity.compare(ours_SV, parity.hf_logits(hf, ids, precision))
+        theirs = parity.hf_model(hf, precision)
+        turned = rotary.compare(ours, theirs, read_config(hf), model, str(hf / "config.json"))
+        comparison = parity.compare(ours_SV, parity.hf_logits(theirs, hf, ids))
+    if turned["rotary_passed"] and turned["rotary_v4_reading"] != "same":
+        log.get().warning("%s has no keys of transformers 4, whose readers would rotate otherwise: %s", hf, turned["rotary_v4_reading"])
     return {
         "hf": str(hf),
         "ckpt": str(ckpt),
@@ -81,7 +90,8 @@ def run_verify(
         "precision": precision,
         **vars(comparison),
         "tolerance": limit,
-        "passed": comparison.relative_difference <= limit,
+        **turned,
+        "passed": comparison.relative_difference <= limit and turned["rotary_passed"],
     }
 
 
@@ -93,14 +103,14 @@ def _apply(plan: Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick],
     for note in plan.notes:
         log.get().warning("%s: %s", plan.root, note)
     if not dry_run:
-        with _ticking(len(plan.rules)) as tick:
+        with ticking(len(plan.rules)) as tick:
             apply(tick)
     return summary
 
 
 @contextmanager
-def _ticking(total: int) -> Iterator[convert.Tick]:
-    """Show a progress bar."""
+def ticking(total: int) -> Iterator[convert.Tick]:
+    """Show a progress bar of so many tensors."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from megatron_prism.core import disk, log
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
-from megatron_prism.grade import choice
+from megatron_prism.grade import choice, strings
 from megatron_prism.grade.grader import Grader, require
 from megatron_prism.grade.number import without_exponent
 from megatron_prism.grade.outcome import Item
@@ -25,7 +25,7 @@ from megatron_prism.grade.outcome import Item
 BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
 MAX_PROBLEMS = 1000  # printed; the rest are counted
 OUTCOMES = ("right", "wrong", "no_format", "truncated", "fault")
-KINDS = ("math", "choice", "code")
+KINDS = ("math", "choice", "code", "strings")
 
 
 def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
@@ -86,15 +86,16 @@ def _go_on(file: Path, stream: IO[bytes], config: GradeConfig, kinds: Counter[st
             graded = grader.grade(items)
             for record, item in zip(batch, items, strict=True):
                 result = graded[item.id]
-                stream.write(_line(record, result.outcome, result.why))
+                stream.write(_line(record, result.outcome, result.why, result.score))
                 counts[result.outcome] += 1
             stream.flush()
             tick(len(batch))
     return counts
 
 
-def _line(record: dict[str, Any], outcome: str, why: str) -> bytes:
-    return json.dumps({**record, "outcome": outcome, "why": why}).encode() + b"\n"
+def _line(record: dict[str, Any], outcome: str, why: str, score: float | None) -> bytes:
+    scored = {"score": score} if record["kind"] == "strings" else {}
+    return json.dumps({**record, "outcome": outcome, "why": why, **scored}).encode() + b"\n"
 
 
 def _graded_before(file: Path, stream: IO[bytes]) -> Counter[str]:
@@ -104,10 +105,11 @@ def _graded_before(file: Path, stream: IO[bytes]) -> Counter[str]:
     num_bytes = 0
     for (_, record), line in zip(_records(file), stream, strict=False):
         try:
-            outcome, why = (json.loads(line)[key] for key in ("outcome", "why"))
+            written = json.loads(line)
+            outcome, why = written["outcome"], written["why"]
         except (ValueError, TypeError, KeyError, RecursionError):  # cut by the end of a process, or of the disk
             break
-        if isinstance(record, str) or outcome not in OUTCOMES or line != _line(record, outcome, why):
+        if isinstance(record, str) or outcome not in OUTCOMES or line != _line(record, outcome, why, written.get("score")):
             break
         counts[outcome] += 1
         num_bytes += len(line)
@@ -182,9 +184,9 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
         yield "no response that is a text"
     if not isinstance(record.get("is_truncated", False), bool):
         yield "is_truncated that is neither true nor false"
-    if graded := [key for key in ("outcome", "why") if key in record]:
-        yield f"{' and '.join(graded)} of before, which grading writes"
     kind = record.get("kind")
+    if graded := [key for key in ("outcome", "why", *(["score"] if kind == "strings" else [])) if key in record]:
+        yield f"{' and '.join(graded)} of before, which grading writes"
     if kind == "math":
         if type(record.get("gold")) not in (str, int, float) or not str(record["gold"]).strip():
             yield "no gold that is a text or a number"
@@ -197,6 +199,12 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
         yield from _wrong_choice(record.get("gold"), record.get("choices"))
     elif kind == "code":
         yield from _wrong_tests(record.get("tests"))
+    elif kind == "strings":
+        if record.get("gold") not in strings.WANTED:
+            yield f"gold {ascii(record.get('gold'))[:80]}, neither all nor any: which of the choices are expected"
+        expected = record.get("choices")
+        if not isinstance(expected, list) or not expected or not all(isinstance(text, str) and text for text in expected):
+            yield "no choices that are a list of expected texts"
     else:
         yield f"kind {ascii(kind)[:80]}, not one of {', '.join(KINDS)}"
 

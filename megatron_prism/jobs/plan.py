@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_prism.checkpoint import folder
 from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.train import check_extension
 from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, Precision, RLConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.families import registry
@@ -100,10 +101,12 @@ def _engine_problems(model: ModelConfig, config: Planned, world_size: int) -> li
 
 def architecture(config: RunConfig) -> ModelConfig:
     """Return the config's `model`, else the checkpoint's architecture. With `model` a plan needs no checkpoint."""
-    if config.model is not None:
-        return config.init.extend(config.model)
-    assert config.init.checkpoint is not None  # check_train
-    return config.init.extend(folder.read(config.init.checkpoint).model)
+    model = config.model
+    if model is None:
+        assert config.init.checkpoint is not None  # check_train
+        model = folder.read(config.init.checkpoint).model
+    raise_problems(list(check_extension(config.init, model)))
+    return config.init.extend(model)
 
 
 def without_gpu() -> None:

@@ -18,6 +18,7 @@ from megatron_prism.core import log, manifest
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.gang import check_model_on_gang, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
+from megatron_prism.core.check.train import check_extension
 from megatron_prism.core.config import FilterConfig, ModelConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.core.load import build, changed, to_dict
@@ -79,6 +80,7 @@ def resolve(config: FilterConfig, world_size: int) -> Resolved:
     identity = _identity(config, checkpoint)
     raise_problems(
         [
+            *check_extension(config.init, checkpoint.model),
             *check_model_on_gang(model, config),
             *check_architecture(model),
             *engines.check(config.rollout, model, world_size, config.parallel.tp),

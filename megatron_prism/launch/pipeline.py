@@ -13,6 +13,7 @@ from megatron_prism.core.config import (
     EvaluateConfig,
     FilterConfig,
     JobConfig,
+    MergeConfig,
     MixConfig,
     PipelineConfig,
     PrepareConfig,
@@ -38,6 +39,7 @@ CONFIGS: dict[str, type] = {
     "rl filter": FilterConfig,
     "rl mix": MixConfig,
     "evaluate": EvaluateConfig,
+    "merge": MergeConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
@@ -109,7 +111,7 @@ def _of_command(words: Sequence[str], call: Call, num_tasks: int) -> tuple[Pipel
     """
     name = call.job.replace(" ", "-")
     title, run_dir, is_run = name, Path(call.arguments.get("out") or name), False
-    if call.job in CONFIGS:
+    if call.job in CONFIGS and call.arguments["config"] is not None:
         path, overrides = call.config
         config: Any = load(path, CONFIGS[call.job], overrides)
         title, run_dir = path.stem, output(config)

@@ -16,7 +16,7 @@ import torch
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import FP8Config, GangConfig, ModelConfig, OffloadConfig, ParallelConfig, RecomputeConfig
 from megatron_prism.core.patch import replaced
-from megatron_prism.models import chunked_loss, multipliers, spec
+from megatron_prism.models import chunked_loss, multipliers, rope, spec
 from megatron_prism.models.norm import LocalFinalNorm
 from megatron_prism.parallel import host, megatron_versions
 from megatron_prism.parallel.groups import Groups, chunk_ends
@@ -39,7 +39,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         num_query_groups=model.num_query_groups,
         kv_channels=model.kv_channels,
         window_size=None if model.window_size is None else (model.window_size - 1, 0),  # Megatron counts only the tokens before
-        softmax_scale=model.attention_multiplier,
+        softmax_scale=rope.softmax_scale(model),
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.activation == "swiglu",
@@ -216,6 +216,7 @@ def _chunk(model: ModelConfig, config: Any, groups: Groups, vp_stage: int | None
     }
     with _output_layer_without_apex(config.gradient_accumulation_fusion):
         chunk = _dense(model, ends, vp_stage) if model.layer_pattern is None else _hybrid(model, ends)
+    rope.install(chunk, model)
     if last and not _has_apex():
         chunk.output_layer.gradient_accumulation_fusion = False
     multipliers.scale_ends(chunk, model, first, last)

@@ -100,7 +100,7 @@ def logits(chunks: Sequence[torch.nn.Module], tokens: Sequence[int], groups: Gro
         return output_BSV, lambda output_BSV, non_loss_data: output_BSV[0, first : len(tokens)]
 
     with evaluating(chunks):
-        outputs = schedule(chunks, forward_step, _for_layout([text], chunks, groups), forward_only=True, collect=True)
+        outputs = schedule(chunks, forward_step, for_layout([text], chunks, groups), forward_only=True, collect=True)
         return gather_from_tensor_model_parallel_region(outputs[0]) if outputs else None
 
 
@@ -134,7 +134,7 @@ def _scores(chunks: Sequence[torch.nn.Module], microbatches: Sequence[Batch], gr
             values = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=documents)
         return values, partial(_scores_of, with_entropy=with_entropy)
 
-    ready = _for_layout(microbatches, chunks, groups)
+    ready = for_layout(microbatches, chunks, groups)
     padded_S = ready[0]["tokens"].shape[1]
     with evaluating(chunks):
         outputs = schedule(chunks, forward_step, ready, forward_only=True, collect=True)
@@ -154,7 +154,7 @@ def _scores_of(values: torch.Tensor, non_loss_data: bool, with_entropy: bool) ->
     return torch.stack([-nll_BS, *entropies_BS])
 
 
-def _for_layout(microbatches: Sequence[Batch], chunks: Sequence[torch.nn.Module], groups: Groups) -> list[Batch]:
+def for_layout(microbatches: Sequence[Batch], chunks: Sequence[torch.nn.Module], groups: Groups) -> list[Batch]:
     """Return the microbatches padded to lengths that this layout divides. Interleaving also needs a multiple of pp of them: repeat the last."""
     sequence_parallel = unwrap(chunks[0]).config.sequence_parallel
     multiple = math.prod([groups.tp if sequence_parallel else 1, 2 * groups.cp if groups.cp > 1 else 1])

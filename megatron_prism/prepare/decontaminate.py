@@ -1,19 +1,19 @@
 """Find runs of words that a document shares with evaluation texts. The answer is exact.
 
-Words are lower-case runs of `\\w`, so punctuation, white space and the layout of LaTeX cannot hide a copy.
+Words are lower-case runs of `\\w` (or another rule of words.py), so punctuation, white space and the layout of LaTeX cannot hide a copy.
 A 64-bit hash of a run's first words finds candidates. Candidates are compared word by word, so a hash collision changes nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import groupby, repeat
 
 import numpy as np
 
-WORD = re.compile(r"\w+")
+from megatron_prism.prepare.words import Rule, plain
+
 FACTOR = 0x9E3779B97F4A7C15  # odd: 2**64 over the golden ratio
 FILTER_BITS_PER_RUN = 64  # table entries per run (one byte each in memory): one in 64 other runs passes this filter
 
@@ -33,57 +33,62 @@ class Overlap:
     hashes: np.ndarray  # uint64 [runs]
     starts: np.ndarray  # int64 [runs], in `words`
     lengths: np.ndarray  # int64 [runs], in words
+    texts: np.ndarray  # int64 [runs]: the number of the run's text
     table: np.ndarray  # bool: whether any hash begins with these bits
+    rule: Rule = plain
 
     def first(self, text: str) -> str | None:
         """Return the first shared run of words, the longest where several begin there. None: nothing is shared."""
-        words = WORD.findall(text.lower())
-        numbers = np.fromiter(map(self.vocabulary.get, words, repeat(0)), np.uint64, len(words))
+        of_text = self.rule(text)
+        for start, pairs in groupby(self.shared(of_text), key=lambda pair: pair[0]):
+            return " ".join(of_text[start : start + max(int(self.lengths[run]) for _, run in pairs)])
+        return None
+
+    def shared(self, of_text: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """Yield (word, run) for each run that a text's words hold, and the word that it begins with, in the text's order."""
+        numbers = np.fromiter(map(self.vocabulary.get, of_text, repeat(0)), np.uint64, len(of_text))
         hashes = _hash_runs(numbers, self.num_hashed)
         for start in np.flatnonzero(self.table[hashes >> _shift(self.table)]):
             first, last = np.searchsorted(self.hashes, hashes[start], "left"), np.searchsorted(self.hashes, hashes[start], "right")
-            known = [
-                length
-                for begin, length in zip(self.starts[first:last], self.lengths[first:last], strict=True)
-                if np.array_equal(self.words[begin : begin + length], numbers[start : start + length])
-            ]
-            if known:
-                return " ".join(words[start : start + max(known)])
-        return None
+            for run in range(first, last):
+                begin, length = self.starts[run], self.lengths[run]
+                if np.array_equal(self.words[begin : begin + length], numbers[start : start + length]):
+                    yield int(start), run
 
 
-def overlap(texts: Iterable[str], ngram: int, shortest: int) -> Overlap:
+def overlap(texts: Iterable[str], ngram: int, shortest: int, rule: Rule = plain) -> Overlap:
     """Build the index over `texts`: runs of `ngram` words. A text shorter than that is one run, if it has at least `shortest` words."""
     vocabulary: dict[str, int] = {}
-    words: list[int] = []
-    runs: list[tuple[int, int]] = []  # start, length
+    all_words: list[int] = []
+    runs: list[tuple[int, int, int]] = []  # start, length, text
     num_texts = num_too_short = 0
     for text in texts:
-        text_words = WORD.findall(text.lower())
+        text_words = rule(text)
         length = min(len(text_words), ngram)
-        num_texts += 1
+        number, num_texts = num_texts, num_texts + 1
         if len(text_words) < max(shortest, 1):
             num_too_short += 1
             continue
-        runs += [(len(words) + index, length) for index in range(len(text_words) - length + 1)]
-        words += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in text_words]
-    starts, lengths = np.array(runs, np.int64).reshape(-1, 2).T
+        runs += [(len(all_words) + index, length, number) for index in range(len(text_words) - length + 1)]
+        all_words += [vocabulary.setdefault(word, len(vocabulary) + 1) for word in text_words]
+    starts, lengths, of_texts = np.array(runs, np.int64).reshape(-1, 3).T
     num_hashed = int(lengths.min(initial=ngram))
-    numbers = np.array(words, np.uint64)
+    numbers = np.array(all_words, np.uint64)
     hashes = _hash_runs(numbers, num_hashed)[starts]
     table = np.zeros(1 << (FILTER_BITS_PER_RUN * len(hashes)).bit_length(), bool)
     table[hashes >> _shift(table)] = True
     order = np.argsort(hashes, kind="stable")
-    return Overlap(num_texts, num_too_short, num_hashed, vocabulary, numbers, hashes[order], starts[order], lengths[order], table)
+    hashes, starts, lengths, of_texts = (array[order] for array in (hashes, starts, lengths, of_texts))
+    return Overlap(num_texts, num_too_short, num_hashed, vocabulary, numbers, hashes, starts, lengths, of_texts, table, rule)
 
 
 def _shift(table: np.ndarray) -> np.uint64:
     return np.uint64(65 - len(table).bit_length())
 
 
-def _hash_runs(words: np.ndarray, length: int) -> np.ndarray:
+def _hash_runs(numbers: np.ndarray, length: int) -> np.ndarray:
     """Return a 64-bit polynomial hash (in FACTOR) of every run of `length` words. Runs double: 2, 4, ...; the last step overlaps."""
-    hashes, size = words * np.uint64(FACTOR), 1
+    hashes, size = numbers * np.uint64(FACTOR), 1
     while size < length:
         step = min(size, length - size)
         hashes = hashes[:-step] * np.uint64(pow(FACTOR, step, 1 << 64)) + hashes[step:]

@@ -104,15 +104,26 @@ def batches(files: Iterable[Input], recipe: Recipe, open_file: OpenFile | None =
     Raises: InputError naming a file that cannot be read.
     """
     for file in files:
-        waiting: list[tuple[int, Record]] = []
-        num_bytes = 0
-        for number, record in sources.read_records(file, open_file, recipe.max_record_bytes):
-            waiting.append((number, record))
-            num_bytes += _size_bytes(record)
-            if num_bytes >= (batch_bytes or BATCH_BYTES):
-                yield Batch(recipe, file, waiting, is_last=False)
-                waiting, num_bytes = [], 0
-        yield Batch(recipe, file, waiting, is_last=True)
+        for waiting, is_last in record_batches(file, open_file, recipe.max_record_bytes, batch_bytes):
+            yield Batch(recipe, file, waiting, is_last)
+
+
+def record_batches(
+    file: Input, open_file: OpenFile | None = None, max_bytes: int = UNBOUNDED, batch_bytes: int | None = None
+) -> Iterator[tuple[list[tuple[int, Record]], bool]]:
+    """Yield a file's records with their numbers, in batches of about batch_bytes (None: BATCH_BYTES), and whether a batch is the last.
+
+    Raises: InputError where the file cannot be read.
+    """
+    waiting: list[tuple[int, Record]] = []
+    num_bytes = 0
+    for number, record in sources.read_records(file, open_file, max_bytes):
+        waiting.append((number, record))
+        num_bytes += _size_bytes(record)
+        if num_bytes >= (batch_bytes or BATCH_BYTES):
+            yield waiting, False
+            waiting, num_bytes = [], 0
+    yield waiting, True
 
 
 def make(batch: Batch) -> Made:

@@ -26,6 +26,7 @@ FOUR: dict[str, dict[str, Any]] = {
     "cp4_hierarchical": {"cp": 4, "cp_comm_type": "a2a+p2p", "cp_a2a_size": 2},
 }
 WINDOWED = {"cp": 2, "cp_comm_type": "all_gather"}
+YARN = {"max_position_embeddings": 256, "window_size": 256, "yarn": {"factor": 16.0, "original_max_position_embeddings": 16}}
 MODELS = ("mistral", "granite", "nemotron", "granite_h")
 CONTROLS = ("contiguous", "unreduced")
 
@@ -38,7 +39,9 @@ def case(name: str, control: str | None = None, **config: Any) -> dict[str, Any]
 def starts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """Return where each model begins, as keys of the config."""
     found = {name: request.getfixturevalue(f"{name}_checkpoint") for name in MODELS}
-    return {name: {"init": {"checkpoint": str(path)}, "optimizer": {"lr": 1e-3}} for name, path in found.items()}
+    begins = {name: {"init": {"checkpoint": str(path)}, "optimizer": {"lr": 1e-3}} for name, path in found.items()}
+    extended = {"checkpoint": str(found["mistral"]), **YARN}
+    return {**begins, "yarn": {"init": extended, "optimizer": {"lr": 1e-3}}}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,8 @@ def results(gang: Any, starts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     two = [case(name, **config) for name, config in TWO.items()]
     two += [case(f"{name}_cp2", parallel=WINDOWED if name == "mistral" else CP, **starts[name]) for name in MODELS]
     two += [case("cp2_bf16", parallel=CP, precision="bf16"), *(case(name, name, parallel=CP) for name in CONTROLS)]
+    one.append(case("yarn", **starts["yarn"]))
+    two.append(case("yarn_cp2", parallel=CP, **starts["yarn"]))
     four = [case(name, parallel=parallel) for name, parallel in FOUR.items()]
     four += [
         case("nemotron_four", parallel=FOUR["tp2_cp2_sp"], **starts["nemotron"]),
@@ -69,10 +74,11 @@ def test_layout_equals_a_single_process(results: dict[str, Any], layout: str) ->
 
 
 @pytest.mark.parametrize(
-    ("model", "layout"), [*((name, f"{name}_cp2") for name in MODELS), ("nemotron", "nemotron_four"), ("granite_h", "granite_h_four")]
+    ("model", "layout"),
+    [*((name, f"{name}_cp2") for name in (*MODELS, "yarn")), ("nemotron", "nemotron_four"), ("granite_h", "granite_h_four")],
 )
 def test_model_equals_a_single_process(results: dict[str, Any], model: str, layout: str) -> None:
-    """A window, Granite's multipliers and tied embeddings, and Mamba layers, whose heads Megatron-Core splits over cp."""
+    """A window, yarn in its place, Granite's multipliers and tied embeddings, and Mamba layers, whose heads Megatron-Core splits over cp."""
     found, single = results[layout], results[model]
     assert worst(found, single, "loss") <= TOLERANCE
     assert worst(found, single, "grad_norm") <= TOLERANCE * max(single["grad_norm"])

@@ -18,7 +18,8 @@ from unittest import mock
 import torch
 
 from megatron_prism.checkpoint import folder, sharded
-from megatron_prism.core.config import GangConfig, ParallelConfig
+from megatron_prism.core import load
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.generate import blocks, lane
 from megatron_prism.generate.cached import Cached
@@ -56,7 +57,7 @@ def chunks_of(ckpt: Path, groups: Groups, gang: GangConfig) -> list[Any]:
 
 
 def rollouts(case: Case, chunks: list[Any], groups: Groups) -> list[Any]:
-    model = dataclasses.replace(folder.read(Path(case["ckpt"])).model, **case["replace"])
+    model = load.build({**load.to_dict(folder.read(Path(case["ckpt"])).model), **case["replace"]}, ModelConfig, str)
     sampling = Sampling(**{**case["sampling"], "end_ids": tuple(case["sampling"].get("end_ids", ()))})
     engine = ENGINES[case["engine"]](chunks, model, groups, **case["limits"])
     seeds = [seed_of(1, prompt) for prompt in range(len(case["prompts"]))]

@@ -8,7 +8,6 @@ training step's own forward and backward pass. The oracle is given each document
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_prism.checkpoint import folder, reference, sharded, torch_dist
+from megatron_prism.core import load
 from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig
 from megatron_prism.families import blocks, registry
 from megatron_prism.models import build
@@ -73,7 +73,7 @@ def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Grou
     The gradients are put together as a checkpoint's weights are: each rank saves its shards, rank 0 reads whole tensors.
     """
     model, tokens = folder.read(Path(case["ckpt"])).model, case["tokens"]
-    bare = build.build(dataclasses.replace(model, **case["replace"]), groups, gang)
+    bare = build.build(load.build({**load.to_dict(model), **case["replace"]}, ModelConfig, str), groups, gang)
     sharded.load_weights(Path(case["ckpt"]), bare)
     break_weights(bare[0], case["control"])
     batch = batch_of(tokens, case["documents"], case["control"])

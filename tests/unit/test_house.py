@@ -24,7 +24,7 @@ ROOMS_BY_LAYER = [
     ["parallel", "families", "hf", "grade"],
     ["data", "models", "planning"],
     ["prepare", "checkpoint", "train", "generate", "analysis"],
-    ["eval", "launch", "report"],
+    ["eval", "launch", "merge", "report"],
     ["rl"],
     ["jobs"],
     ["cli"],
@@ -239,7 +239,7 @@ def state():
         "directory": os.getcwd(),
     }
 
-import torch  # what torch does at import is torch's
+import torch, lm_eval.api.model  # what they do at import is theirs
 for name in sys.argv[1:]:
     before = state()
     importlib.import_module(name)

@@ -27,7 +27,23 @@ def check_architecture(model: ModelConfig, prefix: str = "model.") -> list[Probl
     scaling = model.rope_scaling
     if scaling and (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings) != (1.0, 4.0, 8192):
         problems.append(Problem(f"{prefix}rope_scaling", str(scaling), "low 1, high 4, original 8192: Megatron-Core fixes these three"))
-    return problems
+    return [*problems, *_check_yarn(model, prefix)]
+
+
+def _check_yarn(model: ModelConfig, prefix: str) -> Iterator[Problem]:
+    yarn = model.yarn
+    if yarn is None:
+        return
+    if model.position_embedding != "rope":
+        yield Problem(f"{prefix}yarn", str(yarn), "null: the model has no rotary positions")
+    if model.rope_scaling is not None:
+        yield Problem(f"{prefix}yarn", "a value beside rope_scaling", "one of them: both scale the same frequencies")
+    if yarn.beta_fast < yarn.beta_slow:
+        yield Problem(f"{prefix}yarn.beta_fast", str(yarn.beta_fast), f"at least beta_slow {yarn.beta_slow}")
+    if (yarn.mscale is None) != (yarn.mscale_all_dim is None):
+        yield Problem(f"{prefix}yarn.mscale, mscale_all_dim", f"{yarn.mscale}, {yarn.mscale_all_dim}", "both or neither")
+    if model.rotary_base <= 1:
+        yield Problem(f"{prefix}rotary_base", str(model.rotary_base), "more than 1 under yarn")
 
 
 def _check_hybrid(model: ModelConfig, prefix: str) -> Iterator[Problem]:
@@ -40,7 +56,7 @@ def _check_hybrid(model: ModelConfig, prefix: str) -> Iterator[Problem]:
             yield Problem(f"{prefix}layer_pattern", repr(model.layer_pattern), required)
         if model.norm_epsilon != 1e-5:
             yield Problem(f"{prefix}norm_epsilon", str(model.norm_epsilon), "1e-5 for a hybrid: Megatron-Core fixes it in its Mamba mixer")
-        if model.rope_scaling is not None or model.window_size is not None:
+        if model.rope_scaling is not None or model.window_size is not None:  # yarn's frequencies are ours: a hybrid may have them
             yield Problem(f"{prefix}rope_scaling, window_size", f"{model.rope_scaling}, {model.window_size}", "null for a hybrid")
     if model.mamba is not None and model.mamba.num_groups >= 1 and model.mamba.num_heads % model.mamba.num_groups:
         yield Problem(f"{prefix}mamba.num_groups", str(model.mamba.num_groups), f"a divisor of mamba.num_heads {model.mamba.num_heads}")

@@ -8,7 +8,7 @@ from megatron_prism.core.check import precision
 from megatron_prism.core.check.algorithm import check_algorithm
 from megatron_prism.core.check.gang import check_model_on_gang
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.check.train import check_course, check_run
+from megatron_prism.core.check.train import check_course, check_run, check_sampler
 from megatron_prism.core.config import ModelConfig, RLConfig
 from megatron_prism.core.errors import Problem
 
@@ -26,6 +26,7 @@ def check_rl(config: RLConfig, world_size: int) -> list[Problem]:
 
 def _check_rollout(config: RLConfig) -> Iterator[Problem]:
     rollout = config.rollout
+    yield from check_sampler(config.init, rollout.engine)
     if rollout.temperature != 1.0:
         fix = "the ratio of trainer and sampler would compare two distributions"
         yield Problem("rollout.temperature", str(rollout.temperature), "1", fix)

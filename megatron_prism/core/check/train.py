@@ -8,7 +8,7 @@ from megatron_prism.core.check import precision
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.gang import check_gang, check_model_on_gang, check_size, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
-from megatron_prism.core.config import ModelConfig, RunConfig, TrainConfig
+from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig, TrainConfig, YarnRope
 from megatron_prism.core.errors import Problem
 
 
@@ -20,6 +20,14 @@ def check_train(config: TrainConfig, world_size: int) -> list[Problem]:
         *_check_sequence(config),
         *check_course(config),
     ]
+
+
+EXTENDS = {  # keys of init, by the field of the model that they change
+    "max_position_embeddings": "max_position_embeddings",
+    "rope_theta": "rotary_base",
+    "yarn": "yarn",
+    "window_size": "window_size",
+}
 
 
 def check_run(config: RunConfig, world_size: int) -> list[Problem]:
@@ -46,11 +54,50 @@ def check_origin(config: RunConfig) -> Iterator[Problem]:
             yield Problem("model", "neither model nor init.checkpoint", "one of them", fix)
         if init.tokenizer is None:
             yield Problem("init.tokenizer", "no value", "the tokenizer's folder when training from scratch")
-        if init.max_position_embeddings is not None:
-            yield Problem("init.max_position_embeddings", "a value without init.checkpoint", "null", "set model.max_position_embeddings")
+        for key, field in EXTENDS.items():
+            if getattr(init, key) is not None:
+                yield Problem(f"init.{key}", "a value without init.checkpoint", "null", f"set model.{field}")
     elif init.tokenizer is not None:
         fix = "a checkpoint brings its own tokenizer: remove it"
         yield Problem("init.tokenizer", "both tokenizer and init.checkpoint", "one of them", fix)
+
+
+def check_extension(init: InitConfig, before: ModelConfig) -> Iterator[Problem]:
+    """Yield why a checkpoint's model cannot be extended as `init` says. It can be extended, but not cut."""
+    after = init.extend(before)
+    if after.max_position_embeddings < before.max_position_embeddings:
+        required = f"at least the {before.max_position_embeddings} of {init.checkpoint}"
+        fix = "a shorter data.seq_length needs no other model"
+        yield Problem("init.max_position_embeddings", str(after.max_position_embeddings), required, fix)
+    if before.position_embedding != "rope":
+        for key in ("rope_theta", "yarn"):
+            if getattr(init, key) is not None:
+                yield Problem(f"init.{key}", "a value", f"null: the model of {init.checkpoint} has no rotary positions")
+    if init.yarn is not None:
+        yield from _check_yarn(init.yarn, before, after)
+    if init.window_size is not None and (before.window_size is None or init.window_size < before.window_size):
+        required = "null: the model has no window" if before.window_size is None else f"at least the model's {before.window_size}"
+        yield Problem("init.window_size", str(init.window_size), required)
+
+
+def check_sampler(init: InitConfig, engine: str) -> Iterator[Problem]:
+    """Yield a problem for each change of the model that vLLM's own copy would not have: it reads the checkpoint's config.json."""
+    for key in ("rope_theta", "yarn", "window_size"):
+        if engine == "vllm" and getattr(init, key) is not None:
+            fix = "extend it by a run of `prism train`, and begin from its checkpoint"
+            yield Problem(f"init.{key}", "a value under rollout.engine vllm", "null: vLLM reads the checkpoint's config.json", fix)
+
+
+def _check_yarn(yarn: YarnRope, before: ModelConfig, after: ModelConfig) -> Iterator[Problem]:
+    original, longest = yarn.original_max_position_embeddings, before.max_position_embeddings
+    if before.rope_scaling is not None:
+        yield Problem("init.yarn", "a value for a model with llama3's rope_scaling", "null: both scale the same frequencies")
+    if original > longest:
+        yield Problem("init.yarn.original_max_position_embeddings", str(original), f"at most the model's max_position_embeddings {longest}")
+    if yarn.factor * original != after.max_position_embeddings:
+        found = f"{yarn.factor:g} x original_max_position_embeddings {original}"
+        required = f"their product to be init.max_position_embeddings {after.max_position_embeddings}: readers take either"
+        yield Problem("init.yarn.factor", found, required)
 
 
 def _check_fp8_weights(config: RunConfig) -> Iterator[Problem]:

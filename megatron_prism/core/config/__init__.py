@@ -17,7 +17,8 @@ from megatron_prism.core.config.evaluate import (
 )
 from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
-from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig
+from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
+from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
@@ -78,6 +79,8 @@ __all__ = [
     "LmEvalConfig",
     "LogConfig",
     "MambaConfig",
+    "MergeConfig",
+    "MergeModelConfig",
     "MixConfig",
     "MixDomainsConfig",
     "MixRuleConfig",
@@ -109,4 +112,5 @@ __all__ = [
     "TrainConfig",
     "TurnsConfig",
     "ValidationConfig",
+    "YarnRope",
 ]

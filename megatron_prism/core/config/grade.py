@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from megatron_prism.core.config.section import Range, Section
 
 Think = Literal["required", "opened", "free"]
-AnswerForm = Literal["boxed", "last_line", "boxed_or_plain"]
+AnswerForm = Literal["boxed", "last_line", "boxed_or_plain", "boxed_or_last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,4 +30,5 @@ class GradeConfig(GradeLimits):
     think: Think = "required"
     """required: `<think> ... </think> answer` (the paper's); opened: the prompt's template wrote `<think>`; free: the tags may be missing."""
     answer: AnswerForm = "boxed_or_plain"
-    """Of math: the last \\boxed{}, the last line, or the last \\boxed{} and without any box an answer that is one word, such as `42`."""
+    """Of math: the last \\boxed{}, the last line, or the last \\boxed{} and without any box an answer that is one word, such as `42`
+    (boxed_or_plain), or what follows the last `answer is`, else the last number (boxed_or_last: for base models)."""

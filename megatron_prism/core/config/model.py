@@ -29,6 +29,39 @@ class Llama3Rope(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class YarnRope(Section):
+    """yarn's scaling of the rotary frequencies (HF `rope_type: yarn`), for a model that is extended to longer texts.
+
+    Frequencies that turn often within the original positions stay, those that turn rarely are divided by `factor`, and the attention
+    scores are multiplied by the square of an attention factor. Defaults are transformers' own.
+    """
+
+    factor: Annotated[float, Range(ge=1)]
+    """How many times the original positions the model is extended to. max_position_embeddings is their product."""
+
+    original_max_position_embeddings: Size
+    """The positions that the model had before it was extended. It has no default: transformers takes the extended ones in silence."""
+
+    beta_fast: Annotated[float, Range(gt=0)] = 32.0
+    """A frequency that turns more often than this within the original positions stays."""
+
+    beta_slow: Annotated[float, Range(gt=0)] = 1.0
+    """A frequency that turns less often than this is divided by `factor`. Between the two: a linear ramp."""
+
+    attention_factor: Annotated[float | None, Range(gt=0)] = None
+    """The factor on cosines and sines. Null: 0.1 ln(factor) + 1, or what mscale and mscale_all_dim say."""
+
+    mscale: Annotated[float | None, Range(gt=0)] = None
+    """With mscale_all_dim: the attention factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
+
+    mscale_all_dim: Annotated[float | None, Range(gt=0)] = None
+    """See mscale. Both are given, or neither."""
+
+    truncate: bool = True
+    """The ends of the ramp are rounded to whole frequencies."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MambaConfig(Section):
     """A Mamba-2 mixer's sizes."""
 
@@ -108,6 +141,9 @@ class ModelConfig(Section):
 
     rope_scaling: Llama3Rope | None = None
     """LLaMA-3.1's scaling of the rotary frequencies. Null: none."""
+
+    yarn: YarnRope | None = None
+    """yarn's scaling of the rotary frequencies, in place of rope_scaling. Null: none."""
 
     tie_word_embeddings: bool = False
     """The output layer has the embedding's weights."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from megatron_prism.core.config.gang import GangConfig
-from megatron_prism.core.config.model import ModelConfig
+from megatron_prism.core.config.model import ModelConfig, YarnRope
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
 from megatron_prism.core.config.section import MAY_CHANGE, Range, Section
 
@@ -25,12 +25,36 @@ class InitConfig(Section):
     """The tokenizer's folder, for a run from scratch."""
 
     max_position_embeddings: Annotated[int | None, Range(ge=1)] = None
-    """The positions that a checkpoint's model is extended to. Its config.json has them when it is written back. Nothing else of the model
-    changes: the paper's step to 128k mentions no change of the rotary positions."""
+    """The positions that a checkpoint's model is extended to. Its config.json and tokenizer_config.json have them when it is written back.
+    Nothing else of the model changes, but by the three keys below: the paper's step to 128k mentions no change of the rotary positions."""
+
+    rope_theta: Annotated[float | None, Range(gt=1)] = None
+    """Another base of the rotary frequencies for a checkpoint's model. The paper mentions none: an option of ours. Null: the checkpoint's."""
+
+    yarn: YarnRope | None = None
+    """yarn for a checkpoint's model. max_position_embeddings is then factor x original_max_position_embeddings. The paper mentions none: an
+    option of ours. Null: the checkpoint's."""
+
+    window_size: Annotated[int | None, Range(ge=1)] = None
+    """A wider window of attention for a checkpoint's model. As wide as max_position_embeddings: none. The paper mentions none: an option of
+    ours. Null: the checkpoint's."""
+
+    @property
+    def extends(self) -> bool:
+        """Say whether the run begins with another architecture than the checkpoint's, or says anew what it is."""
+        return any(value is not None for value in (self.max_position_embeddings, self.rope_theta, self.yarn, self.window_size))
 
     def extend(self, model: ModelConfig) -> ModelConfig:
         """Return a checkpoint's architecture, extended as the run begins with it."""
-        return model if self.max_position_embeddings is None else replace(model, max_position_embeddings=self.max_position_embeddings)
+        positions = model.max_position_embeddings if self.max_position_embeddings is None else self.max_position_embeddings
+        window = model.window_size if self.window_size is None else self.window_size
+        return replace(
+            model,
+            max_position_embeddings=positions,
+            rotary_base=model.rotary_base if self.rope_theta is None else self.rope_theta,
+            yarn=model.yarn if self.yarn is None else self.yarn,
+            window_size=None if self.window_size is not None and window is not None and window >= positions else window,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core.check.train import EXTENDS
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import Problem
@@ -68,7 +69,7 @@ def problems(config: RLConfig, gpus_per_node: int) -> Iterator[Problem]:
         ("fp8", config.fp8, None),
         ("offload.optimizer_fraction", config.offload.optimizer_fraction, 0.0),
         ("trainable", config.trainable, ("*",)),
-        ("init.max_position_embeddings", config.init.max_position_embeddings, None),
+        *((f"init.{key}", getattr(config.init, key), None) for key in EXTENDS),
         ("optimizer.clip_grad", config.optimizer.clip_grad, 1.0),
         ("schedule.kind", schedule.kind, "linear"),
         ("schedule.warmup_steps", schedule.warmup_steps, 0),

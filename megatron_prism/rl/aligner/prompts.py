@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import write_text
@@ -15,6 +15,7 @@ from megatron_prism.data import tokenizer
 from megatron_prism.grade.outcome import Kind
 
 KEYS = {"id", "domain", "kind", "prompt", "gold", "choices", "tests"}
+KINDS = ("math", "choice", "code")
 MAX_PROBLEMS = 20  # of a file, in one message
 SPLITS = ("train", "validation", "test")
 
@@ -77,8 +78,8 @@ def _problems(record: Any, where: str) -> Iterator[Problem]:
     for key in ("id", "domain", "kind", "prompt"):
         if not isinstance(record.get(key), str) or not record[key]:
             yield Problem(f"{where}:{key}", repr(record.get(key)), "a text")
-    if (kind := record.get("kind")) not in get_args(Kind):
-        yield Problem(f"{where}:kind", repr(kind), f"one of {', '.join(get_args(Kind))}")
+    if (kind := record.get("kind")) not in KINDS:
+        yield Problem(f"{where}:kind", repr(kind), f"one of {', '.join(KINDS)}")
     if kind in ("math", "choice") and not (isinstance(record.get("gold"), str) and record["gold"]):
         yield Problem(f"{where}:gold", repr(record.get("gold")), "a text")
     if kind == "choice":

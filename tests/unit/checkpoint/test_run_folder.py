@@ -119,7 +119,10 @@ def test_a_run_that_extends_its_model_writes_so_and_nothing_else(tiny_checkpoint
     began = run_folder.origin(longer.run_dir)
     assert began.model == replace(had.model, max_position_embeddings=data.seq_length)
     config_json = json.loads((had.assets / "config.json").read_text())
-    assert json.loads((began.assets / "config.json").read_text()) == config_json | {"max_position_embeddings": data.seq_length}
+    assert json.loads((began.assets / "config.json").read_text()) == config_json | {
+        "max_position_embeddings": data.seq_length,
+        "rope_theta": had.model.rotary_base,  # for transformers 4
+    }
     with pytest.raises(InputError, match=r"init\.max_position_embeddings: found 1; required at least"):
         train.resolve(replace(plain, run_dir=tmp_path / "other", init=replace(init, max_position_embeddings=1)), 1)
     run_folder.step_folder(longer.run_dir, 1).mkdir(

@@ -29,6 +29,7 @@ from megatron_prism.core.config import (
     SourceConfig,
     TrainConfig,
     TurnsConfig,
+    YarnRope,
 )
 from megatron_prism.core.load import to_dict
 
@@ -54,6 +55,7 @@ MODEL = ModelConfig(
     layer_pattern="M*",
     mamba=MambaConfig(num_heads=2, head_dim=4, state_dim=4, num_groups=1),
     rope_scaling=Llama3Rope(factor=8.0),
+    yarn=YarnRope(factor=4.0, original_max_position_embeddings=16, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
     attention_multiplier=1.0,
     window_size=4,
 )
@@ -66,7 +68,7 @@ FULL: dict[type, Any] = {  # every section is there, and every list has an entry
         "world_size": 1,
         "data": {"prepared": "p", "seq_length": 8, "weights": {"a": 100}, "changes": [{"step": 2, "weights": {"a": 100}}], "max_epochs": 1},
         "batch": {"global_size": 8},
-        "init": {"tokenizer": "t", "max_position_embeddings": 8},
+        "init": {"tokenizer": "t", "max_position_embeddings": 8, "rope_theta": 2.0, "yarn": to_dict(MODEL.yarn), "window_size": 8},
         "model": to_dict(MODEL),
         "parallel": {"vpp": 2, "cp_a2a_size": 1},
         "recompute": {"num_layers": 1},

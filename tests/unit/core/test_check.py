@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from megatron_prism.core.check.model import check_architecture, padded_vocab_siz
 from megatron_prism.core.config import (
     FP8Config,
     GangConfig,
+    InitConfig,
     Llama3Rope,
     MambaConfig,
     ModelConfig,
     ParallelConfig,
     RecomputeConfig,
     TrainConfig,
+    YarnRope,
 )
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build, to_dict
@@ -172,6 +175,40 @@ def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key
     assert key in keys(train.check_model(MODEL, changed(values, changes)))
 
 
+ORIGINAL = "original_max_position_embeddings"
+YARN = YarnRope(factor=4.0, original_max_position_embeddings=64)
+WINDOWED = dataclasses.replace(MODEL, window_size=16)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "key"),
+    [
+        (MODEL, {"max_position_embeddings": 64}, "max_position_embeddings"),
+        (MODEL, {"yarn": YARN}, "yarn.factor"),  # 4 x 64 positions, and the model keeps its 128
+        (MODEL, {"yarn": dataclasses.replace(YARN, factor=3.0), "max_position_embeddings": 256}, "yarn.factor"),
+        (MODEL, {"yarn": YarnRope(factor=1.0, original_max_position_embeddings=256), "max_position_embeddings": 256}, f"yarn.{ORIGINAL}"),
+        (dataclasses.replace(MODEL, rope_scaling=Llama3Rope(factor=8.0)), {"yarn": YARN, "max_position_embeddings": 256}, "yarn"),
+        (dataclasses.replace(MODEL, position_embedding="none"), {"rope_theta": 1e6}, "rope_theta"),
+        (dataclasses.replace(MODEL, position_embedding="none"), {"yarn": YARN, "max_position_embeddings": 256}, "yarn"),
+        (MODEL, {"window_size": 64}, "window_size"),
+        (WINDOWED, {"window_size": 8}, "window_size"),
+    ],
+)
+def test_a_model_that_cannot_be_extended_so_is_named(model: ModelConfig, changes: dict, key: str) -> None:
+    assert keys(train.check_extension(InitConfig(checkpoint=Path("c"), **changes), model)) == [f"init.{key}"]
+
+
+def test_an_extended_model() -> None:
+    """A window as wide as all positions is none; without a key of init nothing changes."""
+    wide = InitConfig(checkpoint=Path("c"), max_position_embeddings=256, yarn=YARN, rope_theta=1e6, window_size=256)
+    assert not list(train.check_extension(wide, WINDOWED)) and wide.extends
+    expected = dataclasses.replace(WINDOWED, max_position_embeddings=256, yarn=YARN, rotary_base=1e6, window_size=None)
+    assert wide.extend(WINDOWED) == expected
+    assert InitConfig(checkpoint=Path("c"), window_size=32).extend(WINDOWED) == dataclasses.replace(WINDOWED, window_size=32)
+    none = InitConfig(checkpoint=Path("c"))
+    assert none.extend(WINDOWED) == WINDOWED and not none.extends and not list(train.check_extension(none, WINDOWED))
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -182,6 +219,12 @@ def test_a_layout_that_the_model_lacks_is_named(values: dict, changes: dict, key
         ({"kv_channels": 0}, "kv_channels"),
         ({"rope_scaling": Llama3Rope(factor=8.0, low_freq_factor=2.0)}, "rope_scaling"),
         ({"rope_scaling": Llama3Rope(factor=8.0, original_max_position_embeddings=4096)}, "rope_scaling"),
+        ({"yarn": YARN, "position_embedding": "none"}, "yarn"),
+        ({"yarn": YARN, "rope_scaling": Llama3Rope(factor=8.0)}, "yarn"),
+        ({"yarn": dataclasses.replace(YARN, beta_fast=0.5)}, "yarn.beta_fast"),
+        ({"yarn": dataclasses.replace(YARN, mscale=1.0)}, "yarn.mscale, mscale_all_dim"),
+        ({"yarn": dataclasses.replace(YARN, factor=0.5)}, "yarn.factor"),
+        ({"yarn": YARN, "rotary_base": 1.0}, "rotary_base"),
     ],
 )
 def test_an_architecture_that_cannot_be_is_named(changes: dict, key: str) -> None:

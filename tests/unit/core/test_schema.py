@@ -35,7 +35,8 @@ FOLDERS = {
     "sources": PrepareConfig,
     "prompts": PromptsConfig,
 }
-FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml"))]
+DATA = CONFIGS / "studies" / "paper"  # the paper's tables: no configs
+FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != DATA]
 JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
 
 

@@ -1,10 +1,8 @@
-"""The code grader: honest answers are right, cheats are not, faults are neither; HumanEval's solutions pass and mutants of them fail."""
+"""The code grader: honest answers are right, cheats are not, faults are neither. HumanEval is in tests/unit/eval."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import os
 import time
 from pathlib import Path
@@ -22,7 +20,6 @@ from megatron_prism.grade.sandbox.backend import Interpreter
 from megatron_prism.grade.sandbox.result import Limits
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
-HUMANEVAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "humaneval.jsonl.gz"
 ADDS = {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}, {"input": "20 22\n", "output": "42\n"}]}
 DOUBLES = {"kind": "asserts", "code": "assert double(2) == 4\nassert double(21) == 42\nassert double([1]) == [1, 1]"}
 
@@ -344,39 +341,3 @@ def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:
 )
 def test_outputs_are_compared_exactly(said: str, expected: str, is_same: bool) -> None:
     assert code.is_same_output(said, expected) is is_same
-
-
-MUTATE = """
-
-def _changed(value):
-    for kind, more in ((bool, None), (int, 1), (float, 1.0), (str, "x"), (list, [0]), (tuple, (0,))):
-        if isinstance(value, kind):
-            return not value if kind is bool else value + more
-    return {{**value, "x": 0}} if isinstance(value, dict) else 0
-
-def _mutant(function, calls=[]):
-    def called(*arguments):
-        calls.append(arguments)
-        is_first = len(calls) == 1
-        value = function(*arguments)
-        return _changed(value) if is_first else value
-    return called
-
-{name} = _mutant({name})
-"""
-
-
-@pytest.mark.skipif(not HUMANEVAL.exists(), reason="no ../shared/data/humaneval.jsonl.gz")
-def test_humaneval_s_solutions_pass_and_mutants_of_them_fail(sandbox: Sandbox) -> None:
-    with gzip.open(HUMANEVAL, "rt") as file:
-        problems = [json.loads(line) for line in file]
-    outcomes: dict[str, list[str]] = {"right": [], "mutant": []}
-    for problem in problems:
-        name = problem["entry_point"]
-        tests = {"kind": "asserts", "code": f"{problem['test']}\ncheck({name})", "entry_point": name}
-        solution = problem["prompt"] + problem["canonical_solution"]
-        outcomes["right"].append(grade(solution, tests, sandbox).outcome)
-        outcomes["mutant"].append(grade(solution + MUTATE.format(name=name), tests, sandbox).outcome)  # its first result alone is changed
-    assert len(problems) == 164
-    assert outcomes["right"] == ["right"] * 164
-    assert outcomes["mutant"] == ["wrong"] * 164

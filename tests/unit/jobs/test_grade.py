@@ -20,6 +20,7 @@ GOOD: list[dict[str, Any]] = [
     {"id": "3", "kind": "choice", "gold": "B", "choices": ["a", "b"], "response": "<think>a</think> \\boxed{A}"},
     {"id": "4", "kind": "math", "gold": "7", "response": "<think>a", "is_truncated": True},
     {"id": "5", "kind": "math", "gold": "7", "response": "7\ud800"},
+    {"id": "6", "kind": "strings", "gold": "all", "choices": ["one", "two"], "response": "Two", "is_truncated": True},
 ]
 
 
@@ -32,13 +33,14 @@ def test_a_file_is_graded_in_its_order_with_all_its_keys(tmp_path: Path, monkeyp
     monkeypatch.setattr(job, "BATCH_ITEMS", 2)
     result = job.run(written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl", GradeConfig())
     graded = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [record.pop("outcome") for record in graded] == ["right", "right", "wrong", "truncated", "no_format"]
+    assert [record.pop("outcome") for record in graded] == ["right", "right", "wrong", "truncated", "no_format", "wrong"]
+    assert graded[-1].pop("score") == 0.5
     assert all(record.pop("why") for record in graded)
     assert graded == GOOD
     assert (result["graded"], result["right"], result["wrong"], result["no_format"], result["truncated"], result["fault"]) == (
-        5,
+        6,
         2,
-        1,
+        2,
         1,
         1,
         0,
@@ -74,6 +76,9 @@ def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
         {"id": 14, "kind": "choice", "gold": "A", "choices": ["a", "a"], "response": "a"},
         {"id": 15, "kind": "math", "gold": "1", "response": "a", "outcome": "right"},
         {"id": 16, "kind": "math", "gold": "1", "response": "a", "why": ""},
+        {"id": 17, "kind": "strings", "gold": "some", "choices": ["a"], "response": "a"},
+        {"id": 18, "kind": "strings", "gold": "all", "choices": [], "response": "a"},
+        {"id": 19, "kind": "strings", "gold": "all", "choices": ["a"], "response": "a", "score": 1},
     ]
     lines = [GOOD[0], *bad, "", {**GOOD[0], "id": "1"}]
     with pytest.raises(InputError) as caught:

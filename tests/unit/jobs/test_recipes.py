@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.core.check.train import check_extension
 from megatron_prism.core.config import ModelConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
@@ -28,7 +29,8 @@ NOTHING_FITS_ON_8 = {
     f"{model}/{kind}"
     for model in ("granite-4.0-h-micro", "mistral-small-24b", "nemotron-h-8b")
     for kind in ("longctx", "longctx_attention")
-}
+} | {"mistral-small-24b/longctx_yarn"}
+EXTENDED = {"mistral-7b-v0.1": {"longctx_yarn"}, "mistral-small-24b": {"longctx_yarn"}}  # whose rotary positions end before 128k
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_each_of_the_papers_models_has_its_recipes(presets: dict[str, ModelConfi
         model, _, kind = name.partition("/")
         kinds.setdefault(model, set()).add(kind)
     assert kinds.keys() == presets.keys() - {"qwen2.5-7b"}  # not one of the paper's
-    assert all(found == KINDS for found in kinds.values())
+    assert all(found == KINDS | EXTENDED.get(model, set()) for model, found in kinds.items())
     fewer = {name: sizes for name, sizes in SIZES.items() if sizes != [8, 64, 128]}
     assert fewer == {name: [64, 128] for name in NOTHING_FITS_ON_8}
 
@@ -89,7 +91,12 @@ def test_a_recipe_says_what_the_paper_says_and_runs_on_its_own_size(name: str) -
         assert (config.batch.global_size, config.batch.micro_size, config.data.seq_length) == (128, 1, 8192)
     else:
         assert (schedule.kind, schedule.warmup_steps, schedule.final_factor, config.steps) == ("exponential", 100, 0.0, 1000)
-        assert config.validation.interval == 0
+        assert config.validation.interval == 0 and config.logits_chunk_tokens == 8192  # else the logits are the largest tensor
+        assert config.model is not None and not list(check_extension(config.init, config.model))
+        longer = config.init.extend(config.model)
+        assert longer.max_position_embeddings == config.data.seq_length == 131072
+        is_paper = (longer.rotary_base, longer.yarn, longer.window_size) == (config.model.rotary_base, None, config.model.window_size)
+        assert is_paper == (not name.endswith("_yarn"))
     assert (config.fp8 is not None) == name.endswith("_fp8") and config.precision == "bf16"
     assert config.trainable == (("*.self_attention.*",) if name.endswith("_attention") else ("*",))
 

@@ -1,0 +1,39 @@
+"""What changed between models: `prism analyze weights`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_prism.cli.options import Json, a_path, finish
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say what changed between models, beside what chance would change.",
+    epilog="Example: prism analyze weights --base Granite-3.3-8B --other hf/granite-mid --json weights.json",
+)
+
+
+@app.command()
+def weights(
+    base: Annotated[Path, typer.Option(help="The Hugging Face folder before.", callback=a_path)],
+    other: Annotated[Path, typer.Option(help="The Hugging Face folder after.", callback=a_path)],
+    against: Annotated[
+        Path | None, typer.Option(help="Another model made from --base: the cosine of both updates.", callback=a_path)
+    ] = None,
+    num_threads: Annotated[int | None, typer.Option(help="Threads. Default: all cores.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the nulls that are drawn.", min=0, max=2**30)] = 0,
+    json: Json = None,
+) -> None:
+    """Say how much each tensor and component changed, and how much a dense update of the same norm would have changed.
+
+    Example: prism analyze weights --base Granite-3.3-8B --other hf/granite-mid --against hf/granite-mid-2 --json weights.json
+    """
+    from megatron_prism.jobs import analyze as job
+
+    result = job.run_weights(base, other, against, num_threads or len(os.sched_getaffinity(0)), seed)
+    job.show_weights(result)
+    finish(result, json, quiet=True)

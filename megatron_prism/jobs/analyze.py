@@ -1,0 +1,146 @@
+"""`prism analyze weights`: what changed between two models, tensor by tensor, streamed from their Hugging Face folders."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_prism.analysis import weights
+from megatron_prism.analysis.components import KIND_OF, Component
+from megatron_prism.analysis.stream import Matched, walk
+from megatron_prism.analysis.weights import Change, Cosine
+from megatron_prism.checkpoint.plan import Plan, plan_import
+from megatron_prism.core import log
+from megatron_prism.core.errors import Problem, raise_problems
+from megatron_prism.hf import safetensors
+
+Key = tuple[str, Component]
+
+
+def run_weights(base: Path, other: Path, against: Path | None, num_threads: int, seed: int) -> dict[str, Any]:
+    """Return the change from `base` to `other` by tensor, component, kind and in all; with `against`, the cosine to the update that it is too.
+
+    Raises: InputError, CheckpointError where a folder is no model, or the models differ in more than their weights.
+    """
+    plans = [plan_import(root) for root in (base, other, *([against] if against else []))]
+    _require_same(plans)
+    changes: dict[Key, Change] = {}
+    cosines: dict[Key, Cosine] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a thread a piece
+    try:
+        with _matched(plans) as tensors, _ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
+            for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
+                key = (tensor.name, component)
+                stored = tensor.places[1].dtype
+                changes[key] = weights.change_of(weights.added(tallied for tallied, _ in pieces), stored, _seed(seed, tensor.name))
+                if against:
+                    cosines[key] = reduce(add, [one for _, one in pieces if one is not None])
+    finally:
+        torch.set_num_threads(before)
+    return {
+        "base": str(base),
+        "other": str(other),
+        "against": str(against) if against else None,
+        "dtypes": [", ".join(sorted({str(place.dtype).removeprefix("torch.") for place in plan.places.values()})) for plan in plans],
+        "thresholds": list(weights.THRESHOLDS),
+        "null": "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled",
+        **_figures(changes, cosines),
+    }
+
+
+def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> tuple[weights.Tally, Cosine | None]:
+    old_N, new_N, *rest = pieces
+    stride = weights.stride_of(old_N.numel() if not tensor.places[0].shape else _numel(tensor), tensor.row)
+    return weights.tally(old_N, new_N, first, stride), weights.cosine(old_N, new_N, rest[0]) if rest else None
+
+
+def _numel(tensor: Matched) -> int:
+    return tensor.row * tensor.places[0].shape[0]
+
+
+def _seed(seed: int, name: str) -> int:
+    return seed << 32 | zlib.crc32(name.encode())
+
+
+def _figures(changes: Mapping[Key, Change], cosines: Mapping[Key, Cosine]) -> dict[str, Any]:
+    def grouped(group: Callable[[Key], str | None]) -> dict[str, Any]:
+        names = dict.fromkeys(name for key in changes if (name := group(key)) is not None)
+        return {name: _of([key for key in changes if group(key) == name], changes, cosines) for name in names}
+
+    return {
+        "total": _of(list(changes), changes, cosines),
+        "kinds": grouped(lambda key: KIND_OF[key[1]]),
+        "components": grouped(lambda key: key[1]),
+        "tensors": grouped(lambda key: key[0]),
+    }
+
+
+def _of(keys: Sequence[Key], changes: Mapping[Key, Change], cosines: Mapping[Key, Cosine]) -> dict[str, Any]:
+    figures = weights.together([changes[key] for key in keys]).figures()
+    return figures | (reduce(add, [cosines[key] for key in keys]).figures() if cosines else {})
+
+
+def _require_same(plans: Sequence[Plan]) -> None:
+    """Refuse models of other shapes. Positions and rotary settings may differ: a long-context step changes them."""
+    first, problems = plans[0], []
+    for plan in plans[1:]:
+        shapes = zip(first.rules, plan.rules, strict=False)
+        if plan.model.family != first.model.family:
+            problems.append(Problem(str(plan.root), plan.model.family, f"{first.model.family}, as {first.root}"))
+        elif differing := next((b for a, b in shapes if [s for _, s in a.hf] != [s for _, s in b.hf]), None):
+            problems.append(Problem(f"{plan.root}: {differing.hf[0][0]}", str(list(differing.hf[0][1])), f"the shape in {first.root}"))
+        elif len(plan.rules) != len(first.rules):
+            problems.append(Problem(str(plan.root), f"{len(plan.rules)} tensors", f"{len(first.rules)}, as {first.root}"))
+    raise_problems(problems)
+
+
+@contextmanager
+def _matched(plans: Sequence[Plan]) -> Iterator[list[Matched]]:
+    """Open the folders, and match their tensors by the family's rules: each folder has its own spelling, and a tied head counts once."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(safetensors.open_files(plan.root, plan.shards)) for plan in plans]
+        of_rules = zip(*(plan.rules for plan in plans), strict=True)
+        pairs = [zip(*([name for name, _ in rule.hf] for rule in rules), strict=True) for rules in of_rules]
+        tensors = []
+        for names in dict.fromkeys(names for of_rule in pairs for names in of_rule):  # several rules may share a tensor
+            places = tuple(plan.places[name] for plan, name in zip(plans, names, strict=True))
+            tensors.append(Matched(names[0], places, tuple(opened[place.file] for opened, place in zip(files, places, strict=True))))
+        yield tensors
+
+
+@contextmanager
+def _ticking(total: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
+        task = bar.add_task("tensors", total=total)
+        yield lambda: bar.advance(task)
+
+
+def show_weights(result: Mapping[str, Any]) -> None:
+    """Print a line a component, kind and the total: the change, the share above 1 %, and what its nulls say."""
+    nulls = {
+        "changed": "> 1 %",
+        "changed_dense_null": "dense null",
+        "changed_dense_null_stored": "as stored",
+        "changed_shuffled_null": "shuffled",
+    }
+    has_cosine = "cosine" in result["total"]
+    rows = [["component", "delta", "mean of tensors", *nulls.values(), *(["cosine", "null +-"] if has_cosine else [])]]
+    for name, figures in [*result["components"].items(), *result["kinds"].items(), ("total", result["total"])]:
+        shares = [f"{100 * figures[key]['0.01']:.2f} %" for key in nulls]
+        cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"] if has_cosine else []
+        rows.append([name, f"{figures['delta']:.3g}", f"{figures['delta_mean_of_tensors']:.3g}", *shares, *cosines])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print(first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)), sep="  ")

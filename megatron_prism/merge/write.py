@@ -1,0 +1,92 @@
+"""A planned merge written as a Hugging Face folder: each tensor in pieces of some MB, summed in fp32 and rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import FileIO
+from math import prod
+from pathlib import Path
+
+import torch
+
+from megatron_prism.checkpoint import folder
+from megatron_prism.core import disk
+from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
+from megatron_prism.core.manifest import write_json
+from megatron_prism.hf import bits, layout, safetensors
+from megatron_prism.hf.files import read_object
+from megatron_prism.hf.finite import first_nonfinite
+from megatron_prism.merge import card, methods
+from megatron_prism.merge.parent import CONFIG, Read, Source, nonfinite, open_sources, pieces
+from megatron_prism.merge.plan import Plan
+
+Tick = Callable[[], None]  # called after each tensor, for a progress bar
+
+
+def write(plan: Plan, tick: Tick = lambda: None) -> None:
+    """Write a plan's folder. It appears when it is whole; on an error nothing stays behind.
+
+    Raises: CheckpointError naming every tensor of a parent, or every merged tensor, with a NaN or an inf.
+    """
+    problems: list[Problem] = []
+    with ExitStack() as stack:
+        temporary = stack.enter_context(folder.create(plan.config.out))
+        pool = ThreadPoolExecutor(1)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        sums = [pool.submit(parent.sums) for parent in plan.parents]
+        folder.copy_assets(plan.origin.assets, temporary)
+        with open_sources(plan.parents) as sources, safetensors.create_shards(temporary, plan.shards) as files:
+            for name in plan.targets:
+                try:
+                    problems += _write_tensor(plan, sources, files, name)
+                except CheckpointError as error:
+                    raise CheckpointError(nonfinite(sources) or list(error.problems)) from None
+                tick()
+        raise_problems(problems)
+        _write_config(plan, temporary)
+        card.write(plan, temporary, [one.result() for one in sums])
+        disk.sync(path for path in sorted(temporary.rglob("*")) if not path.is_symlink())
+        disk.sync([temporary])
+
+
+def _write_tensor(plan: Plan, sources: list[Source], files: dict[str, FileIO], name: str) -> list[Problem]:
+    """Merge one tensor, and return a problem where the merged one is not finite."""
+    shape, places = plan.origin.shapes[name], plan.targets[name]
+    width = prod(shape[1:])
+    problems: list[Problem] = []
+    with ExitStack() as stack:
+        reads = [stack.enter_context(source.tensor(name)) for source in sources]
+        combine = methods.combiner(plan.config, lambda: _values(reads, shape), prod(shape))
+        for (first, _), parts_N in zip(pieces(shape), _values(reads, shape), strict=True):
+            merged_N = combine(parts_N)
+            for place in places:
+                piece = bits.of_tensor(merged_N.to(place.dtype))
+                safetensors.write_values(files[place.file], place, first * width, piece)
+                if not problems and first_nonfinite(piece, place.dtype) is not None:
+                    found = f"a merged value beyond {str(place.dtype).removeprefix('torch.')}"
+                    required, fix = "finite weights", "smaller weights, or a wider --dtype"
+                    problems.append(Problem(f"{plan.config.out / place.file}: {place.name}", found, required, fix))
+    return problems
+
+
+def _values(reads: list[Read], shape: tuple[int, ...]) -> Iterator[list[torch.Tensor]]:
+    """Yield a tensor's pieces of every parent in fp32; in fp64 where a parent is."""
+    for first, count in pieces(shape):
+        parts_N = [read(first, count) for read in reads]
+        dtype = torch.float64 if any(part_N.dtype == torch.float64 for part_N in parts_N) else torch.float32
+        yield [part_N.to(dtype) for part_N in parts_N]
+
+
+def _write_config(plan: Plan, temporary: Path) -> None:
+    """Write the index of several files, and the dtype into config.json where the merge has another one than its origin."""
+    index = plan.origin.assets / safetensors.INDEX
+    if index.is_file():
+        write_json(temporary / safetensors.INDEX, layout.rewritten_index(read_object(index, "an index"), plan.shards))
+    elif len(plan.shards) > 1:
+        write_json(temporary / safetensors.INDEX, layout.index_of(plan.shards))
+    if plan.config.dtype is not None:
+        config = read_object(temporary / CONFIG, "a config")
+        keys = [key for key in ("dtype", "torch_dtype") if key in config]
+        write_json(temporary / CONFIG, {**config, **dict.fromkeys(keys, plan.config.dtype)})

@@ -1,0 +1,165 @@
+"""An evaluation through kills, growth and over layouts: the same results and the same summary, byte for byte, and nothing paid for twice."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_prism.eval import folder
+from megatron_prism.eval.question import read_results
+from tests.distributed import toy_evaluate
+
+pytestmark = pytest.mark.slow
+NUM_QUESTIONS, FAULTY = 11, "q3"
+
+
+@pytest.fixture(scope="module")
+def toy(run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that evaluates the toy into a folder, and returns the folder."""
+    home = tmp_path_factory.mktemp("evaluate")
+    lines = [
+        {
+            "id": f"q{n}",
+            "kind": "math",
+            "prompt": f"The sum of {n} and" + " and" * (n % 4),
+            "gold": "fault" if f"q{n}" == FAULTY else "1",
+            "tags": {"parity": "odd" if n % 2 else "even"},
+        }
+        for n in range(NUM_QUESTIONS)
+    ]
+    (home / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def run(name: str, num_ranks: int = 1, **values: Any) -> Path:
+        given = {"checkpoint": tiny_checkpoint, "file": home / "set.jsonl", **values}
+        run_distributed(toy_evaluate.run, num_ranks, timeout_s=120, out=home / name, parallel=values.get("grid", {}), **given)
+        return home / name
+
+    run.home = home  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy: Callable[..., Path]) -> Path:
+    return toy("unbroken")
+
+
+def texts(root: Path) -> tuple[str, str]:
+    return (root / folder.RESULTS).read_text(), (root / folder.SUMMARY).read_text()
+
+
+def paid(root: Path, what: str) -> Counter[tuple[Any, ...]]:
+    """Return how often each response was sampled, or graded, over all starts. Faults are graded at each start, and left out."""
+    lines = [json.loads(line) for line in Path(f"{root}.log").read_text().splitlines()]
+    return Counter(tuple(rest) for kind, *rest in lines if kind == what and (what == "sampled" or rest[1] != FAULTY))
+
+
+def test_every_response_is_scored_and_a_fault_is_none(unbroken: Path) -> None:
+    """Traps 1, 5 and 6: each response has its own seed and its own grade, joined by id; a fault is masked and counted, and is no 0."""
+    results = list(read_results(unbroken / folder.RESULTS))
+    assert [(one.id, one.sample) for one in results] == [(f"q{n}", sample) for n in range(NUM_QUESTIONS) for sample in range(3)]
+    assert len({one.seed for one in results}) == len(results) and len({one.text for one in results}) > NUM_QUESTIONS
+    assert all(one.why == one.text.strip() or one.why == one.text for one in results)  # the toy's reason is the response that it graded
+    assert {one.score for one in results if one.id != FAULTY} == {0.0, 1.0} and {one.score for one in results if one.id == FAULTY} == {None}
+    part = folder.summary_of(unbroken)["tasks"]["sums"]
+    judged = [one.score for one in results if one.id != FAULTY]
+    assert part["num_faults"] == 3 and part["masked_questions"] == [FAULTY] and part["outcomes"]["fault"] == 3 / 33
+    assert part["score"] == pytest.approx(sum(judged) / 30) and part["score"] != pytest.approx(sum(judged) / 33)  # type: ignore[arg-type]
+    assert set(part["pass_at"]) == {"1", "2", "3"} and set(part["by"]["parity"]) == {"odd", "even"}
+    assert set(paid(unbroken, "sampled").values()) == set(paid(unbroken, "graded").values()) == {1}
+
+
+@pytest.mark.parametrize("point", list(toy_evaluate.POINTS))
+def test_an_evaluation_killed_at_a_point_ends_as_an_unbroken_one(toy: Callable[..., Path], unbroken: Path, point: str) -> None:
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy(f"at-{point}", point=point)
+    root = toy(f"at-{point}")
+    assert texts(root) == texts(unbroken)
+    assert set(paid(root, "sampled").values()) == {1} and len(paid(root, "sampled")) == 33
+    assert set(paid(root, "graded").values()) == {1} and len(paid(root, "graded")) == 30
+
+
+def test_kills_at_any_time_change_nothing(toy: Callable[..., Path], unbroken: Path) -> None:
+    draw, kills = random.Random(7), 0
+    for _ in range(20):
+        try:
+            toy("any-time", delay_s=draw.uniform(0.02, 0.12))
+            break
+        except AssertionError as error:
+            assert "exit code -9" in str(error)
+        kills += 1
+    root = toy("any-time")
+    assert kills and texts(root) == texts(unbroken)
+    assert set(paid(root, "sampled").values()) == {1} == set(paid(root, "graded").values())
+
+
+def test_a_signal_ends_it_after_its_shard(toy: Callable[..., Path], unbroken: Path) -> None:
+    with pytest.raises(AssertionError, match="Stopped: stopped by SIGTERM: 2 of 4 shards are sampled"):
+        toy("stopped", point="written", by="SIGTERM")
+    root = toy("stopped")
+    assert texts(root) == texts(unbroken) and set(paid(root, "graded").values()) == {1}
+
+
+@pytest.mark.parametrize("grid", [{"tp": 1}, {"pp": 2}, {"tp": 2}], ids=["dp2", "pp2", "tp2"])
+def test_a_layout_evaluates_as_one_process(toy: Callable[..., Path], unbroken: Path, grid: dict[str, int]) -> None:
+    assert texts(toy("-".join(map(str, grid.items())), 2, grid=grid, shard_responses=5, num_rows=3)) == texts(unbroken)
+
+
+def test_growth_costs_only_what_is_new(toy: Callable[..., Path], unbroken: Path) -> None:
+    root = toy("grown", task={"num_samples": 1, "limit": 5})
+    assert len(paid(root, "sampled")) == 5
+    toy("grown", task={"num_samples": 2, "limit": 5})
+    assert len(paid(root, "sampled")) == 10
+    toy("grown")
+    assert texts(root) == texts(unbroken)
+    assert set(paid(root, "sampled").values()) == {1} and set(paid(root, "graded").values()) == {1}
+    other = toy("reseeded", seed=5)
+    assert texts(other)[0] != texts(unbroken)[0]  # the control: another seed is seen
+
+
+def test_a_changed_response_is_never_trusted(toy: Callable[..., Path], unbroken: Path) -> None:
+    root = toy("changed")
+    path = root / folder.SAMPLES / "000001.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0].replace('"text": "', '"text": "1234'), *lines[1:]]))
+    toy("changed")
+    assert texts(root) == texts(unbroken)
+    assert sorted(paid(root, "sampled").values()) == [1] * 32 + [2]  # that one alone is sampled again, and graded as before
+
+
+def test_another_model_is_refused_and_so_is_an_engine_that_is_not_the_model(
+    toy: Callable[..., Path], unbroken: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    other = make_checkpoint("llama", initializer_range=0.2)
+    with pytest.raises(AssertionError, match="InputError: out .*whose weights differ"):
+        toy("unbroken", checkpoint=other)
+    assert texts(unbroken)
+    with pytest.raises(AssertionError, match="ResultFailure: sampler and trainer disagree"):
+        toy("off", off=True)
+    assert not (toy.home / "off" / folder.SAMPLES).exists()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("llama", {"tp": 2}),
+        ("llama", {"pp": 2}),
+        ("granite", {"pp": 2}),
+        ("nemotron", {"tp": 2}),
+        ("nemotron", {"pp": 2}),
+        ("granite_h", {"pp": 2}),
+    ],
+)
+def test_a_hugging_face_folder_is_loaded_as_its_checkpoint_is(
+    run_distributed: Callable[..., list[Any]], make_checkpoint: Callable[..., Path], name: str, grid: dict[str, int]
+) -> None:
+    checkpoint = make_checkpoint(name)
+    given = {"hf": checkpoint.parent / "hf", "checkpoint": checkpoint, "grid": grid, "parallel": grid}
+    assert run_distributed(toy_evaluate.differing, 2, control=False, **given) == [[], []]
+    if grid == {"tp": 2}:
+        assert all(len(names) == 1 for names in run_distributed(toy_evaluate.differing, 2, control=True, **given))

@@ -1,0 +1,64 @@
+"""Spectra against numpy and scipy in fp64, and three kinds of update that they tell apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_prism.analysis import spectra
+
+
+def gaussian(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_principal_angles_are_scipys_whatever_the_signs_and_the_order() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    basis = torch.linalg.qr(gaussian(60, 10, seed=1))[0]
+    near = torch.linalg.qr(basis + 1e-9 * gaussian(60, 10, seed=2))[0]
+    for other in (near, torch.linalg.qr(basis + 0.3 * gaussian(60, 10, seed=3))[0], torch.linalg.qr(gaussian(60, 10, seed=4))[0]):
+        found = spectra.principal_angles(basis, other)
+        theirs = np.sort(linalg.subspace_angles(basis.numpy(), other.numpy()))
+        np.testing.assert_allclose(found.numpy(), theirs, rtol=1e-6, atol=1e-12)
+        turned = other[:, torch.randperm(10)] * torch.tensor([-1.0, 1.0] * 5, dtype=torch.float64)
+        np.testing.assert_allclose(spectra.principal_angles(basis, turned).numpy(), theirs, rtol=1e-6, atol=1e-12)
+    assert float(spectra.principal_angles(basis, near).max()) > 1e-10  # a cosine would have lost it
+
+
+def test_ranks_are_numpys_and_the_randomised_svd_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = gaussian(200, 12, seed=5) @ torch.diag(torch.arange(12, 0, -1.0, dtype=torch.float64)) @ gaussian(12, 150, seed=6)
+    values = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    square = float((matrix**2).sum())
+    whole = spectra.leading(matrix, 8, seed=0)
+    shares = values[values > 1e-9] / values.sum()
+    told = spectra.ranks(whole, square)
+    assert told["stable_rank"] == pytest.approx(float((values**2).sum() / values[0] ** 2), rel=1e-9)
+    assert told["effective_rank"] == pytest.approx(math.exp(-float((shares * np.log(shares)).sum())), rel=1e-6)
+    assert spectra.share_in_leading(whole, 8, square) == pytest.approx(float((values[:8] ** 2).sum() / (values**2).sum()))
+    monkeypatch.setattr(spectra, "EXACT", 8)
+    drawn = spectra.leading(matrix, 8, seed=0)
+    assert not drawn.is_whole and spectra.ranks(drawn, square)["effective_rank"] is None
+    np.testing.assert_allclose(drawn.values_K.numpy(), values[:8], rtol=1e-5)
+    assert float(spectra.principal_angles(whole.left_RK[:, :8], drawn.left_RK).max()) < 1e-3
+    assert spectra.ranks(spectra.leading(torch.zeros(9, 9), 2, 0), 0.0)["stable_rank"] == 0
+
+
+def test_sparse_low_rank_and_dense_updates_differ() -> None:
+    old = gaussian(96, 64, seed=7)
+    dense = 0.01 * gaussian(96, 64, seed=8)
+    low = 0.05 * gaussian(96, 2, seed=9) @ gaussian(2, 64, seed=10)
+    figures = {name: spectra.spectra(old, old + update, 8, seed=0) for name, update in {"dense": dense, "low": low}.items()}
+    null = figures["dense"]["null_stable_rank"]
+    assert null == pytest.approx(96 * 64 / (math.sqrt(96) + math.sqrt(64)) ** 2, rel=0.1)  # Bai and Yin
+    assert figures["dense"]["stable_rank"] == pytest.approx(null, rel=0.1) and figures["dense"]["effective_rank"] > 50
+    assert figures["low"]["stable_rank"] < 2 < 2.1 > figures["low"]["effective_rank"]
+    assert figures["low"]["share_in_leading"] == pytest.approx(1) and figures["low"]["null_share_in_leading"] < 0.5
+    left, values, right = torch.linalg.svd(old, full_matrices=False)
+    along = old + 0.1 * left[:, :3] @ torch.diag(values[:3]) @ right[:3]  # its own leading directions, stretched
+    told = spectra.spectra(old, along, 8, seed=0)
+    assert told["share_on_principal"] == pytest.approx(1) and told["null_share_on_principal"] < 0.05
+    assert told["principal_angle_left_max"] < 1e-6 < told["null_principal_angle_left_max"]
+    assert told["singular_value_shift_max"] == pytest.approx(0.1)

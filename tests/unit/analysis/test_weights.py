@@ -1,0 +1,141 @@
+"""Changes of weights against plain numpy in fp64, and the nulls against closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_prism.analysis import weights
+from megatron_prism.analysis.components import KIND_OF, parts_of
+from megatron_prism.core.errors import PrismError
+from megatron_prism.hf import bits
+from megatron_prism.jobs import analyze, convert
+from tests.parity.tiny import FAMILIES, random_model
+
+ONE_PERCENT = weights.THRESHOLDS.index(0.01)
+
+
+def pair(num: int, scale: float, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    old_N = torch.randn(num, generator=torch.Generator().manual_seed(1)).to(dtype)
+    update_N = torch.randn(num, generator=torch.Generator().manual_seed(2))
+    return old_N, (old_N.float() + scale * update_N).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_tensor_in_pieces_is_numpys(dtype: torch.dtype) -> None:
+    old_N, new_N = pair(10_007, 0.01, dtype)
+    old_N[::100], new_N[::200] = 0, old_N[::200]  # zeros, some of which stay
+    old_N[7], new_N[7] = 0, 1
+    pieces = [weights.tally(old_N[first : first + 999], new_N[first : first + 999], first, 3) for first in range(0, 10_007, 999)]
+    tallied = weights.added(pieces)
+    old, delta = (values.double().numpy() for values in (old_N, new_N.double() - old_N.double()))
+    assert tallied.square_old == pytest.approx(float(old @ old), rel=1e-6)
+    assert tallied.square_delta == pytest.approx(float(delta @ delta), rel=1e-6)
+    wide = np.float64 if dtype == torch.float64 else np.float32  # in which the ratio is taken
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(new_N.to(torch.double).numpy().astype(wide) - old.astype(wide)) / np.abs(old).astype(wide)
+    assert tallied.num_changed == tuple(int((ratio > threshold).sum()) for threshold in weights.THRESHOLDS)
+    assert (tallied.num, tallied.num_zero) == (10_007, int((old == 0).sum()))
+    assert tallied.num_different == int((delta != 0).sum())
+    assert torch.equal(tallied.sample_old_N.double(), old_N[::3].double())  # as if it had come in one piece
+    torch.testing.assert_close(tallied.sample_delta_N.double(), torch.from_numpy(delta)[::3], rtol=1e-6, atol=1e-7)
+
+
+def test_the_dense_null_is_what_a_dense_update_changes() -> None:
+    """A Gaussian update of 6e-4 of a Gaussian matrix changes 3.8 % by more than 1 %: what the paper's RL changes."""
+    old_N, new_N = pair(1 << 20, 6e-4)
+    change = weights.change_of(weights.tally(old_N, new_N, 0, 16), torch.float32, 0)
+    assert change.delta == pytest.approx(6e-4, rel=1e-2)
+    assert change.changed[ONE_PERCENT] == pytest.approx(0.038, abs=0.001)
+    for null in (change.dense_null, change.dense_null_stored, change.shuffled_null):
+        assert null[ONE_PERCENT] == pytest.approx(0.038, abs=0.002)
+
+
+def test_a_sparse_update_is_below_its_nulls_and_rounding_is_seen() -> None:
+    old_N, new_N = pair(1 << 18, 6e-3)
+    is_kept_N = torch.rand(old_N.shape, generator=torch.Generator().manual_seed(3)) < 0.01
+    sparse = weights.change_of(weights.tally(old_N, torch.where(is_kept_N, new_N, old_N), 0, 4), torch.float32, 0)
+    assert sparse.different == pytest.approx(0.01, abs=0.001)
+    assert sparse.changed[ONE_PERCENT] < 0.3 * sparse.dense_null[ONE_PERCENT]
+    assert sparse.shuffled_null[ONE_PERCENT] == pytest.approx(sparse.changed[ONE_PERCENT], rel=0.2)  # its entries, elsewhere
+    old_N, new_N = pair(1 << 18, 6e-4, torch.bfloat16)
+    stored = weights.change_of(weights.tally(old_N, new_N, 0, 4), torch.bfloat16, 0)
+    assert stored.different < 0.2 and stored.delta != pytest.approx(6e-4, rel=0.2)  # a true 6e-4, read through bfloat16
+    assert stored.changed[0] == pytest.approx(stored.different, rel=1e-3)  # any step there is above 0.1 %
+    assert weights.change_of(weights.tally(old_N, old_N, 0, 4), torch.bfloat16, 0).figures()["changed"]["0.001"] == 0
+
+
+def test_the_cosine_of_two_updates_and_its_null() -> None:
+    old_N, one_N = pair(1 << 16, 1.0)
+    other_N = old_N + 0.6 * (one_N - old_N) + 0.8 * torch.randn(old_N.shape, generator=torch.Generator().manual_seed(4))
+    found = weights.cosine(old_N, one_N, other_N).figures()
+    assert found["cosine"] == pytest.approx(0.6, abs=0.01) and found["cosine_null_std"] == 1 / 256
+    apart = weights.cosine(old_N, one_N, old_N + torch.randn(old_N.shape, generator=torch.Generator().manual_seed(5))).figures()
+    assert abs(apart["cosine"]) < 4 / 256
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_of_every_family_belongs_to_a_component(family: str) -> None:
+    kinds = set()
+    for name, value in random_model(family).state_dict().items():
+        parts = parts_of(name, value.shape[0])
+        assert [end for _, end in parts.values()][-1] == value.shape[0]
+        kinds |= {KIND_OF[component] for component in parts}
+    assert ("mamba" in kinds) == (family in ("granite_h_micro", "nemotron_h"))
+    assert kinds >= {"attention", "mlp", "norm", "embed/lm_head"}
+    with pytest.raises(KeyError):
+        parts_of("model.layers.0.router.weight", 4)
+
+
+def folders(tmp_path: Path, family: str, scale: float) -> tuple[Path, Path]:
+    random_model(family).save_pretrained(tmp_path / "a")
+    random_model(family).save_pretrained(tmp_path / "b")
+    before = load_file(tmp_path / "a/model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    after = {name: value + scale * torch.randn(value.shape, generator=generator) for name, value in before.items()}
+    save_file(after, tmp_path / "b/model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "a", tmp_path / "b"
+
+
+@pytest.mark.parametrize("family", ["granite_h_micro", "llama"])
+def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, other = folders(tmp_path, family, 0.01)
+    monkeypatch.setattr(bits, "PIECE_BYTES", 4096)  # many pieces
+    result = analyze.run_weights(base, other, other, num_threads=2, seed=0)
+    before, after = (load_file(root / "model.safetensors") for root in (base, other))
+    assert {*result["tensors"]} == {*before}
+    squares = {"delta": 0.0, "old": 0.0}
+    for name, value in before.items():
+        delta = after[name].double() - value.double()
+        told = result["tensors"][name]
+        assert told["delta"] == pytest.approx(float(delta.norm() / value.double().norm()), rel=1e-6)
+        assert told["changed"]["0.01"] == pytest.approx(float((delta.abs() > 0.01 * value.double().abs()).double().mean()), abs=2e-4)
+        assert told["parameters"] == value.numel() and told["cosine"] == pytest.approx(1)
+        squares["delta"] += float(delta.norm() ** 2)
+        squares["old"] += float(value.double().norm() ** 2)
+    assert result["total"]["delta"] == pytest.approx(math.sqrt(squares["delta"] / squares["old"]), rel=1e-6)
+    assert result["total"]["parameters"] == sum(value.numel() for value in before.values())  # a tied head once
+    again = analyze.run_weights(base, other, other, num_threads=1, seed=0)
+    assert json.dumps(again) == json.dumps(result)  # whatever the threads
+
+
+def test_models_that_differ_in_shape_are_refused_and_positions_may_differ(tmp_path: Path) -> None:
+    base, other = folders(tmp_path, "llama", 0.01)
+    config: dict[str, Any] = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 131072}))
+    assert analyze.run_weights(base, other, None, 1, 0)["against"] is None
+    random_model("llama", intermediate_size=96).save_pretrained(tmp_path / "c")
+    with pytest.raises(PrismError, match="the shape in"):
+        analyze.run_weights(base, tmp_path / "c", None, 1, 0)
+    random_model("mistral").save_pretrained(tmp_path / "d")
+    with pytest.raises(PrismError, match="mistral: required|found mistral"):
+        analyze.run_weights(base, tmp_path / "d", None, 1, 0)
+    with pytest.raises(PrismError):
+        convert.plan_import(tmp_path / "none")

@@ -1,0 +1,48 @@
+"""What is kept: whole or absent, by key, and never trusted where a line was changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.eval.cache import Kept
+
+
+def test_what_is_kept_is_there_again_and_a_later_value_wins(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "samples")
+    kept.write({"a": {"text": "1\n2\u2028"}, "b": [1.5, None]})
+    kept.write({})
+    kept.write({"b": "new"})
+    for one in (kept, Kept(tmp_path / "samples")):
+        assert dict(one) == {"a": {"text": "1\n2\u2028"}, "b": "new"} and one.num_damaged == 0
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000000.jsonl", "000001.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b"one", b"two"),
+        lambda line: line[:-9],
+        lambda line: b"{}\n",
+        lambda line: b"\xff\n",
+        lambda line: line[:-1],
+    ],
+)
+def test_a_damaged_line_is_not_there_and_the_others_are(tmp_path: Path, change: object, caplog: pytest.LogCaptureFixture) -> None:
+    Kept(tmp_path).write({"a": "one", "b": "three"})
+    path = tmp_path / "000000.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(second + change(first))  # type: ignore[operator]
+    kept = Kept(tmp_path)
+    assert dict(kept) == {"b": "three"} and kept.num_damaged == 1
+    kept.write({"a": "again"})
+    assert dict(Kept(tmp_path)) == {"a": "again", "b": "three"} and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_write_leaves_is_not_read(tmp_path: Path) -> None:
+    Kept(tmp_path).write({"a": 1})
+    (tmp_path / ".000001.jsonl.7.tmp").write_text("what a killed process left")
+    kept = Kept(tmp_path)
+    kept.write({"b": 2})
+    assert dict(Kept(tmp_path)) == {"a": 1, "b": 2}

@@ -1,0 +1,133 @@
+"""`prism evaluate` before anything starts: what the command line means, and what is refused, all at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from megatron_prism.cli import gang
+from megatron_prism.cli.entry import app
+from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.config import EvaluateConfig
+from megatron_prism.core.errors import InputError
+from megatron_prism.core.load import build, load
+from megatron_prism.eval import folder
+from megatron_prism.jobs import evaluate
+
+TASK = {"set": "file", "path": "set.jsonl"}
+
+
+def config(**values: Any) -> EvaluateConfig:
+    return build({"out": "out", "precision": "fp32", "model": {"hf": "hf"}, "tasks": {"mine": TASK}, **values}, EvaluateConfig, str)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q{n}", "kind": "math", "prompt": f"{n} and", "gold": "1"}) + "\n" for n in range(5)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["--hf", "m/a", "--tasks", "x=a.jsonl,y", "--limit", "3"], {"hf": "m/a", "out": "evaluations/a", "limit": 3}),
+        (
+            ["seed=4", "--ckpt", "runs/b", "--tasks", "x=a.jsonl,y", "--out", "o", "--num-samples", "2"],
+            {"checkpoint": "runs/b", "out": "o", "seed": 4},
+        ),
+    ],
+)
+def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))))
+    result = CliRunner().invoke(app, ["evaluate", *words])
+    assert result.exit_code == 0, result.exception
+    ((path, made),) = seen
+    assert path is None and {str(made.model.hf or made.model.checkpoint), str(made.out)} == {
+        values.get("hf", values.get("checkpoint")),
+        values["out"],
+    }
+    assert made.tasks["x"].path == Path("a.jsonl") and made.tasks["y"].set == "y" and made.tasks["y"].path is None
+    assert made.seed == values.get("seed", 1234)
+    assert {(one.limit, one.num_samples) for one in made.tasks.values()} == {(3, None) if "limit" in values else (None, 2)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["a.yaml", "--tasks", "x"],
+        ["a.yaml", "--limit", "3"],
+        ["--hf", "a"],
+        ["--hf", "a", "--ckpt", "b", "--tasks", "x"],
+        ["a.yaml", "--hf", "a", "--tasks", "x"],
+    ],
+)
+def test_two_ways_at_once_are_refused(words: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(app, ["evaluate", *words]).exception, InputError)
+
+
+def test_every_problem_of_a_config_is_named() -> None:
+    served = {"url": "ftp://a", "model": "m", "api": "chat"}
+    tasks = {
+        "a b": TASK,
+        "ruler": {"held_out": {"mixture": "m", "seq_length": 8}},
+        "lm_eval": {"num_samples": 3},
+        "c": {**TASK, "top_p": 0.0},
+    }
+    made = config(model={"hf": "hf", "endpoint": served}, tasks=tasks, bos="one")
+    assert [problem.where for problem in check_evaluate(made, 2)] == [
+        "model.endpoint.url",
+        "tasks.c.top_p",
+        "model",
+        "model.endpoint",
+        "model.endpoint.api",
+        "bos",
+        "tasks",
+        "tasks.a b",
+        "tasks.lm_eval.num_samples",
+    ]
+    assert not check_evaluate(config(), 1)
+
+
+def test_all_inputs_are_checked_before_anything_is_written(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("not ours")
+    tasks = {"absent": {"set": "file", "path": str(tmp_path / "no")}, "unknown": {}, "mine": {"set": "file"}}
+    with pytest.raises(InputError) as raised:
+        evaluate.resolve(config(out=str(tmp_path / "out"), model={"hf": str(tmp_path / "hf")}, tasks=tasks), 1)
+    said = [problem.where for problem in raised.value.problems]
+    assert len(said) == 5 and {"tasks.unknown.set", "tasks.mine.path", f"out ({tmp_path / 'out'})"} <= set(said)
+    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "out": str(tmp_path / "new"), "overlong": "refuse"}
+    with pytest.raises(InputError, match="question q0: found a prompt of .* tokens, and responses of 100000"):
+        evaluate.resolve(config(**given, tasks={"mine": {"set": "file", "path": str(questions), "max_tokens": 100000}}), 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    task = {"set": "file", "path": str(questions), "num_samples": 4, "limit": 3, "max_tokens": 7}
+    given = {"out": str(tmp_path / "new"), "tasks": {"mine": task}}
+    for model in ({"checkpoint": str(tiny_checkpoint)}, {"hf": str(tiny_checkpoint.parent / "hf")}):
+        resolved = evaluate.resolve(config(model=model, **given), 1)
+        assert resolved.figures["responses"] == 12 and resolved.figures["tasks"]["mine"]["max_response_tokens"] == 84
+        assert resolved.figures["parameters"] > 0 and len(resolved.identity()["sha256"]) == 64
+        with pytest.raises(InputError, match="no chat template"):
+            evaluate.resolve(config(model=model, **{**given, "tasks": {"mine": {**task, "chat": True}}}), 1)
+    served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
+    assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it goes on"):
+        folder.summary_of(tmp_path)
+    folder.finish(tmp_path, [], {"kind": folder.KIND})
+    assert folder.summary_of(tmp_path)["results_sha256"]
+    (tmp_path / folder.RESULTS).write_text("{}\n")
+    with pytest.raises(InputError, match=r"results.jsonl: found sha256 .*as summary.json says; start prism evaluate again"):
+        folder.summary_of(tmp_path)

@@ -1,0 +1,110 @@
+"""The four methods against closed forms and worked examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_prism.core.config import MergeConfig, MergeModelConfig
+from megatron_prism.merge import methods
+from megatron_prism.merge.methods import Angle
+
+
+def config(method: str, weights: tuple[float | None, ...] = (), **keys: object) -> MergeConfig:
+    models = tuple(MergeModelConfig(path=Path(str(index)), weight=weight) for index, weight in enumerate(weights))
+    return MergeConfig(out=Path("out"), models=models, method=method, **keys)  # type: ignore[arg-type]
+
+
+def merged(settings: MergeConfig, *tensors: torch.Tensor, pieces: int = 3) -> torch.Tensor:
+    """Merge whole tensors in so many pieces, as a folder is merged."""
+
+    def values() -> Iterator[list[torch.Tensor]]:
+        yield from (list(parts) for parts in zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True))
+
+    combine = methods.combiner(settings, values, tensors[0].numel())
+    return torch.cat([combine(parts) for parts in values()])
+
+
+def drawn(count: int, size: int = 1000) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [torch.randn(size, generator=generator) for _ in range(count)]
+
+
+def test_linear_and_what_normalize_changes() -> None:
+    one, two = drawn(2)
+    torch.testing.assert_close(merged(config("linear", (0.15, 0.85)), one, two), 0.15 * one + 0.85 * two)
+    torch.testing.assert_close(merged(config("linear", (1.0, 3.0), normalize=True), one, two), 0.25 * one + 0.75 * two)
+    torch.testing.assert_close(merged(config("linear", (1.0, 3.0), any_sum=True), one, two), one + 3 * two)
+
+
+def test_slerp_goes_along_the_sphere() -> None:
+    """Of perpendicular tensors of length 1, a third of the way: cos 30, sin 30. A straight line would be shorter than 1."""
+    one, two = torch.zeros(1000), torch.zeros(1000)
+    one[1], two[999] = 1.0, 1.0
+    found = merged(config("slerp", (None, None), t=1 / 3), one, two)
+    assert float(found[1]) == pytest.approx(math.cos(math.pi / 6)) and float(found[999]) == pytest.approx(0.5)
+    assert float(found.norm()) == pytest.approx(1.0) and float((2 / 3 * one + 1 / 3 * two).norm()) < 0.75
+    one, two = drawn(2)
+    torch.testing.assert_close(merged(config("slerp", (None, None), t=0.0), one, two), one)
+    torch.testing.assert_close(merged(config("slerp", (None, None), t=1.0), one, two), two)
+
+
+def test_slerp_of_what_is_parallel_opposite_or_zero() -> None:
+    (one,) = drawn(1)
+    half = config("slerp", (None, None), t=0.5)
+    torch.testing.assert_close(merged(half, one, 3 * one), 2 * one)
+    torch.testing.assert_close(merged(half, one, -one), 0 * one)
+    torch.testing.assert_close(merged(half, 0 * one, 0 * one), 0 * one)
+    assert Angle(0.0, 4.0, 0.0).weights(0.5) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
+
+
+def test_the_angle_is_of_the_whole_tensor_not_of_a_piece() -> None:
+    one, two = drawn(2)
+    half = config("slerp", (None, None), t=0.5)
+    torch.testing.assert_close(merged(half, one, two, pieces=7), merged(half, one, two, pieces=1))
+    alone = torch.cat([merged(half, a, b, pieces=1) for a, b in zip(one.tensor_split(7), two.tensor_split(7), strict=True)])
+    assert not torch.allclose(alone, merged(half, one, two))
+
+
+def test_task_arithmetic_adds_what_each_model_moved() -> None:
+    base, one, two = drawn(3)
+    found = merged(config("task_arithmetic", (0.5, -0.25), base=Path("b")), base, one, two)
+    torch.testing.assert_close(found, base + 0.5 * (one - base) - 0.25 * (two - base))
+    scaled = merged(config("task_arithmetic", (1.0, 3.0), base=Path("b"), normalize=True, scale=2.0), base, one, two)
+    torch.testing.assert_close(scaled, base + 2 * (0.25 * (one - base) + 0.75 * (two - base)))
+
+
+def test_ties_worked_by_hand() -> None:
+    """The base is 1 everywhere. Of six moves each model keeps its three largest; the sign is that of the weighted sum."""
+    base = torch.ones(6)
+    first = torch.tensor([4.0, -3.0, 0.1, 2.0, 0.0, 0.2])
+    second = torch.tensor([-1.0, -2.0, 0.5, 0.1, 3.0, 0.4])
+    kept_first, kept_second = torch.tensor([4.0, -3.0, 0, 2.0, 0, 0]), torch.tensor([-1.0, -2.0, 0, 0, 3.0, 0])
+    assert methods.threshold(lambda: [first], 3) == 2.0 and methods.threshold(lambda: [second], 3) == 1.0
+    settings = config("ties", (0.5, 1.0), base=Path("b"), density=0.5)
+    # 0: 2 and -1 -> up, the first alone; 1: -1.5 and -2 -> down, both: -3.5 / 1.5; 3: the first alone; 4: the second alone
+    wanted = base + torch.tensor([4.0, -3.5 / 1.5, 0.0, 2.0, 3.0, 0.0])
+    torch.testing.assert_close(merged(settings, base, base + first, base + second, pieces=2), wanted)
+    summed = config("ties", (0.5, 1.0), base=Path("b"), density=0.5, normalize=False, scale=2.0)
+    wanted = base + 2 * torch.tensor([2.0, -3.5, 0.0, 1.0, 3.0, 0.0])
+    torch.testing.assert_close(merged(summed, base, base + first, base + second, pieces=2), wanted)
+    plain = base + (0.5 * kept_first + kept_second) / 1.5  # without the election of a sign
+    assert not torch.allclose(merged(settings, base, base + first, base + second, pieces=2), plain)
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 199, 500, 999, 1000])
+def test_the_threshold_is_the_kth_largest_magnitude(num_kept: int) -> None:
+    (values,) = drawn(1)
+    values[:300] = values[300:600]  # equal magnitudes
+    values[5], values[6] = 0.0, -0.0
+    assert methods.threshold(lambda: values.tensor_split(7), num_kept) == float(values.abs().topk(num_kept).values[-1])
+
+
+def test_all_magnitudes_at_the_threshold_are_kept() -> None:
+    base, move = torch.zeros(8), torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5, 0.5, 2.0, 0.25])
+    found = merged(config("ties", (1.0,), base=Path("b"), density=0.25), base, move)
+    assert found.tolist() == [1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, 0.0]

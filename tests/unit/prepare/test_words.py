@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_prism.prepare import words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Let $x = \\dfrac{3}{4}$ and $y=\\sqrt{2}$.",
+        "let \\( x=\\frac 3 4 \\) and\n\\[ y = \\sqrt2 \\]",
+        "LET x = 3/4 AND y = 2",
+        "Let \\begin{align*} x &= \\tfrac34 \\end{align*} and $$ y = \\left\\lfloor 2 \\right\\rfloor $$",
+        "Let $x = \\\\frac{3}{4}$ and $y=2$",  # as JSON within a text escapes it
+        "\uff2cet x = \u2073\u2044\u2084 and y = \u00b2".replace("\u2073", "\u00b3"),  # full-width L, superscripts, fraction slash
+    ],
+)
+def test_ways_to_write_one_sentence(text: str) -> None:
+    expected = ["let", "x", "3", "4", "and", "y", "2"]
+    assert [word for word in words.without_latex(text.replace("tfrac34", "tfrac 3 4")) if word] == expected
+
+
+def test_letters_and_digits_are_words_apart() -> None:
+    assert words.without_latex("2x_1 = a2b, Stra\u00dfe 10,000 \u03c0") == ["2", "x", "1", "a", "2", "b", "strasse", "10", "000", "\u03c0"]
+    assert words.plain("2x_1 = a2b \\frac") == ["2x_1", "a2b", "frac"]  # prepare's own rule, as it always was
+
+
+PIECES = st.lists(st.sampled_from(["\\Begin{ab}", "\\end {c1}", "\\\\frac", "x1", "\u0130", " ", "\\BEGIN"])).map("".join)
+
+
+@given(PIECES | st.text(alphabet="aB1\u00e9\u00df\u2460\ufb01 \\{}$_\n\u0130", max_size=40) | st.text(max_size=40))
+def test_spans_are_those_of_the_words(text: str) -> None:
+    normal = words.normal(text)
+    assert [normal[begin:end].casefold() for begin, end in words.spans(text)] == words.without_latex(text)
