@@ -82,7 +82,7 @@ def read(folder: Path) -> Evaluation:
         if result.score is not None and not 0 <= result.score <= 1:
             raise InputError(Problem(place, f"score {result.score}", "a share between 0 and 1"))
         of_task[result.id, result.sample] = Scored(result.score, result.prompt_sha256)
-        if result.task.startswith(LM_EVAL) and GROUP in result.tags:
+        if result.task.startswith(LM_EVAL) and result.tags.get(GROUP):
             groups[result.task] = result.tags[GROUP]
     return Evaluation(folder, summary, tasks, groups)
 

@@ -12,8 +12,9 @@ import pytest
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import InputError, ResultFailure
 from megatron_prism.eval import verdict
-from megatron_prism.eval.averages import averages
-from megatron_prism.eval.measures import MEMBERS, Tasks
+from megatron_prism.eval.averages import SIX, averages
+from megatron_prism.eval.leaderboards import INSTRUCTIONS, LEADERBOARD_V1, LEADERBOARD_V2, average, score
+from megatron_prism.eval.measures import Tasks
 from tests.unit.eval.two_evaluations import result, scores, write
 
 
@@ -95,19 +96,45 @@ def test_without_a_rule_there_is_a_comparison_and_no_verdict(tmp_path: Path) -> 
 
 def test_an_average_weighs_as_the_summary_does() -> None:
     draw = np.random.default_rng(0)
-    reasoning = Tasks(frozenset(MEMBERS["avg_of_six"]), {}, {})
+    reasoning = Tasks(dict.fromkeys(SIX, 9), {}, {})
     for name in ("code", "math", "gpqa", "avg", "avg_of_six"):
-        values = {task: float(draw.random()) for task in MEMBERS["avg_of_six"]}
+        values = {task: float(draw.random()) for task in SIX}
         weights = reasoning.weights(name)
         assert weights is not None and sum(weights.values()) == pytest.approx(1)
         assert sum(weight * values[task] for task, weight in weights.items()) == pytest.approx(averages(values)[name])
-    parts = {group: frozenset({f"lm_eval/{group}"}) for group in MEMBERS["v1"]} | {
-        "mmlu": frozenset({"lm_eval/mmlu_law", "lm_eval/mmlu_art"})
-    }
-    v1 = Tasks(frozenset().union(*parts.values()), {"ruler": frozenset({"long"})}, parts)
-    weights = v1.weights("v1")
-    assert weights is not None and weights["lm_eval/mmlu_law"] == pytest.approx(1 / 12) and weights["lm_eval/gsm8k"] == pytest.approx(1 / 6)
-    assert v1.weights("ruler") == {"long": 1.0} and v1.weights("v3") is None
+    assert reasoning.weights("v1")["mmlu"] == pytest.approx(1 / 6), "what is missing is named"  # type: ignore[index]
+    assert reasoning.weights("ruler") == {"ruler": 1.0} and reasoning.weights("v3") is None
+    assert Tasks({"long": 9}, {"ruler": frozenset({"long", "gone"})}, {}).weights("ruler") == {"long": 1.0}
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_a_leaderboard_weighs_as_lm_evals_side_does(name: str) -> None:
+    board = {"v1": LEADERBOARD_V1, "v2": LEADERBOARD_V2}[name]
+    draw = np.random.default_rng(0)
+    parts = {one.task: [one.task] for one in board}
+    for one in board:
+        if isinstance(one.num_choices, dict):
+            parts[one.task] = [f"{one.task}_{of}" for of in one.num_choices]
+        elif one.is_pooled or one.task == "mmlu":
+            parts[one.task] = [f"{one.task}_{of}" for of in "abc"]
+    sizes = {task: int(draw.integers(20, 90)) for tasks in parts.values() for task in tasks}
+    old = {task: float(draw.uniform(0.6, 0.8)) for task in sizes}
+    new = {task: value + float(draw.uniform(-0.05, 0.15)) for task, value in old.items()}
+
+    def average_of(values: dict[str, float]) -> float:
+        by_benchmark = {
+            one.task: score(one, {task: dict.fromkeys((one.metric, *INSTRUCTIONS), values[task]) for task in parts[one.task]}, sizes)
+            for one in board
+        }
+        whole = average(by_benchmark, board)
+        assert whole is not None
+        return whole
+
+    groups = {of: frozenset(f"lm_eval/{task}" for task in tasks) for of, tasks in parts.items()}
+    weights = Tasks({f"lm_eval/{task}": size for task, size in sizes.items()}, {}, groups).weights(name)
+    assert weights is not None and len(weights) == len(sizes)
+    change = sum(weight * (new[task[8:]] - old[task[8:]]) for task, weight in weights.items())
+    assert change == pytest.approx(average_of(new) - average_of(old))
 
 
 def test_an_average_is_judged_as_one(tmp_path: Path) -> None:
