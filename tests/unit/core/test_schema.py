@@ -16,6 +16,7 @@ from megatron_prism.core.config import (
     FilterConfig,
     MixConfig,
     PipelineConfig,
+    PolicyConfig,
     PrepareConfig,
     PromptsConfig,
     RLConfig,
@@ -31,6 +32,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {
     "clusters": ClusterConfig,
     "pipelines": PipelineConfig,
+    "policies": PolicyConfig,
     "mixtures": PrepareConfig,
     "sources": PrepareConfig,
     "prompts": PromptsConfig,
