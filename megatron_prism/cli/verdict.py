@@ -22,8 +22,10 @@ app.command(GroupWithDefault.default)(evaluate.evaluate)
 @app.command("compare")
 def compare(
     new: Annotated[Path, typer.Argument(help="An evaluation's folder.", show_default=False, callback=a_path)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Rules, as max_drop.math500=0.02.", show_default=False)] = None,
+    *,
     against: Annotated[Path, typer.Option(help="The folder of the evaluation that it is held against.", callback=a_path)],
-    policy: Annotated[Path | None, typer.Option(help="A YAML of rules; without it nothing is decided.", callback=a_path)] = None,
+    policy: Annotated[Path | None, typer.Option(help="A YAML of rules; without a rule nothing is decided.", callback=a_path)] = None,
     out: Annotated[Path | None, typer.Option(help="Write verdict.json, and the pairs for nel gate, here.", callback=a_path)] = None,
     json: Json = None,
 ) -> None:
@@ -36,7 +38,7 @@ def compare(
     from megatron_prism.eval import verdict
     from megatron_prism.jobs import evaluate_compare as job
 
-    made, values = job.run(new, against, load(policy, PolicyConfig) if policy else PolicyConfig(), out)
+    made, values = job.run(new, against, load(policy, PolicyConfig, overrides or []), out)
     for line in verdict.lines(made):
         typer.echo(line)
     finish(values, json, quiet=True)
