@@ -1,4 +1,4 @@
-"""Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` (of rl.yaml: `-- rl CONFIG`) makes of every recipe, and of the tiny config, on a cluster of ours.
+"""Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` (of rl.yaml `rl`, of eval.yaml `evaluate`) makes of every recipe, and of the tiny config, on a cluster of ours.
 
 python tools/make_examples.py            # write them
 python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
@@ -16,6 +16,7 @@ from megatron_prism.jobs import submit
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("examples/slurm")
 CLUSTERS = Path("configs/clusters")
+COMMANDS = {"rl": "rl", "eval": "evaluate"}  # by the name of a recipe; of all others, train
 
 
 def scripts() -> dict[Path, str]:
@@ -25,9 +26,9 @@ def scripts() -> dict[Path, str]:
         wanted[f"{recipe.parent.name}_{recipe.stem}"] = (recipe, [], "h100_pyxis.yaml")
     return {
         FOLDER / f"{name}.sbatch": "".join(
-            submit.run(
-                ["rl" if config.stem == "rl" else "train", str(config), *overrides], CLUSTERS / cluster, dry_run=True, read=read_command
-            )["texts"]
+            submit.run([COMMANDS.get(config.stem, "train"), str(config), *overrides], CLUSTERS / cluster, dry_run=True, read=read_command)[
+                "texts"
+            ]
         )
         for name, (config, overrides, cluster) in wanted.items()
     }

@@ -8,20 +8,25 @@ from typing import Any
 
 from generated import ROOT, write
 
-from megatron_prism.core.config import RLConfig, TrainConfig
+from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.config import BatchConfig, DataConfig, EvaluateConfig, ModelConfig, RLConfig, SamplingConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
-from megatron_prism.core.load import load
+from megatron_prism.core.load import build, load
 from megatron_prism.core.scalars import LAYOUTS
 from megatron_prism.jobs import plan
+from megatron_prism.planning import rollout
+from megatron_prism.planning.gpus import GIB, H100
 from megatron_prism.planning.layouts import Planned
 
 DOCUMENT, RECIPES = ROOT / "docs" / "RECIPES.md", ROOT / "configs" / "recipes"
+EVALUATION = "eval"  # of a recipe's name: what it samples is planned, and no training
+CONTEXTS = (34_816, 131_072)  # a response of 32,768 tokens behind a prompt of 2,048, and RULER's longest prompt
 
 
 def plans() -> list[dict[str, Any]]:
     """Return {"recipe", "world_size", "plan"} of each recipe and size, in order."""
     found = []
-    for path in sorted(RECIPES.glob("*/*.yaml")):
+    for path in sorted(path for path in RECIPES.glob("*/*.yaml") if path.stem != EVALUATION):
         for size in sorted(merge(read_layers(path, ()))[LAYOUTS]):
             kind: type[Planned] = RLConfig if path.stem == "rl" else TrainConfig
             config: Planned = load(path, kind, [f"world_size={size}"])
@@ -30,9 +35,53 @@ def plans() -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Return a table of the plans of training, and one of those of reinforcement learning."""
+    """Return a table of the plans of training, one of those of reinforcement learning, and one of the evaluations."""
     training, rl = ([entry for entry in found if ("rollout_s" in entry["plan"]) == is_rl] for is_rl in (False, True))
-    return "\n".join([*_lines(training), "", *_rl_lines(rl)])
+    return "\n".join([*_lines(training), "", *_rl_lines(rl), "", *_evaluation_lines(evaluations())])
+
+
+def evaluations() -> list[dict[str, Any]]:
+    """Return {"recipe", "world_size", "layout", "num_rows", "gib"} of each evaluation recipe: the rows of a replica and a GPU's weights and cache,
+    by the tokens of a prompt and its response."""
+    described = []
+    for path in sorted(RECIPES.glob(f"*/{EVALUATION}.yaml")):
+        model = build(merge(read_layers(ROOT / "configs" / "models" / f"{path.parent.name}.yaml", ()))["model"], ModelConfig, str)
+        for size in sorted(merge(read_layers(path, ()))[LAYOUTS]):
+            config = load(path, EvaluateConfig, [f"world_size={size}"])
+            rows = {tokens: _rows(config, tokens) for tokens in CONTEXTS}
+            gib = {tokens: _gib(config, model, size, tokens, count) for tokens, count in rows.items()}
+            grid = config.parallel
+            layout = {"tp": grid.tp, "pp": grid.pp, "dp": data_parallel_size(config, size), "recompute": "none"}
+            described.append(
+                {"recipe": f"{path.parent.name}/{path.stem}", "world_size": size, "layout": layout, "num_rows": rows, "gib": gib}
+            )
+    return described
+
+
+def _rows(config: EvaluateConfig, tokens: int) -> int:
+    """Return the rows that decode together where each has this room."""
+    return config.num_rows if config.cache_tokens is None else max(1, min(config.num_rows, config.cache_tokens // tokens))
+
+
+def _gib(config: EvaluateConfig, model: ModelConfig, world_size: int, tokens: int, num_rows: int) -> float:
+    """Return the largest rank's weights, cache and temporaries of sampling."""
+    batch, data = BatchConfig(global_size=world_size), DataConfig(prepared=config.out, seq_length=1)
+    run = TrainConfig(run_dir=config.out, steps=1, data=data, batch=batch, parallel=config.parallel, precision=config.precision)
+    stages = plan.built(model, run)
+    load_of_task = rollout.Load(config, SamplingConfig(num_rows=num_rows, num_samples=1, max_tokens=tokens), 100_000, tokens)
+    dp = data_parallel_size(config, world_size)
+    held = [
+        2.0 * stage.parameters + rollout.memory_bytes(stages, index, model, load_of_task, dp, H100) for index, stage in enumerate(stages)
+    ]
+    return max(held) / GIB
+
+
+def _evaluation_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"| recipe | GPUs | layout | {' | '.join(f'rows at {tokens:,} tokens | GiB' for tokens in CONTEXTS)} |"
+    yield f"|---|---|---|{'---|---|' * len(CONTEXTS)}"
+    for entry in found:
+        figures = " | ".join(f"{entry['num_rows'][tokens]} | {entry['gib'][tokens]:.0f}" for tokens in CONTEXTS)
+        yield f"| {entry['recipe']} | {entry['world_size']} | {_layout(entry['layout'])} | {figures} |"
 
 
 def _rl_lines(found: list[dict[str, Any]]) -> Iterator[str]:

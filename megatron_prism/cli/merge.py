@@ -52,7 +52,7 @@ def merge(
         "out": out,
         "models": [_model(text) for text in model] if model else None,
         "method": method,
-        "base": base,
+        "base_model": base,
         "config_from": config_from,
         "dtype": dtype,
         "normalize": normalize,
@@ -75,7 +75,7 @@ def merge(
 
 def _option(key: tuple[Any, ...]) -> str:
     """Return the option that sets a key."""
-    name = {"models": "model"}.get(str(key[0]), str(key[0]))
+    name = {"models": "model", "base_model": "base"}.get(str(key[0]), str(key[0]))
     return "--" + " ".join([name.replace("_", "-"), *map(str, key[1:])])
 
 

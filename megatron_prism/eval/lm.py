@@ -30,16 +30,24 @@ from megatron_prism.generate.stop import StopTexts
 
 Bos = Literal["none", "one"]
 MAX_TOKENS = 256  # of a generation whose task names none, as lm-eval's hf model
+KEPT_AT_ONCE = 2000  # answers: each write to `kept` may be a file
 PIECE_ROLLOUTS = 8  # times num_rows: the prompts between two lines of progress
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
 
 class Kept(Protocol):
-    """Answers that were computed before, by the hash of what was asked: what a cache of the evaluation offers (a dict does)."""
+    """Answers that were computed before, by the hash of what was asked (cache.Kept is one)."""
 
     def get(self, key: str, /) -> Any: ...
 
-    def update(self, values: Mapping[str, Any], /) -> None: ...
+    def write(self, values: Mapping[str, Any], /) -> None: ...
+
+
+class InMemory(dict[str, Any]):
+    """Answers of this process alone."""
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.update(values)
 
 
 @dataclass
@@ -60,13 +68,14 @@ class Asked:
     sampling: Sampling
     seed: int
     until: tuple[str, ...]
+    weights: str
 
     @property
     def key(self) -> str:
-        """The hash of all that decides the answer, but the model."""
+        """The hash of all that decides the answer."""
         sampling = self.sampling
         how = [sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.end_ids, self.until]
-        return _key("generate", self.prompt, how, self.seed if sampling.temperature else 0)
+        return _key(self.weights, "generate", self.prompt, how, self.seed if sampling.temperature else 0)
 
 
 @dataclass
@@ -86,13 +95,15 @@ def own_bos(spec: TokenizerSpec) -> Bos:
 class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no annotations
     """lm-eval's LM over a gang, for its rank 0. lm-eval's own rank is 0 of 1: the gang divides the requests.
 
-    seed: of generations that a task samples; each (document, repeat) has its own. kept: the answers of earlier runs of the same model.
+    seed: of generations that a task samples; each (document, repeat) has its own. kept: the answers of earlier runs, by `weights` (what the model
+    is known by) and what was asked.
     """
 
     asking: Asking
     bos: Bos
     seed: int
     kept: Kept
+    weights: str = ""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -139,8 +150,10 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
         return tuple(ids)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = chat.load(self.spec.folder)
-        return chat.render(template, chat_history, add_generation_prompt=add_generation_prompt)
+        if not add_generation_prompt:
+            found = "a task that begins the answer itself (gen_prefix)"
+            raise InputError(Problem("lm_eval chat", found, "turns that end before the answer", "run it without the chat template"))
+        return chat.render(chat.load(self.spec.folder), chat_history, add_generation_prompt=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
         pairs: list[Pair] = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
@@ -148,7 +161,7 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             if not 1 <= len(continuation) <= self.max_length:
                 found, required = f"{len(continuation)} tokens: {text!r:.120}", f"1 to {self.max_length}, the context"
                 raise InputError(Problem("lm_eval continuation", found, required))
-        keys = [_key("score", *pair, self.max_length) for pair in pairs]
+        keys = [_key(self.weights, "score", *pair, self.max_length) for pair in pairs]
         answers: dict[int, Score] = {}
         for number, key in enumerate(keys):
             if (answer := self.kept.get(key)) is not None:
@@ -161,11 +174,15 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             log.get().warning("lm_eval: %d contexts are longer than %d tokens, and were cut on their left", num_cut, self.max_length)
         self.counts.num_cut += num_cut
         groups = self.served.groups
+        fresh: dict[str, Score] = {}
         for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
             scores = {new[number]: score for number, score in self.asking.scores(some).items()}
-            self.kept.update({keys[number]: score for number, score in scores.items()})
             answers |= scores
-            log.get().debug("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
+            fresh |= {keys[number]: score for number, score in scores.items()}
+            if len(fresh) >= KEPT_AT_ONCE or len(answers) == len(pairs):
+                self.kept.write(fresh)
+                fresh = {}
+                log.get().info("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
         return [answers[number] for number in range(len(pairs))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -222,7 +239,7 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             stop=StopTexts(until, self.spec) if until else None,
         )
         name = int.from_bytes(hashlib.sha256(str(request.task_name).encode()).digest()[:7], "big")
-        return Asked(tuple(prompt), sampling, seed_of(self.seed, name, request.doc_id or 0, request.idx, repeat), until)
+        return Asked(tuple(prompt), sampling, seed_of(self.seed, name, request.doc_id or 0, request.idx, repeat), until, self.weights)
 
     def _generated(self, asked: Sequence[Asked]) -> list[tuple[tuple[int, ...], str]]:
         """Return each generation's tokens, without an end token, and how it ended."""
@@ -241,7 +258,7 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
                 some = of_sampling[start : start + step]
                 rollouts = self.asking.rollouts([one.prompt for one in some], some[0].sampling, [one.seed for one in some])
                 made = {one.key: self._tokens(rollout) for one, rollout in zip(some, rollouts, strict=True)}
-                self.kept.update(made)
+                self.kept.write(made)
                 answers |= made
                 log.get().info("lm_eval: %d of %d generations", len(answers), len(new))
         return [answers[one.key] for one in asked]

@@ -15,9 +15,10 @@ from typing import Any
 
 from megatron_prism.core import disk, log, manifest
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
-from megatron_prism.prepare import benchmarks, contamination, pool, texts
-from megatron_prism.prepare.benchmarks import Against
-from megatron_prism.prepare.contamination import Index, Search, Tally
+from megatron_prism.eval import benchmarks, contamination
+from megatron_prism.eval.benchmarks import Against
+from megatron_prism.eval.contamination import Index, Search, Tally
+from megatron_prism.prepare import pool, texts
 from megatron_prism.prepare.texts import Data
 
 EXAMPLES, SUMMARY, KIND = "contaminated.jsonl", "contamination.json", "contamination"
@@ -66,7 +67,9 @@ def run(
     result: dict[str, Any] = {"kind": KIND, "ngram": ngram, "shortest": shortest, "against": described}
     if dry_run:
         return result | {"sources": [{"source": source} for part in data for source in part.sources]}
-    inputs = manifest.sha256_files(benchmarks.paths(search.against)) | {path: sha for part in data for path, sha in part.inputs().items()}
+    inputs = manifest.sha256_files(path for one in search.against for path in benchmarks.paths(one)) | {
+        path: sha for part in data for path, sha in part.inputs().items()
+    }
     tallies, num_bad = _scan(data, search, of_sets, num_examples, num_workers)
     of_sources = [
         {"source": source, "num_documents": tally.num_documents, "num_bytes": tally.num_bytes, "num_bad_records": num_bad[source]}

@@ -89,18 +89,6 @@ def records(
         raise OSError(f"damaged {path.suffix[1:]} file: {error}") from None
 
 
-def column_names(path: Path) -> tuple[str, ...]:
-    """Return the names of a file's columns. Raises: InputError for a file that cannot be read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with path.open("rb") as raw:
-            return tuple(pq.read_schema(raw).names if path.suffix == ".parquet" else pa.ipc.open_stream(raw).schema.names)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(Problem(str(path), " ".join(str(error).split()), "a file that can be read to its end")) from None
-
-
 def _parquet(
     path: Path, raw: io.BufferedReader, names: Sequence[str], groups: tuple[int, int] | None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:

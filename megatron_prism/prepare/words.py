@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 Rule = Callable[[str], list[str]]
 PLAIN = re.compile(r"\w+")
-# a command of LaTeX (an escaped backslash too), with the name of an environment; or letters, or digits
-LATEX = re.compile(r"\\+(?:(?i:begin|end)\s*\{[^{}]*\}|[A-Za-z]+)|([^\W\d_]+|\d+)")
+COMMAND = re.compile(r"(?<!\\)\\+(?:(?i:begin|end)\s*\{[^{}]*\}|[A-Za-z]+)")  # of LaTeX, escaped or not, with the name of an environment
+WORD, ASCII_WORD = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"[a-z]+|[0-9]+")
 
 
 def plain(text: str) -> list[str]:
@@ -22,9 +22,9 @@ def without_latex(text: str) -> list[str]:
 
     Delimiters, spacing and commands hide no copy: `$\\dfrac{x}{2}$`, `\\( \\frac x2 \\)` and `x/2` are the same two words.
     """
-    if text.isascii():
-        return [word for word in LATEX.findall(text.lower()) if word]
-    return [word.casefold() for word in LATEX.findall(normal(text)) if word]
+    if text.isascii():  # as below, at twice the speed
+        return ASCII_WORD.findall(_without_commands(text.lower()))
+    return [word.casefold() for word in WORD.findall(_without_commands(normal(text)))]
 
 
 def normal(text: str) -> str:
@@ -34,4 +34,9 @@ def normal(text: str) -> str:
 
 def spans(text: str) -> list[tuple[int, int]]:
     """Return where each word of `without_latex` begins and ends in `normal(text)`."""
-    return [match.span(1) for match in LATEX.finditer(normal(text)) if match[1]]
+    return [match.span() for match in WORD.finditer(_without_commands(normal(text)))]
+
+
+def _without_commands(text: str) -> str:
+    """Return the text with spaces in the place of LaTeX's commands."""
+    return COMMAND.sub(lambda match: " " * len(match[0]), text) if "\\" in text else text

@@ -43,7 +43,7 @@ def run(
             if name not in case["models"]:
                 continue
             served = serve.Served(chunks, checkpoint.model, groups, spec, 3, 1500, case.get("max_context"))
-            kept: dict[str, Any] = {}
+            kept = lm.InMemory()
             with (
                 fault(case.get("control")),
                 mock.patch.object(lm, "MAX_TOKENS", MAX_TOKENS),

@@ -31,17 +31,17 @@ class MergeConfig(Section):
     """The Hugging Face folder to write; it must be new or empty."""
 
     models: tuple[MergeModelConfig, ...]
-    """The models. The first gives config.json, tokenizer, files, dtypes and shards, unless `base` or `config_from` does."""
+    """The models. The first gives config.json, tokenizer, files, dtypes and shards, unless `base_model` or `config_from` does."""
 
     method: Method = "linear"
     """linear: the weighted sum. slerp: between two models, along the sphere. task_arithmetic: the base and the weighted sum of what each model
     moved. ties: the same of the largest moves alone, and of those that agree in sign."""
 
-    base: Path | None = None
+    base_model: Path | None = None
     """task_arithmetic and ties: the model that the others were trained from. It gives the files, unless `config_from` does."""
 
     config_from: Path | None = None
-    """The model, as `models` or `base` names it, that gives config.json, tokenizer, files, dtypes and shards. It must be named where the
+    """The model, as `models` or `base_model` names it, that gives config.json, tokenizer, files, dtypes and shards. It must be named where the
     configs differ in what the same weights compute."""
 
     dtype: OutputDtype | None = None

@@ -23,4 +23,5 @@ if __name__ == "__main__":
         for row in rows
     ]
     tables = {"RECIPES.md": recipes_table.table(plans), "PLANNER.md": planner_table.table(rows)}
-    Path(sys.argv[1]).write_text(json.dumps({"plans": plans, "published": published, "tables": tables}))
+    found = {"plans": plans, "published": published, "tables": tables, "evaluations": recipes_table.evaluations()}
+    Path(sys.argv[1]).write_text(json.dumps(found))

@@ -10,20 +10,24 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.check.gang import check_model_on_gang
 from megatron_prism.core.check.train import check_extension
-from megatron_prism.core.config import ModelConfig, RLConfig, RunConfig, TrainConfig
+from megatron_prism.core.config import EvaluateConfig, ModelConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import load
 from megatron_prism.core.scalars import LAYOUTS
 from megatron_prism.planning.gpus import H100
 
 ROOT = Path(__file__).resolve().parents[3]
-RECIPES = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs" / "recipes").glob("*/*.yaml"))}
+EVERY_RECIPE = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "configs" / "recipes").glob("*/*.yaml"))}
+EVALUATIONS = {name: path for name, path in EVERY_RECIPE.items() if name.endswith("/eval")}
+RECIPES = {name: path for name, path in EVERY_RECIPE.items() if name not in EVALUATIONS}
 TRAINED = [name for name in RECIPES if not name.endswith("/rl")]
 SIZES = {name: sorted(merge(read_layers(path, ()))[LAYOUTS]) for name, path in RECIPES.items()}
 EVERY = [(name, size) for name, sizes in SIZES.items() for size in sizes]
 LEFT_FREE = 0.15  # of the memory, by our rule for layouts
-KINDS = {"midtrain", "midtrain_fp8", "longctx", "longctx_attention", "rl"}
+KINDS = {"midtrain", "midtrain_fp8", "longctx", "longctx_attention", "rl", "eval"}
 MIDTRAIN_TOKENS, LONGCTX_TOKENS = 26_214_400_000, 4_718_592_000  # the paper's: 25,000 x 128 x 8,192; 1,000 x 36 x 131,072
 NOTHING_FITS_ON_8 = {
     f"{model}/{kind}"
@@ -50,7 +54,7 @@ def plans(found: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
 
 def test_each_of_the_papers_models_has_its_recipes(presets: dict[str, ModelConfig]) -> None:
     kinds: dict[str, set[str]] = {}
-    for name in RECIPES:
+    for name in EVERY_RECIPE:
         model, _, kind = name.partition("/")
         kinds.setdefault(model, set()).add(kind)
     assert kinds.keys() == presets.keys() - {"qwen2.5-7b"}  # not one of the paper's
@@ -117,6 +121,23 @@ def test_no_two_recipes_write_to_one_folder() -> None:
     kinds: dict[str, type[RunConfig]] = {name: TrainConfig if name in TRAINED else RLConfig for name in RECIPES}
     folders = [str(load(path, kinds[name]).run_dir) for name, path in RECIPES.items()]
     assert len(set(folders)) == len(folders) and sorted(folders) == sorted(f"runs/{name}" for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_recipe_asks_what_the_paper_asks(found: dict[str, Any], presets: dict[str, ModelConfig], name: str) -> None:
+    config, model = load(EVALUATIONS[name], EvaluateConfig), presets[name.partition("/")[0]]
+    assert config.world_size == 8 and config.out == Path("runs") / name
+    assert [*check_evaluate(config, 8), *check_model_on_gang(model, config)] == []
+    assert config.model.checkpoint == Path("runs") / name.partition("/")[0] / "midtrain"
+    six = ["aime24", "aime25", "math500", "livecodebench", "codeforces", "gpqa_diamond"]
+    assert list(config.tasks) == [*six, "leaderboard_v1", "leaderboard_v2", "ruler"]
+    changed = ("num_samples", "temperature", "top_p", "max_tokens", "limit", "think", "answer")
+    assert all(getattr(task, key) is None for task in config.tasks.values() for key in changed)  # each set's own protocol
+    ruler = config.tasks["ruler"].ruler
+    assert ruler is not None and ruler.lengths[0] == 8192 and ruler.lengths[-1] == min(131_072, model.max_position_embeddings)
+    (entry,) = [entry for entry in found["evaluations"] if entry["recipe"] == name]
+    assert all(0 < gib <= (1 - LEFT_FREE) * H100.memory_gib for gib in entry["gib"].values())
+    assert all(rows >= 16 for rows in entry["num_rows"].values())
 
 
 @pytest.mark.parametrize("document", ["RECIPES.md", "PLANNER.md"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,3 +37,11 @@ PIECES = st.lists(st.sampled_from(["\\Begin{ab}", "\\end {c1}", "\\\\frac", "x1"
 def test_spans_are_those_of_the_words(text: str) -> None:
     normal = words.normal(text)
     assert [normal[begin:end].casefold() for begin, end in words.spans(text)] == words.without_latex(text)
+
+
+def test_no_text_is_slow() -> None:
+    """A megabyte of what a pattern could try again from every place."""
+    for text in ("\\" * 1_000_000, "\\begin{" * 150_000, "\\begin" + " " * 1_000_000, "\\begin{" + "a" * 1_000_000, "\u00e9" * 500_000):
+        begin = time.process_time()
+        words.without_latex(text)
+        assert time.process_time() - begin < 2

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_prism.prepare import benchmarks, decontaminate, words
-from megatron_prism.prepare.benchmarks import Against, Text
+from megatron_prism.eval import benchmarks
+from megatron_prism.eval.benchmarks import Against, Text
+from megatron_prism.prepare import decontaminate, words
 from megatron_prism.prepare.decontaminate import Overlap
 from megatron_prism.prepare.texts import Place, Texts
 

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_prism.core.errors import InputError
-from megatron_prism.prepare import benchmarks, contamination, decontaminate, words
-from megatron_prism.prepare.benchmarks import Against
-from megatron_prism.prepare.contamination import Search
+from megatron_prism.eval import benchmarks, contamination
+from megatron_prism.eval.benchmarks import Against
+from megatron_prism.eval.contamination import Search
+from megatron_prism.prepare import decontaminate, words
 
 
 def write(path: Path, records: Sequence[dict[str, object]]) -> Path:
@@ -82,7 +83,9 @@ def test_sets_in_their_published_forms(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", [{"id": "q7", "question": "Why?", "answer": 4}, {"problem": " ", "prompt": turns, "solution": "so"}]
     )
     pq.write_table(pa.table({"Question": ["Which?"], "Correct Answer": ["this"], "other": [[1]]}), tmp_path / "b.parquet")
-    read = benchmarks.read((Against("a", str(jsonl)), Against("b", str(tmp_path / "*.parquet"))))
+    (tmp_path / "c.csv").write_text('Record ID,Question,Correct Answer\nrec1,"Is\nit?",yes\n')
+    sets = {"a": jsonl, "b": tmp_path / "*.parquet", "c": tmp_path / "c.csv"}
+    read = benchmarks.read(tuple(Against(name, str(path)) for name, path in sets.items()))
     assert [(text.benchmark, text.question, text.side, text.text) for text in read] == [
         ("a", "q7", "question", "Why?"),
         ("a", "q7", "answer", "4"),
@@ -90,6 +93,8 @@ def test_sets_in_their_published_forms(tmp_path: Path) -> None:
         ("a", "2", "answer", "so"),
         ("b", "1", "question", "Which?"),
         ("b", "1", "answer", "this"),
+        ("c", "rec1", "question", "Is\nit?"),
+        ("c", "rec1", "answer", "yes"),
     ]
 
 
@@ -106,7 +111,7 @@ def test_what_cannot_be_read_is_refused_by_place(tmp_path: Path) -> None:
     refused: dict[str, Callable[[], object]] = {
         f"{bad}:2": lambda: benchmarks.read((Against("set", str(bad)),)),
         f"{bad}:4": lambda: benchmarks.read((Against("set", str(bad)),)),
-        "--question": lambda: benchmarks.read((Against("set", str(tmp_path / "b.parquet")),)),
+        "b.parquet": lambda: benchmarks.read((Against("set", str(tmp_path / "b.parquet")),)),
         "cut.parquet": lambda: benchmarks.read((Against("set", str(tmp_path / "cut.parquet")),)),
         "no file at": lambda: benchmarks.read((Against("set", str(tmp_path / "none.jsonl")),)),
         "no question": lambda: benchmarks.read((Against("set", str(tmp_path / "empty.jsonl")),)),
