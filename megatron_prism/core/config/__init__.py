@@ -18,7 +18,7 @@ from megatron_prism.core.config.evaluate import (
 from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
-from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, YarnRope
+from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, PresetConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.config.prepare import (
@@ -98,6 +98,7 @@ __all__ = [
     "PolicyConfig",
     "Precision",
     "PrepareConfig",
+    "PresetConfig",
     "PromptSourceConfig",
     "PromptsConfig",
     "RLConfig",
