@@ -20,6 +20,7 @@ from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig,
 from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, PresetConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
+from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
     KeepConfig,
@@ -94,6 +95,7 @@ __all__ = [
     "ParallelConfig",
     "PartConfig",
     "PipelineConfig",
+    "PolicyConfig",
     "Precision",
     "PrepareConfig",
     "PresetConfig",
