@@ -133,13 +133,6 @@ def _problems(config: Run, world_size: int) -> list[Problem]:
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
-def _progress(config: Run) -> str:
-    """Return the folder within a job's output in which a new file is progress."""
-    if isinstance(config, EvaluateConfig):
-        return SAMPLES
-    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
-
-
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:

@@ -374,16 +374,6 @@ def test_reinforcement_learning_is_a_gang_as_training_is(home: Path) -> None:
     assert "required neither --nproc nor --" in refused("rl", "rl.yaml", "--nproc", "4")
 
 
-def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> None:
-    tasks = {"mine": {"set": "file", "path": "set.jsonl"}}
-    write("eval.yaml", {"out": "scores", "world_size": 16, "model": {"checkpoint": "run"}, "tasks": tasks, "parallel": {"tp": 2}})
-    (alone,) = scripts("evaluate", "eval.yaml")
-    assert "prism evaluate eval.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(scores/samples)\n" in alone
-    assert scripts("eval.yaml") == [alone]  # a config alone stands for the job that it loads as
-    assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
-    assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
-
-
 def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
     write("filter.yaml", FILTER)
     (alone,) = scripts("rl", "filter", "filter.yaml")
@@ -413,6 +403,8 @@ def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> No
     assert scripts("eval.yaml") == [alone]
     assert submitted("evaluate", "eval.yaml")["folder"] == "scores.slurm"
     assert "model: found none" in refused("evaluate", "eval.yaml", "model.checkpoint=null")
+    assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
+    assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
     assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
 
 
