@@ -38,6 +38,13 @@ class Matched:
         for component, (first, end) in parts_of(self.name, shape[0] if shape else 1).items():
             yield component, first * self.row, end * self.row
 
+    def read(self, first: int, count: int) -> list[torch.Tensor]:
+        """Return entries [first, first + count) of each model."""
+        return [
+            bits.to_tensor(safetensors.read_values(file, place, first, count), place.dtype)
+            for place, file in zip(self.places, self.files, strict=True)
+        ]
+
 
 Piece = Callable[[Matched, int, Sequence[torch.Tensor]], Value]  # a tensor, a piece's first entry, and the piece of each model
 
@@ -71,11 +78,5 @@ def walk(
 
 
 def _run(task: _Task, piece: Piece[Value]) -> list[Value]:
-    made = []
-    for first, count in bits.spans(task.start, task.count, task.tensor.places[0].dtype.itemsize):
-        read = [
-            bits.to_tensor(safetensors.read_values(file, place, first, count), place.dtype)
-            for place, file in zip(task.tensor.places, task.tensor.files, strict=True)
-        ]
-        made.append(piece(task.tensor, first, read))
-    return made
+    itemsize = task.tensor.places[0].dtype.itemsize
+    return [piece(task.tensor, first, task.tensor.read(first, count)) for first, count in bits.spans(task.start, task.count, itemsize)]

@@ -1,4 +1,4 @@
-"""What changed between models: `prism analyze weights`."""
+"""What changed between models: `prism analyze weights|spectra`."""
 
 from __future__ import annotations
 
@@ -36,4 +36,23 @@ def weights(
 
     result = job.run_weights(base, other, against, num_threads or len(os.sched_getaffinity(0)), seed)
     job.show_weights(result)
+    finish(result, json, quiet=True)
+
+
+@app.command()
+def spectra(
+    base: Annotated[Path, typer.Option(help="The Hugging Face folder before.", callback=a_path)],
+    other: Annotated[Path, typer.Option(help="The Hugging Face folder after.", callback=a_path)],
+    num_directions: Annotated[int, typer.Option(help="The leading singular directions that are looked at.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="The seed of the nulls and of the randomised SVD.", min=0, max=2**30)] = 0,
+    json: Json = None,
+) -> None:
+    """Say of which rank each matrix's update is, and whether it turns the matrix's leading directions, beside a Gaussian update of its norm.
+
+    Example: prism analyze spectra --base Granite-3.3-8B --other hf/granite-rl --json spectra.json
+    """
+    from megatron_prism.jobs import analyze as job
+
+    result = job.run_spectra(base, other, num_directions, seed)
+    job.show_spectra(result)
     finish(result, json, quiet=True)

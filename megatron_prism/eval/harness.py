@@ -43,13 +43,15 @@ def run(
     hub: bool = False,
     seed: int = 0,
     kept: Kept | None = None,
+    weights: str = "",
 ) -> tuple[list[Result], dict[str, Any]] | None:
     """Evaluate a model on lm-eval's tasks. Every rank of the gang calls this; rank 0 returns (results, figures), the others None.
 
     served: this rank's model (serve.Served). names: `leaderboard_v1`, `leaderboard_v2`, or tasks, groups and tags of lm-eval. paths, num_fewshot,
     hub: lm_tasks.plan. limit: the first documents of each task alone. bos: `one` or `none` before a text; None: as the folder's tokenizer does.
-    chat: prompts in the folder's chat template, examples as its turns. seed: of what a task draws. kept: answers of an earlier run of the
-    same weights (lm.Kept), so that a run that was interrupted computes only what is missing; rank 0 alone reads and writes it.
+    chat: prompts in the folder's chat template, examples as its turns. seed: of what a task draws. kept: answers of earlier runs (cache.Kept), so
+    that one that was interrupted computes only what is missing; rank 0 alone reads and writes it. weights: what the answers are kept by
+    beside the request: the model's sums, and its precision.
 
     results: one a document and task, `lm_eval/<task>`, by id. Its score is the task's metric; of a perplexity it is the mean probability of a
     byte (ours). outcome: right where the score is 1, else wrong. Documents that see themselves among their examples are left out.
@@ -59,7 +61,14 @@ def run(
     benchmark is missing.
     Raises: on every rank, InputError with all problems before the model is asked anything; BackendMissing without lm-eval.
     """
-    return lead(served, lambda asking: _on_first(asking, names, paths, limit, num_fewshot, bos, chat, hub, seed, kept))
+    lm_tasks.require()
+    from megatron_prism.eval.lm import GangLM, InMemory, own_bos
+
+    def work(asking: Asking) -> tuple[list[Result], dict[str, Any]]:
+        lm = GangLM(asking, bos or own_bos(served.spec), seed, InMemory() if kept is None else kept, weights)
+        return _evaluated(lm, names, paths, limit, num_fewshot, chat, hub)
+
+    return lead(served, work)
 
 
 def check(names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | None = None, hub: bool = False) -> tuple[Planned, ...]:
@@ -67,29 +76,17 @@ def check(names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | No
     return lm_tasks.plan(names, paths, lm_tasks.manager().task_index, num_fewshot, hub)
 
 
-def _on_first(
-    asking: Asking,
-    names: Sequence[str],
-    paths: Mapping[str, Path],
-    limit: int | None,
-    num_fewshot: int | None,
-    bos: Bos | None,
-    chat: bool,
-    hub: bool,
-    seed: int,
-    kept: Kept | None,
+def _evaluated(
+    lm: GangLM, names: Sequence[str], paths: Mapping[str, Path], limit: int | None, num_fewshot: int | None, chat: bool, hub: bool
 ) -> tuple[list[Result], dict[str, Any]]:
     manager = lm_tasks.manager()
     planned = lm_tasks.plan(names, paths, manager.task_index, num_fewshot, hub)
     from lm_eval.evaluator import evaluate
 
-    from megatron_prism.eval.lm import GangLM, own_bos
-
     with _seeded():
         tasks = {one.task: _built(one, manager) for one in planned}
         taken_out = _without_evaluated(tasks, limit)
         watches = {name: Watch(task) for name, task in tasks.items()}
-        lm = GangLM(asking, bos or own_bos(asking.served.spec), seed, {} if kept is None else kept)
         log.get().info("lm-eval %s: %d tasks, BOS %s", version("lm-eval"), len(tasks), lm.bos)
         evaluation = evaluate(
             lm, {"tasks": tasks, "groups": {}}, limit=limit, bootstrap_iters=0, apply_chat_template=chat, fewshot_as_multiturn=chat

@@ -1,4 +1,4 @@
-"""`prism analyze weights`: what changed between two models, tensor by tensor, streamed from their Hugging Face folders."""
+"""`prism analyze weights|spectra`: what changed between two models, tensor by tensor, streamed from their Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import add
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from megatron_prism.analysis import weights
+from megatron_prism.analysis import spectra, weights
 from megatron_prism.analysis.components import KIND_OF, Component
 from megatron_prism.analysis.stream import Matched, walk
 from megatron_prism.analysis.weights import Change, Cosine
@@ -54,6 +55,40 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
         "null": "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled",
         **_figures(changes, cosines),
     }
+
+
+def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict[str, Any]:
+    """Return the spectra of the update from `base` to `other`, of each matrix, and their means by component. Memory: a pair of tensors, and their factors.
+
+    Embedding and head are left out: a row a token, they are no map between channels.
+    Raises: as run_weights.
+    """
+    plans = [plan_import(root) for root in (base, other)]
+    _require_same(plans)
+    by_key: dict[Key, dict[str, Any]] = {}
+    with _matched(plans) as tensors:
+        matrices = [tensor for tensor in tensors if len(tensor.places[0].shape) == 2]
+        parts = [(tensor, *part) for tensor in matrices for part in tensor.parts() if part[0] != "embed/lm_head"]
+        with _ticking(len(parts)) as tick:
+            for tensor, component, start, end in parts:
+                old_RC, new_RC = (values_N.view(-1, tensor.row) for values_N in tensor.read(start, end - start))
+                by_key[tensor.name, component] = spectra.spectra(old_RC, new_RC, num_directions, _seed(seed, tensor.name))
+                tick()
+    components = dict.fromkeys(component for _, component in by_key)
+    means = {name: _means([figures for (_, component), figures in by_key.items() if component == name]) for name in components}
+    return {
+        "base": str(base),
+        "other": str(other),
+        "null": "a Gaussian update of the same shape and norm",
+        "effective_rank_up_to": spectra.EXACT,
+        "components": means,
+        "tensors": {f"{name} ({component})" if component in ("gate", "up") else name: of for (name, component), of in by_key.items()},
+    }
+
+
+def _means(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each figure over tensors; None where a tensor lacks it."""
+    return {key: None if any(one[key] is None for one in of) else fmean(one[key] for one in of) for key in of[0]}
 
 
 def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> tuple[weights.Tally, Cosine | None]:
@@ -141,6 +176,29 @@ def show_weights(result: Mapping[str, Any]) -> None:
         shares = [f"{100 * figures[key]['0.01']:.2f} %" for key in nulls]
         cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"] if has_cosine else []
         rows.append([name, f"{figures['delta']:.3g}", f"{figures['delta_mean_of_tensors']:.3g}", *shares, *cosines])
+    _print(rows)
+
+
+SPECTRA = {
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+    "share_in_leading": "norm in leading",
+    "share_on_principal": "norm on principal",
+    "principal_angle_left_max": "largest angle",
+    "singular_value_shift_mean": "value shift",
+}
+
+
+def show_spectra(result: Mapping[str, Any]) -> None:
+    """Print a line a component: each figure, and that of its null."""
+    rows = [["component", *(column for words in SPECTRA.values() for column in (words, "null"))]]
+    for name, figures in result["components"].items():
+        values = [figures[prefix + key] for key in SPECTRA for prefix in ("", "null_")]
+        rows.append([name, *("-" if value is None else f"{value:.3g}" for value in values)])
+    _print(rows)
+
+
+def _print(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         print(first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)), sep="  ")

@@ -120,17 +120,17 @@ def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
     return config
 
 
+def _progress(config: Run) -> str:
+    """Return the folder whose newest file shows that a start has got on."""
+    if isinstance(config, EvaluateConfig):
+        return SAMPLES
+    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
+
+
 def _problems(config: Run, world_size: int) -> list[Problem]:
     if isinstance(config, EvaluateConfig):
         return check_evaluate(config, world_size)
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
-
-
-def _progress(config: Run) -> str:
-    """Return the folder within a job's output in which a new file is progress."""
-    if isinstance(config, EvaluateConfig):
-        return SAMPLES
-    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
 
 
 def _check_first(planned: Sequence[Planned]) -> None:

@@ -20,6 +20,7 @@ MEANING = {
     "norm_epsilon",
     "rotary_base",
     "rope_scaling",
+    "yarn",
     "window_size",
     "attention_multiplier",
     "embedding_multiplier",
@@ -77,6 +78,8 @@ def _comparable(model: ModelConfig) -> dict[str, Any]:
 
 def _vocabulary(origin: Parent, other: Parent, place: str, is_named: bool) -> Iterator[Problem]:
     """Yield a problem where the same row of both embeddings stands for different tokens. --config-from settles added tokens alone."""
+    if _sum(origin, tokenizer.FILE) == _sum(other, tokenizer.FILE) is not None:
+        return
     ours, theirs = _tokens(origin), _tokens(other)
     if not ours or not theirs:
         yield from _sentencepiece(origin, other, place, is_named)
@@ -133,6 +136,9 @@ def notes(origin: Parent, other: Parent) -> list[str]:
         for key in sorted({*ours, *theirs} - named)
         if ours.get(key) != theirs.get(key)
     ]
+    dtypes = [", ".join(parent.plan.summary()["dtypes"]) for parent in (origin, other)]
+    if dtypes[0] != dtypes[1]:
+        said.append(f"weights in {dtypes[0]}, and {dtypes[1]} there")
     files = [name for name in (tokenizer.FILE, *SAID_FILES) if _sum(origin, name) != _sum(other, name)]
     if files:
         said.append(f"its own {', '.join(files)}")

@@ -1,12 +1,13 @@
 """The four ways to merge, as pure functions on pieces of a tensor in fp32.
 
-N: the values of a piece. What a method needs of a whole tensor is added up over its pieces first: Angle (slerp), threshold (ties).
+N: the values of a piece. Products, sums and divisions come in mergekit's order, so that where values cancel the same rounding is left.
+What a method needs of a whole tensor is added up over its pieces first: Angle (slerp), Least (ties).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,20 +19,27 @@ LINE = 0.9995  # the cosine from which two tensors are taken for parallel (merge
 HALF = 16  # the bits of an fp32 that one count distinguishes
 NO_SUM = 1e-8  # weights whose sum is nearer to 0 are not divided by it (mergekit)
 Combine = Callable[[list[torch.Tensor]], torch.Tensor]
-Pieces = Callable[[], Iterable[torch.Tensor]]  # the values of a tensor, from the start, each time it is called
+Pieces = Callable[[], Iterable[list[torch.Tensor]]]  # the pieces of several tensors, from the start, each time it is called
 
 
-def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Return the weighted sum. Source: Model soups, arXiv 2203.05482."""
+def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0) -> torch.Tensor:
+    """Return the weighted sum, divided. Source: Model soups, arXiv 2203.05482."""
     total_N = parts_N[0] * weights[0]
     for part_N, weight in zip(parts_N[1:], weights[1:], strict=True):
         total_N.add_(part_N, alpha=weight)
-    return total_N
+    return total_N if divisor == 1.0 else total_N.div_(divisor)
 
 
-def task_arithmetic(base_N: torch.Tensor, parts_N: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Return the base plus the weighted sum of what each part moved. Source: arXiv 2212.04089."""
-    return base_N + linear([part_N - base_N for part_N in parts_N], weights)
+def task_arithmetic(
+    base_N: torch.Tensor, parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0, scale: float = 1.0
+) -> torch.Tensor:
+    """Return the base plus the weighted sum of what each part moved, divided and scaled. Source: arXiv 2212.04089."""
+    moves_N = [(part_N - base_N).mul_(weight) for part_N, weight in zip(parts_N, weights, strict=True)]
+    merged_N = moves_N[0]
+    for move_N in moves_N[1:]:
+        merged_N.add_(move_N)
+    merged_N = merged_N if divisor == 1.0 else merged_N.div_(divisor)
+    return base_N + (merged_N if scale == 1.0 else merged_N.mul_(scale))
 
 
 @dataclass(frozen=True)
@@ -63,21 +71,55 @@ class Angle:
         return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-def threshold(moves: Pieces, num_kept: int) -> float:
-    """Return the magnitude of the num_kept-th largest value of a tensor, exactly, in two counts of its values and no sorting.
+@dataclass(frozen=True)
+class Least:
+    """The least magnitude that is kept of a tensor, and how many of the values that have just it: the first of them."""
+
+    value: float
+    num_equal: int
+
+
+def least_kept(values: Pieces, num_kept: int) -> list[Least]:
+    """Return of each of several tensors what its num_kept largest magnitudes end with, exactly, in two counts and no sorting.
 
     The bits of a positive fp32 are ordered as its value: the first count finds their upper half, the second the lower one.
     """
-    counts = torch.zeros(1 << HALF, dtype=torch.int64)
-    for move_N in moves():
-        counts += torch.bincount(magnitude_bits(move_N) >> HALF, minlength=1 << HALF)
-    upper, num_above = _kth(counts, num_kept)
-    counts.zero_()
-    for move_N in moves():
-        bits_N = magnitude_bits(move_N)
-        counts += torch.bincount(bits_N[bits_N >> HALF == upper] & ((1 << HALF) - 1), minlength=1 << HALF)
-    lower, _ = _kth(counts, num_kept - num_above)
-    return float(torch.tensor((upper << HALF) | lower, dtype=torch.int32).view(torch.float32))
+    uppers = [_kth(counts, num_kept) for counts in _counted([magnitude_bits(value_N) >> HALF for value_N in each] for each in values())]
+    lowers = _counted(
+        [_lower(magnitude_bits(value_N), upper) for value_N, (upper, _) in zip(each, uppers, strict=True)] for each in values()
+    )
+    found = []
+    for counts, (upper, num_above) in zip(lowers, uppers, strict=True):
+        lower, num_between = _kth(counts, num_kept - num_above)
+        value = torch.tensor((upper << HALF) | lower, dtype=torch.int32).view(torch.float32)
+        found.append(Least(float(value), num_kept - num_above - num_between))
+    return found
+
+
+def largest(values_N: torch.Tensor, least: Least) -> tuple[torch.Tensor, Least]:
+    """Return which values of a piece are among the largest of their tensor, and what is least in the pieces after it."""
+    size_N = values_N.float().abs()
+    is_kept_N, is_equal_N = size_N > least.value, size_N == least.value
+    num_equal = int(is_equal_N.count_nonzero())
+    if num_equal <= least.num_equal:
+        is_kept_N |= is_equal_N
+    else:
+        is_kept_N[is_equal_N.nonzero().view(-1)[: least.num_equal]] = True
+    return is_kept_N, Least(least.value, max(0, least.num_equal - num_equal))
+
+
+def _counted(pieces: Iterable[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Return how often each half of the bits occurs in each of several tensors."""
+    counts: list[torch.Tensor] = []
+    for each in pieces:
+        of_piece = [torch.bincount(half_N, minlength=1 << HALF) for half_N in each]
+        counts = [one.add_(two) for one, two in zip(counts, of_piece, strict=True)] if counts else of_piece
+    return counts
+
+
+def _lower(bits_N: torch.Tensor, upper: int) -> torch.Tensor:
+    """Return the lower halves of the bits that have this upper half."""
+    return bits_N[bits_N >> HALF == upper] & ((1 << HALF) - 1)
 
 
 def magnitude_bits(values_N: torch.Tensor) -> torch.Tensor:
@@ -93,22 +135,15 @@ def _kth(counts: torch.Tensor, number: int) -> tuple[int, int]:
 
 
 def ties(
-    base_N: torch.Tensor,
-    parts_N: Sequence[torch.Tensor],
-    weights: Sequence[float],
-    thresholds: Sequence[float],
-    is_mean: bool,
-    scale: float = 1.0,
+    base_N: torch.Tensor, moves_N: Sequence[torch.Tensor], weights: Sequence[float], is_mean: bool, scale: float = 1.0
 ) -> torch.Tensor:
-    """Return the base plus the moves that are at least their threshold and have the sign of all moves' weighted sum.
+    """Return the base plus those moves that have the sign of all moves' weighted sum. moves_N: what is kept of them, else 0; overwritten.
 
-    is_mean: the weighted mean of those moves at each place, not their sum. Equal magnitudes at the threshold are all kept.
+    is_mean: the weighted mean of those moves at each place, not their sum.
     Source: TIES-merging, arXiv 2306.01708; mergekit 0.1.5, merge_methods/generalized_task_arithmetic.py.
     """
-    moves_N = []
-    for part_N, weight, least in zip(parts_N, weights, thresholds, strict=True):
-        move_N = part_N - base_N
-        moves_N.append(move_N.masked_fill_(move_N.abs() < least, 0.0).mul_(weight))
+    for move_N, weight in zip(moves_N, weights, strict=True):
+        move_N.mul_(weight)
     is_up_N = sum(moves_N[1:], start=moves_N[0]) >= 0
     merged_N, total_N = torch.zeros_like(base_N), torch.zeros_like(base_N)
     for move_N, weight in zip(moves_N, weights, strict=True):
@@ -117,36 +152,45 @@ def ties(
         total_N.add_(agrees_N, alpha=weight)
     if is_mean:
         merged_N.div_(total_N.masked_fill_(total_N == 0, 1.0))
-    return base_N + merged_N.mul_(scale)
+    return base_N + (merged_N if scale == 1.0 else merged_N.mul_(scale))
 
 
-def combiner(config: MergeConfig, values: Callable[[], Iterator[list[torch.Tensor]]], size: int) -> Combine:
+def combiner(config: MergeConfig, values: Pieces, size: int) -> Combine:
     """Return what makes a piece of a merged tensor of the same piece of each parent, the base first where there is one.
 
     values: the tensor's pieces, from its start each time it is called. size: the tensor's values.
     """
     weights = [model.weight for model in config.models if model.weight is not None]
     total = sum(weights)
+    divisor = total if config.normalize and abs(total) >= NO_SUM else 1.0
     match config.method:
         case "linear":
-            shares = [weight / total for weight in weights] if config.normalize else weights
-            return lambda parts_N: linear(parts_N, shares)
+            return lambda parts_N: linear(parts_N, weights, divisor)
         case "slerp":
             angle = Angle()
             for first_N, second_N in values():
                 angle = angle.add(first_N, second_N)
-            return lambda parts_N: linear(parts_N, angle.weights(config.t or 0.0))
+            between = angle.weights(config.t or 0.0)
+            return lambda parts_N: linear(parts_N, between)
         case "task_arithmetic":
-            by = config.scale / (total if config.normalize and abs(total) >= NO_SUM else 1.0)
-            return lambda parts_N: task_arithmetic(parts_N[0], parts_N[1:], [weight * by for weight in weights])
+            return lambda parts_N: task_arithmetic(parts_N[0], parts_N[1:], weights, divisor, config.scale)
         case "ties":
-            least = [_least(config, values, 1 + index, size) for index in range(len(weights))]
-            is_mean = config.normalize is not False
-            return lambda parts_N: ties(parts_N[0], parts_N[1:], weights, least, is_mean, config.scale)
+            return _ties(config, weights, values, size)
 
 
-def _least(config: MergeConfig, values: Callable[[], Iterator[list[torch.Tensor]]], index: int, size: int) -> float:
-    """Return the least magnitude of a move of one parent that ties keeps."""
-    if config.density is None or config.density == 1.0 or not size:
-        return 0.0
-    return threshold(lambda: (parts_N[index] - parts_N[0] for parts_N in values()), max(1, int(config.density * size)))
+def _ties(config: MergeConfig, weights: Sequence[float], values: Pieces, size: int) -> Combine:
+    """Return what merges a tensor's pieces, one after the other from its start: of equal magnitudes the first are kept."""
+    least: list[Least] = []
+    if config.density is not None and config.density < 1.0 and size:
+        least = least_kept(
+            lambda: ([part_N - base_N for part_N in parts_N] for base_N, *parts_N in values()), max(1, int(config.density * size))
+        )
+
+    def combine(parts_N: list[torch.Tensor]) -> torch.Tensor:
+        base_N, moves_N = parts_N[0], [part_N - parts_N[0] for part_N in parts_N[1:]]
+        for index, move_N in enumerate(moves_N if least else ()):
+            is_kept_N, least[index] = largest(move_N, least[index])
+            move_N.mul_(is_kept_N)
+        return ties(base_N, moves_N, weights, config.normalize is not False, config.scale)
+
+    return combine

@@ -56,7 +56,7 @@ def weights(config: MergeConfig) -> list[tuple[Path, str | float | None]]:
     """Return each parent's path with its part in the merge."""
     by_t = {} if config.t is None else {0: 1 - config.t, 1: config.t}
     models = [(model.path, by_t.get(index) if config.method == "slerp" else model.weight) for index, model in enumerate(config.models)]
-    return [*([] if config.base is None else [(config.base, "base")]), *models]
+    return [*([] if config.base_model is None else [(config.base_model, "base")]), *models]
 
 
 def plan(config: MergeConfig) -> Plan:

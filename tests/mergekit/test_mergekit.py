@@ -59,7 +59,7 @@ def ours(models: list[Path], case: dict[str, Any], out: Path) -> dict[str, torch
     with_base, weights = case["method"] in ("task_arithmetic", "ties"), case.get("weights", (None, None))
     parts = models[1:] if with_base else models[: len(weights)]
     named = [{"path": str(path), "weight": weight} for path, weight in zip(parts, weights, strict=True)]
-    keys = {key: value for key, value in case.items() if key != "weights"} | ({"base": str(models[0])} if with_base else {})
+    keys = {key: value for key, value in case.items() if key != "weights"} | ({"base_model": str(models[0])} if with_base else {})
     merge.run(build({"out": str(out), "models": named, **keys}, MergeConfig, str))
     return tensors(out)
 
@@ -99,13 +99,16 @@ def steps(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
 
 
 def at_threshold(models: list[Path], case: dict[str, Any], name: str) -> torch.Tensor:
-    """Say where a move is as large as the smallest that ties keeps: mergekit keeps some of those that are equal, we keep all."""
+    """Say where a move is just as large as the smallest that ties keeps.
+
+    Of such equal ones we keep the first. mergekit keeps those that an unstable sort puts first, which differ with the processor's instructions.
+    """
     base, *others = (tensors(root)[name].float() for root in models)
     marks = torch.zeros(base.shape, dtype=torch.bool)
     for other in others if "density" in case else []:
         sizes = (other - base).abs()
         marks |= sizes == sizes.flatten().topk(max(1, int(case["density"] * sizes.numel()))).values[-1]
-    return marks
+    return marks.flatten()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -113,9 +116,10 @@ def test_within_a_bf16_step_of_mergekit(models: list[Path], name: str, tmp_path:
     case = {"method": name, **CASES[name]}
     found, wanted = ours(models, case, tmp_path / "ours"), theirs(models, case, tmp_path / "theirs")
     assert found.keys() == wanted.keys() and all(value.dtype == torch.bfloat16 for value in (*found.values(), *wanted.values()))
-    apart = {key: steps(found[key], wanted[key])[~at_threshold(models, case, key)] for key in found}
-    every, equal = sum(value.numel() for value in found.values()), sum(value.numel() for value in apart.values())
-    largest, differing = max(int(value.max()) for value in apart.values()), sum(int((value > 0).sum()) for value in apart.values())
-    print(f"\n{name}: {every} values, {every - equal} at a threshold; of the others {differing} differ, by {largest} step at most")
-    assert largest <= 1 and equal > 0.9 * every
+    apart = torch.cat([steps(found[key], wanted[key]).flatten() for key in found])
+    is_at = torch.cat([at_threshold(models, case, key) for key in found])
+    print(
+        f"\n{name}: {len(apart)} values, of which {int((apart > 0).sum())} differ, {int((apart[~is_at] > 0).sum())} of them not at a threshold"
+    )
+    assert int(apart[~is_at].max()) <= 1 and float(is_at.float().mean()) < 0.05
     assert max(int(steps(found[key], tensors(models[0])[key]).max()) for key in found) > 100, "the merge is the first model: no test"

@@ -19,7 +19,7 @@ from megatron_prism.eval import harness, lm, lm_tasks, serve
 from megatron_prism.models import build, token_scores
 from megatron_prism.parallel.groups import Groups
 
-MAX_TOKENS = 24  # of a generation: lm-eval's own 256 show nothing more
+MAX_TOKENS = 16  # of a generation: lm-eval's own 256 show nothing more
 manager = cache(lm_tasks.manager)  # it reads 14,683 tasks
 
 
@@ -43,7 +43,7 @@ def run(
             if name not in case["models"]:
                 continue
             served = serve.Served(chunks, checkpoint.model, groups, spec, 3, 1500, case.get("max_context"))
-            kept: dict[str, Any] = {}
+            kept = lm.InMemory()
             with (
                 fault(case.get("control")),
                 mock.patch.object(lm, "MAX_TOKENS", MAX_TOKENS),

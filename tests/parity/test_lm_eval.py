@@ -7,7 +7,8 @@ The sets are lm-eval's own tasks on local files: GSM8K and MATH-500 as published
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pytest
 from . import lm_eval_worker
 from .tiny import random_model
 
+Answers = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.slow
-LIMIT = 3
+LIMIT = 2
 LOGPROB = 1e-4  # of a sum of log-probabilities; relative above 1, since fp32 sums of hundreds of nats round at 1e-5
 NAMES = ["arc_easy", "mmlu_anatomy", "winogrande", "lambada_openai", "wikitext", "gsm8k", "hendrycks_math500"]
 GENERATED = {"gsm8k", "hendrycks_math500"}
 CHOSEN = ["arc_easy", "gsm8k"]  # of a control, or another limit
-SHORT = 64  # a context that every prompt of CHOSEN exceeds
+SHORT = 40  # a context that every prompt of CHOSEN exceeds
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp1": (1, {}),
     "tp2_sp": (2, {"tp": 2, "sequence_parallel": True}),
@@ -130,19 +132,19 @@ def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def theirs(models: dict[str, tuple[Path, Path]], data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return by model and task what lm-eval's own `hf` model answers: the responses of each document."""
-    made = {}
+def theirs(models: dict[str, tuple[Path, Path]], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
+    """Return a function: the responses that lm-eval's own `hf` model gives, by task and document, of a model's name, with HFLM's arguments."""
+
+    @cache
+    def ask(name: str, names: tuple[str, ...], **choices: Any) -> dict[str, Any]:
+        return oracle(models[name][0], data, names, **choices)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name, (hf, _) in models.items():
-            made[f"{name} doubled"] = oracle(hf, data, NAMES)
-            made[name] = made[f"{name} doubled"] | oracle(hf, data, ["wikitext"], add_bos_token=False)
-        made["short"] = oracle(models["stories260k"][0], data, CHOSEN, max_length=SHORT)
-    return made
+        yield ask
 
 
-def oracle(hf: Path, data: Path, names: list[str], **choices: Any) -> dict[str, Any]:
+def oracle(hf: Path, data: Path, names: Sequence[str], **choices: Any) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
@@ -156,7 +158,7 @@ def oracle(hf: Path, data: Path, names: list[str], **choices: Any) -> dict[str, 
     model = Short(pretrained=reference.load(hf), tokenizer=tokenizer, backend="causal", batch_size=1, device="cpu", **choices)
     tasks = [{"task": name, **their_files(data, name)} for name in names]
     evaluation = lm_eval.simple_evaluate(
-        model=model, tasks=[{"group": "theirs", "task": tasks}], limit=LIMIT, bootstrap_iters=0, log_samples=True
+        model=model, tasks=[{"group": "theirs", "task": tasks}], limit=LIMIT, bootstrap_iters=0, task_manager=lm_eval_worker.manager()
     )
     return {name: {sample["doc_id"]: [one[0] for one in sample["resps"]] for sample in evaluation["samples"][name]} for name in names}
 
@@ -168,23 +170,17 @@ def their_files(data: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ours(run_distributed: Callable[..., list[Any]], models: dict[str, tuple[Path, Path]], data: Path) -> dict[str, Any]:
-    """Return by layout and model what our harness returns."""
+def ours(run_distributed: Callable[..., list[Any]], models: dict[str, tuple[Path, Path]], data: Path) -> Answers:
+    """Return a function that gives what our harness returns on a layout, by model and case."""
     ckpts = {name: str(ckpt) for name, (_, ckpt) in models.items()}
-    return {
-        layout: run_distributed(
-            lm_eval_worker.run,
-            num_ranks,
-            timeout_s=500,
-            parallel=parallel,
-            layout=parallel,
-            models=ckpts,
-            data=str(data),
-            cases=CASES[layout],
-            limit=LIMIT,
-        )[0]
-        for layout, (num_ranks, parallel) in LAYOUTS.items()
-    }
+
+    @cache
+    def run(layout: str) -> dict[str, Any]:
+        num_ranks, parallel = LAYOUTS[layout]
+        arguments = {"layout": parallel, "models": ckpts, "data": str(data), "cases": CASES[layout], "limit": LIMIT}
+        return run_distributed(lm_eval_worker.run, num_ranks, timeout_s=500, parallel=parallel, **arguments)[0]
+
+    return run
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any]) -> tuple[float, list[str]]:
@@ -207,16 +203,17 @@ def logprobs(answers: dict[str, Any], task: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in CASES[layout]["all"]["models"]])
-def test_answers_are_those_of_lm_evals_hf_model(ours: dict[str, Any], theirs: dict[str, Any], layout: str, name: str) -> None:
-    mine = ours[layout][f"{name} all"]
-    assert len(mine["results"]) == LIMIT * len(CASES[layout]["all"]["names"])
-    largest, differ = differences(mine, theirs[name])
+def test_answers_are_those_of_lm_evals_hf_model(ours: Answers, theirs: Answers, layout: str, name: str) -> None:
+    mine, names = ours(layout)[f"{name} all"], CASES[layout]["all"]["names"]
+    assert len(mine["results"]) == LIMIT * len(names)
+    hf = theirs(name, tuple(NAMES)) | theirs(name, ("wikitext",), add_bos_token=False)
+    largest, differ = differences(mine, hf)
     assert largest <= LOGPROB and not differ, (largest, differ)
 
 
-def test_a_context_that_is_too_long_is_cut_as_theirs(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    mine = ours["tp1"]["stories260k short"]
-    largest, differ = differences(mine, theirs["short"])
+def test_a_context_that_is_too_long_is_cut_as_theirs(ours: Answers, theirs: Answers) -> None:
+    mine = ours("tp1")["stories260k short"]
+    largest, differ = differences(mine, theirs("stories260k", tuple(CHOSEN), max_length=SHORT))
     assert largest <= LOGPROB and not differ, (largest, differ)
     assert mine["figures"]["counts"]["num_cut"] == 5 * LIMIT  # four choices and a generation
 
@@ -225,21 +222,22 @@ def test_a_context_that_is_too_long_is_cut_as_theirs(ours: dict[str, Any], their
     ("layout", "control"),
     [("tp1", "stories260k positions one early"), ("tp1", "stories260k cut on the right"), ("tp2_sp", "granite largest of a rank")],
 )
-def test_control_is_seen(ours: dict[str, Any], theirs: dict[str, Any], layout: str, control: str) -> None:
-    largest, _ = differences(ours[layout][control], theirs["short" if "cut" in control else control.split()[0]])
+def test_control_is_seen(ours: Answers, theirs: Answers, layout: str, control: str) -> None:
+    hf = theirs("stories260k", tuple(CHOSEN), max_length=SHORT) if "cut" in control else theirs(control.split()[0], tuple(NAMES))
+    largest, _ = differences(ours(layout)[control], hf)
     assert largest > 20 * LOGPROB
 
 
-def test_trap_4_a_whole_text_has_one_bos(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def test_trap_4_a_whole_text_has_one_bos(ours: Answers, theirs: Answers) -> None:
     """lm-eval's own model puts its prefix before the BOS of a tokenizer that adds one, and predicts the second from the first."""
-    mine = ours["tp1"]["stories260k all"]
-    doubled = [responses[0] for responses in theirs["stories260k doubled"]["wikitext"].values()]
+    mine = ours("tp1")["stories260k all"]
+    doubled = [responses[0] for responses in theirs("stories260k", tuple(NAMES))["wikitext"].values()]
     assert all(abs(own - other) > 1 for own, other in zip(logprobs(mine, "wikitext"), doubled, strict=True))
     assert mine["figures"]["bos"] == "one" and mine["figures"]["counts"]["num_two_bos"] == 0
 
 
-def test_answers_of_an_earlier_run_are_not_computed_again(ours: dict[str, Any]) -> None:
-    again, first = ours["tp1"]["granite again"], ours["tp1"]["granite all"]
+def test_answers_of_an_earlier_run_are_not_computed_again(ours: Answers) -> None:
+    again, first = ours("tp1")["granite again"], ours("tp1")["granite all"]
     assert again["figures"]["counts"]["num_kept"] == again["figures"]["counts"]["num_requests"] == 5 * LIMIT
     kept = {(result["task"], result["id"]): result for result in first["results"]}
     assert all(result == kept[result["task"], result["id"]] for result in again["results"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.config import MambaConfig, ModelConfig
+from megatron_prism.core.config import MambaConfig, ModelConfig, YarnRope
 from megatron_prism.families import registry
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -30,6 +31,7 @@ SIZES = {
     "vocab_size": 384,
     "max_position_embeddings": 256,
 }
+YARN = YarnRope(factor=4.0, original_max_position_embeddings=64)
 HYBRIDS = {"granite-4.0-h-micro": ("M-*-", 1), "nemotron-h-8b": ("M*-M", 2)}
 CONTROLS = {
     "no key maps": "nemotron-h-8b",
@@ -48,7 +50,7 @@ Facts = dict[str, Any]
 def tiny(name: str, preset: ModelConfig) -> ModelConfig:
     """Return a preset's architecture in small: the sizes are ours, all else is the preset's."""
     if name not in HYBRIDS:
-        return dataclasses.replace(preset, **SIZES)
+        return dataclasses.replace(preset, **SIZES, yarn=YARN if name == "mistral-small-24b" else None)
     pattern, num_groups = HYBRIDS[name]
     mamba = MambaConfig(num_heads=8, head_dim=16, state_dim=16, num_groups=num_groups)
     return dataclasses.replace(preset, **SIZES | {"num_layers": len(pattern)}, layer_pattern=pattern, mamba=mamba)
@@ -170,8 +172,15 @@ def test_multipliers_window_and_rotary_scaling_reach_te(
 ) -> None:
     model, te, local = models[preset_name], sides["te"][preset_name], sides["local"][preset_name]
     scale = model.kv_channels**-0.5 if model.attention_multiplier is None else model.attention_multiplier
+    if (
+        model.yarn is not None
+    ):  # its factor is in the scores of every kernel, and nowhere in Megatron-Core's rotary kernels, which may drop it
+        scale *= (0.1 * math.log(model.yarn.factor) + 1) ** 2
+    assert te["rotary_factor"] == local["rotary_factor"] == 1.0
     window = [-1 if model.window_size is None else model.window_size - 1, 0]
-    assert te["attention"] and all(facts == {"scales": [scale] * 3, "window": window} for facts in te["attention"])
+    assert te["attention"] and all(
+        facts == {"scales": pytest.approx([scale] * 3, rel=1e-12), "window": window} for facts in te["attention"]
+    )
     branches = len(model.layer_pattern or "*-" * model.num_layers)
     assert te["residual"] == pytest.approx([model.residual_multiplier] * branches)
     assert te["rope"] == local["rope"]

@@ -128,6 +128,8 @@ def stock(model: ModelConfig, grid: groups.Groups) -> torch.nn.Module:
 
 def facts(chunks: list[Any]) -> Facts:
     """Return what a model is, as far as its parts show it."""
+    from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import _yarn_get_concentration_factor_from_config
+
     model, (tensors, objects) = build.unwrap(chunks[0]), state_of(chunks)
     return {
         "parameters": {name: describe(parameter) for name, parameter in model.named_parameters()},
@@ -137,6 +139,7 @@ def facts(chunks: list[Any]) -> Facts:
         "attention": [attention(module) for name, module in model.named_modules() if name.endswith(".core_attention")],
         "residual": [scale for layer in model.decoder.layers for scale in residual_scales(layer)],
         "trained": trained(chunks, ["*.self_attention.*"]),
+        "rotary_factor": _yarn_get_concentration_factor_from_config(model.config),
         "rope": model.rotary_pos_emb.inv_freq.tolist() if hasattr(model, "rotary_pos_emb") else None,
     }
 

@@ -10,7 +10,7 @@ from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import Problem
 
 WITH_BASE = ("task_arithmetic", "ties")
-ONLY_FOR = {"t": ("slerp",), "density": ("ties",), "scale": WITH_BASE, "any_sum": ("linear",), "base": WITH_BASE}
+ONLY_FOR = {"t": ("slerp",), "density": ("ties",), "scale": WITH_BASE, "any_sum": ("linear",), "base_model": WITH_BASE}
 SUM_TOLERANCE = 1e-6  # of weights written with six digits
 
 
@@ -31,8 +31,8 @@ def _check_method(config: MergeConfig) -> Iterator[Problem]:
             )
     if method == "slerp" and config.normalize is not None:
         yield Problem("normalize", "a value with method slerp", "null: slerp has no weights")
-    if method in WITH_BASE and config.base is None:
-        yield Problem("base", "no value", f"the model that the others were trained from, for {method}")
+    if method in WITH_BASE and config.base_model is None:
+        yield Problem("base_model", "no value", f"the model that the others were trained from, for {method}")
     if method == "slerp" and config.t is None:
         yield Problem("t", "no value", "how far to go from the first model to the second, 0 to 1, for slerp")
     least = 1 if method in WITH_BASE else 2
@@ -74,5 +74,5 @@ def _check_paths(config: MergeConfig) -> Iterator[Problem]:
 
 def places(config: MergeConfig) -> list[tuple[str, Path]]:
     """Return the models of a merge by their keys, the base first where there is one: the order in which their pieces are merged."""
-    base = [] if config.base is None else [("base", config.base)]
+    base = [] if config.base_model is None else [("base_model", config.base_model)]
     return [*base, *((f"models.{index}.path", model.path) for index, model in enumerate(config.models))]

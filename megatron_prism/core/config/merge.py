@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from megatron_prism.core.config.section import Range, Section
 
 Method = Literal["linear", "slerp", "task_arithmetic", "ties"]
+Sums = Literal["crc32", "sha256"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -31,17 +32,17 @@ class MergeConfig(Section):
     """The Hugging Face folder to write; it must be new or empty."""
 
     models: tuple[MergeModelConfig, ...]
-    """The models. The first gives config.json, tokenizer, files, dtypes and shards, unless `base` or `config_from` does."""
+    """The models. The first gives config.json, tokenizer, files, dtypes and shards, unless `base_model` or `config_from` does."""
 
     method: Method = "linear"
     """linear: the weighted sum. slerp: between two models, along the sphere. task_arithmetic: the base and the weighted sum of what each model
     moved. ties: the same of the largest moves alone, and of those that agree in sign."""
 
-    base: Path | None = None
+    base_model: Path | None = None
     """task_arithmetic and ties: the model that the others were trained from. It gives the files, unless `config_from` does."""
 
     config_from: Path | None = None
-    """The model, as `models` or `base` names it, that gives config.json, tokenizer, files, dtypes and shards. It must be named where the
+    """The model, as `models` or `base_model` names it, that gives config.json, tokenizer, files, dtypes and shards. It must be named where the
     configs differ in what the same weights compute."""
 
     dtype: OutputDtype | None = None
@@ -58,6 +59,9 @@ class MergeConfig(Section):
 
     density: Annotated[float | None, Range(gt=0, le=1)] = None
     """ties: the share of each tensor's moves that is kept, the largest. Null: all."""
+
+    sums: Sums = "crc32"
+    """What merge.json has of each parent's files. A SHA-256 takes as long as the merge itself; a CRC-32 a tenth of it, and is no signature."""
 
     scale: Annotated[float, Range()] = 1.0
     """task_arithmetic and ties: what the merged move is multiplied by before it is added to the base (mergekit's lambda)."""

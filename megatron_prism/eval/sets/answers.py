@@ -9,14 +9,14 @@ from megatron_prism.grade import math
 
 # QwenLM/Qwen2.5-Math, evaluation/utils.py, PROMPT_TEMPLATES: "deepseek-math" as a text, the user's turn of "qwen-boxed" as a chat.
 INSTRUCTION = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
-AIME_FIELDS = ("id", "ID", "problem", "Problem", "question", "answer", "Answer", "expected_answer", "solution")
+AIME_FIELDS = ("id", "ID", "problem", "Problem", "question", "Question", "answer", "Answer", "expected_answer", "solution")
 MATH_FIELDS = ("problem", "answer", "subject", "level", "unique_id")
 GSM8K_FIELDS = ("question", "answer")
 
 
 def aime(row: Row, chat: bool) -> Question:
     """Read a problem of AIME. The answer stands in a field of its own, or in the box of the solution (math-ai/aime24)."""
-    problem = row.text("problem", "Problem", "question")
+    problem = row.text("problem", "Problem", "question", "Question")
     if any(row.get(name) is not None for name in ("answer", "Answer", "expected_answer")):
         gold = row.text("answer", "Answer", "expected_answer").strip()
     else:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_prism.analysis import spectra
+from megatron_prism.jobs import analyze
+from tests.parity.tiny import random_model
 
 
 def gaussian(*shape: int, seed: int) -> torch.Tensor:
@@ -62,3 +66,18 @@ def test_sparse_low_rank_and_dense_updates_differ() -> None:
     assert told["share_on_principal"] == pytest.approx(1) and told["null_share_on_principal"] < 0.05
     assert told["principal_angle_left_max"] < 1e-6 < told["null_principal_angle_left_max"]
     assert told["singular_value_shift_max"] == pytest.approx(0.1)
+
+
+def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        random_model("granite_h_micro").save_pretrained(tmp_path / name)
+    after = load_file(tmp_path / "b/model.safetensors")
+    moved = "model.layers.0.mamba.in_proj.weight"
+    after[moved] += 0.01 * gaussian(after[moved].shape[0], 1, seed=1).float() @ gaussian(1, after[moved].shape[1], seed=2).float()
+    save_file(after, tmp_path / "b/model.safetensors", metadata={"format": "pt"})
+    result = analyze.run_spectra(tmp_path / "a", tmp_path / "b", 4, seed=0)
+    ranks = {name: figures["stable_rank"] for name, figures in result["tensors"].items()}
+    assert ranks[moved] == pytest.approx(1, abs=1e-3)
+    assert all(rank == 0 for name, rank in ranks.items() if name != moved)
+    assert {"q", "gate", "up", "down", "in_proj", "out_proj"} <= {*result["components"]} and "embed/lm_head" not in result["components"]
+    analyze.show_spectra(result)

@@ -12,7 +12,7 @@ import typer
 from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core import paths
-from megatron_prism.core.config import ClusterConfig, FilterConfig, MixConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, FilterConfig, MergeConfig, MixConfig, PipelineConfig, PrepareConfig, TrainConfig
 from megatron_prism.core.config.keys import options, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load, to_yaml
@@ -88,9 +88,10 @@ FILTER: dict[str, Any] = {
     "rollout": {"max_tokens": 8},
 }
 MIX: dict[str, Any] = {"out": "~/mix", "sets": [{"prompts": "~/set", "passes": "$SCRATCH/passes"}], "domains": {"math": {}}}
+MERGE: dict[str, Any] = {"out": "~/out", "models": [{"path": "$SCRATCH/a"}], "base_model": "~/b", "config_from": "~/b"}
 CONFIGS = [
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
-    *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX)),
+    *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),
 ]
 
 

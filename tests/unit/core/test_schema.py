@@ -15,8 +15,10 @@ from megatron_prism.core.config import (
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    MergeConfig,
     MixConfig,
     PipelineConfig,
+    PolicyConfig,
     PrepareConfig,
     PromptsConfig,
     RLConfig,
@@ -33,6 +35,7 @@ FOLDERS = {
     "clusters": ClusterConfig,
     "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
+    "policies": PolicyConfig,
     "mixtures": PrepareConfig,
     "sources": PrepareConfig,
     "prompts": PromptsConfig,
@@ -45,9 +48,15 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 def job_of(path: Path) -> type:
     if "rl" in path.stem.split("_"):
         return RLConfig
-    of_tiny = {"mixture": PrepareConfig, "prompts": PromptsConfig, "filter": FilterConfig, "mix": MixConfig, "eval": EvaluateConfig}.get(
-        path.stem.rpartition("_")[2], TrainConfig
-    )
+    tiny = {
+        "mixture": PrepareConfig,
+        "prompts": PromptsConfig,
+        "filter": FilterConfig,
+        "mix": MixConfig,
+        "merge": MergeConfig,
+        "eval": EvaluateConfig,
+    }
+    of_tiny = tiny.get(path.stem.rpartition("_")[2], TrainConfig)
     named = {"mixes": MixConfig, "passes": FilterConfig}
     return named.get(path.parent.name) or FOLDERS.get(path.parts[0], of_tiny)
 
@@ -63,7 +72,7 @@ def faults(cls: type, values: Any, at: str = "") -> list[str]:
     return [".".join(map(str, error.absolute_path)) for error in validator(cls, at).iter_errors(json.loads(json.dumps(values)))]
 
 
-@pytest.mark.parametrize("cls", (*JOBS, FilterConfig, MixConfig, RLConfig))
+@pytest.mark.parametrize("cls", (*JOBS, FilterConfig, MergeConfig, MixConfig, RLConfig))
 def test_it_is_a_schema(cls: type) -> None:
     jsonschema.Draft7Validator.check_schema(schema(cls))
 

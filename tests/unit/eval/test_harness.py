@@ -155,6 +155,33 @@ def test_trap_4_a_second_bos_is_never_added(run: Run, model: Scripted, tmp_path:
     assert "begins with two begin-of-text tokens" in caplog.text
 
 
+def test_trap_3_examples_under_a_chat_template(run: Run, model: Scripted, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """MMLU-Pro's example: its reasoning is the assistant's turn, not the user's; and the template's BOS is the only one."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for file in tiny_tokenizer.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
+    (folder / "chat_template.jinja").write_text(template)
+    model.spec = tokenizer.load(folder)
+    one = {
+        "question": "What?",
+        "options": ["a", "b"],
+        "answer": "A",
+        "answer_index": 0,
+        "category": "biology",
+        "cot_content": "A: Let's think step by step. Both.",
+    }
+    write(tmp_path / "TIGER-Lab/MMLU-Pro/data/test.jsonl", [{**one, "question": "Which?"}])
+    write(tmp_path / "TIGER-Lab/MMLU-Pro/data/validation.jsonl", [{**one, "question": f"What {number}?"} for number in range(5)])
+    _, figures = run(["mmlu_pro_biology"], tmp_path, chat=True, bos="one")
+    (prompt,) = model.prompts
+    assert figures["chat"] and prompt.count("<s>") == 1 and prompt.endswith("[assistant]")
+    turns = prompt.split("[")
+    assert sum("Both." in turn and turn.startswith("assistant]") for turn in turns) == 5
+    assert not any("Both." in turn and turn.startswith("user]") for turn in turns)
+
+
 def test_code_and_python_tasks_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runs a model's code here"):
         run(["humaneval"], tmp_path)

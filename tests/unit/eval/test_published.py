@@ -8,14 +8,16 @@ import json
 import pickle
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_prism.core.config import TaskConfig
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import InputError
-from megatron_prism.eval import averages, score
+from megatron_prism.eval import averages, score, tasks
 from megatron_prism.eval.grading import first_turn, grade_config, item_of, tags_of
 from megatron_prism.eval.published import SETS, read
 from megatron_prism.eval.question import Question, Result
@@ -142,9 +144,16 @@ def test_all_that_is_wrong_is_named_at_once_with_its_line(tmp_path: Path) -> Non
         load("aime24", written(tmp_path / "c.jsonl", [{"problem": "a", "answer": "1000"}]))
 
 
-def test_another_number_of_questions_is_said(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", [{"problem": "a", "answer": "1"}])
-    assert read("aime24", path).notes == ("1 questions, where the published set has 30",)
+def test_another_number_of_questions_is_said_and_a_task_changes_the_protocol(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [{"problem": text, "answer": "1"} for text in "abc"])
+    notes = ("3 questions, where the published set has 30",)
+    assert read("aime24", path).notes == notes
+    task = tasks.read("mine", TaskConfig(set="aime24", path=path, num_samples=16, limit=2, chat=True))
+    assert task.protocol == replace(SETS["aime24"].protocol, num_samples=16) and len(task.questions) == 2
+    assert task.origin["notes"] == list(notes) and task.origin["num_questions"] == 3
+    assert isinstance(task.questions[0].prompt, tuple)
+    with pytest.raises(InputError, match="tasks.aime24.path"):
+        tasks.read("aime24", TaskConfig())
 
 
 # ---------------------------------------------------------------- GPQA-Diamond

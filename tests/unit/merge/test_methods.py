@@ -11,7 +11,7 @@ import torch
 
 from megatron_prism.core.config import MergeConfig, MergeModelConfig
 from megatron_prism.merge import methods
-from megatron_prism.merge.methods import Angle
+from megatron_prism.merge.methods import Angle, Least
 
 
 def config(method: str, weights: tuple[float | None, ...] = (), **keys: object) -> MergeConfig:
@@ -72,9 +72,9 @@ def test_the_angle_is_of_the_whole_tensor_not_of_a_piece() -> None:
 
 def test_task_arithmetic_adds_what_each_model_moved() -> None:
     base, one, two = drawn(3)
-    found = merged(config("task_arithmetic", (0.5, -0.25), base=Path("b")), base, one, two)
+    found = merged(config("task_arithmetic", (0.5, -0.25), base_model=Path("b")), base, one, two)
     torch.testing.assert_close(found, base + 0.5 * (one - base) - 0.25 * (two - base))
-    scaled = merged(config("task_arithmetic", (1.0, 3.0), base=Path("b"), normalize=True, scale=2.0), base, one, two)
+    scaled = merged(config("task_arithmetic", (1.0, 3.0), base_model=Path("b"), normalize=True, scale=2.0), base, one, two)
     torch.testing.assert_close(scaled, base + 2 * (0.25 * (one - base) + 0.75 * (two - base)))
 
 
@@ -84,27 +84,31 @@ def test_ties_worked_by_hand() -> None:
     first = torch.tensor([4.0, -3.0, 0.1, 2.0, 0.0, 0.2])
     second = torch.tensor([-1.0, -2.0, 0.5, 0.1, 3.0, 0.4])
     kept_first, kept_second = torch.tensor([4.0, -3.0, 0, 2.0, 0, 0]), torch.tensor([-1.0, -2.0, 0, 0, 3.0, 0])
-    assert methods.threshold(lambda: [first], 3) == 2.0 and methods.threshold(lambda: [second], 3) == 1.0
-    settings = config("ties", (0.5, 1.0), base=Path("b"), density=0.5)
+    assert methods.least_kept(lambda: [[first, second]], 3) == [Least(2.0, 1), Least(1.0, 1)]
+    settings = config("ties", (0.5, 1.0), base_model=Path("b"), density=0.5)
     # 0: 2 and -1 -> up, the first alone; 1: -1.5 and -2 -> down, both: -3.5 / 1.5; 3: the first alone; 4: the second alone
     wanted = base + torch.tensor([4.0, -3.5 / 1.5, 0.0, 2.0, 3.0, 0.0])
     torch.testing.assert_close(merged(settings, base, base + first, base + second, pieces=2), wanted)
-    summed = config("ties", (0.5, 1.0), base=Path("b"), density=0.5, normalize=False, scale=2.0)
+    summed = config("ties", (0.5, 1.0), base_model=Path("b"), density=0.5, normalize=False, scale=2.0)
     wanted = base + 2 * torch.tensor([2.0, -3.5, 0.0, 1.0, 3.0, 0.0])
     torch.testing.assert_close(merged(summed, base, base + first, base + second, pieces=2), wanted)
     plain = base + (0.5 * kept_first + kept_second) / 1.5  # without the election of a sign
     assert not torch.allclose(merged(settings, base, base + first, base + second, pieces=2), plain)
 
 
-@pytest.mark.parametrize("num_kept", [1, 2, 199, 500, 999, 1000])
-def test_the_threshold_is_the_kth_largest_magnitude(num_kept: int) -> None:
+@pytest.mark.parametrize("num_kept", [2, 199, 500, 990])
+def test_the_largest_magnitudes_are_those_of_a_sort(num_kept: int) -> None:
+    """Of equal magnitudes the first are kept. The control: those that a sort from the other end keeps."""
     (values,) = drawn(1)
-    values[:300] = values[300:600]  # equal magnitudes
-    values[5], values[6] = 0.0, -0.0
-    assert methods.threshold(lambda: values.tensor_split(7), num_kept) == float(values.abs().topk(num_kept).values[-1])
-
-
-def test_all_magnitudes_at_the_threshold_are_kept() -> None:
-    base, move = torch.zeros(8), torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5, 0.5, 2.0, 0.25])
-    found = merged(config("ties", (1.0,), base=Path("b"), density=0.25), base, move)
-    assert found.tolist() == [1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, 0.0]
+    values = (values * 4).round() / 4  # many are equal, some are -0.0
+    (least, doubled) = methods.least_kept(lambda: ([piece, 2 * piece] for piece in values.tensor_split(7)), num_kept)
+    assert (2 * least.value, least.num_equal) == (doubled.value, doubled.num_equal)
+    marks = []
+    for piece in values.tensor_split(7):
+        mark, least = methods.largest(piece, least)
+        marks.append(mark)
+    wanted, last = torch.zeros(1000, dtype=torch.bool), torch.zeros(1000, dtype=torch.bool)
+    wanted[values.abs().argsort(descending=True, stable=True)[:num_kept]] = True
+    last[values.abs().argsort(stable=True)[1000 - num_kept :]] = True
+    assert torch.equal(torch.cat(marks), wanted)
+    assert not torch.equal(wanted, last)
