@@ -55,6 +55,7 @@ def job_of(path: Path) -> type:
         "mix": MixConfig,
         "merge": MergeConfig,
         "eval": EvaluateConfig,
+        "evaluate": EvaluateConfig,
     }
     of_tiny = tiny.get(path.stem.rpartition("_")[2], TrainConfig)
     named = {"mixes": MixConfig, "passes": FilterConfig}
