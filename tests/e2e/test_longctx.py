@@ -1,53 +1,57 @@
-"""The 128k step in small, from the command line: a Mistral with a window trains on with yarn and without the window, and is exported and verified."""
+"""Long context lost in mid-training comes back: base, mid-training at 128 tokens, merge, long-context step, scored by `prism evaluate`.
+
+The example of examples/quickstart_longctx.sh, from the command line, one seed. docs/MERGE.md has three seeds.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 256  # twice the positions of the checkpoint
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS, HOME = ROOT / "configs" / "tiny" / "longctx", Path("runs/quickstart_longctx")
+MODELS = ("base", "mid", "merged_ckpt", "extended", "extended_attention", "unmerged")
+Scores = dict[str, dict[str, float]]
+Prism = Callable[..., None]
 
 
-def prism(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "megatron_prism.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600)
+def run(root: Path, *words: object) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=root, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_a_run_that_extends_its_model(mistral_checkpoint: Path, tiny_mixture: Path, tmp_path: Path) -> None:
-    config = {
-        "run_dir": str(tmp_path / "run"),
-        "steps": 2,
-        "precision": "fp32",
-        "init": {
-            "checkpoint": str(mistral_checkpoint),
-            "max_position_embeddings": LENGTH,
-            "yarn": {"factor": 16.0, "original_max_position_embeddings": 16},
-            "window_size": LENGTH,
-        },
-        "data": {"prepared": str(tiny_mixture), "seq_length": LENGTH, "document_mask": True},
-        "batch": {"global_size": 2},
-        "schedule": {"kind": "exponential", "final_factor": 0.0},
-        "logits_chunk_tokens": 64,
-    }
-    (tmp_path / "longctx.yaml").write_text(yaml.safe_dump(config))
-    refused = prism("train", tmp_path / "longctx.yaml", "init.yarn.factor=8.0", "--dry-run")
-    assert refused.returncode == 2 and "init.yarn.factor: found 8 x original_max_position_embeddings 16" in refused.stderr
-    trained = prism("train", tmp_path / "longctx.yaml")
-    assert trained.returncode == 0, trained.stderr[-4000:]
-    exported = prism("convert", "export", "--ckpt", tmp_path / "run", "--out", tmp_path / "hf")
-    assert exported.returncode == 0, exported.stderr[-4000:]
-    asked = ("--hf", tmp_path / "hf", "--ckpt", tmp_path / "run", "--tokens", LENGTH - 8, "--json", tmp_path / "found.json")
-    verified = prism("convert", "verify", *asked)
-    assert verified.returncode == 0, verified.stderr[-4000:]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["num_tokens"] == LENGTH - 8 and found["rotary_transformers"] == "same" == found["rotary_v4_reading"]
-    again = prism("convert", "import", "--hf", tmp_path / "hf", "--out", tmp_path / "again")
-    assert again.returncode == 0, again.stderr[-4000:]
-    said = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert said["sliding_window"] is None and said["max_position_embeddings"] == LENGTH and "attention_factor" not in said["rope_scaling"]
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """Return each model's retrieval score, by length."""
+    root = tmp_path_factory.mktemp("longctx")
+
+    def prism(job: str, *words: object) -> None:
+        run(root, "-m", "megatron_prism.cli", job, *words)
+
+    run(root, ROOT / "examples" / "quickstart_longctx_corpus.py", HOME / "corpus")
+    for name in ("short", "base", "mid", "long"):
+        prism("prepare", CONFIGS / f"{name}_mixture.yaml")
+    for name in ("short", "base", "mid"):
+        prism("train", CONFIGS / f"{name}.yaml")
+    prism("merge", "--model", f"{HOME}/base=0.15", "--model", f"{HOME}/mid=0.85", "--out", HOME / "merged")
+    prism("convert", "import", "--hf", HOME / "merged", "--out", HOME / "merged_ckpt")
+    prism("train", CONFIGS / "extend.yaml")
+    prism("train", CONFIGS / "extend_attention.yaml")
+    prism("train", CONFIGS / "extend.yaml", f"run_dir={HOME}/unmerged", f"init.checkpoint={HOME}/mid")
+    return {model: score(prism, root, model) for model in MODELS}
+
+
+def score(prism: Prism, root: Path, model: str) -> dict[str, float]:
+    """Evaluate a model of the example; return its score by length."""
+    out = HOME / "scores" / model
+    prism("evaluate", CONFIGS / "evaluate.yaml", f"model.checkpoint={HOME}/{model}", f"out={out}")
+    return json.loads((root / out / "summary.json").read_text())["tasks"]["retrieval"]["by"]["length"]

@@ -19,7 +19,7 @@ from megatron_prism.eval import harness, lm, lm_tasks, serve
 from megatron_prism.models import build, token_scores
 from megatron_prism.parallel.groups import Groups
 
-MAX_TOKENS = 24  # of a generation: lm-eval's own 256 show nothing more
+MAX_TOKENS = 16  # of a generation: lm-eval's own 256 show nothing more
 manager = cache(lm_tasks.manager)  # it reads 14,683 tasks
 
 

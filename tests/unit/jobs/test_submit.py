@@ -393,6 +393,21 @@ def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
     assert said.stdout == "000001.jsonl\n"
 
 
+def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> None:
+    write(
+        "eval.yaml",
+        {"world_size": 16, "out": "scores", "model": {"checkpoint": "ckpt"}, "tasks": {"math500": {"path": "math500.jsonl"}}},
+    )
+    (alone,) = scripts("evaluate", "eval.yaml")
+    assert "prism evaluate eval.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(scores/samples)\n" in alone
+    assert scripts("eval.yaml") == [alone]
+    assert submitted("evaluate", "eval.yaml")["folder"] == "scores.slurm"
+    assert "model: found none" in refused("evaluate", "eval.yaml", "model.checkpoint=null")
+    assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
+    assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
+    assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
+
+
 def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submitted("rl", "rl.yaml")
     write("rl/config.yaml", RL)
