@@ -45,7 +45,7 @@ def questions(tmp_path: Path) -> Path:
 def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
-    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))))
+    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))) or {})
     result = CliRunner().invoke(app, ["evaluate", *words])
     assert result.exit_code == 0, result.exception
     ((path, made),) = seen
@@ -61,7 +61,7 @@ def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monk
 @pytest.mark.parametrize(
     "words",
     [
-        [],
+        ["--tasks", "x"],
         ["a.yaml", "--tasks", "x"],
         ["a.yaml", "--limit", "3"],
         ["--hf", "a"],
@@ -91,6 +91,7 @@ def test_every_problem_of_a_config_is_named() -> None:
         "bos",
         "tasks",
         "tasks.a b",
+        "tasks.lm_eval.lm_eval.names",
         "tasks.lm_eval.num_samples",
     ]
     assert not check_evaluate(config(), 1)
