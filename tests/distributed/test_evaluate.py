@@ -144,6 +144,52 @@ def test_another_model_is_refused_and_so_is_an_engine_that_is_not_the_model(
     assert not (toy.home / "off" / folder.SAMPLES).exists()  # type: ignore[attr-defined]
 
 
+def test_ruler_and_the_held_out_loss_are_the_same_on_two_ranks(
+    toy: Callable[..., Path], tiny_mixture: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Trap 9: RULER's lengths are those of the model's own tokens, prompt and response together."""
+    ruler = {"lengths": [768, 1024], "sub_tasks": ["niah_single_1", "niah_multikey_2"], "num_questions": 2}
+    held_out = {"mixture": str(tiny_mixture), "seq_length": 32, "sequences": 6}
+    tasks = {"long": {"set": "ruler", "ruler": ruler}, "losses": {"held_out": held_out}}
+    given = {"checkpoint": make_checkpoint("llama", max_position_embeddings=1024)}
+    alone, two = toy("own-1", tasks=tasks, **given), toy("own-2", 2, tasks=tasks, grid={"tp": 1}, **given)
+    assert (alone / folder.RESULTS).read_text() == (two / folder.RESULTS).read_text()
+    parts = [folder.summary_of(root)["tasks"] for root in (alone, two)]
+    assert parts[0]["long"] == parts[1]["long"] and set(parts[0]["long"]["by"]["length"]) == {"768", "1024"}
+    for source, loss in parts[0]["losses"]["losses"].items():
+        assert loss == pytest.approx(parts[1]["losses"]["losses"][source], rel=1e-5) and loss["loss"] > 0
+    assert parts[0]["losses"]["score"] is None and set(parts[0]["losses"]["losses"]) == {"math", "code"}
+    again = toy("own-1", tasks={**tasks, "losses": {"held_out": {**held_out, "sequences": 4}}}, **given)
+    assert folder.summary_of(again)["tasks"]["losses"]["losses"]["math"]["num_sequences"] == 4
+    assert set(paid(again, "sampled").values()) == {1}
+    with pytest.raises(AssertionError, match=r"tasks.long.ruler.lengths: found 100000; required at most the model's context"):
+        toy("too-long", tasks={"long": {"set": "ruler", "ruler": {"lengths": [100000]}}})
+
+
+def test_lm_evals_tasks_are_measured_once(
+    toy: Callable[..., Path],
+) -> None:
+    home = toy.home  # type: ignore[attr-defined]
+    (home / "lambada.jsonl").write_text("".join(json.dumps({"text": f"The sum of {n} and 1 is {n + 1}"}) + "\n" for n in range(12)))
+    words = {"lm_eval": {"names": ["lambada_openai"], "files": {"lambada_openai": str(home / "lambada.jsonl")}}, "limit": 11}
+    tasks = {"words": words}
+    root = toy("lm-1", tasks=tasks)
+    part = folder.summary_of(root)["tasks"]["words"]
+    results = [one for one in read_results(root / folder.RESULTS) if one.task == "lm_eval/lambada_openai"]
+    assert len(results) == part["num_questions"] == 11 and folder.summary_of(root)["versions"]["lm_eval"] == part["lm_eval"]["version"]
+    before = texts(root)
+    assert texts(toy("lm-2", 2, tasks=tasks, grid={"tp": 1})) == before
+    for path in (root / folder.TASKS).iterdir():
+        path.unlink()  # as if killed before it was whole: lm-eval's own answers are there
+    assert texts(toy("lm-1", tasks=tasks)) == before
+
+
+@pytest.mark.parametrize(("decision", "policy"), [("GO", {"max_drop": {"sums": 0.5}}), ("NO-GO", {"min_gain": {"sums": 0.5}})])
+def test_an_evaluation_is_held_against_another(toy: Callable[..., Path], unbroken: Path, decision: str, policy: dict[str, Any]) -> None:
+    held = toy(decision, against=str(unbroken), policy={**policy, "min_pairs": 5})
+    assert json.loads((held / "verdict.json").read_text())["decision"] == decision and texts(held) == texts(unbroken)
+
+
 @pytest.mark.parametrize(
     ("name", "grid"),
     [

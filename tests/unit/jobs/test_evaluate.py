@@ -61,7 +61,6 @@ def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monk
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["a.yaml", "--tasks", "x"],
         ["a.yaml", "--limit", "3"],
         ["--hf", "a"],
