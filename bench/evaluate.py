@@ -72,7 +72,7 @@ def sides(name: str, hidden_size: int, home: Path, data: Path, groups: Any, batc
     served = Served(chunks, checkpoint.model, groups, tokenizer.load(home / "hf"), num_rows=NUM_PROMPTS, batch_tokens=4096)
     theirs = HFLM(
         pretrained=reference.load(home / "hf"),
-        tokenizer=AutoTokenizer.from_pretrained(home / "hf"),
+        tokenizer=AutoTokenizer.from_pretrained(home / "hf", trust_remote_code=False),
         backend="causal",
         batch_size=batch,
         device="cpu",
