@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.eval.question import Protocol, Question
-from megatron_prism.grade import choice
+from megatron_prism.grade import choice, strings
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
 KEYS = {one.name for one in fields(Question)}
@@ -58,5 +58,12 @@ def _problems(question: Question) -> list[Problem]:
             []
             if is_right
             else [Problem("gold", f"{question.gold!r} of {len(question.choices)} choices", "the letter of one of 2 to 26 choices")]
+        )
+    if question.kind == "strings":
+        is_right = question.gold in strings.WANTED and bool(question.choices) and all(question.choices)
+        return (
+            []
+            if is_right
+            else [Problem("gold", f"{question.gold!r} of {len(question.choices)} choices", "all or any, of expected strings")]
         )
     return [] if question.gold.strip() else [Problem("gold", repr(question.gold), "the right answer")]

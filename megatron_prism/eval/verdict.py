@@ -186,7 +186,7 @@ def _task_lines(task: str, change: Change) -> Iterator[str]:
         f"(standard error {100 * spread.standard_error:.2f}); {change.num_pairs} pairs, {len(change.flips.lost)} lost, "
         f"{len(change.flips.gained)} gained (McNemar {p_value:.2g})"
     )
-    if spread.standard_error_same_questions is not None:
+    if spread.standard_error_same_questions:
         halved = spread.samples_to_halve
         yield (
             f"    of the standard error the samples make {100 * spread.standard_error_same_questions:.2f}; "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,41 @@ def test_ruler_and_the_held_out_loss_are_the_same_on_two_ranks(
     assert set(paid(again, "sampled").values()) == {1}
     with pytest.raises(AssertionError, match=r"tasks.long.ruler.lengths: found 100000; required at most the model's context"):
         toy("too-long", tasks={"long": {"set": "ruler", "ruler": {"lengths": [100000]}}})
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers with as many digits as its prompt has words, and fails on one prompt."""
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        status = 500 if prompt.startswith("The sum of 5") else 200
+        choice = {"text": "1" * (len(prompt.split()) - 3), "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice], "usage": {"completion_tokens": 3}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_model_behind_an_endpoint_is_evaluated_as_one_here(toy: Callable[..., Path]) -> None:
+    """Trap 5: a server's fault is retried, then masked and counted, and the next start tries it again."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        served = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "num_retries": 0}
+        root = toy("served", model={"endpoint": served}, task={"num_samples": 1})
+        results = {one.id: one for one in read_results(root / folder.RESULTS)}
+        scores = {id: one.score for id, one in results.items() if one.score is not None}
+        assert scores == {f"q{n}": float(n % 4 >= 1) for n in range(NUM_QUESTIONS) if n not in (3, 5)}
+        assert results["q5"].outcome == "fault" and results["q5"].why.startswith("HTTP 500") and results["q5"].text == ""
+        summary = folder.summary_of(root)
+        assert summary["tasks"]["sums"]["masked_questions"] == ["q3", "q5"] and summary["model"]["kind"] == "endpoint"
+        before = texts(root)
+        assert texts(toy("served", model={"endpoint": served}, task={"num_samples": 1})) == before
+        assert {id: count for (_, id, _), count in paid(root, "sampled").items() if count > 1} == {"q5": 2}
+        server.shutdown()
 
 
 def test_lm_evals_tasks_are_measured_once(

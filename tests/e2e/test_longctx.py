@@ -47,7 +47,9 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     prism("train", CONFIGS / "extend.yaml")
     prism("train", CONFIGS / "extend_attention.yaml")
     prism("train", CONFIGS / "extend.yaml", f"run_dir={HOME}/unmerged", f"init.checkpoint={HOME}/mid")
-    return {model: score(prism, root, model) for model in MODELS}
+    scored = {model: score(prism, root, model) for model in MODELS}
+    print(scored)
+    return scored
 
 
 def score(prism: Prism, root: Path, model: str) -> dict[str, float]:
@@ -55,3 +57,25 @@ def score(prism: Prism, root: Path, model: str) -> dict[str, float]:
     out = HOME / "scores" / model
     prism("evaluate", CONFIGS / "evaluate.yaml", f"model.checkpoint={HOME}/{model}", f"out={out}")
     return json.loads((root / out / "summary.json").read_text())["tasks"]["retrieval"]["by"]["length"]
+
+
+def test_the_base_model_finds_values_at_both_lengths(scores: Scores) -> None:
+    assert scores["base"]["128"] > 0.9 and scores["base"]["512"] > 0.7, scores
+
+
+def test_mid_training_at_128_tokens_forgets_512(scores: Scores) -> None:
+    assert scores["mid"]["512"] < scores["base"]["512"] - 0.15, scores
+    assert scores["mid"]["128"] > scores["mid"]["512"] + 0.15, scores  # within its own length it keeps more
+
+
+def test_merge_and_long_context_step_bring_it_back(scores: Scores) -> None:
+    lost = scores["base"]["512"] - scores["mid"]["512"]
+    assert scores["merged_ckpt"]["512"] >= scores["mid"]["512"], scores
+    assert scores["extended"]["512"] > scores["mid"]["512"] + lost / 2, scores
+    assert scores["extended_attention"]["512"] > scores["mid"]["512"] + lost / 4, scores
+    assert scores["extended"]["128"] > 0.9, scores
+
+
+def test_the_step_does_it_without_the_merge_too(scores: Scores) -> None:
+    lost = scores["base"]["512"] - scores["mid"]["512"]
+    assert scores["unmerged"]["512"] > scores["mid"]["512"] + lost / 4, scores

@@ -186,12 +186,14 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
         {"id": "d", "kind": "math", "prompt": "?", "gold": " "},
         {"id": "e", "kind": "math", "prompt": "?", "gold": "1", "answer": "1"},
         {"id": "f", "kind": "poem", "prompt": "?"},
+        {"id": "g", "kind": "strings", "prompt": "?", "gold": "all", "choices": ["x"]},
+        {"id": "h", "kind": "strings", "prompt": "?", "gold": "x"},
     ]
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n\n")
     with pytest.raises(InputError) as raised:
         own_file.load(path)
     places = [problem.where.removeprefix(f"{path}:") for problem in raised.value.problems]
-    assert places == ["2:gold", "3:id", "4:tests", "5:gold", "6:answer", "7:kind", "8"]
+    assert places == ["2:gold", "3:id", "4:tests", "5:gold", "6:answer", "7:kind", "9:gold", "10"]
     path.write_text(json.dumps(lines[0]))
     assert own_file.load(path)[0].gold == "2"

@@ -23,6 +23,15 @@ from tests.unit.eval.oracle import solve
 
 STORIES = Path(__file__).resolve().parents[4] / "shared/data/stories260k/tokenizer.json"
 LENGTH = 8192
+UNIT_TOKENS = {
+    "niah_single_1": 90,
+    "vt": 90,
+    "niah_multikey_2": 150,
+    "niah_multikey_3": 150,
+    "cwe": 60,
+    "qa_1": 160,
+    "qa_2": 160,
+}  # at most; else a word's
 Count = Callable[[str], int]
 
 
@@ -109,9 +118,7 @@ def test_trap_9_its_length_is_the_models_own_tokenizers(name: str, count: Count,
     room, tokens = LENGTH - (question.max_tokens or 0), count(str(question.prompt))
     above = min(one for one in counted if one > room)
     assert tokens == max(one for one in counted if one <= room)
-    unit = {"needle": 150, "noise": 90, "cwe": 60, "qa": 160, "vt": 90}
-    limit = next((unit[key] for key in unit if name.startswith(key)), 20)
-    limit = {"niah_multikey_2": 150, "niah_multikey_3": 150, "niah_single_1": 90}.get(name, limit)
+    limit = UNIT_TOKENS.get(name, 20)
     assert above - tokens <= limit and room - tokens < limit
     assert len(counted) <= 16
 
