@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", required=True, help="its command mergekit-yaml")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=16, help="16 make 603 MB a model")
+    parser.add_argument("--layers", type=int, default=28, help="28 make 876 MB a model")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--agree", action="store_true", help="compare the outputs too")
     args = parser.parse_args()

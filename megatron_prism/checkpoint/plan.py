@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from megatron_prism.checkpoint import folder, integrity, torch_dist
+from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
@@ -22,6 +22,9 @@ from megatron_prism.data import split_pattern, tokenizer
 from megatron_prism.families import dense, names, registry, rope_v4
 from megatron_prism.families.rules import Rule, check_present
 from megatron_prism.hf import bits, files, layout, recognise, safetensors
+
+if TYPE_CHECKING:
+    from megatron_prism.checkpoint import torch_dist
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """
+    from megatron_prism.checkpoint import torch_dist  # half a second: torch's own checkpoints, of which a folder needs nothing
+
     checkpoint = folder.read(path)
     if problems := integrity.check(checkpoint.root):
         raise CheckpointError(problems)

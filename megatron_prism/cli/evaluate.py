@@ -10,7 +10,7 @@ import typer
 from megatron_prism.cli import gang
 from megatron_prism.cli.options import DryRun, Json, Nproc, Overrides, a_path
 from megatron_prism.core import paths
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import InputError, Problem, ResultFailure
 
 EVALUATIONS = Path("evaluations")  # where the command line alone puts them
 
@@ -26,6 +26,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Without a YAML: only the first so many questions of each.", min=1)] = None,
     num_samples: Annotated[int | None, typer.Option(help="Without a YAML: the responses to each question.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Without a YAML: the folder to write.", callback=a_path)] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier evaluation, for a verdict by the policy.", callback=a_path)] = None,
     nproc: Nproc = None,
     dry_run: DryRun = False,
     json: Json = None,
@@ -48,7 +49,11 @@ def evaluate(
         raise InputError(Problem("--limit, --num-samples", "given with a YAML", "tasks.NAME.limit and tasks.NAME.num_samples in it"))
     for name, _ in _tasks(tasks):
         given += [f"tasks.{name}.{key}={value}" for key, value in (("limit", limit), ("num_samples", num_samples)) if value is not None]
-    gang.run(job, EvaluateConfig, path, given, nproc, dry_run, json)
+    if against is not None:
+        given.append(f"against={paths.escaped(str(against))}")
+    result = gang.run(job, EvaluateConfig, path, given, nproc, dry_run, json)
+    if result.get("failure"):
+        raise ResultFailure(result["failure"])
 
 
 def _of_command(

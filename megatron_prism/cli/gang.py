@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def run(
     job: Callable[[], Any], kind: type, config: Path | None, overrides: Sequence[str], nproc: int | None, dry_run: bool, json: Path | None
-) -> None:
+) -> dict[str, Any]:
     """Run a job that is resolved and then run on a gang, as jobs/train.py is. kind: its config. job: imports it, and torch with it.
 
-    config: None where the overrides are all of it.
+    config: None where the overrides are all of it. Returns the result, on every rank; of a dry run nothing.
     """
     from megatron_prism.core.load import load, placed
     from megatron_prism.parallel import environment, launch
@@ -36,12 +36,13 @@ def run(
         resolved = module.resolve(settings, size)
     if dry_run:
         finish(resolved.figures, json)
-        return
+        return {}
     environment.set_variables(settings)  # before any rank starts: a process reads some of them at its start
     become(size, span)
-    result = module.run(resolved)
+    result: dict[str, Any] = module.run(resolved)
     if speaks():
         finish(result, json)
+    return result
 
 
 def world_size(nproc: int | None, span: Span | None = None) -> int:

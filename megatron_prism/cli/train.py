@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, finish
-from megatron_prism.core.errors import InputError
+from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, a_path, finish
+from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.planning.gpus import GPUS, GpuName
 
 
@@ -41,24 +42,45 @@ def plan(
         float | None,
         typer.Option(help="An RL run's mean response, which its time assumes. Without it: a quarter of rollout.max_tokens.", min=1.0),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="For rl filter and evaluate: a YAML of configs/models, while the checkpoint is not there.", callback=a_path),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Predict what a run of train or rl needs on H100s or H200s: memory, time, cost. This reads only the config, and writes nothing.
+    """Predict what a run of train, rl, rl filter or evaluate needs on H100s or H200s: memory, time, cost. It writes nothing.
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
-    from megatron_prism.core.config import RLConfig, TrainConfig
+    from megatron_prism.core.config import EvaluateConfig, FilterConfig, RLConfig, TrainConfig
     from megatron_prism.core.load import closest, load, placed
 
     given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
-    kind = closest(config, (TrainConfig, RLConfig), given)
+    kind = closest(config, (TrainConfig, RLConfig, FilterConfig, EvaluateConfig), given)
     settings: Any = load(config, kind, given)
     from megatron_prism.jobs import plan as job
 
+    asked = job.Asked(usd_per_gpu_hour, GPUS[gpu], response_tokens)
     with placed(config, kind, given):
-        asked = job.Asked(usd_per_gpu_hour, GPUS[gpu], response_tokens)
-        planned = job.sweep(settings, gpus or job.num_gpus(settings), asked) if sweep else job.run(settings, asked)
+        if kind in (FilterConfig, EvaluateConfig):
+            planned = _of_sampling(settings, asked, model, sweep)
+        elif model is not None:
+            raise InputError(Problem("--model", str(model), "only for rl filter and evaluate: a run has its own key, model"))
+        else:
+            planned = job.sweep(settings, gpus or job.num_gpus(settings), asked) if sweep else job.run(settings, asked)
         finish(planned, json, quiet=True)
         job.show(planned)
+        if not planned["fits"] and kind in (FilterConfig, EvaluateConfig):
+            raise InputError(Problem("num_rows", f"{planned['memory_gib_per_gpu_max']:.1f} GiB", "what fits", "fewer rows, or a larger tp"))
         if not planned["fits"]:
             raise InputError(job.too_large(settings, planned, asked))
+
+
+def _of_sampling(settings: Any, asked: Any, model: Path | None, sweep: bool) -> dict[str, Any]:
+    from megatron_prism.core.config import PresetConfig
+    from megatron_prism.core.load import load
+    from megatron_prism.jobs import plan_sampling
+
+    if sweep:
+        raise InputError(Problem("--sweep", "of a job that only samples", "train or rl", "try parallel.tp=... num_rows=... one by one"))
+    return plan_sampling.run(settings, asked, None if model is None else load(model, PresetConfig).model)

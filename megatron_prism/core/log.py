@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,3 +52,15 @@ def told(progress: Any, interval_s: float = 60.0) -> Iterator[Any]:
             yield progress
         finally:
             done.set()
+
+
+@contextmanager
+def ticking(total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar of so many tensors, and yield what advances it by one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with told(Progress(console=console, disable=not console.is_terminal)) as bar:
+        task = bar.add_task("tensors", total=total)
+        yield lambda: bar.advance(task)

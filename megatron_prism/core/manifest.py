@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 of a file as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def crc32_file(path: Path) -> str:
+    """Return the CRC-32 of a file as hex: what a zip or `crc32 FILE` has."""
+    total, buffer = 0, memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            total = zlib.crc32(buffer[:count], total)
+    return f"{total:08x}"
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[str, str]:

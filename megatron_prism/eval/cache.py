@@ -51,7 +51,7 @@ class Kept(Mapping[str, Any]):
             stream.seek(start)
             return json.loads(stream.read(num_bytes))["value"]
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, Any], /) -> None:
         """Keep values: all of them or, after a kill, none."""
         if not values:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from megatron_prism.core.load import to_dict
 from megatron_prism.eval import folder, requests, summary
 from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.judge import Judge
+from megatron_prism.eval.question import Result
 from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked, Request
 from megatron_prism.eval.tasks import Task
@@ -36,6 +37,7 @@ class Evaluation:
     wanted: Sequence[Request]
     judge: Judge
     measured: Kept
+    answers: Kept
 
     def to_do(self) -> tuple[list[list[Request]], list[Request]]:
         """Return the shards to sample, and the requests whose response is there and has no grade."""
@@ -58,7 +60,7 @@ class Evaluation:
         parts: dict[str, Any] = {}
         for name in config.tasks:
             if name in measured_by:
-                parts[name] = self.measured[measured_by[name]]
+                parts[name] = self.measured[measured_by[name]]["part"]
             else:
                 results = [replace(judge.result(one), text="") for one in by_task[name]]
                 parts[name] = summary.of_task(self.tasks[name], self.asked[name], results, self._style(self.tasks[name]), judge.versions)
@@ -66,7 +68,7 @@ class Evaluation:
         if self.reader is not None:
             how |= {"engine": config.engine, "precision": config.precision}
         whole = summary.whole(self.identity, how, manifest.versions(), parts)
-        folder.finish(config.out, (judge.result(one) for one in self.wanted), whole)
+        folder.finish(config.out, self._results(by_task, measured_by), whole)
         num_faults = {name: part["num_faults"] for name, part in parts.items() if part.get("num_faults")}
         for name, count in num_faults.items():
             log.get().warning("%s: %d responses without a verdict; the same command tries them again", name, count)
@@ -77,6 +79,14 @@ class Evaluation:
             "tasks": {name: {key: part[key] for key in SHOWN if key in part} for name, part in parts.items()},
             "averages": {name: value for name, value in whole["averages"].items() if value is not None},
         }
+
+    def _results(self, by_task: Mapping[str, Sequence[Request]], measured_by: Mapping[str, str]) -> Iterator[Result]:
+        """Yield every result, in the config's order of the tasks."""
+        for name in self.config.tasks:
+            if name in measured_by:
+                yield from (Result(**values) for values in self.measured[measured_by[name]]["results"])
+            else:
+                yield from map(self.judge.result, by_task[name])
 
     def _style(self, task: Task) -> str:
         """Return how a task is asked, in words."""
@@ -100,7 +110,7 @@ def begin(
     Raises: EnvironmentFault where another process holds it. InputError where it is another model's.
     """
     stack.enter_context(folder.held(config.out, partial(_describe, config, identity)))
-    samples, grades, measured = (Kept(config.out / name) for name in (folder.SAMPLES, folder.GRADES, folder.TASKS))
+    samples, grades, measured, answers = (Kept(config.out / name) for name in (folder.SAMPLES, folder.GRADES, folder.TASKS, folder.ANSWERS))
     graders: dict[GradeConfig, grader.Grader] = {}
     kinds = {question.kind for task in tasks.values() for question in task.questions}
 
@@ -117,7 +127,7 @@ def begin(
     wanted = [one for name, task in tasks.items() for one in requests.of_task(task, asked[name], how, config.seed, end_ids)]
     _warn(config, asked)
     judge = Judge(tasks, config.grade, samples, grades, grader_of, grader_versions())
-    return Evaluation(config, identity, reader, tasks, asked, wanted, judge, measured)
+    return Evaluation(config, identity, reader, tasks, asked, wanted, judge, measured, answers)
 
 
 def _describe(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, Any]:

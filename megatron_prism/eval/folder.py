@@ -18,7 +18,7 @@ from megatron_prism.core.manifest import read_json, sha256_file, write_json
 from megatron_prism.eval.question import Result, to_line
 
 RESULTS, SUMMARY, MANIFEST, LOCK = "results.jsonl", "summary.json", "manifest.json", ".lock"
-SAMPLES, GRADES, TASKS = "samples", "grades", "tasks"  # folders of what is kept (cache.py)
+SAMPLES, GRADES, TASKS, ANSWERS = "samples", "grades", "tasks", "answers"  # folders of what is kept (cache.py)
 KIND = "evaluation"
 AGAIN = "start prism evaluate again: it goes on"
 
@@ -72,7 +72,7 @@ def finish(root: Path, results: Iterable[Result], summary: Mapping[str, Any]) ->
     temporary = root / f".{RESULTS}.{os.getpid()}.tmp"
     with disk.writing(root):
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:  # a lone surrogate becomes JSON's own escape
                 stream.writelines(map(to_line, results))
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Our model as lm-eval's LM. lm-eval is imported here, so that only who runs it needs it.
+"""Our model as what lm-eval's evaluate() asks of an LM (lm_eval.api.model.LM). It is no subclass: importing lm-eval changes the environment.
 
 Contexts, windows, truncation and what follows a stop text are those of lm-eval's own `hf` model, with two differences: a text gets the
 begin-of-text tokens that the policy names and never a second one, and a generation ends at every end token of the folder.
@@ -14,11 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Literal, Protocol
-
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
@@ -92,8 +87,8 @@ def own_bos(spec: TokenizerSpec) -> Bos:
 
 
 @dataclass(eq=False)
-class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no annotations
-    """lm-eval's LM over a gang, for its rank 0. lm-eval's own rank is 0 of 1: the gang divides the requests.
+class GangLM:
+    """lm-eval's LM over a gang, for its rank 0. To lm-eval it is one process: the gang divides the requests.
 
     seed: of generations that a task samples; each (document, repeat) has its own. kept: the answers of earlier runs, by `weights` (what the model
     is known by) and what was asked.
@@ -106,15 +101,11 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
     weights: str = ""
 
     def __post_init__(self) -> None:
-        super().__init__()
+        self.rank, self.world_size = 0, 1  # lm-eval's
         self.served, self.spec = self.asking.served, self.asking.served.spec
         self.counts = Counts()
         self.ended: dict[tuple[Any, Any], Ended] = {}  # by task and document
         self._encoded = lru_cache(maxsize=4)(self._encode)  # the choices of a question share its context
-
-    @property
-    def eot_token_id(self) -> int | None:
-        return self.spec.eos_id
 
     @property
     def prefix_token_id(self) -> int:
@@ -134,9 +125,6 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
     def tokenizer_name(self) -> str:
         return self.spec.sha256
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return list(self._encoded(string, add_special_tokens is not False))
-
     def _encode(self, text: str, is_whole: bool) -> tuple[int, ...]:
         """Return a text's ids. A whole text gets one BOS where the policy asks for it and the text spells none."""
         ids = tokenizer.encode_text(text, self.spec)
@@ -155,9 +143,23 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             raise InputError(Problem("lm_eval chat", found, "turns that end before the answer", "run it without the chat template"))
         return chat.render(chat.load(self.spec.folder), chat_history, add_generation_prompt=True)
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> list[Score]:
-        pairs: list[Pair] = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        for (text, _, _), (_, continuation) in zip(requests, pairs, strict=True):
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Score]:
+        """Return (log-probability, whether each token is the likeliest) of each request's continuation after its context."""
+        return self._scores([self._pair(*request.args) for request in requests], [request.args[1] for request in requests])
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Return both as ids. Spaces at the end of a context belong to the continuation; a text without a context follows the prefix token."""
+        if not context:
+            ids = self._encoded(continuation, False)
+            return ((self.prefix_token_id,), ids) if ids[:1] != (self.prefix_token_id,) else (ids[:1], ids[1:])
+        bare = context.rstrip()
+        before = self._encoded(bare, True)
+        whole = self._encoded(context + continuation, True)
+        return before or (self.prefix_token_id,), whole[len(before) :]
+
+    def _scores(self, pairs: Sequence[Pair], texts: Sequence[str]) -> list[Score]:
+        """Return the scores of pairs. texts: what is named where a pair cannot be scored."""
+        for text, (_, continuation) in zip(texts, pairs, strict=True):
             if not 1 <= len(continuation) <= self.max_length:
                 found, required = f"{len(continuation)} tokens: {text!r:.120}", f"1 to {self.max_length}, the context"
                 raise InputError(Problem("lm_eval continuation", found, required))
@@ -175,33 +177,41 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
         self.counts.num_cut += num_cut
         groups = self.served.groups
         fresh: dict[str, Score] = {}
-        for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
-            scores = {new[number]: score for number, score in self.asking.scores(some).items()}
-            answers |= scores
-            fresh |= {keys[number]: score for number, score in scores.items()}
-            if len(fresh) >= KEPT_AT_ONCE or len(answers) == len(pairs):
-                self.kept.write(fresh)
-                fresh = {}
-                log.get().info("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
+        try:
+            for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
+                scores = {new[number]: score for number, score in self.asking.scores(some).items()}
+                answers |= scores
+                fresh |= {keys[number]: score for number, score in scores.items()}
+                if len(fresh) >= KEPT_AT_ONCE:
+                    self.kept.write(fresh)
+                    fresh = {}
+                    log.get().info("lm_eval: %d of %d log-likelihoods", len(answers), len(pairs))
+        finally:
+            self.kept.write(fresh)
         return [answers[number] for number in range(len(pairs))]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows of the context, each token predicted once."""
-        windows = [
-            (number, window)
-            for number, request in enumerate(requests)
-            for window in get_rolling_token_windows(
-                self.tok_encode(request.args[0], add_special_tokens=False), self.prefix_token_id, self.max_length, context_len=1
-            )
-        ]
-        scores = self._loglikelihood_tokens([("", *make_disjoint_window(window)) for _, window in windows])
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        pairs: list[Pair] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            ids = list(self._encoded(request.args[0], False))
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            for context, continuation in map(make_disjoint_window, windows):
+                pairs.append((tuple(context), tuple(continuation)))
+                owners.append(number)
+        scores = self._scores(pairs, [requests[number].args[0] for number in owners])
         sums = [0.0] * len(requests)
-        for (number, _), (logprob, _) in zip(windows, scores, strict=True):
+        for number, (logprob, _) in zip(owners, scores, strict=True):
             sums[number] += logprob
         return sums
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the generation of each request up to a stop text. Repeats of a request have seeds of their own."""
+        from lm_eval.models.utils import postprocess_generated_text
+
         repeats: Counter[tuple[Any, ...]] = Counter()
         asked: list[Asked] = []
         for request in requests:
@@ -216,7 +226,9 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             texts.append(postprocess_generated_text(text, list(one.until), None))
         return texts
 
-    def _asked(self, request: Instance, repeat: int) -> Asked:
+    def _asked(self, request: Any, repeat: int) -> Asked:
+        from lm_eval.models.utils import normalize_gen_kwargs
+
         context, given = request.args
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_TOKENS))
         if unknown := sorted(set(kwargs) - GENERATION):
@@ -226,7 +238,7 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
         if num_tokens >= self.max_length:
             required = f"fewer than the context of {self.max_length}"
             raise InputError(Problem(f"lm_eval task {request.task_name}", f"{num_tokens} tokens to generate", required))
-        ids = self.tok_encode(context) or [self.prefix_token_id]
+        ids = self._encoded(context, True) or (self.prefix_token_id,)
         prompt = ids[-(self.max_length - num_tokens) :]
         self.counts.num_cut += len(prompt) < len(ids)
         is_drawn = bool(kwargs["do_sample"])
@@ -239,7 +251,7 @@ class GangLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes have no ann
             stop=StopTexts(until, self.spec) if until else None,
         )
         name = int.from_bytes(hashlib.sha256(str(request.task_name).encode()).digest()[:7], "big")
-        return Asked(tuple(prompt), sampling, seed_of(self.seed, name, request.doc_id or 0, request.idx, repeat), until, self.weights)
+        return Asked(prompt, sampling, seed_of(self.seed, name, request.doc_id or 0, request.idx, repeat), until, self.weights)
 
     def _generated(self, asked: Sequence[Asked]) -> list[tuple[tuple[int, ...], str]]:
         """Return each generation's tokens, without an end token, and how it ended."""

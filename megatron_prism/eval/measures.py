@@ -6,42 +6,64 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_prism.eval.averages import CODE, GPQA, MATH, OTHERS, SIX
+from megatron_prism.eval.leaderboards import INSTRUCTIONS, LEADERBOARD_V1, LEADERBOARD_V2, Benchmark, score
 
-LEADERBOARD_V1 = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
-MEMBERS: Mapping[str, tuple[str, ...]] = {
-    "code": CODE,
-    "math": MATH,
-    "gpqa": GPQA,
-    "avg": ("code", "math", "gpqa"),
-    "avg_of_six": SIX,
-    "v1": LEADERBOARD_V1,
-}  # an average is the plain mean of its members, which may be averages
+MEANS: Mapping[str, tuple[str, ...]] = {"code": CODE, "math": MATH, "gpqa": GPQA, "avg": ("code", "math", "gpqa"), "avg_of_six": SIX}
+LEADERBOARDS = {"v1": LEADERBOARD_V1, "v2": LEADERBOARD_V2}
+AVERAGES = (*MEANS, *OTHERS)
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks of two evaluations. sets: the tasks that ask a set, by its name. groups: lm-eval's tasks, by the benchmark they are parts of."""
+    """The tasks of two evaluations, with the number of their questions. sets: the tasks that ask a set, by its name. groups: lm-eval's tasks, by
+    the benchmark of a leaderboard that they are parts of."""
 
-    names: frozenset[str]
+    num_questions: Mapping[str, int]
     sets: Mapping[str, frozenset[str]]
     groups: Mapping[str, frozenset[str]]
 
     def weights(self, measure: str) -> dict[str, float] | None:
-        """Return the weights, summing to 1, by which tasks make a measure. None: it is no task of these, and no average.
+        """Return the weights by which tasks make a measure. None: it is no task of these, and no average.
 
-        A name stands for the task of that name, else for the only task that asks the set of that name, else for the mean over lm-eval's tasks
-        of that benchmark. What an average needs and these do not have is named as a task.
+        A name stands for the task of that name, else for the only task that asks the set of that name, else for an average, else for the mean
+        over lm-eval's tasks of that benchmark. What an average needs and these do not have is named as a task.
         """
-        if measure in self.names:
+        if measure in self.num_questions:
             return {measure: 1.0}
-        if len(of_set := self.sets.get(OTHERS.get(measure, measure), frozenset())) == 1:
+        if len(of_set := self.sets.get(OTHERS.get(measure, measure), frozenset()) & self.num_questions.keys()) == 1:
             return dict.fromkeys(of_set, 1.0)
+        if measure in MEANS:
+            return _sum([(1 / len(MEANS[measure]), self.weights(member) or {member: 1.0}) for member in MEANS[measure]])
+        if measure in LEADERBOARDS:
+            board = LEADERBOARDS[measure]
+            return _sum([(1 / len(board), self._of_benchmark(one)) for one in board])
         if parts := self.groups.get(measure):
             return dict.fromkeys(sorted(parts), 1 / len(parts))
-        if measure not in MEMBERS:
-            return None
-        weights: dict[str, float] = {}
-        for member in MEMBERS[measure]:
-            for task, weight in (self.weights(member) or {member: 1.0}).items():
-                weights[task] = weights.get(task, 0.0) + weight / len(MEMBERS[measure])
-        return weights
+        return {OTHERS[measure]: 1.0} if measure in OTHERS else None
+
+    def _of_benchmark(self, benchmark: Benchmark) -> dict[str, float]:
+        """Return the weights of a benchmark's tasks in its leaderboard's score: where that subtracts guessing, they sum to more than 1.
+
+        Below guessing the leaderboard's score is 0 whatever happens; a change counts here all the same.
+        """
+        parts = sorted(self.groups.get(benchmark.task, ()))
+        if not parts:
+            return {benchmark.task: 1.0}
+        total = sum(self.num_questions[task] for task in parts)
+        share = {task: self.num_questions[task] / total if benchmark.is_pooled else 1 / len(parts) for task in parts}
+        return {task: share[task] * _slope(benchmark, task.partition("/")[2]) for task in parts}
+
+
+def _slope(benchmark: Benchmark, task: str) -> float:
+    """Return by how much a benchmark's score rises with the score of its task, above guessing."""
+    metrics = (benchmark.metric, *INSTRUCTIONS)
+    high, low = (score(benchmark, {task: dict.fromkeys(metrics, value)}, {task: 1}) or 0.0 for value in (1.0, 0.9))
+    return (high - low) / 0.1
+
+
+def _sum(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for share, of_part in parts:
+        for task, weight in of_part.items():
+            weights[task] = weights.get(task, 0.0) + share * weight
+    return weights

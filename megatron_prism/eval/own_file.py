@@ -60,7 +60,7 @@ def _problems(question: Question) -> list[Problem]:
             else [Problem("gold", f"{question.gold!r} of {len(question.choices)} choices", "the letter of one of 2 to 26 choices")]
         )
     if question.kind == "strings":
-        is_right = question.gold in strings.WANTED and question.choices and all(question.choices)
+        is_right = question.gold in strings.WANTED and bool(question.choices) and all(question.choices)
         return (
             []
             if is_right

@@ -82,7 +82,7 @@ def read(folder: Path) -> Evaluation:
         if result.score is not None and not 0 <= result.score <= 1:
             raise InputError(Problem(place, f"score {result.score}", "a share between 0 and 1"))
         of_task[result.id, result.sample] = Scored(result.score, result.prompt_sha256)
-        if result.task.startswith(LM_EVAL) and GROUP in result.tags:
+        if result.task.startswith(LM_EVAL) and result.tags.get(GROUP):
             groups[result.task] = result.tags[GROUP]
     return Evaluation(folder, summary, tasks, groups)
 
@@ -130,10 +130,22 @@ def _settings(task: str, old: Mapping[str, Any], new: Mapping[str, Any], accept_
 
 
 def _settings_of(task: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    if task.startswith(LM_EVAL):
+        return _settings_of_lm_eval(task.removeprefix(LM_EVAL), summary)
     part = summary["tasks"].get(task, {})
-    settings = dict(_flat({name: part.get(name) for name in ("protocol", "set", "grade")}))
-    version = summary.get("versions", {}).get("lm_eval") if task.startswith(LM_EVAL) else None
-    return settings | {"bos": part.get("bos", summary.get("bos")), "lm_eval's version": version}
+    return {**dict(_flat({name: part.get(name) for name in ("protocol", "set")})), "bos": part.get("bos")}
+
+
+def _settings_of_lm_eval(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how lm-eval ran a task: the summary has it with the task of ours that asked for it, a leaderboard for example."""
+    for part in summary["tasks"].values():
+        figures = part.get("lm_eval") or {}
+        if name in figures.get("tasks", {}):
+            head = {"lm_eval.version": figures.get("version"), "bos": figures.get("bos"), "protocol.style": figures.get("chat")}
+            own = ("metric", "filter", "num_fewshot", "version")
+            sums = {f"{name}.file": (part.get("set") or {}).get("sums", {}).get(name)}
+            return head | {f"{name}.{key}": figures["tasks"][name].get(key) for key in own} | sums
+    return {"lm_eval.version": summary.get("versions", {}).get("lm_eval")}
 
 
 def told(old: Evaluation, new: Evaluation) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_prism.core.config.policy import PolicyConfig
-from megatron_prism.eval.change import Change, Estimate, bootstrap, estimate
+from megatron_prism.eval.change import Change, Estimate, estimate
 from megatron_prism.eval.tails import t_quantile
 
 Decision = Literal["GO", "NO-GO", "INCONCLUSIVE"]
@@ -36,7 +36,7 @@ class Rule:
 class Judged:
     """A rule and what came of it. tasks: by weight in the change. low, high: the one-sided bounds at the policy's alpha that the decision reads.
 
-    bootstrap: the same bounds by drawing questions anew. p_no_go: how probable so low a change would be if the rule just held; adjusted: by Holm
+    p_no_go: how probable so low a change would be if the rule just held; adjusted: by Holm
     over all rules. p_go: how probable so high a change would be if the rule were just broken. pairs_needed: about how many pairs of the same
     kind would decide an inconclusive rule for GO, four times of five, if nothing has changed.
     """
@@ -50,7 +50,6 @@ class Judged:
     change: float | None = None
     low: float | None = None
     high: float | None = None
-    bootstrap: tuple[float, float] | None = None
     p_no_go: float | None = None
     p_no_go_adjusted: float | None = None
     p_go: float | None = None
@@ -72,7 +71,7 @@ def judge(rules: Sequence[tuple[Rule, Mapping[str, float]]], changes: Mapping[st
         estimates.append(estimate(parts, policy.seed, policy.test) if is_whole else None)
     adjusted = iter(holm([one.p_below(rule.least_change) for (rule, _), one in zip(rules, estimates, strict=True) if one is not None]))
     return [
-        _too_few(rule, weights, changes, policy) if one is None else _judged(rule, weights, changes, one, next(adjusted), policy)
+        _too_few(rule, weights, changes, policy) if one is None else _judged(rule, weights, one, next(adjusted), policy)
         for (rule, weights), one in zip(rules, estimates, strict=True)
     ]
 
@@ -84,16 +83,11 @@ def _too_few(rule: Rule, weights: Mapping[str, float], changes: Mapping[str, Cha
     return Judged(rule.measure, rule.least_change, "INCONCLUSIVE", why, weights, num_pairs[task])
 
 
-def _judged(
-    rule: Rule, weights: Mapping[str, float], changes: Mapping[str, Change], one: Estimate, p_adjusted: float, policy: PolicyConfig
-) -> Judged:
+def _judged(rule: Rule, weights: Mapping[str, float], one: Estimate, p_adjusted: float, policy: PolicyConfig) -> Judged:
     low, high = one.bounds(policy.alpha)
     p_go = one.p_above(rule.least_change)
     decision: Decision = "NO-GO" if p_adjusted <= policy.alpha else "GO" if p_go <= policy.alpha else "INCONCLUSIVE"
-    reach = t_quantile(policy.alpha, one.df) + t_quantile(1 - POWER, one.df)
-    needed = None
-    if decision == "INCONCLUSIVE" and rule.least_change < 0:
-        needed = math.ceil(one.num_pairs * (reach * one.standard_error / rule.least_change) ** 2)
+    needed = _pairs_needed(rule, one, policy.alpha) if decision == "INCONCLUSIVE" and rule.least_change < 0 else None
     why = {
         "NO-GO": f"{rule}; with confidence it is below that",
         "GO": f"{rule}; with confidence it keeps that",
@@ -110,12 +104,16 @@ def _judged(
         one.change,
         low,
         high,
-        bootstrap([(weight, changes[task]) for task, weight in weights.items()], policy.alpha, policy.seed),
         one.p_below(rule.least_change),
         p_adjusted,
         p_go,
         needed,
     )
+
+
+def _pairs_needed(rule: Rule, one: Estimate, alpha: float) -> int:
+    reach = t_quantile(alpha, one.df) + t_quantile(1 - POWER, one.df)
+    return math.ceil(one.num_pairs * (reach * one.standard_error / rule.least_change) ** 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

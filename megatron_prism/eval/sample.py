@@ -118,6 +118,12 @@ def run(work: Work, sampler: Sampler | None, shards: Sequence[Sequence[Request]]
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def pause(work: Work, doing: str) -> None:
+    """Tell the watchdog what begins, and heed a signal. Every rank calls this. Raises: Stopped."""
+    work.watchdog.doing(doing)
+    _stop_if_asked(work, 0.0, f"in {doing}")
+
+
 def _submit(work: Work, pool: ThreadPoolExecutor, requests: Sequence[Request]) -> None:
     if work.judge is not None:
         for first in range(0, len(requests), GRADED_TOGETHER):

@@ -45,6 +45,10 @@ def whole(identity: Mapping[str, Any], how: Mapping[str, Any], versions: Mapping
     for name, part in by_task.items():
         by_set.setdefault(part["set"]["name"], {})[name] = part.get("score")
     scores = {of: own[of] if of in own else next(iter(own.values())) for of, own in by_set.items() if of in own or len(own) == 1}
+    for part in by_task.values():
+        versions = {**versions, **({"lm_eval": part["lm_eval"]["version"]} if "lm_eval" in part else {})}
+        leaderboards = part.get("lm_eval", {}).get("averages", {})
+        scores |= {f"leaderboard_{name}": value for name, value in leaderboards.items() if value is not None}
     return {
         "kind": folder.KIND,
         "model": dict(identity),

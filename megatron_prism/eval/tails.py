@@ -22,7 +22,7 @@ def t_quantile(tail: float, df: float) -> float:
     low, high = 0.0, 1.0
     while t_tail(high, df) > tail:
         low, high = high, 2 * high
-    for _ in range(100):
+    while high - low > 1e-13 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if t_tail(middle, df) > tail else (low, middle)
     return high

@@ -14,8 +14,8 @@ from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import write_json
 from megatron_prism.eval import nel
-from megatron_prism.eval.change import Change, Spread, change_of, estimate
-from megatron_prism.eval.measures import MEMBERS, Tasks
+from megatron_prism.eval.change import Change, Spread, bootstrap, change_of, estimate
+from megatron_prism.eval.measures import AVERAGES, Tasks
 from megatron_prism.eval.paired import Evaluation, named, pair, read, told, unlike
 from megatron_prism.eval.policy import Decision, Judged, judge, rules_of, whole
 
@@ -74,7 +74,8 @@ def _tasks(old: Evaluation, new: Evaluation) -> Tasks:
         for task, group in one.groups.items():
             groups.setdefault(group, set()).add(task)
     frozen = [{name: frozenset(names) for name, names in by_name.items()} for by_name in (sets, groups)]
-    return Tasks(frozenset(old.tasks.keys() | new.tasks.keys()), *frozen)
+    num_questions = {task: len({id for id, _ in keys}) for one in (old, new) for task, keys in one.tasks.items()}
+    return Tasks(num_questions, *frozen)
 
 
 def _unfit(
@@ -83,7 +84,7 @@ def _unfit(
     """Yield why a rule cannot be judged on these evaluations."""
     where = f"policy ({measure})"
     if weights is None:
-        yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *MEMBERS])}")
+        yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *AVERAGES])}")
     for task in weights or ():
         for reason in why.get(task, ("neither evaluation has responses to it",)):
             yield Problem(where, f"{task}: {reason}", "the same questions, asked, sampled and graded alike", "evaluate both alike")
@@ -112,12 +113,20 @@ def as_values(verdict: Verdict) -> dict[str, Any]:
         "decision": verdict.decision,
         "new": {"folder": str(verdict.new.folder), "model": verdict.new.summary.get("model")},
         "old": {"folder": str(verdict.old.folder), "model": verdict.old.summary.get("model")},
-        "rules": [asdict(one) for one in verdict.rules],
+        "rules": [{**asdict(one), "bootstrap": _bootstrap(one, verdict)} for one in verdict.rules],
         "tasks": {task: _task(change, verdict.policy) for task, change in verdict.changes.items()},
         "not_paired": {task: list(reasons) for task, reasons in verdict.not_paired.items()},
         "told": list(verdict.told),
         "policy": to_dict(verdict.policy),
     }
+
+
+def _bootstrap(judged: Judged, verdict: Verdict) -> list[float] | None:
+    """Return a rule's bounds by questions drawn anew: a check on `low` and `high`, which decide."""
+    if judged.change is None:
+        return None
+    parts = [(weight, verdict.changes[task]) for task, weight in judged.tasks.items()]
+    return list(bootstrap(parts, verdict.policy.alpha, verdict.policy.seed))
 
 
 def _task(change: Change, policy: PolicyConfig) -> dict[str, Any]:
@@ -177,7 +186,7 @@ def _task_lines(task: str, change: Change) -> Iterator[str]:
         f"(standard error {100 * spread.standard_error:.2f}); {change.num_pairs} pairs, {len(change.flips.lost)} lost, "
         f"{len(change.flips.gained)} gained (McNemar {p_value:.2g})"
     )
-    if spread.standard_error_same_questions is not None:
+    if spread.standard_error_same_questions:
         halved = spread.samples_to_halve
         yield (
             f"    of the standard error the samples make {100 * spread.standard_error_same_questions:.2f}; "

@@ -86,11 +86,18 @@ def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
         return graded("no_format", "no fenced block of code in the answer")
     if "\0" in code:
         return graded("wrong", "a null byte in the code")
-    if limit_s := tests.get("time_limit_s"):
-        limits = replace(sandbox.limits, cpu_s=math.ceil(limit_s), wall_s=max(sandbox.limits.wall_s, 2.0 * limit_s))
-        sandbox = replace(sandbox, limits=limits)
-    outcome, why = {"stdin": _by_cases, "call": _by_calls, "asserts": _by_asserts}[tests["kind"]](code, tests, sandbox)
+    outcome, why = {"stdin": _by_cases, "call": _by_calls, "asserts": _by_asserts}[tests["kind"]](code, tests, _limited(sandbox, tests))
     return graded(outcome, why)
+
+
+def _limited(sandbox: Sandbox, tests: Mapping[str, Any]) -> Sandbox:
+    """Return a sandbox with the tests' own time limit, and room for twice the longest expected output."""
+    limits = sandbox.limits
+    if limit_s := tests.get("time_limit_s"):
+        limits = replace(limits, cpu_s=math.ceil(limit_s), wall_s=max(limits.wall_s, 2.0 * limit_s))
+    cases = () if tests["kind"] == "asserts" else tests["cases"]
+    longest = max((len(case["output"].encode("utf-8", "surrogatepass")) for case in cases), default=0)
+    return replace(sandbox, limits=replace(limits, output_bytes=max(limits.output_bytes, 2 * longest)))
 
 
 def completed(answer: str, prompt: str, entry_point: str) -> str:
@@ -99,7 +106,7 @@ def completed(answer: str, prompt: str, entry_point: str) -> str:
     The answer is the last fenced block, else the text itself up to what its first function ends before. It comes without the blanks before
     its first line.
     """
-    code = code_of(answer)
+    prompt, code = prompt if prompt.endswith("\n") else f"{prompt}\n", code_of(answer)
     if re.search(rf"^(async )?def {re.escape(entry_point)}\b", answer if code is None else code, re.MULTILINE):
         return f"{prompt}\n{answer if code is None else code}"
     if code is not None:

@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.core.config import AlignerConfig, ClusterConfig, NemoRlConfig, PipelineConfig
+from megatron_prism.core.config import AlignerConfig, ClusterConfig, NemoRlConfig, PipelineConfig, PolicyConfig
 from megatron_prism.core.config.keys import Key, bare, bounds_of, options, section_of, sections, values_of, words
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.schema import schema as schema_of
 from megatron_prism.launch.pipeline import CONFIGS
 
-JOBS: dict[str, type] = {**CONFIGS, "cluster": ClusterConfig, "pipeline": PipelineConfig, "aligner": AlignerConfig, "nemo_rl": NemoRlConfig}
+JOBS: dict[str, type] = {
+    **CONFIGS,
+    "cluster": ClusterConfig,
+    "pipeline": PipelineConfig,
+    "policy": PolicyConfig,
+    "aligner": AlignerConfig,
+    "nemo_rl": NemoRlConfig,
+}
 KINDS = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
 INDENT, WIDEST = "    ", 140
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +102,6 @@ def _apply(plan: Plan, out: Path, dry_run: bool, apply: Callable[[convert.Tick],
     for note in plan.notes:
         log.get().warning("%s: %s", plan.root, note)
     if not dry_run:
-        with ticking(len(plan.rules)) as tick:
+        with log.ticking(len(plan.rules)) as tick:
             apply(tick)
     return summary
-
-
-@contextmanager
-def ticking(total: int) -> Iterator[convert.Tick]:
-    """Show a progress bar of so many tensors."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
-        task = bar.add_task("tensors", total=total)
-        yield lambda: bar.advance(task)

@@ -16,10 +16,10 @@ from megatron_prism.core import log
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import EvaluateConfig
-from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.data.mixture import Prepared
-from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks
+from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
+from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks, verdict
 from megatron_prism.eval import model as models_at_rest
+from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked
@@ -47,14 +47,14 @@ class Resolved:
     """An evaluation before a process starts.
 
     reader: None behind an endpoint. tasks, asked: those whose responses are sampled, with their questions as the model reads them.
-    mixtures: of the tasks that measure the held-out loss.
+    measured: those that ask the model themselves.
     """
 
     config: EvaluateConfig
     reader: Reader | None
     tasks: Mapping[str, Task]
     asked: Mapping[str, tuple[Asked, ...]]
-    mixtures: Mapping[str, Prepared]
+    measured: Mapping[str, Measured]
     figures: dict[str, Any]
 
     def identity(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     """
     raise_problems(check_evaluate(config, world_size))
     by_name: dict[str, Task] = {}
-    mixtures: dict[str, Prepared] = {}
+    measures: dict[str, Measured] = {}
     _, problems = start.attempt(partial(folder.begun, config.out))
     for name, wanted in config.tasks.items():
         if tasks.is_sampled(name, wanted):
@@ -80,22 +80,24 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
             task, wrong = start.attempt(partial(read, name, wanted))
             by_name |= {} if task is None else {name: task}
         else:
-            prepared, wrong = start.attempt(partial(measured.read, wanted), f"tasks.{name}.held_out.mixture")
-            mixtures |= {} if prepared is None else {name: prepared}
+            one, wrong = start.attempt(partial(measured.read, name, wanted), f"tasks.{name}")
+            measures |= {} if one is None else {name: one}
         problems += wrong
     evaluated, wrong = _model(config)
+    if config.against is not None:
+        problems += start.attempt(partial(folder.summary_of, config.against), "against")[1]
     raise_problems([*problems, *wrong])
     grader.require(question.kind for task in by_name.values() for question in task.questions)
     how, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
     if evaluated is not None:
-        raise_problems([one for name in mixtures for one in measured.check(name, config.tasks[name], mixtures[name], evaluated)])
+        raise_problems([problem for one in measures.values() for problem in measured.check(one, evaluated)])
         how = reader.read(config, evaluated, by_name, world_size)
         asked = how.ask(by_name.values())
     raise_problems(_check_ruler(config, by_name, how))
     figures = _figures(config, how, by_name, asked, world_size)
     if not log.is_first():
         by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
-    return Resolved(config, how, by_name, asked, mixtures, figures)
+    return Resolved(config, how, by_name, asked, measures, figures)
 
 
 def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], how: Reader | None) -> list[Problem]:
@@ -174,16 +176,18 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         resolved = _with_ruler(resolved, groups, watchdog)
         begun = on_first(partial(evaluation.begin, config, identity, resolved.reader, resolved.tasks, resolved.asked, stack))
         shards, ungraded = begun.to_do() if begun is not None else ([], [])
-        keys = {name: measured.key_of(config, config.tasks[name], one, identity["sha256"]) for name, one in resolved.mixtures.items()}
+        keys = {name: one.key(config, identity["sha256"]) for name, one in resolved.measured.items()}
         missing = from_first([name for name, key in keys.items() if begun is not None and key not in begun.measured])
         is_sampling = from_first(bool(shards))
         chunks = _chunks(resolved.reader, groups, watchdog) if resolved.reader is not None and (is_sampling or missing) else []
         work = sample.Work(groups, None if begun is None else begun.judge, stop_request, watchdog)
         sample.run(work, _sampler(resolved, chunks, work) if is_sampling else None, shards, ungraded)
         for name in missing:
-            watchdog.doing(f"measuring {name}")
-            part = measured.measure(config, config.tasks[name], resolved.mixtures[name], chunks, groups)
-            on_first(partial(_keep, begun, keys[name], part))
+            assert resolved.reader is not None
+            answers, before = None if begun is None else begun.answers, partial(sample.pause, work, name)
+            one = resolved.measured[name]
+            made = measured.measure(one, resolved.reader, identity["sha256"], chunks, groups, answers, before)
+            on_first(partial(_keep, begun, keys[name], made))
         return from_first(on_first(partial(_finish, begun, keys))) or {}
 
 
@@ -241,11 +245,24 @@ def _open_gate(resolved: Resolved, how: Reader, engine: Engine, chunks: Sequence
         log.get().info("engine and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
 
 
-def _keep(begun: evaluation.Evaluation | None, key: str, part: Mapping[str, Any]) -> None:
+def _keep(begun: evaluation.Evaluation | None, key: str, part: Mapping[str, Any] | None) -> None:
     assert begun is not None
     begun.measured.write({key: part})
 
 
 def _finish(begun: evaluation.Evaluation | None, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Write results and summary, and hold them against an earlier evaluation. `failure` of the result says why the job's exit code is 1."""
     assert begun is not None
-    return begun.finish(keys)
+    result, config = begun.finish(keys), begun.config
+    if config.against is None:
+        return result
+    made = verdict.compare(config.out, config.against, config.policy)
+    verdict.write(config.out, made)
+    for line in verdict.lines(made):
+        log.get().info("%s", line)
+    result |= {"verdict": made.decision}
+    try:
+        verdict.require(made)
+    except ResultFailure as failure:
+        result |= {"failure": str(failure)}
+    return result

@@ -6,7 +6,6 @@ from typing import Any
 
 from megatron_prism.core import log
 from megatron_prism.core.config import MergeConfig
-from megatron_prism.jobs.convert import ticking
 from megatron_prism.merge.plan import plan
 from megatron_prism.merge.write import write
 
@@ -21,6 +20,6 @@ def run(config: MergeConfig, *, dry_run: bool = False) -> dict[str, Any]:
     for note in planned.notes:
         log.get().warning("%s", note)
     if not dry_run:
-        with ticking(len(planned.targets)) as tick:
+        with log.ticking(len(planned.targets)) as tick:
             write(planned, tick)
     return summary

@@ -1,4 +1,4 @@
-"""`prism plan`: what a run of `prism train` or `prism rl` will need, before any GPU is requested. It reads a config, and writes nothing.
+"""`prism plan`: what a run of `prism train` or `prism rl` (or in jobs/plan_sampling.py a job that only samples) will need, before any GPU is requested. It reads a config, and writes nothing.
 
 Parameters are counted on Megatron-Core's own model, built without memory for each distinct rank. The rest is arithmetic (planning/).
 """
@@ -114,7 +114,7 @@ def without_gpu() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def built(model: ModelConfig, config: RunConfig) -> list[Stage]:
+def built(model: ModelConfig, config: GangConfig) -> list[Stage]:
     """Return the pipeline's stages, counted on the models that its distinct ranks would build. The largest tensor-parallel rank counts."""
     parallel = _split(config.parallel)
     letters, stages = stage_letters(model, parallel), []
@@ -238,7 +238,10 @@ def show(plan: Mapping[str, Any]) -> None:
 
     console, key = Console(soft_wrap=True, highlight=False, markup=False), "layouts" if "layouts" in plan else "stages"
     for name, value in plan.items():
-        if name != key:
+        if name == "parts":
+            for part, figures in value.items():
+                console.print(f"{part}: {_plain(figures)}")
+        elif name != key:
             console.print(f"{name}: {_plain(value)}")
     entries = [{name: _plain(value) for name, value in entry.items()} for entry in plan[key]]
     if not console.is_terminal:

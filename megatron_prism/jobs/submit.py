@@ -19,11 +19,13 @@ from typing import Any
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
+from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.config import ClusterConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, EvaluateConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
+from megatron_prism.eval.folder import SAMPLES
 from megatron_prism.jobs import plan as job_plan
 from megatron_prism.launch import slurm
 from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, output, read_pipeline, split
@@ -32,7 +34,7 @@ from megatron_prism.planning import layouts
 from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig
+Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    checkpoints = tuple(output(config) / (SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS) for config in configs)
+    checkpoints = tuple(output(config) / _progress(config) for config in configs)
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 
@@ -118,20 +120,31 @@ def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
     return config
 
 
+def _progress(config: Run) -> str:
+    """Return the folder whose newest file shows that a start has got on."""
+    if isinstance(config, EvaluateConfig):
+        return SAMPLES
+    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
+
+
 def _problems(config: Run, world_size: int) -> list[Problem]:
+    if isinstance(config, EvaluateConfig):
+        return check_evaluate(config, world_size)
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import rl, rl_filter, train  # bring torch along
+        from megatron_prism.jobs import evaluate, rl, rl_filter, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
         if isinstance(config, RLConfig):
             rl.resolve(config, config.world_size)
         elif isinstance(config, FilterConfig):
             rl_filter.resolve(config, config.world_size)
+        elif isinstance(config, EvaluateConfig):
+            evaluate.resolve(config, config.world_size)
         else:
             train.resolve(config, config.world_size)
 

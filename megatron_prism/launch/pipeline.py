@@ -146,6 +146,10 @@ def call_of(words: Sequence[str], read: Read) -> Call:
         raise InputError(Problem("command", " ".join(words), "a job of prism and its arguments, as [train, my_run.yaml]"))
     if call.job in GANG_JOBS and (call.arguments["nproc"] is not None or "--" in words):  # the script appends --nproc
         raise InputError(Problem("command", " ".join(words), "neither --nproc nor --", "the ranks of a node follow from world_size"))
+    if call.job == "evaluate" and any(call.arguments[name] is not None for name in ("hf", "ckpt", "tasks", "out")):
+        raise InputError(
+            Problem("command", " ".join(words), "a YAML", "--hf, --ckpt, --tasks and --out are for a shell; a YAML says world_size")
+        )
     if call.arguments.get("backend", "megatron") != "megatron":
         raise InputError(
             Problem("command", " ".join(words), "no --backend", "run it here: it writes a folder, whose job.sbatch is submitted")

@@ -45,7 +45,7 @@ class Job:
     """A job for Slurm: prism's arguments, the number of nodes, and the ranks per node (0: no gang, one process on the cluster's `cpu`).
 
     array: the words that each element of a job array adds to the command, by index. checkpoints: the folder of a run's checkpoints (a filter's
-    shards), by which the script knows its progress; of each element of an array. Empty: the job keeps none.
+    shards, an evaluation's samples), by which the script knows its progress; of each element of an array. Empty: the job keeps none.
     """
 
     name: str

@@ -20,6 +20,7 @@ MEANING = {
     "norm_epsilon",
     "rotary_base",
     "rope_scaling",
+    "yarn",
     "window_size",
     "attention_multiplier",
     "embedding_multiplier",

@@ -70,7 +70,7 @@ def _card(plan: Plan, facts: Mapping[str, Any], before: str | None) -> str:
         f"A merge by `prism merge` ({facts['created']}): method {', '.join([config.method, *settings])}. Sums in fp32, one rounding at the end.",
         f"config.json, tokenizer and all other files are those of {plan.origin.path}.",
         "",
-        "| model | weight | sha256 |",
+        f"| model | weight | {config.sums} |",
         "|---|---|---|",
         *rows,
         "",

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import
-from megatron_prism.checkpoint.torch_dist import StoredTensor, TensorReader
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.core.manifest import sha256_file
 from megatron_prism.families import blocks, names, registry
 from megatron_prism.hf import bits, safetensors
 from megatron_prism.hf.finite import first_nonfinite
+
+if TYPE_CHECKING:
+    from megatron_prism.checkpoint.torch_dist import StoredTensor, TensorReader
 
 Read = Callable[[int, int], torch.Tensor]  # from (first row, number of rows) to their values, flat, in the dtype that is stored
 CONFIG = "config.json"
@@ -68,12 +70,12 @@ class Parent:
         """Return the rules' name of the parent's tensor that stands for a tensor: its embedding for a head that it does not have apart."""
         return self.embedding if name == names.HEAD and name not in self.own else name
 
-    def sums(self) -> dict[str, str]:
-        """Return the sha256 of the files that make the model, by path; of a checkpoint, of the sums that were checked when it was opened."""
+    def sums(self, sum_file: Callable[[Path], str]) -> dict[str, str]:
+        """Return the sums of the files that make the model, by path; of a checkpoint, of the sums that were checked when it was opened."""
         if self.reader is not None:
-            return {str(self.root / integrity.SUMS): sha256_file(self.root / integrity.SUMS)}
+            return {str(self.root / integrity.SUMS): sum_file(self.root / integrity.SUMS)}
         files = [self.root / CONFIG, *(self.root / shard.file for shard in self.plan.shards)]
-        return {str(path): sha256_file(path) for path in files}
+        return {str(path): sum_file(path) for path in files}
 
 
 def open_parent(path: Path) -> Parent:

@@ -14,7 +14,7 @@ import torch
 from megatron_prism.checkpoint import folder
 from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import write_json
+from megatron_prism.core.manifest import crc32_file, sha256_file, write_json
 from megatron_prism.hf import bits, layout, safetensors
 from megatron_prism.hf.files import read_object
 from megatron_prism.hf.finite import first_nonfinite
@@ -35,7 +35,8 @@ def write(plan: Plan, tick: Tick = lambda: None) -> None:
         temporary = stack.enter_context(folder.create(plan.config.out))
         pool = ThreadPoolExecutor(1)
         stack.callback(pool.shutdown, cancel_futures=True)
-        sums = [pool.submit(parent.sums) for parent in plan.parents]
+        sum_file = sha256_file if plan.config.sums == "sha256" else crc32_file
+        sums = [pool.submit(parent.sums, sum_file) for parent in plan.parents]
         folder.copy_assets(plan.origin.assets, temporary)
         with open_sources(plan.parents) as sources, safetensors.create_shards(temporary, plan.shards) as files:
             for name in plan.targets:

@@ -17,7 +17,7 @@ from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, RLConfig, SamplingConfig
 from megatron_prism.planning.gpus import GIB, Gpu
 from megatron_prism.planning.stage import Stage
-from megatron_prism.planning.throughput import HBM, MATMUL
+from megatron_prism.planning.throughput import ATTENTION, HBM, MATMUL
 
 SHARE = 0.25  # of its room that a prompt or a response fills in the mean: an assumption
 # of the host for the kernels of a residual block and of a token's choice, launched one by one: counted by reading the engine, not measured
@@ -94,10 +94,14 @@ def _copy(stages: Sequence[Stage], load: Load) -> tuple[Stage, Load]:
 
 
 def cache_bytes(stage: Stage, model: ModelConfig, load: Load, dp: int) -> float:
-    """Return the bytes of a stage's cache: of all rows, each as long as the longest prompt and response, and of the prompts just read."""
+    """Return the bytes of a stage's cache: of all rows, each as long as the longest prompt and response, and of the prompts just read.
+
+    Prompts are read PREFILL_TOKENS at a time, a longer one alone; each has states of its own.
+    """
     rows, room = min(load.sampling.num_rows, num_responses(load, dp)), load.max_context
     prompts = -(-rows // load.sampling.num_samples)
-    tokens = rows * room + prompts * (room - load.sampling.max_tokens)
+    longest = room - load.sampling.max_tokens
+    tokens = rows * room + max(longest, min(prompts * longest, PREFILL_TOKENS))
     return _token_bytes(stage, model, load) * tokens + _state_bytes(stage, model, load) * (rows + prompts)
 
 
@@ -123,9 +127,8 @@ def seconds(stages: Sequence[Stage], model: ModelConfig, load: Load, world_size:
     busy = rows * assumed.response / assumed.max_response  # in the mean, once no response is left to start
     full, last = (max(_step_s(stage, model, load, count, assumed, gpu) for stage in stages) for count in (rows, busy))
     decode = (responses - rows) * assumed.response / rows * full + assumed.max_response * last
-    prompts = -(-load.num_prompts // dp) * assumed.prompt
-    read = max(2 * prompts * stage.matrices for stage in stages) / (gpu.peak_flops(load.gang.precision) * MATMUL[load.gang.precision])
-    return pp * decode + read
+    prompts = -(-load.num_prompts // dp)
+    return pp * decode + prompts * max(_read_s(stage, model, load, assumed.prompt, gpu) for stage in stages)
 
 
 def _within(copy: Stage, model: ModelConfig, load: Load, assumed: Lengths, gpu: Gpu) -> Load:
@@ -133,6 +136,13 @@ def _within(copy: Stage, model: ModelConfig, load: Load, assumed: Lengths, gpu: 
     room = load.sampling.vllm.memory_share * gpu.memory_gib * GIB - _element(load) * copy.parameters
     row = _token_bytes(copy, model, load) * (assumed.prompt + assumed.response) + _state_bytes(copy, model, load)
     return replace(load, sampling=replace(load.sampling, num_rows=max(1, min(load.sampling.num_rows, int(room / row)))))
+
+
+def _read_s(stage: Stage, model: ModelConfig, load: Load, tokens: float, gpu: Gpu) -> float:
+    """Return the seconds in which a stage reads one prompt: its matrix products, and causal attention, which a long prompt's time is mostly."""
+    peak = gpu.peak_flops(load.gang.precision)
+    attention = stage.letters.count("*") * 2 * tokens**2 * model.num_attention_heads * model.kv_channels / load.tp
+    return 2 * tokens * stage.matrices / (peak * MATMUL[load.gang.precision]) + attention / (peak * ATTENTION)
 
 
 def _step_s(stage: Stage, model: ModelConfig, load: Load, rows: float, assumed: Lengths, gpu: Gpu) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from megatron_prism.core.config import ModelConfig, RunConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, RunConfig
 
 # the matrix products that Transformer Engine can do in FP8, by the parameter's checkpoint name
 FP8_WEIGHTS = (
@@ -36,9 +36,10 @@ class Stage:
     fp8: int
 
 
-def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bool, config: RunConfig) -> Stage:
-    """Return the stage that holds parameters of these sizes (by checkpoint name)."""
-    trainable = [name for name in sizes if _matches(name, config.trainable)]
+def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bool, gang: GangConfig) -> Stage:
+    """Return the stage that holds parameters of these sizes (by checkpoint name). What is no training run trains none."""
+    patterns = gang.trainable if isinstance(gang, RunConfig) else ()
+    trainable = [name for name in sizes if _matches(name, patterns)]
     matrices = [name for name in sizes if _matches(name, FP8_WEIGHTS)]
     return Stage(
         letters=letters,
@@ -48,7 +49,7 @@ def of_sizes(sizes: Mapping[str, int], letters: str, is_first: bool, is_last: bo
         trainable=sum(sizes[name] for name in trainable),
         matrices=sum(sizes[name] for name in matrices),
         trainable_matrices=sum(sizes[name] for name in set(matrices) & set(trainable)),
-        fp8=sum(sizes[name] for name in matrices) if config.fp8 is not None else 0,
+        fp8=sum(sizes[name] for name in matrices) if gang.fp8 is not None else 0,
     )
 
 

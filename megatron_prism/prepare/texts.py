@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from megatron_prism.core import paths
 from megatron_prism.core.config import PartConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import read_json, sha256_file
@@ -211,9 +212,16 @@ def open_data(named: str, template: str, tokenizer_folder: Path | None, prefix: 
 
 
 def named_path(text: str) -> tuple[str, str]:
-    """Return (name, path) of NAME=PATH; of PATH alone the name is empty. A path that is there may hold a `=`."""
+    """Return (name, path) of NAME=PATH; of PATH alone the name is empty. A path that is there may hold a `=`. `~` and $VARIABLES are replaced.
+
+    Raises: InputError for a variable that is not set.
+    """
     name, separator, path = text.partition("=")
-    return (name, path) if separator and "/" not in name and not Path(text).exists() else ("", text)
+    is_named = separator and "/" not in name and not Path(text).exists()
+    try:
+        return (name, paths.expanded(path)) if is_named else ("", paths.expanded(text))
+    except ValueError as error:
+        raise InputError(Problem(text, str(error), "a path", paths.FIX)) from None
 
 
 def _kind(manifest: Path) -> str:

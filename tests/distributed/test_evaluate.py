@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,87 @@ def test_another_model_is_refused_and_so_is_an_engine_that_is_not_the_model(
     with pytest.raises(AssertionError, match="ResultFailure: sampler and trainer disagree"):
         toy("off", off=True)
     assert not (toy.home / "off" / folder.SAMPLES).exists()  # type: ignore[attr-defined]
+
+
+def test_ruler_and_the_held_out_loss_are_the_same_on_two_ranks(
+    toy: Callable[..., Path], tiny_mixture: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Trap 9: RULER's lengths are those of the model's own tokens, prompt and response together."""
+    ruler = {"lengths": [768, 1024], "sub_tasks": ["niah_single_1", "niah_multikey_2"], "num_questions": 2}
+    held_out = {"mixture": str(tiny_mixture), "seq_length": 32, "sequences": 6}
+    tasks = {"long": {"set": "ruler", "ruler": ruler}, "losses": {"held_out": held_out}}
+    given = {"checkpoint": make_checkpoint("llama", max_position_embeddings=1024)}
+    alone, two = toy("own-1", tasks=tasks, **given), toy("own-2", 2, tasks=tasks, grid={"tp": 1}, **given)
+    assert (alone / folder.RESULTS).read_text() == (two / folder.RESULTS).read_text()
+    parts = [folder.summary_of(root)["tasks"] for root in (alone, two)]
+    assert parts[0]["long"] == parts[1]["long"] and set(parts[0]["long"]["by"]["length"]) == {"768", "1024"}
+    for source, loss in parts[0]["losses"]["losses"].items():
+        assert loss == pytest.approx(parts[1]["losses"]["losses"][source], rel=1e-5) and loss["loss"] > 0
+    assert parts[0]["losses"]["score"] is None and set(parts[0]["losses"]["losses"]) == {"math", "code"}
+    again = toy("own-1", tasks={**tasks, "losses": {"held_out": {**held_out, "sequences": 4}}}, **given)
+    assert folder.summary_of(again)["tasks"]["losses"]["losses"]["math"]["num_sequences"] == 4
+    assert set(paid(again, "sampled").values()) == {1}
+    with pytest.raises(AssertionError, match=r"tasks.long.ruler.lengths: found 100000; required at most the model's context"):
+        toy("too-long", tasks={"long": {"set": "ruler", "ruler": {"lengths": [100000]}}})
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers with as many digits as its prompt has words, and fails on one prompt."""
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        status = 500 if prompt.startswith("The sum of 5") else 200
+        choice = {"text": "1" * (len(prompt.split()) - 3), "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice], "usage": {"completion_tokens": 3}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_model_behind_an_endpoint_is_evaluated_as_one_here(toy: Callable[..., Path]) -> None:
+    """Trap 5: a server's fault is retried, then masked and counted, and the next start tries it again."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        served = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "num_retries": 0}
+        root = toy("served", model={"endpoint": served}, task={"num_samples": 1})
+        results = {one.id: one for one in read_results(root / folder.RESULTS)}
+        scores = {id: one.score for id, one in results.items() if one.score is not None}
+        assert scores == {f"q{n}": float(n % 4 >= 1) for n in range(NUM_QUESTIONS) if n not in (3, 5)}
+        assert results["q5"].outcome == "fault" and results["q5"].why.startswith("HTTP 500") and results["q5"].text == ""
+        summary = folder.summary_of(root)
+        assert summary["tasks"]["sums"]["masked_questions"] == ["q3", "q5"] and summary["model"]["kind"] == "endpoint"
+        before = texts(root)
+        assert texts(toy("served", model={"endpoint": served}, task={"num_samples": 1})) == before
+        assert {id: count for (_, id, _), count in paid(root, "sampled").items() if count > 1} == {"q5": 2}
+        server.shutdown()
+
+
+def test_lm_evals_tasks_are_measured_once(
+    toy: Callable[..., Path],
+) -> None:
+    home = toy.home  # type: ignore[attr-defined]
+    (home / "lambada.jsonl").write_text("".join(json.dumps({"text": f"The sum of {n} and 1 is {n + 1}"}) + "\n" for n in range(12)))
+    words = {"lm_eval": {"names": ["lambada_openai"], "files": {"lambada_openai": str(home / "lambada.jsonl")}}, "limit": 11}
+    tasks = {"words": words}
+    root = toy("lm-1", tasks=tasks)
+    part = folder.summary_of(root)["tasks"]["words"]
+    results = [one for one in read_results(root / folder.RESULTS) if one.task == "lm_eval/lambada_openai"]
+    assert len(results) == part["num_questions"] == 11 and folder.summary_of(root)["versions"]["lm_eval"] == part["lm_eval"]["version"]
+    before = texts(root)
+    assert texts(toy("lm-2", 2, tasks=tasks, grid={"tp": 1})) == before
+    for path in (root / folder.TASKS).iterdir():
+        path.unlink()  # as if killed before it was whole: lm-eval's own answers are there
+    assert texts(toy("lm-1", tasks=tasks)) == before
+
+
+@pytest.mark.parametrize(("decision", "policy"), [("GO", {"max_drop": {"sums": 0.5}}), ("NO-GO", {"min_gain": {"sums": 0.5}})])
+def test_an_evaluation_is_held_against_another(toy: Callable[..., Path], unbroken: Path, decision: str, policy: dict[str, Any]) -> None:
+    held = toy(decision, against=str(unbroken), policy={**policy, "min_pairs": 5})
+    assert json.loads((held / "verdict.json").read_text())["decision"] == decision and texts(held) == texts(unbroken)
 
 
 @pytest.mark.parametrize(

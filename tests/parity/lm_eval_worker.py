@@ -19,7 +19,7 @@ from megatron_prism.eval import harness, lm, lm_tasks, serve
 from megatron_prism.models import build, token_scores
 from megatron_prism.parallel.groups import Groups
 
-MAX_TOKENS = 24  # of a generation: lm-eval's own 256 show nothing more
+MAX_TOKENS = 16  # of a generation: lm-eval's own 256 show nothing more
 manager = cache(lm_tasks.manager)  # it reads 14,683 tasks
 
 
@@ -60,7 +60,7 @@ def run(
 @contextmanager
 def fault(name: str | None) -> Iterator[None]:
     """Build a known fault in: the parity tests must see it."""
-    asked, texts = serve._asked, serve.rows_of
+    asked, texts = serve._asked, lm.rows_of
 
     def one_early(rows: Any, size_N: int) -> torch.Tensor:
         asked_3N = asked(rows, size_N)
@@ -73,7 +73,7 @@ def fault(name: str | None) -> Iterator[None]:
     faults: dict[str | None, tuple[Any, str, Any]] = {
         None: (serve, "_asked", asked),
         "positions one early": (serve, "_asked", one_early),
-        "cut on the right": (serve, "rows_of", cut_on_the_right),
+        "cut on the right": (lm, "rows_of", cut_on_the_right),
         "the largest of a rank alone": (token_scores, "_reduced", lambda values, op, groups: values),
     }
     with mock.patch.object(*faults[name]):

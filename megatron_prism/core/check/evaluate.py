@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.gang import check_gang
 from megatron_prism.core.config import EvaluateConfig, TaskConfig
+from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import Problem
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # a task's: it stands in keys of a command line
-OWN_SECTION = ("ruler", "lm_eval", "held_out")
+OWN_SECTION, LEADERBOARD = ("ruler", "lm_eval", "held_out"), "leaderboard_"
 ONLY_OF_QUESTIONS = ("num_samples", "temperature", "top_p", "think", "answer")
 
 
 def check_evaluate(config: EvaluateConfig, world_size: int) -> list[Problem]:
     """Return the problems of an evaluation's values on `world_size` ranks, and between them."""
     problems = [*check_bounds(config), *check_gang(config, world_size), *_check_model(config, world_size)]
+    if config.policy != PolicyConfig() and config.against is None:
+        problems.append(Problem("policy", "a policy without against", "the evaluation that this one is held against"))
     if not config.tasks:
         problems.append(Problem("tasks", "none", "at least one task"))
     for name, task in config.tasks.items():
@@ -54,6 +57,12 @@ def _check_task(where: str, task: TaskConfig) -> Iterator[Problem]:
     for name in sections:
         if name != kind:
             yield Problem(f"{where}.{name}", f"a section of a task of the set {task.set}", f"only with set: {name}")
+    if (
+        kind == "lm_eval"
+        and not set_of(where.rpartition(".")[2], task).startswith(LEADERBOARD)
+        and not (task.lm_eval and task.lm_eval.names)
+    ):
+        yield Problem(f"{where}.lm_eval.names", "none", "lm-eval's names of tasks; or set: leaderboard_v1, leaderboard_v2")
     if kind == "held_out" and task.held_out is None:
         yield Problem(f"{where}.held_out", "no value", "{mixture, seq_length}")
     for name in ONLY_OF_QUESTIONS if kind in ("lm_eval", "held_out") else ():
@@ -63,7 +72,12 @@ def _check_task(where: str, task: TaskConfig) -> Iterator[Problem]:
 
 def kind_of(name: str, task: TaskConfig) -> str:
     """Return ruler, lm_eval, held_out, or questions: how a task is evaluated."""
-    said = task.set or next((section for section in OWN_SECTION if getattr(task, section) is not None), name)
-    if said.startswith("leaderboard_"):
+    said = set_of(name, task)
+    if said.startswith(LEADERBOARD):
         return "lm_eval"
     return said if said in OWN_SECTION else "questions"
+
+
+def set_of(name: str, task: TaskConfig) -> str:
+    """Return the name of the set that a task asks."""
+    return task.set or next((section for section in OWN_SECTION if getattr(task, section) is not None), name)

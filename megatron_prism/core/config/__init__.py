@@ -18,8 +18,9 @@ from megatron_prism.core.config.evaluate import (
 from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
 from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
-from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, YarnRope
+from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, PresetConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
+from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.config.prepare import (
     DecontaminateConfig,
     KeepConfig,
@@ -94,8 +95,10 @@ __all__ = [
     "ParallelConfig",
     "PartConfig",
     "PipelineConfig",
+    "PolicyConfig",
     "Precision",
     "PrepareConfig",
+    "PresetConfig",
     "PromptSourceConfig",
     "PromptsConfig",
     "RLConfig",

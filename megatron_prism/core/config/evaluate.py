@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from megatron_prism.core.config.gang import GangConfig
 from megatron_prism.core.config.grade import AnswerForm, GradeLimits, Think
+from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.config.rl import VLLMConfig
 from megatron_prism.core.config.run import LimitsConfig
 from megatron_prism.core.config.section import IS_PATH, MAY_CHANGE, Pattern, Range, Section
@@ -82,7 +83,13 @@ class LmEvalConfig(Section):
     """lm-eval's names. Empty: the set's own, as of leaderboard_v1."""
 
     files: Annotated[dict[str, Path], IS_PATH, MAY_CHANGE] = field(default_factory=dict)
-    """The local file or folder of a task's data, by lm-eval's name."""
+    """The local file or folder of a task's data, by lm-eval's name of it or of its group, or "" for all others: docs/EVALUATE.md, Retention."""
+
+    num_fewshot: Annotated[int | None, Range(ge=0)] = None
+    """The examples before a question. Null: each task's own. A leaderboard's are always its own."""
+
+    hub: bool = False
+    """Let lm-eval load what no file holds, from its cache or from the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +193,8 @@ class EvaluateConfig(GangConfig):
     sampled. Null: 1e-9 in fp32, 1e-2 in bf16 (ours)."""
 
     against: Annotated[Path | None, MAY_CHANGE] = None
-    """An earlier evaluation's folder, for a verdict."""
+    """An earlier evaluation's folder, for a verdict: exit code 1 where it is NO-GO (docs/EVALUATE.md, Verdicts)."""
+
+    policy: Annotated[PolicyConfig, MAY_CHANGE] = field(default_factory=PolicyConfig)
 
     limits: Annotated[LimitsConfig, MAY_CHANGE] = field(default_factory=LimitsConfig)

@@ -165,3 +165,10 @@ class ModelConfig(Section):
 
     logits_scaling: Annotated[float, Multiplier] = 1.0
     """The logits are divided by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetConfig(Section):
+    """A file of configs/models: an architecture alone."""
+
+    model: ModelConfig

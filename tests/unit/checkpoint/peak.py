@@ -1,4 +1,4 @@
-"""Import or export a folder and print the memory it took beyond the interpreter's, in bytes: peak.py JOB SOURCE TARGET TINY.
+"""Import or export a folder, or merge the folders `0` and `1` in it, and print the memory it took beyond the interpreter's, in bytes: peak.py JOB SOURCE TARGET TINY.
 
 The peak is Linux's own (VmHWM), reset once everything is imported and a tiny model has gone the same way:
 ru_maxrss would begin with the peak of the parent process.
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from megatron_prism.core import log
+from megatron_prism.core.config import MergeConfig, MergeModelConfig
 from megatron_prism.hf import safetensors
-from megatron_prism.jobs import convert
+from megatron_prism.jobs import convert, merge
 
 
 def status_bytes(name: str) -> int:
@@ -27,6 +28,9 @@ def run(job: str, source: Path, target: Path) -> object:
         return convert.run_import(source, target, dry_run=False)
     if job == "export":
         return convert.run_export(source, target, dry_run=False)
+    if job == "merge":
+        models = tuple(MergeModelConfig(path=source / str(number), weight=0.5) for number in range(2))
+        return merge.run(MergeConfig(out=target, models=models))
     shards = safetensors.open_shards(source)
     with safetensors.open_files(source, shards) as files:  # the control: all at once
         return [safetensors.read_values(files[shard.file], place, 0, math.prod(place.shape)) for shard in shards for place in shard.tensors]

@@ -12,7 +12,16 @@ import typer
 from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core import paths
-from megatron_prism.core.config import ClusterConfig, FilterConfig, MergeConfig, MixConfig, PipelineConfig, PrepareConfig, TrainConfig
+from megatron_prism.core.config import (
+    ClusterConfig,
+    EvaluateConfig,
+    FilterConfig,
+    MergeConfig,
+    MixConfig,
+    PipelineConfig,
+    PrepareConfig,
+    TrainConfig,
+)
 from megatron_prism.core.config.keys import options, walk
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load, to_yaml
@@ -89,7 +98,17 @@ FILTER: dict[str, Any] = {
 }
 MIX: dict[str, Any] = {"out": "~/mix", "sets": [{"prompts": "~/set", "passes": "$SCRATCH/passes"}], "domains": {"math": {}}}
 MERGE: dict[str, Any] = {"out": "~/out", "models": [{"path": "$SCRATCH/a"}], "base_model": "~/b", "config_from": "~/b"}
+EVALUATE: dict[str, Any] = {
+    "out": "~/scores",
+    "model": {"checkpoint": "~/ck", "hf": "$SCRATCH/hf", "endpoint": {"url": "http://~", "model": "~/m", "tokenizer": "~/tok"}},
+    "tasks": {
+        "a": {"path": "~/a.jsonl", "held_out": {"mixture": "$SCRATCH/mix", "seq_length": 8}},
+        "b": {"ruler": {"files": {"essays": "~/e"}}, "lm_eval": {"files": {"": "$SCRATCH/lm"}}},
+    },
+    "against": "~/before",
+}
 CONFIGS = [
+    (EvaluateConfig, EVALUATE),
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
     *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),
 ]
@@ -99,8 +118,12 @@ def at(config: Any, key: str) -> list[str]:
     """Return the texts at a dotted key of a config, N standing for every entry of a list."""
     values = [config]
     for part in key.split("."):
-        values = [value for each in values for value in (each if part == "N" else [getattr(each, part)])]
-    return [str(text) for value in values for text in (value if isinstance(value, tuple) else [value]) if text is not None]
+        values = [value for each in values for value in (_entries(each) if part == "N" else [getattr(each, part)]) if value is not None]
+    return [str(text) for value in values for text in (_entries(value) if isinstance(value, (tuple, dict)) else [value])]
+
+
+def _entries(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value)
 
 
 @pytest.mark.parametrize(("cls", "values"), CONFIGS, ids=lambda value: value.__name__ if isinstance(value, type) else "")

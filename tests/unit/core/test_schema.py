@@ -18,6 +18,7 @@ from megatron_prism.core.config import (
     MergeConfig,
     MixConfig,
     PipelineConfig,
+    PolicyConfig,
     PrepareConfig,
     PromptsConfig,
     RLConfig,
@@ -34,6 +35,7 @@ FOLDERS = {
     "clusters": ClusterConfig,
     "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
+    "policies": PolicyConfig,
     "mixtures": PrepareConfig,
     "sources": PrepareConfig,
     "prompts": PromptsConfig,
@@ -53,6 +55,7 @@ def job_of(path: Path) -> type:
         "mix": MixConfig,
         "merge": MergeConfig,
         "eval": EvaluateConfig,
+        "evaluate": EvaluateConfig,
     }
     of_tiny = tiny.get(path.stem.rpartition("_")[2], TrainConfig)
     named = {"mixes": MixConfig, "passes": FilterConfig}

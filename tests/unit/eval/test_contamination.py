@@ -54,7 +54,7 @@ def test_thirteen_rows_in_other_latex(shared_data: Path, tmp_path: Path) -> None
 WORDS = st.lists(st.sampled_from(["a", "B", "b", "c", "\\frac", "1"]), max_size=30).map(" ".join)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(questions=st.lists(WORDS.filter(str.strip), min_size=1, max_size=4), ngram=st.integers(2, 6), document=WORDS)
 def test_containment_is_what_counting_finds(questions: list[str], ngram: int, document: str, tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", [{"problem": question} for question in questions])

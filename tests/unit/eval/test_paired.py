@@ -51,13 +51,24 @@ def test_a_setting_that_differs_is_a_reason(tmp_path: Path, summary: dict, reaso
     assert accepted == ([] if reason.startswith(("protocol.style", "bos")) else [reason])
 
 
-def test_more_samples_are_no_other_protocol_and_lm_eval_is_known_by_its_version(tmp_path: Path) -> None:
+def test_more_samples_are_no_other_protocol(tmp_path: Path) -> None:
     grown = {"a": {"protocol": {**PROTOCOL, "num_samples": 64}, "set": {"name": "a", "path": "elsewhere", "limit": 2}}}
-    responses = [*scores("a", [1, 0]), *scores("lm_eval/b", [1, 0])]
-    old = read(write(tmp_path / "old", responses, versions={"lm_eval": "0.4.9", "torch": "1"}))
-    new = read(write(tmp_path / "new", responses, tasks=grown, versions={"lm_eval": "0.4.13", "torch": "2"}))
+    old, new = (read(write(tmp_path / name, scores("a", [1, 0]), tasks=of)) for name, of in (("old", {}), ("new", grown)))
     assert unlike("a", old, new) == []
-    assert unlike("lm_eval/b", old, new) == ["lm_eval's version is '0.4.13', and was '0.4.9'"]
+
+
+def test_a_task_of_lm_eval_is_known_by_lm_evals_version_and_its_own_settings(tmp_path: Path) -> None:
+    def figures(version: str, metric: str) -> dict:
+        return {
+            "board": {"lm_eval": {"version": version, "bos": "one", "chat": False, "tasks": {"b": {"metric": metric, "num_fewshot": 5}}}}
+        }
+
+    old, new = (
+        read(write(tmp_path / version, scores("lm_eval/b", [1, 0]), tasks=figures(version, metric)))
+        for version, metric in (("0.4.9", "acc"), ("0.4.13", "acc_norm"))
+    )
+    assert unlike("lm_eval/b", old, old) == []
+    assert unlike("lm_eval/b", old, new) == ["lm_eval.version is '0.4.13', and was '0.4.9'", "b.metric is 'acc_norm', and was 'acc'"]
 
 
 def test_a_changed_prompt_is_a_reason(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def write(folder: Path, results: list[Result], tasks: Mapping[str, Mapping[str, 
     (folder / "results.jsonl").write_text("".join(map(to_line, results)))
     of_tasks = {
         name: {"protocol": PROTOCOL, "set": {"name": name, "path": str(folder)}, "bos": "one"} | dict((tasks or {}).get(name, {}))
-        for name in {one.task for one in results}
+        for name in {one.task for one in results} | set(tasks or {})
     }
     results_sha256 = sha256_file(folder / "results.jsonl")
     head = {"kind": "evaluation", "model": {"sha256": folder.name}, "engine": "cached", "precision": "fp32", "versions": {}}

@@ -320,6 +320,12 @@ def test_which_tests_assert_when_they_run(tests: str, asserts: bool) -> None:
     assert asserts_when_run(tests) is asserts
 
 
+def test_an_output_may_be_as_long_as_the_expected_one(sandbox: Sandbox) -> None:
+    tests = {"kind": "stdin", "cases": [{"input": "", "output": "1\n" * 600_000}]}  # 1.2 MB
+    assert grade("print('1\\n' * 600_000)", tests, sandbox).outcome == "right"
+    assert grade("while True: print(1)", tests, sandbox).outcome == "wrong"
+
+
 def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:
     broken = dataclasses.replace(sandbox, interpreter=Interpreter(Path("/usr/bin/no-python"), Path("/usr")))
     assert grade("print(3)", ADDS, broken).outcome == grade("def double(x): return x", DOUBLES, broken).outcome == "fault"

@@ -65,8 +65,8 @@ def test_the_command_prints_keys_and_schema(
 
 
 def test_another_job_is_refused() -> None:
-    with pytest.raises(InputError, match="JOB: found 'evaluate'; required one of train, "):
-        config.run("evaluate")
+    with pytest.raises(InputError, match="JOB: found 'grade'; required one of train, "):
+        config.run("grade")
 
 
 def test_the_document_is_of_today(monkeypatch: pytest.MonkeyPatch) -> None:

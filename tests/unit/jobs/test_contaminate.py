@@ -157,6 +157,17 @@ def test_all_that_is_wrong_is_said_before_the_scan(files: Path, sets: Path, tmp_
             contaminate.run([str(files / "clean.jsonl")], against, num_workers=1)
 
 
+def test_a_home_folder_behind_a_name(files: Path, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(files))
+    monkeypatch.setenv("SETS", str(sets))
+    assert (
+        rows(contaminate.run(["dirty=~/dirty.jsonl"], ["algebra=$SETS/algebra.jsonl"], num_workers=1))["dirty", "algebra", "question"][0]
+        == 2
+    )
+    with pytest.raises(InputError, match="NOWHERE"):
+        contaminate.run(["a=$NOWHERE/a.jsonl"], ["algebra=$SETS/algebra.jsonl"], num_workers=1)
+
+
 def test_records_without_a_text_are_counted(against: list[str], tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a b c"}\n{"other": 1}\n')
     assert contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1)["sources"][0]["num_bad_records"] == 1

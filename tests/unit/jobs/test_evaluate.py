@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from megatron_prism.cli import gang
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.config import EvaluateConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import build, load
 from megatron_prism.eval import folder
+from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
 
 TASK = {"set": "file", "path": "set.jsonl"}
@@ -45,7 +48,7 @@ def questions(tmp_path: Path) -> Path:
 def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
-    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))))
+    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))) or {})
     result = CliRunner().invoke(app, ["evaluate", *words])
     assert result.exit_code == 0, result.exception
     ((path, made),) = seen
@@ -61,7 +64,7 @@ def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monk
 @pytest.mark.parametrize(
     "words",
     [
-        [],
+        ["--tasks", "x"],
         ["a.yaml", "--tasks", "x"],
         ["a.yaml", "--limit", "3"],
         ["--hf", "a"],
@@ -91,6 +94,7 @@ def test_every_problem_of_a_config_is_named() -> None:
         "bos",
         "tasks",
         "tasks.a b",
+        "tasks.lm_eval.lm_eval.names",
         "tasks.lm_eval.num_samples",
     ]
     assert not check_evaluate(config(), 1)
@@ -121,6 +125,29 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
             evaluate.resolve(config(model=model, **{**given, "tasks": {"mine": {**task, "chat": True}}}), 1)
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_two_evaluations_in_one_folder_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    holding = (
+        "import sys, pathlib; from megatron_prism.eval import folder\n"
+        "with folder.held(pathlib.Path(sys.argv[1]), lambda: {'kind': folder.KIND, 'model': {'sha256': '0'}}): print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(EnvironmentFault, match="one prism evaluate at a time"), folder.held(root, dict):
+            pass
+        other.communicate("\n")
+    with folder.held(root, lambda: {"kind": folder.KIND, "model": {"sha256": "0"}}):
+        assert folder.begun(root)
+
+
+def test_results_of_any_text_are_read_back(tmp_path: Path) -> None:
+    made = Result(task="t", id="q\ud800", sample=0, seed=1, outcome="right", score=1.0, text="a\u2028b\r\n\x00")
+    folder.finish(tmp_path, [made], {"kind": folder.KIND})
+    assert (tmp_path / folder.RESULTS).read_text().count("\n") == 1 and json.loads((tmp_path / folder.RESULTS).read_text())[
+        "text"
+    ] == made.text
 
 
 def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:

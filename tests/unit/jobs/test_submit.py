@@ -18,6 +18,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import load
 from megatron_prism.jobs import status, submit
 from megatron_prism.launch import slurm
+from tests.unit.eval import two_evaluations as evaluations
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN: dict[str, Any] = {
@@ -265,6 +266,39 @@ def test_a_pipeline_is_submitted_in_order_once(home: Path) -> None:
     assert [stage["done_before"] for stage in told["stages"]] == [False] * 3, "training is behind data that is prepared anew"
 
 
+def test_a_retention_gate_stops_what_waits_for_it(home: Path) -> None:
+    """The gate's script runs the real command; an srun that only strips its options stands in for Slurm's."""
+    evaluations.write(home / "base", evaluations.scores("math500", [1.0] * 60))
+    evaluations.write(home / "same", evaluations.scores("math500", [1.0] * 60))
+    evaluations.write(home / "worse", evaluations.scores("math500", [1.0] * 30 + [0.0] * 30))
+    write("policy.yaml", {"max_drop": {"math500": 0.1}})
+    values = chain()
+    gate = ["evaluate", "compare", "evaluation", "--against", "base", "--policy", "policy.yaml", "--out", "verdict"]
+    values["stages"][2]["after"] = ["gate"]
+    values["stages"].append({"name": "gate", "after": ["train"], "command": gate})
+    told = submitted(write("chain.yaml", values))
+    assert [(stage["name"], stage["job"]) for stage in told["stages"]] == [
+        ("prepare", "101"),
+        ("train", "102"),
+        ("gate", "103"),
+        ("export", "104"),
+    ]
+    wait = "--kill-on-invalid-dep=yes --"
+    assert Path("sbatch.calls").read_text().splitlines()[2:] == [
+        f"--parsable --dependency=afterok:102 {wait} pipeline/slurm/gate.sbatch",
+        f"--parsable --dependency=afterok:103 {wait} pipeline/slurm/export.sbatch",
+    ]
+    stub(home, "srun", f'while [ "$1" != prism ]; do shift; done; shift; exec {sys.executable} -m megatron_prism.cli "$@"')
+    environment = {**os.environ, "SLURM_JOB_ID": "103", "SLURM_JOB_NODELIST": "a", "PYTHONPATH": str(ROOT)}
+    for folder, code, event in (("worse", 1, "stopped: exit code 1, the result is a failure"), ("same", 0, "done")):
+        Path("evaluation").unlink(missing_ok=True)
+        Path("evaluation").symlink_to(folder)
+        done = subprocess.run(["bash", "pipeline/slurm/gate.sbatch"], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stderr
+        assert Path("pipeline/slurm/gate.events").read_text().splitlines()[-1].endswith(event)
+        assert json.loads(Path("verdict/verdict.json").read_text())["decision"] == ("NO-GO" if code else "GO")
+
+
 def test_an_array_of_runs(home: Path) -> None:
     path = write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b c"]]))
     script = scripts(str(path))[1]
@@ -357,6 +391,21 @@ def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
         Path(f"passes/shards/{name}").touch()
     said = subprocess.run(["bash", "-c", f"checkpoints=(passes/shards)\n{newest}\nnewest"], capture_output=True, text=True)
     assert said.stdout == "000001.jsonl\n"
+
+
+def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> None:
+    write(
+        "eval.yaml",
+        {"world_size": 16, "out": "scores", "model": {"checkpoint": "ckpt"}, "tasks": {"math500": {"path": "math500.jsonl"}}},
+    )
+    (alone,) = scripts("evaluate", "eval.yaml")
+    assert "prism evaluate eval.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(scores/samples)\n" in alone
+    assert scripts("eval.yaml") == [alone]
+    assert submitted("evaluate", "eval.yaml")["folder"] == "scores.slurm"
+    assert "model: found none" in refused("evaluate", "eval.yaml", "model.checkpoint=null")
+    assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
+    assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
+    assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
 
 
 def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

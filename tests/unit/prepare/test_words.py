@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_prism.prepare import words
@@ -33,6 +33,7 @@ def test_letters_and_digits_are_words_apart() -> None:
 PIECES = st.lists(st.sampled_from(["\\Begin{ab}", "\\end {c1}", "\\\\frac", "x1", "\u0130", " ", "\\BEGIN"])).map("".join)
 
 
+@settings(deadline=None)
 @given(PIECES | st.text(alphabet="aB1\u00e9\u00df\u2460\ufb01 \\{}$_\n\u0130", max_size=40) | st.text(max_size=40))
 def test_spans_are_those_of_the_words(text: str) -> None:
     normal = words.normal(text)
