@@ -112,6 +112,13 @@ def test_a_layout_evaluates_as_one_process(toy: Callable[..., Path], unbroken: P
     assert texts(toy("-".join(map(str, grid.items())), 2, grid=grid, shard_responses=5, num_rows=3)) == texts(unbroken)
 
 
+def test_a_killed_evaluation_goes_on_with_another_layout(toy: Callable[..., Path], unbroken: Path) -> None:
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("moved", 2, grid={"tp": 1}, point="written")
+    root = toy("moved", shard_responses=4)
+    assert texts(root) == texts(unbroken) and set(paid(root, "sampled").values()) == {1}
+
+
 def test_growth_costs_only_what_is_new(toy: Callable[..., Path], unbroken: Path) -> None:
     root = toy("grown", task={"num_samples": 1, "limit": 5})
     assert len(paid(root, "sampled")) == 5
