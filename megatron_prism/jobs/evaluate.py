@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import start
@@ -20,6 +21,7 @@ from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
 from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks, verdict
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval.measured import Measured
+from megatron_prism.eval.measures import AVERAGES
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked
@@ -85,7 +87,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
         problems += wrong
     evaluated, wrong = _model(config)
     if config.against is not None:
-        problems += start.attempt(partial(folder.summary_of, config.against), "against")[1]
+        problems += [*start.attempt(partial(folder.summary_of, config.against), "against")[1], *_check_verdict(config, config.against)]
     raise_problems([*problems, *wrong])
     grader.require(question.kind for task in by_name.values() for question in task.questions)
     how, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
@@ -98,6 +100,21 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     if not log.is_first():
         by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
     return Resolved(config, how, by_name, asked, measures, figures)
+
+
+def _check_verdict(config: EvaluateConfig, against: Path) -> list[Problem]:
+    """Return what would keep a verdict from being made once all is sampled. What lm-eval and losses by source are called is known later."""
+    problems = []
+    if against.resolve() == config.out.resolve():
+        problems.append(Problem("against", str(against), "another evaluation than out", "choose another out"))
+    names = {*config.tasks, *(task.set for task in config.tasks.values() if task.set), *AVERAGES}
+    if not any(kind_of(name, task) in ("lm_eval", "held_out") for name, task in config.tasks.items()):
+        rules = (("max_drop", config.policy.max_drop), ("min_gain", config.policy.min_gain))
+        unknown = [f"{key}.{name}" for key, of in rules for name in of if name not in names]
+        problems += [
+            Problem(f"policy.{one}", "no task of this config, and no average", f"one of {', '.join(sorted(names))}") for one in unknown
+        ]
+    return problems
 
 
 def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], how: Reader | None) -> list[Problem]:

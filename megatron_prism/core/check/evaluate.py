@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.gang import check_gang
+from megatron_prism.core.check.policy import check_rules
 from megatron_prism.core.config import EvaluateConfig, TaskConfig
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import Problem
@@ -21,6 +22,7 @@ def check_evaluate(config: EvaluateConfig, world_size: int) -> list[Problem]:
     problems = [*check_bounds(config), *check_gang(config, world_size), *_check_model(config, world_size)]
     if config.policy != PolicyConfig() and config.against is None:
         problems.append(Problem("policy", "a policy without against", "the evaluation that this one is held against"))
+    problems += check_rules(config.policy, "policy.")
     if not config.tasks:
         problems.append(Problem("tasks", "none", "at least one task"))
     for name, task in config.tasks.items():

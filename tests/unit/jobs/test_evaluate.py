@@ -21,6 +21,7 @@ from megatron_prism.eval import folder
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
+from tests.unit.eval.two_evaluations import scores, write
 
 TASK = {"set": "file", "path": "set.jsonl"}
 
@@ -155,6 +156,18 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
     assert [problem.found for problem in raised.value.problems] == ["64 2 times", "vt 2 times"]
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    old = write(tmp_path / "old", scores("mine", [1]))
+    policy = {"max_drop": {"mine": 0.1, "mnie": 0.1, "math": 0.1}}
+    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "against": str(old), "policy": policy}
+    given |= {"tasks": {"mine": {"set": "file", "path": str(questions)}}}
+    with pytest.raises(InputError) as raised:
+        evaluate.resolve(config(out=str(tmp_path / "new" / ".." / "old"), **given), 1)
+    assert {"against", "policy.max_drop.mnie"} == {one.where for one in raised.value.problems} - {f"out ({tmp_path}/new/../old)"}
+    twice = config(policy={"max_drop": {"a": 0.1}, "min_gain": {"a": 0.1}}, against="old")
+    assert [one.where for one in check_evaluate(twice, 1)] == ["policy.min_gain.a"]
 
 
 def test_two_evaluations_in_one_folder_are_refused(tmp_path: Path) -> None:
