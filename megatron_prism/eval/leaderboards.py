@@ -71,7 +71,8 @@ LEADERBOARD_V2 = (
     Benchmark("leaderboard_musr", 0, "acc_norm", num_choices=_MUSR),
     Benchmark("leaderboard_mmlu_pro", 5, "acc", num_choices=10),
 )
-LEADERBOARDS = {"leaderboard_v1": LEADERBOARD_V1, "leaderboard_v2": LEADERBOARD_V2}
+BY_VERSION = {"v1": LEADERBOARD_V1, "v2": LEADERBOARD_V2}
+LEADERBOARDS = {f"leaderboard_{name}": table for name, table in BY_VERSION.items()}  # by the name of the set
 INSTRUCTIONS = ("prompt_level_strict_acc", "inst_level_strict_acc")  # IFEval's score is the mean of these two
 
 
