@@ -13,7 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity
@@ -21,8 +20,7 @@ from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import blocks, names, registry
-from megatron_prism.hf import bits, safetensors
-from megatron_prism.hf.finite import first_nonfinite
+from megatron_prism.hf import bits, finite, safetensors
 
 if TYPE_CHECKING:
     from megatron_prism.checkpoint.torch_dist import StoredTensor, TensorReader
@@ -136,14 +134,11 @@ class Source:
             yield of_checkpoint
 
     def _finite(self, piece: bits.Bits, dtype: torch.dtype, name: str, first_row: int) -> torch.Tensor:
-        values = bits.to_tensor(piece.reshape(-1), dtype)
-        if (index := first_nonfinite(piece.reshape(-1), dtype)) is not None:
-            shape, own = self.parent.shapes[name], self.parent.own[name]
-            position = [int(axis) for axis in np.unravel_index(first_row * prod(shape[1:]) + index, shape)]
-            file = self.parent.root if self.parent.reader is not None else self.parent.root / self.parent.plan.places[own].file
-            found = f"{float(values[index])} at {position}"
-            raise CheckpointError(Problem(f"{file}: {own}", found, "finite weights", "fetch the file again, or mend the model"))
-        return values
+        piece, shape, own = piece.reshape(-1), self.parent.shapes[name], self.parent.own[name]
+        file = self.parent.root if self.parent.reader is not None else self.parent.root / self.parent.plan.places[own].file
+        if problem := finite.problem_in(piece, dtype, first_row * prod(shape[1:]), shape, f"{file}: {own}"):
+            raise CheckpointError(problem)
+        return bits.to_tensor(piece, dtype)
 
 
 def _rows(
