@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from megatron_prism.eval.leaderboards import BY_VERSION, INSTRUCTIONS, Benchmark, score
+from megatron_prism.eval.leaderboards import BY_VERSION, Benchmark, slope
 
 # avg: the paper's, in which domains weigh the same. avg_of_six: the project page's, of the six benchmarks.
 DOMAINS: Mapping[str, tuple[str, ...]] = {
@@ -78,14 +78,7 @@ class Tasks:
             return {benchmark.task: 1.0}
         total = sum(self.num_questions[task] for task in parts)
         share = {task: self.num_questions[task] / total if benchmark.is_pooled else 1 / len(parts) for task in parts}
-        return {task: share[task] * _slope(benchmark, task.partition("/")[2]) for task in parts}
-
-
-def _slope(benchmark: Benchmark, task: str) -> float:
-    """Return by how much a benchmark's score rises with the score of its task, above guessing."""
-    metrics = (benchmark.metric, *INSTRUCTIONS)
-    high, low = (score(benchmark, {task: dict.fromkeys(metrics, value)}, {task: 1}) or 0.0 for value in (1.0, 0.9))
-    return (high - low) / 0.1
+        return {task: share[task] * slope(benchmark, task.partition("/")[2]) for task in parts}
 
 
 def _sum(parts: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

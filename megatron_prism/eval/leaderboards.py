@@ -81,6 +81,11 @@ def above_guessing(score: float, num_choices: int) -> float:
     return max(0.0, (score - 1 / num_choices) / (1 - 1 / num_choices))
 
 
+def slope(benchmark: Benchmark, task: str) -> float:
+    """Return the slope of a benchmark's score over the metric of its only task, where that lies above guessing."""
+    return 1.0 if benchmark.num_choices is None else 1 / (1 - 1 / _num_choices(benchmark, task))
+
+
 def score(benchmark: Benchmark, scores: Metrics, num_documents: Mapping[str, int]) -> float | None:
     """Return a benchmark's score as its leaderboard shows it, over 100; None where a sub-task that scores name is missing.
 

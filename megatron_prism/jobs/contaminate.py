@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import disk, log, manifest
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.eval import benchmarks, contamination
 from megatron_prism.eval.benchmarks import Against
 from megatron_prism.eval.contamination import Index, Search, Tally
@@ -125,9 +125,7 @@ def _scan(
 
 
 def _write(out: Path, lines: Sequence[str], described: dict[str, Any]) -> None:
-    try:
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
         manifest.write_text(out / EXAMPLES, "".join(lines))
         manifest.write_json(out / SUMMARY, described)
-    except OSError as error:
-        raise EnvironmentFault(f"{error.filename or out}: {error.strerror or error}") from error
