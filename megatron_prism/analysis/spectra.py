@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 EXACT = 1024
-OVERSAMPLED, NUM_ITERATIONS = 16, 4  # of the randomised SVD
+# of the randomised SVD. A flat spectrum needs many iterations: of 1500 x 1200 Gaussian values and 32 directions, the largest angle to an update
+# of 0.3 % is 5.1 times the exact one after 4, 2.0 times after 16, 1.12 times after 32
+OVERSAMPLED, NUM_ITERATIONS = 16, 32
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,6 +92,8 @@ def _model(text: str) -> dict[str, Any]:
         split: tuple[str, float | None] = (path, float(weight)) if sign else (text, None)
     except ValueError:
         split = (text, None)
+    if sign and not path:
+        raise InputError(Problem("--model", repr(text), "DIR=WEIGHT", "no folder is named: a shell variable may be empty"))
     try:
         whole, path = paths.expanded(text), paths.expanded(split[0])
     except ValueError as error:

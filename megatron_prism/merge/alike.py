@@ -39,6 +39,7 @@ NOT_COMPARED = {
     "rope_parameters",
     "architectures",
     "dtype",
+    "torch_dtype",
 }
 SAID_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 NAME_IT = "--config-from says whose to take, knowing that the other's weights were trained with theirs"

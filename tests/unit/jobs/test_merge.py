@@ -62,6 +62,8 @@ def test_what_is_wrong_is_named_by_its_option_or_file(prism: Prism, models: tupl
     assert code == 2 and "--method: found 'karcher'; required 'linear', 'slerp', 'task_arithmetic' or 'ties'" in said
     code, said = prism("merge", "--model", one, "--model", f"{two}=nan", "--out", tmp_path / "x")
     assert code == 2
+    code, said = prism("merge", "--model", "=0.5", "--model", f"{two}=0.5", "--out", tmp_path / "x")
+    assert code == 2 and "--model: found '=0.5'; required DIR=WEIGHT; no folder is named" in said
     (tmp_path / "a.yaml").write_text(
         yaml.safe_dump({"out": str(tmp_path / "x"), "models": [{"path": str(one)}, {"path": str(two), "weight": 1}]})
     )
