@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 EXACT = 1024
-OVERSAMPLED, NUM_ITERATIONS = 16, 4  # of the randomised SVD
+# of the randomised SVD. A flat spectrum needs many iterations: of 1500 x 1200 Gaussian values and 32 directions, the largest angle to an update
+# of 0.3 % is 5.1 times the exact one after 4, 2.0 times after 16, 1.12 times after 32
+OVERSAMPLED, NUM_ITERATIONS = 16, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +89,19 @@ def spectra(old_RC: torch.Tensor, new_RC: torch.Tensor, num: int, seed: int) -> 
 
 
 def _of(old_RC: torch.Tensor, before: Leading, delta_RC: torch.Tensor, num: int, seed: int) -> dict[str, Any]:
+    """Return the figures. Singular values that were zeros have no relative shift, and a matrix of zeros has no directions: None."""
     square = float((delta_RC**2).sum())
     moved, after = leading(delta_RC, num, seed), leading(old_RC.double() + delta_RC, num, seed)
-    shift_K = (after.values_K[:num] - before.values_K[:num]).abs() / before.values_K[:num].clamp(min=torch.finfo(torch.float64).tiny)
+    is_rank_K = before.values_K[:num] > torch.finfo(torch.float32).eps * before.values_K[0]  # no rounding of a zero
+    shift_K = ((after.values_K[:num] - before.values_K[:num]).abs() / before.values_K[:num])[is_rank_K]
+    has_rank = bool(is_rank_K.any())
     angles = [principal_angles(getattr(before, side)[:, :num], getattr(after, side)[:, :num]) for side in ("left_RK", "right_CK")]
     return {
         **ranks(moved, square),
         "share_in_leading": share_in_leading(moved, num, square),
         "share_on_principal": share_on_principal(delta_RC, before, num, square),
-        "principal_angle_left_max": float(angles[0].max()),
-        "principal_angle_right_max": float(angles[1].max()),
-        "singular_value_shift_mean": float(shift_K.mean()),
-        "singular_value_shift_max": float(shift_K.max()),
+        "principal_angle_left_max": float(angles[0].max()) if has_rank else None,
+        "principal_angle_right_max": float(angles[1].max()) if has_rank else None,
+        "singular_value_shift_mean": float(shift_K.mean()) if has_rank else None,
+        "singular_value_shift_max": float(shift_K.max()) if has_rank else None,
     }

@@ -108,11 +108,11 @@ class Change:
 
     @property
     def delta(self) -> float:
-        """The relative change of all entries as one vector; 0 / 0 is 0."""
+        """The relative change of all entries as one vector; 0 / 0 is 0, and what was 0 alone has changed by inf."""
         return _relative(self.square_delta, self.square_old)
 
     def figures(self) -> dict[str, Any]:
-        """Return the change as plain values, shares keyed by their threshold."""
+        """Return the change as plain values, shares keyed by their threshold. A change relative to zeros is None: JSON has no inf."""
         shares = {
             "changed": self.changed,
             "changed_dense_null": self.dense_null,
@@ -121,8 +121,8 @@ class Change:
         }
         return {
             "parameters": self.num,
-            "delta": self.delta,
-            "delta_mean_of_tensors": self.delta_mean,
+            "delta": self.delta if math.isfinite(self.delta) else None,
+            "delta_mean_of_tensors": self.delta_mean if math.isfinite(self.delta_mean) else None,
             "norm_old": math.sqrt(self.square_old),
             "norm_delta": math.sqrt(self.square_delta),
             "share_zero_before": self.zero,

@@ -14,6 +14,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
 MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
+OF_A_MODEL = ("config.json", "prism.json")  # a folder that has one is a model or a checkpoint
 
 
 class GroupWithDefault(TyperGroup):
@@ -76,9 +77,15 @@ def _refuse_overwrite(context: typer.Context, values: dict[Any, Any]) -> None:
 
 
 def _refuse_other(path: Path) -> None:
-    """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them."""
+    """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them.
+
+    A file of a model's folder or of a checkpoint is none, whether the command line or a YAML names that.
+    """
     if not path.is_file():  # a device or a pipe holds nothing
         return
+    if model := next((name for name in OF_A_MODEL if (path.parent / name).is_file()), None):
+        found = f"{path}, which is there, in the folder of a {model}"
+        raise InputError(Problem("--json", found, "a file of its own", "choose another file"))
     try:
         with path.open("rb") as stream:
             is_result = path.name != MANIFEST and stream.read(2) in (b"{\n", b"{}", b"")

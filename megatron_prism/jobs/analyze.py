@@ -23,6 +23,12 @@ from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import safetensors
 
 Key = tuple[str, Component]
+# fields that decide which tensors there are, and what to do where they differ
+SAME = {
+    "num_layers": "",
+    "vocab_size": "",
+    "tie_word_embeddings": "a tied head is the embedding: store it as lm_head.weight too, in a copy of the folder that says tie_word_embeddings: false",
+}
 
 
 def run_weights(base: Path, other: Path, against: Path | None, num_threads: int, seed: int) -> dict[str, Any]:
@@ -130,6 +136,13 @@ def _require_same(plans: Sequence[Plan]) -> None:
         shapes = zip(first.rules, plan.rules, strict=False)
         if plan.model.family != first.model.family:
             problems.append(Problem(str(plan.root), plan.model.family, f"{first.model.family}, as {first.root}"))
+        elif other := [name for name in SAME if getattr(plan.model, name) != getattr(first.model, name)]:
+            problems += [
+                Problem(
+                    f"{plan.root}: {name}", f"{getattr(plan.model, name)}", f"{getattr(first.model, name)}, as {first.root}", SAME[name]
+                )
+                for name in other
+            ]
         elif differing := next((b for a, b in shapes if [s for _, s in a.hf] != [s for _, s in b.hf]), None):
             problems.append(Problem(f"{plan.root}: {differing.hf[0][0]}", str(list(differing.hf[0][1])), f"the shape in {first.root}"))
         elif len(plan.rules) != len(first.rules):
@@ -175,7 +188,8 @@ def show_weights(result: Mapping[str, Any]) -> None:
     for name, figures in [*result["components"].items(), *result["kinds"].items(), ("total", result["total"])]:
         shares = [f"{100 * figures[key]['0.01']:.2f} %" for key in nulls]
         cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"] if has_cosine else []
-        rows.append([name, f"{figures['delta']:.3g}", f"{figures['delta_mean_of_tensors']:.3g}", *shares, *cosines])
+        deltas = ["-" if figures[key] is None else f"{figures[key]:.3g}" for key in ("delta", "delta_mean_of_tensors")]
+        rows.append([name, *deltas, *shares, *cosines])
     _print(rows)
 
 
