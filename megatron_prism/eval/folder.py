@@ -77,9 +77,12 @@ def summary_of(root: Path) -> Mapping[str, Any]:
         summary = read_json(root / SUMMARY)
         if summary["kind"] != KIND:
             raise InputError(Problem(where, f"a summary of kind {summary['kind']!r}", "that of an evaluation"))
-        sha256 = sha256_file(root / RESULTS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for task, part in summary["tasks"].items():
+            if not all(isinstance(value, Mapping) for value in (part, part.get("protocol") or {}, part.get("set") or {})):
+                raise InputError(Problem(f"{where}:tasks.{task}", "a protocol or a set that is no object", "a task as evaluate writes it"))
+        sha256, written = sha256_file(root / RESULTS), summary["results_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(Problem(where, f"{type(error).__name__}: {error}", "the summary of an evaluation that has ended", AGAIN)) from None
-    if sha256 != summary["results_sha256"]:
-        raise InputError(Problem(str(root / RESULTS), f"sha256 {sha256}", f"{summary['results_sha256']}, as {SUMMARY} says", AGAIN))
+    if sha256 != written:
+        raise InputError(Problem(str(root / RESULTS), f"sha256 {sha256}", f"{written}, as {SUMMARY} says", AGAIN))
     return summary

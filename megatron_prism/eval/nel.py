@@ -18,6 +18,13 @@ from megatron_prism.core.manifest import write_json, write_text
 from megatron_prism.eval.change import Change
 
 FOLDER, METRIC = "nel", "mean_reward"
+SIDES, POLICY = ("baseline", "candidate"), "policy.yaml"
+
+
+def others(folder: Path) -> list[str]:
+    """Return the names in the folder of pairs that `write` did not write and would remove."""
+    root = folder / FOLDER
+    return sorted(path.name for path in root.iterdir() if path.name not in (*SIDES, POLICY)) if root.is_dir() else []
 
 
 def write(folder: Path, changes: Mapping[str, Change], policy: PolicyConfig) -> None:
@@ -28,7 +35,7 @@ def write(folder: Path, changes: Mapping[str, Change], policy: PolicyConfig) -> 
     """
     root = folder / FOLDER
     shutil.rmtree(root, ignore_errors=True)
-    for side in ("baseline", "candidate"):
+    for side in SIDES:
         for task, change in changes.items():
             place = root / side / task.replace("/", "__")
             place.mkdir(parents=True)
@@ -36,7 +43,7 @@ def write(folder: Path, changes: Mapping[str, Change], policy: PolicyConfig) -> 
             write_json(place / "eval-prism.json", _bundle(task, mean))
             write_text(place / "results.jsonl", "".join(_record(change, row, scores) for row in range(len(scores))))
     if changes:
-        write_text(root / "policy.yaml", _policy(changes, policy))
+        write_text(root / POLICY, _policy(changes, policy))
 
 
 def _bundle(task: str, mean: float) -> dict[str, Any]:

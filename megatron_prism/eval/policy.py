@@ -29,7 +29,7 @@ class Rule:
     def __str__(self) -> str:
         if self.least_change > 0:
             return f"{self.measure} must rise by at least {100 * self.least_change:g} points"
-        return f"{self.measure} may fall by at most {100 * -self.least_change:g} points"
+        return f"{self.measure} may fall by at most {abs(100 * self.least_change):g} points"
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,13 @@ def rules_of(policy: PolicyConfig) -> list[Rule]:
     return [*falls, *(Rule(name, gain) for name, gain in policy.min_gain.items())]
 
 
-def judge(rules: Sequence[tuple[Rule, Mapping[str, float]]], changes: Mapping[str, Change], policy: PolicyConfig) -> list[Judged]:
-    """Return each rule judged. With a rule come the weights of its tasks, all of which have changes if they have two pairs or more."""
+def judge(
+    rules: Sequence[tuple[Rule, Mapping[str, float]]], changes: Mapping[str, Change], num_pairs: Mapping[str, int], policy: PolicyConfig
+) -> list[Judged]:
+    """Return each rule judged. With a rule come the weights of its tasks, all of which have changes if they have two pairs or more.
+
+    num_pairs: the paired questions of every task, one without a change too.
+    """
     estimates: list[Estimate | None] = []
     for _, weights in rules:
         parts = [(weight, changes[task]) for task, weight in weights.items() if task in changes]
@@ -71,13 +76,14 @@ def judge(rules: Sequence[tuple[Rule, Mapping[str, float]]], changes: Mapping[st
         estimates.append(estimate(parts, policy.seed, policy.test) if is_whole else None)
     adjusted = iter(holm([one.p_below(rule.least_change) for (rule, _), one in zip(rules, estimates, strict=True) if one is not None]))
     return [
-        _too_few(rule, weights, changes, policy) if one is None else _judged(rule, weights, one, next(adjusted), policy)
+        _too_few(rule, {task: num_pairs[task] for task in weights}, weights, policy)
+        if one is None
+        else _judged(rule, weights, one, next(adjusted), policy)
         for (rule, weights), one in zip(rules, estimates, strict=True)
     ]
 
 
-def _too_few(rule: Rule, weights: Mapping[str, float], changes: Mapping[str, Change], policy: PolicyConfig) -> Judged:
-    num_pairs = {task: changes[task].num_pairs if task in changes else 0 for task in weights}
+def _too_few(rule: Rule, num_pairs: Mapping[str, int], weights: Mapping[str, float], policy: PolicyConfig) -> Judged:
     task = min(num_pairs, key=num_pairs.__getitem__)
     why = f"{num_pairs[task]} pairs of {task}, and at least {policy.min_pairs} decide (min_pairs)"
     return Judged(rule.measure, rule.least_change, "INCONCLUSIVE", why, weights, num_pairs[task])

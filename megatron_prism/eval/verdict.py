@@ -59,7 +59,7 @@ def compare(new: Path, old: Path, policy: PolicyConfig) -> Verdict:
     pairs = {task: pair(task, before, now) for task in tasks if not why[task]}
     changes = {task: change_of(one) for task, one in pairs.items() if len(one.ids) >= MIN_PAIRS}
     few = {task: (f"{len(one.ids)} pairs without a fault",) for task, one in pairs.items() if task not in changes}
-    judged = tuple(judge(known, changes, policy))
+    judged = tuple(judge(known, changes, {task: len(one.ids) for task, one in pairs.items()}, policy))
     not_paired = {**{task: reasons for task, reasons in why.items() if reasons}, **few}
     return Verdict(before, now, policy, whole(judged), judged, changes, not_paired, tuple(told(before, now)))
 
@@ -99,9 +99,17 @@ def require(verdict: Verdict) -> None:
         log.get().warning("%s", text)
 
 
+def unfit(folder: Path) -> list[Problem]:
+    """Return why a verdict cannot be written to a folder: it would replace what another tool wrote."""
+    others = nel.others(folder)
+    found, required = f"{', '.join(others[:3])} in {folder / nel.FOLDER}", "a new folder, or an earlier verdict's"
+    return [Problem("--out", found, required, "choose another --out")] if others else []
+
+
 def write(folder: Path, verdict: Verdict) -> None:
     """Write verdict.json, and the pairs in the form that `nel gate` reads. Raises: EnvironmentFault where the disk does not take them."""
     with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, as_values(verdict))
         nel.write(folder, verdict.changes, verdict.policy)
 

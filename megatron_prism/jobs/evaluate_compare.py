@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.config.policy import PolicyConfig
+from megatron_prism.core.errors import raise_problems
 from megatron_prism.eval import verdict
 from megatron_prism.eval.verdict import Verdict
 
@@ -15,8 +16,9 @@ def run(new: Path, old: Path, policy: PolicyConfig, out: Path | None) -> tuple[V
 
     Raises: InputError where a folder or the policy is wrong, or a rule cannot be judged on the two.
     """
+    if out is not None:
+        raise_problems(verdict.unfit(out))
     made = verdict.compare(new, old, policy)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         verdict.write(out, made)
     return made, verdict.as_values(made)

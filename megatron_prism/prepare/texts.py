@@ -105,11 +105,12 @@ class Records:
     records: Sequence[tuple[int, Record]]
 
     def read(self, bad: list[str]) -> Iterator[tuple[Place, str]]:
-        """Yield the text of each record."""
+        """Yield the text of each record; of a text file, that of all paragraphs of the batch as one, since a question may have a blank line."""
+        whole: list[str] = []
         for number, record in self.records:
             place = self.file.place(number)
             if isinstance(record, TooLong):
-                bad.append(f"{place}: {record.num_bytes} bytes")
+                bad.append(str(Problem(place, f"a record of {record.num_bytes} bytes", f"at most {MAX_RECORD_BYTES}")))
                 continue
             try:
                 text, _ = records.text_of(record, self.file.part, self.file.is_plain)
@@ -117,7 +118,13 @@ class Records:
                 bad.append(str(Problem(self.file.place(number + error.line), error.found, error.required)))
                 continue
             assert text is not None  # a part without conditions
-            yield Place(place, place), text
+            if self.file.is_plain:
+                whole.append(text)
+            else:
+                yield Place(place, place), text
+        if whole:
+            place = self.file.place(self.records[0][0])
+            yield Place(place, place), "\n\n".join(whole)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 Rule = Callable[[str], list[str]]
 PLAIN = re.compile(r"\w+")
 COMMAND = re.compile(r"(?<!\\)\\+(?:(?i:begin|end)\s*\{[^{}]*\}|[A-Za-z]+)")  # of LaTeX, escaped or not, with the name of an environment
-WORD, ASCII_WORD = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"[a-z]+|[0-9]+")
+HAN = r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+UNSPACED = rf"{HAN}\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"  # and kana: written without spaces
+WORD, ASCII_WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_{UNSPACED}]+|\d+"), re.compile(r"[a-z]+|[0-9]+")
 
 
 def plain(text: str) -> list[str]:
@@ -21,6 +23,7 @@ def without_latex(text: str) -> list[str]:
     """Return the runs of letters and the runs of digits, case-folded, of the NFKC text without LaTeX's commands.
 
     Delimiters, spacing and commands hide no copy: `$\\dfrac{x}{2}$`, `\\( \\frac x2 \\)` and `x/2` are the same two words.
+    Chinese and Japanese have no spaces between words: there each character is a word.
     """
     if text.isascii():  # as below, at twice the speed
         return ASCII_WORD.findall(_without_commands(text.lower()))

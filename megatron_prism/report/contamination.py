@@ -38,7 +38,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['benchmark']} {one['side']}s: {one['num_texts']:,}, {one['num_ngrams']:,} n-grams of {result['ngram']} words{short}"
     for source in result["sources"]:
         if "num_documents" in source:
-            bad = f", {source['num_bad_records']:,} records without a text" if source["num_bad_records"] else ""
+            bad = f", {source['num_bad_records']:,} records not read" if source["num_bad_records"] else ""
             yield f"{source['source']}: {source['num_documents']:,} documents, {source['num_bytes'] / 1e6:,.1f} MB{bad}"
     if table := rows(result):
         widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]

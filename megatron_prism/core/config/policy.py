@@ -40,5 +40,5 @@ class PolicyConfig(Section):
     other_prompts: Literal["refuse", "accept"] = "refuse"
     """Tasks whose prompts differ between the two evaluations. accept: for models with other tokenizers or chat templates."""
 
-    seed: int = 1234
+    seed: Annotated[int, Range(ge=0)] = 1234
     """The seed of the lots."""

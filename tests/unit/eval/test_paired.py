@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,17 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
         read(folder)
     with pytest.raises(InputError, match="kind 'run'"):
         read(write(tmp_path / "b", [], kind="run"))
+    path = write(tmp_path / "c", scores("a", [1])) / "summary.json"
+    summary = json.loads(path.read_text())
+    for name, value, said in (
+        ("tasks", None, "AttributeError"),
+        ("tasks", {"a": {"set": "math500"}}, "tasks.a: found a protocol or a set that is no object"),
+        ("results_sha256", None, "results.jsonl: found sha256"),
+        ("results_sha256", ..., "KeyError: 'results_sha256'"),
+    ):
+        path.write_text(json.dumps({key: part for key, part in (summary | {name: value}).items() if part is not ...}))
+        with pytest.raises(InputError, match=said):
+            read(path.parent)
 
 
 def test_another_engine_is_told_and_no_reason(tmp_path: Path) -> None:

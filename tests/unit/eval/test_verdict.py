@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from megatron_prism.core.config.policy import PolicyConfig
-from megatron_prism.core.errors import InputError, ResultFailure
+from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.eval import verdict
 from megatron_prism.eval.averages import SIX, Tasks, averages
 from megatron_prism.eval.leaderboards import INSTRUCTIONS, LEADERBOARD_V1, LEADERBOARD_V2, average, score
+from megatron_prism.jobs import evaluate_compare
 from tests.unit.eval.two_evaluations import result, scores, write
 
 
@@ -53,6 +54,9 @@ def test_too_few_pairs_are_inconclusive_however_large_the_fall(tmp_path: Path) -
     (rule,) = verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05})).rules
     assert rule.decision == "INCONCLUSIVE" and "9 pairs of a, and at least 10" in rule.why
     assert verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05}, min_pairs=9)).decision == "NO-GO"
+    one = write(tmp_path / "one", scores("a", [0]))
+    (rule,) = verdict.compare(one, old, PolicyConfig(max_drop={"a": 0})).rules
+    assert rule.num_pairs == 1 and rule.why.startswith("1 pairs of a")
 
 
 def test_a_fault_is_no_loss(tmp_path: Path) -> None:
@@ -174,3 +178,23 @@ def test_the_form_of_nel_gate(tmp_path: Path) -> None:
     assert json.loads((new / "nel/policy.yaml").read_text())["benchmarks"] == {
         "a": {"tier": "critical", "max_drop": 0.05, "metric": "mean_reward"}
     }
+
+
+def test_what_another_tool_left_is_not_replaced(tmp_path: Path) -> None:
+    new, old = folders(tmp_path, 0)
+    out, policy = tmp_path / "deep" / "out", PolicyConfig(max_drop={"a": 0})
+    for _ in range(2):  # a verdict of ours is made again
+        evaluate_compare.run(new, old, policy, out)
+    assert "at most 0 points" in json.loads((out / "verdict.json").read_text())["rules"][0]["why"]
+    (out / "nel" / "mine.json").write_text("1")
+    with pytest.raises(InputError, match="mine.json in .*nel; required a new folder"):
+        evaluate_compare.run(new, old, policy, out)
+    assert (out / "nel" / "mine.json").exists()
+    for place in (out / "verdict.json", out / "verdict.json" / "below"):
+        with pytest.raises(EnvironmentFault, match="verdict.json"):
+            evaluate_compare.run(new, old, policy, place)
+
+
+def test_a_seed_that_draws_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="policy.seed: found -1"):
+        verdict.compare(*folders(tmp_path, 0), PolicyConfig(max_drop={"a": 0.05}, seed=-1))

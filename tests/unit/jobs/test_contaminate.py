@@ -16,6 +16,7 @@ from megatron_prism.core.errors import InputError
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.jobs import contaminate, prepare
+from megatron_prism.prepare import texts
 
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 QUESTION = "If $\\frac{a}{b}$ is " + " or ".join(NUMBERS[:12]) + ", find $a + b$."
@@ -168,11 +169,27 @@ def test_a_home_folder_behind_a_name(files: Path, sets: Path, monkeypatch: pytes
         contaminate.run(["a=$NOWHERE/a.jsonl"], ["algebra=$SETS/algebra.jsonl"], num_workers=1)
 
 
+def test_a_text_file_holds_a_question_that_has_blank_lines(sets: Path, against: list[str], tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text(f"{filler(1)}\n\n" + QUESTION.replace(" or ", " or\n\n") + f"\n\n{filler(2)}")
+    result = contaminate.run([str(tmp_path / "some.txt")], against, num_workers=1)
+    assert result["sources"][0]["num_documents"] == 1 and rows(result)["some.txt", "algebra", "question"] == (1, 1, 2, 1)
+
+
 def test_records_without_a_text_are_counted(against: list[str], tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a b c"}\n{"other": 1}\n')
     assert contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1)["sources"][0]["num_bad_records"] == 1
     with pytest.raises(InputError, match="--text"):
         contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1, text="{body}")
+
+
+def test_a_record_that_is_too_long_is_named_with_the_bound(
+    against: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(texts, "MAX_RECORD_BYTES", 100)
+    (tmp_path / "some.jsonl").write_text(json.dumps({"text": "a " * 100}) + '\n{"text": "a b c"}\n')
+    with caplog.at_level("WARNING", "prism"):
+        contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1)
+    assert "some.jsonl:1: found a record of 213 bytes; required at most 100" in caplog.text
 
 
 def test_the_command(files: Path, against: list[str], tmp_path: Path) -> None:

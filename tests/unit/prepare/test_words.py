@@ -30,11 +30,18 @@ def test_letters_and_digits_are_words_apart() -> None:
     assert words.plain("2x_1 = a2b \\frac") == ["2x_1", "a2b", "frac"]  # prepare's own rule, as it always was
 
 
+def test_chinese_and_japanese_have_a_word_a_character() -> None:
+    """Without spaces a whole clause would be one word, and a question too short to be looked for."""
+    assert words.without_latex("\u6c42 $\\frac{1}{2}$ \u7684\u503c\uff0cx\u4e3a\uff13\u3002") == [*"\u6c4212\u7684\u503cx\u4e3a3"]
+    assert words.without_latex("\u30ea\u30f3\u30b4\u30925\u500b\u30fbABC") == [*"\u30ea\u30f3\u30b4\u30925\u500b", "abc"]
+    assert words.without_latex("\uc0ac\uacfc\ub294 \uc138 \uac1c") == ["\uc0ac\uacfc\ub294", "\uc138", "\uac1c"]  # Korean has spaces
+
+
 PIECES = st.lists(st.sampled_from(["\\Begin{ab}", "\\end {c1}", "\\\\frac", "x1", "\u0130", " ", "\\BEGIN"])).map("".join)
 
 
 @settings(deadline=None)
-@given(PIECES | st.text(alphabet="aB1\u00e9\u00df\u2460\ufb01 \\{}$_\n\u0130", max_size=40) | st.text(max_size=40))
+@given(PIECES | st.text(alphabet="aB1\u00e9\u00df\u2460\ufb01 \\{}$_\n\u0130\u6c42\u30ea\u30fb", max_size=40) | st.text(max_size=40))
 def test_spans_are_those_of_the_words(text: str) -> None:
     normal = words.normal(text)
     assert [normal[begin:end].casefold() for begin, end in words.spans(text)] == words.without_latex(text)
