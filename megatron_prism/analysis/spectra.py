@@ -41,7 +41,7 @@ def leading(matrix_RC: torch.Tensor, num: int, seed: int) -> Leading:
     return Leading(values[:num].double(), left[:, :num].double(), right[:, :num].double(), False)
 
 
-def ranks(found: Leading, square: float) -> dict[str, float | None]:
+def ranks(update: Leading, square: float) -> dict[str, float | None]:
     """Return the stable rank, ||M||_F^2 / s_1^2, and the effective rank, exp of the entropy of s / sum(s) (Roy and Vetterli 2007).
 
     square: ||M||_F^2. A matrix of zeros has rank 0.
@@ -49,15 +49,15 @@ def ranks(found: Leading, square: float) -> dict[str, float | None]:
     if square == 0:
         return {"stable_rank": 0.0, "effective_rank": 0.0}
     effective = None
-    if found.is_whole:
-        shares = found.values_K[found.values_K > 0] / found.values_K.sum()
+    if update.is_whole:
+        shares = update.values_K[update.values_K > 0] / update.values_K.sum()
         effective = math.exp(-float((shares * shares.log()).sum()))
-    return {"stable_rank": square / float(found.values_K[0]) ** 2, "effective_rank": effective}
+    return {"stable_rank": square / float(update.values_K[0]) ** 2, "effective_rank": effective}
 
 
-def share_in_leading(found: Leading, num: int, square: float) -> float:
+def share_in_leading(update: Leading, num: int, square: float) -> float:
     """Return the share of ||M||_F^2 in the num leading directions."""
-    return float((found.values_K[:num] ** 2).sum()) / square if square else 0.0
+    return float((update.values_K[:num] ** 2).sum()) / square if square else 0.0
 
 
 def principal_angles(one_RK: torch.Tensor, other_RK: torch.Tensor) -> torch.Tensor:

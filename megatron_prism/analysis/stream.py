@@ -9,13 +9,12 @@ from io import FileIO
 from math import prod
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from megatron_prism.analysis.components import Component, parts_of
-from megatron_prism.core.errors import CheckpointError, Problem
+from megatron_prism.core.errors import CheckpointError
 from megatron_prism.hf import bits, safetensors
-from megatron_prism.hf.finite import first_nonfinite
+from megatron_prism.hf.finite import problem_in
 from megatron_prism.hf.safetensors import TensorPlace
 
 TASK_BYTES = 1 << 26  # of a tensor, which one thread reads
@@ -50,12 +49,9 @@ class Matched:
 
     def _values(self, place: TensorPlace, file: FileIO, first: int, count: int) -> torch.Tensor:
         piece = safetensors.read_values(file, place, first, count)
-        values_N = bits.to_tensor(piece, place.dtype)
-        if (index := first_nonfinite(piece, place.dtype)) is not None:
-            position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
-            found = f"{float(values_N[index])} at {position}"
-            raise CheckpointError(Problem(f"{file.name}: {place.name}", found, "finite weights", "fetch the file again, or mend the model"))
-        return values_N
+        if problem := problem_in(piece, place.dtype, first, place.shape, f"{file.name}: {place.name}"):
+            raise CheckpointError(problem)
+        return bits.to_tensor(piece, place.dtype)
 
 
 Piece = Callable[[Matched, int, Sequence[torch.Tensor]], Value]  # a tensor, a piece's first entry, and the piece of each model

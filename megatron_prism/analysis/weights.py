@@ -13,7 +13,7 @@ of that size a stored update is mostly rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -224,11 +224,3 @@ def cosine(old_N: torch.Tensor, one_N: torch.Tensor, other_N: torch.Tensor) -> C
     old_N, one_N, other_N = old_N.double(), one_N.double(), other_N.double()
     one_N, other_N = one_N - old_N, other_N - old_N
     return Cosine(float(one_N @ other_N), float(one_N @ one_N), float(other_N @ other_N), old_N.numel())
-
-
-def by_component(changes: Mapping[tuple[str, str], Change]) -> dict[str, Change]:
-    """Return the change of each component. changes: by tensor and component."""
-    grouped: dict[str, list[Change]] = {}
-    for (_, component), change in changes.items():
-        grouped.setdefault(component, []).append(change)
-    return {component: together(of) for component, of in grouped.items()}

@@ -93,12 +93,12 @@ def least_kept(values: Pieces, num_kept: int) -> list[Least]:
     lowers = _counted(
         [_lower(magnitude_bits(value_N), upper) for value_N, (upper, _) in zip(each, uppers, strict=True)] for each in values()
     )
-    found = []
+    least = []
     for counts, (upper, num_above) in zip(lowers, uppers, strict=True):
         lower, num_between = _kth(counts, num_kept - num_above)
         value = torch.tensor((upper << HALF) | lower, dtype=torch.int32).view(torch.float32)
-        found.append(Least(float(value), num_kept - num_above - num_between))
-    return found
+        least.append(Least(float(value), num_kept - num_above - num_between))
+    return least
 
 
 def largest(values_N: torch.Tensor, least: Least) -> tuple[torch.Tensor, Least]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_prism.analysis import spectra
 from megatron_prism.jobs import analyze
+from megatron_prism.report import analysis
 from tests.parity.tiny import random_model
 
 
@@ -99,4 +100,4 @@ def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     assert ranks[moved] == pytest.approx(1, abs=1e-3)
     assert all(rank == 0 for name, rank in ranks.items() if name != moved)
     assert {"q", "gate", "up", "down", "in_proj", "out_proj"} <= {*result["components"]} and "embed/lm_head" not in result["components"]
-    analyze.show_spectra(result)
+    assert len(list(analysis.spectra(result))) == 1 + len(result["components"])
