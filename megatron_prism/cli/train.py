@@ -82,5 +82,7 @@ def _of_sampling(settings: Any, asked: Any, model: Path | None, sweep: bool) -> 
     from megatron_prism.jobs import plan_sampling
 
     if sweep:
-        raise InputError(Problem("--sweep", "of a job that only samples", "train or rl", "try parallel.tp=... num_rows=... one by one"))
+        raise InputError(
+            Problem("--sweep", "asked of a job that only samples", "a config of train or rl", "try parallel.tp=... num_rows=... one by one")
+        )
     return plan_sampling.run(settings, asked, None if model is None else load(model, PresetConfig).model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,12 @@ def read(name: str, config: TaskConfig) -> Task:
         for one in wanted.sub_tasks
         if one in SUB_TASKS and SUB_TASKS[one].shape in FILES and SUB_TASKS[one].shape not in wanted.files
     ]
+    problems += [
+        Problem(f"{where}.ruler.{key}", f"{value} {count} times", "each once: a question has an id of its own")
+        for key, values in (("lengths", wanted.lengths), ("sub_tasks", wanted.sub_tasks))
+        for value, count in Counter(values).items()
+        if count > 1
+    ]
     if not wanted.lengths:
         problems.append(Problem(f"{where}.ruler.lengths", "none", "at least one"))
     if config.chat:
@@ -71,6 +78,13 @@ def total(config: TaskConfig) -> int:
     """Return the number of questions of a task."""
     wanted = config.ruler or RulerConfig()
     return num_questions(config) * len(sub_tasks(wanted)) * len(wanted.lengths)
+
+
+def most_tokens(config: TaskConfig) -> tuple[int, int]:
+    """Return the tokens that one sample of every question may take together, and those of the longest prompt: of what is not made yet."""
+    wanted = config.ruler or RulerConfig()
+    responses = [SUB_TASKS[one].max_tokens for one in sub_tasks(wanted)]
+    return sum(responses) * num_questions(config) * len(wanted.lengths), max(wanted.lengths) - min(responses)
 
 
 def questions(

@@ -45,7 +45,8 @@ def run(
     """
     search = Search(_against(against), ngram, shortest, tuple(question_fields))
     problems = [Problem("--shortest", str(shortest), f"1 to --ngram {ngram}")] if not 1 <= shortest <= ngram else []
-    problems += [Problem("--out", str(out), "a new folder, or an empty one")] if out and out.is_dir() and any(out.iterdir()) else []
+    is_taken = out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+    problems += [Problem("--out", str(out), "a new folder, or an empty one")] if is_taken else []
     problems += [problem] if out and (problem := disk.unfit_output(out)) else []
     data = []
     for name in named:
@@ -70,6 +71,9 @@ def run(
     inputs = manifest.sha256_files(path for one in search.against for path in benchmarks.paths(one)) | {
         path: sha for part in data for path, sha in part.inputs().items()
     }
+    if out is not None:
+        with disk.writing(out):  # before a scan of hours
+            out.mkdir(parents=True, exist_ok=True)
     tallies, num_bad = _scan(data, search, of_sets, num_examples, num_workers)
     of_sources = [
         {"source": source, "num_documents": tally.num_documents, "num_bytes": tally.num_bytes, "num_bad_records": num_bad[source]}
@@ -117,15 +121,19 @@ def _scan(
                 said, num_mb = now, sum(tally.num_bytes for tally in tallies.values()) / 1e6
                 log.get().info("%s: %.0f MB of text read, %.1f MB/s, now %s", KIND, num_mb, num_mb / (now - begin), scanned.source)
     empty = [source for source, tally in tallies.items() if not tally.num_documents]
-    fix = "name the fields of its records: --text '{field}'"
+    fix = "the log names them; where a field is missing: --text '{field}'"
     raise_problems(
-        [Problem(f"source {source}", f"no document; {num_bad[source]} records without a text", "at least one", fix) for source in empty]
+        [
+            Problem(
+                f"source {source}", f"no document; {num_bad[source]} records that are not read", "at least one", fix * bool(num_bad[source])
+            )
+            for source in empty
+        ]
     )
     return tallies, num_bad
 
 
 def _write(out: Path, lines: Sequence[str], described: dict[str, Any]) -> None:
     with disk.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
         manifest.write_text(out / EXAMPLES, "".join(lines))
         manifest.write_json(out / SUMMARY, described)

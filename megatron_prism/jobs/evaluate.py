@@ -131,8 +131,7 @@ def _figures(
             "set": task.set,
             "questions": _num_questions(config, task),
             "responses": _num_questions(config, task) * task.protocol.num_samples,
-            "max_response_tokens": sum(one.max_tokens for one in asked[name]) * task.protocol.num_samples,
-            "longest_prompt_tokens": max((len(one.tokens) for one in asked[name]), default=0),
+            **_most_tokens(config, task, asked[name]),
             "shortened": sum(one.is_shortened for one in asked[name]),
         }
         for name, task in by_name.items()
@@ -148,6 +147,14 @@ def _figures(
         "environment": environment.variables(config),
         "out": str(config.out),
     }
+
+
+def _most_tokens(config: EvaluateConfig, task: Task, asked: Sequence[Asked]) -> dict[str, int]:
+    if task.set == ruler_task.RULER:
+        responses, longest = ruler_task.most_tokens(config.tasks[task.name])
+    else:
+        responses, longest = sum(one.max_tokens for one in asked), max((len(one.tokens) for one in asked), default=0)
+    return {"max_response_tokens": responses * task.protocol.num_samples, "longest_prompt_tokens": longest}
 
 
 def _num_questions(config: EvaluateConfig, task: Task) -> int:

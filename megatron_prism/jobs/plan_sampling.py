@@ -86,19 +86,22 @@ def _filtered(config: FilterConfig, asked: Asked) -> Iterator[tuple[str, Part]]:
 
 def _evaluated(config: EvaluateConfig, model: ModelConfig, world_size: int, asked: Asked) -> Iterator[tuple[str, Part]]:
     """Yield the part of each task, and of each length of RULER. Every response is a request of its own."""
+    context = model.max_position_embeddings
     for name, task in config.tasks.items():
         kind = kind_of(name, task)
         if kind == "ruler":
             wanted = task.ruler or RulerConfig()
             most = max(sub_task.max_tokens for sub_task in SUB_TASKS.values())
+            required = f"over {most} (a response), at most {context} (the model's context)"
+            unfit = [length for length in wanted.lengths if not most < length <= context]
+            raise_problems([Problem(f"tasks.{name}.ruler.lengths", str(length), required) for length in unfit])
             num = ruler_task.num_questions(task) * len(ruler_task.sub_tasks(wanted)) * tasks.protocol_of(task, PROTOCOL).num_samples
             for length in wanted.lengths:
                 assumed = Lengths(length - most, most, length - most, most)
                 yield f"{name}/{length}", _part(config, num, assumed)
         elif kind == "questions":
             num, most = _size(name, task)
-            room = min(most, model.max_position_embeddings - MAX_PROMPT_TOKENS)
-            yield name, _part(config, num, _lengths(room, asked))
+            yield name, _part(config, num, _lengths(most, asked, context))
 
 
 def _size(name: str, task: TaskConfig) -> tuple[int, int]:
@@ -113,9 +116,12 @@ def _size(name: str, task: TaskConfig) -> tuple[int, int]:
     return num * protocol.num_samples, protocol.max_tokens
 
 
-def _lengths(most: int, asked: Asked) -> Lengths:
+def _lengths(most: int, asked: Asked, context: int | None = None) -> Lengths:
+    """Return the assumed lengths. context: of the model, which a prompt and its response share; a small one halves."""
+    longest = MAX_PROMPT_TOKENS if context is None else min(MAX_PROMPT_TOKENS, context // 2)
+    most = most if context is None else min(most, context - longest)
     response = min(most * SHARE if asked.response_tokens is None else asked.response_tokens, most)
-    return Lengths(PROMPT_TOKENS, response, MAX_PROMPT_TOKENS, most)
+    return Lengths(min(PROMPT_TOKENS, longest), response, longest, most)
 
 
 def _part(config: EvaluateConfig, num: int, assumed: Lengths) -> Part:

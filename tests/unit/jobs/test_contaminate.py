@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from megatron_prism.cli.entry import app
 from megatron_prism.core.config import PrepareConfig, SourceConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.jobs import contaminate, prepare
@@ -153,6 +153,10 @@ def test_all_that_is_wrong_is_said_before_the_scan(files: Path, sets: Path, tmp_
         contaminate.run([str(files / "none.jsonl"), str(tmp_path)], [f"bad={bad}"], shortest=20, num_workers=1)
     said = str(error.value)
     assert all(words in said for words in (f"{bad}:2", "none.jsonl", "--shortest", str(tmp_path)))
+    with pytest.raises(InputError, match="--out: found .*bad.jsonl"):
+        contaminate.run([str(files / "clean.jsonl")], [f"bad={sets / 'clean.jsonl'}"], num_workers=1, out=bad)
+    with pytest.raises(EnvironmentFault, match="bad.jsonl"):
+        contaminate.run([str(files / "clean.jsonl")], [f"bad={sets / 'clean.jsonl'}"], num_workers=1, out=bad / "out")
     for against, words in (([], "--against"), ([str(bad)], "NAME=FILE"), ([f"a={bad}", f"a={bad}"], "twice")):
         with pytest.raises(InputError, match=words):
             contaminate.run([str(files / "clean.jsonl")], against, num_workers=1)
@@ -180,6 +184,10 @@ def test_records_without_a_text_are_counted(against: list[str], tmp_path: Path) 
     assert contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1)["sources"][0]["num_bad_records"] == 1
     with pytest.raises(InputError, match="--text"):
         contaminate.run([str(tmp_path / "some.jsonl")], against, num_workers=1, text="{body}")
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(InputError) as error:
+        contaminate.run([str(tmp_path / "none.jsonl")], against, num_workers=1)
+    assert str(error.value).endswith("0 records that are not read; required at least one")
 
 
 def test_a_record_that_is_too_long_is_named_with_the_bound(

@@ -146,6 +146,13 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
         assert resolved.figures["parameters"] > 0 and len(resolved.identity()["sha256"]) == 64
         with pytest.raises(InputError, match="no chat template"):
             evaluate.resolve(config(model=model, **{**given, "tasks": {"mine": {**task, "chat": True}}}), 1)
+    ruler = {"num_questions": 2, "lengths": [128, 120], "sub_tasks": ["niah_single_1", "niah_multikey_3"]}
+    given_ruler = {"out": str(tmp_path / "new"), "model": {"hf": str(tiny_checkpoint.parent / "hf")}}
+    part = evaluate.resolve(config(**given_ruler, tasks={"ruler": {"ruler": ruler}}), 1).figures["tasks"]["ruler"]
+    assert (part["responses"], part["max_response_tokens"], part["longest_prompt_tokens"]) == (8, 4 * 50 + 4 * 100, 78)
+    with pytest.raises(InputError) as raised:  # said before anything is sampled: a question twice could not be graded
+        evaluate.resolve(config(**given_ruler, tasks={"ruler": {"ruler": {"lengths": [64, 64], "sub_tasks": ["vt", "vt"]}}}), 1)
+    assert [problem.found for problem in raised.value.problems] == ["64 2 times", "vt 2 times"]
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
 
@@ -176,7 +183,7 @@ def test_results_of_any_text_are_read_back(tmp_path: Path) -> None:
 def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it goes on"):
         folder.summary_of(tmp_path)
-    folder.finish(tmp_path, [], {"kind": folder.KIND})
+    folder.finish(tmp_path, [], {"kind": folder.KIND, "tasks": {}})
     assert folder.summary_of(tmp_path)["results_sha256"]
     (tmp_path / folder.RESULTS).write_text("{}\n")
     with pytest.raises(InputError, match=r"results.jsonl: found sha256 .*as summary.json says; start prism evaluate again"):

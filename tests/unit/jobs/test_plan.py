@@ -104,3 +104,18 @@ def test_an_rl_config_is_planned_with_its_rollout(tmp_path: Path) -> None:
     large = plan(tmp_path, recipe, "--gpus", 8, "rollout.num_rows=512")
     assert large.returncode == 2 and "the nearest that fits: rollout.num_rows=" in large.stderr, large.stderr
     assert "parallel.cp: found 2" in plan(tmp_path, recipe, "--gpus", 8, "parallel.tp=4", "parallel.cp=2").stderr
+
+
+def test_an_evaluation_is_planned_within_the_models_context(tmp_path: Path) -> None:
+    """A context shorter than the assumed prompt made responses of fewer than no tokens, and hours below 0."""
+    model = yaml.safe_load((ROOT / "configs" / "models" / "llama-3.1-8b.yaml").read_text())
+    model["model"] |= {"max_position_embeddings": 1024, "rope_scaling": None}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))
+    task = {"out": "out", "model": {"checkpoint": "none"}, "tasks": {"math500": {}, "ruler": {"ruler": {"lengths": [512]}}}}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(task))
+    done = plan(tmp_path, "eval.yaml", "--model", "model.yaml")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads((tmp_path / "plan.json").read_text())
+    assert planned["parts"]["math500"]["response_tokens_assumed"] == 512 * 0.25 and 0 < planned["hours"] < planned["hours_longest"]
+    refused = plan(tmp_path, "eval.yaml", "--model", "model.yaml", "tasks.ruler.ruler.lengths=[64, 512, 8192]")
+    assert refused.returncode == 2 and "found 64; required over 100" in refused.stderr and "found 8192; required" in refused.stderr
