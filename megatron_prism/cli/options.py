@@ -14,6 +14,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
 MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
+SUMMARY = b'{\n  "kind": "evaluation"'  # how an evaluation's summary.json begins, which a result must not overwrite either
 
 
 class GroupWithDefault(TyperGroup):
@@ -81,7 +82,8 @@ def _refuse_other(path: Path) -> None:
         return
     try:
         with path.open("rb") as stream:
-            is_result = path.name != MANIFEST and stream.read(2) in (b"{\n", b"{}", b"")
+            begin = stream.read(len(SUMMARY))
+            is_result = path.name != MANIFEST and begin != SUMMARY and begin[:2] in (b"{\n", b"{}", b"")
     except OSError as error:
         raise InputError(Problem("--json", f"{path}: {error.strerror or error}", "a file that can be written")) from None
     if not is_result:

@@ -120,7 +120,7 @@ class Endpoint:
             with opener.open(sent, timeout=self.config.timeout_s) as answer:
                 text = answer.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
+            said = _said(error)
             is_final = error.code < 500 and error.code not in AGAIN
             raise _Failed(
                 f"HTTP {error.code}: {said}", is_final, error.code in REFUSED, _seconds(error.headers.get("Retry-After"))
@@ -135,6 +135,14 @@ class Endpoint:
             raise _Failed(f"no JSON: {error}"[:200]) from None
 
 
+def _said(error: urllib.error.HTTPError) -> str:
+    """Return what a server says of its refusal. Its connection may break behind the status."""
+    try:
+        return " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
+    except (OSError, http.client.HTTPException):
+        return "no words"
+
+
 def _sample(answer: Any, api: str) -> dict[str, Any]:
     """Return an answer as a kept response. A server that parses the thinking out gives it back between its tags. Raises: _Failed."""
     try:
@@ -144,7 +152,7 @@ def _sample(answer: Any, api: str) -> dict[str, Any]:
         ended, num_tokens = ENDED[choice["finish_reason"]], int((answer.get("usage") or {}).get("completion_tokens") or 0)
         if not isinstance(text, str) or not isinstance(thinking, str):
             raise TypeError("no text")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _Failed(f"an answer without choices, text and finish_reason stop or length ({type(error).__name__}: {error})"[:200]) from None
     whole = f"<think>{thinking}</think>{text}" if thinking else text
     plain = whole.encode("utf-8", "replace").decode()  # no lone surrogates

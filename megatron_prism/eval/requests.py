@@ -79,7 +79,8 @@ def ask(
             tokens, room = [*tokens[:head], *tokens[head + num_clipped :]], max_tokens
         if room < 1 or (overlong == "refuse" and room < max_tokens):
             found = f"a prompt of {len(tokens)} tokens, and responses of {max_tokens}"
-            fix = "overlong: clip, a smaller max_tokens, or no such question"
+            clip = "a max_tokens below the context" if overlong == "clip" else "overlong: clip with a max_tokens below the context"
+            fix = f"{clip}, or no such question"
             problems.append(Problem(where, found, f"together at most the context of {context}", fix))
         digest = hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
         made.append(Asked(question, max_tokens, digest, tuple(tokens), _num_bos(tokens, spec), num_clipped, room))

@@ -18,6 +18,7 @@ from megatron_prism.eval.question import Question
 from megatron_prism.eval.requests import Asked, Request
 from megatron_prism.generate.engine import Sampling
 
+STALL = b"stall"  # the answer's body does not come
 Reply = Callable[[dict[str, Any], int], tuple[int, Any]]
 
 
@@ -40,15 +41,20 @@ def server() -> Iterator[Any]:
                 self.send_header("Location", f"http://127.0.0.1:{one.server_port}/v1/elsewhere")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
+            if data == STALL:
+                one.ended.wait(20)  # type: ignore[attr-defined]
+                return
             self.wfile.write(data)
 
         def log_message(self, *args: Any) -> None:
             pass
 
     one = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    one.ended = threading.Event()  # type: ignore[attr-defined]
     one.seen, one.reply = [], lambda body, times: (200, text("42"))  # type: ignore[attr-defined]
     threading.Thread(target=one.serve_forever, daemon=True).start()
     yield one
+    one.ended.set()  # type: ignore[attr-defined]
     one.shutdown()
     one.server_close()
 
@@ -92,7 +98,22 @@ def test_what_fails_is_asked_again_and_what_fails_to_the_end_is_a_fault(server: 
     assert {prompt: asked.count(prompt) for prompt in broken} == {"P0": 3, "P1": 3, "P2": 1}
 
 
-@pytest.mark.parametrize("answer", [{}, {"choices": []}, text("x", "content_filter"), {"choices": [{"text": 3, "finish_reason": "stop"}]}])
+def test_a_connection_that_breaks_behind_the_status_is_a_fault(server: Any) -> None:
+    server.reply = lambda body, times: (500, STALL) if body["prompt"] == "P0" else (200, text("1"))
+    samples, faults = ask(server, timeout_s=0.3, num_retries=0)
+    assert set(samples) == {"k1", "k2"} and faults["k0"].startswith("HTTP 500")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": []},
+        text("x", "content_filter"),
+        {"choices": [{"text": 3, "finish_reason": "stop"}]},
+        {**text("x"), "usage": {"completion_tokens": float("inf")}},
+    ],
+)
 def test_an_answer_that_is_none_is_no_wrong_response(server: Any, answer: Any) -> None:
     server.reply = lambda body, times: (200, answer if body["prompt"] == "P0" else text("1"))
     samples, faults = ask(server)
