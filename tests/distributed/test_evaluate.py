@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from megatron_prism.eval import folder
 from megatron_prism.eval.question import read_results
@@ -253,3 +255,15 @@ def test_a_hugging_face_folder_is_loaded_as_its_checkpoint_is(
     assert run_distributed(toy_evaluate.differing, 2, control=False, **given) == [[], []]
     if grid == {"tp": 2}:
         assert all(len(names) == 1 for names in run_distributed(toy_evaluate.differing, 2, control=True, **given))
+
+
+def test_a_nan_in_a_hugging_face_folder_is_refused(
+    run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    hf = shutil.copytree(tiny_checkpoint.parent / "hf", tmp_path / "hf")
+    assert run_distributed(toy_evaluate.refusal, 1, hf=hf) == [""]  # the control: as it was
+    weights = load_file(hf / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
+    (said,) = run_distributed(toy_evaluate.refusal, 1, hf=hf)
+    assert "model.layers.1.mlp.up_proj.weight" in said and "a NaN or an inf" in said

@@ -49,9 +49,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     prism("train", CONFIGS / "extend.yaml")
     prism("train", CONFIGS / "extend_attention.yaml")
     prism("train", CONFIGS / "extend.yaml", f"run_dir={HOME}/unmerged", f"init.checkpoint={HOME}/mid")
-    scored = {model: score(prism, root, model) for model in MODELS}
-    print(scored)
-    return scored
+    return {model: score(prism, root, model) for model in MODELS}
 
 
 def score(prism: Prism, root: Path, model: str) -> dict[str, float]:

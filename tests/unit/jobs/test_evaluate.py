@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
-from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.config import EvaluateConfig
-from megatron_prism.core.errors import EnvironmentFault, InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
 from megatron_prism.eval import folder
+from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
 
@@ -115,6 +116,28 @@ def test_every_problem_of_a_config_is_named() -> None:
         "tasks.d.temperature",
     ]
     assert not check_evaluate(config(), 1)
+
+
+def test_how_a_task_is_evaluated_follows_from_its_set_or_its_name() -> None:
+    tasks = {
+        "leaderboard_v1": {"lm_eval": {"files": {"": "x"}}},
+        "words": {"lm_eval": {"names": ["lambada_openai"]}},
+        "ruler": {},
+        "long": {"set": "ruler"},
+        "losses": {"held_out": {"mixture": "m", "seq_length": 8}},
+        "math500": {"path": "a"},
+    }
+    made = config(tasks=tasks)
+    assert not check_evaluate(made, 1)
+    kinds = [kind_of(name, task) for name, task in made.tasks.items()]
+    assert kinds == ["lm_eval", "lm_eval", "ruler", "ruler", "held_out", "questions"]
+    assert Measured("leaderboard_v1", made.tasks["leaderboard_v1"], None, {}).names == ("leaderboard_v1",)
+
+
+def test_a_verdict_that_fails_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang, "run", lambda *_: {"failure": "math500 fell"})
+    raised = CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x", "--against", "b"]).exception
+    assert isinstance(raised, ResultFailure) and raised.exit_code == 1 and "fell" in str(raised)
 
 
 def test_all_inputs_are_checked_before_anything_is_written(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
