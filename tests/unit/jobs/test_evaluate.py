@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
-from megatron_prism.eval import folder
+from megatron_prism.eval import evaluation, folder
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
@@ -176,6 +177,23 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(tmp_path: Path, tiny_checkpoi
     evaluate.resolve(config(**given), 1)
     with pytest.raises(InputError, match="bos: found one; required a tokenizer with a BOS"):
         evaluate.resolve(config(**given, bos="one"), 1)
+
+
+def test_a_tokenizer_that_changed_answers_again(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    """The weights' sums do not know it, and a prompt's ids may be the same: its decoder wrote the texts that are kept."""
+    model = tmp_path / "hf"
+    shutil.copytree(tiny_checkpoint.parent / "hf", model)
+    given = {"model": {"hf": str(model)}, "out": str(tmp_path / "new"), "tasks": {"mine": {"set": "file", "path": str(questions)}}}
+    asked = []
+    for decoder in ("as it was", {"type": "Fuse"}):
+        if decoder != "as it was":
+            values = json.loads((model / "tokenizer.json").read_text())
+            (model / "tokenizer.json").write_text(json.dumps({**values, "decoder": decoder}))
+        made = evaluate.resolve(config(**given), 1)
+        with ExitStack() as stack:
+            asked.append(evaluation.begin(made.config, made.identity(), made.reader, made.tasks, made.asked, stack).wanted)
+    assert [one.asked.prompt_sha256 for one in asked[0]] == [one.asked.prompt_sha256 for one in asked[1]]
+    assert not {one.key for one in asked[0]} & {one.key for one in asked[1]}
 
 
 def test_a_result_does_not_overwrite_the_summary(tmp_path: Path) -> None:
