@@ -61,10 +61,13 @@ def check(config: EndpointConfig, questions: Iterable[Question] = ()) -> list[Pr
     problems, name = [], config.token_variable
     try:
         parts = urllib.parse.urlsplit(config.url)
-        is_address = bool(parts.hostname) and parts.port != 0 and config.url.isascii()
+        is_address = bool(parts.hostname) and parts.port != 0 and config.url.isascii() and not (parts.query or parts.fragment)
     except ValueError:  # a port that is no number, an open bracket
         is_address = False
-    if not is_address:
+    if "@" in config.url:  # which files and messages would show
+        where, found = "model.endpoint.url", "an address that holds a name or a password"
+        problems.append(Problem(where, found, "http://HOST:PORT/v1, and the token in a variable", "model.endpoint.token_variable"))
+    elif not is_address:
         problems.append(Problem("model.endpoint.url", config.url, "an address in ASCII, as http://HOST:PORT/v1"))
     if name is not None and not (token := os.environ.get(name, "")):
         problems.append(

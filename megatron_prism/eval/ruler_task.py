@@ -38,6 +38,9 @@ def read(name: str, config: TaskConfig) -> Task:
         for one in wanted.sub_tasks
         if one in SUB_TASKS and SUB_TASKS[one].shape in FILES and SUB_TASKS[one].shape not in wanted.files
     ]
+    for key, values in (("sub_tasks", wanted.sub_tasks), ("lengths", wanted.lengths)):
+        if twice := next((one for one in values if values.count(one) > 1), None):
+            problems.append(Problem(f"{where}.ruler.{key}", f"{twice} twice", "each once: the same questions would count twice"))
     if not wanted.lengths:
         problems.append(Problem(f"{where}.ruler.lengths", "none", "at least one"))
     if config.chat:

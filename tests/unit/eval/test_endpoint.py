@@ -102,11 +102,14 @@ def test_what_fails_is_asked_again_and_what_fails_to_the_end_is_a_fault(server: 
     assert {prompt: asked.count(prompt) for prompt in broken} == {"P0": 3, "P1": 3, "P2": 1}
 
 
-@pytest.mark.parametrize("url", ["http://[::1/v1", "http://a:b/v1", "http://:80/v1", "http://a/v\u00fc"])
+@pytest.mark.parametrize(
+    "url", ["http://[::1/v1", "http://a:b/v1", "http://:80/v1", "http://a/v1?b=c", "http://u:sesame@a/v1", "http://a/v\u00fc"]
+)
 def test_an_address_that_is_none_and_turns_without_a_template_are_refused(url: str) -> None:
     turns = Question(id="q", prompt=({"role": "user", "content": "x"},), kind="math", gold="1")
     given = EndpointConfig(url=url, model="m")
-    assert [problem.where for problem in endpoint.check(given, [turns])] == ["model.endpoint.url", "model.endpoint.api"]
+    problems = endpoint.check(given, [turns])
+    assert [problem.where for problem in problems] == ["model.endpoint.url", "model.endpoint.api"] and "sesame" not in str(problems)
     assert not endpoint.check(EndpointConfig(url="http://[::1]:80/v1", model="m", api="chat"), [turns])
 
 

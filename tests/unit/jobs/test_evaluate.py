@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
-from megatron_prism.core.config import EvaluateConfig
+from megatron_prism.core.config import EvaluateConfig, RulerConfig, TaskConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
-from megatron_prism.eval import evaluation, folder
+from megatron_prism.eval import evaluation, folder, ruler_task
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
@@ -166,6 +166,13 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
             evaluate.resolve(config(model=model, **{**given, "tasks": {"mine": {**task, "chat": True}}}), 1)
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_what_ruler_is_asked_twice_is_refused() -> None:
+    """Two of the same questions are one request, whose response would count twice."""
+    with pytest.raises(InputError) as raised:
+        ruler_task.read("ruler", TaskConfig(ruler=RulerConfig(lengths=(512, 1024, 512), sub_tasks=("vt", "vt"))))
+    assert [problem.found for problem in raised.value.problems] == ["vt twice", "512 twice"]
 
 
 def test_a_bos_that_the_tokenizer_lacks_is_refused(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
