@@ -64,7 +64,7 @@ def check(config: EndpointConfig, questions: Iterable[Question] = ()) -> list[Pr
         is_address = bool(parts.hostname) and parts.port != 0 and config.url.isascii() and not (parts.query or parts.fragment)
     except ValueError:  # a port that is no number, an open bracket
         is_address = False
-    if "@" in config.url:  # which files and messages would show
+    if "@" in config.url.split("/")[2]:  # which files and messages would show
         where, found = "model.endpoint.url", "an address that holds a name or a password"
         problems.append(Problem(where, found, "http://HOST:PORT/v1, and the token in a variable", "model.endpoint.token_variable"))
     elif not is_address:

@@ -60,6 +60,10 @@ def _problems(question: Question) -> list[Problem]:
     max_tokens = question.max_tokens
     if max_tokens is not None and max_tokens < 1:
         return [Problem("max_tokens", str(max_tokens), "at least 1, or none: the task's")]
+    if not isinstance(question.prompt, str) and not (
+        question.prompt and all({"role", "content"} <= turn.keys() for turn in question.prompt)
+    ):
+        return [Problem("prompt", "turns without role or content, or none", "a text, or turns {role, content}")]
     if question.kind == "code":
         wrong = "" if question.tests and "packed_cases" in question.tests else code.tests_problem(question.tests)
         return [Problem("tests", wrong, "how the code is tested: docs/GRADE.md")] if wrong else []

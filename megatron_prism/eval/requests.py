@@ -73,6 +73,8 @@ def ask(
     for question in task.questions:
         max_tokens = question.max_tokens or task.protocol.max_tokens
         tokens, where = _encode(question, task.is_chat, spec, template, bos), f"tasks.{task.name} question {question.id}"
+        if not tokens:
+            problems.append(Problem(where, "a prompt of 0 tokens", "at least one", "a prompt with text, or bos: one"))
         room, num_clipped = context - len(tokens), 0
         if overlong == "clip" and room < max_tokens < context:
             num_clipped, head = max_tokens - room, _num_bos(tokens, spec)

@@ -90,6 +90,12 @@ def test_trap_4_how_many_begin_of_text_tokens_there_are_is_known(spec: Tokenizer
     assert ask(plain, with_bos, bos="none")[0].prompt_sha256 == ask(plain, spec)[0].prompt_sha256 != ask(plain, with_bos)[0].prompt_sha256
 
 
+def test_a_prompt_of_no_tokens_is_refused(spec: TokenizerSpec) -> None:
+    for bos, is_refused in (("none", True), ("tokenizer", False), ("one", False)):
+        _, problems = requests.ask(task("", "a"), spec, None, 64, "shorten", bos)
+        assert [(problem.where, problem.found) for problem in problems] == [("tasks.t question q0", "a prompt of 0 tokens")] * is_refused
+
+
 def test_trap_7_a_chat_is_not_the_plain_text(tiny_tokenizer: Path, spec: TokenizerSpec, tmp_path: Path) -> None:
     folder = tmp_path / "chat"
     shutil.copytree(tiny_tokenizer, folder)
@@ -194,6 +200,8 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
         {"id": "j", "kind": "math", "prompt": "?", "gold": "1", "max_tokens": -5},
         {"id": "k", "kind": "code", "prompt": "f", "tests": {"kind": "stdin", "cases": []}},
         {"id": "l", "kind": "code", "prompt": "f", "tests": {"kind": "asserts", "code": "assert f(1) == 2", "prompt": "def f(x):"}},
+        {"id": "m", "kind": "math", "prompt": [{"role": "user", "text": "?"}], "gold": "1"},
+        {"id": "n", "kind": "math", "prompt": [], "gold": "1"},
     ]
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n\n")
@@ -212,7 +220,9 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
         "11:max_tokens",
         "12:tests",
         "13:tests",
-        "14",
+        "14:prompt",
+        "15:prompt",
+        "16",
     ]
     path.write_text(json.dumps(lines[0]))
     assert own_file.load(path)[0].gold == "2"
