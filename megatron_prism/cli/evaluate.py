@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,7 @@ def evaluate(
     for name, _ in _tasks(tasks):
         given += [f"tasks.{name}.{key}={value}" for key, value in (("limit", limit), ("num_samples", num_samples)) if value is not None]
     if against is not None:
-        given.append(f"against={paths.escaped(str(against))}")
+        given.append(f"against={_quoted(paths.escaped(str(against)))}")
     result = gang.run(job, EvaluateConfig, path, given, nproc, dry_run, json)
     if result.get("failure"):
         raise ResultFailure(result["failure"])
@@ -111,13 +112,22 @@ def _of_command(
     model = hf or ckpt
     assert model is not None
     out = out or EVALUATIONS / model.resolve().name
-    given = [f"model.{'checkpoint' if hf is None else 'hf'}={paths.escaped(str(model))}", f"out={paths.escaped(str(out))}"]
+    place, folder = (_quoted(paths.escaped(str(path))) for path in (model, out))
+    given = [f"model.{'checkpoint' if hf is None else 'hf'}={place}", f"out={folder}"]
     for name, file in _tasks(tasks):
-        given.append(f"tasks.{name}.path={file}" if file else f"tasks.{name}.set={name}")
+        given.append(f"tasks.{name}.path={_quoted(file)}" if file else f"tasks.{name}.set={name}")
     return None, [*given, *([config] if config is not None else []), *overrides]
 
 
 def _tasks(text: str | None) -> list[tuple[str, str]]:
-    """Return (name, file) of --tasks; a file may be empty."""
-    parts = [part.partition("=") for part in (text or "").split(",") if part]
+    """Return (name, file) of --tasks; a file may be empty. Raises: InputError for a name that comes twice."""
+    parts = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    names = [name for name, _, _ in parts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(Problem("--tasks", f"{twice} twice", "a name of its own for each task", "a YAML's tasks.NAME.set names the set"))
     return [(name, file) for name, _, file in parts]
+
+
+def _quoted(path: str) -> str:
+    """Return a path as the text of an override, which is read as YAML: ` #` would begin a comment."""
+    return json_text.dumps(path, ensure_ascii=False)

@@ -15,6 +15,7 @@ LATER = "later"  # a command that is only parsed: it runs on another machine, an
 
 MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
 OF_A_MODEL = ("config.json", "prism.json")  # a folder that has one is a model or a checkpoint
+SUMMARY = b'{\n  "kind": "evaluation"'  # how an evaluation's summary.json begins, which a result must not overwrite either
 
 
 class GroupWithDefault(TyperGroup):
@@ -88,7 +89,8 @@ def _refuse_other(path: Path) -> None:
         raise InputError(Problem("--json", found, "a file of its own", "choose another file"))
     try:
         with path.open("rb") as stream:
-            is_result = path.name != MANIFEST and stream.read(2) in (b"{\n", b"{}", b"")
+            begin = stream.read(len(SUMMARY))
+            is_result = path.name != MANIFEST and begin != SUMMARY and begin[:2] in (b"{\n", b"{}", b"")
     except OSError as error:
         raise InputError(Problem("--json", f"{path}: {error.strerror or error}", "a file that can be written")) from None
     if not is_result:

@@ -84,7 +84,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
             one, wrong = start.attempt(partial(measured.read, name, wanted), f"tasks.{name}")
             to_measure |= {} if one is None else {name: one}
         problems += wrong
-    evaluated, wrong = _model(config)
+    evaluated, wrong = _model(config, by_name)
     if config.against is not None:
         problems += start.attempt(partial(folder.summary_of, config.against), "against")[1]
     raise_problems([*problems, *wrong])
@@ -114,10 +114,10 @@ def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], reader: Re
     return problems
 
 
-def _model(config: EvaluateConfig) -> tuple[Evaluated | None, list[Problem]]:
+def _model(config: EvaluateConfig, by_name: Mapping[str, Task]) -> tuple[Evaluated | None, list[Problem]]:
     """Return the model that the gang will build, None behind an endpoint, and the problems of either."""
     if config.model.endpoint is not None:
-        return None, endpoint.check(config.model.endpoint)
+        return None, endpoint.check(config.model.endpoint, (one for task in by_name.values() for one in task.questions))
     evaluated, problems = start.attempt(partial(models_at_rest.read, config.model), "model")
     grid = config.parallel
     return evaluated, [*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)]
