@@ -1,9 +1,9 @@
 """lm-eval's requests a CPU-second: our LM, and lm-eval's own `hf` model, on the same weights.
 
-Run: python -m bench.evaluate --data FOLDER [--model llama|nemotron_h] [--hidden 128 256] [--rounds N]
+Run: python -m bench.evaluate --data FOLDER [--model llama|nemotron_h] [--hidden 128 256] [--rounds N] [--kind KIND...] [--batch N]
 FOLDER holds stories260k (its tokenizer) and wikitext2_test.txt, from which contexts of 40 to 400 tokens are cut. Three kinds of requests: `letters`, four choices of one
 token each for a question, as in MMLU; `endings`, four choices of 8 to 30 tokens, as in HellaSwag; `generate`, 64 greedy tokens. One process, one
-thread, fp32; the hf model has batches of 16. Sides alternate, the order turns each round; CPU time, never wall time.
+thread, fp32; the hf model has batches of 16, or --batch. Sides alternate, the order turns each round; CPU time, never wall time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from megatron_prism.jobs import convert
 from megatron_prism.models import build
 from megatron_prism.parallel.groups import gang
 
-NUM_QUESTIONS, NUM_PROMPTS, MAX_TOKENS, BATCH = 48, 24, 64, 16
+NUM_QUESTIONS, NUM_PROMPTS, MAX_TOKENS = 48, 24, 64
 METHODS = {"letters": "loglikelihood", "endings": "loglikelihood", "generate": "generate_until"}
 
 
@@ -60,7 +60,7 @@ def instance(kind: str, arguments: tuple[Any, ...], doc_id: int, index: int) -> 
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=index, metadata=("bench", doc_id, 1))
 
 
-def sides(name: str, hidden_size: int, home: Path, data: Path, groups: Any) -> dict[str, Any]:
+def sides(name: str, hidden_size: int, home: Path, data: Path, groups: Any, batch: int) -> dict[str, Any]:
     """Return our LM, made anew for each round since it keeps its answers, and lm-eval's own."""
     hf_model(name, hidden_size).save_pretrained(home / "hf")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -69,12 +69,12 @@ def sides(name: str, hidden_size: int, home: Path, data: Path, groups: Any) -> d
     checkpoint = folder.read(home / "ckpt")
     chunks = build.build(checkpoint.model, groups, GangConfig(precision="fp32"))
     sharded.load_weights(home / "ckpt", chunks)
-    served = Served(chunks, checkpoint.model, groups, tokenizer.load(home / "hf"), num_rows=NUM_PROMPTS, batch_tokens=BATCH * 256)
+    served = Served(chunks, checkpoint.model, groups, tokenizer.load(home / "hf"), num_rows=NUM_PROMPTS, batch_tokens=4096)
     theirs = HFLM(
         pretrained=reference.load(home / "hf"),
         tokenizer=AutoTokenizer.from_pretrained(home / "hf", trust_remote_code=False),
         backend="causal",
-        batch_size=BATCH,
+        batch_size=batch,
         device="cpu",
         max_length=2048,
     )
@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["llama", "nemotron_h"], choices=["llama", "nemotron_h"])
     parser.add_argument("--hidden", nargs="+", type=int, default=[128, 256])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--batch", type=int, default=16, help="the hf model's batch")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     asked = requests((arguments.data / "wikitext2_test.txt").read_text())
@@ -115,9 +117,9 @@ def main() -> None:
             for hidden_size in arguments.hidden:
                 home = Path(temporary, f"{name} {hidden_size}")
                 home.mkdir()
-                by_name = sides(name, hidden_size, home, arguments.data, groups)
-                for kind, instances in asked.items():
-                    rates = measure(by_name, kind, instances, arguments.rounds)
+                by_name = sides(name, hidden_size, home, arguments.data, groups, arguments.batch)
+                for kind in arguments.kind:
+                    rates = measure(by_name, kind, asked[kind], arguments.rounds)
                     ratio = rates["ours"] / rates["hf"]
                     said = f"ours {rates['ours']:.1f}, hf {rates['hf']:.1f} requests a CPU-second, {ratio:.2f} times"
                     print(f"{name:11} {hidden_size:4} {kind:9} {said}", flush=True)

@@ -8,14 +8,11 @@ from typing import Any
 
 from generated import ROOT, write
 
-from megatron_prism.core.check.gang import data_parallel_size
-from megatron_prism.core.config import BatchConfig, DataConfig, EvaluateConfig, ModelConfig, RLConfig, SamplingConfig, TrainConfig
+from megatron_prism.core.config import EvaluateConfig, PresetConfig, RLConfig, TrainConfig
 from megatron_prism.core.layers import merge, read_layers
-from megatron_prism.core.load import build, load
+from megatron_prism.core.load import load
 from megatron_prism.core.scalars import LAYOUTS
-from megatron_prism.jobs import plan
-from megatron_prism.planning import rollout
-from megatron_prism.planning.gpus import GIB, H100
+from megatron_prism.jobs import plan, plan_sampling
 from megatron_prism.planning.layouts import Planned
 
 DOCUMENT, RECIPES = ROOT / "docs" / "RECIPES.md", ROOT / "configs" / "recipes"
@@ -41,47 +38,25 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def evaluations() -> list[dict[str, Any]]:
-    """Return {"recipe", "world_size", "layout", "num_rows", "gib"} of each evaluation recipe: the rows of a replica and a GPU's weights and cache,
-    by the tokens of a prompt and its response."""
+    """Return {"recipe", "world_size", "num_rows", "plan"} of each evaluation recipe and size. num_rows: by the tokens of a prompt and its response."""
     described = []
     for path in sorted(RECIPES.glob(f"*/{EVALUATION}.yaml")):
-        model = build(merge(read_layers(ROOT / "configs" / "models" / f"{path.parent.name}.yaml", ()))["model"], ModelConfig, str)
+        model = load(ROOT / "configs" / "models" / f"{path.parent.name}.yaml", PresetConfig).model
         for size in sorted(merge(read_layers(path, ()))[LAYOUTS]):
             config = load(path, EvaluateConfig, [f"world_size={size}"])
-            rows = {tokens: _rows(config, tokens) for tokens in CONTEXTS}
-            gib = {tokens: _gib(config, model, size, tokens, count) for tokens, count in rows.items()}
-            grid = config.parallel
-            layout = {"tp": grid.tp, "pp": grid.pp, "dp": data_parallel_size(config, size), "recompute": "none"}
-            described.append(
-                {"recipe": f"{path.parent.name}/{path.stem}", "world_size": size, "layout": layout, "num_rows": rows, "gib": gib}
-            )
+            planned = plan_sampling.run(config, plan.Asked(), model)
+            rows = {tokens: plan_sampling.num_rows(config, tokens) for tokens in CONTEXTS}
+            described.append({"recipe": f"{path.parent.name}/{path.stem}", "world_size": size, "num_rows": rows, "plan": planned})
     return described
 
 
-def _rows(config: EvaluateConfig, tokens: int) -> int:
-    """Return the rows that decode together where each has this room."""
-    return config.num_rows if config.cache_tokens is None else max(1, min(config.num_rows, config.cache_tokens // tokens))
-
-
-def _gib(config: EvaluateConfig, model: ModelConfig, world_size: int, tokens: int, num_rows: int) -> float:
-    """Return the largest rank's weights, cache and temporaries of sampling."""
-    batch, data = BatchConfig(global_size=world_size), DataConfig(prepared=config.out, seq_length=1)
-    run = TrainConfig(run_dir=config.out, steps=1, data=data, batch=batch, parallel=config.parallel, precision=config.precision)
-    stages = plan.built(model, run)
-    load_of_task = rollout.Load(config, SamplingConfig(num_rows=num_rows, num_samples=1, max_tokens=tokens), 100_000, tokens)
-    dp = data_parallel_size(config, world_size)
-    held = [
-        2.0 * stage.parameters + rollout.memory_bytes(stages, index, model, load_of_task, dp, H100) for index, stage in enumerate(stages)
-    ]
-    return max(held) / GIB
-
-
 def _evaluation_lines(found: list[dict[str, Any]]) -> Iterator[str]:
-    yield f"| recipe | GPUs | layout | {' | '.join(f'rows at {tokens:,} tokens | GiB' for tokens in CONTEXTS)} |"
-    yield f"|---|---|---|{'---|---|' * len(CONTEXTS)}"
+    yield f"| recipe | GPUs | layout | {' | '.join(f'rows at {tokens:,} tokens' for tokens in CONTEXTS)} | GiB a GPU | hours | H100-hours | hours, all responses full |"
+    yield f"|---|---|---|{'---|' * len(CONTEXTS)}---|---|---|---|"
     for entry in found:
-        figures = " | ".join(f"{entry['num_rows'][tokens]} | {entry['gib'][tokens]:.0f}" for tokens in CONTEXTS)
-        yield f"| {entry['recipe']} | {entry['world_size']} | {_layout(entry['layout'])} | {figures} |"
+        planned, rows = entry["plan"], " | ".join(str(entry["num_rows"][tokens]) for tokens in CONTEXTS)
+        said = f"{planned['memory_gib_per_gpu_max']:.0f} | {planned['hours']:.1f} | {planned['gpu_hours']:.0f} | {planned['hours_longest']:.0f}"
+        yield f"| {entry['recipe']} | {entry['world_size']} | {_layout({**planned['layout'], 'recompute': 'none'})} | {rows} | {said} |"
 
 
 def _rl_lines(found: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """A model served elsewhere, behind an `openai`-style interface, as what answers requests: only the standard library, one address, no proxy.
 
-A request that fails is sent again, after waits that double. One that fails to the end is a fault, in words, and no wrong answer. Where every
-request of a shard fails, or the server refuses the token or the model, the evaluation ends, and goes on when it is started again.
+A request that fails is sent again, after waits that double. One that fails to the end is a fault, in words, and no wrong answer. Where no
+server answers, where every request of a shard of 8 and more fails, or the server refuses the token or the model, the evaluation ends, and goes on
+when it is started again.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from megatron_prism.eval.requests import Request, turns_of
 ENDED = {"stop": "end_token", "length": "max_tokens"}  # finish_reason, in the engine's words
 MAX_ANSWER_BYTES = 64 << 20
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+MANY = 8  # requests: where so many fail together, the server is at fault and no prompt
 REFUSED = (401, 403, 404)  # of every request alike
 AGAIN = (408, 409, 425, 429)  # and 500 to 599
 
 
 class _Failed(Exception):
-    """A request failed. is_final: sending it again would not help. is_refused: nor would any other."""
+    """A request failed. is_final: sending it again would not help. is_refused: nor would any other. is_unreachable: no server answered."""
 
-    def __init__(self, why: str, is_final: bool = False, is_refused: bool = False, wait_s: float = 0.0):
+    def __init__(self, why: str, is_final: bool = False, is_refused: bool = False, wait_s: float = 0.0, is_unreachable: bool = False):
         super().__init__(why)
-        self.is_final, self.is_refused, self.wait_s = is_final, is_refused, wait_s
+        self.is_final, self.is_refused, self.wait_s, self.is_unreachable = is_final, is_refused, wait_s, is_unreachable
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -73,14 +75,15 @@ class Endpoint:
     first_wait_s: float = FIRST_WAIT_S
 
     def sample(self, shard: Sequence[Request] | None) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the responses of a shard, and the faults in words. Raises: EnvironmentFault where the server answers none."""
+        """Return the responses of a shard, and the faults in words. Raises: EnvironmentFault where the server is down, or refuses all."""
         assert shard is not None
         with ThreadPoolExecutor(self.config.num_requests, "endpoint") as pool:
             answers = list(pool.map(self._ask, shard))
         samples = {one.key: answer for one, answer in zip(shard, answers, strict=True) if isinstance(answer, dict)}
         faults = {one.key: str(answer) for one, answer in zip(shard, answers, strict=True) if isinstance(answer, _Failed)}
         refused = next((answer for answer in answers if isinstance(answer, _Failed) and answer.is_refused), None)
-        if refused is not None or not samples:
+        is_down = not samples and (len(shard) >= MANY or all(isinstance(answer, _Failed) and answer.is_unreachable for answer in answers))
+        if refused is not None or is_down:
             raise EnvironmentFault(f"{self.config.url}: {refused or next(iter(faults.values()))}; the same command goes on")
         return samples, faults
 
@@ -123,7 +126,7 @@ class Endpoint:
                 f"HTTP {error.code}: {said}", is_final, error.code in REFUSED, _seconds(error.headers.get("Retry-After"))
             ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Failed(f"{type(error).__name__}: {error}"[:200]) from None
+            raise _Failed(f"{type(error).__name__}: {error}"[:200], is_unreachable=True) from None
         if len(text) > MAX_ANSWER_BYTES:
             raise _Failed(f"an answer of more than {MAX_ANSWER_BYTES} bytes", is_final=True)
         try:

@@ -72,7 +72,7 @@ def finish(root: Path, results: Iterable[Result], summary: Mapping[str, Any]) ->
     temporary = root / f".{RESULTS}.{os.getpid()}.tmp"
     with disk.writing(root):
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:  # a lone surrogate becomes JSON's own escape
                 stream.writelines(map(to_line, results))
                 stream.flush()
                 os.fsync(stream.fileno())

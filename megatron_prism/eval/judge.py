@@ -43,6 +43,9 @@ class Judge:
     grader_of: Callable[[GradeConfig], Grades]
     versions: Mapping[str, str]
     faults: dict[str, str] = field(default_factory=dict)
+    _sums: dict[tuple[str, str], str] = field(
+        default_factory=dict, repr=False
+    )  # of what is known of a question, whose tests may be megabytes
 
     def ungraded(self, requests: Iterable[Request]) -> list[Request]:
         """Return the requests whose response is kept, and whose grade is not."""
@@ -101,15 +104,17 @@ class Judge:
 
     def _grade_key(self, request: Request, sample: Mapping[str, Any]) -> str:
         question, protocol = request.asked.question, self.tasks[request.task].protocol
-        asked = [question.kind, question.gold, question.choices, question.tests]
+        place = request.task, question.id
+        if place not in self._sums:
+            tests = None if question.tests is None else dict(question.tests)
+            self._sums[place] = sha256_json([question.kind, question.gold, question.choices, tests])
         response = [sample["text"], sample["ended"], isinstance(question.prompt, str)]
         how = [protocol.think, protocol.answer, protocol.takes_cut, self.limits.cpu_limit_s, __version__, dict(self.versions)]
-        return sha256_json([asked, response, how])
+        return sha256_json([self._sums[place], response, how])
 
 
 def _score(graded: Graded) -> float | None:
     """Return a grade as a number: a fault has none."""
     if graded.outcome == "fault":
         return None
-    own = getattr(graded, "score", None)
-    return float(graded.outcome == "right") if own is None else own
+    return float(graded.outcome == "right") if graded.score is None else graded.score

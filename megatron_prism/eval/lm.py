@@ -171,10 +171,8 @@ class GangLM:
         self.counts.num_requests += len(pairs)
         self.counts.num_kept += len(answers)
         new = [number for number in range(len(pairs)) if number not in answers]
-        rows, num_cut = rows_of([pairs[number] for number in new], self.max_length)
-        if num_cut:
-            log.get().warning("lm_eval: %d contexts are longer than %d tokens, and were cut on their left", num_cut, self.max_length)
-        self.counts.num_cut += num_cut
+        rows = rows_of([pairs[number] for number in new], self.max_length)
+        self.counts.num_cut += sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs)
         groups = self.served.groups
         fresh: dict[str, Score] = {}
         try:

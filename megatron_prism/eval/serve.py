@@ -126,19 +126,17 @@ def lead(served: Served, work: Callable[[Asking], T]) -> T | None:
     return made
 
 
-def rows_of(pairs: Sequence[Pair], longest: int) -> tuple[list[Row], int]:
-    """Return the texts that answer pairs, longest first, and how many contexts were cut on their left to fit a context of `longest` tokens.
+def rows_of(pairs: Sequence[Pair], longest: int) -> list[Row]:
+    """Return the texts that answer pairs, longest first, cut on their left to fit a context of `longest` tokens.
 
     Pairs whose texts differ in nothing but the last token share a row: one-token choices of one question cost one row.
     """
     by_text: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
-    num_cut = 0
     for number, (context, continuation) in enumerate(pairs):
         text = context + continuation
-        num_cut += len(text) > longest + 1
         by_text.setdefault(text[-(longest + 1) :][:-1], []).append((number, continuation))
     rows = [Row(tokens, tuple(asked)) for tokens, asked in by_text.items()]
-    return sorted(rows, key=lambda row: (-len(row.tokens), row.tokens)), num_cut
+    return sorted(rows, key=lambda row: (-len(row.tokens), row.tokens))
 
 
 def rounds(rows: Sequence[Row], batch_tokens: int, num_microbatches: int) -> Iterator[Sequence[Row]]:

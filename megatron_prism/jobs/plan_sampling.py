@@ -120,7 +120,12 @@ def _lengths(most: int, asked: Asked) -> Lengths:
 
 def _part(config: EvaluateConfig, num: int, assumed: Lengths) -> Part:
     room = assumed.max_prompt + assumed.max_response
-    rows = config.num_rows if config.cache_tokens is None else max(1, min(config.num_rows, config.cache_tokens // room))
+    rows = num_rows(config, room)
     how = SamplingConfig(engine=config.engine, vllm=config.vllm, num_samples=1, max_tokens=assumed.max_response, num_rows=rows)
     load = Load(config, how, max(1, min(num, config.shard_responses)), room)
     return Part(load, num / load.num_prompts, num, assumed)
+
+
+def num_rows(config: EvaluateConfig, tokens: int) -> int:
+    """Return the rows of a replica that decode together where a prompt and its response have this room, as eval/sample.py has them."""
+    return config.num_rows if config.cache_tokens is None else max(1, min(config.num_rows, config.cache_tokens // tokens))

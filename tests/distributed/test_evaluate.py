@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from megatron_prism.eval import folder
 from megatron_prism.eval.question import read_results
@@ -110,6 +114,13 @@ def test_a_layout_evaluates_as_one_process(toy: Callable[..., Path], unbroken: P
     assert texts(toy("-".join(map(str, grid.items())), 2, grid=grid, shard_responses=5, num_rows=3)) == texts(unbroken)
 
 
+def test_a_killed_evaluation_goes_on_with_another_layout(toy: Callable[..., Path], unbroken: Path) -> None:
+    with pytest.raises(AssertionError, match="exit code -9"):
+        toy("moved", 2, grid={"tp": 1}, point="written")
+    root = toy("moved", shard_responses=4)
+    assert texts(root) == texts(unbroken) and set(paid(root, "sampled").values()) == {1}
+
+
 def test_growth_costs_only_what_is_new(toy: Callable[..., Path], unbroken: Path) -> None:
     root = toy("grown", task={"num_samples": 1, "limit": 5})
     assert len(paid(root, "sampled")) == 5
@@ -166,6 +177,41 @@ def test_ruler_and_the_held_out_loss_are_the_same_on_two_ranks(
         toy("too-long", tasks={"long": {"set": "ruler", "ruler": {"lengths": [100000]}}})
 
 
+class Server(BaseHTTPRequestHandler):
+    """Answers with as many digits as its prompt has words, and fails on one prompt."""
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        status = 500 if prompt.startswith("The sum of 5") else 200
+        choice = {"text": "1" * (len(prompt.split()) - 3), "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice], "usage": {"completion_tokens": 3}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_model_behind_an_endpoint_is_evaluated_as_one_here(toy: Callable[..., Path]) -> None:
+    """Trap 5: a server's fault is retried, then masked and counted, and the next start tries it again."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        served = {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "num_retries": 0}
+        root = toy("served", model={"endpoint": served}, task={"num_samples": 1})
+        results = {one.id: one for one in read_results(root / folder.RESULTS)}
+        scores = {id: one.score for id, one in results.items() if one.score is not None}
+        assert scores == {f"q{n}": float(n % 4 >= 1) for n in range(NUM_QUESTIONS) if n not in (3, 5)}
+        assert results["q5"].outcome == "fault" and results["q5"].why.startswith("HTTP 500") and results["q5"].text == ""
+        summary = folder.summary_of(root)
+        assert summary["tasks"]["sums"]["masked_questions"] == ["q3", "q5"] and summary["model"]["kind"] == "endpoint"
+        before = texts(root)
+        assert texts(toy("served", model={"endpoint": served}, task={"num_samples": 1})) == before
+        assert {id: count for (_, id, _), count in paid(root, "sampled").items() if count > 1} == {"q5": 2}
+        server.shutdown()
+
+
 def test_lm_evals_tasks_are_measured_once(
     toy: Callable[..., Path],
 ) -> None:
@@ -209,3 +255,15 @@ def test_a_hugging_face_folder_is_loaded_as_its_checkpoint_is(
     assert run_distributed(toy_evaluate.differing, 2, control=False, **given) == [[], []]
     if grid == {"tp": 2}:
         assert all(len(names) == 1 for names in run_distributed(toy_evaluate.differing, 2, control=True, **given))
+
+
+def test_a_nan_in_a_hugging_face_folder_is_refused(
+    run_distributed: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    hf = shutil.copytree(tiny_checkpoint.parent / "hf", tmp_path / "hf")
+    assert run_distributed(toy_evaluate.refusal, 1, hf=hf) == [""]  # the control: as it was
+    weights = load_file(hf / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
+    (said,) = run_distributed(toy_evaluate.refusal, 1, hf=hf)
+    assert "model.layers.1.mlp.up_proj.weight" in said and "a NaN or an inf" in said

@@ -17,6 +17,7 @@ import torch
 from megatron_prism.checkpoint import sharded
 from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.config import EvaluateConfig, GangConfig
+from megatron_prism.core.errors import CheckpointError
 from megatron_prism.core.load import build
 from megatron_prism.eval import folder, model, sample
 from megatron_prism.eval.judge import Judge
@@ -164,3 +165,14 @@ def differing(groups: Groups, hf: str, checkpoint: str, control: bool, grid: dic
     if control:
         next(iter(loaded[0].values())).view(-1)[-1] += 1
     return [name for name, value in loaded[0].items() if not torch.equal(value, loaded[1][name])]
+
+
+def refusal(groups: Groups, hf: str) -> str:
+    """Return why a Hugging Face folder's weights are refused."""
+    plan = plan_import(Path(hf))
+    chunks = models.build(plan.model, groups, build({"precision": "fp32"}, GangConfig, str))
+    try:
+        model.load_hf(plan, chunks)
+    except CheckpointError as error:
+        return str(error)
+    return ""

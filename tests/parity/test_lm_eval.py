@@ -154,7 +154,7 @@ def oracle(hf: Path, data: Path, names: Sequence[str], **choices: Any) -> dict[s
     class Short(HFLM):
         max_gen_toks = lm_eval_worker.MAX_TOKENS
 
-    tokenizer = AutoTokenizer.from_pretrained(hf)
+    tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=False)
     model = Short(pretrained=reference.load(hf), tokenizer=tokenizer, backend="causal", batch_size=1, device="cpu", **choices)
     tasks = [{"task": name, **their_files(data, name)} for name in names]
     evaluation = lm_eval.simple_evaluate(

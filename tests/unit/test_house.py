@@ -239,7 +239,7 @@ def state():
         "directory": os.getcwd(),
     }
 
-import torch, lm_eval.api.model  # what they do at import is theirs
+import torch  # what torch does at import is torch's
 for name in sys.argv[1:]:
     before = state()
     importlib.import_module(name)

@@ -80,4 +80,6 @@ def kind_of(name: str, task: TaskConfig) -> str:
 
 def set_of(name: str, task: TaskConfig) -> str:
     """Return the name of the set that a task asks."""
-    return task.set or next((section for section in OWN_SECTION if getattr(task, section) is not None), name)
+    if task.set is not None or name.startswith(LEADERBOARD):
+        return task.set or name
+    return next((section for section in OWN_SECTION if getattr(task, section) is not None), name)

@@ -24,7 +24,8 @@ class PolicyConfig(Section):
     """What a task or an average must rise by at least."""
 
     alpha: Annotated[float, Range(gt=0, lt=0.5)] = 0.05
-    """The share of verdicts that may be NO-GO though every rule holds (over all rules, by Holm), and of GO though a rule is broken."""
+    """The share of verdicts that may be NO-GO though every rule holds (over all rules, by Holm), and about that of GO though a rule is broken
+    (docs/EVALUATE.md, Verdicts, has the exceptions)."""
 
     min_pairs: Annotated[int, Range(ge=2)] = 10
     """With fewer paired questions, in any of its tasks, a rule is INCONCLUSIVE (NeMo Evaluator's number)."""

@@ -43,7 +43,7 @@ def draw(form: str, path: Path | None, order_seed: str, index: int, random: Rand
     Raises: InputError without a file, or where it is another file, or has fewer questions.
     """
     if path is None:
-        raise InputError(Problem(f"ruler.{form}", "no file", FORMS[form], f"give ruler.{form} the file, or leave the sub-task out"))
+        raise InputError(Problem(f"ruler.files.{form}", "no file", FORMS[form], "name the file, or leave the sub-task out"))
     questions, documents = read(form, path)
     if index >= len(questions):
         raise InputError(Problem(str(path), f"{len(questions)} questions", f"at least {index + 1}", "ask for fewer questions"))

@@ -99,11 +99,16 @@ def test_an_answer_that_is_none_is_no_wrong_response(server: Any, answer: Any) -
     assert list(faults) == ["k0"] and set(samples) == {"k1", "k2"}
 
 
-@pytest.mark.parametrize(("status", "count"), [(401, 2), (404, 2), (302, 3), (500, 9)])
+def test_no_server_ends_the_evaluation(server: Any) -> None:
+    with pytest.raises(EnvironmentFault, match=r"URLError.*the same command goes on"):
+        ask(server, 1, url="http://127.0.0.1:9/v1")
+
+
+@pytest.mark.parametrize(("status", "count"), [(401, 2), (404, 2), (302, 8), (500, 24)])
 def test_a_server_that_refuses_all_ends_the_evaluation(server: Any, status: int, count: int) -> None:
     server.reply = lambda body, times: (status, b"no")
     with pytest.raises(EnvironmentFault, match=f"HTTP {status}.*the same command goes on"):
-        ask(server)
+        ask(server, 8)
     assert len(server.seen) >= count and not any("elsewhere" in path for path, _, _ in server.seen)  # no redirection is followed
 
 

@@ -116,6 +116,16 @@ def test_trap_3_evaluated_documents_are_no_examples(run: Run, model: Scripted, t
         run(["gsm8k"], tmp_path)
 
 
+def test_trap_3_a_task_without_a_split_for_examples(run: Run, model: Scripted, tmp_path: Path) -> None:
+    """lm-eval would draw them from the evaluated split, the document at hand included: what is not evaluated is left to draw from, or it is refused."""
+    path = write(tmp_path / "test.jsonl", [{"text": f"one two {number} three"} for number in range(12)])
+    _, figures = run(["lambada_openai"], path, num_fewshot=2, limit=4)
+    assert figures["tasks"]["lambada_openai"]["num_taken_out"] == 4 and figures["tasks"]["lambada_openai"]["num_fewshot"] == 2
+    assert not any(f"two {number} three" in prompt for prompt in model.prompts for number in range(4))
+    with pytest.raises(InputError, match="12 of the 12 few-shot examples to draw from are evaluated documents"):
+        run(["lambada_openai"], path, num_fewshot=2)
+
+
 def test_trap_3_a_document_among_fixed_examples_is_left_out(run: Run, tmp_path: Path) -> None:
     """BBH's examples stand in lm-eval's config: the document that is one of them is not scored, and the others keep the published prompt."""
     known = {"input": "not ( ( not not True ) ) is", "target": "False"}

@@ -152,7 +152,7 @@ def test_the_largest_size_that_fits() -> None:
 
 
 def test_what_is_missing_is_refused_by_name(sources: Sources, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ruler\.squad"):
+    with pytest.raises(InputError, match=r"ruler\.files\.squad"):
         make("qa_1", LENGTH, 1, 0, count_trained)
     with pytest.raises(InputError, match=r"SQuAD 2\.0"):
         make("qa_1", LENGTH, 1, 0, count_trained, Sources(squad=sources.hotpotqa))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from typer.testing import CliRunner
 
 from megatron_prism.cli import gang
 from megatron_prism.cli.entry import app
-from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.config import EvaluateConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
 from megatron_prism.eval import folder
+from megatron_prism.eval.measured import Measured
+from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
 
 TASK = {"set": "file", "path": "set.jsonl"}
@@ -45,7 +49,7 @@ def questions(tmp_path: Path) -> Path:
 def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
-    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))))
+    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append((path, load(path, kind, given))) or {})
     result = CliRunner().invoke(app, ["evaluate", *words])
     assert result.exit_code == 0, result.exception
     ((path, made),) = seen
@@ -61,6 +65,7 @@ def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monk
 @pytest.mark.parametrize(
     "words",
     [
+        ["--tasks", "x"],
         ["a.yaml", "--tasks", "x"],
         ["a.yaml", "--limit", "3"],
         ["--hf", "a"],
@@ -90,9 +95,32 @@ def test_every_problem_of_a_config_is_named() -> None:
         "bos",
         "tasks",
         "tasks.a b",
+        "tasks.lm_eval.lm_eval.names",
         "tasks.lm_eval.num_samples",
     ]
     assert not check_evaluate(config(), 1)
+
+
+def test_how_a_task_is_evaluated_follows_from_its_set_or_its_name() -> None:
+    tasks = {
+        "leaderboard_v1": {"lm_eval": {"files": {"": "x"}}},
+        "words": {"lm_eval": {"names": ["lambada_openai"]}},
+        "ruler": {},
+        "long": {"set": "ruler"},
+        "losses": {"held_out": {"mixture": "m", "seq_length": 8}},
+        "math500": {"path": "a"},
+    }
+    made = config(tasks=tasks)
+    assert not check_evaluate(made, 1)
+    kinds = [kind_of(name, task) for name, task in made.tasks.items()]
+    assert kinds == ["lm_eval", "lm_eval", "ruler", "ruler", "held_out", "questions"]
+    assert Measured("leaderboard_v1", made.tasks["leaderboard_v1"], None, {}).names == ("leaderboard_v1",)
+
+
+def test_a_verdict_that_fails_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang, "run", lambda *_: {"failure": "math500 fell"})
+    raised = CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x", "--against", "b"]).exception
+    assert isinstance(raised, ResultFailure) and raised.exit_code == 1 and "fell" in str(raised)
 
 
 def test_all_inputs_are_checked_before_anything_is_written(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
@@ -120,6 +148,29 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
             evaluate.resolve(config(model=model, **{**given, "tasks": {"mine": {**task, "chat": True}}}), 1)
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_two_evaluations_in_one_folder_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    holding = (
+        "import sys, pathlib; from megatron_prism.eval import folder\n"
+        "with folder.held(pathlib.Path(sys.argv[1]), lambda: {'kind': folder.KIND, 'model': {'sha256': '0'}}): print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(EnvironmentFault, match="one prism evaluate at a time"), folder.held(root, dict):
+            pass
+        other.communicate("\n")
+    with folder.held(root, lambda: {"kind": folder.KIND, "model": {"sha256": "0"}}):
+        assert folder.begun(root)
+
+
+def test_results_of_any_text_are_read_back(tmp_path: Path) -> None:
+    made = Result(task="t", id="q\ud800", sample=0, seed=1, outcome="right", score=1.0, text="a\u2028b\r\n\x00")
+    folder.finish(tmp_path, [made], {"kind": folder.KIND})
+    assert (tmp_path / folder.RESULTS).read_text().count("\n") == 1 and json.loads((tmp_path / folder.RESULTS).read_text())[
+        "text"
+    ] == made.text
 
 
 def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:

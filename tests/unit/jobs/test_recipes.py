@@ -136,7 +136,10 @@ def test_an_evaluation_recipe_asks_what_the_paper_asks(found: dict[str, Any], pr
     ruler = config.tasks["ruler"].ruler
     assert ruler is not None and ruler.lengths[0] == 8192 and ruler.lengths[-1] == min(131_072, model.max_position_embeddings)
     (entry,) = [entry for entry in found["evaluations"] if entry["recipe"] == name]
-    assert all(0 < gib <= (1 - LEFT_FREE) * H100.memory_gib for gib in entry["gib"].values())
+    planned = entry["plan"]
+    assert 0 < planned["memory_gib_per_gpu_max"] <= (1 - LEFT_FREE) * H100.memory_gib
+    assert planned["parts"]["math500"]["responses"] == 32_000 and planned["not_planned"] == ["leaderboard_v1", "leaderboard_v2"]
+    assert 0 < planned["hours"] <= planned["hours_longest"] and planned["gpu_hours"] == pytest.approx(8 * planned["hours"])
     assert all(rows >= 16 for rows in entry["num_rows"].values())
 
 

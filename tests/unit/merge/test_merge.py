@@ -48,10 +48,12 @@ def test_linear_is_the_weighted_sum_in_the_first_models_files(base: Path, mid: P
 
 
 def test_a_checkpoint_is_merged_as_its_export_would_be(base: Path, mid: Path, tmp_path: Path) -> None:
+    """A checkpoint, or a run's newest."""
     convert.run_import(mid, tmp_path / "ckpt", dry_run=False)
+    shutil.copytree(tmp_path / "ckpt", tmp_path / "run/checkpoints/step_00000007")
     merge.run(config(tmp_path / "one", (base, 0.15), (mid, 0.85)))
     merge.run(config(tmp_path / "two", (base, 0.15), (tmp_path / "ckpt", 0.85)))
-    merge.run(config(tmp_path / "three", (tmp_path / "ckpt", 0.85), (base, 0.15)))
+    merge.run(config(tmp_path / "three", (tmp_path / "run", 0.85), (base, 0.15)))
     one, two, three = (tensors(tmp_path / name) for name in ("one", "two", "three"))
     assert worst(two, one) == 0.0 and worst(three, one) < 1e-6
     assert sorted(path.name for path in (tmp_path / "three").iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
