@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,11 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
-MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
-OF_A_MODEL = ("config.json", "prism.json")  # a folder that has one is a model or a checkpoint
-SUMMARY = b'{\n  "kind": "evaluation"'  # how an evaluation's summary.json begins, which a result must not overwrite either
+SUMMARY = b'{\n  "kind": "evaluation"'  # how an evaluation's summary.json begins, which a result must not overwrite
+# files of runs and sets, of models and of checkpoints, which a result must not overwrite: some begin as a result does
+KEPT = re.compile(
+    r"(manifest|prism|shards|merge|vocab|added_tokens|special_tokens_map|tokenizer|chat_template|tekken|(\w+_)?config|.*\.index)\.json"
+)
 
 
 class GroupWithDefault(TyperGroup):
@@ -80,17 +83,14 @@ def _refuse_overwrite(context: typer.Context, values: dict[Any, Any]) -> None:
 def _refuse_other(path: Path) -> None:
     """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them.
 
-    A file of a model's folder or of a checkpoint is none, whether the command line or a YAML names that.
+    A file of a model, a checkpoint or a run is none, whether the command line or a YAML names its folder.
     """
     if not path.is_file():  # a device or a pipe holds nothing
         return
-    if model := next((name for name in OF_A_MODEL if (path.parent / name).is_file()), None):
-        found = f"{path}, which is there, in the folder of a {model}"
-        raise InputError(Problem("--json", found, "a file of its own", "choose another file"))
     try:
         with path.open("rb") as stream:
             begin = stream.read(len(SUMMARY))
-            is_result = path.name != MANIFEST and begin != SUMMARY and begin[:2] in (b"{\n", b"{}", b"")
+            is_result = not KEPT.fullmatch(path.name) and begin != SUMMARY and begin[:2] in (b"{\n", b"{}", b"")
     except OSError as error:
         raise InputError(Problem("--json", f"{path}: {error.strerror or error}", "a file that can be written")) from None
     if not is_result:
