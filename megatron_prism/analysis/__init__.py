@@ -1,1 +1,1 @@
-"""What changed between models: weights, spectra, representations, the path between them, responses. Each figure beside the null that it must beat."""
+"""What changed between models: weights, spectra, representations. Each figure stands beside the null that it must beat."""

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 EXACT = 1024
-OVERSAMPLED, NUM_ITERATIONS = 16, 4  # of the randomised SVD
+# of the randomised SVD. A flat spectrum needs many iterations: of 1500 x 1200 Gaussian values and 32 directions, the largest angle to an update
+# of 0.3 % is 5.1 times the exact one after 4, 2.0 times after 16, 1.12 times after 32
+OVERSAMPLED, NUM_ITERATIONS = 16, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ def leading(matrix_RC: torch.Tensor, num: int, seed: int) -> Leading:
     return Leading(values[:num].double(), left[:, :num].double(), right[:, :num].double(), False)
 
 
-def ranks(found: Leading, square: float) -> dict[str, float | None]:
+def ranks(update: Leading, square: float) -> dict[str, float | None]:
     """Return the stable rank, ||M||_F^2 / s_1^2, and the effective rank, exp of the entropy of s / sum(s) (Roy and Vetterli 2007).
 
     square: ||M||_F^2. A matrix of zeros has rank 0.
@@ -47,15 +49,15 @@ def ranks(found: Leading, square: float) -> dict[str, float | None]:
     if square == 0:
         return {"stable_rank": 0.0, "effective_rank": 0.0}
     effective = None
-    if found.is_whole:
-        shares = found.values_K[found.values_K > 0] / found.values_K.sum()
+    if update.is_whole:
+        shares = update.values_K[update.values_K > 0] / update.values_K.sum()
         effective = math.exp(-float((shares * shares.log()).sum()))
-    return {"stable_rank": square / float(found.values_K[0]) ** 2, "effective_rank": effective}
+    return {"stable_rank": square / float(update.values_K[0]) ** 2, "effective_rank": effective}
 
 
-def share_in_leading(found: Leading, num: int, square: float) -> float:
+def share_in_leading(update: Leading, num: int, square: float) -> float:
     """Return the share of ||M||_F^2 in the num leading directions."""
-    return float((found.values_K[:num] ** 2).sum()) / square if square else 0.0
+    return float((update.values_K[:num] ** 2).sum()) / square if square else 0.0
 
 
 def principal_angles(one_RK: torch.Tensor, other_RK: torch.Tensor) -> torch.Tensor:
@@ -87,16 +89,19 @@ def spectra(old_RC: torch.Tensor, new_RC: torch.Tensor, num: int, seed: int) -> 
 
 
 def _of(old_RC: torch.Tensor, before: Leading, delta_RC: torch.Tensor, num: int, seed: int) -> dict[str, Any]:
+    """Return the figures. Singular values that were zeros have no relative shift, and a matrix of zeros has no directions: None."""
     square = float((delta_RC**2).sum())
     moved, after = leading(delta_RC, num, seed), leading(old_RC.double() + delta_RC, num, seed)
-    shift_K = (after.values_K[:num] - before.values_K[:num]).abs() / before.values_K[:num].clamp(min=torch.finfo(torch.float64).tiny)
+    is_rank_K = before.values_K[:num] > torch.finfo(torch.float32).eps * before.values_K[0]  # no rounding of a zero
+    shift_K = ((after.values_K[:num] - before.values_K[:num]).abs() / before.values_K[:num])[is_rank_K]
+    has_rank = bool(is_rank_K.any())
     angles = [principal_angles(getattr(before, side)[:, :num], getattr(after, side)[:, :num]) for side in ("left_RK", "right_CK")]
     return {
         **ranks(moved, square),
         "share_in_leading": share_in_leading(moved, num, square),
         "share_on_principal": share_on_principal(delta_RC, before, num, square),
-        "principal_angle_left_max": float(angles[0].max()),
-        "principal_angle_right_max": float(angles[1].max()),
-        "singular_value_shift_mean": float(shift_K.mean()),
-        "singular_value_shift_max": float(shift_K.max()),
+        "principal_angle_left_max": float(angles[0].max()) if has_rank else None,
+        "principal_angle_right_max": float(angles[1].max()) if has_rank else None,
+        "singular_value_shift_mean": float(shift_K.mean()) if has_rank else None,
+        "singular_value_shift_max": float(shift_K.max()) if has_rank else None,
     }

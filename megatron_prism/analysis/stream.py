@@ -12,7 +12,9 @@ from typing import TypeVar
 import torch
 
 from megatron_prism.analysis.components import Component, parts_of
+from megatron_prism.core.errors import CheckpointError
 from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf.finite import problem_in
 from megatron_prism.hf.safetensors import TensorPlace
 
 TASK_BYTES = 1 << 26  # of a tensor, which one thread reads
@@ -39,11 +41,17 @@ class Matched:
             yield component, first * self.row, end * self.row
 
     def read(self, first: int, count: int) -> list[torch.Tensor]:
-        """Return entries [first, first + count) of each model."""
-        return [
-            bits.to_tensor(safetensors.read_values(file, place, first, count), place.dtype)
-            for place, file in zip(self.places, self.files, strict=True)
-        ]
+        """Return entries [first, first + count) of each model.
+
+        Raises: CheckpointError for a NaN or an inf: no figure would say anything.
+        """
+        return [self._values(place, file, first, count) for place, file in zip(self.places, self.files, strict=True)]
+
+    def _values(self, place: TensorPlace, file: FileIO, first: int, count: int) -> torch.Tensor:
+        piece = safetensors.read_values(file, place, first, count)
+        if problem := problem_in(piece, place.dtype, first, place.shape, f"{file.name}: {place.name}"):
+            raise CheckpointError(problem)
+        return bits.to_tensor(piece, place.dtype)
 
 
 Piece = Callable[[Matched, int, Sequence[torch.Tensor]], Value]  # a tensor, a piece's first entry, and the piece of each model

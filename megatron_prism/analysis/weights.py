@@ -13,7 +13,7 @@ of that size a stored update is mostly rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -108,11 +108,11 @@ class Change:
 
     @property
     def delta(self) -> float:
-        """The relative change of all entries as one vector; 0 / 0 is 0."""
+        """The relative change of all entries as one vector; 0 / 0 is 0, and what was 0 alone has changed by inf."""
         return _relative(self.square_delta, self.square_old)
 
     def figures(self) -> dict[str, Any]:
-        """Return the change as plain values, shares keyed by their threshold."""
+        """Return the change as plain values, shares keyed by their threshold. A change relative to zeros is None: JSON has no inf."""
         shares = {
             "changed": self.changed,
             "changed_dense_null": self.dense_null,
@@ -121,8 +121,8 @@ class Change:
         }
         return {
             "parameters": self.num,
-            "delta": self.delta,
-            "delta_mean_of_tensors": self.delta_mean,
+            "delta": self.delta if math.isfinite(self.delta) else None,
+            "delta_mean_of_tensors": self.delta_mean if math.isfinite(self.delta_mean) else None,
             "norm_old": math.sqrt(self.square_old),
             "norm_delta": math.sqrt(self.square_delta),
             "share_zero_before": self.zero,
@@ -224,11 +224,3 @@ def cosine(old_N: torch.Tensor, one_N: torch.Tensor, other_N: torch.Tensor) -> C
     old_N, one_N, other_N = old_N.double(), one_N.double(), other_N.double()
     one_N, other_N = one_N - old_N, other_N - old_N
     return Cosine(float(one_N @ other_N), float(one_N @ one_N), float(other_N @ other_N), old_N.numel())
-
-
-def by_component(changes: Mapping[tuple[str, str], Change]) -> dict[str, Change]:
-    """Return the change of each component. changes: by tensor and component."""
-    grouped: dict[str, list[Change]] = {}
-    for (_, component), change in changes.items():
-        grouped.setdefault(component, []).append(change)
-    return {component: together(of) for component, of in grouped.items()}

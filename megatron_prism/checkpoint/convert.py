@@ -14,8 +14,6 @@ from io import FileIO
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from megatron_prism.checkpoint import folder, integrity, torch_dist
 from megatron_prism.checkpoint.plan import Plan
 from megatron_prism.core.errors import CheckpointError, Problem
@@ -24,7 +22,7 @@ from megatron_prism.families import blocks
 from megatron_prism.families.rules import Rule
 from megatron_prism.hf import bits, layout, safetensors
 from megatron_prism.hf.files import read_object
-from megatron_prism.hf.finite import first_nonfinite
+from megatron_prism.hf.finite import first_nonfinite, problem_in
 
 Tick = Callable[[], None]  # called after each tensor, for a progress bar
 
@@ -89,12 +87,8 @@ def _nonfinite(plan: Plan, files: Mapping[str, FileIO]) -> list[Problem]:
     for place in plan.places.values():
         for first, number in bits.spans(0, prod(place.shape), place.dtype.itemsize):
             piece = safetensors.read_values(files[place.file], place, first, number)
-            if (index := first_nonfinite(piece, place.dtype)) is not None:
-                position = [int(axis) for axis in np.unravel_index(first + index, place.shape)]
-                found = f"{float(bits.to_tensor(piece, place.dtype)[index])} at {position}"
-                problems.append(
-                    Problem(f"{plan.root / place.file}: {place.name}", found, "finite weights", "fetch the file again, or mend the model")
-                )
+            if problem := problem_in(piece, place.dtype, first, place.shape, f"{plan.root / place.file}: {place.name}"):
+                problems.append(problem)
                 break
     return problems
 

@@ -33,9 +33,11 @@ def weights(
     Example: prism analyze weights --base Granite-3.3-8B --other hf/granite-mid --against hf/granite-mid-2 --json weights.json
     """
     from megatron_prism.jobs import analyze as job
+    from megatron_prism.report import analysis
 
     result = job.run_weights(base, other, against, num_threads or len(os.sched_getaffinity(0)), seed)
-    job.show_weights(result)
+    for line in analysis.weights(result):
+        typer.echo(line)
     finish(result, json, quiet=True)
 
 
@@ -52,7 +54,9 @@ def spectra(
     Example: prism analyze spectra --base Granite-3.3-8B --other hf/granite-rl --json spectra.json
     """
     from megatron_prism.jobs import analyze as job
+    from megatron_prism.report import analysis
 
     result = job.run_spectra(base, other, num_directions, seed)
-    job.show_spectra(result)
+    for line in analysis.spectra(result):
+        typer.echo(line)
     finish(result, json, quiet=True)

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import analyze, convert, data, gang, generate, grade, merge, report, rl, submit, train, verdict
+from megatron_prism.cli import analyze, convert, data, evaluate, gang, generate, grade, merge, report, rl, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
@@ -44,7 +44,7 @@ for job in (
     app.command()(job)
 app.add_typer(convert.app, name="convert")
 app.add_typer(rl.app, name="rl")
-app.add_typer(verdict.app, name="evaluate")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(analyze.app, name="analyze")
 
 

@@ -1,20 +1,28 @@
-"""A model's scores on tasks: `prism evaluate`."""
+"""A model's scores on tasks, `prism evaluate`, and the verdict on two evaluations, `prism evaluate compare`."""
 
 from __future__ import annotations
 
+import json as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from megatron_prism.cli import gang
-from megatron_prism.cli.options import DryRun, Json, Nproc, Overrides, a_path
+from megatron_prism.cli.options import DryRun, GroupWithDefault, Json, Nproc, Overrides, a_path, finish
 from megatron_prism.core import paths
 from megatron_prism.core.errors import InputError, Problem, ResultFailure
 
 EVALUATIONS = Path("evaluations")  # where the command line alone puts them
+app = typer.Typer(
+    cls=GroupWithDefault,
+    no_args_is_help=True,
+    help="Score a model on tasks, and hold it against an earlier one. `prism evaluate CONFIG` is `prism evaluate run CONFIG`.",
+    epilog="Example: prism evaluate --hf models/llama --tasks math500=data/math500.jsonl --limit 10",
+)
 
 
+@app.command(GroupWithDefault.default)
 def evaluate(
     config: Annotated[str | None, typer.Argument(help="A YAML config; with --hf or --ckpt the first override.", show_default=False)] = None,
     overrides: Overrides = None,
@@ -50,10 +58,36 @@ def evaluate(
     for name, _ in _tasks(tasks):
         given += [f"tasks.{name}.{key}={value}" for key, value in (("limit", limit), ("num_samples", num_samples)) if value is not None]
     if against is not None:
-        given.append(f"against={paths.escaped(str(against))}")
+        given.append(f"against={_quoted(paths.escaped(str(against)))}")
     result = gang.run(job, EvaluateConfig, path, given, nproc, dry_run, json)
     if result.get("failure"):
         raise ResultFailure(result["failure"])
+
+
+@app.command("compare")
+def compare(
+    new: Annotated[Path, typer.Argument(help="An evaluation's folder.", show_default=False, callback=a_path)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Rules, as max_drop.math500=0.02.", show_default=False)] = None,
+    *,
+    against: Annotated[Path, typer.Option(help="The folder of the evaluation that it is held against.", callback=a_path)],
+    policy: Annotated[Path | None, typer.Option(help="A YAML of rules; without a rule nothing is decided.", callback=a_path)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write verdict.json, and the pairs for nel gate, here.", callback=a_path)] = None,
+    json: Json = None,
+) -> None:
+    """Hold an evaluation against an earlier one, question by question. Exit code 1 where the policy says NO-GO.
+
+    Example: prism evaluate compare evaluations/new --against evaluations/base --policy configs/policies/retention.yaml
+    """
+    from megatron_prism.core.config.policy import PolicyConfig
+    from megatron_prism.core.load import load
+    from megatron_prism.eval import verdict
+    from megatron_prism.jobs import evaluate_compare as job
+
+    made, values = job.run(new, against, load(policy, PolicyConfig, overrides or []), out)
+    for line in verdict.lines(made):
+        typer.echo(line)
+    finish(values, json, quiet=True)
+    verdict.require(made)
 
 
 def _of_command(
@@ -78,13 +112,22 @@ def _of_command(
     model = hf or ckpt
     assert model is not None
     out = out or EVALUATIONS / model.resolve().name
-    given = [f"model.{'checkpoint' if hf is None else 'hf'}={paths.escaped(str(model))}", f"out={paths.escaped(str(out))}"]
+    place, folder = (_quoted(paths.escaped(str(path))) for path in (model, out))
+    given = [f"model.{'checkpoint' if hf is None else 'hf'}={place}", f"out={folder}"]
     for name, file in _tasks(tasks):
-        given.append(f"tasks.{name}.path={file}" if file else f"tasks.{name}.set={name}")
+        given.append(f"tasks.{name}.path={_quoted(file)}" if file else f"tasks.{name}.set={name}")
     return None, [*given, *([config] if config is not None else []), *overrides]
 
 
 def _tasks(text: str | None) -> list[tuple[str, str]]:
-    """Return (name, file) of --tasks; a file may be empty."""
-    parts = [part.partition("=") for part in (text or "").split(",") if part]
+    """Return (name, file) of --tasks; a file may be empty. Raises: InputError for a name that comes twice."""
+    parts = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    names = [name for name, _, _ in parts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(Problem("--tasks", f"{twice} twice", "a name of its own for each task", "a YAML's tasks.NAME.set names the set"))
     return [(name, file) for name, _, file in parts]
+
+
+def _quoted(path: str) -> str:
+    """Return a path as the text of an override, which is read as YAML: ` #` would begin a comment."""
+    return json_text.dumps(path, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,13 +83,20 @@ def _option(key: tuple[Any, ...]) -> str:
 
 
 def _model(text: str) -> dict[str, Any]:
-    """Return a model of the command line: a path, and after its last `=` the weight, where a number stands there."""
+    """Return a model of the command line: a path, and after its last `=` the weight, where a number stands there.
+
+    A folder that is there under the whole text, as step=100, and not without the number, has no weight.
+    """
     path, sign, weight = text.rpartition("=")
     try:
         split: tuple[str, float | None] = (path, float(weight)) if sign else (text, None)
     except ValueError:
         split = (text, None)
+    if sign and not path:
+        raise InputError(Problem("--model", repr(text), "DIR=WEIGHT", "no folder is named: a shell variable may be empty"))
     try:
-        return {"path": paths.expanded(split[0]), "weight": split[1]}
+        whole, path = paths.expanded(text), paths.expanded(split[0])
     except ValueError as error:
         raise InputError(Problem("--model", str(error), "DIR=WEIGHT", paths.FIX)) from None
+    is_whole = os.path.isdir(whole) and not os.path.exists(path)
+    return {"path": whole, "weight": None} if is_whole else {"path": path, "weight": split[1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,11 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
-MANIFEST = "manifest.json"  # of runs and sets, which a result must not overwrite
+SUMMARY = b'{\n  "kind": "evaluation"'  # how an evaluation's summary.json begins, which a result must not overwrite
+# files of runs and sets, of models and of checkpoints, which a result must not overwrite: some begin as a result does
+KEPT = re.compile(
+    r"(manifest|prism|shards|merge|vocab|added_tokens|special_tokens_map|tokenizer|chat_template|tekken|(\w+_)?config|.*\.index)\.json"
+)
 
 
 class GroupWithDefault(TyperGroup):
@@ -76,12 +81,16 @@ def _refuse_overwrite(context: typer.Context, values: dict[Any, Any]) -> None:
 
 
 def _refuse_other(path: Path) -> None:
-    """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them."""
+    """Refuse a --json file that is there and is no result: results, and no lines of JSON, begin as write_json writes them.
+
+    A file of a model, a checkpoint or a run is none, whether the command line or a YAML names its folder.
+    """
     if not path.is_file():  # a device or a pipe holds nothing
         return
     try:
         with path.open("rb") as stream:
-            is_result = path.name != MANIFEST and stream.read(2) in (b"{\n", b"{}", b"")
+            begin = stream.read(len(SUMMARY))
+            is_result = not KEPT.fullmatch(path.name) and begin != SUMMARY and begin[:2] in (b"{\n", b"{}", b"")
     except OSError as error:
         raise InputError(Problem("--json", f"{path}: {error.strerror or error}", "a file that can be written")) from None
     if not is_result:

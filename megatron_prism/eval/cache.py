@@ -32,7 +32,7 @@ class Kept(Mapping[str, Any]):
     _num_files: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        for path in sorted(self.root.glob("*.jsonl")):
+        for path in sorted(path for path in self.root.glob("*.jsonl") if path.stem.isdecimal()):  # and no copy that somebody made
             self._num_files = max(self._num_files, int(path.stem) + 1)
             self._read(path)
 

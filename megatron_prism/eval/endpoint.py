@@ -10,10 +10,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +24,15 @@ from megatron_prism.core.config import EndpointConfig
 from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.manifest import sha256_json
 from megatron_prism.data import tokenizer
+from megatron_prism.eval.question import Question
 from megatron_prism.eval.requests import Request, turns_of
 
 ENDED = {"stop": "end_token", "length": "max_tokens"}  # finish_reason, in the engine's words
 MAX_ANSWER_BYTES = 64 << 20
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 MANY = 8  # requests: where so many fail together, the server is at fault and no prompt
-REFUSED = (401, 403, 404)  # of every request alike
+REFUSED = (301, 302, 303, 307, 308, 401, 403, 404)  # of every request alike
+TOKEN = re.compile(r"[!-~]+")
 AGAIN = (408, 409, 425, 429)  # and 500 to 599
 
 
@@ -52,12 +56,31 @@ def identity(config: EndpointConfig) -> dict[str, Any]:
     return {"kind": "endpoint", "path": f"{config.model} at {config.url}", **named, "sha256": sha256_json(named)}
 
 
-def check(config: EndpointConfig) -> list[Problem]:
-    """Return a problem where the token's variable is not set."""
-    name = config.token_variable
-    if name is None or os.environ.get(name):
-        return []
-    return [Problem("model.endpoint.token_variable", f"{name}, which is not set", "a variable with the token", f"export {name}")]
+def check(config: EndpointConfig, questions: Iterable[Question] = ()) -> list[Problem]:
+    """Return what no request can be made of: an address, a token, or questions that are turns where the server continues a text."""
+    problems, name = [], config.token_variable
+    try:
+        parts = urllib.parse.urlsplit(config.url)
+        is_address = bool(parts.hostname) and parts.port != 0 and config.url.isascii() and not (parts.query or parts.fragment)
+    except ValueError:  # a port that is no number, an open bracket
+        is_address = False
+    if "@" in config.url.split("/")[2]:  # which files and messages would show
+        where, found = "model.endpoint.url", "an address that holds a name or a password"
+        problems.append(Problem(where, found, "http://HOST:PORT/v1, and the token in a variable", "model.endpoint.token_variable"))
+    elif not is_address:
+        problems.append(Problem("model.endpoint.url", config.url, "an address in ASCII, as http://HOST:PORT/v1"))
+    if name is not None and not (token := os.environ.get(name, "")):
+        problems.append(
+            Problem("model.endpoint.token_variable", f"{name}, which is not set", "a variable with the token", f"export {name}")
+        )
+    elif name is not None and not TOKEN.fullmatch(token):  # which a message must not show
+        found = f"{name}, whose value has a line break, a blank or another character that no token has"
+        problems.append(Problem("model.endpoint.token_variable", found, "the token alone"))
+    if config.api == "completions" and (turns := next((one.id for one in questions if not isinstance(one.prompt, str)), None)):
+        problems.append(
+            Problem("model.endpoint.api", f"completions, and question {turns}, which is turns", "chat, or prompts that are a text")
+        )
+    return problems
 
 
 def counter(config: EndpointConfig | None) -> Callable[[str], int]:
@@ -115,12 +138,13 @@ class Endpoint:
         if self.config.token_variable is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.config.token_variable]}"
         sent = urllib.request.Request(f"{self.config.url.rstrip('/')}/{path}", body, headers, method="POST")
+        ends = time.monotonic() + self.config.timeout_s
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         try:
             with opener.open(sent, timeout=self.config.timeout_s) as answer:
-                text = answer.read(MAX_ANSWER_BYTES + 1)
+                text = _body(answer, ends)
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
+            said = _said(error)
             is_final = error.code < 500 and error.code not in AGAIN
             raise _Failed(
                 f"HTTP {error.code}: {said}", is_final, error.code in REFUSED, _seconds(error.headers.get("Retry-After"))
@@ -135,6 +159,26 @@ class Endpoint:
             raise _Failed(f"no JSON: {error}"[:200]) from None
 
 
+def _body(answer: Any, ends: float) -> bytes:
+    """Return an answer's body, up to more than is taken. Raises: TimeoutError where it still drips in when its time is over."""
+    text = bytearray()
+    while len(text) <= MAX_ANSWER_BYTES and (part := answer.read1(1 << 16)):
+        text += part
+        if time.monotonic() > ends:
+            raise TimeoutError("the answer is not whole in time")
+    return bytes(text)
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """Return what a server says of its refusal. Its connection may break behind the status."""
+    if place := error.headers.get("Location"):
+        return f"a redirection to {place[:200]}, which is not followed"
+    try:
+        return " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
+    except (OSError, http.client.HTTPException):
+        return "no words"
+
+
 def _sample(answer: Any, api: str) -> dict[str, Any]:
     """Return an answer as a kept response. A server that parses the thinking out gives it back between its tags. Raises: _Failed."""
     try:
@@ -144,7 +188,7 @@ def _sample(answer: Any, api: str) -> dict[str, Any]:
         ended, num_tokens = ENDED[choice["finish_reason"]], int((answer.get("usage") or {}).get("completion_tokens") or 0)
         if not isinstance(text, str) or not isinstance(thinking, str):
             raise TypeError("no text")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _Failed(f"an answer without choices, text and finish_reason stop or length ({type(error).__name__}: {error})"[:200]) from None
     whole = f"<think>{thinking}</think>{text}" if thinking else text
     plain = whole.encode("utf-8", "replace").decode()  # no lone surrogates

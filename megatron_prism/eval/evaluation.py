@@ -122,7 +122,7 @@ def begin(
     how: dict[str, Any] = {"sha256": identity["sha256"]}  # what decides a response beside its prompt, its sampling and its seed
     end_ids: tuple[int, ...] = ()
     if reader is not None:
-        how |= {"context": reader.context, "engine": config.engine, "precision": config.precision}
+        how |= {"context": reader.context, "engine": config.engine, "precision": config.precision, "tokenizer": reader.spec.sha256}
         end_ids = reader.spec.end_ids
     wanted = [one for name, task in tasks.items() for one in requests.of_task(task, asked[name], how, config.seed, end_ids)]
     _warn(config, asked)

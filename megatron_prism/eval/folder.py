@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.core import disk
+from megatron_prism.core import disk, resumable
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import read_json, sha256_file, write_json
 from megatron_prism.eval.question import Result, to_line
 
-RESULTS, SUMMARY, MANIFEST, LOCK = "results.jsonl", "summary.json", "manifest.json", ".lock"
+RESULTS, SUMMARY, MANIFEST = "results.jsonl", "summary.json", resumable.MANIFEST
 SAMPLES, GRADES, TASKS, ANSWERS = "samples", "grades", "tasks", "answers"  # folders of what is kept (cache.py)
-KIND = "evaluation"
+KIND, COMMAND = "evaluation", "prism evaluate"
 AGAIN = "start prism evaluate again: it goes on"
 
 
@@ -29,19 +29,17 @@ def held(root: Path, describe: Callable[[], Mapping[str, Any]]) -> Iterator[None
 
     Raises: EnvironmentFault where another process evaluates there, or it cannot be written. InputError where it is another model's.
     """
-    with disk.writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with disk.held(root / LOCK, "prism evaluate"):
-            described, begun_as = describe(), begun(root)
-            if begun_as is None:
-                write_json(root / MANIFEST, described)
-            elif begun_as["model"]["sha256"] != described["model"]["sha256"]:
-                found, required = (
-                    f"the evaluation of {begun_as['model'].get('path')}",
-                    f"that of {described['model'].get('path')}, whose weights differ",
-                )
-                raise InputError(Problem(f"out ({root})", found, required, "choose another out"))
-            yield
+    described = describe()
+    with resumable.held(root, KIND, COMMAND, lambda: described):
+        begun_as = begun(root)
+        assert begun_as is not None
+        if begun_as["model"]["sha256"] != described["model"]["sha256"]:
+            found, required = (
+                f"the evaluation of {begun_as['model'].get('path')}",
+                f"that of {described['model'].get('path')}, whose weights differ",
+            )
+            raise InputError(Problem(f"out ({root})", found, required, "choose another out"))
+        yield
 
 
 def begun(root: Path) -> Mapping[str, Any] | None:
@@ -49,21 +47,10 @@ def begun(root: Path) -> Mapping[str, Any] | None:
 
     Raises: InputError where the folder holds anything else.
     """
-    if not root.exists():
-        return None
-    problem = Problem(f"out ({root})", "files that prism evaluate did not write", "a new folder, or an evaluation's", "choose another out")
-    if not root.is_dir():
-        raise InputError(problem)
-    if not (root / MANIFEST).is_file():
-        if any(path.name != LOCK and not path.name.endswith(".tmp") for path in root.iterdir()):
-            raise InputError(problem)
-        return None
-    try:
-        described = read_json(root / MANIFEST)
-        if described["kind"] != KIND or not isinstance(described["model"]["sha256"], str):
-            raise InputError(problem)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(problem) from None
+    described = resumable.begun(root, KIND, COMMAND)
+    model = None if described is None else described.get("model")
+    if described is not None and not (isinstance(model, Mapping) and isinstance(model.get("sha256"), str)):
+        raise InputError(Problem(f"out ({root})", "a manifest without the sum of a model", f"that of {COMMAND}", "choose another out"))
     return described
 
 

@@ -23,7 +23,7 @@ def item_of(question: Question, response: str, id: str, is_truncated: bool, take
     text = response
     if isinstance(question.prompt, str) and question.kind != "strings":  # of which RULER counts those anywhere in the response
         text = first_turn(text)
-        if question.tests is not None and "prompt" in question.tests:
+        if question.tests is not None and {"prompt", "entry_point"} <= question.tests.keys():
             text = first_function(text, question.tests["entry_point"])
     is_whole = len(text) < len(response) or (takes_cut and has_answer(question, text))
     return Item(

@@ -267,8 +267,8 @@ def _leaderboards(planned: Sequence[Planned], figures: Mapping[str, Mapping[str,
         names = [one.task for one in planned if one.benchmark is benchmark]
         scores = {name: _metrics_of(figures[name]) for name in names}
         groups[group] = leaderboards.score(benchmark, scores, {name: figures[name]["num_questions"] for name in names})
-    tables = {"v1": leaderboards.LEADERBOARD_V1, "v2": leaderboards.LEADERBOARD_V2}
-    return {"groups": groups, "averages": {name: leaderboards.average(groups, table) for name, table in tables.items()}}
+    averages = {name: leaderboards.average(groups, table) for name, table in leaderboards.BY_VERSION.items()}
+    return {"groups": groups, "averages": averages}
 
 
 def _metrics_of(of_task: Mapping[str, Any]) -> dict[str, float]:

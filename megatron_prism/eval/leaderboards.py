@@ -71,13 +71,19 @@ LEADERBOARD_V2 = (
     Benchmark("leaderboard_musr", 0, "acc_norm", num_choices=_MUSR),
     Benchmark("leaderboard_mmlu_pro", 5, "acc", num_choices=10),
 )
-LEADERBOARDS = {"leaderboard_v1": LEADERBOARD_V1, "leaderboard_v2": LEADERBOARD_V2}
+BY_VERSION = {"v1": LEADERBOARD_V1, "v2": LEADERBOARD_V2}
+LEADERBOARDS = {f"leaderboard_{name}": table for name, table in BY_VERSION.items()}  # by the name of the set
 INSTRUCTIONS = ("prompt_level_strict_acc", "inst_level_strict_acc")  # IFEval's score is the mean of these two
 
 
 def above_guessing(score: float, num_choices: int) -> float:
     """Return how far a score lies between guessing (0) and all right (1); 0 below guessing."""
     return max(0.0, (score - 1 / num_choices) / (1 - 1 / num_choices))
+
+
+def slope(benchmark: Benchmark, task: str) -> float:
+    """Return the slope of a benchmark's score over the metric of its only task, where that lies above guessing."""
+    return 1.0 if benchmark.num_choices is None else 1 / (1 - 1 / _num_choices(benchmark, task))
 
 
 def score(benchmark: Benchmark, scores: Metrics, num_documents: Mapping[str, int]) -> float | None:

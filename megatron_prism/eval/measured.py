@@ -114,7 +114,7 @@ class Watched(Served):
 
 def measure(
     one: Measured,
-    how: Reader,
+    reader: Reader,
     weights: str,
     chunks: Sequence[Any],
     groups: Groups,
@@ -127,11 +127,11 @@ def measure(
     """
     before()
     if one.prepared is not None:
-        return {"part": _held_out(one, one.prepared, how, chunks, groups), "results": []}
+        return {"part": _held_out(one, one.prepared, reader, chunks, groups), "results": []}
     from megatron_prism.eval import harness
 
-    config = how.config
-    served = Watched(chunks, how.evaluated.model, groups, how.spec, num_rows=config.num_rows, before=before)
+    config = reader.config
+    served = Watched(chunks, reader.evaluated.model, groups, reader.spec, num_rows=config.num_rows, before=before)
     made = harness.run(
         served,
         one.names,
@@ -151,9 +151,9 @@ def measure(
     return {"part": _lm_eval(one, figures), "results": [asdict(result) for result in results]}
 
 
-def _held_out(one: Measured, prepared: Prepared, how: Reader, chunks: Sequence[Any], groups: Groups) -> dict[str, Any]:
+def _held_out(one: Measured, prepared: Prepared, reader: Reader, chunks: Sequence[Any], groups: Groups) -> dict[str, Any]:
     """Return the part of a held-out loss. score: None, as a loss is no share."""
-    wanted, seed = one.config.held_out, how.config.seed
+    wanted, seed = one.config.held_out, reader.config.seed
     assert wanted is not None
     by_source = held_out.losses(
         chunks,

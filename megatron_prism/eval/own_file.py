@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+from megatron_prism.core.config import PartConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.eval.question import Protocol, Question
-from megatron_prism.grade import choice, strings
+from megatron_prism.grade import choice, code, strings
+from megatron_prism.prepare import arrow, sources
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
 KEYS = {one.name for one in fields(Question)}
@@ -19,13 +23,7 @@ def load(path: Path) -> tuple[Question, ...]:
     """Return a file's questions. Raises: InputError with every line that is none, or whose id another line has."""
     questions: dict[str, Question] = {}
     problems: list[Problem] = []
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(Problem(str(path), error.strerror or str(error), "a file of questions, a JSON object a line")) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
@@ -48,9 +46,27 @@ def load(path: Path) -> tuple[Question, ...]:
     return tuple(questions.values())
 
 
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the lines that are not blank, and their numbers. Raises: InputError for a file that cannot be read, or is one JSON document."""
+    if not path.is_file():
+        raise InputError(Problem(str(path), "no such file", "a file of questions, a JSON object a line"))
+    if path.suffix in arrow.FORMATS:
+        raise InputError(Problem(str(path), f"a {path.suffix} file", "JSON lines (plain, .gz or .zst)"))
+    part = PartConfig(path=(str(path),), split="line")  # type: ignore[arg-type]  # of a .txt, too
+    yield from sources.read_records(sources.Input(path, part))
+
+
 def _problems(question: Question) -> list[Problem]:
+    max_tokens = question.max_tokens
+    if max_tokens is not None and max_tokens < 1:
+        return [Problem("max_tokens", str(max_tokens), "at least 1, or none: the task's")]
+    if not isinstance(question.prompt, str) and not (
+        question.prompt and all({"role", "content"} <= turn.keys() for turn in question.prompt)
+    ):
+        return [Problem("prompt", "turns without role or content, or none", "a text, or turns {role, content}")]
     if question.kind == "code":
-        return [] if question.tests else [Problem("tests", "no value", "how the code is tested: docs/GRADE.md")]
+        wrong = "" if question.tests and "packed_cases" in question.tests else code.tests_problem(question.tests)
+        return [Problem("tests", wrong, "how the code is tested: docs/GRADE.md")] if wrong else []
     if question.kind == "choice":
         letters = choice.letters(question.choices)
         is_right = 2 <= len(question.choices) <= 26 and len(question.gold) == 1 and question.gold in letters

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.eval import choices, rows
+from megatron_prism.eval import rows
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.eval.rows import Row
-from megatron_prism.eval.sets import answers, programs
+from megatron_prism.eval.sets import answers, gpqa, programs
 
 MAX_PROBLEMS = 50  # shown of one file
 
@@ -77,7 +77,7 @@ _GREEDY = replace(
 )
 _AIME = Published(protocol=_MATH, num_questions=30, fields=answers.AIME_FIELDS, read=answers.aime)
 _CODEFORCES = Published(protocol=_CODE, num_questions=453, fields=programs.CODEFORCES_FIELDS, read=programs.codeforces)
-_DIAMOND = Published(protocol=_GPQA, num_questions=198, fields=choices.FIELDS, read=choices.gpqa, lay_out=choices.harness)
+_DIAMOND = Published(protocol=_GPQA, num_questions=198, fields=gpqa.FIELDS, read=gpqa.gpqa, lay_out=gpqa.harness)
 
 SETS: Mapping[str, Published] = MappingProxyType(
     {
@@ -88,7 +88,7 @@ SETS: Mapping[str, Published] = MappingProxyType(
         "gpqa_diamond": _DIAMOND,
         "gpqa_diamond_balanced": replace(
             _DIAMOND,
-            lay_out=choices.balanced,
+            lay_out=gpqa.balanced,
             protocol=replace(_GPQA, source=f"{_GPQA.source}; the balanced layout of the options is ours"),
         ),
         "livecodebench": Published(protocol=_CODE, num_questions=279, fields=programs.LIVECODEBENCH_FIELDS, read=programs.livecodebench),

@@ -58,6 +58,11 @@ def read(config: EvaluateConfig, evaluated: Evaluated, tasks: Mapping[str, Task]
             *engines.check(sampling_of(config), model, world_size, config.parallel.tp),
             *tokenizer.check_vocabulary(evaluated.assets / tokenizer.FILE, model.vocab_size),
             *([] if spec.end_ids else [Problem("model", f"no end token in the files of {evaluated.root}", "an EOS, or no response ends")]),
+            *(
+                [Problem("bos", "one", f"a tokenizer with a BOS: {spec.folder} has none", "none")]
+                if config.bos == "one" and spec.bos_id is None
+                else []
+            ),
         ]
     )
     return Reader(config, evaluated, spec, template)

@@ -73,13 +73,16 @@ def ask(
     for question in task.questions:
         max_tokens = question.max_tokens or task.protocol.max_tokens
         tokens, where = _encode(question, task.is_chat, spec, template, bos), f"tasks.{task.name} question {question.id}"
+        if not tokens:
+            problems.append(Problem(where, "a prompt of 0 tokens", "at least one", "a prompt with text, or bos: one"))
         room, num_clipped = context - len(tokens), 0
         if overlong == "clip" and room < max_tokens < context:
             num_clipped, head = max_tokens - room, _num_bos(tokens, spec)
             tokens, room = [*tokens[:head], *tokens[head + num_clipped :]], max_tokens
         if room < 1 or (overlong == "refuse" and room < max_tokens):
             found = f"a prompt of {len(tokens)} tokens, and responses of {max_tokens}"
-            fix = "overlong: clip, a smaller max_tokens, or no such question"
+            clip = "a max_tokens below the context" if overlong == "clip" else "overlong: clip with a max_tokens below the context"
+            fix = f"{clip}, or no such question"
             problems.append(Problem(where, found, f"together at most the context of {context}", fix))
         digest = hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
         made.append(Asked(question, max_tokens, digest, tuple(tokens), _num_bos(tokens, spec), num_clipped, room))

@@ -13,9 +13,9 @@ from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import write_json
-from megatron_prism.eval import nel
+from megatron_prism.eval import averages, nel
+from megatron_prism.eval.averages import Tasks
 from megatron_prism.eval.change import Change, Spread, bootstrap, change_of, estimate
-from megatron_prism.eval.measures import AVERAGES, Tasks
 from megatron_prism.eval.paired import Evaluation, named, pair, read, told, unlike
 from megatron_prism.eval.policy import Decision, Judged, judge, rules_of, whole
 
@@ -84,7 +84,7 @@ def _unfit(
     """Yield why a rule cannot be judged on these evaluations."""
     where = f"policy ({measure})"
     if weights is None:
-        yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *AVERAGES])}")
+        yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *averages.NAMES])}")
     for task in weights or ():
         for reason in why.get(task, ("neither evaluation has responses to it",)):
             yield Problem(where, f"{task}: {reason}", "the same questions, asked, sampled and graded alike", "evaluate both alike")

@@ -78,7 +78,7 @@ def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
             tests = with_cases(tests)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return graded("fault", f"the tests: {error}")
-    problem = _tests_problem(tests)
+    problem = tests_problem(tests)
     if problem or tests is None:
         return graded("fault", problem)
     code = code_of(answer) if "prompt" not in tests else completed(answer, tests["prompt"], tests["entry_point"])
@@ -154,7 +154,7 @@ def free_names(tests: str) -> list[str]:
     return sorted(read - bound - set(dir(builtins)) - {"__name__", "__file__"})
 
 
-def _tests_problem(tests: Mapping[str, Any] | None) -> str:
+def tests_problem(tests: Mapping[str, Any] | None) -> str:
     """Return what is wrong with an item's tests, or an empty text."""
     if not isinstance(tests, Mapping) or tests.get("kind") not in KINDS:
         return f"the tests have no kind {', '.join(KINDS[:-1])} or {KINDS[-1]}"

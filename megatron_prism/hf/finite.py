@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from megatron_prism.hf.bits import Bits
+from megatron_prism.core.errors import Problem
+from megatron_prism.hf.bits import Bits, to_tensor
 
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
@@ -21,3 +24,16 @@ def first_nonfinite(bits: Bits, dtype: torch.dtype) -> int | None:
     if bits.view(f"i{dtype.itemsize}").max() < infinity and bits.max() < (infinity | sign):
         return None
     return int(np.argmax((bits & bits.dtype.type(sign - 1)) >= infinity))
+
+
+def problem_in(bits: Bits, dtype: torch.dtype, first: int, shape: Sequence[int], where: str) -> Problem | None:
+    """Return the problem of a piece that holds a NaN or an inf, with its value and position; None where all values are finite.
+
+    bits: the piece, flat. first: its first value's index in the tensor of this shape. where: the tensor, in words.
+    """
+    index = first_nonfinite(bits, dtype)
+    if index is None:
+        return None
+    position = [int(axis) for axis in np.unravel_index(first + index, shape)]
+    value = float(to_tensor(bits, dtype)[index])
+    return Problem(where, f"{value} at {position}", "finite weights", "fetch the file again, or mend the model")

@@ -23,6 +23,12 @@ from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import safetensors
 
 Key = tuple[str, Component]
+# fields that decide which tensors there are, and what to do where they differ
+SAME = {
+    "num_layers": "",
+    "vocab_size": "",
+    "tie_word_embeddings": "a tied head is the embedding: store it as lm_head.weight too, in a copy of the folder that says tie_word_embeddings: false",
+}
 
 
 def run_weights(base: Path, other: Path, against: Path | None, num_threads: int, seed: int) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a thread a piece
     try:
-        with _matched(plans) as tensors, _ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
+        with _matched(plans) as tensors, log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
             for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
                 key = (tensor.name, component)
                 stored = tensor.places[1].dtype
@@ -69,7 +75,7 @@ def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict
     with _matched(plans) as tensors:
         matrices = [tensor for tensor in tensors if len(tensor.places[0].shape) == 2]
         parts = [(tensor, *part) for tensor in matrices for part in tensor.parts() if part[0] != "embed/lm_head"]
-        with _ticking(len(parts)) as tick:
+        with log.ticking(len(parts)) as tick:
             for tensor, component, start, end in parts:
                 old_RC, new_RC = (values_N.view(-1, tensor.row) for values_N in tensor.read(start, end - start))
                 by_key[tensor.name, component] = spectra.spectra(old_RC, new_RC, num_directions, _seed(seed, tensor.name))
@@ -130,6 +136,13 @@ def _require_same(plans: Sequence[Plan]) -> None:
         shapes = zip(first.rules, plan.rules, strict=False)
         if plan.model.family != first.model.family:
             problems.append(Problem(str(plan.root), plan.model.family, f"{first.model.family}, as {first.root}"))
+        elif other := [name for name in SAME if getattr(plan.model, name) != getattr(first.model, name)]:
+            problems += [
+                Problem(
+                    f"{plan.root}: {name}", f"{getattr(plan.model, name)}", f"{getattr(first.model, name)}, as {first.root}", SAME[name]
+                )
+                for name in other
+            ]
         elif differing := next((b for a, b in shapes if [s for _, s in a.hf] != [s for _, s in b.hf]), None):
             problems.append(Problem(f"{plan.root}: {differing.hf[0][0]}", str(list(differing.hf[0][1])), f"the shape in {first.root}"))
         elif len(plan.rules) != len(first.rules):
@@ -149,56 +162,3 @@ def _matched(plans: Sequence[Plan]) -> Iterator[list[Matched]]:
             places = tuple(plan.places[name] for plan, name in zip(plans, names, strict=True))
             tensors.append(Matched(names[0], places, tuple(opened[place.file] for opened, place in zip(files, places, strict=True))))
         yield tensors
-
-
-@contextmanager
-def _ticking(total: int) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with log.told(Progress(console=console, disable=not console.is_terminal)) as bar:
-        task = bar.add_task("tensors", total=total)
-        yield lambda: bar.advance(task)
-
-
-def show_weights(result: Mapping[str, Any]) -> None:
-    """Print a line a component, kind and the total: the change, the share above 1 %, and what its nulls say."""
-    nulls = {
-        "changed": "> 1 %",
-        "changed_dense_null": "dense null",
-        "changed_dense_null_stored": "as stored",
-        "changed_shuffled_null": "shuffled",
-    }
-    has_cosine = "cosine" in result["total"]
-    rows = [["component", "delta", "mean of tensors", *nulls.values(), *(["cosine", "null +-"] if has_cosine else [])]]
-    for name, figures in [*result["components"].items(), *result["kinds"].items(), ("total", result["total"])]:
-        shares = [f"{100 * figures[key]['0.01']:.2f} %" for key in nulls]
-        cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"] if has_cosine else []
-        rows.append([name, f"{figures['delta']:.3g}", f"{figures['delta_mean_of_tensors']:.3g}", *shares, *cosines])
-    _print(rows)
-
-
-SPECTRA = {
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
-    "share_in_leading": "norm in leading",
-    "share_on_principal": "norm on principal",
-    "principal_angle_left_max": "largest angle",
-    "singular_value_shift_mean": "value shift",
-}
-
-
-def show_spectra(result: Mapping[str, Any]) -> None:
-    """Print a line a component: each figure, and that of its null."""
-    rows = [["component", *(column for words in SPECTRA.values() for column in (words, "null"))]]
-    for name, figures in result["components"].items():
-        values = [figures[prefix + key] for key in SPECTRA for prefix in ("", "null_")]
-        rows.append([name, *("-" if value is None else f"{value:.3g}" for value in values)])
-    _print(rows)
-
-
-def _print(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        print(first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)), sep="  ")

@@ -18,10 +18,10 @@ from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
-from megatron_prism.eval import endpoint, evaluation, folder, measured, reader, requests, ruler_task, sample, tasks, verdict
+from megatron_prism.eval import averages, endpoint, evaluation, folder, measured, requests, ruler_task, sample, tasks, verdict
 from megatron_prism.eval import model as models_at_rest
+from megatron_prism.eval import reader as readers
 from megatron_prism.eval.measured import Measured
-from megatron_prism.eval.measures import AVERAGES
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked
@@ -74,7 +74,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     """
     raise_problems(check_evaluate(config, world_size))
     by_name: dict[str, Task] = {}
-    measures: dict[str, Measured] = {}
+    to_measure: dict[str, Measured] = {}
     _, problems = start.attempt(partial(folder.begun, config.out))
     for name, wanted in config.tasks.items():
         if tasks.is_sampled(name, wanted):
@@ -83,23 +83,23 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
             by_name |= {} if task is None else {name: task}
         else:
             one, wrong = start.attempt(partial(measured.read, name, wanted), f"tasks.{name}")
-            measures |= {} if one is None else {name: one}
+            to_measure |= {} if one is None else {name: one}
         problems += wrong
-    evaluated, wrong = _model(config)
+    evaluated, wrong = _model(config, by_name)
     if config.against is not None:
         problems += [*start.attempt(partial(folder.summary_of, config.against), "against")[1], *_check_verdict(config, config.against)]
     raise_problems([*problems, *wrong])
     grader.require(question.kind for task in by_name.values() for question in task.questions)
-    how, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
+    reader, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
     if evaluated is not None:
-        raise_problems([problem for one in measures.values() for problem in measured.check(one, evaluated)])
-        how = reader.read(config, evaluated, by_name, world_size)
-        asked = how.ask(by_name.values())
-    raise_problems(_check_ruler(config, by_name, how))
-    figures = _figures(config, how, by_name, asked, world_size)
+        raise_problems([problem for one in to_measure.values() for problem in measured.check(one, evaluated)])
+        reader = readers.read(config, evaluated, by_name, world_size)
+        asked = reader.ask(by_name.values())
+    raise_problems(_check_ruler(config, by_name, reader))
+    figures = _figures(config, reader, by_name, asked, world_size)
     if not log.is_first():
         by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
-    return Resolved(config, how, by_name, asked, measures, figures)
+    return Resolved(config, reader, by_name, asked, to_measure, figures)
 
 
 def _check_verdict(config: EvaluateConfig, against: Path) -> list[Problem]:
@@ -107,7 +107,7 @@ def _check_verdict(config: EvaluateConfig, against: Path) -> list[Problem]:
     problems = []
     if against.resolve() == config.out.resolve():
         problems.append(Problem("against", str(against), "another evaluation than out", "choose another out"))
-    names = {*config.tasks, *(task.set for task in config.tasks.values() if task.set), *AVERAGES}
+    names = {*config.tasks, *(task.set for task in config.tasks.values() if task.set), *averages.NAMES}
     if not any(kind_of(name, task) in ("lm_eval", "held_out") for name, task in config.tasks.items()):
         rules = (("max_drop", config.policy.max_drop), ("min_gain", config.policy.min_gain))
         unknown = [f"{key}.{name}" for key, of in rules for name in of if name not in names]
@@ -117,30 +117,30 @@ def _check_verdict(config: EvaluateConfig, against: Path) -> list[Problem]:
     return problems
 
 
-def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], how: Reader | None) -> list[Problem]:
+def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], reader: Reader | None) -> list[Problem]:
     """Return why RULER's lengths mean nothing to a model: they are of its own tokens, and within its context."""
     problems = []
     for name, task in by_name.items():
         if task.set != ruler_task.RULER:
             continue
-        if how is None and config.model.endpoint is not None and config.model.endpoint.tokenizer is None:
+        if reader is None and config.model.endpoint is not None and config.model.endpoint.tokenizer is None:
             problems.append(Problem("model.endpoint.tokenizer", "no value", f"the model's tokenizer, for the lengths of tasks.{name}"))
-        if how is not None and (longest := max(task.origin["lengths"])) > how.context:
-            problems.append(Problem(f"tasks.{name}.ruler.lengths", str(longest), f"at most the model's context of {how.context}"))
+        if reader is not None and (longest := max(task.origin["lengths"])) > reader.context:
+            problems.append(Problem(f"tasks.{name}.ruler.lengths", str(longest), f"at most the model's context of {reader.context}"))
     return problems
 
 
-def _model(config: EvaluateConfig) -> tuple[Evaluated | None, list[Problem]]:
+def _model(config: EvaluateConfig, by_name: Mapping[str, Task]) -> tuple[Evaluated | None, list[Problem]]:
     """Return the model that the gang will build, None behind an endpoint, and the problems of either."""
     if config.model.endpoint is not None:
-        return None, endpoint.check(config.model.endpoint)
+        return None, endpoint.check(config.model.endpoint, (one for task in by_name.values() for one in task.questions))
     evaluated, problems = start.attempt(partial(models_at_rest.read, config.model), "model")
     grid = config.parallel
     return evaluated, [*problems, *unsupported(grid.vpp, grid.cp, config.fp8 is not None)]
 
 
 def _figures(
-    config: EvaluateConfig, how: Reader | None, by_name: Mapping[str, Task], asked: Mapping[str, Sequence[Asked]], world_size: int
+    config: EvaluateConfig, reader: Reader | None, by_name: Mapping[str, Task], asked: Mapping[str, Sequence[Asked]], world_size: int
 ) -> dict[str, Any]:
     per_task = {
         name: {
@@ -155,7 +155,7 @@ def _figures(
     served = config.model.endpoint
     return {
         "model": f"{served.model} at {served.url}" if served is not None else str(config.model.checkpoint or config.model.hf),
-        **({} if how is None else {"parameters": sum(registry.parameters(how.evaluated.model).values())}),
+        **({} if reader is None else {"parameters": sum(registry.parameters(reader.evaluated.model).values())}),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
         "tasks": per_task,
@@ -217,54 +217,54 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
 
 def _with_ruler(resolved: Resolved, groups: Groups, watchdog: Watchdog) -> Resolved:
     """Return an evaluation with RULER's questions, which all ranks make together, and rank 0 asks."""
-    config, how = resolved.config, resolved.reader
+    config, reader = resolved.config, resolved.reader
     by_name, asked = dict(resolved.tasks), dict(resolved.asked)
     for name, task in resolved.tasks.items():
         if task.set != ruler_task.RULER:
             continue
-        count_tokens = how.count_tokens if how is not None else endpoint.counter(config.model.endpoint)
+        count_tokens = reader.count_tokens if reader is not None else endpoint.counter(config.model.endpoint)
         made = replace(task, questions=ruler_task.questions(config.tasks[name], config.seed, count_tokens, groups, watchdog.doing))
-        if (own := on_first(partial(_ask, how, made))) is not None:
+        if (own := on_first(partial(_ask, reader, made))) is not None:
             by_name[name], asked[name] = made, own
     return replace(resolved, tasks=by_name, asked=asked)
 
 
-def _ask(how: Reader | None, task: Task) -> tuple[Asked, ...]:
-    return requests.ask_elsewhere(task) if how is None else how.ask([task])[task.name]
+def _ask(reader: Reader | None, task: Task) -> tuple[Asked, ...]:
+    return requests.ask_elsewhere(task) if reader is None else reader.ask([task])[task.name]
 
 
-def _chunks(how: Reader, groups: Groups, watchdog: Watchdog) -> Sequence[Any]:
+def _chunks(reader: Reader, groups: Groups, watchdog: Watchdog) -> Sequence[Any]:
     """Build the model, and load its weights."""
     watchdog.doing("reading the model")
-    evaluated = from_first(how.evaluated)  # a run that goes on may have written another checkpoint meanwhile
-    chunks = models.build(evaluated.model, groups, how.config)
+    evaluated = from_first(reader.evaluated)  # a run that goes on may have written another checkpoint meanwhile
+    chunks = models.build(evaluated.model, groups, reader.config)
     models_at_rest.load(evaluated, chunks)
     return chunks
 
 
 def _sampler(resolved: Resolved, chunks: Sequence[Any], work: sample.Work) -> sample.Sampler:
     """Return the engine over the chunks, once it has shown that it is the model; or the endpoint."""
-    config, how = resolved.config, resolved.reader
-    if how is None:
+    config, reader = resolved.config, resolved.reader
+    if reader is None:
         assert config.model.endpoint is not None
         return endpoint.Endpoint(config.model.endpoint)
     longest = from_first(max((len(one.tokens) + one.max_tokens for asked in resolved.asked.values() for one in asked), default=0))
-    given = (chunks, how.evaluated.model, how.evaluated.assets, work.groups)
-    engine = engines.engine_of(reader.sampling_of(config), config.precision, min(longest, how.context), *given)
-    _open_gate(resolved, how, engine, chunks, work)
-    return sample.Local(engine, how.spec, config.cache_tokens)
+    given = (chunks, reader.evaluated.model, reader.evaluated.assets, work.groups)
+    engine = engines.engine_of(readers.sampling_of(config), config.precision, min(longest, reader.context), *given)
+    _open_gate(resolved, reader, engine, chunks, work)
+    return sample.Local(engine, reader.spec, config.cache_tokens)
 
 
-def _open_gate(resolved: Resolved, how: Reader, engine: Engine, chunks: Sequence[Any], work: sample.Work) -> None:
+def _open_gate(resolved: Resolved, reader: Reader, engine: Engine, chunks: Sequence[Any], work: sample.Work) -> None:
     """Compare the engine with the model's own pass on a few prompts, at temperature 1: a wrong engine's scores would look like a weak model's."""
     work.watchdog.doing("comparing engine and model")
     config, tp = resolved.config, resolved.config.parallel.tp
     prompts = from_first([one.tokens[:GATE_TOKENS] for asked in resolved.asked.values() for one in asked][:GATE_PROMPTS])
     tokens = max(map(len, prompts)) + gate.START_TOKENS
-    sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=how.spec.end_ids)
+    sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=reader.spec.end_ids)
     shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)
     trust = gate.at_start(engine, chunks, prompts, sampling, shape, work.groups)
-    gate.require(trust, gate.bound_of(config.precision, reader.sampling_of(config)))
+    gate.require(trust, gate.bound_of(config.precision, readers.sampling_of(config)))
     if work.groups.rank == 0:
         log.get().info("engine and model agree: KL %.2g over %d tokens", trust.kl, trust.num_tokens)
 

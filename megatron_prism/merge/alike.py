@@ -39,6 +39,7 @@ NOT_COMPARED = {
     "rope_parameters",
     "architectures",
     "dtype",
+    "torch_dtype",
 }
 SAID_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 NAME_IT = "--config-from says whose to take, knowing that the other's weights were trained with theirs"
@@ -67,7 +68,8 @@ def _fields(origin: Parent, other: Parent, place: str, is_named: bool) -> Iterat
             fix = f"the merge would lose its head: --config-from {other.path} keeps both heads apart"
             yield Problem(where, found, required, fix)
         elif not is_named:
-            yield Problem(where, found, required, NAME_IT)
+            fix = f"the merge gets a head of its own, {other.path}'s embedding standing for its head: say so by --config-from {origin.path}"
+            yield Problem(where, found, required, fix if field == "tie_word_embeddings" else NAME_IT)
 
 
 def _comparable(model: ModelConfig) -> dict[str, Any]:
@@ -139,9 +141,11 @@ def notes(origin: Parent, other: Parent) -> list[str]:
     dtypes = [", ".join(parent.plan.summary()["dtypes"]) for parent in (origin, other)]
     if dtypes[0] != dtypes[1]:
         said.append(f"weights in {dtypes[0]}, and {dtypes[1]} there")
-    files = [name for name in (tokenizer.FILE, *SAID_FILES) if _sum(origin, name) != _sum(other, name)]
-    if files:
-        said.append(f"its own {', '.join(files)}")
+    files = [name for name in (tokenizer.FILE, *tokenizer.OTHER_FILES, *SAID_FILES) if _sum(origin, name) != _sum(other, name)]
+    if own := [name for name in files if _sum(origin, name) is not None]:
+        said.append(f"its own {', '.join(own)}")
+    if lacking := [name for name in files if _sum(origin, name) is None]:
+        said.append(f"no {', '.join(lacking)}")
     return [f"differs from {other.path}, and the merge takes {origin.path}'s: {text}" for text in said]
 
 

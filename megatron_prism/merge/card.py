@@ -8,11 +8,10 @@ from typing import Any
 
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import describe, write_json, write_text
-from megatron_prism.hf.files import read_object
-from megatron_prism.merge.parent import Parent
+from megatron_prism.merge.parent import PROVENANCE, Parent
 from megatron_prism.merge.plan import Plan, weights
 
-FILE, CARD, PARENT_CARD = "merge.json", "README.md", "README_PARENT.md"
+FILE, CARD, PARENT_CARD = PROVENANCE, "README.md", "README_PARENT.md"
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "library_name")  # true of the merge too
 
 
@@ -33,8 +32,8 @@ def write(plan: Plan, root: Path, sums: list[dict[str, str]]) -> None:
 
 
 def _parent(parent: Parent, weight: str | float | None, sums: Mapping[str, str]) -> dict[str, Any]:
-    before = parent.assets / FILE
-    made_by = {"merge": read_object(before, "a merge's provenance")} if before.is_file() else {}
+    before = parent.provenance
+    made_by = {} if before is None else {"merge": before}
     return {"path": str(parent.path), "weight": weight, "sums": dict(sums), **made_by}
 
 

@@ -23,9 +23,14 @@ Pieces = Callable[[], Iterable[list[torch.Tensor]]]  # the pieces of several ten
 
 
 def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0) -> torch.Tensor:
-    """Return the weighted sum, divided. Source: Model soups, arXiv 2203.05482."""
-    total_N = parts_N[0] * weights[0]
-    for part_N, weight in zip(parts_N[1:], weights[1:], strict=True):
+    """Return the weighted sum, divided. A part of weight 0 is left out: its 0 would make 0 of another's -0.
+
+    Source: Model soups, arXiv 2203.05482.
+    """
+    weighted = [(part_N, weight) for part_N, weight in zip(parts_N, weights, strict=True) if weight != 0]
+    (first_N, first), *others = weighted or [(parts_N[0], 0.0)]
+    total_N = first_N * first
+    for part_N, weight in others:
         total_N.add_(part_N, alpha=weight)
     return total_N if divisor == 1.0 else total_N.div_(divisor)
 
@@ -88,12 +93,12 @@ def least_kept(values: Pieces, num_kept: int) -> list[Least]:
     lowers = _counted(
         [_lower(magnitude_bits(value_N), upper) for value_N, (upper, _) in zip(each, uppers, strict=True)] for each in values()
     )
-    found = []
+    least = []
     for counts, (upper, num_above) in zip(lowers, uppers, strict=True):
         lower, num_between = _kth(counts, num_kept - num_above)
         value = torch.tensor((upper << HALF) | lower, dtype=torch.int32).view(torch.float32)
-        found.append(Least(float(value), num_kept - num_above - num_between))
-    return found
+        least.append(Least(float(value), num_kept - num_above - num_between))
+    return least
 
 
 def largest(values_N: torch.Tensor, least: Least) -> tuple[torch.Tensor, Least]:

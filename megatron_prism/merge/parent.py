@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from megatron_prism.checkpoint import folder, integrity
@@ -21,14 +20,14 @@ from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import blocks, names, registry
-from megatron_prism.hf import bits, safetensors
-from megatron_prism.hf.finite import first_nonfinite
+from megatron_prism.hf import bits, finite, safetensors
+from megatron_prism.hf.files import read_object
 
 if TYPE_CHECKING:
     from megatron_prism.checkpoint.torch_dist import StoredTensor, TensorReader
 
 Read = Callable[[int, int], torch.Tensor]  # from (first row, number of rows) to their values, flat, in the dtype that is stored
-CONFIG = "config.json"
+CONFIG, PROVENANCE = "config.json", "merge.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,18 @@ class Parent:
     def root(self) -> Path:
         return self.plan.root
 
+    @property
+    def provenance(self) -> Mapping[str, Any] | None:
+        """What the parent says of its own parents, where it is a merge; a merge.json of another program says nothing."""
+        path = self.assets / PROVENANCE
+        if not path.is_file():
+            return None
+        try:
+            facts = read_object(path, "a merge's provenance")
+        except CheckpointError:
+            return None
+        return facts if facts.get("kind") == "merge" else None
+
     def of(self, name: str) -> str:
         """Return the rules' name of the parent's tensor that stands for a tensor: its embedding for a head that it does not have apart."""
         return self.embedding if name == names.HEAD and name not in self.own else name
@@ -83,8 +94,10 @@ def open_parent(path: Path) -> Parent:
 
     Raises: CheckpointError with every problem, as an import or an export has them.
     """
-    checkpoints = (path, path / "checkpoints")
-    is_checkpoint = (path / folder.META).is_file() or any(folder.newest(each) is not None for each in checkpoints)
+    try:
+        is_checkpoint = (path / folder.META).is_file() or any(folder.newest(each) is not None for each in (path, path / "checkpoints"))
+    except OSError as error:  # another user's folder, a name too long
+        raise CheckpointError(Problem(str(path), error.strerror or str(error), "a model's folder that may be read")) from None
     plan, reader = plan_export(path) if is_checkpoint else (plan_import(path), None)
     rules = registry.rules(plan.model)
     pairs = [(ruled, spelled) for rule, own in zip(rules, plan.rules, strict=True) for ruled, spelled in zip(rule.hf, own.hf, strict=True)]
@@ -136,14 +149,11 @@ class Source:
             yield of_checkpoint
 
     def _finite(self, piece: bits.Bits, dtype: torch.dtype, name: str, first_row: int) -> torch.Tensor:
-        values = bits.to_tensor(piece.reshape(-1), dtype)
-        if (index := first_nonfinite(piece.reshape(-1), dtype)) is not None:
-            shape, own = self.parent.shapes[name], self.parent.own[name]
-            position = [int(axis) for axis in np.unravel_index(first_row * prod(shape[1:]) + index, shape)]
-            file = self.parent.root if self.parent.reader is not None else self.parent.root / self.parent.plan.places[own].file
-            found = f"{float(values[index])} at {position}"
-            raise CheckpointError(Problem(f"{file}: {own}", found, "finite weights", "fetch the file again, or mend the model"))
-        return values
+        piece, shape, own = piece.reshape(-1), self.parent.shapes[name], self.parent.own[name]
+        file = self.parent.root if self.parent.reader is not None else self.parent.root / self.parent.plan.places[own].file
+        if problem := finite.problem_in(piece, dtype, first_row * prod(shape[1:]), shape, f"{file}: {own}"):
+            raise CheckpointError(problem)
+        return bits.to_tensor(piece, dtype)
 
 
 def _rows(

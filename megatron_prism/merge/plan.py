@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import layout, safetensors
 from megatron_prism.merge import alike
-from megatron_prism.merge.parent import Parent, open_parent
+from megatron_prism.merge.parent import PROVENANCE, Parent, open_parent
 
 # a mixer's decay, step bias and skip: transformers and Megatron-Core compute them in fp32, and a rounding to bf16 moves every step
 KEEPS_DTYPE = re.compile(r"(?:^|\.)(?:A_log|dt_bias|D)$")
@@ -77,6 +77,7 @@ def plan(config: MergeConfig) -> Plan:
         for _, parent in opened
         if parent.root.resolve() in config.out.resolve().parents
     ]
+    problems += _twice(opened)
     raise_problems(problems)
     wanted = (config.config_from or opened[0][1].path).resolve()
     origin = next(parent for _, parent in opened if parent.path.resolve() == wanted)
@@ -92,8 +93,22 @@ def plan(config: MergeConfig) -> Plan:
             targets[name] = (*targets.get(name, ()), each)
     notes = [f"{parent.path}: {note}" for _, parent in opened for note in parent.plan.notes]
     notes += [f"{origin.path}: {note}" for _, parent in others for note in alike.notes(origin, parent)]
+    notes += [
+        f"{parent.path}: its {PROVENANCE} is of no merge by prism, and is left out"
+        for _, parent in opened
+        if (parent.assets / PROVENANCE).is_file() and parent.provenance is None
+    ]
     notes += _heads(origin, [parent for _, parent in opened])
     return Plan(config, tuple(parent for _, parent in opened), origin, shards, targets, tuple(notes))
+
+
+def _twice(opened: list[tuple[str, Parent]]) -> Iterator[Problem]:
+    """Yield a problem for a model that two paths name: a run, and its latest checkpoint. check_merge sees one path given twice."""
+    first: dict[Path, tuple[str, Parent]] = {}
+    for place, parent in opened:
+        other_place, other = first.setdefault(parent.root.resolve(), (place, parent))
+        if other.path.resolve() != parent.path.resolve():
+            yield Problem(f"{place} ({parent.path})", f"the model that {other_place} ({other.path}) is too", "each model once")
 
 
 def _laid_out(origin: Parent, config: MergeConfig) -> tuple[safetensors.Shard, ...]:

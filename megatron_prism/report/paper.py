@@ -34,10 +34,6 @@ class PaperTable:
     cells: Mapping[tuple[str, ...], Mapping[str, float | None]]
     note: str = ""
 
-    def unit_of(self, column: str) -> str:
-        """Return the unit of a column."""
-        return self.units.get(column, self.unit)
-
 
 def read(folder: Path) -> dict[str, PaperTable]:
     """Return all tables of a folder by name. Raises: InputError with every file that holds none."""

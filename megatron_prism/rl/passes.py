@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.core import disk
+from megatron_prism.core import disk, resumable
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, sha256_file, write_json, write_text
 
-FILE, MANIFEST, KIND, SHARDS, LOCK = "passes.jsonl", "manifest.json", "passes", "shards", ".lock"
+FILE, MANIFEST, KIND, SHARDS, COMMAND = "passes.jsonl", resumable.MANIFEST, "passes", "shards", "prism rl filter"
 
 
 @dataclass(frozen=True)
@@ -165,38 +165,11 @@ class Folder:
         return self.root / SHARDS / f"{shard:06d}.jsonl"
 
 
-@contextmanager
-def held(root: Path, describe: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """Hold a filter's folder for this process, and write the manifest of a new one.
-
-    Raises: EnvironmentFault where another process filters there, or it cannot be written.
-    """
-    with disk.writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with disk.held(root / LOCK, "prism rl filter"):
-            if not (root / MANIFEST).is_file():
-                write_json(root / MANIFEST, describe())
-            yield
+def held(root: Path, describe: Callable[[], Mapping[str, Any]]) -> AbstractContextManager[Mapping[str, Any]]:
+    """Hold a filter's folder for this process: resumable.held."""
+    return resumable.held(root, KIND, COMMAND, describe)
 
 
 def begun(root: Path) -> Mapping[str, Any] | None:
-    """Return the manifest of a filter that has begun in a folder. None: the folder is new or empty.
-
-    Raises: InputError where the folder holds anything else.
-    """
-    if not root.exists():
-        return None
-    problem = Problem(f"out ({root})", "files that prism rl filter did not write", "a new folder, or a filter's", "choose another out")
-    if not root.is_dir():
-        raise InputError(problem)
-    if not (root / MANIFEST).is_file():
-        if any(path.name != LOCK and not path.name.endswith(".tmp") for path in root.iterdir()):
-            raise InputError(problem)
-        return None
-    try:
-        described = read_json(root / MANIFEST)
-    except (OSError, ValueError):
-        raise InputError(problem) from None
-    if described.get("kind") != KIND:
-        raise InputError(problem)
-    return described
+    """Return the manifest of a filter that has begun in a folder: resumable.begun."""
+    return resumable.begun(root, KIND, COMMAND)

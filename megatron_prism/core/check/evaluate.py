@@ -14,6 +14,7 @@ from megatron_prism.core.errors import Problem
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # a task's: it stands in keys of a command line
 OWN_SECTION, LEADERBOARD = ("ruler", "lm_eval", "held_out"), "leaderboard_"
+MIN_TEMPERATURE = 1e-30  # logits are fp32
 ONLY_OF_QUESTIONS = ("num_samples", "temperature", "top_p", "think", "answer")
 
 
@@ -67,6 +68,8 @@ def _check_task(where: str, task: TaskConfig) -> Iterator[Problem]:
         yield Problem(f"{where}.lm_eval.names", "none", "lm-eval's names of tasks; or set: leaderboard_v1, leaderboard_v2")
     if kind == "held_out" and task.held_out is None:
         yield Problem(f"{where}.held_out", "no value", "{mixture, seq_length}")
+    if task.temperature is not None and 0 < task.temperature < MIN_TEMPERATURE:
+        yield Problem(f"{where}.temperature", str(task.temperature), f"0 (greedy), or at least {MIN_TEMPERATURE}: logits / it is finite")
     for name in ONLY_OF_QUESTIONS if kind in ("lm_eval", "held_out") else ():
         if getattr(task, name) is not None:
             yield Problem(f"{where}.{name}", str(getattr(task, name)), f"null: a task of {kind} has its own")

@@ -11,7 +11,7 @@ from megatron_prism.core.errors import Problem
 
 WITH_BASE = ("task_arithmetic", "ties")
 ONLY_FOR = {"t": ("slerp",), "density": ("ties",), "scale": WITH_BASE, "any_sum": ("linear",), "base_model": WITH_BASE}
-SUM_TOLERANCE = 1e-6  # of weights written with six digits
+SUM_TOLERANCE = 5e-7  # of each weight: half of the last of six digits
 
 
 def check_merge(config: MergeConfig) -> list[Problem]:
@@ -53,11 +53,12 @@ def _check_weights(config: MergeConfig) -> Iterator[Problem]:
     if config.method != "linear" or not weights or None in weights:
         return
     total = sum(weight for weight in weights if weight is not None)
+    tolerance = len(weights) * SUM_TOLERANCE * (1 + 1e-6)  # the sum has roundings of its own
     if config.normalize and config.any_sum:
         yield Problem("any_sum", "true with normalize: true", "one of them", "normalize divides by the sum, any_sum does not")
-    elif config.normalize and abs(total) <= SUM_TOLERANCE:
+    elif config.normalize and abs(total) <= tolerance:
         yield Problem("models", f"weights that sum to {total:g}", "a sum to divide by")
-    elif not config.normalize and not config.any_sum and abs(total - 1) > SUM_TOLERANCE:
+    elif not config.normalize and not config.any_sum and abs(total - 1) > tolerance:
         fix = "--normalize (normalize: true) divides them by their sum, --any-sum (any_sum: true) takes them as they are"
         yield Problem("models", f"weights that sum to {total:g}", "weights that sum to 1", fix)
 

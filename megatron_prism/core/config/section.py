@@ -54,7 +54,7 @@ class Range:
         if self.ge == 0 and self.lt is None:
             return "0 or more"
         limits = {"at least": self.ge, "more than": self.gt, "at most": self.le, "below": self.lt, "a number other than": self.ne}
-        return " and ".join(f"{words} {_number(bound)}" for words, bound in limits.items() if bound is not None)
+        return " and ".join(f"{words} {_number(bound)}" for words, bound in limits.items() if bound is not None) or "a finite number"
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_prism.analysis import spectra
 from megatron_prism.jobs import analyze
+from megatron_prism.report import analysis
 from tests.parity.tiny import random_model
 
 
@@ -50,6 +51,25 @@ def test_ranks_are_numpys_and_the_randomised_svd_agrees(monkeypatch: pytest.Monk
     assert spectra.ranks(spectra.leading(torch.zeros(9, 9), 2, 0), 0.0)["stable_rank"] == 0
 
 
+def test_the_randomised_svd_holds_for_a_flat_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = gaussian(800, 600, seed=5)
+    new = old + 3e-3 * gaussian(800, 600, seed=6)
+    exact = spectra.spectra(old, new, 8, seed=0)
+    monkeypatch.setattr(spectra, "EXACT", 8)
+    drawn = spectra.spectra(old, new, 8, seed=0)
+    for name, rel in {"stable_rank": 1e-3, "share_in_leading": 1e-2, "principal_angle_left_max": 0.2}.items():
+        assert drawn[name] == pytest.approx(exact[name], rel=rel), name
+    monkeypatch.setattr(spectra, "NUM_ITERATIONS", 4)
+    few = spectra.spectra(old, new, 8, seed=0)["principal_angle_left_max"]
+    assert few != pytest.approx(exact["principal_angle_left_max"], rel=0.5)
+
+
+def test_a_matrix_of_low_rank_has_no_shift_of_its_zeros() -> None:
+    old = torch.zeros(64, 48, dtype=torch.float64)
+    old[:2] = gaussian(2, 48, seed=11)
+    assert spectra.spectra(old, 1.5 * old, 8, seed=0)["singular_value_shift_max"] == pytest.approx(0.5)
+
+
 def test_sparse_low_rank_and_dense_updates_differ() -> None:
     old = gaussian(96, 64, seed=7)
     dense = 0.01 * gaussian(96, 64, seed=8)
@@ -80,4 +100,4 @@ def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     assert ranks[moved] == pytest.approx(1, abs=1e-3)
     assert all(rank == 0 for name, rank in ranks.items() if name != moved)
     assert {"q", "gate", "up", "down", "in_proj", "out_proj"} <= {*result["components"]} and "embed/lm_head" not in result["components"]
-    analyze.show_spectra(result)
+    assert len(list(analysis.spectra(result))) == 1 + len(result["components"])

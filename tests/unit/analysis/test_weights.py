@@ -17,6 +17,7 @@ from megatron_prism.analysis.components import KIND_OF, parts_of
 from megatron_prism.core.errors import PrismError
 from megatron_prism.hf import bits
 from megatron_prism.jobs import analyze, convert
+from megatron_prism.report import analysis
 from tests.parity.tiny import FAMILIES, random_model
 
 ONE_PERCENT = weights.THRESHOLDS.index(0.01)
@@ -115,7 +116,8 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
     for name, value in before.items():
         delta = after[name].double() - value.double()
         told = result["tensors"][name]
-        assert told["delta"] == pytest.approx(float(delta.norm() / value.double().norm()), rel=1e-6)
+        relative = pytest.approx(float(delta.norm() / value.double().norm()), rel=1e-6)
+        assert told["delta"] == (relative if value.any() else None)  # a new model's conv1d.bias is zeros
         assert told["changed"]["0.01"] == pytest.approx(float((delta.abs() > 0.01 * value.double().abs()).double().mean()), abs=2e-4)
         assert told["parameters"] == value.numel() and told["cosine"] == pytest.approx(1)
         squares["delta"] += float(delta.norm() ** 2)
@@ -139,3 +141,37 @@ def test_models_that_differ_in_shape_are_refused_and_positions_may_differ(tmp_pa
         analyze.run_weights(base, tmp_path / "d", None, 1, 0)
     with pytest.raises(PrismError):
         convert.plan_import(tmp_path / "none")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    base, other = folders(tmp_path, "llama", 0.01)
+    values = load_file(other / "model.safetensors")
+    values["model.layers.1.self_attn.q_proj.weight"][3, 5] = value
+    save_file(values, other / "model.safetensors", metadata={"format": "pt"})
+    said = rf"b/model\.safetensors: model\.layers\.1\.self_attn\.q_proj\.weight: found {value} at \[3, 5\]"
+    for one, two in ((base, other), (other, base)):
+        with pytest.raises(PrismError, match=said):
+            analyze.run_weights(one, two, None, 1, 0)
+        with pytest.raises(PrismError, match=said):
+            analyze.run_spectra(one, two, 4, 0)
+
+
+def test_what_was_zeros_has_no_relative_change_and_the_result_is_json(tmp_path: Path) -> None:
+    base, other = folders(tmp_path, "llama", 0.01)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    values = load_file(base / "model.safetensors")
+    save_file({**values, name: torch.zeros_like(values[name])}, base / "model.safetensors", metadata={"format": "pt"})
+    weights_of, spectra_of = analyze.run_weights(base, other, None, 1, 0), analyze.run_spectra(base, other, 4, 0)
+    json.dumps([weights_of, spectra_of], allow_nan=False)
+    assert any(line.startswith("total ") for line in analysis.weights(weights_of)) and list(analysis.spectra(spectra_of))
+    assert weights_of["tensors"][name]["delta"] is None and weights_of["total"]["delta"] > 0
+    assert spectra_of["tensors"][name]["singular_value_shift_max"] is None and spectra_of["tensors"][name]["stable_rank"] > 1
+
+
+def test_a_tied_head_beside_one_apart_is_refused_by_its_cause(tmp_path: Path) -> None:
+    random_model("llama").save_pretrained(tmp_path / "a")
+    random_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "b")
+    for one, two in (("a", "b"), ("b", "a")):
+        with pytest.raises(PrismError, match="tie_word_embeddings: found (True|False); required"):
+            analyze.run_weights(tmp_path / one, tmp_path / two, None, 1, 0)

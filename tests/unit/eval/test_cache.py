@@ -40,9 +40,10 @@ def test_a_damaged_line_is_not_there_and_the_others_are(tmp_path: Path, change: 
     assert dict(Kept(tmp_path)) == {"a": "again", "b": "three"} and len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_a_killed_write_leaves_is_not_read(tmp_path: Path) -> None:
+def test_what_a_killed_write_or_a_copy_leaves_is_not_read(tmp_path: Path) -> None:
     Kept(tmp_path).write({"a": 1})
-    (tmp_path / ".000001.jsonl.7.tmp").write_text("what a killed process left")
+    for name in (".000001.jsonl.7.tmp", "000000 (copy).jsonl", "._000000.jsonl"):
+        (tmp_path / name).write_text("what a killed process, a person or another system left")
     kept = Kept(tmp_path)
     kept.write({"b": 2})
     assert dict(Kept(tmp_path)) == {"a": 1, "b": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Sequence
@@ -89,6 +90,12 @@ def test_trap_4_how_many_begin_of_text_tokens_there_are_is_known(spec: Tokenizer
     assert ask(plain, with_bos, bos="none")[0].prompt_sha256 == ask(plain, spec)[0].prompt_sha256 != ask(plain, with_bos)[0].prompt_sha256
 
 
+def test_a_prompt_of_no_tokens_is_refused(spec: TokenizerSpec) -> None:
+    for bos, is_refused in (("none", True), ("tokenizer", False), ("one", False)):
+        _, problems = requests.ask(task("", "a"), spec, None, 64, "shorten", bos)
+        assert [(problem.where, problem.found) for problem in problems] == [("tasks.t question q0", "a prompt of 0 tokens")] * is_refused
+
+
 def test_trap_7_a_chat_is_not_the_plain_text(tiny_tokenizer: Path, spec: TokenizerSpec, tmp_path: Path) -> None:
     folder = tmp_path / "chat"
     shutil.copytree(tiny_tokenizer, folder)
@@ -113,6 +120,7 @@ def test_a_prompt_without_room_is_shortened_clipped_or_refused(with_bos: Tokeniz
     for context, overlong in ((size + 3, "refuse"), (size, "shorten"), (size - 30, "refuse"), (7, "clip")):
         _, (problem,) = requests.ask(long, with_bos, None, context, overlong, "tokenizer")  # type: ignore[arg-type]
         assert problem.where == "tasks.t question q0" and f"at most the context of {context}" in problem.required
+        assert ("overlong: clip" in (problem.fix or "")) == (overlong != "clip")  # the way out is not where the user stands
 
 
 def test_shards_have_one_sampling_each_and_hold_every_request_once(spec: TokenizerSpec) -> None:
@@ -188,12 +196,50 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
         {"id": "f", "kind": "poem", "prompt": "?"},
         {"id": "g", "kind": "strings", "prompt": "?", "gold": "all", "choices": ["x"]},
         {"id": "h", "kind": "strings", "prompt": "?", "gold": "x"},
+        {"id": "i", "kind": "math", "prompt": "?", "gold": "1", "max_tokens": 0},
+        {"id": "j", "kind": "math", "prompt": "?", "gold": "1", "max_tokens": -5},
+        {"id": "k", "kind": "code", "prompt": "f", "tests": {"kind": "stdin", "cases": []}},
+        {"id": "l", "kind": "code", "prompt": "f", "tests": {"kind": "asserts", "code": "assert f(1) == 2", "prompt": "def f(x):"}},
+        {"id": "m", "kind": "math", "prompt": [{"role": "user", "text": "?"}], "gold": "1"},
+        {"id": "n", "kind": "math", "prompt": [], "gold": "1"},
     ]
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n\n")
     with pytest.raises(InputError) as raised:
         own_file.load(path)
     places = [problem.where.removeprefix(f"{path}:") for problem in raised.value.problems]
-    assert places == ["2:gold", "3:id", "4:tests", "5:gold", "6:answer", "7:kind", "9:gold", "10"]
+    assert places == [
+        "2:gold",
+        "3:id",
+        "4:tests",
+        "5:gold",
+        "6:answer",
+        "7:kind",
+        "9:gold",
+        "10:max_tokens",
+        "11:max_tokens",
+        "12:tests",
+        "13:tests",
+        "14:prompt",
+        "15:prompt",
+        "16",
+    ]
     path.write_text(json.dumps(lines[0]))
     assert own_file.load(path)[0].gold == "2"
+
+
+def test_a_file_of_ones_own_may_be_packed_and_is_refused_where_it_is_one_document(tmp_path: Path) -> None:
+    line = json.dumps({"id": "a", "kind": "math", "prompt": "1\u2028+ 1", "gold": "2"}, ensure_ascii=False).encode()
+    for name, data in {"a.jsonl.gz": gzip.compress(line), "a.jsonl": b"\xef\xbb\xbf" + line + b"\r\n\r\n", "a.txt": line + b"\n"}.items():
+        (tmp_path / name).write_bytes(data)
+        assert [one.prompt for one in own_file.load(tmp_path / name)] == ["1\u2028+ 1"]
+    for name, data, found in (
+        ("b.jsonl", b"[\n" + line + b"]", "an array"),
+        ("b.parquet", b"PAR1", "a .parquet file"),
+        ("b.jsonl.gz", b"", "no "),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=found):
+            own_file.load(tmp_path / name)
+    with pytest.raises(InputError, match="no such file"):
+        own_file.load(tmp_path / "c.jsonl")

@@ -21,7 +21,8 @@ def shares(policy: PolicyConfig, draw_changes: Callable[[np.random.Generator], d
     """Return the share of each decision among simulated evaluations."""
     draw = np.random.default_rng(2026)
     rules = [(rule, {rule.measure: 1.0}) for rule in rules_of(policy)]
-    counts = Counter(whole(judge(rules, draw_changes(draw), policy)) for _ in range(NUM_SIMULATIONS))
+    drawn = (draw_changes(draw) for _ in range(NUM_SIMULATIONS))
+    counts = Counter(whole(judge(rules, changes, {task: one.num_pairs for task, one in changes.items()}, policy)) for changes in drawn)
     return {decision: count / NUM_SIMULATIONS for decision, count in counts.items()}
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from megatron_prism.cli import gang
+from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
-from megatron_prism.eval import folder
+from megatron_prism.eval import evaluation, folder
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
@@ -63,6 +65,20 @@ def test_the_options_are_a_config(words: list[str], values: dict[str, Any], monk
     assert {(one.limit, one.num_samples) for one in made.tasks.values()} == {(3, None) if "limit" in values else (None, 2)}
 
 
+def test_a_path_of_the_options_is_no_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(gang, "run", lambda job, kind, path, given, *rest: seen.append(load(path, kind, given)) or {})
+    words = ["--hf", "m #2", "--tasks", "x=a #1: b.jsonl, y=[c]", "--out", 'o "#3"', "--against", "1 #4"]
+    assert CliRunner().invoke(app, ["evaluate", *words]).exit_code == 0
+    (made,) = seen
+    named = made.model.hf, made.tasks["x"].path, made.tasks["y"].path, made.out, made.against
+    assert [str(path) for path in named] == ["m #2", "a #1: b.jsonl", "[c]", 'o "#3"', "1 #4"]
+
+
+def test_a_task_that_is_named_twice_is_refused() -> None:
+    assert "x twice" in str(CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x=a,x=b"]).exception)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -85,6 +101,7 @@ def test_every_problem_of_a_config_is_named() -> None:
         "ruler": {"held_out": {"mixture": "m", "seq_length": 8}},
         "lm_eval": {"num_samples": 3},
         "c": {**TASK, "top_p": 0.0},
+        "d": {**TASK, "temperature": 1e-40},
     }
     made = config(model={"hf": "hf", "endpoint": served}, tasks=tasks, bos="one")
     assert [problem.where for problem in check_evaluate(made, 2)] == [
@@ -98,6 +115,7 @@ def test_every_problem_of_a_config_is_named() -> None:
         "tasks.a b",
         "tasks.lm_eval.lm_eval.names",
         "tasks.lm_eval.num_samples",
+        "tasks.d.temperature",
     ]
     assert not check_evaluate(config(), 1)
 
@@ -168,6 +186,41 @@ def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(tmp_path: 
     assert {"against", "policy.max_drop.mnie"} == {one.where for one in raised.value.problems} - {f"out ({tmp_path}/new/../old)"}
     twice = config(policy={"max_drop": {"a": 0.1}, "min_gain": {"a": 0.1}}, against="old")
     assert [one.where for one in check_evaluate(twice, 1)] == ["policy.min_gain.a"]
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_refused(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    model = tmp_path / "hf"
+    shutil.copytree(tiny_checkpoint.parent / "hf", model)
+    for path in model.glob("*config.json"):
+        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("bos")}))
+    given = {"model": {"hf": str(model)}, "out": str(tmp_path / "new"), "tasks": {"mine": {"set": "file", "path": str(questions)}}}
+    evaluate.resolve(config(**given), 1)
+    with pytest.raises(InputError, match="bos: found one; required a tokenizer with a BOS"):
+        evaluate.resolve(config(**given, bos="one"), 1)
+
+
+def test_a_tokenizer_that_changed_answers_again(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
+    """The weights' sums do not know it, and a prompt's ids may be the same: its decoder wrote the texts that are kept."""
+    model = tmp_path / "hf"
+    shutil.copytree(tiny_checkpoint.parent / "hf", model)
+    given = {"model": {"hf": str(model)}, "out": str(tmp_path / "new"), "tasks": {"mine": {"set": "file", "path": str(questions)}}}
+    asked = []
+    for decoder in ("as it was", {"type": "Fuse"}):
+        if decoder != "as it was":
+            values = json.loads((model / "tokenizer.json").read_text())
+            (model / "tokenizer.json").write_text(json.dumps({**values, "decoder": decoder}))
+        made = evaluate.resolve(config(**given), 1)
+        with ExitStack() as stack:
+            asked.append(evaluation.begin(made.config, made.identity(), made.reader, made.tasks, made.asked, stack).wanted)
+    assert [one.asked.prompt_sha256 for one in asked[0]] == [one.asked.prompt_sha256 for one in asked[1]]
+    assert not {one.key for one in asked[0]} & {one.key for one in asked[1]}
+
+
+def test_a_result_does_not_overwrite_the_summary(tmp_path: Path) -> None:
+    folder.finish(tmp_path, [], {"kind": folder.KIND, "tasks": {}})
+    with pytest.raises(InputError, match="is no result"):
+        options.finish({"score": 1}, tmp_path / folder.SUMMARY)
+    assert folder.summary_of(tmp_path)["kind"] == folder.KIND
 
 
 def test_two_evaluations_in_one_folder_are_refused(tmp_path: Path) -> None:

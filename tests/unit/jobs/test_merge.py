@@ -62,6 +62,8 @@ def test_what_is_wrong_is_named_by_its_option_or_file(prism: Prism, models: tupl
     assert code == 2 and "--method: found 'karcher'; required 'linear', 'slerp', 'task_arithmetic' or 'ties'" in said
     code, said = prism("merge", "--model", one, "--model", f"{two}=nan", "--out", tmp_path / "x")
     assert code == 2
+    code, said = prism("merge", "--model", "=0.5", "--model", f"{two}=0.5", "--out", tmp_path / "x")
+    assert code == 2 and "--model: found '=0.5'; required DIR=WEIGHT; no folder is named" in said
     (tmp_path / "a.yaml").write_text(
         yaml.safe_dump({"out": str(tmp_path / "x"), "models": [{"path": str(one)}, {"path": str(two), "weight": 1}]})
     )
@@ -70,6 +72,28 @@ def test_what_is_wrong_is_named_by_its_option_or_file(prism: Prism, models: tupl
     code, said = prism("merge", tmp_path / "a.yaml", "--t", 0.5)
     assert code == 2 and "--t beside" in said
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_whose_name_ends_in_a_number_needs_no_weight(prism: Prism, models: tuple[Path, Path], tmp_path: Path) -> None:
+    one, two = models
+    words = ("merge", "--out", tmp_path / "x", "--dry-run")
+    assert prism(*words, "--model", one, "--model", two, "--method", "slerp", "--t", 0.5)[0] == 0
+    code, said = prism(*words, "--model", one, "--model", f"{two}=1")
+    assert code == 2 and f"models.0.weight: found no value; required the weight of {one}" in said
+
+
+@pytest.mark.parametrize("by", ["options", "a YAML"])
+def test_a_result_never_overwrites_a_models_file(prism: Prism, models: tuple[Path, Path], tmp_path: Path, by: str) -> None:
+    one, two = models
+    config = two / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()), indent=2))  # begins as a result does
+    before = config.read_bytes()
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump({"out": str(tmp_path / "x"), "models": [{"path": str(one), "weight": 0.5}, {"path": str(two), "weight": 0.5}]})
+    )
+    options = ("--model", f"{one}=0.5", "--model", f"{two}=0.5", "--out", tmp_path / "x")
+    code, said = prism("merge", *(options if by == "options" else [tmp_path / "a.yaml"]), "--json", config)
+    assert code == 2 and "--json: found" in said and config.read_bytes() == before and not (tmp_path / "x").exists()
 
 
 def test_it_can_be_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

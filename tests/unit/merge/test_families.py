@@ -113,7 +113,7 @@ def test_an_untied_parent_keeps_its_head_only_where_its_config_does(tied: Path, 
     for keys in ({}, {"config_from": str(tied)}):
         with pytest.raises(InputError, match="the merge would lose its head: --config-from"):
             run(tmp_path / "out", tied, untied, **keys)
-    with pytest.raises(InputError, match="--config-from says"):
+    with pytest.raises(InputError, match="say so by --config-from"):
         run(tmp_path / "out", untied, tied)
     run(tmp_path / "out", tied, untied, config_from=str(untied))
     first, second, found = tensors(tied), tensors(untied), tensors(tmp_path / "out")

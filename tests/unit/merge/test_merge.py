@@ -83,3 +83,33 @@ def test_pieces_come_to_their_places(base: Path, mid: Path, tmp_path: Path, monk
     monkeypatch.setattr("megatron_prism.hf.bits.PIECE_BYTES", piece_bytes)
     merge.run(config(tmp_path / "two", (base, 0.15), (tmp_path / "ckpt", 0.85)))
     assert worst(tensors(tmp_path / "two"), tensors(tmp_path / "one")) == 0.0
+
+
+@pytest.mark.parametrize("keys", [{"weights": (1.0, 0.0)}, {"method": "slerp", "t": 0.0, "weights": (None, None)}])
+def test_a_weight_of_0_leaves_every_bit_of_the_other_model(base: Path, mid: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    changed(base, lambda _, value: torch.where(value > 1, -0.0, value))  # a sum with 0 would make 0 of -0
+    weights = keys.pop("weights")
+    merge.run(config(tmp_path / "one", (base, weights[0]), (mid, weights[1]), **keys))
+    if "t" not in keys:
+        merge.run(config(tmp_path / "two", (mid, weights[1]), (base, weights[0]), **keys))
+    else:
+        merge.run(config(tmp_path / "two", (mid, None), (base, None), **{**keys, "t": 1.0}))
+    before = tensors(base)
+    for out in ("one", "two"):
+        found = tensors(tmp_path / out)
+        assert all(torch.equal(found[name].view(torch.int32), before[name].view(torch.int32)) for name in before)
+
+
+def test_weights_of_six_digits_sum_to_1(base: Path, mid: Path, other: Path, tmp_path: Path) -> None:
+    merge.run(config(tmp_path / "out", *((root, 0.333333) for root in (base, mid, other))), dry_run=True)
+
+
+def test_a_merge_json_of_another_program_is_no_provenance(base: Path, mid: Path, tmp_path: Path) -> None:
+    merge.run(config(tmp_path / "ours", (base, 0.5), (mid, 0.5)))
+    for text in ("[1]", "{broken", "{}"):
+        (mid / "merge.json").write_text(text)
+        notes = merge.run(config(tmp_path / "out", (tmp_path / "ours", 0.15), (mid, 0.85)))["notes"]
+        ours, theirs = json.loads((tmp_path / "out/merge.json").read_text())["parents"]
+        assert ours["merge"]["kind"] == "merge" and "merge" not in theirs
+        assert notes == [f"{mid}: its merge.json is of no merge by prism, and is left out"]
+        shutil.rmtree(tmp_path / "out")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
-from megatron_prism.jobs import merge
+from megatron_prism.jobs import convert, merge
 from tests.unit.merge.folders import changed, moved
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -43,6 +43,8 @@ def edit(root: Path, file: str = "config.json", **changes: Any) -> None:
     ("keys", "said"),
     [
         ({"weights": (0.15, 0.8)}, r"models: found weights that sum to 0\.95; required weights that sum to 1; --normalize"),
+        ({"weights": (0.15, 0.849998)}, "models: found weights that sum to 0.999998"),
+        ({"weights": (0.15, float("nan"))}, r"models\.1\.weight: found nan; required a finite number"),
         ({"weights": (0.15, None)}, r"models\.1\.weight: found no value"),
         ({"weights": (1.0, -1.0), "normalize": True}, "models: found weights that sum to 0; required a sum to divide by"),
         ({"normalize": True, "any_sum": True}, "any_sum: found true with normalize"),
@@ -110,7 +112,7 @@ def test_what_changes_no_value_is_said(base: Path, mid: Path, tmp_path: Path) ->
     (mid / "generation_config.json").write_text('{"eos_token_id": 3}')
     named = [{"path": str(base), "weight": 0.15}, {"path": str(mid), "weight": 0.85}]
     notes = "\n".join(merge.run(build({"out": str(tmp_path / "out"), "models": named}, MergeConfig, str), dry_run=True)["notes"])
-    for said in ("max_position_embeddings 32, and 64 there", "eos_token_id 2, and 3 there", "its own generation_config.json"):
+    for said in ("max_position_embeddings 32, and 64 there", "eos_token_id 2, and 3 there", "no generation_config.json"):
         assert f"differs from {mid}, and the merge takes {base}'s: {said}" in notes
     assert not (tmp_path / "out").exists()
 
@@ -189,3 +191,38 @@ def test_a_damaged_parent(base: Path, mid: Path, tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size - 2)
     assert "truncated" in attempt(tmp_path / "out", base, mid)
+
+
+def test_a_run_and_its_checkpoint_are_one_model(base: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
+    checkpoint.parent.mkdir(parents=True)
+    convert.run_import(base, checkpoint, dry_run=False)
+    refusal = attempt(tmp_path / "out", tmp_path / "run", checkpoint)
+    assert f"models.1.path ({checkpoint}): found the model that models.0.path ({tmp_path / 'run'}) is too" in refusal
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(base: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 300)
+    assert f"models.1.path {long}: found File name too long" in attempt(tmp_path / "out", base, long)
+
+
+def test_what_the_origin_lacks_is_said(base: Path, mid: Path, tmp_path: Path) -> None:
+    (base / "tokenizer.json").unlink()
+    named = [{"path": str(base), "weight": 0.15}, {"path": str(mid), "weight": 0.85}]
+    notes = merge.run(build({"out": str(tmp_path / "out"), "models": named}, MergeConfig, str), dry_run=True)["notes"]
+    assert notes == [f"{base}: differs from {mid}, and the merge takes {base}'s: no tokenizer.json"]
+
+
+def test_a_tied_head_beside_one_apart_says_whose_config_to_take(base: Path, mid: Path, tmp_path: Path) -> None:
+    edit(mid, tie_word_embeddings=True)
+    changed(mid, lambda name, tensor: tensor)
+    for file in mid.glob("*.safetensors"):
+        values = load_file(file)
+        values.pop("lm_head.weight", None)
+        save_file(values, file, metadata={"format": "pt"})
+    index = mid / "model.safetensors.index.json"
+    described = json.loads(index.read_text())
+    described["weight_map"].pop("lm_head.weight")
+    index.write_text(json.dumps(described))
+    for models in ((base, mid), (mid, base)):
+        assert f"--config-from {base}" in attempt(tmp_path / "out", *models)
