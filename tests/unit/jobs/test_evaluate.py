@@ -204,7 +204,7 @@ def test_a_tokenizer_that_changed_answers_again(tmp_path: Path, tiny_checkpoint:
 
 
 def test_a_result_does_not_overwrite_the_summary(tmp_path: Path) -> None:
-    folder.finish(tmp_path, [], {"kind": folder.KIND})
+    folder.finish(tmp_path, [], {"kind": folder.KIND, "tasks": {}})
     with pytest.raises(InputError, match="is no result"):
         options.finish({"score": 1}, tmp_path / folder.SUMMARY)
     assert folder.summary_of(tmp_path)["kind"] == folder.KIND
