@@ -16,6 +16,7 @@ import torch
 
 from megatron_prism.checkpoint import sharded
 from megatron_prism.checkpoint.plan import plan_import
+from megatron_prism.core import resumable
 from megatron_prism.core.config import EvaluateConfig, GangConfig
 from megatron_prism.core.errors import CheckpointError
 from megatron_prism.core.load import build
@@ -71,12 +72,12 @@ def die(by: str = "SIGKILL") -> None:
 
 POINTS: dict[str, tuple[Any, str, int, bool]] = {
     # a function, how often it is called before the call at which the process is killed, and whether after that call
-    "described": (folder, "write_json", 0, True),
+    "described": (resumable, "write_json", 0, True),
     "sampled": (sample, "_keep", 1, False),
     "written": (sample, "_keep", 1, True),
     "graded": (Judge, "grade", 1, True),
     "joined": (folder, "sha256_file", 0, False),
-    "sealed": (folder, "write_json", 1, True),
+    "sealed": (folder, "write_json", 0, True),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+from megatron_prism.core import resumable
 from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.load import build
 from megatron_prism.grade.outcome import Graded, Item
@@ -49,13 +50,13 @@ def die(by: str = "SIGKILL") -> None:
 
 POINTS: dict[str, tuple[Any, str, int, bool, int]] = {
     # a function, how often it is called before the call at which the process is killed, whether after that call, and the shards there then
-    "described": (passes, "write_json", 0, True, 0),
+    "described": (resumable, "write_json", 0, True, 0),
     "sampled": (rollout, "grade", 2, False, 2),
     "graded": (rollout, "agreed", 2, True, 2),
     "written": (passes.Folder, "write", 2, True, 3),
     "counted": (passes.Folder, "finish", 0, False, 5),
     "joined": (passes, "sha256_file", 0, False, 5),
-    "sealed": (passes, "write_json", 1, True, 5),
+    "sealed": (passes, "write_json", 0, True, 5),
     "removed": (passes.shutil, "rmtree", 0, True, 0),
 }
 
