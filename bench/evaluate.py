@@ -29,8 +29,8 @@ from bench.generate import hf_model
 from megatron_prism.checkpoint import folder, reference, sharded
 from megatron_prism.core.config import GangConfig
 from megatron_prism.data import tokenizer
-from megatron_prism.eval.lm import GangLM, InMemory
-from megatron_prism.eval.serve import Asking, Served
+from megatron_prism.eval.retention.lm import GangLM, InMemory
+from megatron_prism.eval.retention.serve import Asking, Served
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
 from megatron_prism.parallel.groups import gang

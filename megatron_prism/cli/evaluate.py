@@ -80,7 +80,7 @@ def compare(
     """
     from megatron_prism.core.config.policy import PolicyConfig
     from megatron_prism.core.load import load
-    from megatron_prism.eval import verdict
+    from megatron_prism.eval.verdicts import verdict
     from megatron_prism.jobs import evaluate_compare as job
 
     made, values = job.run(new, against, load(policy, PolicyConfig, overrides or []), out)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from megatron_prism.eval.leaderboards import BY_VERSION, Benchmark, slope
+from megatron_prism.eval.retention.leaderboards import BY_VERSION, Benchmark, slope
 
 # avg: the paper's, in which domains weigh the same. avg_of_six: the project page's, of the six benchmarks.
 DOMAINS: Mapping[str, tuple[str, ...]] = {

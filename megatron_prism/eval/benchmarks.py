@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.eval import rows
-from megatron_prism.eval.rows import Row
+from megatron_prism.eval.sets import rows
+from megatron_prism.eval.sets.rows import Row
 
 Side = Literal["question", "answer"]
 # fields of published sets; a record's first that has text is read

@@ -22,7 +22,7 @@ from megatron_prism.eval import held_out
 from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
-from megatron_prism.eval.serve import Row, Score, Served
+from megatron_prism.eval.retention.serve import Row, Score, Served
 from megatron_prism.generate.engine import Rollout, Sampling
 from megatron_prism.parallel.groups import Groups
 
@@ -64,7 +64,7 @@ def read(name: str, config: TaskConfig) -> Measured:
     """Return a task that is measured. Raises: InputError where its mixture is none, or lm-eval lacks a task or its file."""
     if config.held_out is not None:
         return Measured(name, config, read_prepared(config.held_out.mixture), {})
-    from megatron_prism.eval import harness
+    from megatron_prism.eval.retention import harness
 
     wanted = config.lm_eval or LmEvalConfig()
     made = Measured(name, config, None, {of: _sum(path) for of, path in wanted.files.items() if path.exists()})
@@ -128,7 +128,7 @@ def measure(
     before()
     if one.prepared is not None:
         return {"part": _held_out(one, one.prepared, reader, chunks, groups), "results": []}
-    from megatron_prism.eval import harness
+    from megatron_prism.eval.retention import harness
 
     config = reader.config
     served = Watched(chunks, reader.evaluated.model, groups, reader.spec, num_rows=config.num_rows, before=before)

@@ -11,8 +11,8 @@ from megatron_prism.core.check.evaluate import kind_of
 from megatron_prism.core.config import TaskConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.eval import own_file, published
 from megatron_prism.eval.question import Protocol, Question
+from megatron_prism.eval.sets import own_file, published
 
 FILE = "file"
 

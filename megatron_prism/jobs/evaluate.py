@@ -18,14 +18,16 @@ from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
-from megatron_prism.eval import averages, endpoint, evaluation, folder, measured, requests, ruler_task, sample, tasks, verdict
+from megatron_prism.eval import averages, endpoint, evaluation, folder, measured, requests, sample, tasks
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval import reader as readers
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked
+from megatron_prism.eval.ruler import task as ruler_task
 from megatron_prism.eval.tasks import Task
+from megatron_prism.eval.verdicts import verdict
 from megatron_prism.families import registry
 from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported

@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import raise_problems
-from megatron_prism.eval import verdict
-from megatron_prism.eval.verdict import Verdict
+from megatron_prism.eval.verdicts import verdict
+from megatron_prism.eval.verdicts.verdict import Verdict
 
 
 def run(new: Path, old: Path, policy: PolicyConfig, out: Path | None) -> tuple[Verdict, dict[str, Any]]:

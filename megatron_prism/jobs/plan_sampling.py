@@ -15,8 +15,10 @@ from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import EvaluateConfig, FilterConfig, ModelConfig, RulerConfig, SamplingConfig, TaskConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import prompts
-from megatron_prism.eval import published, ruler_task, tasks
+from megatron_prism.eval import tasks
+from megatron_prism.eval.ruler import task as ruler_task
 from megatron_prism.eval.ruler.make import PROTOCOL, SUB_TASKS
+from megatron_prism.eval.sets import published
 from megatron_prism.families import registry
 from megatron_prism.generate import cached, engines
 from megatron_prism.jobs.plan import Asked, built, num_gpus, without_gpu

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.eval.serve import Asking, lead
+from megatron_prism.eval.retention.serve import Asking, lead
 from megatron_prism.parallel.groups import Groups
 
 pytestmark = pytest.mark.slow

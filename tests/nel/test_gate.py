@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config.policy import PolicyConfig
-from megatron_prism.eval import verdict
+from megatron_prism.eval.verdicts import verdict
 from tests.unit.eval.two_evaluations import result, scores, write
 
 NEL = os.environ.get("PRISM_NEL")

@@ -15,7 +15,7 @@ import torch
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.config import GangConfig, ParallelConfig
 from megatron_prism.data import tokenizer
-from megatron_prism.eval import harness, lm, lm_tasks, serve
+from megatron_prism.eval.retention import harness, lm, lm_tasks, serve
 from megatron_prism.models import build, token_scores
 from megatron_prism.parallel.groups import Groups
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from megatron_prism.eval.question import Question
-from megatron_prism.eval.rows import Row
 from megatron_prism.eval.sets.prompt import asked, id_of
+from megatron_prism.eval.sets.rows import Row
 from megatron_prism.grade import math
 
 # QwenLM/Qwen2.5-Math, evaluation/utils.py, PROMPT_TEMPLATES: "deepseek-math" as a text, the user's turn of "qwen-boxed" as a chat.

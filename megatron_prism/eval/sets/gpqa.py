@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_prism.eval.question import Question
-from megatron_prism.eval.rows import Row
 from megatron_prism.eval.sets.prompt import asked, id_of
+from megatron_prism.eval.sets.rows import Row
 from megatron_prism.grade import choice
 
 LETTERS = "ABCD"

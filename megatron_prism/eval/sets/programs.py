@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from megatron_prism.eval.question import Question
-from megatron_prism.eval.rows import Row
 from megatron_prism.eval.sets.prompt import asked, id_of
+from megatron_prism.eval.sets.rows import Row
 from megatron_prism.grade.packed import unpacked
 
 LIVECODEBENCH_FIELDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from megatron_prism.eval.rows import Row
+from megatron_prism.eval.sets.rows import Row
 
 Prompt = str | tuple[dict[str, str], ...]
 ID_BYTES = 12

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def lm_eval_manager() -> Any:
-    from megatron_prism.eval import lm_tasks
+    from megatron_prism.eval.retention import lm_tasks
 
     return lm_tasks.manager()
 

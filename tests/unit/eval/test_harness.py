@@ -12,8 +12,8 @@ import pytest
 
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import tokenizer
-from megatron_prism.eval import harness, lm_tasks
-from megatron_prism.eval.serve import Row
+from megatron_prism.eval.retention import harness, lm_tasks
+from megatron_prism.eval.retention.serve import Row
 from megatron_prism.generate.engine import Rollout, Sampling
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.eval import lm_tasks
-from megatron_prism.eval.leaderboards import LEADERBOARD_V1, LEADERBOARD_V2, Benchmark, above_guessing, average, score
+from megatron_prism.eval.retention import lm_tasks
+from megatron_prism.eval.retention.leaderboards import LEADERBOARD_V1, LEADERBOARD_V2, Benchmark, above_guessing, average, score
 
 
 def test_tables_are_lm_evals(lm_eval_index: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_prism.core.errors import InputError
-from megatron_prism.eval.paired import pair, read, told, unlike
 from megatron_prism.eval.question import Result, to_line
+from megatron_prism.eval.verdicts.paired import pair, read, told, unlike
 from tests.unit.eval.two_evaluations import PROTOCOL, result, scores, write
 
 

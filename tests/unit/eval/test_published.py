@@ -19,8 +19,8 @@ from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.eval import averages, score, tasks
 from megatron_prism.eval.grading import first_turn, grade_config, item_of, tags_of
-from megatron_prism.eval.published import SETS, read
 from megatron_prism.eval.question import Question, Result
+from megatron_prism.eval.sets.published import SETS, read
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.packed import with_cases
 

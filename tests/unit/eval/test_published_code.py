@@ -18,8 +18,8 @@ import pytest
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.eval.grading import grade_config, item_of
-from megatron_prism.eval.published import SETS, read
 from megatron_prism.eval.question import Question
+from megatron_prism.eval.sets.published import SETS, read
 from megatron_prism.grade.code import completed
 from megatron_prism.grade.grader import Grader
 

@@ -16,11 +16,12 @@ from megatron_prism.core.config.grade import GradeLimits
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.eval import own_file, requests, summary
+from megatron_prism.eval import requests, summary
 from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.judge import Judge
 from megatron_prism.eval.question import Question
 from megatron_prism.eval.sample import Local
+from megatron_prism.eval.sets import own_file
 from megatron_prism.eval.tasks import Task
 from megatron_prism.generate.engine import Ending, Rollout
 from megatron_prism.grade.grader import Grader

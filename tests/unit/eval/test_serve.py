@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from megatron_prism.eval.serve import rounds, rows_of
+from megatron_prism.eval.retention.serve import rounds, rows_of
 
 
 def test_texts_that_differ_in_the_last_token_share_a_row() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
-from megatron_prism.eval import verdict
 from megatron_prism.eval.averages import SIX, Tasks, averages
-from megatron_prism.eval.leaderboards import INSTRUCTIONS, LEADERBOARD_V1, LEADERBOARD_V2, average, score
+from megatron_prism.eval.retention.leaderboards import INSTRUCTIONS, LEADERBOARD_V1, LEADERBOARD_V2, average, score
+from megatron_prism.eval.verdicts import verdict
 from megatron_prism.jobs import evaluate_compare
 from tests.unit.eval.two_evaluations import result, scores, write
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from megatron_prism.core.config.policy import PolicyConfig
-from megatron_prism.eval.change import Change, change_of
-from megatron_prism.eval.policy import judge, rules_of, whole
+from megatron_prism.eval.verdicts.change import Change, change_of
+from megatron_prism.eval.verdicts.policy import judge, rules_of, whole
 from tests.unit.eval.two_evaluations import drawn
 
 NUM_SIMULATIONS = 1000

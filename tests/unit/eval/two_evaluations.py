@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from megatron_prism.core.manifest import sha256_file
-from megatron_prism.eval.paired import Pairs
 from megatron_prism.eval.question import Result, to_line
+from megatron_prism.eval.verdicts.paired import Pairs
 
 PROTOCOL = {
     "num_samples": 1,

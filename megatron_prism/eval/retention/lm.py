@@ -19,7 +19,7 @@ from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.eval.serve import Asking, Pair, Score, rounds, rows_of
+from megatron_prism.eval.retention.serve import Asking, Pair, Score, rounds, rows_of
 from megatron_prism.generate.engine import Rollout, Sampling, seed_of
 from megatron_prism.generate.stop import StopTexts
 

@@ -17,14 +17,14 @@ import torch
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.eval import leaderboards, lm_files, lm_tasks
-from megatron_prism.eval.examples import Watch, as_json, separate
-from megatron_prism.eval.lm_tasks import Planned
 from megatron_prism.eval.question import Result
-from megatron_prism.eval.serve import Asking, Served, lead
+from megatron_prism.eval.retention import leaderboards, lm_files, lm_tasks
+from megatron_prism.eval.retention.examples import Watch, as_json, separate
+from megatron_prism.eval.retention.lm_tasks import Planned
+from megatron_prism.eval.retention.serve import Asking, Served, lead
 
 if TYPE_CHECKING:
-    from megatron_prism.eval.lm import Bos, GangLM, Kept
+    from megatron_prism.eval.retention.lm import Bos, GangLM, Kept
 
 PREFIX = "lm_eval/"  # of a Result's task
 FEWSHOT_SEED, RANDOM_SEED = 1234, 0  # lm-eval's own defaults
@@ -62,7 +62,7 @@ def run(
     Raises: on every rank, InputError with all problems before the model is asked anything; BackendMissing without lm-eval.
     """
     lm_tasks.require()
-    from megatron_prism.eval.lm import GangLM, InMemory, own_bos
+    from megatron_prism.eval.retention.lm import GangLM, InMemory, own_bos
 
     def work(asking: Asking) -> tuple[list[Result], dict[str, Any]]:
         lm = GangLM(asking, bos or own_bos(served.spec), seed, InMemory() if kept is None else kept, weights)

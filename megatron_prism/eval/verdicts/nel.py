@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.manifest import write_json, write_text
-from megatron_prism.eval.change import Change
+from megatron_prism.eval.verdicts.change import Change
 
 FOLDER, METRIC = "nel", "mean_reward"
 SIDES, POLICY = ("baseline", "candidate"), "policy.yaml"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.errors import BackendMissing, Problem, raise_problems
-from megatron_prism.eval import lm_files
-from megatron_prism.eval.leaderboards import LEADERBOARDS, Benchmark
+from megatron_prism.eval.retention import lm_files
+from megatron_prism.eval.retention.leaderboards import LEADERBOARDS, Benchmark
 
 TAKES_MANY = {"majority_vote", "take_first_k", "custom"}  # filters that score more than the first of a document's repeats
 

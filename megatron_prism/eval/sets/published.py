@@ -12,10 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.eval import rows
 from megatron_prism.eval.question import Protocol, Question
-from megatron_prism.eval.rows import Row
-from megatron_prism.eval.sets import answers, gpqa, programs
+from megatron_prism.eval.sets import answers, gpqa, programs, rows
+from megatron_prism.eval.sets.rows import Row
 
 MAX_PROBLEMS = 50  # shown of one file
 

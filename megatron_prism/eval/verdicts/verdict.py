@@ -13,11 +13,12 @@ from megatron_prism.core.config.policy import PolicyConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import write_json
-from megatron_prism.eval import averages, nel
+from megatron_prism.eval import averages
 from megatron_prism.eval.averages import Tasks
-from megatron_prism.eval.change import Change, Spread, bootstrap, change_of, estimate
-from megatron_prism.eval.paired import Evaluation, named, pair, read, told, unlike
-from megatron_prism.eval.policy import Decision, Judged, judge, rules_of, whole
+from megatron_prism.eval.verdicts import nel
+from megatron_prism.eval.verdicts.change import Change, Spread, bootstrap, change_of, estimate
+from megatron_prism.eval.verdicts.paired import Evaluation, named, pair, read, told, unlike
+from megatron_prism.eval.verdicts.policy import Decision, Judged, judge, rules_of, whole
 
 FILE, KIND = "verdict.json", "verdict"
 MIN_PAIRS = 2  # with fewer a task has no standard error
