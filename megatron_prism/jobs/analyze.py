@@ -20,7 +20,7 @@ from megatron_prism.analysis.weights import Change, Cosine
 from megatron_prism.checkpoint.plan import Plan, plan_import
 from megatron_prism.core import log
 from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.hf import safetensors
+from megatron_prism.hf import bits, safetensors
 
 Key = tuple[str, Component]
 # fields that decide which tensors there are, and what to do where they differ
@@ -40,18 +40,13 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
     _require_same(plans)
     changes: dict[Key, Change] = {}
     cosines: dict[Key, Cosine] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # a thread a piece
-    try:
-        with _matched(plans) as tensors, log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
-            for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
-                key = (tensor.name, component)
-                stored = tensor.places[1].dtype
-                changes[key] = weights.change_of(weights.added(tallied for tallied, _ in pieces), stored, _seed(seed, tensor.name))
-                if against:
-                    cosines[key] = reduce(add, [one for _, one in pieces if one is not None])
-    finally:
-        torch.set_num_threads(before)
+    with bits.one_thread(), _matched(plans) as tensors, log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
+        for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
+            key = (tensor.name, component)
+            stored = tensor.places[1].dtype
+            changes[key] = weights.change_of(weights.added(tallied for tallied, _ in pieces), stored, _seed(seed, tensor.name))
+            if against:
+                cosines[key] = reduce(add, [one for _, one in pieces if one is not None])
     return {
         "base": str(base),
         "other": str(other),

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_prism.core import log
 from megatron_prism.core.config import MergeConfig
+from megatron_prism.hf import bits
 from megatron_prism.merge.plan import plan
 from megatron_prism.merge.write import write
 
@@ -20,6 +21,6 @@ def run(config: MergeConfig, *, dry_run: bool = False) -> dict[str, Any]:
     for note in planned.notes:
         log.get().warning("%s", note)
     if not dry_run:
-        with log.ticking(len(planned.targets)) as tick:
+        with bits.one_thread(), log.ticking(len(planned.targets)) as tick:
             write(planned, tick)
     return summary

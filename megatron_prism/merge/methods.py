@@ -1,4 +1,4 @@
-"""The four ways to merge, as pure functions on pieces of a tensor in fp32.
+"""The four ways to merge, as functions on pieces of a tensor in fp32. A sum is made in its parts' memory: new memory would cost more than it.
 
 N: the values of a piece. Products, sums and divisions come in mergekit's order, so that where values cancel the same rounding is left.
 What a method needs of a whole tensor is added up over its pieces first: Angle (slerp), Least (ties).
@@ -23,13 +23,13 @@ Pieces = Callable[[], Iterable[list[torch.Tensor]]]  # the pieces of several ten
 
 
 def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0) -> torch.Tensor:
-    """Return the weighted sum, divided. A part of weight 0 is left out: its 0 would make 0 of another's -0.
+    """Return the weighted sum, divided, in the memory of a part. A part of weight 0 is left out: its 0 would make 0 of another's -0.
 
     Source: Model soups, arXiv 2203.05482.
     """
     weighted = [(part_N, weight) for part_N, weight in zip(parts_N, weights, strict=True) if weight != 0]
     (first_N, first), *others = weighted or [(parts_N[0], 0.0)]
-    total_N = first_N * first
+    total_N = first_N.mul_(first)
     for part_N, weight in others:
         total_N.add_(part_N, alpha=weight)
     return total_N if divisor == 1.0 else total_N.div_(divisor)
@@ -38,13 +38,13 @@ def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: f
 def task_arithmetic(
     base_N: torch.Tensor, parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0, scale: float = 1.0
 ) -> torch.Tensor:
-    """Return the base plus the weighted sum of what each part moved, divided and scaled. Source: arXiv 2212.04089."""
-    moves_N = [(part_N - base_N).mul_(weight) for part_N, weight in zip(parts_N, weights, strict=True)]
+    """Return the base plus the weighted sum of what each part moved, divided and scaled, in the parts' memory. Source: arXiv 2212.04089."""
+    moves_N = [part_N.sub_(base_N).mul_(weight) for part_N, weight in zip(parts_N, weights, strict=True)]
     merged_N = moves_N[0]
     for move_N in moves_N[1:]:
         merged_N.add_(move_N)
     merged_N = merged_N if divisor == 1.0 else merged_N.div_(divisor)
-    return base_N + (merged_N if scale == 1.0 else merged_N.mul_(scale))
+    return (merged_N if scale == 1.0 else merged_N.mul_(scale)).add_(base_N)
 
 
 @dataclass(frozen=True)

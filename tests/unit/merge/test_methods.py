@@ -23,7 +23,7 @@ def merged(settings: MergeConfig, *tensors: torch.Tensor, pieces: int = 3) -> to
     """Merge whole tensors in so many pieces, as a folder is merged."""
 
     def values() -> Iterator[list[torch.Tensor]]:
-        yield from (list(parts) for parts in zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True))
+        yield from ([part.clone() for part in parts] for parts in zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True))
 
     combine = methods.combiner(settings, values, tensors[0].numel())
     return torch.cat([combine(parts) for parts in values()])
