@@ -1,7 +1,7 @@
 """Write examples/slurm/: what `prism submit --dry-run -- train CONFIG` (of rl.yaml `rl`, of eval.yaml `evaluate`) makes of every recipe, and of the tiny config, on a cluster of ours.
 
 python tools/make_examples.py            # write them
-python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit.py)
+python tools/make_examples.py --check    # exit code 1 where a file is not what it would write (tests/unit/jobs/test_submit_shipped.py)
 """
 
 from __future__ import annotations

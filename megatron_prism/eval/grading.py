@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from megatron_prism.core.config.grade import GradeConfig, GradeLimits
 from megatron_prism.eval.question import Protocol, Question
+from megatron_prism.grade import outcome
 from megatron_prism.grade.code import STOPS, code_of
 from megatron_prism.grade.format import CLOSE, OPEN
 from megatron_prism.grade.math import last_boxed
@@ -26,15 +27,7 @@ def item_of(question: Question, response: str, id: str, is_truncated: bool, take
         if question.tests is not None and {"prompt", "entry_point"} <= question.tests.keys():
             text = first_function(text, question.tests["entry_point"])
     is_whole = len(text) < len(response) or (takes_cut and has_answer(question, text))
-    return Item(
-        id=id,
-        kind=question.kind,
-        response=text,
-        gold=question.gold,
-        choices=question.choices,
-        tests=question.tests,
-        is_truncated=is_truncated and not is_whole,
-    )
+    return outcome.item_of(question, id, text, is_truncated and not is_whole)
 
 
 def has_answer(question: Question, response: str) -> bool:

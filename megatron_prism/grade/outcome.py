@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Kind = Literal["math", "choice", "code", "strings"]
 Outcome = Literal["right", "wrong", "no_format", "truncated", "fault"]
@@ -27,6 +27,32 @@ class Item:
     choices: tuple[str, ...] = ()
     tests: Mapping[str, Any] | None = None
     is_truncated: bool = False
+
+
+class Gradable(Protocol):
+    """A problem as a prompt set or an evaluation's question holds it: what grades a response to it, as in Item."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def gold(self) -> str: ...
+    @property
+    def choices(self) -> tuple[str, ...]: ...
+    @property
+    def tests(self) -> Mapping[str, Any] | None: ...
+
+
+def item_of(problem: Gradable, id: str, response: str, is_truncated: bool) -> Item:
+    """Return a response to a problem as what is graded. id: the response's own."""
+    return Item(
+        id=id,
+        kind=problem.kind,
+        response=response,
+        gold=problem.gold,
+        choices=problem.choices,
+        tests=problem.tests,
+        is_truncated=is_truncated,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

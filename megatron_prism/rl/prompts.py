@@ -1,4 +1,4 @@
-"""A prompt set as a run reads it: the tokens of each prompt, and the item to grade for each response."""
+"""A prompt set as a run reads it: the tokens of each prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.chat import ChatTemplate
 from megatron_prism.data.prompts import Prompt, read
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.grade.outcome import Item
 
-__all__ = ["Prompt", "encode", "item", "read"]
+__all__ = ["Prompt", "encode", "read"]
 
 
 def encode(prompt: Prompt, spec: TokenizerSpec, template: ChatTemplate | None = None) -> list[int]:
@@ -24,16 +23,3 @@ def encode(prompt: Prompt, spec: TokenizerSpec, template: ChatTemplate | None = 
             Problem(f"prompt {prompt.id}", "the turns of a chat", "a model with a chat template", "or make the prompts with chat: false")
         )
     return chat.encode(template, spec, prompt.prompt, add_generation_prompt=True)
-
-
-def item(prompt: Prompt, id: str, response: str, is_truncated: bool) -> Item:
-    """Return a response to a prompt as what is graded. id: the response's own."""
-    return Item(
-        id=id,
-        kind=prompt.kind,
-        response=response,
-        gold=prompt.gold,
-        choices=prompt.choices,
-        tests=prompt.tests,
-        is_truncated=is_truncated,
-    )

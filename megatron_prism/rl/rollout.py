@@ -23,9 +23,8 @@ from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate import engines
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded, Item, item_of
 from megatron_prism.parallel.groups import Groups, from_first
-from megatron_prism.rl import prompts as prompt_set
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import group_of, is_kept
 from megatron_prism.rl.order import Order
@@ -124,7 +123,7 @@ def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
     """Return a response as the grader takes it: its text without end tokens."""
     shown = [token for token in rollout.token_ids if token not in spec.end_ids]
     text = tokenizer.continuation(prompt.tokens, shown, spec)
-    return prompt_set.item(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+    return item_of(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
 
 
 def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:

@@ -79,7 +79,7 @@ def test_a_filter_killed_at_a_point_ends_as_an_unbroken_one(toy: Callable[..., P
         toy(f"at-{point}", point=point)
     folder = toy.home / f"at-{point}"  # type: ignore[attr-defined]
     shards = sorted(path.name for path in (folder / passes.SHARDS).glob("*.jsonl"))
-    assert len(shards) == toy_filter.POINTS[point][-1]
+    assert len(shards) == toy_filter.SHARDS[point]
     toy(f"at-{point}")
     assert text(folder) == text(unbroken)
 

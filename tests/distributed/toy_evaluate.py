@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,20 +23,13 @@ from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import evaluate
 from megatron_prism.models import build as models
 from megatron_prism.parallel.groups import Groups
+from tests.distributed import toy_rl
+from tests.distributed.killing import Point, killed
 from tests.distributed.toy_rl import sampler_off
 
 
-class Toy:
+class Toy(toy_rl.Toy):
     """Right: a response with at least three digits. A problem whose gold is `fault` has faults. Outcomes come in another order than the items."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __enter__(self) -> Toy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def grade(self, items: Sequence[Item]) -> dict[str, Graded]:
         """Return each item's outcome."""
@@ -66,51 +56,14 @@ def config(out: str, checkpoint: str, file: str, task: dict[str, Any] | None = N
     return build(values, EvaluateConfig, str)
 
 
-def die(by: str = "SIGKILL") -> None:
-    os.kill(os.getpid(), signal.Signals[by])
-
-
-POINTS: dict[str, tuple[Any, str, int, bool]] = {
-    # a function, how often it is called before the call at which the process is killed, and whether after that call
-    "described": (resumable, "write_json", 0, True),
-    "sampled": (sample, "_keep", 1, False),
-    "written": (sample, "_keep", 1, True),
-    "graded": (Judge, "grade", 1, True),
-    "joined": (folder, "sha256_file", 0, False),
-    "sealed": (folder, "write_json", 0, True),
+POINTS = {
+    "described": Point(resumable, "write_json", 0, True),
+    "sampled": Point(sample, "_keep", 1, False),
+    "written": Point(sample, "_keep", 1, True),
+    "graded": Point(Judge, "grade", 1, True),
+    "joined": Point(folder, "sha256_file", 0, False),
+    "sealed": Point(folder, "write_json", 0, True),
 }
-
-
-@contextmanager
-def killed(point: str | None, delay_s: float | None, by: str) -> Iterator[None]:
-    """Within the block this process is killed at a point, or so long after it began to sample."""
-    if delay_s is not None:
-        kept_run = sample.run
-
-        def timed(*args: Any) -> None:
-            threading.Timer(delay_s, die).start()
-            kept_run(*args)
-
-        with mock.patch.object(sample, "run", timed):
-            yield
-        return
-    if point is None:
-        yield
-        return
-    owner, name, after, is_after = POINTS[point]
-    kept: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = kept(*args, **kwargs) if is_after or calls <= after else None
-        if calls == after + 1:
-            die(by)
-        return result
-
-    with mock.patch.object(owner, name, counted):
-        yield
 
 
 @contextmanager
@@ -148,7 +101,8 @@ def run(
     """Evaluate the toy on a gang; return the result. by: the signal at that point. off: the engine says another log-probability than the model."""
     given = config(parallel=grid or {}, **values)
     log = Path(f"{values['out']}.log")
-    with mock.patch.object(evaluate.grader, "Grader", Toy), logged(log), killed(point, delay_s, by), sampler_off(0 if off else None):
+    fate = killed(POINTS, point, (sample, "run"), delay_s, by)
+    with mock.patch.object(evaluate.grader, "Grader", Toy), logged(log), fate, sampler_off(0 if off else None):
         return evaluate.evaluate_in_gang(evaluate.resolve(given, groups.world_size), groups)
 
 

@@ -1,4 +1,4 @@
-"""What is submitted: a job or a pipeline, with resources from its own config, once; and what `prism status` says of it."""
+"""What is submitted: a job or a pipeline, with resources from its own config, once."""
 
 from __future__ import annotations
 
@@ -8,98 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_prism.cli.submit import read_command
-from megatron_prism.core.config import MixConfig, PromptsConfig, RLConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
-from megatron_prism.core.load import load
 from megatron_prism.jobs import status, submit
 from megatron_prism.launch import slurm
 from tests.unit.eval import two_evaluations as evaluations
-
-ROOT = Path(__file__).resolve().parents[3]
-TRAIN: dict[str, Any] = {
-    "run_dir": "run",
-    "steps": 10,
-    "world_size": 16,
-    "data": {"prepared": "data", "seq_length": 64},
-    "batch": {"global_size": 16},
-    "init": {"checkpoint": "ckpt"},
-    "parallel": {"tp": 2},
-    "environment": {"NCCL_DEBUG": "INFO"},
-}
-RL: dict[str, Any] = {
-    "run_dir": "rl",
-    "steps": 10,
-    "world_size": 16,
-    "prompts": "prompts",
-    "rollout": {"max_tokens": 48},
-    "batch": {"seq_length": 64},
-    "init": {"checkpoint": "run"},
-    "parallel": {"tp": 2},
-}
-FILTER: dict[str, Any] = {
-    "out": "passes",
-    "world_size": 16,
-    "prompts": "prompts",
-    "rollout": {"max_tokens": 48},
-    "init": {"checkpoint": "run"},
-    "parallel": {"tp": 2},
-}
-PREPARE = {"out": "data", "tokenizer": "tok", "sources": [{"name": "a", "weight": 100, "path": ["a.txt"]}]}
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder with a training config, a mixture, a cluster of eight GPUs a node, and an sbatch that numbers its jobs."""
-    monkeypatch.chdir(tmp_path)
-    write("train.yaml", TRAIN)
-    write("rl.yaml", RL)
-    write("mixture.yaml", PREPARE)
-    write("cluster.yaml", {"gpus_per_node": 8, "environment": {"NCCL_DEBUG": "WARN", "NCCL_NVLS_ENABLE": "1"}})
-    (tmp_path / "bin").mkdir()
-    stub(tmp_path, "sbatch", 'echo "$*" >>sbatch.calls; echo "$((100 + $(wc -l <sbatch.calls)))"')
-    stub(tmp_path, "squeue", "[ ! -e squeue.says ] || cat squeue.says")
-    stub(tmp_path, "sacct", "exit 1")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    monkeypatch.setattr(submit, "_check_first", lambda planned: None)  # there is neither data nor a checkpoint
-    return tmp_path
-
-
-def stub(home: Path, name: str, text: str) -> None:
-    (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
-    (home / "bin" / name).chmod(0o755)
-
-
-def write(name: str, values: Any) -> Path:
-    Path(name).write_text(json.dumps(values))  # JSON is YAML
-    return Path(name)
-
-
-def submitted(*words: str | Path, dry_run: bool = False, cluster: str = "cluster.yaml") -> dict[str, Any]:
-    return submit.run([*map(str, words)], Path(cluster), dry_run, read_command)
-
-
-def scripts(*words: str) -> list[str]:
-    return submitted(*words, dry_run=True)["texts"]
-
-
-def refused(*words: str) -> str:
-    with pytest.raises(InputError) as caught:
-        scripts(*words)
-    return str(caught.value)
-
-
-def chain(**train: Any) -> dict[str, Any]:
-    stages = [
-        {"name": "train", "after": ["prepare"], "command": ["train", "train.yaml"], **train},
-        {"name": "prepare", "command": ["prepare", "mixture.yaml"]},
-        {"name": "export", "after": ["train"], "command": ["convert", "export", "--ckpt", "run", "--out", "hf"]},
-    ]
-    return {"name": "all", "run_dir": "pipeline", "stages": stages}
+from tests.unit.jobs.submissions import FILTER, ROOT, TRAIN, chain, refused, scripts, stub, submitted, write
 
 
 def test_resources_follow_from_the_config(home: Path) -> None:
@@ -408,22 +325,6 @@ def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> No
     assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
 
 
-def test_status_of_reinforcement_learning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    submitted("rl", "rl.yaml")
-    write("rl/config.yaml", RL)
-    line = {"step": 4, "loss": 0.5, "reward": 0.25, "reward/math": 0.5, "step_s": 30.0, "tokens_per_s": 1000.0}
-    Path("rl/metrics.jsonl").write_text(json.dumps(line) + "\n")
-    (row,) = status.run(Path("rl"))["rows"]
-    assert (row["stage"], row["step"], row["steps"], row["reward"], row["left_s"]) == ("rl", 4, 10, 0.25, 180.0)
-    status.show(status.run(Path("rl")))
-    shown = capsys.readouterr().out
-    assert "reward" in shown and "0.250" in shown and "0:03:00" in shown
-    Path("run").mkdir()
-    write("run/config.yaml", TRAIN)
-    status.show(status.run(Path("run")))
-    assert "reward" not in capsys.readouterr().out
-
-
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home / "nothing"))
     with pytest.raises(EnvironmentFault, match="sbatch is not here"):
@@ -434,101 +335,3 @@ def test_what_sbatch_refuses_is_said(home: Path) -> None:
     stub(home, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
     with pytest.raises(EnvironmentFault, match="sbatch refuses run/slurm/train.sbatch: sbatch: error: invalid account"):
         submitted("train", "train.yaml")
-
-
-def test_status_of_a_run_and_of_its_jobs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="neither a run nor a submission"):
-        status.run(Path("run"))
-    submitted("train", "train.yaml")
-    Path("squeue.says").write_text("101|PENDING|BeginTime\n")
-    (row,) = status.run(Path("run"))["rows"]
-    assert (row["stage"], row["job"], row["state"], row["step"], row["last_event"]) == ("train", "101", "PENDING (BeginTime)", 0, None)
-    write("run/config.yaml", TRAIN)
-    write("run/manifest.json", {"starts": [{}, {}]})
-    line = {"step": 4, "loss": 2.5, "step_s": 3.0, "tokens_per_s": 1000.0}
-    Path("run/metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 4, "valid_loss/a": 2.0}\n{"step": 5, "los')
-    Path("run/slurm/train.events").write_text("T1 101 fault: exit code 4 on a\nT2 101 start 1 on [a]\n")
-    Path("run/checkpoints/step_00000003").mkdir(parents=True)
-    found = status.run(Path("run"))
-    assert found["rows"] == [
-        {
-            "stage": "train",
-            "job": "101",
-            "state": "PENDING (BeginTime)",
-            "last_event": "T2 start 1 on [a]",
-            "faults": 1,
-            "run_dir": "run",
-            "step": 4,
-            "steps": 10,
-            "loss": 2.5,
-            "tokens_per_s": 1000.0,
-            "left_s": 18.0,
-            "restarts": 1,
-            "checkpoint_step": 3,
-        }
-    ]
-    status.show(found)
-    Path("squeue.says").unlink()
-    assert status.run(Path("run"))["rows"][0]["state"] == "not in the queue"
-    (home / "elsewhere").mkdir()
-    monkeypatch.chdir(home / "elsewhere")
-    (row,) = status.run(home / "run")["rows"]
-    assert (row["run_dir"], row["step"], row["checkpoint_step"], row["last_event"]) == (str(home / "run"), 4, 3, "T2 start 1 on [a]")
-
-
-def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("run").mkdir()
-    write("run/config.yaml", TRAIN)
-    monkeypatch.setenv("PATH", str(home / "nothing"))
-    (row,) = status.run(Path("run"))["rows"]
-    assert (row["state"], row["job"], row["step"], row["loss"]) == ("not training", None, 0, None)
-    status.show(status.run(Path("run")))
-
-
-def test_the_examples_are_what_submit_makes_today() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "tools/make_examples.py", "--check"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_pipeline_of_configs_is_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    path = Path("configs/pipelines/llama-3.1-8b.yaml")
-    found = submitted(path, dry_run=True, cluster="configs/clusters/h100_pyxis.yaml")["stages"]
-    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [
-        ("import", 1, 1),
-        ("prepare", 1, 1),
-        ("midtrain", 8, 64),
-        ("export", 1, 1),
-    ]
-    assert "\n".join(path.read_text().splitlines()[5:]) in Path("docs/CLUSTER.md").read_text()
-
-
-def test_the_pipeline_of_reinforcement_learning_reads_what_the_stage_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = submitted("configs/pipelines/llama-3.1-8b-rl.yaml", dry_run=True, cluster="configs/clusters/h100_pyxis.yaml")["stages"]
-    assert [(stage["name"], stage["nodes"], stage["ranks"]) for stage in found] == [
-        ("prompts", 1, 1),
-        ("filter", 8, 64),
-        ("mix", 1, 1),
-        ("rl", 8, 64),
-        ("export", 1, 1),
-    ]
-    prompts, filtered, mix, _, _ = found
-    made = [load(Path(words[0]), PromptsConfig).out for words in prompts["array"]]
-    read = [Path(words[0].removeprefix("prompts=")) for words in filtered["array"]]
-    mixed = load(Path(mix["command"][-1]), MixConfig)
-    assert made == read == [one.prompts for one in mixed.sets]
-    assert [Path(words[1].removeprefix("out=")) for words in filtered["array"]] == [one.passes for one in mixed.sets]
-    assert load(Path("configs/recipes/llama-3.1-8b/rl.yaml"), RLConfig).prompts == mixed.out
-
-
-def test_a_notice_shorter_than_a_planned_step_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.chdir(ROOT)
-    recipe, cluster = "configs/recipes/mistral-small-24b/rl.yaml", "configs/clusters/h100_venv.yaml"
-    submitted("rl", recipe, dry_run=True, cluster=cluster)
-    assert "notice" not in caplog.text
-    submitted("cluster.signal_before_s=300", "rl", recipe, dry_run=True, cluster=cluster)
-    assert "stage rl: a step whose responses are full" in caplog.text and "cluster.signal_before_s=600 is enough" in caplog.text

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_prism.core.config import MergeConfig
+from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
 from megatron_prism.jobs import convert, merge
 from tests.unit.merge.folders import changed, tensors
@@ -100,8 +101,13 @@ def test_a_weight_of_0_leaves_every_bit_of_the_other_model(base: Path, mid: Path
         assert all(torch.equal(found[name].view(torch.int32), before[name].view(torch.int32)) for name in before)
 
 
-def test_weights_of_six_digits_sum_to_1(base: Path, mid: Path, other: Path, tmp_path: Path) -> None:
-    merge.run(config(tmp_path / "out", *((root, 0.333333) for root in (base, mid, other))), dry_run=True)
+def test_weights_of_six_digits_sum_to_1_and_those_of_four_do_not(base: Path, mid: Path, other: Path, tmp_path: Path) -> None:
+    def thirds(weight: float) -> dict[str, Any]:
+        return merge.run(config(tmp_path / "out", *((root, weight) for root in (base, mid, other))), dry_run=True)
+
+    assert thirds(0.333333)["written"] is False
+    with pytest.raises(InputError, match="weights that sum to 0.9999"):
+        thirds(0.3333)
 
 
 def test_a_merge_json_of_another_program_is_no_provenance(base: Path, mid: Path, tmp_path: Path) -> None:

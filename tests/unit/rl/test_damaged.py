@@ -15,32 +15,13 @@ from megatron_prism.jobs import rl_samples
 from megatron_prism.rl import record_files, rollout
 from megatron_prism.rl.record import Step
 from megatron_prism.rl.rollout import Response
-from megatron_prism.rl.sample import Sample
+from tests.unit.rl.responses import response
 
 RUN = {"num_threads": 1, "world_size": 1}
 
 
 def group(prompt_id: str) -> list[Response]:
-    return [
-        Response(
-            Sample(
-                prompt_id=prompt_id,
-                sample=number,
-                domain="math",
-                prompt_tokens=(1, 2),
-                token_ids=(3, 4),
-                logprobs=(-1.0, -2.0),
-                ended="end_token",
-                weights_step=0,
-                outcome="right",
-                reward=1.0,
-            ),
-            "text",
-            "why",
-            7,
-        )
-        for number in range(2)
-    ]
+    return [response(prompt_id, number) for number in range(2)]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from megatron_prism.generate.engine import seed_of
 from megatron_prism.rl import record_files, replay
 from megatron_prism.rl.order import Order
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Encoded, Response
-from megatron_prism.rl.sample import Sample
+from megatron_prism.rl.rollout import Encoded
+from tests.unit.rl.responses import response
 
 ROLLOUT = {"max_tokens": 16, "num_prompts": 4, "num_samples": 6}
 
@@ -75,27 +75,8 @@ def test_another_prompt_set_and_no_run_are_named(recorded: Path, tmp_path: Path)
 
 
 def a_record(run_dir: Path, step: int, seeds: Sequence[int], prompts: Sequence[Encoded]) -> None:
-    responses = [
-        Response(
-            Sample(
-                prompt_id=one.prompt.id,
-                sample=number,
-                domain="math",
-                prompt_tokens=one.tokens,
-                token_ids=(3,),
-                logprobs=(-1.0,),
-                ended="end_token",
-                weights_step=0,
-                outcome="right",
-                reward=1.0,
-            ),
-            "text",
-            "why",
-            seed,
-        )
-        for seed, one in zip(seeds, prompts, strict=True)
-        for number in range(6)
-    ]
+    asked = zip(seeds, prompts, strict=True)
+    responses = [response(one.prompt.id, number, one.tokens, seed) for seed, one in asked for number in range(6)]
     platform = {"world_size": 1, "num_threads": 1}
     record_files.write(
         run_dir,
