@@ -98,6 +98,14 @@ def test_a_decode_step_reads_the_weights_and_the_rows(llama_8b: ModelConfig) -> 
     )  # the weights are read once for all rows
 
 
+def test_a_long_prompts_reading_is_mostly_causal_attention(llama_8b: ModelConfig) -> None:
+    load, tokens = rollout.of_step(config_of(1)), 131_072
+    matrices = 2 * tokens * LLAMA_STAGE.matrices / (0.6 * 989e12)
+    attention = 32 * 2 * tokens**2 * 4096 / (0.6 * 989e12)  # of each layer, half of the scores and of their products with the values
+    assert rollout._read_s(LLAMA_STAGE, llama_8b, load, tokens, H100) == pytest.approx(matrices + attention)
+    assert attention > matrices > 20 * rollout._read_s(LLAMA_STAGE, llama_8b, load, 2048, H100) / 2
+
+
 def test_small_stages_wait_for_the_host(nemotron_h_8b: ModelConfig) -> None:
     config = config_of(16)
     tiny = replace(HYBRID_STAGE, matrices=1, parameters=1, is_last=False)
