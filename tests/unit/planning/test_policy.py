@@ -103,7 +103,7 @@ def test_a_long_prompts_reading_is_mostly_causal_attention(llama_8b: ModelConfig
     matrices = 2 * tokens * LLAMA_STAGE.matrices / (0.6 * 989e12)
     attention = 32 * 2 * tokens**2 * 4096 / (0.6 * 989e12)  # of each layer, half of the scores and of their products with the values
     assert rollout._read_s(LLAMA_STAGE, llama_8b, load, tokens, H100) == pytest.approx(matrices + attention)
-    assert attention > matrices > 20 * rollout._read_s(LLAMA_STAGE, llama_8b, load, 2048, H100) / 2
+    assert attention > matrices
 
 
 def test_small_stages_wait_for_the_host(nemotron_h_8b: ModelConfig) -> None:
