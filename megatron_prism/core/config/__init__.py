@@ -42,6 +42,7 @@ from megatron_prism.core.config.prompts import (
 )
 from megatron_prism.core.config.rl import AlgorithmConfig, ReferenceConfig, RLConfig, SamplingConfig
 from megatron_prism.core.config.run import GuardConfig, LimitsConfig, LogConfig, SaveConfig, ValidationConfig
+from megatron_prism.core.config.study import CheckConfig, ClaimConfig, StageConfig, StudyConfig
 from megatron_prism.core.config.train import (
     BatchConfig,
     DataConfig,
@@ -57,6 +58,8 @@ __all__ = [
     "AlgorithmConfig",
     "AlignerConfig",
     "BatchConfig",
+    "CheckConfig",
+    "ClaimConfig",
     "ClusterConfig",
     "ContainerConfig",
     "CpuConfig",
@@ -111,6 +114,8 @@ __all__ = [
     "SaveConfig",
     "ScheduleConfig",
     "SourceConfig",
+    "StageConfig",
+    "StudyConfig",
     "TaskConfig",
     "TrainConfig",
     "TurnsConfig",
