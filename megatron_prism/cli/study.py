@@ -1,0 +1,50 @@
+"""A graph of stages as one command: `prism study`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from megatron_prism.cli.options import Config, Json, Overrides, finish
+from megatron_prism.cli.submit import read_command
+from megatron_prism.core.errors import ResultFailure, Stopped
+
+
+def study(
+    config: Config,
+    overrides: Overrides = None,
+    status: Annotated[bool, typer.Option("--status", help="Only show how the stages stand, and the claims on their results.")] = False,
+    only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages alone.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages and those that they need.")] = None,
+    json: Json = None,
+) -> None:
+    """Run a graph of stages, and judge the claims on what they give. Started again, it goes on: a stage that is done runs again only if an input changed.
+
+    Example: prism study configs/studies/tiny.yaml run_dir=runs/tiny variables.seed=1
+
+    Exit code 1 where a stage failed (--status shows its last line, RUN_DIR/study/NAME/log.txt the rest), 3 where the study was stopped.
+    """
+    from megatron_prism.core.config import StudyConfig
+    from megatron_prism.core.load import load, placed
+    from megatron_prism.jobs import study as job
+    from megatron_prism.study import overview
+
+    settings = load(config, StudyConfig, overrides or [])
+    with placed(config, StudyConfig, overrides or []):
+        at_work = job.read(settings, read_command, _names(only), _names(until))
+    result = job.describe(at_work) if status else job.run(at_work)
+    for line in overview.lines(result):
+        typer.echo(line)
+    finish(result, json, quiet=True)
+    if status:
+        return
+    states = [stage["state"] for stage in result["stages"].values()]
+    if failed := [name for name, stage in result["stages"].items() if stage["state"] == overview.FAILED]:
+        raise ResultFailure(f"failed: {', '.join(failed)}; logs: {settings.run_dir}/study/NAME/log.txt; the same command goes on")
+    if overview.STOPPED in states or at_work.signals:
+        raise Stopped("stopped; the same command goes on")
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
