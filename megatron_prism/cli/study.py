@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,10 +10,18 @@ from megatron_prism.cli.options import Config, Json, Overrides, finish
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import ResultFailure, Stopped
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from megatron_prism.jobs.study import Study
+
 
 def study(
     config: Config,
     overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, show the graph and what it needs, write nothing.")] = False,
+    gpu_hour_price: Annotated[float, typer.Option(help="With --dry-run: the price in USD that the cost assumes.", min=0.0)] = 2.5,
+    gpu: Annotated[Literal["h100", "h200"], typer.Option(help="With --dry-run: the GPU that is planned for.")] = "h100",
     status: Annotated[bool, typer.Option("--status", help="Only show how the stages stand, and the claims on their results.")] = False,
     only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages alone.")] = None,
     until: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages and those that they need.")] = None,
@@ -33,7 +41,10 @@ def study(
     settings = load(config, StudyConfig, overrides or [])
     with placed(config, StudyConfig, overrides or []):
         at_work = job.read(settings, read_command, _names(only), _names(until))
-    result = job.describe(at_work) if status else job.run(at_work)
+    if dry_run:
+        _show_plan(at_work, gpu_hour_price, gpu, json)
+        return
+    result = job.standing(at_work) if status else job.run(at_work)
     for line in overview.lines(result):
         typer.echo(line)
     finish(result, json, quiet=True)
@@ -44,6 +55,17 @@ def study(
         raise ResultFailure(f"failed: {', '.join(failed)}; logs: {settings.run_dir}/study/NAME/log.txt; the same command goes on")
     if overview.STOPPED in states or at_work.signals:
         raise Stopped("stopped; the same command goes on")
+
+
+def _show_plan(at_work: Study, gpu_hour_price: float, gpu: Literal["h100", "h200"], json: Path | None) -> None:
+    from megatron_prism.jobs import study_plan
+    from megatron_prism.jobs.plan import Asked
+    from megatron_prism.planning.gpus import GPUS
+
+    plan = study_plan.run(at_work, Asked(gpu_hour_price, GPUS[gpu]))
+    for line in study_plan.lines(plan):
+        typer.echo(line)
+    finish(plan, json, quiet=True)
 
 
 def _names(text: str | None) -> list[str]:

@@ -87,6 +87,15 @@ def look(study: Study) -> None:
             study.reasons[name] = decision.reason if decision.runs else f"after {', '.join(again)}"
 
 
+def standing(study: Study) -> dict[str, Any]:
+    """Return the study as it stands: what failed or was stopped is told as that, and what runs now as that."""
+    is_at_work = disk.is_held(study.config.run_dir / record.FOLDER / record.LOCK)
+    for name, kept in study.records.items():
+        if kept.state in (FAILED, STOPPED) or (kept.state == RUNNING and is_at_work):
+            study.states[name] = kept.state
+    return describe(study)
+
+
 def decide(study: Study, stage: Stage) -> record.Decision:
     """Say whether a stage runs, by the sums of its inputs as they are now."""
     given = study_stages.inputs(stage, study.stages, study.config.run_dir, study.files)

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import paths
-from megatron_prism.core.config import StudyConfig
+from megatron_prism.core.check.bounds import check_bounds
+from megatron_prism.core.check.data import check_prepare
+from megatron_prism.core.check.evaluate import check_evaluate
+from megatron_prism.core.check.filter import check_filter
+from megatron_prism.core.check.merge import check_merge
+from megatron_prism.core.config import EvaluateConfig, FilterConfig, MergeConfig, PrepareConfig, RLConfig, StudyConfig, TrainConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.load import load, to_dict
+from megatron_prism.core.load import load, placed, to_dict
 from megatron_prism.core.manifest import sha256_json
 from megatron_prism.launch.pipeline import CONFIGS, Call, Read
+from megatron_prism.planning import layouts
 from megatron_prism.study import record, sums
 from megatron_prism.study.graph import Task, needed, tasks
 
@@ -90,8 +96,32 @@ def _read(task: Task, folder: Path, read_words: Read) -> Stage:
     if call.job in CONFIGS and call.arguments.get("config") is not None and not call.arguments.get("hf") and not call.arguments.get("ckpt"):
         path, overrides = call.config
         config = load(path, CONFIGS[call.job], overrides)
+        with placed(path, CONFIGS[call.job], overrides):
+            raise_problems(_problems(config, _world_size(call, config)))
     given = {"command": words} if config is None else {"command": words, "config": sha256_json(to_dict(config))}
     return Stage(task, call.job, folder, call, config, task.stage.output or _output(call, config), given)
+
+
+def world_size(stage: Stage) -> int:
+    """Return the number of a stage's processes: --nproc, or its config's world_size."""
+    return 1 if stage.call is None else _world_size(stage.call, stage.config)
+
+
+def _world_size(call: Call, config: Any) -> int:
+    return call.arguments.get("nproc") or getattr(config, "world_size", None) or 1
+
+
+def _problems(config: Any, size: int) -> list[Problem]:
+    """Return what is wrong with a config, as far as it can be said before its inputs are there."""
+    if isinstance(config, EvaluateConfig):
+        return check_evaluate(config, size)
+    if isinstance(config, FilterConfig):
+        return check_filter(config, size)
+    if isinstance(config, TrainConfig | RLConfig):
+        return layouts.problems(config, size)
+    if isinstance(config, PrepareConfig):
+        return check_prepare(config)
+    return check_merge(config) if isinstance(config, MergeConfig) else list(check_bounds(config))
 
 
 def _output(call: Call, config: Any) -> Path | None:
