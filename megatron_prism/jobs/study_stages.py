@@ -180,18 +180,24 @@ def gave(stage: Stage, files: sums.FileSums) -> str | None:
 
 
 def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[Path]:
-    """Return the files and folders that a stage's words and config name, that are there, and that no stage makes.
+    """Return the files and folders that a stage's words and config name, that are there, and that no stage makes: a script, a model, a policy.
 
-    Not the config's YAML, whose values count, and no folder that holds the study.
+    Not the config's YAML, whose values count, no folder that holds the study, and of what is in run_dir the stages' results alone: a script
+    without `output` may write there.
     """
     listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _values(stage.config, Path) if path.exists()]
     if stage.config is not None and stage.call is not None:
         listed = [path for path in listed if path != stage.call.config[0]]
     made = [other.output.resolve() for other in stages.values() if other.output is not None]
-    study = (run_dir / record.FOLDER).resolve()
-    above = {study / record.STUDY, study, *study.parents}
+    root = run_dir.resolve()
+    above, results = {root, *root.parents}, {other.result.resolve() for other in stages.values()}
     places = {path: path.resolve() for path in dict.fromkeys(listed)}
-    return [path for path, place in places.items() if place not in above and not any(at == place or at in place.parents for at in made)]
+    inside = {path for path, place in places.items() if root in place.parents and place not in results}
+    return [path for path, place in places.items() if path not in inside and place not in above and not _is_in(place, made)]
+
+
+def _is_in(place: Path, folders: Sequence[Path]) -> bool:
+    return any(folder == place or folder in place.parents for folder in folders)
 
 
 def _words(stage: Stage) -> Iterator[str]:

@@ -88,7 +88,7 @@ def decide(record: Record | None, inputs: Mapping[str, str], output_sum: str | N
         words = {"running": "was interrupted", "failed": "failed", "stopped": "was stopped"}[record.state]
         return Decision(True, f"it {words}", "keep" if resumes else "remove")
     if record.output_sum is not None and output_sum is None:
-        return Decision(True, "its output is not there any more")
+        return Decision(True, "its output or its result is not there any more", "keep" if resumes else "remove")
     return Decision(False)
 
 
