@@ -25,6 +25,7 @@ from megatron_prism.cli.submit import read_command
 from megatron_prism.core.config import StudyConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
+from megatron_prism.jobs import study_stages
 from megatron_prism.study import child, record
 
 pytestmark = pytest.mark.slow
@@ -249,7 +250,7 @@ def test_half_an_output_is_not_taken_for_a_whole_one(home: Path, expected: dict[
 def test_the_test_sees_a_study_that_leaves_half_an_output_in_the_way(home: Path) -> None:
     def act(number: int) -> Callable[[], None]:
         def both() -> None:
-            job.clear = lambda *_: None  # type: ignore[assignment]
+            study_stages.clear = lambda *_: None  # type: ignore[assignment]
             killed_at(number, "before")()
 
         return both
