@@ -46,15 +46,15 @@ def adopted(stage: Stage, kept: Record, stages: Mapping[str, Stage], run_dir: Pa
         "seconds": _seconds(lines),
         "num_starts": sum(" start " in f" {line[-1]}" for line in lines),
     }
+    if last != "done" and not last.startswith("stopped"):
+        return kept
+    kept = replace(kept, inputs={**study_stages.inputs(stage, stages, run_dir, files), **kept.inputs})
     if last.startswith("stopped"):
         return replace(kept, state="failed", failure=last, **facts)
-    if last != "done":
-        return kept
     output_sum = study_stages.gave(stage, files)
     if output_sum is None:
         return replace(kept, state="failed", failure=f"done, and no {stage.output or stage.result}", **facts)
-    given = {**study_stages.inputs(stage, stages, run_dir, files), **kept.inputs}
-    return replace(kept, state="done", inputs=given, output_sum=output_sum, exit_code=0, **facts)
+    return replace(kept, state="done", output_sum=output_sum, exit_code=0, **facts)
 
 
 def keep_adopted(stages: Mapping[str, Stage], records: Mapping[str, Record]) -> None:
