@@ -22,6 +22,7 @@ TITLES = {
     "merge": "prism merge",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
+    "study": "prism study",
     "policy": "a policy: the rules of a verdict",
     "aligner": "prism rl export nemo_aligner",
     "nemo_rl": "prism rl export nemo_rl",

@@ -20,6 +20,7 @@ from megatron_prism.core.config import (
     MixConfig,
     PipelineConfig,
     PrepareConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.config.keys import options, walk
@@ -89,6 +90,7 @@ CLUSTER: dict[str, Any] = {
     "container": {"image": "~/a.sqsh", "mounts": ["~/data:/data:ro", "$SCRATCH:/scratch"], "workdir": "$SCRATCH"},
     "setup": [["echo", "~", "$ABSENT"]],  # words of a command, no paths
 }
+STUDY: dict[str, Any] = {"name": "a", "run_dir": "~/run", "stages": [{"name": "a", "command": ["~/a.py"], "output": "$SCRATCH/a"}]}
 PIPELINE: dict[str, Any] = {"name": "a", "run_dir": "~/run", "stages": [{"name": "a", "command": ["prepare", "~/a.yaml"]}]}
 FILTER: dict[str, Any] = {
     "out": "~/passes",
@@ -110,6 +112,7 @@ EVALUATE: dict[str, Any] = {
 CONFIGS = [
     (EvaluateConfig, EVALUATE),
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
+    (StudyConfig, STUDY),
     *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),
 ]
 

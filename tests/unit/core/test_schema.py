@@ -22,6 +22,7 @@ from megatron_prism.core.config import (
     PrepareConfig,
     PromptsConfig,
     RLConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
@@ -42,10 +43,12 @@ FOLDERS = {
 }
 DATA = CONFIGS / "studies" / "paper"  # the paper's tables: no configs
 FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != DATA]
-JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig, StudyConfig)
 
 
 def job_of(path: Path) -> type:
+    if path.parent == Path("studies"):
+        return StudyConfig
     if "rl" in path.stem.split("_"):
         return RLConfig
     tiny = {
