@@ -65,13 +65,15 @@ def resolve(config: LandscapeConfig, world_size: int) -> Resolved:
     """
     raise_problems(check_landscape(config, world_size))
     _, problems = start.attempt(partial(resumable.begun, config.out, KIND, COMMAND))
-    asked, wrong = start.attempt(lambda: evaluate.resolve(evaluation(config), world_size))
-    problems += [problem for problem in wrong if not problem.where.startswith("model ")]  # mid's, which are named below
     opened: dict[str, Evaluated] = {}
     for name in MODELS:
-        one, wrong = start.attempt(partial(models_at_rest.read, getattr(config, f"{name}_model")), f"{name}_model")
+        given = getattr(config, f"{name}_model")
+        key = f"{name}_model.{'hf' if given.checkpoint is None else 'checkpoint'}"
+        one, wrong = start.attempt(partial(models_at_rest.read, given), key)
         problems += wrong
         opened |= {} if one is None else {name: one}
+    asked, wrong = start.attempt(lambda: evaluate.resolve(evaluation(config), world_size))
+    problems += [problem for problem in wrong if not any(problem.where in named.where for named in problems)]  # mid's own are named
     for name in opened.keys() & {"base", "rl"} if "mid" in opened else ():
         problems += [*unlike(opened["mid"].model, opened[name].model, name), *_other_tokens(opened["mid"], opened[name], name)]
     raise_problems(problems)
