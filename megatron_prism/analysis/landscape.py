@@ -132,6 +132,8 @@ def barrier(losses: Sequence[float]) -> float:
     return float(max(0.0, (np.asarray(losses) - line).max()))
 
 
-def largest_drop(scores: Sequence[float]) -> float:
-    """Return the largest fall of a score along a path, from any point to any later one; 0 where it never falls."""
-    return float((np.maximum.accumulate(scores) - np.asarray(scores)).max())
+def largest_drop(scores: Sequence[float]) -> tuple[int, int]:
+    """Return (from, to), the points between which a score falls most along a path: any point and any later one; equal ones where it never falls."""
+    before = np.maximum.accumulate(scores)
+    to = int((before - np.asarray(scores)).argmax())
+    return int(np.asarray(scores[: to + 1]).argmax()), to

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from megatron_prism.analysis import landscape
@@ -41,7 +40,8 @@ AMBIGUITIES = {
     "plane": "the paper names a 5 x 5 plane, and not where it lies: centred at mid, from -0.3 to 1.3 toward rl and toward base, is read from its "
     "picture; in Equation 3 that is b, and 1 - a",
     "monotonic": "no score along the path is below an earlier one; largest_drop says by how much one is. Its standard error takes the two scores for "
-    "independent, though they are of the same questions, and is too large",
+    "independent, though they are of the same questions",
+    "gain_kept": "the share of rl's gain over mid; null where that gain is not above twice its standard error",
     "barrier": "the largest excess of the held-out loss over the straight line between its values at a leg's ends (arXiv 1912.05671 takes their mean)",
 }
 
@@ -236,11 +236,11 @@ def _figures(points: Sequence[Point], scored: Mapping[str, Any]) -> dict[str, An
     path = [row for row, point in zip(rows, points, strict=True) if point.kind == "path"]
     by_name = {row["name"]: row for row in rows}
     tasks = list(path[0]["tasks"])
-    drops = {name: landscape.largest_drop([row["tasks"][name]["score"] for row in path]) for name in tasks}
+    drops = {name: _largest_drop(path, name) for name in tasks}
     return {
         "points": rows,
-        "monotonic": {name: drop == 0 for name, drop in drops.items()},
-        "largest_drop": {name: {"drop": drop, "standard_error": _largest_error(path, name)} for name, drop in drops.items()},
+        "monotonic": {name: drop["drop"] == 0 for name, drop in drops.items()},
+        "largest_drop": drops,
         "barrier": _barriers(path, by_name),
         "gain_kept": {
             row["name"]: {name: _gain_kept(row, by_name, name) for name in tasks}
@@ -257,9 +257,16 @@ def _loss(tasks: Mapping[str, Any]) -> float | None:
     return sum(loss["loss"] * loss["num_tokens"] for loss in of_sources) / num_tokens if num_tokens else None
 
 
-def _largest_error(path: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    errors = [row["tasks"][name].get("standard_error") for row in path]
-    return None if any(error is None for error in errors) else max(math.hypot(one, other) for one, other in pairwise(errors))
+def _largest_drop(path: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    first, last = (path[place] for place in landscape.largest_drop([row["tasks"][name]["score"] for row in path]))
+    drop = first["tasks"][name]["score"] - last["tasks"][name]["score"]
+    return {"drop": drop, "from": first["name"], "to": last["name"], "standard_error": _error(first, last, name)}
+
+
+def _error(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> float | None:
+    """Return the standard error of a difference of scores, taken for independent."""
+    errors = [row["tasks"][name].get("standard_error") for row in (one, other)]
+    return None if None in errors else math.hypot(*errors)
 
 
 def _barriers(path: Sequence[Mapping[str, Any]], by_name: Mapping[str, Any]) -> dict[str, float | None]:
@@ -272,6 +279,6 @@ def _barriers(path: Sequence[Mapping[str, Any]], by_name: Mapping[str, Any]) -> 
 
 
 def _gain_kept(row: Mapping[str, Any], by_name: Mapping[str, Any], name: str) -> float | None:
-    """Return the share of rl's gain over mid that a point has; None where rl gains nothing."""
+    """Return the share of rl's gain over mid that a point has; None where that gain is not above twice its standard error."""
     mid, rl, own = (each["tasks"][name]["score"] for each in (by_name["mid"], by_name["rl"], row))
-    return (own - mid) / (rl - mid) if rl > mid else None
+    return (own - mid) / (rl - mid) if rl - mid > 2 * (_error(by_name["mid"], by_name["rl"], name) or 0.0) else None

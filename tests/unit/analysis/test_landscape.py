@@ -107,9 +107,12 @@ def test_a_null_has_the_updates_norm_and_is_drawn_by_name_and_seed(three: list[P
 def test_barriers_and_drops() -> None:
     assert landscape.barrier([1.0, 1.5, 2.0]) == 0 and landscape.barrier([1.0, 1.8, 2.0]) == pytest.approx(0.3)
     assert landscape.barrier([2.0, 0.5, 1.0]) == 0  # a valley is none
-    assert landscape.largest_drop([0.1, 0.5, 0.3, 0.4, 0.1, 0.9]) == pytest.approx(0.4) and landscape.largest_drop([0.1, 0.1, 0.2]) == 0
-    random_walk = np.random.default_rng(0).normal(size=50).cumsum()
-    assert landscape.largest_drop(list(random_walk)) == max(random_walk[i] - random_walk[j] for i in range(50) for j in range(i, 50))
+    assert landscape.largest_drop([0.1, 0.5, 0.3, 0.4, 0.1, 0.9]) == (1, 4)
+    first, last = landscape.largest_drop([0.1, 0.1, 0.2])
+    assert first == last
+    walk = list(np.random.default_rng(0).normal(size=50).cumsum())
+    first, last = landscape.largest_drop(walk)
+    assert walk[first] - walk[last] == max(walk[i] - walk[j] for i in range(50) for j in range(i, 50))
 
 
 def config(**values: object) -> LandscapeConfig:
