@@ -15,6 +15,7 @@ from megatron_prism.core.config import (
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -51,6 +52,8 @@ def job_of(path: Path) -> type:
         return StudyConfig
     if "rl" in path.stem.split("_"):
         return RLConfig
+    if path.stem == "landscape":
+        return LandscapeConfig
     tiny = {
         "mixture": PrepareConfig,
         "prompts": PromptsConfig,
