@@ -1,14 +1,15 @@
-"""What changed between models: `prism analyze weights|spectra`."""
+"""What changed between models: `prism analyze weights|spectra|cka`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import Json, a_path, finish
+from megatron_prism.cli import gang
+from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, a_path, finish
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,3 +61,20 @@ def spectra(
     for line in analysis.spectra(result):
         typer.echo(line)
     finish(result, json, quiet=True)
+
+
+@app.command()
+def cka(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Say how alike the layers of models represent the same prompts (CKA), beside what chance gives. Started again, it goes on.
+
+    Example: prism analyze cka configs/analyses/cka.yaml models.1.hf=hf/granite-mid out=analyses/cka --nproc 8 --json cka.json
+    """
+    from megatron_prism.core.config.cka import CkaConfig
+    from megatron_prism.report import analysis
+
+    def job() -> Any:
+        from megatron_prism.jobs import analyze_cka
+
+        return analyze_cka
+
+    gang.run(job, CkaConfig, config, overrides or [], nproc, dry_run, json, analysis.cka)

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import (
+    CkaConfig,
     EvaluateConfig,
     FilterConfig,
     JobConfig,
@@ -30,6 +31,7 @@ GANG_JOBS = (
     "rl",
     "rl filter",
     "evaluate",
+    "analyze cka",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -40,6 +42,7 @@ CONFIGS: dict[str, type] = {
     "rl mix": MixConfig,
     "evaluate": EvaluateConfig,
     "merge": MergeConfig,
+    "analyze cka": CkaConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 
