@@ -6,7 +6,7 @@ takes its part, so that it is the same on any layout.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,13 +34,18 @@ def apply(
     """
     norms = update_norms(shards, before, groups)
     for key, own in shards.items():
-        noise = torch.randn(tuple(shapes[key]), generator=torch.Generator().manual_seed(seed << 32 | zlib.crc32(key.encode())))
+        noise = torch.randn(tuple(shapes[key]), generator=torch.Generator().manual_seed(_seed(seed, key)))
         noise *= norms[key] / float(noise.norm(dtype=torch.float64))
         for shard, kept in zip(own, before[key], strict=True):
             first, *rest = (slice(at, at + size) for at, size in zip(shard.global_offset, shard.data.shape, strict=True))
             part = noise[(first, *rest)]
             shard.data.copy_(kept)
             shard.data[: len(part)] += part.to(shard.data.device)
+
+
+def _seed(seed: int, key: str) -> int:
+    """Return a tensor's own seed. torch's generator on the host takes the lowest 32 bits of a seed, and no others."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {key}".encode(), digest_size=4).digest(), "big")
 
 
 def update_norms(shards: Shards, before: Mapping[str, Sequence[torch.Tensor]], groups: Groups) -> dict[str, float]:
