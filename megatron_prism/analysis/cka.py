@@ -121,7 +121,7 @@ def align(one: Side, other: Side, drawn: Draws) -> Alignment:
     """Return the alignment of two layers on the same prompts, beside its nulls."""
     assert len(one.gram_NN) == len(other.gram_NN) >= MIN_PROMPTS
     without = {num: {form: _cosine(one.ablated[num][form], other.ablated[num][form]) for form in FORMS} for num in one.ablated}
-    return Alignment(value(one, other), _permuted(one, other, drawn.orders_PN), _subsampled(one, other, drawn.subsets_RM), without)
+    return Alignment(value(one, other), permuted(one, other, drawn.orders_PN), subsampled(one, other, drawn.subsets_RM), without)
 
 
 def value(one: Side, other: Side) -> dict[str, float]:
@@ -135,7 +135,7 @@ def _cosine(K_NN: torch.Tensor, L_NN: torch.Tensor) -> float:
     return float((K_NN * L_NN).sum()) / norms if norms > 0 else 0.0
 
 
-def _permuted(one: Side, other: Side, orders_PN: torch.Tensor) -> dict[str, list[float]]:
+def permuted(one: Side, other: Side, orders_PN: torch.Tensor) -> dict[str, list[float]]:
     """Return each form with the other side's prompts in other orders. Neither norm changes."""
     forms_FE = torch.stack([one.forms[form].flatten() for form in FORMS])
     products = [forms_FE @ _taken(other.gram_NN, part_PN).flatten(1).T for part_PN in orders_PN.split(PIECE)]
@@ -147,7 +147,7 @@ def _permuted(one: Side, other: Side, orders_PN: torch.Tensor) -> dict[str, list
     }
 
 
-def _subsampled(one: Side, other: Side, subsets_RM: torch.Tensor) -> dict[str, list[float]]:
+def subsampled(one: Side, other: Side, subsets_RM: torch.Tensor) -> dict[str, list[float]]:
     K_RMM, L_RMM = _taken(one.gram_NN, subsets_RM), _taken(other.gram_NN, subsets_RM)
     return {form: [_cosine(K_MM, L_MM) for K_MM, L_MM in zip(centre(K_RMM), centre(L_RMM), strict=True)] for form, centre in FORMS.items()}
 
