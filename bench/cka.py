@@ -59,7 +59,8 @@ def theirs(layers: Layers, drawn: cka.Draws, function: Callable[..., torch.Tenso
     """Compute forms of all subsamples of each layer with ckatorch."""
     return {
         form: [
-            [float(function(one[subset], other[subset], unbiased=form == "debiased")) for subset in drawn.subsets_RM] for one, other in layers
+            [float(function(one[subset], other[subset], unbiased=form == "debiased")) for subset in drawn.subsets_RM]
+            for one, other in layers
         ]
         for form in forms
     }
@@ -122,13 +123,19 @@ def main() -> None:
         for name, run in sides.items():
             spent, values[name] = measure(run)
             seconds[name].append(spent)
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {args.layers} layers of {args.prompts} x {args.channels}, 20 subsamples")
+    print(
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {args.layers} layers of {args.prompts} x {args.channels}, 20 subsamples"
+    )
     first = seconds["ours, both forms"]
     for name, each in seconds.items():
         ratios = sorted(mine / other for mine, other in zip(first, each, strict=True))
-        print(f"{name}: {statistics.median(each):.3f} CPU-s; ours / this {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        print(
+            f"{name}: {statistics.median(each):.3f} CPU-s; ours / this {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        )
     mine = values["ours, both forms"]
-    print(f"largest difference: ckatorch {difference(mine, values['ckatorch, both forms']):.1e}, numpy {difference(mine, numpys(layers, drawn)):.1e}")
+    print(
+        f"largest difference: ckatorch {difference(mine, values['ckatorch, both forms']):.1e}, numpy {difference(mine, numpys(layers, drawn)):.1e}"
+    )
 
 
 if __name__ == "__main__":
