@@ -1,4 +1,4 @@
-"""Pooled hidden states on the disk: a safetensors file for each model and set of prompts, named by what decides its numbers.
+"""Pooled hidden states on the disk: a safetensors file for each model and set of prompts, named by its number and what decides its values.
 
 Shape legend: P states of a model, N prompts, C channels.
 """
@@ -26,22 +26,21 @@ class Kept:
 
     root: Path
 
-    def path(self, key: str) -> Path:
-        """Return the file of a key."""
-        return self.root / FOLDER / f"{key}.safetensors"
+    def path(self, key: str) -> Path | None:
+        """Return the file of a key. None: its states are not computed yet; a file is renamed into place when it is whole."""
+        return next((path for path in self._files() if path.stem.partition("_")[2] == key), None)
 
-    def has(self, key: str) -> bool:
-        """Say whether a key's states were computed: a file is renamed into place when it is whole."""
-        return self.path(key).is_file()
+    def _files(self) -> list[Path]:
+        return sorted((self.root / FOLDER).glob("[0-9]*_*.safetensors"))
 
     def write(self, key: str, states_PNC: torch.Tensor, about: Mapping[str, str]) -> None:
         """Write states. about: what they are of, for a reader of the file."""
         from safetensors.torch import save
 
-        path = self.path(key)
+        path = self.root / FOLDER / f"{len(self._files()):06d}_{key}.safetensors"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with disk.writing(self.root):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.write_bytes(save({TENSOR: states_PNC.contiguous()}, metadata=dict(about)))
                 disk.sync([temporary])
@@ -55,13 +54,13 @@ class Kept:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        path = self.path(key)
+        assert path is not None, f"no states of {key}"
         try:
-            return load_file(self.path(key))[TENSOR]
+            return load_file(path)[TENSOR]
         except (SafetensorError, KeyError, OSError) as error:
             found = f"{type(error).__name__}: {error}"
-            raise CheckpointError(
-                Problem(str(self.path(key)), found, "the states that were written", "delete it: it is computed again")
-            ) from None
+            raise CheckpointError(Problem(str(path), found, "the states that were written", "delete it: it is computed again")) from None
 
 
 def key_of(weights: Mapping[str, Any], tokens: Sequence[Sequence[int]], precision: str) -> str:

@@ -172,7 +172,7 @@ def compare_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         for subject in subjects:
             _heed(stop_request, watchdog, f"computing the states of {_named(subject)}")
             keys = {name: key_of(subject.weights, texts, config.precision) for name, texts in tokens[subject.model].items()}
-            missing = from_first([name for name, key in keys.items() if not kept.has(key)])
+            missing = from_first([name for name, key in keys.items() if kept.path(key) is None])
             if missing:
                 chunks = _chunks(subject, models, config, groups)
                 for name in missing:

@@ -102,7 +102,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def states(root: Path) -> dict[str, torch.Tensor]:
-    return {path.name: load_file(path)[TENSOR] for path in sorted((root / FOLDER).iterdir())}
+    return {path.stem.partition("_")[2]: load_file(path)[TENSOR] for path in sorted((root / FOLDER).iterdir())}
 
 
 def flat(value: Any, key: str = "") -> dict[str, float]:
