@@ -157,3 +157,7 @@ def test_an_output_of_another_pair_computes_only_what_is_new(compare: Compare, a
     after = {path.name: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()}
     assert list(result["pairs"]) == ["rl|base"] and len(after) == 8  # the update of the other direction is new
     assert {name: after[name] for name in before} == before
+    own = read(compare("grown", "tiny", final_norm=False))["pairs"]["base|rl"]["sums"]["layers"]
+    behind = read(kept)["pairs"]["base|rl"]["sums"]["layers"]
+    assert own[:-1] == behind[:-1] and own[-1] != behind[-1]  # the last layer's own output, from the states that are kept
+    assert len(list((root / FOLDER).iterdir())) == 8

@@ -30,6 +30,7 @@ RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {  # model, ranks, layout
     "granite pp2": ("granite", 2, {"pp": 2}),  # a tied embedding on both stages
     "granite_h pp2": ("granite_h", 2, {"pp": 2}),
     "nemotron tp2_sp": ("nemotron", 2, SP),
+    "nemotron cp2": ("nemotron", 2, {"cp": 2}),
     "nemotron pp2": ("nemotron", 2, {"pp": 2}),
     "nemotron tp2_sp pp2": ("nemotron", 4, {**SP, "pp": 2}),
 }
