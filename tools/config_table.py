@@ -21,6 +21,7 @@ TITLES = {
     "evaluate": "prism evaluate",
     "merge": "prism merge",
     "analyze landscape": "prism analyze landscape",
+    "analyze cka": "prism analyze cka",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "study": "prism study",

@@ -82,3 +82,19 @@ def landscape(config: Config, overrides: Overrides = None, nproc: Nproc = None, 
         return analyze_landscape
 
     gang.run(job, LandscapeConfig, config, overrides or [], nproc, dry_run, json, analysis.landscape)
+
+
+def cka(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Say how alike the layers of models represent the same prompts (CKA), beside what chance gives. Started again, it goes on.
+
+    Example: prism analyze cka configs/analyses/cka.yaml models.1.hf=hf/granite-mid out=analyses/cka --nproc 8 --json cka.json
+    """
+    from megatron_prism.core.config.cka import CkaConfig
+    from megatron_prism.report import analysis
+
+    def job() -> Any:
+        from megatron_prism.jobs import analyze_cka
+
+        return analyze_cka
+
+    gang.run(job, CkaConfig, config, overrides or [], nproc, dry_run, json, analysis.cka)

@@ -63,6 +63,25 @@ def landscape(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} has of the gain of rl over mid: {', '.join(f'{task} {share}' for task, share in zip(kept, shares, strict=True))}"
 
 
+def cka(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line a pair and distribution: the least alignment of a layer by both forms, and what its nulls say."""
+    of_updates = any("null_update" in figures for of_pair in result["pairs"].values() for figures in of_pair.values())
+    columns = ["CKA", "layer", "+-", "permuted", "gaussian", "ablated", *(["random update"] if of_updates else [])]
+    for form in ("biased", "debiased"):
+        rows = [[f"least {form}", "prompts", *columns]]
+        for pair, of_pair in result["pairs"].items():
+            for name, figures in of_pair.items():
+                ablated = list(figures[f"min_{form}_ablated"].values())
+                values = [
+                    *(figures[f"min_{form}_subsampled"]["std"], figures[f"min_{form}_permutation_null"]["mean"]),
+                    *(figures["gaussian_null"][form], ablated[-1] if ablated else None),
+                    *([figures["null_update"][f"min_{form}"]] if of_updates else []),
+                ]
+                shown = ["-" if value is None else f"{value:.4f}" for value in values]
+                rows.append([pair, name, f"{figures[f'min_{form}']:.4f}", str(figures[f"min_{form}_layer"]), *shown])
+        yield from _table(rows)
+
+
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:

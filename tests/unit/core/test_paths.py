@@ -13,6 +13,7 @@ from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core import paths
 from megatron_prism.core.config import (
+    CkaConfig,
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
@@ -118,7 +119,13 @@ LANDSCAPE: dict[str, Any] = {
     "mid_model": EITHER,
     "rl_model": EITHER,
 }
+CKA: dict[str, Any] = {
+    "out": "~/cka",
+    "models": [{"name": "~", "hf": "~/hf"}, {"name": "b", "checkpoint": "$SCRATCH/ck"}],
+    "distributions": {"a": {"path": ["~/a.jsonl"], "text": "~ {text}"}},
+}
 CONFIGS = [
+    (CkaConfig, CKA),
     (EvaluateConfig, EVALUATE),
     (LandscapeConfig, LANDSCAPE),
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import (
+    CkaConfig,
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
@@ -34,6 +35,7 @@ from megatron_prism.core.schema import schema
 jsonschema = pytest.importorskip("jsonschema", reason="pip install -e '.[dev]'")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {
+    "analyses": CkaConfig,
     "clusters": ClusterConfig,
     "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
