@@ -1,4 +1,4 @@
-"""What changed between models: `prism analyze weights|spectra`."""
+"""What changed between models: `prism analyze weights|spectra|responses`."""
 
 from __future__ import annotations
 
@@ -58,5 +58,27 @@ def spectra(
 
     result = job.run_spectra(base, other, num_directions, seed)
     for line in analysis.spectra(result):
+        typer.echo(line)
+    finish(result, json, quiet=True)
+
+
+@app.command()
+def responses(
+    runs: Annotated[
+        list[str], typer.Argument(help="Folders of prism evaluate, in the order of training; also NAME=DIR.", show_default=False)
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task. May be given again.", show_default=False)] = None,
+    steps: Annotated[str | None, typer.Option(help="A regular expression that a response with steps holds.", show_default=False)] = None,
+    json: Json = None,
+) -> None:
+    """Say what responses are like: length, certainty by correctness, which problems are solved; and what flips from each model to the next.
+
+    Example: prism analyze responses base=evaluations/base mid=evaluations/mid rl=evaluations/rl --task math500 --json responses.json
+    """
+    from megatron_prism.jobs import analyze_responses as job
+    from megatron_prism.report import analysis
+
+    result = job.run(runs, task or [], steps)
+    for line in analysis.responses(result):
         typer.echo(line)
     finish(result, json, quiet=True)

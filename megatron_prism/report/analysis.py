@@ -19,6 +19,21 @@ SPECTRA = {
     "principal_angle_left_max": "largest angle",
     "singular_value_shift_mean": "value shift",
 }
+RESPONSES = (
+    "pass",
+    "tokens (quartiles)",
+    "cut",
+    "neg-LP",
+    "right",
+    "wrong",
+    "wrong - right, same length",
+    "solved 0",
+    "some",
+    "all",
+    "steps",
+    "format",
+    "repeated",
+)
 
 
 def weights(result: Mapping[str, Any]) -> Iterator[str]:
@@ -40,6 +55,66 @@ def spectra(result: Mapping[str, Any]) -> Iterator[str]:
         values = [figures[prefix + key] for key in SPECTRA for prefix in ("", "null_")]
         rows.append([name, *("-" if value is None else f"{value:.3g}" for value in values)])
     yield from _table(rows)
+
+
+def responses(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table a task as the paper's Table 15, a line a model; then the flips and the gain by pass rate, from each model to the next."""
+    tasks = dict.fromkeys(task for model in result["models"].values() for task in model["tasks"])
+    for task in tasks:
+        rows = [[task, *RESPONSES]]
+        for name, model in result["models"].items():
+            if of := model["tasks"].get(task):
+                rows.append([name, *_response_cells(of)])
+        yield from _table(rows)
+        yield ""
+        flips = {pair: of[task] for pair, of in result["flips"].items() if task in of}
+        yield from _flips(task, flips)
+
+
+def _response_cells(of: Mapping[str, Any]) -> Iterator[str]:
+    certain, tokens, solved = of["neg_logprob"], of["tokens"]["all"], of["solvability"]
+    yield _share(of["pass_rate"]["value"], of["pass_rate"]["standard_error"])
+    yield f"{tokens['median']:.0f} ({tokens['quartile_1']:.0f}-{tokens['quartile_3']:.0f})"
+    yield _share(of["share_cut"])
+    yield from (_plain(certain[key]) for key in ("all", "right", "wrong", "wrong_less_right_same_length"))
+    yield from (_share(solved[key]) for key in ("none", "some", "all"))
+    yield from (_share(of[key]) for key in ("share_with_steps", "share_with_format", "repetition"))
+
+
+def _flips(task: str, flips: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the flips of a task by majority with their chance, and where along the first model's pass rate the gain lies."""
+    rows, edges = [[f"{task}: flips", "0 -> 1", "1 -> 0", "0 -> 1 by half", "chance", "1 -> 0 by half", "chance"]], []
+    for pair, of in flips.items():
+        if "not_compared" in of:
+            yield f"{task}: {pair} not compared: {'; '.join(of['not_compared'])}"
+            continue
+        halves = (_share(of[f"{way}_by_half"][key]) for way in ("gained", "lost") for key in ("share", "chance"))
+        rows.append([pair, _share(of["gained"]), _share(of["lost"]), *halves])
+        edges += [
+            [
+                f"{pair} {name} %",
+                _share(edge["share"]),
+                _share(edge["gain"]["value"], edge["gain"]["standard_error"]),
+                _share(edge["gain_naive"]),
+            ]
+            for name, edge in of["edge"].items()
+        ]
+    if len(rows) > 1:
+        yield from _table(rows)
+        yield ""
+    if edges:
+        yield from _table([[f"{task}: gain by pass rate before", "problems", "gain", "not split"], *edges])
+        yield ""
+
+
+def _share(value: float | None, error: float | None = None) -> str:
+    spread = "" if error is None else f" +- {100 * error:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}{spread} %"
+
+
+def _plain(mean: Mapping[str, Any]) -> str:
+    spread = "" if mean["standard_error"] is None else f" +- {mean['standard_error']:.3f}"
+    return "-" if mean["value"] is None else f"{mean['value']:.3f}{spread}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
