@@ -19,8 +19,10 @@ app = typer.Typer(
 
 @app.command()
 def weights(
-    base: Annotated[Path, typer.Option(help="The Hugging Face folder before.", callback=a_path)],
-    other: Annotated[Path, typer.Option(help="The Hugging Face folder after.", callback=a_path)],
+    base: Annotated[
+        Path, typer.Option(help="The model before: a Hugging Face folder, a checkpoint, or a run (its latest).", callback=a_path)
+    ],
+    other: Annotated[Path, typer.Option(help="The model after, in any of these forms.", callback=a_path)],
     against: Annotated[
         Path | None, typer.Option(help="Another model made from --base: the cosine of both updates.", callback=a_path)
     ] = None,
@@ -43,8 +45,10 @@ def weights(
 
 @app.command()
 def spectra(
-    base: Annotated[Path, typer.Option(help="The Hugging Face folder before.", callback=a_path)],
-    other: Annotated[Path, typer.Option(help="The Hugging Face folder after.", callback=a_path)],
+    base: Annotated[
+        Path, typer.Option(help="The model before: a Hugging Face folder, a checkpoint, or a run (its latest).", callback=a_path)
+    ],
+    other: Annotated[Path, typer.Option(help="The model after, in any of these forms.", callback=a_path)],
     num_directions: Annotated[int, typer.Option(help="The leading singular directions that are looked at.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="The seed of the nulls and of the randomised SVD.", min=0, max=2**30)] = 0,
     json: Json = None,
