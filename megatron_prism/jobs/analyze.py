@@ -23,6 +23,7 @@ from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import bits
 
 Key = tuple[str, Component]
+Measured = tuple[weights.Tally, Cosine | None]
 # fields that decide which tensors there are, and what to do where they differ
 SAME = {
     "num_layers": "",
@@ -43,11 +44,11 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
     with bits.one_thread(), at_rest.opened(models) as opened:
         tensors = match(opened)
         with log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
-            for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
-                key, tallied = (tensor.name, component), weights.added(one for one, _ in pieces)
+            for tensor, component, (tallied, cosine) in walk(tensors, _measure, _together, num_threads, tick):
+                key = (tensor.name, component)
                 changes[key] = weights.change_of(tallied, tensor.dtypes[1], _seed(seed, tensor.name))
-                if against:
-                    cosines[key] = reduce(add, [one for _, one in pieces if one is not None])
+                if cosine is not None:
+                    cosines[key] = cosine
     return {
         "kind": "analysis",
         "analysis": "weights",
@@ -98,10 +99,15 @@ def _means(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: None if any(one[key] is None for one in of) else fmean(one[key] for one in of) for key in of[0]}
 
 
-def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> tuple[weights.Tally, Cosine | None]:
+def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> Measured:
     old_N, new_N, *rest = pieces
     stride = weights.stride_of(tensor.row * tensor.shape[0], tensor.row)
     return weights.tally(old_N, new_N, first, stride), weights.cosine(old_N, new_N, rest[0]) if rest else None
+
+
+def _together(measured: Sequence[Measured]) -> Measured:
+    cosines = [cosine for _, cosine in measured if cosine is not None]
+    return weights.added(tallied for tallied, _ in measured), reduce(add, cosines) if cosines else None
 
 
 def _seed(seed: int, name: str) -> int:
