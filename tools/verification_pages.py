@@ -96,5 +96,8 @@ def _device() -> str:
     """Return what a GPU has shown: the last run that docs/GPU.md has."""
     last = (ROOT / "docs" / "GPU.md").read_text(encoding="utf-8").partition("## The last run of the check\n")[2].strip()
     if not last or last.startswith("None yet"):
-        return "not run on a device. [GPU.md](../GPU.md) says what has not run there, by name; `bash tools/gpu_check.sh` runs parity of each family."
+        return (
+            "not run on a device. [GPU.md](../GPU.md) says what has not run there, by name, and [COMPATIBILITY.md](../COMPATIBILITY.md#what-ran-on-a-gpu) "
+            "what an older layout of this code ran; `bash tools/gpu_check.sh` runs parity of each family."
+        )
     return f"{last.splitlines()[0]} ([GPU.md](../GPU.md#the-last-run-of-the-check))"
