@@ -24,6 +24,7 @@ from megatron_prism.hf import bits
 
 Key = tuple[str, Component]
 Measured = tuple[weights.Tally, Cosine | None]
+WEIGHTS_NULL = "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled"
 # fields that decide which tensors there are, and what to do where they differ
 SAME = {
     "num_layers": "",
@@ -38,6 +39,25 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
     Raises: InputError, CheckpointError where a path is no model, or the models differ in more than their weights.
     """
     models = [at_rest.read(path) for path in (base, other, *([against] if against else []))]
+    figures = compare(models, num_threads, seed)
+    return {
+        "kind": "analysis",
+        "analysis": "weights",
+        "base": str(base),
+        "other": str(other),
+        "against": str(against) if against else None,
+        "dtypes": [", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})) for model in models],
+        "thresholds": list(weights.THRESHOLDS),
+        "null": WEIGHTS_NULL,
+        **figures,
+    }
+
+
+def compare(models: Sequence[AtRest], num_threads: int, seed: int) -> dict[str, Any]:
+    """Return the change from the first model to the second: total, kinds, components and tensors; of a third, the cosine of both updates.
+
+    Raises: InputError where they differ in more than their weights.
+    """
     _require_same(models)
     changes: dict[Key, Change] = {}
     cosines: dict[Key, Cosine] = {}
@@ -49,17 +69,7 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
                 changes[key] = weights.change_of(tallied, tensor.dtypes[1], _seed(seed, tensor.name))
                 if cosine is not None:
                     cosines[key] = cosine
-    return {
-        "kind": "analysis",
-        "analysis": "weights",
-        "base": str(base),
-        "other": str(other),
-        "against": str(against) if against else None,
-        "dtypes": [", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})) for model in models],
-        "thresholds": list(weights.THRESHOLDS),
-        "null": "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled",
-        **_figures(changes, cosines),
-    }
+    return _figures(changes, cosines)
 
 
 def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict[str, Any]:

@@ -48,6 +48,29 @@ def weights(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(rows)
 
 
+def trajectory(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line a checkpoint: the change from the start and from the one before; as stored, and of the optimizer's fp32 main weights."""
+    heads = ["delta", *NULLS.values(), "delta to last", "different"]
+    has_masters = any(of["masters"] for of in result["checkpoints"].values())
+    rows = [["step", *heads, *([*(f"fp32 {head}" for head in heads), "rounding"] if has_masters else [])]]
+    for step, of in result["checkpoints"].items():
+        cells = _trajectory_cells(of)
+        if of["masters"]:
+            cells += [*_trajectory_cells(of["masters"]), _number(of["masters"]["rounding"]["delta"])]
+        rows.append([step, *cells, *["-"] * (len(rows[0]) - 1 - len(cells))])
+    yield from _table(rows)
+
+
+def _trajectory_cells(of: Mapping[str, Any]) -> list[str]:
+    total, last = of["from_base"]["total"], of["from_previous"]["total"]
+    shares = [_share(total[key]["0.01"]) for key in NULLS]
+    return [_number(total["delta"]), *shares, _number(last["delta"]), _share(last["share_different"])]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def spectra(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line a component: each figure, and that of its null."""
     rows = [["component", *(column for words in SPECTRA.values() for column in (words, "null"))]]
