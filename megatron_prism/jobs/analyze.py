@@ -24,6 +24,7 @@ from megatron_prism.hf import bits
 
 Key = tuple[str, Component]
 Measured = tuple[weights.Tally, Cosine | None]
+ROUNDING = ("delta", "changed", "share_different")
 WEIGHTS_NULL = "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled"
 # fields that decide which tensors there are, and what to do where they differ
 SAME = {
@@ -50,7 +51,28 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
         "thresholds": list(weights.THRESHOLDS),
         "null": WEIGHTS_NULL,
         **figures,
+        "masters": compare_masters(models[0], models[1], num_threads, seed),
     }
+
+
+def compare_masters(base: AtRest, other: AtRest, num_threads: int, seed: int) -> dict[str, Any] | None:
+    """Return the change in the optimizers' fp32 main weights, and how far the stored weights are from them. None: `other` holds none.
+
+    A base without main weights, which is what a run began from, is taken as it is stored. Single tensors are left out.
+    """
+    main = at_rest.masters(other)
+    if main is None:
+        return None
+    rounding = compare([main, other], num_threads, seed)["total"]
+    return {
+        **without_tensors(compare([at_rest.masters(base) or base, main], num_threads, seed)),
+        "rounding": {key: rounding[key] for key in ROUNDING},
+    }
+
+
+def without_tensors(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a change's total, kinds and components."""
+    return {key: value for key, value in figures.items() if key != "tensors"}
 
 
 def compare(models: Sequence[AtRest], num_threads: int, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ from megatron_prism.checkpoint import at_rest, folder
 from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.jobs import analyze
-
-ROUNDING = ("delta", "changed", "share_different")
 
 
 def run(run_dir: Path, base: Path | None, num_threads: int, seed: int) -> dict[str, Any]:
@@ -27,17 +26,12 @@ def run(run_dir: Path, base: Path | None, num_threads: int, seed: int) -> dict[s
     first, compared = models[0], models[1:]
     checkpoints: dict[str, Any] = {}
     for previous, model in zip(models, compared, strict=False):
-        main = at_rest.masters(model)
+        is_first = previous.path == first.path
+        from_base, main = _change(first, model, num_threads, seed), analyze.compare_masters(first, model, num_threads, seed)
         checkpoints[str(folder.read(model.path).step)] = {
-            **_changes(first, previous, model, num_threads, seed),
-            "masters": None
-            if main is None
-            else {
-                **_changes(at_rest.masters(first) or first, at_rest.masters(previous) or previous, main, num_threads, seed),
-                "rounding": {
-                    key: value for key, value in analyze.compare([main, model], num_threads, seed)["total"].items() if key in ROUNDING
-                },
-            },
+            "from_base": from_base,
+            "from_previous": from_base if is_first else _change(previous, model, num_threads, seed),
+            "masters": None if main is None else _masters(main, previous, model, is_first, num_threads, seed),
         }
     return {
         "kind": "analysis",
@@ -50,15 +44,17 @@ def run(run_dir: Path, base: Path | None, num_threads: int, seed: int) -> dict[s
     }
 
 
-def _changes(first: AtRest, previous: AtRest, model: AtRest, num_threads: int, seed: int) -> dict[str, Any]:
-    """Return the change from the start and from the checkpoint before. Of the first one they are the same."""
-    from_base = _change(first, model, num_threads, seed)
+def _change(old: AtRest, new: AtRest, num_threads: int, seed: int) -> dict[str, Any]:
+    return analyze.without_tensors(analyze.compare([old, new], num_threads, seed))
+
+
+def _masters(main: Mapping[str, Any], previous: AtRest, model: AtRest, is_first: bool, num_threads: int, seed: int) -> dict[str, Any]:
+    """Return a checkpoint's figures of its main weights. main: against the start, with the rounding."""
+    from_base = {key: value for key, value in main.items() if key != "rounding"}
+    whole = at_rest.masters(model)
+    assert whole is not None
     return {
         "from_base": from_base,
-        "from_previous": from_base if previous.path == first.path else _change(previous, model, num_threads, seed),
+        "from_previous": from_base if is_first else _change(at_rest.masters(previous) or previous, whole, num_threads, seed),
+        "rounding": main["rounding"],
     }
-
-
-def _change(old: AtRest, new: AtRest, num_threads: int, seed: int) -> dict[str, Any]:
-    figures = analyze.compare([old, new], num_threads, seed)
-    return {key: figures[key] for key in ("total", "kinds", "components")}

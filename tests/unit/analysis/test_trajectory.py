@@ -18,7 +18,8 @@ from megatron_prism.cli.analyze import app
 from megatron_prism.core.errors import PrismError
 from megatron_prism.core.manifest import read_json, write_json
 from megatron_prism.hf import bits
-from megatron_prism.jobs import analyze_trajectory, convert
+from megatron_prism.jobs import analyze, analyze_trajectory, convert
+from megatron_prism.report import analysis
 from tests.parity.tiny import random_model
 
 UPDATE = 1e-3  # of a weight, a step: half of bf16's spacing is 2e-3 to 4e-3 of it
@@ -74,6 +75,13 @@ def test_main_weights_show_the_update_that_rounding_hides(home: Path) -> None:
     assert last["from_base"]["total"]["delta"] > 1.2 * last["masters"]["from_base"]["total"]["delta"]
     assert last["from_base"]["total"]["changed"]["0.005"] > 0.1 and last["masters"]["from_base"]["total"]["changed"]["0.005"] == 0
     assert result["checkpoints"]["1"]["from_base"] == result["checkpoints"]["1"]["from_previous"]
+
+
+def test_two_models_are_also_compared_in_main_weights(home: Path) -> None:
+    result = analyze.run_weights(home / "base", home / "run", None, 1, 0)
+    assert result["masters"]["kinds"]["mlp"]["delta"] == pytest.approx(3 * UPDATE, rel=2e-3) and "tensors" not in result["masters"]
+    assert any(line.startswith("total, fp32") for line in analysis.weights(result))
+    assert analyze.run_weights(home / "run", home / "base", None, 1, 0)["masters"] is None  # what comes after decides
 
 
 def test_what_does_not_train_has_no_main_weight_and_stays(home: Path) -> None:
