@@ -20,6 +20,7 @@ TITLES = {
     "rl mix": "prism rl mix",
     "evaluate": "prism evaluate",
     "merge": "prism merge",
+    "analyze landscape": "prism analyze landscape",
     "cluster": "a cluster",
     "pipeline": "a pipeline",
     "policy": "a policy: the rules of a verdict",

@@ -1,14 +1,15 @@
-"""What changed between models: `prism analyze weights|spectra|responses`."""
+"""What changed between models, and what lies between them: `prism analyze`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from megatron_prism.cli.options import Json, a_path, finish
+from megatron_prism.cli import gang
+from megatron_prism.cli.options import Config, DryRun, Json, Nproc, Overrides, a_path, finish
 from megatron_prism.core.errors import InputError, Problem
 
 app = typer.Typer(
@@ -99,3 +100,20 @@ def responses(
     for line in analysis.responses(result):
         typer.echo(line)
     finish(result, json, quiet=True)
+
+
+@app.command()
+def landscape(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
+    """Score models on the straight lines between three models, by evaluation's own score. Started again, it goes on.
+
+    Example: prism analyze landscape configs/analyses/landscape.yaml out=analyses/landscape --nproc 8 --json landscape.json
+    """
+    from megatron_prism.core.config import LandscapeConfig
+    from megatron_prism.report import analysis
+
+    def job() -> Any:
+        from megatron_prism.jobs import analyze_landscape
+
+        return analyze_landscape
+
+    gang.run(job, LandscapeConfig, config, overrides or [], nproc, dry_run, json, analysis.landscape)

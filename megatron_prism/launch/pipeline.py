@@ -13,6 +13,7 @@ from megatron_prism.core.config import (
     EvaluateConfig,
     FilterConfig,
     JobConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -30,6 +31,7 @@ GANG_JOBS = (
     "rl",
     "rl filter",
     "evaluate",
+    "analyze landscape",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -40,6 +42,7 @@ CONFIGS: dict[str, type] = {
     "rl mix": MixConfig,
     "evaluate": EvaluateConfig,
     "merge": MergeConfig,
+    "analyze landscape": LandscapeConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 

@@ -144,6 +144,27 @@ def _plain(mean: Mapping[str, Any]) -> str:
     return "-" if mean["value"] is None else f"{mean['value']:.3f}{spread}"
 
 
+def landscape(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line a point: each task's score and its standard error, and the loss; then what the path and the smaller updates say."""
+    tasks = list(result["points"][0]["tasks"])
+    rows = [["point", "a", "b", *(column for name in tasks for column in (name, "+-")), "loss"]]
+    for row in result["points"]:
+        scores = [row["tasks"][name].get(key) for name in tasks for key in ("score", "standard_error")]
+        shown = ["-" if value is None else f"{value:.3f}" for value in (*scores, row["loss"])]
+        is_sum = row["kind"] in ("path", "plane")
+        rows.append([row["name"], *(f"{row[key]:.3g}" if is_sum else "-" for key in ("a", "b")), *shown])
+    yield from _table(rows)
+    for name in tasks:
+        fall = result["largest_drop"][name]
+        error = "" if fall["standard_error"] is None else f" (+- {fall['standard_error']:.3f})"
+        yield f"{name}: never falls along the path" if result["monotonic"][name] else f"{name}: falls by up to {fall['drop']:.3f}{error}"
+    for leg, height in result["barrier"].items():
+        yield f"loss barrier, {leg.replace('_', ' ')}: {'no held_out task' if height is None else f'{height:.4f}'}"
+    for name, kept in result["gain_kept"].items():
+        shares = ("-" if share is None else f"{100 * share:.0f} %" for share in kept.values())
+        yield f"{name} has of the gain of rl over mid: {', '.join(f'{task} {share}' for task, share in zip(kept, shares, strict=True))}"
+
+
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:

@@ -17,13 +17,13 @@ class LandscapeConfig(AskingConfig):
     out: Annotated[Path, MAY_CHANGE]
     """The folder to write: landscape.json, and points/NAME, an evaluation of each point. One set of models."""
 
-    base: AtRestConfig
+    base_model: AtRestConfig
     """The model before mid-training."""
 
-    mid: AtRestConfig
+    mid_model: AtRestConfig
     """The mid-trained model. Every point is asked with its tokenizer, its end tokens and its context."""
 
-    rl: AtRestConfig
+    rl_model: AtRestConfig
     """The model after reinforcement learning."""
 
     num_steps_to_mid: Annotated[int, Range(ge=1), MAY_CHANGE] = 6
@@ -32,17 +32,9 @@ class LandscapeConfig(AskingConfig):
     num_steps_to_rl: Annotated[int, Range(ge=1), MAY_CHANGE] = 4
     """The path's steps from mid to rl, a being 1 (paper, read from its picture: 4)."""
 
-    plane: Annotated[bool, MAY_CHANGE] = False
-    """Evaluate the plane through the three models too, plane_size x plane_size points around mid."""
-
-    plane_size: Annotated[int, Range(ge=2), MAY_CHANGE] = 5
-    """The points of a side (paper: 5)."""
-
-    plane_from: Annotated[float, Range(), MAY_CHANGE] = -0.3
-    """Where a side begins: 0 is mid, 1 is rl on one axis and base on the other (paper, read from its picture: -0.3)."""
-
-    plane_to: Annotated[float, Range(), MAY_CHANGE] = 1.3
-    """Where a side ends (paper, read from its picture: 1.3)."""
+    plane_size: Annotated[int, Range(ge=0), MAY_CHANGE] = 0
+    """Evaluate the plane through the three models too: so many points a side, from -0.3 to 1.3 of the way from mid to rl and to base, read from
+    the paper's picture (paper: 5). 0: no plane."""
 
     keep_largest: Annotated[tuple[Annotated[float, Range(gt=0, lt=1)], ...], MAY_CHANGE] = ()
     """Evaluate mid with this share of the entries of rl - mid, the largest of all tensors together, and no change of the others (ours)."""

@@ -16,6 +16,7 @@ from megatron_prism.core.config import (
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -107,8 +108,17 @@ EVALUATE: dict[str, Any] = {
     },
     "against": "~/before",
 }
+EITHER = {"checkpoint": "~/ck", "hf": "$SCRATCH/hf"}
+LANDSCAPE: dict[str, Any] = {
+    "out": "~/landscape",
+    "tasks": EVALUATE["tasks"],
+    "base_model": EITHER,
+    "mid_model": EITHER,
+    "rl_model": EITHER,
+}
 CONFIGS = [
     (EvaluateConfig, EVALUATE),
+    (LandscapeConfig, LANDSCAPE),
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
     *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),
 ]

@@ -15,6 +15,7 @@ from megatron_prism.core.config import (
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -48,6 +49,8 @@ JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig
 def job_of(path: Path) -> type:
     if "rl" in path.stem.split("_"):
         return RLConfig
+    if path.stem == "landscape":
+        return LandscapeConfig
     tiny = {
         "mixture": PrepareConfig,
         "prompts": PromptsConfig,
