@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 from megatron_prism.core.errors import printable
-from megatron_prism.report.document import Document, Section
+from megatron_prism.report.document import Document, Section, Table, without
 from megatron_prism.report.material import Material
 from megatron_prism.report.sections import (
     benchmarks,
@@ -47,7 +48,11 @@ def build(materials: Sequence[Material], paper: Paper, title: str) -> Document:
 
 def _section(part: ModuleType, materials: Sequence[Material], paper: Paper) -> Section:
     try:
-        return part.section(materials, paper)
+        section: Section = part.section(materials, paper)
+        if len(materials) > 1:
+            return section
+        blocks = tuple(without(block, "study") if isinstance(block, Table) else block for block in section.blocks)
+        return replace(section, blocks=blocks)
     except UNFIT as error:
         why = printable(f"{type(error).__name__}: {error}")[:300]
         return Section(part.ID, part.TITLE, absent=f"A result is not in the form that this section reads ({why}).")

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_prism.core.errors import printable
 
 Mark = Literal["good", "bad", "open", ""]
 MARKS: dict[str, Mark] = {  # words that a page colours; the word itself always stands there
-    "GO": "good",
-    "NO-GO": "bad",
-    "INCONCLUSIVE": "open",
-    "holds": "good",
-    "does not hold": "bad",
-    "no more than its null": "open",
-    "prerequisite not met": "open",
-    "not judged": "open",
-    "done": "good",
-    "finished": "good",
-    "failed": "bad",
-    "not finished": "open",
+    **dict.fromkeys(("GO", "holds", "done", "finished", "yes"), "good"),
+    **dict.fromkeys(("NO-GO", "no-go", "fails", "failed", "no"), "bad"),
+    **dict.fromkeys(("INCONCLUSIVE", "no more than its null", "prerequisite not met", "not measured", "not finished"), "open"),
+    **dict.fromkeys(("to run", "changed", "running", "stopped", "blocked"), "open"),
 }
 NOTHING = "\N{EN DASH}"  # of a cell without a value
 
@@ -38,8 +30,8 @@ class Measured:
 
     def times(self, factor: float) -> Measured:
         """Return the figure in another unit."""
-        ends = (None if end is None else end * factor for end in (self.low, self.high))
-        return Measured(self.value * factor, *ends, self.n)
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return Measured(self.value * factor, low, high, self.n)
 
 
 Value = str | float | int | Measured | None
@@ -128,6 +120,21 @@ class Document:
         """Return all tables, those of the figures among them."""
         blocks = [block for section in self.sections for block in section.blocks]
         return tuple(block.table if isinstance(block, Figure) else block for block in blocks)
+
+
+def is_number(table: Table, place: int) -> bool:
+    """Say whether a column has numbers."""
+    return any(isinstance(row[place], int | float | Measured) for row in table.rows)
+
+
+def without(table: Table, name: str) -> Table:
+    """Return a table without the column of that name, if it has one."""
+    places = [place for place, column in enumerate(table.columns) if column.name != name]
+    if len(places) == len(table.columns):
+        return table
+    num_keys = sum(place < table.num_keys for place in places)
+    rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[place] for place in places), rows=rows, num_keys=num_keys)
 
 
 def number_of(value: Value) -> float | None:

@@ -51,10 +51,10 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
             points = [(at, value) for at, value in zip(one.x, one.y, strict=True) if number_of(value) is not None]
             if not points:
                 continue
-            look = {"color": FAINT if one.is_null else SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)]}
+            look: Any = {"color": FAINT if one.is_null else SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)]}
             marker = SHAPES[number % len(SHAPES)] if len(points) < 15 else ""
             xs, ys = [at for at, _ in points], [number_of(value) or 0.0 for _, value in points]
-            axes.plot(xs, ys, linewidth=1.4, marker=marker, markersize=3.5, **look)
+            axes.plot(xs, ys, linewidth=1.4, marker=marker, markersize=3.5, label=shown(one.name, MAX_LABEL), **look)
             bands = [(at, v.low, v.high) for at, v in points if isinstance(v, Measured) and v.low is not None and v.high is not None]
             if bands:
                 at, low, high = zip(*bands, strict=True)
@@ -65,7 +65,9 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
         _frame(axes, "y")
         axes.set_xlabel(x.title)
         axes.set_title(shown(y.title, 60), loc="left", fontsize=8)
-        if len(series) > 1:
+        if len({round(end[0], 9) for end in ends}) > 1:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7, handlelength=2.6, borderaxespad=0.2)
+        elif len(ends) > 1:
             _end_labels(canvas, axes, ends)
 
     return _figure(id, title, Table(f"{id}_data", title, columns, rows), HEIGHT_INCHES, draw)
@@ -135,8 +137,8 @@ def plane(
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        numbers = [[number_of(value) if number_of(value) is not None else float("nan") for value in row] for row in cells]
-        image = axes.imshow(numbers, cmap="cividis", origin="lower", aspect="auto")
+        numbers: Any = [[number_of(value) if number_of(value) is not None else float("nan") for value in row] for row in cells]
+        image: Any = axes.imshow(numbers, cmap="cividis", origin="lower", aspect="auto")
         for row, values in enumerate(cells):
             for place, value in enumerate(values):
                 number = number_of(value)

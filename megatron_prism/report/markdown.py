@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_prism.core.errors import printable
-from megatron_prism.report.document import Document, Figure, Table
+from megatron_prism.report.document import Document, Figure, Table, is_number
 
 ESCAPED = str.maketrans({of: f"\\{of}" for of in "\\`*_{}[]<>#|~!$"} | {"&": "&amp;", "\n": " "})
 
@@ -36,7 +36,7 @@ def _table(table: Table) -> Iterator[str]:
     yield f"**{text(table.caption)}** ([CSV](tables/{table.id}.csv))"
     yield ""
     yield "| " + " | ".join(text(column.title) for column in table.columns) + " |"
-    yield "|" + "|".join("---" if place < table.num_keys else "---:" for place in range(len(table.columns))) + "|"
+    yield "|" + "|".join("---:" if is_number(table, place) else "---" for place in range(len(table.columns))) + "|"
     for row in table.rows:
         yield "| " + " | ".join(text(column.shown(value)) for column, value in zip(table.columns, row, strict=True)) + " |"
     if table.note:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from itertools import groupby
 from urllib.parse import quote
 
-from megatron_prism.report.document import MARKS, Column, Document, Figure, Measured, Table, Value, flat, number_of
+from megatron_prism.report.document import MARKS, Column, Document, Figure, Measured, Table, Value, flat, is_number, number_of
 from megatron_prism.report.draw import FAINT, INK
 
 TEMPLATES = "templates"
@@ -40,6 +40,7 @@ def page(document: Document) -> str:
         "number": number_of,
         "mark": lambda value: MARKS.get(value, "") if isinstance(value, str) else "",
         "is_number": _is_number,
+        "is_numeric": is_number,
         "is_figure": lambda block: isinstance(block, Figure),
         "count": lambda value: value.n if isinstance(value, Measured) else None,
         "download": lambda table: f"data:text/csv;charset=utf-8,{quote(as_csv(table))}",

@@ -208,8 +208,9 @@ def _evaluation(folder: Path, label: str, stage: str, manifest: Mapping[str, Any
 
 def _joined(one: Material, other: Material) -> Material:
     names = ("runs", "mixtures", "evaluations", "verdicts", "merges", "contaminations", "told")
+    joined: Any = {name: (*getattr(one, name), *getattr(other, name)) for name in names}
     analyses = {name: (*one.analyses.get(name, ()), *other.analyses.get(name, ())) for name in {**one.analyses, **other.analyses}}
-    return replace(one, **{name: (*getattr(one, name), *getattr(other, name)) for name in names}, analyses=analyses)
+    return replace(one, **joined, analyses=analyses)
 
 
 def _why(error: Exception) -> str:

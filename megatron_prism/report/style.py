@@ -26,7 +26,8 @@ def style(salt: str, purpose: str, **more: Any) -> Iterator[None]:
         raise BackendMissing("matplotlib", purpose, "pip install matplotlib") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": salt, **more})
+        settings: Any = STYLE | {"svg.hashsalt": salt} | more
+        matplotlib.rcParams.update(settings)
         yield
 
 

@@ -13,6 +13,7 @@ from megatron_prism.report.statistics import over
 
 K = TypeVar("K", bound=Hashable)
 Paper = Mapping[str, PaperTable]
+UNITS = {"percent": "%", "percentage points": "points", "relative change": "relative"}
 SEEDS = "Each figure is the mean over {n} studies (seeds), with Student's 95 % interval of that mean."
 
 
@@ -60,7 +61,8 @@ def from_paper(paper: Paper, name: str, id: str) -> list[Table]:
     if name not in paper:
         return []
     of = paper[name]
-    columns = (*(Column(key) for key in of.keys), *(Column(column, of.units.get(column, of.unit), ".4g") for column in of.columns))
+    units = {column: of.units.get(column, of.unit) for column in of.columns}
+    columns = (*(Column(key) for key in of.keys), *(Column(column, UNITS.get(unit, unit), ".4g") for column, unit in units.items()))
     rows = tuple((*key, *(cells[column] for column in of.columns)) for key, cells in of.cells.items())
     known = "" if of.quality == "stated" else f" The numbers are {of.quality}."
     return [Table(id, f"The paper, {of.table}: {of.title}", columns, rows, f"{of.note}{known}".strip(), len(of.keys))]
