@@ -18,6 +18,8 @@ from megatron_prism.report.sections import (
     gates,
     mixtures,
     pipeline,
+    representations,
+    responses,
     retention,
     spectra,
     training,
@@ -36,6 +38,8 @@ SECTIONS: tuple[ModuleType, ...] = (
     contamination,
     changes,
     spectra,
+    representations,
+    responses,
     cost,
 )
 UNFIT = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # what a damaged result raises
@@ -63,9 +67,9 @@ def _lead(materials: Sequence[Material]) -> list[str]:
     studies = [one for one in materials if one.stages]
     lead = []
     if studies:
-        done = sum(stage.state == "done" for one in studies for stage in one.stages)
+        done = sum(stage.state in ("done", "no-go") for one in studies for stage in one.stages)
         lead.append(
-            f"{len(studies)} {'study' if len(studies) == 1 else 'studies'}: {done} of {sum(len(one.stages) for one in studies)} stages are done."
+            f"{len(studies)} {'study' if len(studies) == 1 else 'studies'}: {done} of {sum(len(one.stages) for one in studies)} stages have run."
         )
     judged = [[claim.state for claim in one.claims] for one in studies if one.claims]
     if len(judged) == 1:

@@ -54,7 +54,11 @@ class Column:
     def shown(self, value: Value) -> str:
         """Return a value as a reader sees it: 48.7 [45.1, 52.3]."""
         if isinstance(value, Measured):
-            ends = "" if value.low is None or value.high is None else f" [{self._number(value.low)}, {self._number(value.high)}]"
+            ends = (
+                ""
+                if value.low is None or value.high is None or value.low == value.high
+                else f" [{self._number(value.low)}, {self._number(value.high)}]"
+            )
             return self._number(value.value) + ends
         if value is None:
             return NOTHING

@@ -63,6 +63,8 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
         if log:
             axes.set_yscale("log")
         _frame(axes, "y")
+        if all(place.is_integer() for place in places):
+            axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel(x.title)
         axes.set_title(shown(y.title, 60), loc="left", fontsize=8)
         if len({round(end[0], 9) for end in ends}) > 1:
@@ -146,7 +148,7 @@ def plane(
                     red, green, blue, _ = image.cmap(image.norm(number))
                     is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
                     axes.text(
-                        place, row, format(number, z.form), ha="center", va="center", fontsize=7, color="white" if is_dark else "black"
+                        place, row, format(number, z.form), ha="center", va="center", fontsize=7, color="#fefefe" if is_dark else "black"
                     )
         axes.set_xticks(range(len(xs)), [f"{value:.3g}" for value in xs])
         axes.set_yticks(range(len(ys)), [f"{value:.3g}" for value in ys])

@@ -13,10 +13,14 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import groupby
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from megatron_prism.report.document import MARKS, Column, Document, Figure, Measured, Table, Value, flat, is_number, number_of
+from megatron_prism.report.document import MARKS, Document, Figure, Measured, Table, Value, flat, is_number, number_of
 from megatron_prism.report.draw import FAINT, INK
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATES = "templates"
 
@@ -36,7 +40,7 @@ def page(document: Document) -> str:
         "script": Markup(script),
         "policy": f"default-src 'none'; img-src data:; style-src-elem {_sum(style)}; style-src-attr 'unsafe-inline'; script-src {_sum(script)}; base-uri 'none'; form-action 'none'",
         "drawing": lambda figure: Markup(inline(figure)),
-        "cell": Column.shown,
+        "cell": lambda column, value: _breakable(column.shown(value)),
         "number": number_of,
         "mark": lambda value: MARKS.get(value, "") if isinstance(value, str) else "",
         "is_number": _is_number,
@@ -63,12 +67,26 @@ def inline(figure: Figure) -> str:
     used = set(re.findall(r"#([\w.-]+)", "".join(re.findall(r'(?:xlink:href="#[^"]+"|url\(#[^)]+\))', svg))))
     svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{figure.id}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{figure.id}-', svg)
-    svg = svg.replace("url(#", f"url(#{figure.id}-").replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    svg = (
+        svg.replace("url(#", f"url(#{figure.id}-")
+        .replace(INK, "currentColor")
+        .replace(FAINT, "var(--faint)")
+        .replace("fill: #ffffff", "fill: none")
+    )
     svg = re.sub(r' xmlns(:xlink)?="[^"]+"', "", svg)
     opened = re.sub(r' (width|height)="[^"]+"', "", svg[: svg.index(">")])
     width = re.search(r'viewBox="0 0 ([\d.]+)', opened)
     size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
     return f'{opened} role="img" aria-labelledby="{figure.id}-title"{size}>{svg[svg.index(">") + 1 :]}'.strip()
+
+
+def _breakable(text: str) -> Markup:
+    """Return a text, escaped, that may break within a long word: at dots, colons, slashes and underscores."""
+    from markupsafe import Markup, escape
+
+    return (
+        Markup("<wbr>").join(map(escape, re.split(r"(?<=[._:/])", text))) if max(map(len, text.split()), default=0) > 16 else escape(text)
+    )
 
 
 def _groups(blocks: Sequence[Table | Figure]) -> list[list[Table | Figure]]:

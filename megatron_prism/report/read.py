@@ -44,12 +44,15 @@ def read(places: Sequence[Path]) -> list[Material]:
         except DAMAGED as error:
             problems.append(Problem(str(place), _why(error), KINDS))
     raise_problems(problems)
+    return [*_told_apart(studies, places), *([] if others.is_empty else [others])]
+
+
+def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Material]:
+    """Return studies with names of their own: seeds of one study are named by their folders, else numbered."""
     names = [one.name for one in studies]
-    numbered = [
-        replace(one, name=f"{one.name} ({names[: place + 1].count(one.name)})") if names.count(one.name) > 1 else one
-        for place, one in enumerate(studies)
-    ]
-    return [*numbered, *([] if others.is_empty else [others])]
+    folders = [place.resolve().name for place in places if (place / STUDY).is_file()]
+    told = folders if len(set(folders)) == len(studies) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return [one if names.count(one.name) == 1 else replace(one, name=name) for one, name in zip(studies, told, strict=True)]
 
 
 def _study(root: Path) -> Material:
@@ -70,12 +73,7 @@ def _study(root: Path) -> Material:
                 **optional,
             )
         )
-        label = of.get("model") or of.get("title") or name
-        for path in _of_stage(root, str(values["run_dir"]), name, of):
-            if path.is_dir():
-                one = _joined(one, _walk(path, label, path, 1, name))
-            elif path.name == "result.json":
-                one = _joined(one, _result(path, name, label, str(of["job"])))
+        one = _joined(one, _of_stage(root, str(values["run_dir"]), name, of, of.get("model") or name))
     claims = tuple(
         Claim(
             **{key: str(of.get(key) or "") for key in ("name", "says", "source", "judged_at", "note", "state")},
@@ -87,12 +85,19 @@ def _study(root: Path) -> Material:
     return replace(one, stages=tuple(stages), claims=claims)
 
 
-def _of_stage(root: Path, run_dir: str, name: str, of: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a stage's output and its result, also where the study was moved: paths below run_dir are taken from the folder at hand."""
-    if of.get("output"):
-        output = Path(of["output"])
-        yield root / output.relative_to(run_dir) if output.is_relative_to(run_dir) else output
-    yield root / STUDY.parent / name / "result.json"
+def _of_stage(root: Path, run_dir: str, name: str, of: Mapping[str, Any], label: str) -> Material:
+    """Return what a stage left. A study may have been moved: what was below run_dir is looked for below the folder at hand.
+
+    A job's result often stands in its output and in result.json: it is taken once.
+    """
+    output = Path(of["output"] or root / "none")
+    place = root / output.relative_to(run_dir) if output.is_relative_to(run_dir) else output
+    left = _walk(place, label, place, 1, name) if place.exists() else Material("")
+    result = _result(root / STUDY.parent / name / "result.json", name, label, str(of["job"]))
+    if result.analyses:
+        return replace(left, analyses=result.analyses)
+    is_there = left.verdicts or left.contaminations or left.merges
+    return left if is_there else _joined(left, result)
 
 
 def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Material:
@@ -136,11 +141,10 @@ def _folder(folder: Path, label: str, stage: str) -> Material:
     except DAMAGED as error:
         told.append(f"{label}: {manifest.name} or what it names is damaged ({_why(error)})")
     one = replace(one, told=tuple(told))
-    for path in sorted(folder.glob("*.json")):
-        if path.name not in ("manifest.json", "summary.json") and not (folder / "config.json").is_file() | (path.name == "merge.json"):
-            one = _joined(one, _result(path, stage if path.name == "verdict.json" else path.stem, label, ""))
-    if (folder / "merge.json").is_file():
-        one = _joined(one, _result(folder / "merge.json", stage, label, ""))
+    is_model = (folder / "config.json").is_file()
+    names = {"merge.json"} if is_model else {path.name for path in folder.glob("*.json")} - {"manifest.json", "summary.json"}
+    for name in sorted(names):
+        one = _joined(one, _result(folder / name, stage if name in ("verdict.json", "merge.json") else Path(name).stem, label, ""))
     return one
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Figures, Material, Result
-from megatron_prism.report.sections.common import Paper, absent, analyses, from_paper, seeds, slug
-from megatron_prism.report.statistics import over
+from megatron_prism.report.sections.common import Paper, absent, analyses, from_paper, mean_at, seeds, slug
 
 ID, TITLE = "weights", "Change of the weights"
 TEXT = (
@@ -50,14 +49,8 @@ def _parts(of: Figures) -> dict[str, Figures]:
 
 
 def _mean(group: Sequence[Result], part: str, *keys: str, factor: float = 1.0) -> Measured | None:
-    values = []
-    for result in group:
-        value: object = _parts(result.values).get(part)
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float):
-            values.append(Measured(float(value)).times(factor))
-    return over(values)
+    parts = [Result(result.name, result.model, _parts(result.values)) for result in group]
+    return mean_at(parts, part, *keys, factor=factor)
 
 
 def _totals(groups: Sequence[Sequence[Result]]) -> Table:

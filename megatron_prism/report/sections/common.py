@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_prism.report.document import Column, Measured, Section, Table
 from megatron_prism.report.material import Material, Result
 from megatron_prism.report.paper import PaperTable
-from megatron_prism.report.statistics import over
+from megatron_prism.report.statistics import by_error, over
 
 K = TypeVar("K", bound=Hashable)
 Paper = Mapping[str, PaperTable]
@@ -38,6 +39,28 @@ def analyses(materials: Sequence[Material], name: str) -> list[list[Result]]:
         for result in material.analyses.get(name, ()):
             by_name.setdefault(result.name, []).append(result)
     return list(by_name.values())
+
+
+def mean_at(
+    group: Sequence[Result], *keys: str | int, error: Sequence[str] = (), count: Sequence[str] = (), factor: float = 1.0
+) -> Measured | None:
+    """Return the figure at a place of a result, in the mean over the studies that have it. error, count: where its standard error and n stand."""
+    values = []
+    for result in group:
+        value, own, num = (number_at(result.values, place) for place in (keys, error, count))
+        if value is not None:
+            values.append(by_error(value, own, None if num is None else int(num)).times(factor))
+    return over(values)
+
+
+def number_at(values: Any, keys: Sequence[str | int]) -> float | None:
+    """Return the finite number at a place of a result: keys of objects, places in lists. None: there is none."""
+    for key in keys:
+        if isinstance(values, Mapping):
+            values = values.get(key)
+        else:
+            values = values[key] if isinstance(values, list) and isinstance(key, int) and key < len(values) else None
+    return float(values) if isinstance(values, int | float) and not isinstance(values, bool) and math.isfinite(values) else None
 
 
 def absent(id: str, title: str, why: str) -> Section:

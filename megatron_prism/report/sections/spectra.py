@@ -8,8 +8,7 @@ from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value, number_of
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Material, Result
-from megatron_prism.report.sections.common import Paper, absent, analyses, seeds, slug
-from megatron_prism.report.statistics import over
+from megatron_prism.report.sections.common import Paper, absent, analyses, mean_at, seeds, slug
 
 ID, TITLE = "spectra", "Spectra of the updates"
 TEXT = "Means over a component's matrices. The null is a Gaussian update of the same shape and norm: a low-rank update has a lower rank, and one along the weights' own directions turns them less."
@@ -36,8 +35,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 
 
 def _mean(group: Sequence[Result], component: str, key: str) -> Measured | None:
-    values = [result.values["components"].get(component, {}).get(key) for result in group]
-    return over([Measured(float(value)) for value in values if isinstance(value, int | float)])
+    return mean_at(group, "components", component, key)
 
 
 def _of_pair(group: Sequence[Result], id: str) -> list[Table | Figure]:

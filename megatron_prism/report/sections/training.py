@@ -37,20 +37,19 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 
 
 def _table(materials: Sequence[Material]) -> Table:
-    rows = tuple(
-        (
-            one.name,
-            run.name,
-            "RL" if run.is_rl else "training",
-            f"{run.step:,} of {run.steps:,}",
-            "finished" if run.step >= run.steps else "not finished",
-            run.plan.get("parameters"),
-        )
-        for one in materials
-        for run in one.runs
-    )
-    columns = (Column("study"), Column("model"), Column("kind"), Column("step"), Column("state"), Column("parameters"))
-    return Table("training_runs", "Runs, and how far each came", columns, rows, num_keys=2)
+    """Return a row a model, with the steps of its run in each study."""
+    runs = {(run.name, run.is_rl): run for one in materials for run in one.runs}
+    by_study = [{(run.name, run.is_rl): run for run in one.runs} for one in materials]
+    steps = [Column("step" if len(materials) == 1 else one.name) for one in materials]
+    columns = (Column("model"), Column("kind"), Column("parameters"), *steps, Column("state"))
+    rows = []
+    for key, run in runs.items():
+        own = [of.get(key) for of in by_study]
+        have = ["finished" if one and one.step >= one.steps else "not finished" for one in own]
+        state = have[0] if len(set(have)) == 1 else f"{have.count('finished')} of {len(have)} finished"
+        shown = [None if one is None else f"{one.step:,} of {one.steps:,}" for one in own]
+        rows.append((run.name, "RL" if run.is_rl else "training", run.plan.get("parameters"), *shown, state))
+    return Table("training_runs", "Runs, and how far each came", columns, tuple(rows))
 
 
 def _curves(materials: Sequence[Material], is_rl: bool, metrics: dict[str, Column], prefix: str) -> Iterator[Figure]:
