@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 
 from megatron_prism.core.errors import printable
-from megatron_prism.report.document import Document, Section, Table, without
+from megatron_prism.report.document import Document, Figure, Section, Table, without
 from megatron_prism.report.material import Material
 from megatron_prism.report.sections import (
     benchmarks,
@@ -24,7 +24,7 @@ from megatron_prism.report.sections import (
     spectra,
     training,
 )
-from megatron_prism.report.sections.common import Paper
+from megatron_prism.report.sections.common import Paper, slug
 
 Write = Callable[[Sequence[Material], Paper], Section]
 SECTIONS: tuple[ModuleType, ...] = (
@@ -47,7 +47,17 @@ UNFIT = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # what a 
 
 def build(materials: Sequence[Material], paper: Paper, title: str) -> Document:
     """Return the report. A section whose results are damaged says so, and the others stand."""
-    return Document(title, tuple(_lead(materials)), tuple(_section(part, materials, paper) for part in SECTIONS))
+    sections = [_section(part, materials, paper) for part in SECTIONS]
+    used: set[str] = set()
+    named = (replace(section, blocks=tuple(_named(block, used) for block in section.blocks)) for section in sections)
+    return Document(title, tuple(_lead(materials)), tuple(named))
+
+
+def _named(block: Table | Figure, used: set[str]) -> Table | Figure:
+    """Return a block under a name that no other has: names of tasks and stages come into it."""
+    if isinstance(block, Figure):
+        return replace(block, id=slug(block.id, used), table=replace(block.table, id=slug(block.table.id, used)))
+    return replace(block, id=slug(block.id, used))
 
 
 def _section(part: ModuleType, materials: Sequence[Material], paper: Paper) -> Section:

@@ -74,7 +74,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Its first `num_keys` columns name the row. id: unique in the report, and the name of its CSV file."""
+    """A table. Its first `num_keys` columns name the row. id: unique in the report, and the name of its CSV file. is_paper: the paper's numbers."""
 
     id: str
     caption: str
@@ -82,6 +82,7 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     note: str = ""
     num_keys: int = 1
+    is_paper: bool = False
 
 
 @dataclass(frozen=True)

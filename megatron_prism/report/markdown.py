@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from megatron_prism.core.errors import printable
 from megatron_prism.report.document import Document, Figure, Table, is_number
 
-ESCAPED = str.maketrans({of: f"\\{of}" for of in "\\`*_{}[]<>#|~!$"} | {"&": "&amp;", "\n": " "})
+ESCAPED = str.maketrans({of: f"\\{of}" for of in "\\`*_{}[]#|~!$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " "})
 
 
 def markdown(document: Document) -> str:

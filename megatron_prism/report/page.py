@@ -62,13 +62,13 @@ def as_csv(table: Table) -> str:
 
 def inline(figure: Figure) -> str:
     """Return a figure's SVG as it stands in a page: with the page's colours for ink and grid, ids of its own, and no style of its own."""
-    svg = figure.svg[figure.svg.index("<svg") :]
+    svg, own = figure.svg[figure.svg.index("<svg") :], f"figure-{figure.id}"
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", "".join(re.findall(r'(?:xlink:href="#[^"]+"|url\(#[^)]+\))', svg))))
-    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{figure.id}-{match[1]}"' if match[1] in used else "", svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{figure.id}-', svg)
+    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{own}-{match[1]}"' if match[1] in used else "", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{own}-', svg)
     svg = (
-        svg.replace("url(#", f"url(#{figure.id}-")
+        svg.replace("url(#", f"url(#{own}-")
         .replace(INK, "currentColor")
         .replace(FAINT, "var(--faint)")
         .replace("fill: #ffffff", "fill: none")
@@ -77,7 +77,7 @@ def inline(figure: Figure) -> str:
     opened = re.sub(r' (width|height)="[^"]+"', "", svg[: svg.index(">")])
     width = re.search(r'viewBox="0 0 ([\d.]+)', opened)
     size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'{opened} role="img" aria-labelledby="{figure.id}-title"{size}>{svg[svg.index(">") + 1 :]}'.strip()
+    return f'{opened} role="img" aria-labelledby="{own}-title"{size}>{svg[svg.index(">") + 1 :]}'.strip()
 
 
 def _breakable(text: str) -> Markup:

@@ -88,4 +88,4 @@ def from_paper(paper: Paper, name: str, id: str) -> list[Table]:
     columns = (*(Column(key) for key in of.keys), *(Column(column, UNITS.get(unit, unit), ".4g") for column, unit in units.items()))
     rows = tuple((*key, *(cells[column] for column in of.columns)) for key, cells in of.cells.items())
     known = "" if of.quality == "stated" else f" The numbers are {of.quality}."
-    return [Table(id, f"The paper, {of.table}: {of.title}", columns, rows, f"{of.note}{known}".strip(), len(of.keys))]
+    return [Table(id, f"The paper, {of.table}: {of.title}", columns, rows, f"{of.note}{known}".strip(), len(of.keys), is_paper=True)]
