@@ -16,6 +16,7 @@ from megatron_prism.report.sections import (
     contamination,
     cost,
     gates,
+    landscape,
     mixtures,
     pipeline,
     representations,
@@ -39,6 +40,7 @@ SECTIONS: tuple[ModuleType, ...] = (
     changes,
     spectra,
     representations,
+    landscape,
     responses,
     cost,
 )

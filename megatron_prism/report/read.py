@@ -20,6 +20,7 @@ from megatron_prism.report.material import Claim, Evaluation, Material, Mixture,
 
 STUDY = Path("study", "study.json")
 NOT_ENTERED = {"checkpoints", "tensorboard", "samples", "origin", "rollouts", "records", "grades", "answers", "nel", "study"}
+ANALYSES = ("cka", "landscape")  # folders of an analysis: a landscape's holds an evaluation for each of its points
 DEPTH, MAX_JSON_BYTES = 4, 1 << 28
 KINDS = (
     "a study, a run, a prepared mixture, prompts, an evaluation, a verdict, a merge, a scan for contamination, or a result of prism analyze"
@@ -95,7 +96,7 @@ def _of_stage(root: Path, run_dir: str, name: str, of: Mapping[str, Any], label:
     left = _walk(place, label, place, 1, name) if place.exists() else Material("")
     result = _result(root / STUDY.parent / name / "result.json", name, label, str(of["job"]))
     if result.analyses:
-        return replace(left, analyses=result.analyses)
+        return result
     is_there = left.verdicts or left.contaminations or left.merges
     return left if is_there else _joined(left, result)
 
@@ -107,13 +108,21 @@ def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Ma
     if not place.is_dir():
         raise FileNotFoundError(2, "no such file or folder", str(place))
     one = _folder(place, label, stage or label)
-    if depth == 0 or one.mixtures:
+    if depth == 0 or one.mixtures or _kind(place) in ANALYSES:
         return one
     for path in sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: (_created(path), path.name)):
         if path.name not in NOT_ENTERED and not path.name.startswith(".") and not path.is_symlink():
             below = path.relative_to(top).as_posix() if not stage else label
             one = _joined(one, _walk(path, below, top, depth - 1, stage))
     return one
+
+
+def _kind(folder: Path) -> str:
+    """Return what a folder's manifest says it is, empty where it says nothing."""
+    try:
+        return str(read_json(folder / "manifest.json").get("kind"))
+    except DAMAGED:
+        return ""
 
 
 def _created(folder: Path) -> str:

@@ -9,14 +9,15 @@ from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Evaluation, Figures, Material
+from megatron_prism.report.sections import ancestors
 from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds, slug
 from megatron_prism.report.statistics import NORMAL, by_error
 
 ID, TITLE = "benchmarks", "Benchmarks"
 RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
 TEXT = (
-    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. The change is since the first model; "
-    "its interval takes the two evaluations as independent, which is wider than the paired one of a verdict (see Gates)."
+    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. The change takes the two "
+    "evaluations as independent: its interval is wider than the paired one of a verdict (see Gates)."
 )
 
 
@@ -50,8 +51,8 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     rows = tuple((model, *(scores.get((model, task)) for task in tasks)) for model in models)
     note = "; ".join(f"{task}: {size}" for task, size in sizes.items())
     blocks: list[Table | Figure] = [*pending, Table("benchmarks", "Scores by model and task", columns, rows, note)]
-    if len(models) > 1:
-        blocks.append(_changes(materials, models, tasks))
+    if changes := _changes(materials, models, tasks):
+        blocks.append(changes)
     blocks += _figures(scores, models, tasks)
     ours = {str(of.get("set", {}).get("name")) for one in evaluations for of in one.tasks.values()}
     names = (
@@ -88,17 +89,33 @@ def _size(task: str, evaluations: Sequence[Evaluation]) -> str:
     return f"n {of.get('num_questions', '?')} questions x {of.get('num_samples', 1)} responses{temperature}"
 
 
-def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table:
-    def read(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
-        own = dict(_scores(material.evaluations))
-        for (model, task), value in own.items():
-            if model != models[0] and (models[0], task) in own:
-                yield (model, task), difference(value, own[models[0], task])
+def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
+    """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
+
+    def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
+        own, made_of = dict(_scores(material.evaluations)), ancestors.of(material, models)
+        for model, task in own:
+            for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
+                if (since, task) in own:
+                    yield (model, since, task), difference(own[model, task], own[since, task])
 
     changes = over_studies(materials, read)
-    columns = (Column("model"), *(Column(task, "points", ".1f", signed=True) for task in tasks))
-    rows: list[tuple[Value, ...]] = [(model, *(changes.get((model, task)) for task in tasks)) for model in models[1:]]
-    return Table("benchmarks_change", f"Change since {models[0]}", columns, tuple(rows))
+    pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
+    columns = (Column("model"), Column("since"), *(Column(task, "points", ".1f", signed=True) for task in tasks))
+    rows: list[tuple[Value, ...]] = [
+        (models[to], models[since], *(changes.get((models[to], models[since], task)) for task in tasks)) for to, since in pairs
+    ]
+    return (
+        Table(
+            "benchmarks_change",
+            "Change since the model that training began with, and since the one before",
+            columns,
+            tuple(rows),
+            num_keys=2,
+        )
+        if rows
+        else None
+    )
 
 
 def difference(new: Measured, old: Measured) -> Measured:

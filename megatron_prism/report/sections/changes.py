@@ -8,6 +8,7 @@ from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Figures, Material, Result
+from megatron_prism.report.sections import trajectory
 from megatron_prism.report.sections.common import Paper, absent, analyses, from_paper, mean_at, seeds, slug
 
 ID, TITLE = "weights", "Change of the weights"
@@ -26,13 +27,15 @@ PAPER = ("t12_weight_change", "t22_thresholds", "t23_changed_by_group")
 
 def section(materials: Sequence[Material], paper: Paper) -> Section:
     """Return a table and a figure for each pair of models, and one table of all cosines."""
-    groups = analyses(materials, "weights")
-    if not groups:
+    groups, runs = analyses(materials, "weights"), analyses(materials, "trajectory")
+    if not groups and not runs:
         return absent(ID, TITLE, "No result of prism analyze weights was given.")
     used: set[str] = set()
-    blocks: list[Table | Figure] = [_totals(groups)]
+    blocks: list[Table | Figure] = [_totals(groups)] if groups else []
     for group in groups:
         blocks += _of_pair(group, slug(group[0].name, used))
+    for group in runs:
+        blocks += trajectory.blocks(group, slug(group[0].name, used))
     if cosines := _cosines(groups):
         blocks += [cosines, *from_paper(paper, "update_cosine", "weights_paper_cosine")]
     blocks += [table for name in PAPER for table in from_paper(paper, name, f"weights_paper_{name}")]
