@@ -42,7 +42,7 @@ def analyses(materials: Sequence[Material], name: str) -> list[list[Result]]:
 
 
 def mean_at(
-    group: Sequence[Result], *keys: str | int, error: Sequence[str] = (), count: Sequence[str] = (), factor: float = 1.0
+    group: Sequence[Result], *keys: str | int, error: Sequence[str | int] = (), count: Sequence[str | int] = (), factor: float = 1.0
 ) -> Measured | None:
     """Return the figure at a place of a result, in the mean over the studies that have it. error, count: where its standard error and n stand."""
     values = []

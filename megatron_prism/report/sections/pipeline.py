@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megatron_prism.report.document import Column, Section, Table, Value
 from megatron_prism.report.material import Material, Stage
-from megatron_prism.report.sections.common import Paper, absent
+from megatron_prism.report.sections.common import Paper
 
 ID, TITLE = "pipeline", "The pipeline"
 
