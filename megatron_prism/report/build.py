@@ -65,10 +65,8 @@ def _named(block: Table | Figure, used: set[str]) -> Table | Figure:
 def _section(part: ModuleType, materials: Sequence[Material], paper: Paper) -> Section:
     try:
         section: Section = part.section(materials, paper)
-        if len(materials) > 1:
-            return section
-        blocks = tuple(without(block, "study") if isinstance(block, Table) else block for block in section.blocks)
-        return replace(section, blocks=blocks)
+        one = "study" if len(materials) == 1 else ""  # a column that would say the same in each row
+        return replace(section, blocks=tuple(without(block, one) if isinstance(block, Table) else block for block in section.blocks))
     except UNFIT as error:
         why = printable(f"{type(error).__name__}: {error}")[:300]
         return Section(part.ID, part.TITLE, absent=f"A result is not in the form that this section reads ({why}).")

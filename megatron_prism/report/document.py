@@ -69,7 +69,8 @@ class Column:
             return NOTHING
         if isinstance(value, int) and not self.signed:
             return f"{value:,}"
-        return format(value, ("+" if self.signed else "") + self.form)
+        text = format(value, ("+" if self.signed else "") + self.form)
+        return text.lstrip("+-") if float(value) != 0 and not text.strip("+-0.,") else text  # what rounds to 0 has no sign
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,10 @@ def is_number(table: Table, place: int) -> bool:
     return any(isinstance(row[place], int | float | Measured) for row in table.rows)
 
 
-def without(table: Table, name: str) -> Table:
-    """Return a table without the column of that name, if it has one."""
-    places = [place for place, column in enumerate(table.columns) if column.name != name]
+def without(table: Table, name: str = "") -> Table:
+    """Return a table without the column of that name, and without columns that have no value in any row."""
+    empty = {place for place in range(table.num_keys, len(table.columns)) if all(row[place] is None for row in table.rows)}
+    places = [place for place, column in enumerate(table.columns) if column.name != name and place not in empty]
     if len(places) == len(table.columns):
         return table
     num_keys = sum(place < table.num_keys for place in places)

@@ -70,7 +70,7 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
         if len({round(end[0], 9) for end in ends}) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7, handlelength=2.6, borderaxespad=0.2)
         elif len(ends) > 1:
-            _end_labels(canvas, axes, ends)
+            label_ends(canvas, axes, ends)
 
     return _figure(id, title, Table(f"{id}_data", title, columns, rows), HEIGHT_INCHES, draw)
 
@@ -140,7 +140,7 @@ def plane(
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
         numbers: Any = [[number_of(value) if number_of(value) is not None else float("nan") for value in row] for row in cells]
-        image: Any = axes.imshow(numbers, cmap="cividis", origin="lower", aspect="auto")
+        image: Any = axes.pcolormesh(numbers, cmap="cividis", edgecolors=FAINT, linewidth=0.3)
         for row, values in enumerate(cells):
             for place, value in enumerate(values):
                 number = number_of(value)
@@ -148,10 +148,16 @@ def plane(
                     red, green, blue, _ = image.cmap(image.norm(number))
                     is_dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
                     axes.text(
-                        place, row, format(number, z.form), ha="center", va="center", fontsize=7, color="#fefefe" if is_dark else "black"
+                        place + 0.5,
+                        row + 0.5,
+                        format(number, z.form),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="#fefefe" if is_dark else "black",
                     )
-        axes.set_xticks(range(len(xs)), [f"{value:.3g}" for value in xs])
-        axes.set_yticks(range(len(ys)), [f"{value:.3g}" for value in ys])
+        axes.set_xticks([place + 0.5 for place in range(len(xs))], [f"{value:.3g}" for value in xs])
+        axes.set_yticks([row + 0.5 for row in range(len(ys))], [f"{value:.3g}" for value in ys])
         axes.set_xlabel(x.title)
         axes.set_ylabel(y.title)
         axes.set_title(shown(z.title, 60), loc="left", fontsize=8)
@@ -165,7 +171,7 @@ def _frame(axes: Axes, grid: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _end_labels(canvas: Canvas, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(canvas: Canvas, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each line's name beside its end, moved apart where they would overlap."""
     canvas.draw_without_rendering()
     box = axes.get_window_extent()

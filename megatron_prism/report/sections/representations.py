@@ -72,7 +72,7 @@ def _rows(group: Sequence[Result]) -> Iterator[tuple[tuple[Value, ...], dict[str
                 ablated: dict[str, Value] = {
                     num: mean_at(group, "pairs", pair, inputs, f"min_{form}_ablated", num) for num in one[f"min_{form}_ablated"]
                 }
-                shown = None if layer is None else int(layer.value) if len(group) == 1 else f"{layer.value:.1f} in the mean"
+                shown = None if layer is None else int(layer.value) if layer.low in (None, layer.high) else f"{layer.value:.1f} (mean)"
                 yield (pair.replace("|", " | "), inputs, form, at[0], shown, *at[1:]), ablated
 
 

@@ -90,6 +90,57 @@ def cka() -> dict[str, Any]:
     return {"kind": "analysis", "analysis": "cka", "models": {}, "distributions": inputs, "pairs": {"base|mid": {"math": of}}}
 
 
+def landscape() -> dict[str, Any]:
+    places = [("base", "path", 0.0, 0.0), ("mid", "path", 1.0, 0.0), ("rl", "path", 1.0, 1.0), ("null_0", "null", 1.0, 0.0)]
+    places += [(f"plane_{row}_{column}", "plane", 1.0 - row, float(column)) for row in range(2) for column in range(2)]
+    of_task = {"score": 0.5, "standard_error": 0.02, "num_questions": 150}
+    points: list[dict[str, Any]] = [
+        {"name": name, "kind": kind, "a": a, "b": b, "tasks": {"math": of_task}, "loss": 1.5} for name, kind, a, b in places
+    ]
+    points.append(
+        {"name": "keep_0.1", "kind": "keep_largest", "a": 1.0, "b": 1.0, "keep_largest": 0.1, "tasks": {"math": of_task}, "loss": None}
+    )
+    said = {"ambiguities": {"path": LINK}, "monotonic": {"math": False}, "largest_drop": {"math": {"drop": 0.1, "standard_error": 0.05}}}
+    gains = {"keep_0.1": {"math": 0.8}, "null_0": {"math": None}}
+    return {
+        "kind": "analysis",
+        "analysis": "landscape",
+        "points": points,
+        **said,
+        "barrier": {"base_to_mid": 0.1, "mid_to_rl": None},
+        "gain_kept": gains,
+    }
+
+
+def trajectory() -> dict[str, Any]:
+    change = {"total": weights(0.5)["total"], "kinds": {}, "components": {}}
+    both = {"from_base": change, "from_previous": change}
+    checkpoints = {step: {**both, "masters": {**both, "rounding": {"delta": 1e-4}}} for step in ("5", "10")}
+    return {"kind": "analysis", "analysis": "trajectory", "checkpoints": checkpoints}
+
+
+def responses() -> dict[str, Any]:
+    mean = {"value": 0.5, "standard_error": 0.1, "num": 30}
+    nothing = {"value": None, "standard_error": None, "num": 0}
+    certainty = {key: mean for key in ("all", "right", "wrong")} | {"wrong_less_right_same_problem": nothing}
+    solved = {"num_samples": 2, "num_problems": 30, "none": 0.2, "some": 0.3, "all": 0.5, "null": {"0": 0.25, "1": 0.5, "2": 0.25}}
+    shares = {key: 0.5 for key in ("share_cut", "share_with_format", "share_with_steps")}
+    of_task = {
+        "num_responses": 60,
+        "pass_rate": mean,
+        "tokens": {"all": {"median": 9.0}},
+        "neg_logprob": certainty,
+        "solvability": solved,
+        **shares,
+    }
+    flip = {"share": 0.2, "chance": 0.1, "beyond_chance": 0.1, "standard_error": 0.05}
+    edge = {name: {"share": 0.5, "gain": mean, "gain_naive": 0.4, "share_of_gain": 0.6} for name in ("none", "some")}
+    change = {"num_problems": 30, "gained": 0.3, "lost": 0.1, "gained_by_half": flip, "lost_by_half": flip, "edge": edge}
+    models = {name: {"tasks": {HOSTILE: of_task | {"pass_at": {"1": 0.5, "2": 0.7}}}} for name in ("base", "mid")}
+    flips = {"base->mid": {HOSTILE: change, "other": {"not_compared": ["another prompt"]}}}
+    return {"kind": "analysis", "analysis": "responses", "models": models, "flips": flips}
+
+
 def write(path: Path, values: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(values if isinstance(values, str) else json.dumps(values, indent=2), encoding="utf-8")
@@ -127,7 +178,7 @@ def write_mixture(folder: Path) -> Path:
 
 
 def write_study(root: Path, seed: int = 0) -> Path:
-    """Write a study with every kind of result but landscape and responses."""
+    """Write a study with every kind of result."""
     stages: dict[str, Any] = {}
 
     def stage(name: str, job: str, output: Path | None = None, result: Any = None, **more: Any) -> None:
@@ -147,7 +198,14 @@ def write_study(root: Path, seed: int = 0) -> Path:
     row = {"source": "data", "benchmark": HOSTILE, "side": "question", "num_hit": 1, "num_whole": 0, "num_searched": 9}
     row |= {"num_documents_hit": 1, "containment": 0.1, "max_containment": 0.5}
     stage("scan", "contaminate", None, {"kind": "contamination", "ngram": 13, "table": [row]})
-    for name, result in (("weights", weights(0.9 + seed / 100)), ("spectra", spectra()), ("cka", cka())):
+    analyses = {
+        "weights": weights(0.9 + seed / 100),
+        "spectra": spectra(),
+        "cka": cka(),
+        "landscape": landscape(),
+        "responses": responses(),
+    }
+    for name, result in (analyses | {"trajectory": trajectory()}).items():
         stage(name, f"analyze {name}", None, result)
     figure = "evaluate_mid:tasks.math.score"
     check = {"part": "shows", "value": figure, "relation": "above", "than": 0.2, "by": 0.05, "holds": True}
