@@ -76,6 +76,7 @@ HEAD = """\
 # sets in data/evaluation, the leaderboards' data where v1 and v2 say (or v1=tasks.leaderboard_v1.lm_eval.hub=true, and v2).
 # Not here: Table 3, for the checkpoints of Granite-4's pretraining that it starts from are not public.
 # Nothing of this was run. What the paper leaves open is ours, and says so here or in the recipe.
+base: prism_claims.yaml
 name: prism
 run_dir: runs/prism
 variables:
