@@ -6,14 +6,11 @@ failed stops the stages that need it, and no others.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import disk, log
@@ -21,7 +18,7 @@ from megatron_prism.core.check.study import check_study
 from megatron_prism.core.config import StudyConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import write_json
-from megatron_prism.jobs import study_stages
+from megatron_prism.jobs import study_slurm, study_stages
 from megatron_prism.jobs.study_stages import Stage
 from megatron_prism.launch.pipeline import Read
 from megatron_prism.parallel import signals
@@ -48,6 +45,7 @@ class Study:
     reasons: dict[str, str] = field(default_factory=dict)
     running: dict[str, child.Child] = field(default_factory=dict)
     signals: list[int] = field(default_factory=list)
+    alone: str | None = None
 
 
 def read(config: StudyConfig, read_words: Read, only: Sequence[str] = (), until: Sequence[str] = ()) -> Study:
@@ -67,9 +65,6 @@ def read(config: StudyConfig, read_words: Read, only: Sequence[str] = (), until:
     chosen = {task.name for task in graph if task.name in only or task.stage.name in only}
     wanted = chosen if only else needed(graph, until) if until else set(stages)
     study = Study(config, stages, sums.FileSums(config.run_dir / record.FOLDER / record.SUMS), wanted)
-    for name, stage in stages.items():
-        if (kept := record.read(stage.folder)) is not None:
-            study.records[name] = kept
     look(study)
     return study
 
@@ -77,8 +72,10 @@ def read(config: StudyConfig, read_words: Read, only: Sequence[str] = (), until:
 def look(study: Study) -> None:
     """Say of each stage whether it is done, or is to run and why, as far as that is known before the stages before it have run."""
     for name, stage in study.stages.items():
+        if (kept := record.read(stage.folder)) is not None:
+            study.records[name] = study_slurm.adopted(stage, kept, study.stages, study.config.run_dir, study.files)
         again = [before for before in stage.task.after if study.states[before] not in ENDED]
-        decision = decide(study, stage)
+        decision = _decide(study, stage)
         if not decision.runs and not again:
             study.states[name], study.reasons[name] = study.records[name].state, ""
         else:
@@ -91,26 +88,30 @@ def standing(study: Study) -> dict[str, Any]:
     """Return the study as it stands: what failed or was stopped is told as that, and what runs now as that."""
     is_at_work = disk.is_held(study.config.run_dir / record.FOLDER / record.LOCK)
     for name, kept in study.records.items():
-        if kept.state in (FAILED, STOPPED) or (kept.state == RUNNING and is_at_work):
+        is_here = kept.state == RUNNING and (is_at_work or disk.is_held(study.stages[name].folder / record.LOCK))
+        if kept.state in (FAILED, STOPPED, "submitted") or is_here:
             study.states[name] = kept.state
     return describe(study)
 
 
-def decide(study: Study, stage: Stage) -> record.Decision:
-    """Say whether a stage runs, by the sums of its inputs as they are now."""
-    given = study_stages.inputs(stage, study.stages, study.config.run_dir, study.files)
-    return record.decide(study.records.get(stage.name), given, study_stages.gave(stage, study.files), stage.resumes)
+def _decide(study: Study, stage: Stage) -> record.Decision:
+    return study_stages.decide(stage, study.records.get(stage.name), study.stages, study.config.run_dir, study.files)
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Study, alone: str | None = None) -> dict[str, Any]:
     """Run the stages that are wanted, and return the study as it stands then: overview.py.
 
+    alone: the one stage that is wanted, as a job of Slurm beside jobs of others, which may run in the same run_dir.
     Raises: InputError where an output is there that no record is of. EnvironmentFault where another `prism study` runs in this run_dir.
     """
     folder = study.config.run_dir / record.FOLDER
+    place = folder if alone is None else study.stages[alone].folder
     with disk.writing(folder), ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(disk.held(folder / record.LOCK, "prism study"))
+        place.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(disk.held(place / record.LOCK, "prism study"))
+        study_slurm.keep_adopted(study.stages, study.records)
+        look(study)  # again: another start may have done something since
+        study.alone = alone
         raise_problems(_unknown_outputs(study))
         _heed(study, stack)
         try:
@@ -184,7 +185,7 @@ def _settled(study: Study, name: str) -> bool:
         return True
     if not before <= set(ENDED) or len(study.running) >= study.config.num_parallel:
         return False
-    decision = decide(study, stage)
+    decision = _decide(study, stage)
     study.files.save()
     if not decision.runs:
         _note(study, name, study.records[name].state, "")
@@ -197,7 +198,7 @@ def _start(study: Study, stage: Stage, decision: record.Decision) -> None:
     if (again := study.records.get(stage.name)) is not None:
         log.get().info("%s runs again: %s", stage.name, decision.reason)
     try:
-        clear(stage, decision, study.config.run_dir)
+        study_stages.clear(stage, decision, study.config.run_dir)
     except InputError as error:
         _keep(study, stage, replace(again or record.Record(state="failed"), state="failed", failure=str(error)))
         _note(study, stage.name, FAILED, decision.reason)
@@ -212,32 +213,6 @@ def _start(study: Study, stage: Stage, decision: record.Decision) -> None:
     environment = {**study.config.environment, study_stages.RESULT_VARIABLE: str(stage.result.absolute())}
     study.running[stage.name] = child.start(stage.command, stage.folder / record.LOG, environment)
     _note(study, stage.name, RUNNING, decision.reason)
-
-
-def clear(stage: Stage, decision: record.Decision, run_dir: Path) -> None:
-    """Remove an unfinished output, or put one of other inputs aside as NAME.old.
-
-    Raises: InputError where it lies outside run_dir, whose outputs alone are the study's to touch.
-    """
-    output = stage.output
-    if output is None or decision.output == "keep" or not os.path.lexists(output):
-        return
-    if run_dir.resolve() not in output.parent.resolve().parents and output.parent.resolve() != run_dir.resolve():
-        found = f"{output}, unfinished or of other inputs ({decision.reason})"
-        raise InputError(Problem("output", found, f"an output within {run_dir}", "move it away by hand; the stage then runs"))
-    aside = output.with_name(f"{output.name}.old")
-    if decision.output == "aside":
-        _remove(aside)
-        output.rename(aside)
-    else:
-        _remove(output)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _end(study: Study, stage: Stage, ended: child.Ended) -> None:
@@ -283,7 +258,10 @@ def _note(study: Study, name: str, state: str, reason: str) -> None:
 
 
 def write(study: Study) -> None:
-    """Write study.json."""
+    """Write study.json. A stage that runs alone reads first how the others stand, which other jobs run."""
+    for name, stage in study.stages.items() if study.alone else ():
+        if name != study.alone and (kept := record.read(stage.folder)) is not None and study.states[name] != CHANGED:
+            study.records[name], study.states[name] = kept, kept.state
     write_json(study.config.run_dir / record.FOLDER / record.STUDY, describe(study))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,6 +155,11 @@ def inputs(stage: Stage, stages: Mapping[str, Stage], run_dir: Path, files: sums
     return {**stage.given, **sums.of_paths(_outside(stage, stages, run_dir), files), **gifts}
 
 
+def decide(stage: Stage, kept: record.Record | None, stages: Mapping[str, Stage], run_dir: Path, files: sums.FileSums) -> record.Decision:
+    """Say whether a stage runs, by the sums of its inputs as they are now. kept: its record."""
+    return record.decide(kept, inputs(stage, stages, run_dir, files), gave(stage, files), stage.resumes)
+
+
 def sources(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:
     """Return the stages whose output a stage's words or config name, or a place in it."""
     named = {os.path.abspath(text) for text in _texts(stage)}
@@ -177,6 +183,32 @@ def gave(stage: Stage, files: sums.FileSums) -> str | None:
     if stage.output is None and not stage.has_result and not stage.result.is_file():
         return "nothing to give"
     return sums.of_output(stage.output or stage.result, files)
+
+
+def clear(stage: Stage, decision: record.Decision, run_dir: Path) -> None:
+    """Remove an unfinished output, or put one of other inputs aside as NAME.old.
+
+    Raises: InputError where it lies outside run_dir, whose outputs alone are the study's to touch.
+    """
+    output = stage.output
+    if output is None or decision.output == "keep" or not os.path.lexists(output):
+        return
+    if run_dir.resolve() not in output.parent.resolve().parents and output.parent.resolve() != run_dir.resolve():
+        found = f"{output}, unfinished or of other inputs ({decision.reason})"
+        raise InputError(Problem("output", found, f"an output within {run_dir}", "move it away by hand; the stage then runs"))
+    aside = output.with_name(f"{output.name}.old")
+    if decision.output == "aside":
+        _remove(aside)
+        output.rename(aside)
+    else:
+        _remove(output)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[Path]:

@@ -186,7 +186,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
     """Write the scripts and submit them. Skip a job that an earlier submission of the same command finished, unless it follows one not done."""
     before = {entry["name"]: entry for entry in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
-    _refuse_twice(before, folder)
+    refuse_twice(before, folder)
     _tell_options()
     folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
@@ -209,7 +209,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     return submitted
 
 
-def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+def refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Refuse to submit a job again that still waits or runs: two gangs would share a run folder."""
     states = slurm.states([entry["job"] for entry in before.values()])
     active = [entry for entry in before.values() if slurm.is_active(states.get(entry["job"], ""))]

@@ -13,14 +13,15 @@ from megatron_prism.core.manifest import read_json, write_json
 FOLDER, STUDY, LOCK, SUMS = "study", "study.json", ".lock", "sums.json"
 RECORD, RESULT, LOG = "record.json", "result.json", "log.txt"
 KIND = "study stage"
-State = Literal["running", "done", "no-go", "failed", "stopped"]
+State = Literal["submitted", "running", "done", "no-go", "failed", "stopped"]
 ENDED: tuple[State, ...] = ("done", "no-go")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """How a task began, and how it ended. inputs: the sum of each. output_sum: None until it has ended well.
+    """How a task began, and how it ended. inputs: the sum of each; of one that is submitted to Slurm, of those that are known by then.
 
+    output_sum: None until it has ended well.
     seconds, cpu_s, num_starts: of all starts with these inputs.
     """
 
@@ -82,10 +83,13 @@ def decide(record: Record | None, inputs: Mapping[str, str], output_sum: str | N
     """
     if record is None:
         return Decision(True, "not run yet")
-    if differing := differences(record.inputs, inputs):
+    known = inputs if record.state != "submitted" else {name: inputs[name] for name in record.inputs if name in inputs}
+    if differing := differences(record.inputs, known):
         return Decision(True, f"changed: {', '.join(differing)}", "aside")
     if record.state not in ENDED:
-        words = {"running": "was interrupted", "failed": "failed", "stopped": "was stopped"}[record.state]
+        words = {"running": "was interrupted", "failed": "failed", "stopped": "was stopped", "submitted": "was submitted, and is not done"}[
+            record.state
+        ]
         return Decision(True, f"it {words}", "keep" if resumes else "remove")
     if record.output_sum is not None and output_sum is None:
         return Decision(True, "its output or its result is not there any more", "keep" if resumes else "remove")
