@@ -297,6 +297,7 @@ def _analyze(out: Writer, key: str) -> None:
     for name, first, other, against in pairs:
         words = ("--base", _run(first), "--other", _run(other), *(("--against", _run(against)) if against else ()))
         out.stage(f"{key}_weights_{name}", "analyze", "weights", *words)
+    out.stage(f"{key}_weights_rl_by_step", "analyze", "weights", "--run", _run(rl), "--base", _run(mid))  # and in fp32 main weights
     for name, first, other in (("mcs", base, mid), ("rl", mid, rl)):
         out.stage(f"{key}_spectra_{name}", "analyze", "spectra", "--base", _run(first), "--other", _run(other))
     places = [
