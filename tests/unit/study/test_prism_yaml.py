@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,6 +63,7 @@ def test_the_file_is_what_the_tool_writes() -> None:
 
 def test_its_graph_and_its_claims_are_sound(study: StudyConfig) -> None:
     assert check_study(study) == []
+    assert {claim.name for claim in study.claims if claim.null} >= {"rl-changes-few", "cka-near-one", "cosine-half"}
     graph = tasks(study.stages)
     everything = {task.name for task in graph}
     assert needed(graph, ["report"]) == everything, "the report waits for every stage"
@@ -113,3 +115,14 @@ def test_what_trains_and_what_samples_is_scored_and_held_against_its_base(study:
     assert len(runs) == 43
     alone = {"granite33_mid_mcs_again"}  # for the cosine alone
     assert [name for name in runs if name not in alone and not {f"{name}_hf", f"{name}_scores", f"{name}_gate"} <= names] == []
+
+
+def test_the_table_of_claims_has_each_study_and_the_mean_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    table = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["table"]
+    one = {"run_dir": "a", "claims": [{"name": "c", "state": "holds", "figures": {"cka:mid|rl.x": 0.25, "s:y": None}}]}
+    other = {"run_dir": "b", "claims": [{"name": "c", "state": "fails", "figures": {"cka:mid|rl.x": 0.75, "s:y": None}}]}
+    assert table([one, other]).splitlines()[2] == r"| `c` | holds | fails | `cka:mid\|rl.x` 0.5; `s:y` not measured |"
+    assert table([]) == "Not measured yet."
+    with pytest.raises(SystemExit, match="not the same claims"):
+        table([one, {**other, "claims": [{**other["claims"][0], "name": "d"}]}])
