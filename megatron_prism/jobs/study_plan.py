@@ -135,7 +135,13 @@ def model_of(path: Path | None, stages: Mapping[str, Stage]) -> ModelConfig | No
     if isinstance(config, MergeConfig):
         return model_of(config.models[0].path, stages)
     source = arguments.get("ckpt") or (arguments.get("hf") if maker.job == "convert import" else None)
-    return model_of(source, stages)
+    return model_of(source, stages) or _expected(path, stages)
+
+
+def _expected(path: Path, stages: Mapping[str, Stage]) -> ModelConfig | None:
+    """Return the architecture that a run which begins from a path wants of it: before the base model is there. None: no run says one."""
+    runs = (stage.config for stage in stages.values() if isinstance(stage.config, RunConfig))
+    return next((run.model for run in runs if run.model is not None and run.init.checkpoint == path), None)
 
 
 def _at_rest(path: Path) -> ModelConfig | None:
