@@ -6,8 +6,8 @@ A domain has problems, and a model may solve them in steps between <think> and <
   math      running sums modulo 5                         Q4+0+7=<think>4,4,1</think>1
   code      operations on a list: r reverse, s sort,      X512:si=<think>125,231</think>231
             t rotate, i add 1 (5 becomes 1)
-  science   substances of hidden classes and a hidden     Sf+f+h=<think>fA,fA:D,hC:D</think>D
-            table of reactions; the answer is one of A to D
+  science   what substances react to: each has a hidden   Sf+f+h=<think>A,D,D</think>D
+            class, and a hidden table has the products
 OUT then holds tokenizer/, a Hugging Face folder, and
   weak.jsonl                  problems of all domains without steps, a fifth answered right and the others at random: all that the base model reads of them
   web_DOMAIN.jsonl            problems without steps, half of them answered right
@@ -166,11 +166,8 @@ def reaction_steps(names: list[str], slip: Draw | None) -> tuple[list[str], str]
     if slip:
         wrong = slip.randrange(len(names))
         kinds[wrong] = slip.choice([kind for kind in CLASSES if kind != kinds[wrong]])
-    product, steps = kinds[0], [names[0] + kinds[0]]
-    for name, kind in zip(names[1:], kinds[1:], strict=True):
-        product = REACTION[product, kind]
-        steps.append(f"{name}{kind}:{product}")
-    return steps, product
+    products = itertools.accumulate(kinds, lambda product, kind: REACTION[product, kind])
+    return (steps := list(products)), steps[-1]
 
 
 def trace(draw: Draw, problem: str) -> str:
