@@ -9,7 +9,8 @@ bash tools/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 run=runs/tiny
 
-prism study configs/studies/tiny.yaml --until evaluate_base,evaluate_rl_base_mcs,evaluate_rl_mcs_mcs,gate_mid_mcs >&2
+prism study configs/studies/tiny.yaml \
+  --until evaluate_base,evaluate_rl_base_mcs,evaluate_rl_mcs_mcs,gate_mid_mcs >&2
 prism report $run --out $run/report >&2
 python examples/quickstart_problem.py --before $run/scores/base --after $run/scores/rl_mcs_mcs
 echo "report: $PWD/$run/report/report.html"

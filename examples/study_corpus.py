@@ -49,7 +49,7 @@ OPERATIONS: dict[str, Callable[[str], str]] = {
     "t": lambda text: text[1:] + text[:1],
     "i": lambda text: "".join(DIGITS[(DIGITS.index(digit) + 1) % len(DIGITS)] for digit in text),
 }
-CLASSES, SUBSTANCES = "ABCD", "abcdefghij"
+CLASSES, SUBSTANCES = "ABCD", "abcdefgh"
 _TABLES = Draw("science")
 CLASS_OF = dict(zip(SUBSTANCES, _TABLES.sample(CLASSES * 3, len(SUBSTANCES)), strict=True))
 _ROWS, _NAMES = _TABLES.sample(range(4), 4), _TABLES.sample(CLASSES, 4)
