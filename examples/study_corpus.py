@@ -130,7 +130,11 @@ def science_problems() -> Iterable[str]:
 
 
 DOMAINS = {"math": math_problems, "code": code_problems, "science": science_problems}
-ANSWERS = {"Q": lambda draw: str(draw.randrange(MODULUS)), "X": lambda draw: "".join(draw.choices(DIGITS, k=3)), "S": lambda draw: draw.choice(CLASSES)}
+ANSWERS = {
+    "Q": lambda draw: str(draw.randrange(MODULUS)),
+    "X": lambda draw: "".join(draw.choices(DIGITS, k=3)),
+    "S": lambda draw: draw.choice(CLASSES),
+}
 
 
 def steps_of(problem: str, slip: Draw | None = None) -> tuple[list[str], str]:
