@@ -29,6 +29,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def make(out: Path, seed: int = 0, share: float = 1.0) -> None:
     trained, held_out = split_problems()
     makers: dict[str, Callable[[Draw], str]] = {
         "weak": lambda draw: answer_only(draw, draw.choice(trained[draw.choice(list(DOMAINS))]), WEAK_RIGHT),
-        **{f"web_{name}": lambda draw, name=name: answer_only(draw, draw.choice(trained[name]), WEB_RIGHT) for name in DOMAINS},
-        **{f"traces_{name}": lambda draw, name=name: trace(draw, draw.choice(trained[name])) for name in DOMAINS},
+        **{f"web_{name}": partial(web, trained[name]) for name in DOMAINS},
+        **{f"traces_{name}": partial(trace, trained[name]) for name in DOMAINS},
         "skills": lambda draw: "".join(skill(draw, held_out=False)),
         "short": lambda draw: retrieval(draw, draw.randint(24, 126)),
         "long": lambda draw: retrieval(draw, draw.randint(128, 510)),
@@ -143,7 +144,8 @@ def steps_of(problem: str, slip: Draw | None = None) -> tuple[list[str], str]:
     if kind == "Q":
         return sum_steps([int(term) for term in body.split("+")], slip)
     if kind == "X":
-        return code_steps(*body.split(":"), slip)
+        text, _, program = body.partition(":")
+        return code_steps(text, program, slip)
     return reaction_steps(body.split("+"), slip)
 
 
@@ -174,8 +176,14 @@ def reaction_steps(names: list[str], slip: Draw | None) -> tuple[list[str], str]
     return (steps := list(products)), steps[-1]
 
 
-def trace(draw: Draw, problem: str) -> str:
+def web(problems: list[str], draw: Draw) -> str:
+    """Return a problem without steps, as it may stand on the web."""
+    return answer_only(draw, draw.choice(problems), WEB_RIGHT)
+
+
+def trace(problems: list[str], draw: Draw) -> str:
     """Return a problem solved in steps."""
+    problem = draw.choice(problems)
     steps, answer = steps_of(problem, draw if draw.random() < WRONG_STEP else None)
     return f"{problem}{THINK}{','.join(steps)}{END_THINK}{answer}"
 
