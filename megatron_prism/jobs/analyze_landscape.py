@@ -19,7 +19,7 @@ from megatron_prism.checkpoint import at_rest, sharded, start
 from megatron_prism.checkpoint.at_rest import Opened
 from megatron_prism.checkpoint.folder import Checkpoint
 from megatron_prism.core import log, resumable
-from megatron_prism.core.check.landscape import MODELS, POINTS, check_landscape, evaluation, unlike
+from megatron_prism.core.check.landscape import MODELS, POINTS, SCORES, check_landscape, evaluation, unlike
 from megatron_prism.core.config import LandscapeConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import to_dict
@@ -27,6 +27,7 @@ from megatron_prism.core.manifest import describe, sha256_json, write_json
 from megatron_prism.data import tokenizer
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval import sample
+from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.jobs import evaluate, train
 from megatron_prism.models import build as models
@@ -164,7 +165,7 @@ def landscape_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         for one in evaluated.values():
             if isinstance(one.source, Checkpoint):
                 sharded.require_whole(one.root)
-        on_first(partial(_hold, config, identities, stack))
+        kept = on_first(partial(_hold, config, identities, stack))
         sources = [one.source for one in evaluated.values()]
         at_rests = [at_rest.read(each.root, check_sums=False) if isinstance(each, Checkpoint) else each for each in sources]
         opened = dict(zip(evaluated, stack.enter_context(at_rest.opened(at_rests)), strict=True))
@@ -179,6 +180,7 @@ def landscape_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             if groups.rank == 0:
                 log.get().info("point %d of %d: %s", len(scored) + 1, len(resolved.points), point.name)
             scored[point.name] = evaluate.score(of_point, identity, gang, partial(gliding.become, point), gliding.sampler_of)
+            on_first(partial(_keep, kept, point.name, scored[point.name]))
         result = {
             "kind": "analysis",
             "analysis": KIND,
@@ -193,14 +195,22 @@ def landscape_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         return result
 
 
-def _hold(config: LandscapeConfig, identities: Mapping[str, Any], stack: ExitStack) -> None:
-    """Hold the folder until the stack ends. Raises: InputError where it is of other models."""
+def _hold(config: LandscapeConfig, identities: Mapping[str, Any], stack: ExitStack) -> Kept:
+    """Hold the folder until the stack ends, and return what points came to before. Raises: InputError where it is of other models."""
     described = partial(describe, KIND, {}, models=dict(identities), config=to_dict(config))
     begun = stack.enter_context(resumable.held(config.out, KIND, COMMAND, described))
     for name in MODELS:
         if (before := begun["models"][name])["sha256"] != identities[name]["sha256"]:
             required = f"{before['path']} as it was: the folder has a landscape of other weights"
             raise InputError(Problem(f"out ({config.out}): {name}_model", str(identities[name]["path"]), required, "choose another out"))
+    return Kept(config.out / SCORES)
+
+
+def _keep(kept: Kept | None, name: str, scores: Mapping[str, Any]) -> None:
+    """Keep what a point came to: a file more for each that is new, by which `prism submit` sees that a start has got on."""
+    assert kept is not None
+    if kept.get(name) != scores:
+        kept.write({name: scores})
 
 
 def _identity(point: Point, identities: Mapping[str, Any], seed: int) -> dict[str, Any]:

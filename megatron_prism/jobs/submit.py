@@ -21,7 +21,17 @@ from megatron_prism.core import log
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.config import ClusterConfig, EvaluateConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
+from megatron_prism.core.check.landscape import SCORES, check_landscape
+from megatron_prism.core.config import (
+    ClusterConfig,
+    EvaluateConfig,
+    FilterConfig,
+    JobConfig,
+    LandscapeConfig,
+    RLConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
@@ -34,7 +44,7 @@ from megatron_prism.planning import layouts
 from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig
+Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig | LandscapeConfig
 
 
 @dataclass(frozen=True)
@@ -124,19 +134,23 @@ def _progress(config: Run) -> str:
     """Return the folder whose newest file shows that a start has got on."""
     if isinstance(config, EvaluateConfig):
         return SAMPLES
+    if isinstance(config, LandscapeConfig):
+        return SCORES
     return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
 
 
 def _problems(config: Run, world_size: int) -> list[Problem]:
     if isinstance(config, EvaluateConfig):
         return check_evaluate(config, world_size)
+    if isinstance(config, LandscapeConfig):
+        return check_landscape(config, world_size)
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import evaluate, rl, rl_filter, train  # bring torch along
+        from megatron_prism.jobs import analyze_landscape, evaluate, rl, rl_filter, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
         if isinstance(config, RLConfig):
@@ -145,6 +159,8 @@ def _check_first(planned: Sequence[Planned]) -> None:
             rl_filter.resolve(config, config.world_size)
         elif isinstance(config, EvaluateConfig):
             evaluate.resolve(config, config.world_size)
+        elif isinstance(config, LandscapeConfig):
+            analyze_landscape.resolve(config, config.world_size)
         else:
             train.resolve(config, config.world_size)
 
