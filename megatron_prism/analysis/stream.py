@@ -15,7 +15,7 @@ from megatron_prism.analysis.components import Component, parts_of
 from megatron_prism.checkpoint.at_rest import Opened
 from megatron_prism.hf import bits
 
-TASK_BYTES = 1 << 26  # of a tensor, which one thread reads
+TASK_BYTES = 1 << 24  # of a tensor, which one thread reads
 Value = TypeVar("Value")
 Read = Callable[[int, int], list[torch.Tensor]]  # from (first row, number of rows) to their values in each model, flat
 
@@ -80,9 +80,17 @@ class _Task:
 
 
 def walk(
-    tensors: Sequence[Matched], piece: Piece[Value], num_threads: int, tick: Callable[[], None]
-) -> Iterator[tuple[Matched, Component, list[Value]]]:
-    """Yield what `piece` makes of each tensor's parts, in order. tick: called after each part."""
+    tensors: Sequence[Matched],
+    piece: Piece[Value],
+    together: Callable[[Sequence[Value]], Value],
+    num_threads: int,
+    tick: Callable[[], None],
+) -> Iterator[tuple[Matched, Component, Value]]:
+    """Yield what `piece` makes of each tensor's parts, in order.
+
+    together: puts values of pieces into one, in order; a thread calls it where it has read its rows, since what stays of a piece keeps the
+    allocator from reusing what was around it. tick: called after each part.
+    """
     tasks: list[_Task] = []
     for tensor in tensors:
         each = max(1, TASK_BYTES // tensor.row_bytes)
@@ -90,11 +98,11 @@ def walk(
             tasks += [_Task(tensor, component, first, min(each, end - first)) for first in range(start, end, each)]
     with ThreadPoolExecutor(num_threads) as pool:
         values: list[Value] = []
-        for index, (task, made) in enumerate(zip(tasks, pool.map(lambda task: _run(task, piece), tasks), strict=True)):
-            values += made
+        for index, (task, made) in enumerate(zip(tasks, pool.map(lambda task: together(_run(task, piece)), tasks), strict=True)):
+            values.append(made)
             after = tasks[index + 1] if index + 1 < len(tasks) else None
             if after is None or (after.tensor, after.component) != (task.tensor, task.component):
-                yield task.tensor, task.component, values
+                yield task.tensor, task.component, together(values)
                 values = []
                 tick()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[int, int], torch.Tensor]  # from (first row, number of rows) to their values, flat, in the dtype that is stored
 CONFIG = "config.json"
+MASTER = "optimizer.state.param."  # before a tensor's key: the optimizer's main weight (optimizer_state.py)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,24 @@ def read(path: Path, *, check_sums: bool = True) -> AtRest:
     dtypes = {name: stored[rows[name][0].key] for name in shapes}
     of_tensors = {name: tuple(each) for name, each in rows.items()}
     return AtRest(path, plan, plan.root / folder.ASSETS, names, shapes, dtypes, rules, reader, of_tensors)
+
+
+def masters(model: AtRest) -> AtRest | None:
+    """Return a checkpoint of a run with the optimizer's fp32 main weights in place of the rounded ones. None: it holds none, or no other ones.
+
+    A tensor that does not train has no main weight, and stays as it is stored.
+    """
+    if model.reader is None or model.rows is None:
+        return None
+    stored = model.reader.dtypes()
+    has_more = {key for key in stored if MASTER + key in stored and stored[MASTER + key] != stored[key]}
+    if not has_more:
+        return None
+    rows = {
+        name: tuple(replace(each, key=MASTER + each.key) if each.key in has_more else each for each in of_tensor)
+        for name, of_tensor in model.rows.items()
+    }
+    return replace(model, rows=rows, dtypes={name: stored[rows[name][0].key] for name in model.dtypes})
 
 
 @dataclass(frozen=True)

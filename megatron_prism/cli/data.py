@@ -137,7 +137,7 @@ def locate(
 ) -> None:
     """Name the documents that a step of a run reads, or the step that reads a document.
 
-    Example, after examples/quickstart.sh: prism locate configs/tiny/mid.yaml --step 40 --sample 3 --nproc 2
+    Example, after examples/quickstart_text.sh: prism locate configs/tiny/mid.yaml --step 40 --sample 3 --nproc 2
     """
     from megatron_prism.core.config import TrainConfig
     from megatron_prism.core.load import load, placed

@@ -16,7 +16,7 @@ from megatron_prism.planning.gpus import GPUS, GpuName
 def train(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
     """Train from a checkpoint or from scratch. Started again, the run resumes from its last checkpoint.
 
-    Example, after examples/quickstart.sh: prism train configs/tiny/mid.yaml run_dir=runs/other optimizer.lr=1e-3 --nproc 2
+    Example, after examples/quickstart_text.sh: prism train configs/tiny/mid.yaml run_dir=runs/other optimizer.lr=1e-3 --nproc 2
 
     Under torchrun or srun it joins their gang instead of starting one. With --nproc, under an srun with one task per node, it starts each
     node's part of one gang.

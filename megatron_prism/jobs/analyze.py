@@ -23,6 +23,9 @@ from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import bits
 
 Key = tuple[str, Component]
+Measured = tuple[weights.Tally, Cosine | None]
+ROUNDING = ("delta", "changed", "share_different")
+WEIGHTS_NULL = "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled"
 # fields that decide which tensors there are, and what to do where they differ
 SAME = {
     "num_layers": "",
@@ -37,17 +40,7 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
     Raises: InputError, CheckpointError where a path is no model, or the models differ in more than their weights.
     """
     models = [at_rest.read(path) for path in (base, other, *([against] if against else []))]
-    _require_same(models)
-    changes: dict[Key, Change] = {}
-    cosines: dict[Key, Cosine] = {}
-    with bits.one_thread(), at_rest.opened(models) as opened:
-        tensors = match(opened)
-        with log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
-            for tensor, component, pieces in walk(tensors, _measure, num_threads, tick):
-                key, tallied = (tensor.name, component), weights.added(one for one, _ in pieces)
-                changes[key] = weights.change_of(tallied, tensor.dtypes[1], _seed(seed, tensor.name))
-                if against:
-                    cosines[key] = reduce(add, [one for _, one in pieces if one is not None])
+    figures = compare(models, num_threads, seed)
     return {
         "kind": "analysis",
         "analysis": "weights",
@@ -56,9 +49,49 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
         "against": str(against) if against else None,
         "dtypes": [", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})) for model in models],
         "thresholds": list(weights.THRESHOLDS),
-        "null": "updates of the same norm in each tensor: Gaussian (dense), rounded as stored, and this one's own entries shuffled",
-        **_figures(changes, cosines),
+        "null": WEIGHTS_NULL,
+        **figures,
+        "masters": compare_masters(models[0], models[1], num_threads, seed),
     }
+
+
+def compare_masters(base: AtRest, other: AtRest, num_threads: int, seed: int) -> dict[str, Any] | None:
+    """Return the change in the optimizers' fp32 main weights, and how far the stored weights are from them. None: `other` holds none.
+
+    A base without main weights, which is what a run began from, is taken as it is stored. Single tensors are left out.
+    """
+    main = at_rest.masters(other)
+    if main is None:
+        return None
+    rounding = compare([main, other], num_threads, seed)["total"]
+    return {
+        **without_tensors(compare([at_rest.masters(base) or base, main], num_threads, seed)),
+        "rounding": {key: rounding[key] for key in ROUNDING},
+    }
+
+
+def without_tensors(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a change's total, kinds and components."""
+    return {key: value for key, value in figures.items() if key != "tensors"}
+
+
+def compare(models: Sequence[AtRest], num_threads: int, seed: int) -> dict[str, Any]:
+    """Return the change from the first model to the second: total, kinds, components and tensors; of a third, the cosine of both updates.
+
+    Raises: InputError where they differ in more than their weights.
+    """
+    _require_same(models)
+    changes: dict[Key, Change] = {}
+    cosines: dict[Key, Cosine] = {}
+    with bits.one_thread(), at_rest.opened(models) as opened:
+        tensors = match(opened)
+        with log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
+            for tensor, component, (tallied, cosine) in walk(tensors, _measure, _together, num_threads, tick):
+                key = (tensor.name, component)
+                changes[key] = weights.change_of(tallied, tensor.dtypes[1], _seed(seed, tensor.name))
+                if cosine is not None:
+                    cosines[key] = cosine
+    return _figures(changes, cosines)
 
 
 def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict[str, Any]:
@@ -98,10 +131,15 @@ def _means(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: None if any(one[key] is None for one in of) else fmean(one[key] for one in of) for key in of[0]}
 
 
-def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> tuple[weights.Tally, Cosine | None]:
+def _measure(tensor: Matched, first: int, pieces: Sequence[torch.Tensor]) -> Measured:
     old_N, new_N, *rest = pieces
     stride = weights.stride_of(tensor.row * tensor.shape[0], tensor.row)
     return weights.tally(old_N, new_N, first, stride), weights.cosine(old_N, new_N, rest[0]) if rest else None
+
+
+def _together(measured: Sequence[Measured]) -> Measured:
+    cosines = [cosine for _, cosine in measured if cosine is not None]
+    return weights.added(tallied for tallied, _ in measured), reduce(add, cosines) if cosines else None
 
 
 def _seed(seed: int, name: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import (
+    CkaConfig,
     EvaluateConfig,
     FilterConfig,
     JobConfig,
@@ -32,6 +33,7 @@ GANG_JOBS = (
     "rl filter",
     "evaluate",
     "analyze landscape",
+    "analyze cka",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -43,6 +45,7 @@ CONFIGS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "merge": MergeConfig,
     "analyze landscape": LandscapeConfig,
+    "analyze cka": CkaConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 

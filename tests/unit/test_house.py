@@ -24,7 +24,7 @@ ROOMS_BY_LAYER = [
     ["parallel", "families", "hf", "grade"],
     ["data", "models", "planning"],
     ["prepare", "checkpoint", "train", "generate"],
-    ["analysis", "eval", "launch", "merge", "report"],
+    ["analysis", "eval", "launch", "merge", "report", "study"],
     ["rl"],
     ["jobs"],
     ["cli"],

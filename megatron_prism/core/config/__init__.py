@@ -5,6 +5,7 @@ others are ours. docs/CONFIG.md is generated from these classes.
 """
 
 from megatron_prism.core.config.aligner import AlignerConfig
+from megatron_prism.core.config.cka import CkaConfig, ComparedConfig, DistributionConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.config.evaluate import (
     AskingConfig,
@@ -64,12 +65,15 @@ __all__ = [
     "AtRestConfig",
     "BatchConfig",
     "CheckConfig",
+    "CkaConfig",
     "ClaimConfig",
     "ClusterConfig",
+    "ComparedConfig",
     "ContainerConfig",
     "CpuConfig",
     "DataConfig",
     "DecontaminateConfig",
+    "DistributionConfig",
     "Domain",
     "EndpointConfig",
     "EvaluateConfig",

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import (
+    CkaConfig,
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
@@ -23,6 +24,7 @@ from megatron_prism.core.config import (
     PrepareConfig,
     PromptsConfig,
     RLConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
@@ -33,6 +35,7 @@ from megatron_prism.core.schema import schema
 jsonschema = pytest.importorskip("jsonschema", reason="pip install -e '.[dev]'")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {
+    "analyses": CkaConfig,
     "clusters": ClusterConfig,
     "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
@@ -43,10 +46,12 @@ FOLDERS = {
 }
 DATA = CONFIGS / "studies" / "paper"  # the paper's tables: no configs
 FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != DATA]
-JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig, StudyConfig)
 
 
 def job_of(path: Path) -> type:
+    if path.parent == Path("studies"):
+        return StudyConfig
     if "rl" in path.stem.split("_"):
         return RLConfig
     if path.stem == "landscape":

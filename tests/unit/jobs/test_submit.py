@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_prism.analysis.states import Kept
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import status, submit
@@ -323,6 +325,21 @@ def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> No
     assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
     assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
     assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
+
+
+def test_an_analysis_of_representations_is_a_gang_whose_progress_is_its_states(home: Path) -> None:
+    models = [{"name": name, "hf": name} for name in ("base", "mid")]
+    write("cka.yaml", {"world_size": 16, "out": "cka", "models": models, "distributions": {"a": {"path": ["a.jsonl"]}}})
+    (alone,) = scripts("analyze", "cka", "cka.yaml")
+    assert "prism analyze cka cka.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(cka/states)\n" in alone
+    assert submitted("analyze", "cka", "cka.yaml")["folder"] == "cka.slurm"
+    assert "num_prompts: found 0" in refused("analyze", "cka", "cka.yaml", "num_prompts=0")
+    newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
+    kept = Kept(Path("cka"))
+    for key in ("ff" * 16, "00" * 16):  # the newest by its number, whatever its key
+        kept.write(key, torch.zeros(3, 2, 2), {})
+    said = subprocess.run(["bash", "-c", f"checkpoints=(cka/states)\n{newest}\nnewest"], capture_output=True, text=True)
+    assert said.stdout == f"000001_{'00' * 16}.safetensors\n"
 
 
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
