@@ -26,7 +26,7 @@ from megatron_prism.study import child, claims, overview, record, sums
 from megatron_prism.study.graph import needed
 from megatron_prism.study.overview import BLOCKED, CHANGED, DONE, ENDED, FAILED, NO_GO, RUNNING, STOPPED, TO_RUN
 
-POLL_S = 0.05
+POLL_S = 0.1
 TOLD_S = 60.0  # a line of what runs, where standard error is no terminal
 STOPPED_CODE = 3
 ASKED_CODES = (STOPPED_CODE, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
