@@ -119,6 +119,7 @@ def landscape(config: Config, overrides: Overrides = None, nproc: Nproc = None, 
     gang.run(job, LandscapeConfig, config, overrides or [], nproc, dry_run, json, analysis.landscape)
 
 
+@app.command()
 def cka(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
     """Say how alike the layers of models represent the same prompts (CKA), beside what chance gives. Started again, it goes on.
 
