@@ -51,8 +51,11 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
             points = [(at, value) for at, value in zip(one.x, one.y, strict=True) if number_of(value) is not None]
             if not points:
                 continue
-            look: Any = {"color": FAINT if one.is_null else SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)]}
-            shape = SHAPES[number % len(SHAPES)]
+            look: Any = {
+                "color": FAINT if one.is_null else SERIES[number % len(SERIES)],
+                "linestyle": DASHES[(number + number // len(SERIES)) % len(DASHES)],
+            }
+            shape = _shape(number)
             xs, ys = [at for at, _ in points], [number_of(value) or 0.0 for _, value in points]
             axes.plot(
                 xs,
@@ -67,7 +70,7 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
             bands = [(at, v.low, v.high) for at, v in points if isinstance(v, Measured) and v.low is not None and v.high is not None]
             if bands:
                 at, low, high = zip(*bands, strict=True)
-                axes.fill_between(at, low, high, color=look["color"], alpha=0.18, linewidth=0)
+                axes.fill_between(at, low, high, color=look["color"], alpha=0.18 if len(series) < 5 else 0.07, linewidth=0)
             ends.append((xs[-1], ys[-1], one.name, look["color"], shape))
         if log:
             axes.set_yscale("log")
@@ -104,7 +107,7 @@ def dots(id: str, title: str, x: Column, names: Sequence[str], series: Sequence[
                 centres,
                 [at for at, _ in points],
                 s=20,
-                marker=SHAPES[number % len(SHAPES)],
+                marker=_shape(number),
                 edgecolors=colour,
                 zorder=3,
                 label=shown(one.name, 40),
@@ -172,6 +175,11 @@ def plane(
         axes.set_title(shown(z.title, 60), loc="left", fontsize=8)
 
     return _figure(id, title, Table(f"{id}_data", title, (y, x, z), rows, num_keys=2), HEIGHT_INCHES + 0.5, draw)
+
+
+def _shape(number: int) -> str:
+    """Return the shape of a series: where colours begin again, shapes do not."""
+    return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
 
 
 def _frame(axes: Axes, grid: Any) -> None:
