@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_prism.analysis.cka import FORMS
 from megatron_prism.analysis.states import FOLDER, TENSOR, Kept
 from megatron_prism.checkpoint import reference
 from megatron_prism.core.config import CkaConfig
@@ -138,6 +141,20 @@ def test_what_is_written(alone: Callable[[str], Path]) -> None:
             assert figures[f"min_{form}"] == min(of_layers) < 0.9999 and max(of_layers) <= 1 + 1e-9
             assert figures[f"min_{form}_permutation_null"]["mean"] < 0.5 < figures["null_update"][f"min_{form}"] < 0.9999
     assert result["distributions"]["sums"]["num_available"] == 40
+
+
+def test_the_command_prints_the_table_and_writes_the_result(alone: Callable[[str], Path], tmp_path: Path) -> None:
+    root = alone("tiny")
+    values = root.parent / f"{root.name}.json"  # JSON is YAML
+    command = [sys.executable, "-m", "megatron_prism.cli", "analyze", "cka", str(values), "num_permutations=4", f"out={tmp_path / 'out'}"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "cka.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cka.json").read_bytes() == (tmp_path / "out" / analyze_cka.RESULT).read_bytes()
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["least", form] if name == "" else ["base|rl", name] for form in FORMS for name in ("", "sums", "words")
+    ]
+    assert lines[1][2] == f"{read(root)['pairs']['base|rl']['sums']['min_biased']:.4f}"
 
 
 def transformers_states(root: Path, texts: Sequence[str], longest: int) -> np.ndarray:
