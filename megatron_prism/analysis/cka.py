@@ -90,7 +90,7 @@ class Draws:
 def draws(seed: int, num_prompts: int, num_permutations: int = 200, num_subsamples: int = 20, subsample: int | None = None) -> Draws:
     """Return the draws of a seed. subsample: the prompts of one; None: half of them (paper: 100 of 200).
 
-    The paper draws with replacement, and the debiased form of independent Gaussians is then .95 again: a prompt meets itself.
+    The paper names a bootstrap. With replacement a prompt meets itself, and the debiased form of independent Gaussians is far from 0.
     """
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(num_prompts, generator=generator) for _ in range(num_permutations)]

@@ -49,7 +49,7 @@ SAYS = {
     "debiased": "CKA of the unbiased HSIC (Song et al. 2012): near 0 for independent representations",
     "permutation_null": "the prompts of one side in another order",
     "gaussian_null": "two independent Gaussian matrices of the same shapes",
-    "subsampled": "subsamples of the prompts without replacement; the paper draws with replacement, which lifts the debiased form",
+    "subsampled": "subsamples of the prompts without replacement; the paper's bootstrap, with it, would lift the debiased form",
     "ablated": "without so many directions of the largest variance of each side",
     "null_update": "the first model beside itself after a Gaussian update that has, in each of Megatron-Core's tensors, the other's norm",
 }

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_prism.analysis.cka import FORMS
 from megatron_prism.analysis.states import FOLDER, TENSOR, Kept
+from megatron_prism.checkpoint import reference
 from megatron_prism.core.config import CkaConfig
 from megatron_prism.core.load import build
+from megatron_prism.data import tokenizer
 from megatron_prism.jobs import analyze_cka
 from megatron_prism.parallel.groups import Groups
 from tests.distributed.killing import Point, killed
+from tests.unit.analysis.test_cka import numpys
 
 pytestmark = pytest.mark.slow
 SP = {"tp": 2, "sequence_parallel": True}
@@ -65,6 +72,7 @@ def compare(run_distributed: Callable[..., list[Any]], tmp_path_factory: pytest.
             "null_update": True,
             **more,
         }
+        (home / f"{name}.json").write_text(json.dumps(values))
         run_distributed(compared, num_ranks, timeout_s=120, values=values, point=point, **({"parallel": grid} if grid else {}))
         return home / name
 
@@ -133,6 +141,47 @@ def test_what_is_written(alone: Callable[[str], Path]) -> None:
             assert figures[f"min_{form}"] == min(of_layers) < 0.9999 and max(of_layers) <= 1 + 1e-9
             assert figures[f"min_{form}_permutation_null"]["mean"] < 0.5 < figures["null_update"][f"min_{form}"] < 0.9999
     assert result["distributions"]["sums"]["num_available"] == 40
+
+
+def test_the_command_prints_the_table_and_writes_the_result(alone: Callable[[str], Path], tmp_path: Path) -> None:
+    root = alone("tiny")
+    values = root.parent / f"{root.name}.json"  # JSON is YAML
+    command = [sys.executable, "-m", "megatron_prism.cli", "analyze", "cka", str(values), "num_permutations=4", f"out={tmp_path / 'out'}"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "cka.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cka.json").read_bytes() == (tmp_path / "out" / analyze_cka.RESULT).read_bytes()
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["least", form] if name == "" else ["base|rl", name] for form in FORMS for name in ("", "sums", "words")
+    ]
+    assert lines[1][2] == f"{read(root)['pairs']['base|rl']['sums']['min_biased']:.4f}"
+
+
+def transformers_states(root: Path, texts: Sequence[str], longest: int) -> np.ndarray:
+    """Return the pooled states of prompts (L + 1, N, C) by transformers, in fp64."""
+    model, spec = reference.load(root, torch.float32), tokenizer.load(root)
+    pooled = []
+    for text in texts:
+        tokens_1S = torch.tensor([tokenizer.encode_prompt(text, spec)[:longest]])
+        with torch.no_grad():
+            states = model(tokens_1S, output_hidden_states=True, use_cache=False).hidden_states
+        pooled.append(torch.stack([state_1SC[0].double().mean(0) for state_1SC in states]))
+    return torch.stack(pooled, 1).numpy()
+
+
+@pytest.mark.parametrize("model", ["tiny", "nemotron"])
+def test_the_figures_are_numpys_of_transformers_states(model: str, alone: Callable[[str], Path]) -> None:
+    root = alone(model)
+    config = build(json.loads((root.parent / f"{root.name}.json").read_text()), CkaConfig, str)
+    assert config.models[0].checkpoint is not None and config.models[1].hf is not None
+    folders = (config.models[0].checkpoint.parent / "hf", config.models[1].hf)
+    for name, texts in analyze_cka.resolve(config, 1).texts.items():
+        base_PNC, other_PNC = (transformers_states(folder, texts, config.max_tokens) for folder in folders)
+        figures = read(root)["pairs"]["base|rl"][name]["layers"]
+        told = [{form: layer[form] for form in ("biased", "debiased")} for layer in figures]
+        for layer, values in enumerate(told):
+            assert values == pytest.approx(numpys(base_PNC[layer], other_PNC[layer]), abs=1e-5)
+        assert told[1] != pytest.approx(numpys(base_PNC[2], other_PNC[1]), abs=1e-3)  # the control: layers in another order
 
 
 def test_another_seed_draws_another_update_and_other_prompts(compare: Compare, alone: Callable[[str], Path]) -> None:

@@ -77,7 +77,7 @@ class CkaConfig(GangConfig):
     """How often the prompts of one side are put in another order, for the null."""
 
     num_subsamples: Annotated[int, Range(ge=2)] = 20
-    """The subsamples of the spread (paper: 20, with replacement; ours are without)."""
+    """The subsamples of the spread (paper: 20, by bootstrap; ours are without replacement)."""
 
     subsample: Annotated[int | None, Range(ge=4)] = None
     """The prompts of a subsample. Null: half of num_prompts (paper: 100 of 200)."""
