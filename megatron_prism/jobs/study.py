@@ -129,8 +129,8 @@ def run(study: Study, alone: str | None = None) -> dict[str, Any]:
     with disk.writing(folder), ExitStack() as stack:
         place.mkdir(parents=True, exist_ok=True)
         stack.enter_context(disk.held(place / record.LOCK, "prism study"))
-        study_slurm.keep_adopted(study.stages, study.records)
         look(study)  # again: another start may have done something since
+        study_slurm.keep_adopted(study.stages, study.records)
         study.alone = alone
         raise_problems(_unknown_outputs(study))
         _heed(study, stack)
@@ -220,8 +220,7 @@ def _start(study: Study, stage: Stage, decision: record.Decision) -> None:
     try:
         study_stages.clear(stage, decision, study.config.run_dir)
     except InputError as error:
-        _keep(study, stage, replace(again or record.Record(state="failed"), state="failed", failure=str(error)))
-        _note(study, stage.name, FAILED, decision.reason)
+        _note(study, stage.name, FAILED, str(error))  # its record stays: with the inputs as they were, it is done
         log.get().error("%s: %s", stage.name, error)
         return
     given = study_stages.inputs(stage, study.stages, study.config.run_dir, study.files)

@@ -53,6 +53,11 @@ class Stage:
         return self.job in RESUMING
 
     @property
+    def grows(self) -> bool:
+        """Whether the job, asked for other things of the same model, takes from its output what is the same."""
+        return self.job == "evaluate"
+
+    @property
     def has_result(self) -> bool:
         """Whether the job writes a result as JSON. A script may."""
         return self.call is not None and "json" in self.call.arguments
@@ -157,7 +162,7 @@ def inputs(stage: Stage, stages: Mapping[str, Stage], run_dir: Path, files: sums
 
 def decide(stage: Stage, kept: record.Record | None, stages: Mapping[str, Stage], run_dir: Path, files: sums.FileSums) -> record.Decision:
     """Say whether a stage runs, by the sums of its inputs as they are now. kept: its record."""
-    return record.decide(kept, inputs(stage, stages, run_dir, files), gave(stage, files), stage.resumes)
+    return record.decide(kept, inputs(stage, stages, run_dir, files), gave(stage, files), stage.resumes, stage.grows)
 
 
 def sources(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:

@@ -14,6 +14,7 @@ FOLDER, STUDY, LOCK, SUMS = "study", "study.json", ".lock", "sums.json"
 RECORD, RESULT, LOG = "record.json", "result.json", "log.txt"
 KIND = "study stage"
 State = Literal["submitted", "running", "done", "no-go", "failed", "stopped"]
+WORDS = ("command", "config")  # the inputs that are a task's own words
 ENDED: tuple[State, ...] = ("done", "no-go")
 
 
@@ -76,16 +77,17 @@ class Decision:
     output: Literal["keep", "remove", "aside"] = "keep"
 
 
-def decide(record: Record | None, inputs: Mapping[str, str], output_sum: str | None, resumes: bool) -> Decision:
+def decide(record: Record | None, inputs: Mapping[str, str], output_sum: str | None, resumes: bool, grows: bool = False) -> Decision:
     """Say whether a task runs. inputs: the sums now. output_sum: of the output now; None where it is not there. resumes: its job goes on by itself.
 
-    An output of other inputs is put aside, never resumed. One of the same inputs that was not finished is resumed, or else removed.
+    An output of other inputs is put aside, never resumed; but one that grows is kept where its words alone changed, for its job takes from it only
+    what is the same. One of the same inputs that was not finished is resumed, or else removed.
     """
     if record is None:
         return Decision(True, "not run yet")
     known = inputs if record.state != "submitted" else {name: inputs[name] for name in record.inputs if name in inputs}
     if differing := differences(record.inputs, known):
-        return Decision(True, f"changed: {', '.join(differing)}", "aside")
+        return Decision(True, f"changed: {', '.join(differing)}", "keep" if grows and {*differing} <= {*WORDS} else "aside")
     if record.state not in ENDED:
         words = {"running": "was interrupted", "failed": "failed", "stopped": "was stopped", "submitted": "was submitted, and is not done"}[
             record.state

@@ -159,7 +159,7 @@ def test_an_output_outside_run_dir_is_neither_removed_nor_put_aside() -> None:
     Path("b").write_text("half")
     Path("run/b.fails").unlink()
     assert run(outside) == ([], {"b": "failed"}) and Path("b").read_text() == "half"
-    assert "b, unfinished or of other inputs" in json.loads(Path("run/study/study.json").read_text())["stages"]["b"]["failure"]
+    assert "b, unfinished or of other inputs" in json.loads(Path("run/study/study.json").read_text())["stages"]["b"]["reason"]
 
 
 def test_two_at_once_are_refused() -> None:

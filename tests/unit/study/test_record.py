@@ -44,6 +44,14 @@ def test_whether_a_task_runs_and_what_becomes_of_its_output(
     assert decide(before, inputs, output_sum, resumes) == decision
 
 
+@pytest.mark.parametrize(
+    ("differing", "output"), [("config", "keep"), ("command", "keep"), ("output of a", "aside"), ("policy.yaml", "aside")]
+)
+def test_an_output_that_grows_is_kept_where_the_words_alone_changed(differing: str, output: str) -> None:
+    assert decide(kept("done"), {**INPUTS, differing: "9"}, "x", True, grows=True) == Decision(True, f"changed: {differing}", output)
+    assert decide(kept("done"), {**INPUTS, differing: "9"}, "x", True).output == "aside"
+
+
 def test_a_record_is_read_as_it_was_written_and_no_other_file_is_one(tmp_path: Path) -> None:
     assert record.read(tmp_path / "a") is None
     whole = kept("done", seconds=1.5, num_starts=2, exit_code=0)
