@@ -11,13 +11,13 @@ A domain has problems, and a model may solve them in steps between <think> and <
 OUT then holds tokenizer/, a Hugging Face folder, and
   weak.jsonl                  problems of all domains without steps, a fifth answered right and the others at random: all that the base model reads of them
   web_DOMAIN.jsonl            problems without steps, half of them answered right
-  traces_DOMAIN.jsonl         problems solved in steps, a quarter of them with one wrong step
+  traces_DOMAIN.jsonl         problems solved in steps, a fifth of them with one wrong step
   skills.jsonl                words copied (K), reversed (R) and sorted (T)
   short.jsonl, long.jsonl     four values hidden among dots, and questions for them: 24 to 126 and 128 to 510 tokens
   problems_DOMAIN.jsonl       what RL asks
   heldout_DOMAIN.jsonl        what evaluations ask: a fifth of the problems, by their hash. No other file has one of them
   heldout_skills.jsonl        words that skills.jsonl has not
-  retrieval.jsonl             hidden values to be found at 128 and at 512 tokens
+  retrieval_128.jsonl         hidden values to be found in 128 tokens; retrieval_512.jsonl in 512
 The problems, tables and questions are the same for every seed, and so are the bytes of all files on every machine.
 """
 
@@ -35,7 +35,7 @@ from typing import Any
 
 Draw = random.Random
 THINK, END_THINK, END = "<think>", "</think>", "</s>"
-WEAK_RIGHT, WEB_RIGHT, WRONG_STEP = 0.2, 0.5, 0.25  # shares of the texts
+WEAK_RIGHT, WEB_RIGHT, WRONG_STEP = 0.2, 0.5, 0.2  # shares of the texts
 NUM_TEXTS = {"weak": 8_000, "web": 12_000, "traces": 24_000, "skills": 40_000, "short": 8_000, "long": 3_000}
 NUM_PROBLEMS, NUM_HELD_OUT, NUM_SKILLS, NUM_RETRIEVALS = 2_000, 150, 150, 150
 LENGTHS_TOKENS = (128, 512)
@@ -91,7 +91,8 @@ def make(out: Path, seed: int = 0, share: float = 1.0) -> None:
     draw = Draw("questions")
     exercises = dict.fromkeys(skill(draw, held_out=True) for _ in range(2 * NUM_SKILLS))
     write(out / "heldout_skills.jsonl", (skill_question(*one) for one in list(exercises)[:NUM_SKILLS]))
-    write(out / "retrieval.jsonl", (retrieval_question(draw, size, index) for size in LENGTHS_TOKENS for index in range(NUM_RETRIEVALS)))
+    for size in LENGTHS_TOKENS:
+        write(out / f"retrieval_{size}.jsonl", (retrieval_question(draw, size, index) for index in range(NUM_RETRIEVALS)))
     write_tokenizer(out / "tokenizer")
 
 

@@ -76,6 +76,17 @@ async function sorting(page, where) {
   if ([...before].sort().join() !== [...up].sort().join()) say(where, "sorting lost a row");
 }
 
+// Small pictures, for a page of documentation: the first screen of each section on a desktop, the first ones of the page on a phone.
+async function small(page, name) {
+  if (name === "phone") return page.screenshot({ path: `${shots}/small_phone.png` });
+  for (const section of await page.locator("main > section").all()) {
+    await section.scrollIntoViewIfNeeded();
+    await section.evaluate((node) => node.scrollIntoView());
+    await page.screenshot({ path: `${shots}/small_${await section.getAttribute("id")}.png`, clip: { x: 0, y: 0, width: 1280, height: 720 } });
+  }
+  await page.evaluate(() => scrollTo(0, 0));
+}
+
 mkdirSync(shots, { recursive: true });
 const browser = await chromium.launch({ executablePath, args: FLAGS });
 for (const [name, width] of Object.entries(WIDTHS)) {
@@ -93,6 +104,7 @@ for (const [name, width] of Object.entries(WIDTHS)) {
     for (const what of await page.evaluate(contrast, 4.5)) say(where, `contrast below 4.5: ${what}`);
     await page.screenshot({ path: `${shots}/${name}_${colorScheme}.png`, fullPage: true });
     if (name === "print") await page.pdf({ path: `${shots}/print.pdf`, format: "A4", margin: { top: "1cm", bottom: "1cm", left: "1cm", right: "1cm" } });
+    if (where === "desktop light" || where === "phone dark") await small(page, name);
     if (name !== "print") {
       await sorting(page, where);
       await page.evaluate(() => document.querySelectorAll("details").forEach((node) => (node.open = true)));

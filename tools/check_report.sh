@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Open a report in a headless Chromium as phone, desktop and print, light and dark: console, network, overflow, overlaps, contrast, sorting by keyboard. By hand.
-# usage: tools/check_report.sh DIR/report.html [SHOTS]     Screenshots and a PDF come into SHOTS (default: check_report/).
+# usage: tools/check_report.sh DIR/report.html [SHOTS]     Screenshots and a PDF come into SHOTS (default: check_report/): whole pages, and small_*.png.
 # Needs node, npm, and Debian's chromium, which it installs as root where it is not there. PRISM_CHROMIUM: another browser.
 set -euo pipefail
 page=$(realpath "$1")

@@ -1,4 +1,4 @@
-"""Models between three models: the points of a landscape, each tensor of a point, and what scores and losses along the path say.
+"""Models between three models: the points of a landscape, and each tensor of a point.
 
 W(a, b) = base + a (mid - base) + b (rl - mid) (paper, Equation 3). The path goes from base (0, 0) over mid (1, 0) to rl (1, 1). The paper does
 not say where its plane lies; its picture is centred at mid, with one axis toward rl and one toward base, so a is 1 less the way to base.
@@ -121,19 +121,3 @@ def _changes(tensors: Sequence[Matched]) -> Iterator[np.ndarray[Any, np.dtype[np
             for first, count in bits.spans(0, tensor.shape[0], tensor.row_bytes):
                 mid_N, rl_N = read(first, count)
                 yield (rl_N.float() - mid_N.float()).abs().numpy().view(np.int32)
-
-
-def barrier(losses: Sequence[float]) -> float:
-    """Return the largest excess of a loss along a straight line over the line between its ends; 0 where none is above it.
-
-    losses: at evenly spaced points. Source: linear mode connectivity, arXiv 1912.05671, whose error barrier takes the mean of the ends.
-    """
-    line = np.linspace(losses[0], losses[-1], len(losses))
-    return float(max(0.0, (np.asarray(losses) - line).max()))
-
-
-def largest_drop(scores: Sequence[float]) -> tuple[int, int]:
-    """Return (from, to), the points between which a score falls most along a path: any point and any later one; equal ones where it never falls."""
-    before = np.maximum.accumulate(scores)
-    to = int((before - np.asarray(scores)).argmax())
-    return int(np.asarray(scores[: to + 1]).argmax()), to

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_prism.cli.options import Json, Out, finish
+from megatron_prism.cli.options import Json, Out, a_path, finish
 from megatron_prism.core import paths
 
 
@@ -19,7 +19,7 @@ def report(
     out: Out,
     title: Annotated[str | None, typer.Option(help="The report's title. Default: the names of what it is of.")] = None,
     paper: Annotated[
-        Path | None, typer.Option(help="A folder of the paper's tables. Default: configs/studies/paper of a checkout.")
+        Path | None, typer.Option(help="A folder of the paper's tables. Default: configs/studies/paper of a checkout.", callback=a_path)
     ] = None,
     json: Json = None,
 ) -> None:

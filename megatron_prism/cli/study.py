@@ -26,6 +26,12 @@ def study(
         Path | None, typer.Option(help="Submit the stages as a chain of Slurm jobs on this cluster (configs/clusters/).", callback=a_path)
     ] = None,
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Run this stage alone, as a job of --cluster does.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_DIR", help="With --status: another study of this graph (a seed); once for each. Claims are put together."
+        ),
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages alone.")] = None,
     until: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages and those that they need.")] = None,
     json: Json = None,
@@ -39,7 +45,7 @@ def study(
     from megatron_prism.core.config import StudyConfig
     from megatron_prism.core.load import load, placed
     from megatron_prism.jobs import study as job
-    from megatron_prism.study import overview
+    from megatron_prism.study import claims, overview
 
     settings = load(config, StudyConfig, overrides or [])
     with placed(config, StudyConfig, overrides or []):
@@ -53,6 +59,10 @@ def study(
     result = job.standing(at_work) if status else job.run(at_work, stage)
     for line in overview.lines(result):
         typer.echo(line)
+    if beside:
+        result = job.beside(result, beside)
+        for line in claims.lines_over(result["over_studies"]):
+            typer.echo(line)
     finish(result, json, quiet=True)
     if status:
         return

@@ -5,6 +5,7 @@ Input: checkpoints or Hugging Face folders, and files of prompts. Output: cka.js
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -174,11 +175,13 @@ def compare_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             keys = {name: key_of(subject.weights, texts, config.precision) for name, texts in tokens[subject.model].items()}
             missing = from_first([name for name, key in keys.items() if kept.path(key) is None])
             if missing:
+                log.get().info("computing the states of %s on %s", _named(subject), ", ".join(missing))
                 chunks = _chunks(subject, models, config, groups)
                 for name in missing:
                     states_PNC = hidden.pooled(chunks, models[subject.model].model, tokens[subject.model][name], groups, config.micro_size)
                     on_first(partial(_keep, kept, keys[name], states_PNC, subject, name))
                 del chunks
+                gc.collect()  # what refers to itself: the next model needs its memory
         watchdog.doing("aligning layers")
         return from_first(on_first(partial(_result, resolved, sums, tokens, subjects))) or {}
 
@@ -216,7 +219,6 @@ def _heed(stop_request: StopRequest, watchdog: Watchdog, doing: str) -> None:
     watchdog.doing(doing)
     if reason := agree([stop_request.reason(0.0)])[0]:
         raise Stopped(f"stopped by {stop.name(reason)} before {doing}; start {COMMAND} again: it goes on")
-    log.get().info("%s", doing)
 
 
 def _chunks(subject: Subject, models: Mapping[str, Evaluated], config: CkaConfig, groups: Groups) -> list[Any]:

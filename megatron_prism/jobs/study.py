@@ -11,13 +11,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import disk, log
 from megatron_prism.core.check.study import check_study
 from megatron_prism.core.config import StudyConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.manifest import write_json
+from megatron_prism.core.manifest import read_json, write_json
 from megatron_prism.jobs import study_slurm, study_stages
 from megatron_prism.jobs.study_stages import Stage
 from megatron_prism.launch.pipeline import Read
@@ -26,7 +27,7 @@ from megatron_prism.study import child, claims, overview, record, sums
 from megatron_prism.study.graph import needed
 from megatron_prism.study.overview import BLOCKED, CHANGED, DONE, ENDED, FAILED, NO_GO, RUNNING, STOPPED, TO_RUN
 
-POLL_S = 0.05
+POLL_S = 0.1
 TOLD_S = 60.0  # a line of what runs, where standard error is no terminal
 STOPPED_CODE = 3
 ASKED_CODES = (STOPPED_CODE, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
@@ -92,6 +93,25 @@ def standing(study: Study) -> dict[str, Any]:
         if kept.state in (FAILED, STOPPED, "submitted") or is_here:
             study.states[name] = kept.state
     return describe(study)
+
+
+def beside(result: dict[str, Any], run_dirs: Sequence[Path]) -> dict[str, Any]:
+    """Return a study as it stands with "over_studies": its claims and those of other studies of the same graph (seeds), put together.
+
+    Raises: InputError where a folder holds no study of that name.
+    """
+    judged, problems = [result["claims"]], []
+    for run_dir in run_dirs:
+        path = run_dir / record.FOLDER / record.STUDY
+        try:
+            other = read_json(path)
+            judged.append(other["claims"])
+            if other["kind"] != overview.KIND or other["name"] != result["name"]:
+                problems.append(Problem(str(path), f"the study {other['name']}", f"one of {result['name']}"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(Problem(str(path), f"{type(error).__name__}: {error}", "a study that has begun"))
+    raise_problems(problems)
+    return {**result, "over_studies": claims.over_seeds(judged)}
 
 
 def _decide(study: Study, stage: Stage) -> record.Decision:

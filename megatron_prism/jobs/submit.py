@@ -22,7 +22,18 @@ from megatron_prism.core.check.cka import check_cka
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.config import CkaConfig, ClusterConfig, EvaluateConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
+from megatron_prism.core.check.landscape import SCORES, check_landscape
+from megatron_prism.core.config import (
+    CkaConfig,
+    ClusterConfig,
+    EvaluateConfig,
+    FilterConfig,
+    JobConfig,
+    LandscapeConfig,
+    RLConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
@@ -35,7 +46,7 @@ from megatron_prism.planning import layouts
 from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig | CkaConfig
+Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig | CkaConfig | LandscapeConfig
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,8 @@ def _progress(config: Run) -> str:
     """Return the folder whose newest file shows that a start has got on."""
     if isinstance(config, EvaluateConfig):
         return SAMPLES
+    if isinstance(config, LandscapeConfig):
+        return SCORES
     if isinstance(config, CkaConfig):
         from megatron_prism.analysis.states import FOLDER  # brings torch along
 
@@ -135,6 +148,8 @@ def _progress(config: Run) -> str:
 def _problems(config: Run, world_size: int) -> list[Problem]:
     if isinstance(config, EvaluateConfig):
         return check_evaluate(config, world_size)
+    if isinstance(config, LandscapeConfig):
+        return check_landscape(config, world_size)
     if isinstance(config, CkaConfig):
         return check_cka(config, world_size)
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
@@ -143,7 +158,7 @@ def _problems(config: Run, world_size: int) -> list[Problem]:
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import analyze_cka, evaluate, rl, rl_filter, train  # bring torch along
+        from megatron_prism.jobs import analyze_cka, analyze_landscape, evaluate, rl, rl_filter, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
         if isinstance(config, RLConfig):
@@ -152,6 +167,8 @@ def _check_first(planned: Sequence[Planned]) -> None:
             rl_filter.resolve(config, config.world_size)
         elif isinstance(config, EvaluateConfig):
             evaluate.resolve(config, config.world_size)
+        elif isinstance(config, LandscapeConfig):
+            analyze_landscape.resolve(config, config.world_size)
         elif isinstance(config, CkaConfig):
             analyze_cka.resolve(config, config.world_size)
         else:

@@ -146,7 +146,7 @@ def _plain(mean: Mapping[str, Any]) -> str:
 
 def landscape(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line a point: each task's score and its standard error, and the loss; then what the path and the smaller updates say."""
-    tasks = list(result["points"][0]["tasks"])
+    tasks = list(result["largest_drop"])
     rows = [["point", "a", "b", *(column for name in tasks for column in (name, "+-")), "loss"]]
     for row in result["points"]:
         scores = [row["tasks"][name].get(key) for name in tasks for key in ("score", "standard_error")]

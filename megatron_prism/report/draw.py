@@ -51,15 +51,27 @@ def lines(id: str, title: str, x: Column, y: Column, series: Sequence[Series], l
             points = [(at, value) for at, value in zip(one.x, one.y, strict=True) if number_of(value) is not None]
             if not points:
                 continue
-            look: Any = {"color": FAINT if one.is_null else SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)]}
-            marker = SHAPES[number % len(SHAPES)] if len(points) < 15 else ""
+            look: Any = {
+                "color": FAINT if one.is_null else SERIES[number % len(SERIES)],
+                "linestyle": DASHES[(number + number // len(SERIES)) % len(DASHES)],
+            }
+            shape = _shape(number)
             xs, ys = [at for at, _ in points], [number_of(value) or 0.0 for _, value in points]
-            axes.plot(xs, ys, linewidth=1.4, marker=marker, markersize=3.5, label=shown(one.name, MAX_LABEL), **look)
+            axes.plot(
+                xs,
+                ys,
+                linewidth=1.4,
+                marker=shape,
+                markevery=max(len(points) // 12, 1),
+                markersize=3.5,
+                label=shown(one.name, MAX_LABEL),
+                **look,
+            )
             bands = [(at, v.low, v.high) for at, v in points if isinstance(v, Measured) and v.low is not None and v.high is not None]
             if bands:
                 at, low, high = zip(*bands, strict=True)
-                axes.fill_between(at, low, high, color=look["color"], alpha=0.18, linewidth=0)
-            ends.append((xs[-1], ys[-1], one.name, look["color"] if not one.is_null else INK))
+                axes.fill_between(at, low, high, color=look["color"], alpha=0.18 if len(series) < 5 else 0.07, linewidth=0)
+            ends.append((xs[-1], ys[-1], one.name, look["color"], shape))
         if log:
             axes.set_yscale("log")
         _frame(axes, "y")
@@ -95,7 +107,7 @@ def dots(id: str, title: str, x: Column, names: Sequence[str], series: Sequence[
                 centres,
                 [at for at, _ in points],
                 s=20,
-                marker=SHAPES[number % len(SHAPES)],
+                marker=_shape(number),
                 edgecolors=colour,
                 zorder=3,
                 label=shown(one.name, 40),
@@ -165,37 +177,33 @@ def plane(
     return _figure(id, title, Table(f"{id}_data", title, (y, x, z), rows, num_keys=2), HEIGHT_INCHES + 0.5, draw)
 
 
+def _shape(number: int) -> str:
+    """Return the shape of a series: where colours begin again, shapes do not."""
+    return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
+
+
 def _frame(axes: Axes, grid: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=FAINT, linewidth=0.5, alpha=0.5)
     axes.set_axisbelow(True)
 
 
-def label_ends(canvas: Canvas, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name beside its end, moved apart where they would overlap."""
+def label_ends(canvas: Canvas, axes: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
+    """Write each line's name beside its end, behind its own shape, moved apart where they would overlap. ends: x, y, name, colour, shape."""
     canvas.draw_without_rendering()
     box = axes.get_window_extent()
     gap = LABEL_POINTS * canvas.dpi / 72
-    wanted = sorted(((axes.transData.transform((x, y))[1] - box.y0, name, colour) for x, y, name, colour in ends), key=lambda end: end[:2])
+    wanted = sorted(((axes.transData.transform((x, y))[1] - box.y0, *look) for x, y, *look in ends), key=lambda end: end[:2])
     heights: list[float] = []
-    for height, _, _ in wanted:
+    for height, *_ in wanted:
         heights.append(max(height, heights[-1] + gap) if heights else max(height, 0.0))
-    over = max(0.0, heights[-1] - box.height) if heights else 0.0
     for place in range(len(heights) - 1, -1, -1):  # back below the top, and push the next one down as far as it must
         ceiling = heights[place + 1] - gap if place + 1 < len(heights) else box.height
-        heights[place] = min(heights[place], ceiling) if over else heights[place]
-    for height, (_, name, colour) in zip(heights, wanted, strict=True):
-        axes.annotate(
-            shown(name, MAX_LABEL),
-            (1, height / box.height),
-            (5, 0),
-            "axes fraction",
-            "offset points",
-            color=colour,
-            va="center",
-            fontsize=7,
-            annotation_clip=False,
-        )
+        heights[place] = min(heights[place], ceiling)
+    for height, (_, name, colour, shape) in zip(heights, wanted, strict=True):
+        at = (1.035, height / box.height)
+        axes.plot(*([end] for end in at), marker=shape, color=colour, markersize=4, transform=axes.transAxes, clip_on=False)
+        axes.annotate(shown(name, MAX_LABEL), at, (6, 0), "axes fraction", "offset points", va="center", fontsize=7, annotation_clip=False)
 
 
 def _figure(id: str, title: str, table: Table, height: float, draw: Callable[[Canvas], None]) -> Figure:

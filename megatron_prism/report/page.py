@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from megatron_prism.report.document import MARKS, Document, Figure, Measured, Table, Value, flat, is_number, number_of
-from megatron_prism.report.draw import FAINT, INK
+from megatron_prism.report.draw import FAINT, INK, SERIES
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -67,12 +67,10 @@ def inline(figure: Figure) -> str:
     used = set(re.findall(r"#([\w.-]+)", "".join(re.findall(r'(?:xlink:href="#[^"]+"|url\(#[^)]+\))', svg))))
     svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{own}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{own}-', svg)
-    svg = (
-        svg.replace("url(#", f"url(#{own}-")
-        .replace(INK, "currentColor")
-        .replace(FAINT, "var(--faint)")
-        .replace("fill: #ffffff", "fill: none")
-    )
+    svg = svg.replace("url(#", f"url(#{own}-")
+    page_colours = {INK: "currentColor", FAINT: "var(--faint)", "fill: #ffffff": "fill: none"}  # the page's own, light or dark
+    for colour, ours in (page_colours | {colour.lower(): f"var(--s{number})" for number, colour in enumerate(SERIES)}).items():
+        svg = svg.replace(colour, ours)
     svg = re.sub(r' xmlns(:xlink)?="[^"]+"', "", svg)
     opened = re.sub(r' (width|height)="[^"]+"', "", svg[: svg.index(">")])
     width = re.search(r'viewBox="0 0 ([\d.]+)', opened)

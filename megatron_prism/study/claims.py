@@ -140,6 +140,19 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{'':<22}    {mark:<3} {check['part']}: {_said(check, 'value')} {check['relation']} {_said(check, 'than')}{by}"
 
 
+def lines_over(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table of claims over several studies: in how many each holds, else the states, and each figure's mean, range and interval."""
+    for row in rows:
+        states = "" if row["num_holds"] == row["num_studies"] else f" ({', '.join(row['states'])})"
+        yield f"holds in {row['num_holds']} of {row['num_studies']}  {row['name']}: {row['says']}{states}"
+        for name, of in row["figures"].items():
+            if of["mean"] is None:
+                yield f"    {name}: not there"
+                continue
+            low, high = of["interval_95"] or (math.nan, math.nan)
+            yield f"    {name}: mean {of['mean']:.4g}, {of['min']:.4g} to {of['max']:.4g}, 95 % of the mean {low:.4g} to {high:.4g}"
+
+
 def _said(check: Mapping[str, Any], key: str) -> str:
     name, number = check[key], check[f"{key}_number"]
     told = "not there" if number is None else f"{number:.4g}"

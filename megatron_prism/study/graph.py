@@ -6,7 +6,7 @@ A task is what runs as one process: a stage, or an element of a stage's array.
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_prism.core.config import StageConfig
@@ -25,8 +25,21 @@ class Task:
 def tasks(stages: Sequence[StageConfig]) -> list[Task]:
     """Return the tasks, each after those it waits for, otherwise in the given order. Raises: graphlib.CycleError."""
     by_name = {stage.name: stage for stage in stages}
-    order = graphlib.TopologicalSorter({stage.name: stage.after for stage in stages}).static_order()
-    return [task for name in order for task in _of_stage(by_name[name], by_name)]
+    return [task for name in _order(by_name) for task in _of_stage(by_name[name], by_name)]
+
+
+def _order(by_name: Mapping[str, StageConfig]) -> Iterator[str]:
+    """Yield the stages: always the first in the given order of those that wait for no other any more."""
+    places = {name: place for place, name in enumerate(by_name)}
+    sorter = graphlib.TopologicalSorter({name: stage.after for name, stage in by_name.items()})
+    sorter.prepare()
+    ready: set[str] = set()
+    while sorter.is_active():
+        ready |= {*sorter.get_ready()}
+        first = min(ready, key=places.__getitem__)
+        ready.remove(first)
+        yield first
+        sorter.done(first)
 
 
 def _of_stage(stage: StageConfig, by_name: Mapping[str, StageConfig]) -> Iterable[Task]:

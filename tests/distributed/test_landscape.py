@@ -113,6 +113,7 @@ def test_a_killed_landscape_goes_on_and_samples_nothing_twice(toy: Any, unbroken
     assert result["points"] == unbroken[1]["points"] and paid(root) == paid(unbroken[0])
     _, again = toy("killed", **given)
     assert again["gates"] == 0 and paid(root) == paid(unbroken[0])  # nothing is new, so no model is built
+    assert len(list((root / "scores").glob("*.jsonl"))) == 7  # a file a point, and none more for a start without progress
     with pytest.raises(AssertionError, match="rl_model: found .* a landscape of other weights"):
         toy("killed", **given, rl="mid")
 

@@ -1,6 +1,6 @@
-"""R20: a study that is killed anywhere goes on where it was, gives the same bytes in the end, and leaves no process behind.
+"""A study that is killed anywhere goes on where it was, gives the same bytes in the end, and leaves no process behind.
 
-Its stages are cheap: scripts that refuse an output which is there, as prism merge does, one that goes on in its own, and prism prompts.
+Its stages are cheap: scripts that refuse an output which is there, as prism merge does, and prism prompts.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.config import AskingConfig, EvaluateConfig, EvaluatedConfig, LandscapeConfig, ModelConfig
 from megatron_prism.core.errors import Problem
 
-MODELS, POINTS = ("base", "mid", "rl"), "points"
+MODELS = ("base", "mid", "rl")
+POINTS, SCORES = "points", "scores"  # folders: of each point's evaluation, and of what each came to (eval/cache.py)
 MAY_DIFFER = ("max_position_embeddings", "init_method_std")  # no weight's meaning depends on them
 
 

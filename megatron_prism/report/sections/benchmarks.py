@@ -47,8 +47,8 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     if not models:
         return Section(ID, TITLE, blocks=tuple(pending), absent="" if pending else "No evaluation has a task with a score.")
     sizes = {task: _size(task, evaluations) for task in tasks}
-    columns = (Column("model"), *(Column(task, "%", ".1f") for task in tasks))
-    rows = tuple((model, *(scores.get((model, task)) for task in tasks)) for model in models)
+    columns = (Column("model"), *(Column(task, "%", ".1f") for task in tasks), Column("gate"))
+    rows = tuple((model, *(scores.get((model, task)) for task in tasks), _gate(materials, model)) for model in models)
     note = "; ".join(f"{task}: {size}" for task, size in sizes.items())
     blocks: list[Table | Figure] = [*pending, Table("benchmarks", "Scores by model and task", columns, rows, note)]
     if changes := _changes(materials, models, tasks):
@@ -74,6 +74,18 @@ def _scores(evaluations: Sequence[Evaluation]) -> Iterator[tuple[tuple[str, str]
             name = task if (one.name, task) not in seen else f"{task} ({one.stage})"
             seen.add((one.name, task))
             yield (one.name, name), of_task(of)
+
+
+def _gate(materials: Sequence[Material], model: str) -> str | None:
+    """Return what the verdicts on a model decided, of several studies how often each. None: there is none."""
+    decided = [
+        str(verdict.values.get("decision"))
+        for one in materials
+        for verdict in one.verdicts
+        if verdict.model == model and verdict.values.get("decision")
+    ]
+    words = list(dict.fromkeys(decided))
+    return words[0] if len(words) == 1 else ", ".join(f"{word} in {decided.count(word)}" for word in words) or None
 
 
 def of_task(of: Figures) -> Measured:

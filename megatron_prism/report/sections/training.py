@@ -11,7 +11,7 @@ from megatron_prism.report.material import Material, Run
 from megatron_prism.report.sections.common import Paper, absent, over_studies, seeds, slug
 
 ID, TITLE = "training", "Training"
-MAX_POINTS = 200  # of a curve
+MAX_POINTS = 120  # of a curve
 MID = {
     "loss": Column("loss", "nats a token", ".4g"),
     "lr": Column("learning rate", "", ".3g"),

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from megatron_prism.analysis import landscape
+from megatron_prism.analysis import landscape, path
 from megatron_prism.analysis.landscape import Point
 from megatron_prism.checkpoint import at_rest
 from megatron_prism.checkpoint.at_rest import Opened
@@ -47,10 +48,10 @@ def opened(paths: list[Path]) -> Iterator[dict[str, Opened]]:
 
 def test_the_points_are_the_papers() -> None:
     points = landscape.points(6, 4, 5, SHARES, 2)
-    path, plane = points[:11], points[11:36]
-    assert [point.a for point in path] == pytest.approx([*(step / 6 for step in range(7)), 1, 1, 1, 1])
-    assert [point.b for point in path] == [0] * 7 + [0.25, 0.5, 0.75, 1]
-    assert {point.name: point.model for point in path if point.model} == {"base": "base", "mid": "mid", "rl": "rl"}
+    along, plane = points[:11], points[11:36]
+    assert [point.a for point in along] == pytest.approx([*(step / 6 for step in range(7)), 1, 1, 1, 1])
+    assert [point.b for point in along] == [0] * 7 + [0.25, 0.5, 0.75, 1]
+    assert {point.name: point.model for point in along if point.model} == {"base": "base", "mid": "mid", "rl": "rl"}
     assert {round(point.b, 6) for point in plane} == {-0.3, 0.1, 0.5, 0.9, 1.3} == {round(1 - point.a, 6) for point in plane}
     assert all(sum(point.weights.values()) == pytest.approx(1) for point in points[:36])
     assert [point.name for point in points[36:]] == ["keep_0.01", "keep_0.2", "null_0", "null_1"]
@@ -105,14 +106,43 @@ def test_a_null_has_the_updates_norm_and_is_drawn_by_name_and_seed(three: list[P
 
 
 def test_barriers_and_drops() -> None:
-    assert landscape.barrier([1.0, 1.5, 2.0]) == 0 and landscape.barrier([1.0, 1.8, 2.0]) == pytest.approx(0.3)
-    assert landscape.barrier([2.0, 0.5, 1.0]) == 0  # a valley is none
-    assert landscape.largest_drop([0.1, 0.5, 0.3, 0.4, 0.1, 0.9]) == (1, 4)
-    first, last = landscape.largest_drop([0.1, 0.1, 0.2])
+    assert path.barrier([1.0, 1.5, 2.0]) == 0 and path.barrier([1.0, 1.8, 2.0]) == pytest.approx(0.3)
+    assert path.barrier([2.0, 0.5, 1.0]) == 0  # a valley is none
+    assert path.largest_drop([0.1, 0.5, 0.3, 0.4, 0.1, 0.9]) == (1, 4)
+    first, last = path.largest_drop([0.1, 0.1, 0.2])
     assert first == last
     walk = list(np.random.default_rng(0).normal(size=50).cumsum())
-    first, last = landscape.largest_drop(walk)
+    first, last = path.largest_drop(walk)
     assert walk[first] - walk[last] == max(walk[i] - walk[j] for i in range(50) for j in range(i, 50))
+
+
+def test_the_figures_of_a_landscape() -> None:
+    """A score that falls and one that a fault hides, a loss with a barrier, and gains above and below their error."""
+    points = landscape.points(2, 1, 0, (0.2,), 1)
+    scores = {"base": 0.3, "to_mid_1_of_2": 0.1, "mid": 0.4, "rl": 0.8, "keep_0.2": 0.7, "null_0": 0.4}
+
+    def scored(name: str, score: float) -> dict[str, Any]:
+        loss = {"loss": 3.0 if name == "to_mid_1_of_2" else 2.0, "num_tokens": 10}
+        math = {"score": score, "standard_error": 0.03, "num_questions": 50, "num_faults": 0}
+        faulty = {**math, "score": None if name == "mid" else 0.5}
+        return {
+            "tasks": {
+                "math": math,
+                "same": {**math, "score": score / 8},
+                "faulty": faulty,
+                "losses": {"score": None, "losses": {"a": loss}},
+            }
+        }
+
+    figures = path.figures(points, {name: scored(name, score) for name, score in scores.items()})
+    assert figures["monotonic"] == {"math": False, "same": False}
+    drop = figures["largest_drop"]["math"]
+    assert drop == {"drop": pytest.approx(0.2), "from": "base", "to": "to_mid_1_of_2", "standard_error": pytest.approx(0.03 * 2**0.5)}
+    assert figures["barrier"] == {"base_to_mid": pytest.approx(1.0), "mid_to_rl": 0.0}
+    assert figures["gain_kept"]["keep_0.2"] == {"math": pytest.approx(0.75), "same": None}
+    assert figures["gain_kept"]["null_0"] == {"math": 0.0, "same": None}
+    assert [row["loss"] for row in figures["points"]] == [2, 3, 2, 2, 2, 2] and figures["points"][4]["keep_largest"] == 0.2
+    assert "faulty" not in figures["points"][2]["tasks"] and list(analysis.landscape({**figures}))
 
 
 def config(**values: object) -> LandscapeConfig:
@@ -132,10 +162,10 @@ def test_every_problem_of_a_config_is_named() -> None:
 
 
 def test_models_that_are_not_there_are_all_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text(f"out: {tmp_path}/out\ntasks: {{a: {{set: file, path: {tmp_path}/none}}}}\nprecision: fp32\n")
+    file = tmp_path / "a.yaml"
+    file.write_text(f"out: {tmp_path}/out\ntasks: {{a: {{set: file, path: {tmp_path}/none}}}}\nprecision: fp32\n")
     words = [f"{name}_model.hf={tmp_path}/{name}" for name in landscape.MODELS]
-    said = str(CliRunner().invoke(app, ["analyze", "landscape", str(path), *words]).exception)
+    said = str(CliRunner().invoke(app, ["analyze", "landscape", str(file), *words]).exception)
     assert all(said.count(f"{name}_model.hf {tmp_path}/{name}: ") == said.count(f"{tmp_path}/{name}: ") == 1 for name in landscape.MODELS)
     assert f"{tmp_path}/none: found no such file" in said
     assert not (tmp_path / "out").exists()

@@ -54,6 +54,10 @@ def job_of(path: Path) -> type:
         return StudyConfig
     if "rl" in path.stem.split("_"):
         return RLConfig
+    if len(path.parts) == 3 and path.parts[0] == "studies":  # named after the stage: data_mc, prompts_mcs
+        stages = {"data": PrepareConfig, "prompts": PromptsConfig, "cka": CkaConfig, "policy": PolicyConfig}
+        if path.stem.partition("_")[0] in stages:
+            return stages[path.stem.partition("_")[0]]
     if path.stem == "landscape":
         return LandscapeConfig
     tiny = {

@@ -17,6 +17,7 @@ from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
 from megatron_prism.jobs import study_plan
 from megatron_prism.jobs.plan import Asked
+from megatron_prism.study import claims
 
 SCRIPT = """
 import json, os, sys
@@ -112,6 +113,20 @@ def test_a_stage_that_stopped_by_itself_goes_on_in_the_next_start() -> None:
     assert run()[1]["b"] == "stopped"
     Path("run/b.fails").unlink()
     assert run()[0] == ["b", "d", "e"]
+
+
+def test_seeds_are_put_together() -> None:
+    run()
+    one = job.standing(read(STAGES))
+    other = {**one, "claims": [{**one["claims"][0], "state": "fails", "figures": {"e:length": 2.0}}]}
+    Path("run2/study").mkdir(parents=True)
+    Path("run2/study/study.json").write_text(json.dumps(other))
+    (row,) = job.beside(one, [Path("run2")])["over_studies"]
+    assert row["states"] == ["holds", "fails"] and row["figures"]["e:length"]["mean"] == 4.0
+    assert next(claims.lines_over([row])).startswith("holds in 1 of 2  long: It is long. (holds, fails)")
+    Path("run2/study/study.json").write_text(json.dumps({**other, "name": "t"}))
+    with pytest.raises(InputError, match="run2/study/study.json: found the study t"):
+        job.beside(one, [Path("run2")])
 
 
 def test_only_some_stages() -> None:

@@ -352,3 +352,11 @@ def test_what_sbatch_refuses_is_said(home: Path) -> None:
     stub(home, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
     with pytest.raises(EnvironmentFault, match="sbatch refuses run/slurm/train.sbatch: sbatch: error: invalid account"):
         submitted("train", "train.yaml")
+
+
+def test_a_landscape_is_submitted_and_its_points_are_its_progress(home: Path) -> None:
+    models = {f"{name}_model": {"hf": name} for name in ("base", "mid", "rl")}
+    write("landscape.yaml", {"out": "land", "world_size": 16, "tasks": {"a": {"set": "file", "path": "a.jsonl"}}, **models})
+    (alone,) = scripts("analyze", "landscape", "landscape.yaml")
+    assert "prism analyze landscape landscape.yaml --nproc 8" in alone and "checkpoints=(land/scores)\n" in alone
+    assert "rl_model: found none" in refused("analyze", "landscape", "landscape.yaml", "rl_model.hf=null")

@@ -229,7 +229,7 @@ def test_labels_at_the_ends_of_lines_do_not_overlap() -> None:
         canvas = Canvas(figsize=(draw.WIDTH_INCHES, draw.HEIGHT_INCHES), layout="constrained")
         axes = canvas.subplots()
         axes.plot([0, 1], [0, 1])
-        draw.label_ends(canvas, axes, [(1.0, 0.99, f"model {number}", "#000000") for number in range(9)])
+        draw.label_ends(canvas, axes, [(1.0, 0.99, f"model {number}", "#000000", "o") for number in range(9)])
         canvas.draw_without_rendering()
         boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
         assert all(low.y1 <= high.y0 + 0.5 for low, high in itertools.pairwise(boxes))
