@@ -1,6 +1,6 @@
-"""Write what studies of one config say of its claims into docs/REPRODUCE.md: python tools/claims_table.py runs/tiny runs/tiny2 runs/tiny3
+"""Write what studies of one config (seeds) say of its claims into docs/REPRODUCE.md: python tools/claims_table.py runs/tiny1 runs/tiny2 runs/tiny3
 
-Without a study the table says that nothing is measured yet. A study is the run_dir of `prism study`; several are its seeds.
+Without a study the table says that nothing is measured yet. The figures are those of `prism study CONFIG --status --beside RUN_DIR`.
 """
 
 from __future__ import annotations
@@ -9,34 +9,35 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from generated import ROOT, write
 
+from megatron_prism.study.claims import over_seeds
+
 DOCUMENT, TOOL = ROOT / "docs" / "REPRODUCE.md", Path(__file__).name
 RECORD = Path("study") / "study.json"
-NONE = "Not measured yet."
+HEAD = "| claim | holds in | else | figures: mean over the studies, and its 95 % interval (Student's t) |\n|---|---|---|---|"
 
 
 def table(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line a claim: its state in each study, and the means of its figures over them. studies: study.json of each."""
+    """Return a line a claim: in how many studies it holds, its state in the others, its figures. studies: study.json of each."""
     if not studies:
-        return NONE
-    names = [study["run_dir"] for study in studies]
-    lines = [f"| claim | {' | '.join(names)} | figures, in the mean of the studies that have them |", f"|---|{'---|' * len(names)}---|"]
-    for number, claim in enumerate(studies[0]["claims"]):
-        of_each = [study["claims"][number] for study in studies]
-        if any(one["name"] != claim["name"] for one in of_each):
-            raise SystemExit(f"{claim['name']}: not the same claims in all of {', '.join(names)}")
-        figures = "; ".join(f"`{figure}` {_mean([one['figures'].get(figure) for one in of_each])}" for figure in claim["figures"])
-        lines.append(f"| `{claim['name']}` | {' | '.join(one['state'] for one in of_each)} | {figures.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines)
+        return "Not measured yet."
+    return "\n".join([HEAD, *map(_line, over_seeds([study["claims"] for study in studies]))])
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    there = [value for value in values if value is not None]
-    return f"{fmean(there):.3g}" if there else "not measured"
+def _line(claim: Mapping[str, Any]) -> str:
+    others = "; ".join(dict.fromkeys(state for state in claim["states"] if state != "holds"))
+    figures = "; ".join(f"`{name}` {_told(of)}" for name, of in claim["figures"].items()).replace("|", r"\|")
+    return f"| `{claim['name']}` | {claim['num_holds']} of {claim['num_studies']} | {others} | {figures} |"
+
+
+def _told(figure: Mapping[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "not measured"
+    interval = f" ({figure['interval_95'][0]:.3g} to {figure['interval_95'][1]:.3g})" if figure["interval_95"] else ""
+    return f"{figure['mean']:.3g}{interval}"
 
 
 def main() -> None:

@@ -12,9 +12,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core.check.landscape import evaluation
 from megatron_prism.core.config import (
     EvaluateConfig,
     FilterConfig,
+    GangConfig,
+    LandscapeConfig,
     MergeConfig,
     ModelConfig,
     PrepareConfig,
@@ -75,7 +78,7 @@ def _of_stage(study: Study, stage: Stage) -> dict[str, Any]:
     if stage.output is not None:
         facts["output"] = str(stage.output)
     config = stage.config
-    if isinstance(config, RunConfig | FilterConfig | EvaluateConfig):
+    if isinstance(config, GangConfig):
         facts["ranks"] = world_size(stage)
     if isinstance(config, TrainConfig):
         facts["tokens"] = config.steps * config.batch.global_size * config.data.seq_length
@@ -89,7 +92,7 @@ def _of_stage(study: Study, stage: Stage) -> dict[str, Any]:
 def _is_planned(stage: Stage) -> bool:
     """Say whether a stage's size is its config's: a gang of GPUs, not the processes of a shell's --nproc."""
     config = stage.config
-    if not isinstance(config, RunConfig | FilterConfig | EvaluateConfig) or config.world_size is None:
+    if not isinstance(config, RunConfig | FilterConfig | EvaluateConfig | LandscapeConfig) or config.world_size is None:
         return False
     assert stage.call is not None
     return stage.call.arguments.get("nproc") is None
@@ -100,6 +103,8 @@ def _start(stage: Stage) -> Path | None:
     config = stage.config
     if isinstance(config, EvaluateConfig):
         return config.model.checkpoint or config.model.hf
+    if isinstance(config, LandscapeConfig):
+        return config.mid_model.checkpoint or config.mid_model.hf
     return None if isinstance(config, RunConfig) and config.model is not None else config.init.checkpoint
 
 
@@ -111,11 +116,21 @@ def _plan(config: Any, asked: Asked, model: ModelConfig | None) -> dict[str, Any
         if isinstance(config, RunConfig):
             config = config if model is None else replace(config, model=model)
             figures = plan.run(config, asked)
+        elif isinstance(config, LandscapeConfig):
+            figures = of_landscape(config, plan_sampling.run(evaluation(config), asked, model))
         else:
             figures = plan_sampling.run(config, asked, model)
     except PrismError as error:
         return {"not_planned": str(error).splitlines()[0]}
     return {key: figures[key] for key in (*SHOWN, "parameters", "checkpoint_gib") if key in figures}
+
+
+def of_landscape(config: LandscapeConfig, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a landscape: those of one point's evaluation, at every point."""
+    from megatron_prism.analysis.landscape import points
+
+    num_points = len(points(config.num_steps_to_mid, config.num_steps_to_rl, config.plane_size, config.keep_largest, config.num_nulls))
+    return {**figures, **{key: figures[key] * num_points for key in ("hours", "gpu_hours", "usd")}}
 
 
 def model_of(path: Path | None, stages: Mapping[str, Stage]) -> ModelConfig | None:

@@ -15,6 +15,7 @@ from megatron_prism.core.check.study import check_study
 from megatron_prism.core.config import StageConfig, StudyConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study_stages
+from megatron_prism.jobs.study_plan import model_of, of_landscape
 from megatron_prism.study.graph import needed, tasks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,6 +100,34 @@ def test_a_stage_of_each_kind_loads(study: StudyConfig, monkeypatch: pytest.Monk
     assert {"train", "rl", "evaluate", "analyze"} <= {stage.command[0] for stage in study.stages if stage.name in sizes}
 
 
+def test_a_base_model_that_is_not_there_yet_is_planned_as_the_run_that_begins_from_it_wants(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    wanted = ("llama31_base", "llama31_data_mcs", "llama31_mid_mcs", "llama31_mid_mcs_hf")
+    stages = {
+        stage.name: stage
+        for stage in study_stages.read(replace(study, stages=tuple(one for one in study.stages if one.name in wanted)), read_command)
+    }
+    base, exported = Path("runs/prism/llama31_base"), Path("runs/prism/llama31_mid_mcs_hf")
+    model = model_of(base, stages)
+    assert model is not None and model.vocab_size == 128256 and model_of(exported, stages) == model
+    assert model_of(base, {"llama31_base": stages["llama31_base"]}) is None
+
+
+def test_a_landscape_costs_what_one_of_its_points_does_at_each(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (stage,) = study_stages.read(
+        replace(study, stages=tuple(replace(one, after=()) for one in study.stages if one.name == "llama31_landscape")), read_command
+    )
+    assert of_landscape(stage.config, {"hours": 0.5, "gpu_hours": 4.0, "usd": 10.0, "fits": True}) == {
+        "hours": 20.0,
+        "gpu_hours": 160.0,
+        "usd": 400.0,
+        "fits": True,
+    }  # 11 points of the path, 25 of the plane, 3 of parts, 1 null
+
+
 def test_each_result_of_the_paper_has_its_stages(study: StudyConfig) -> None:
     tables = {path.stem for path in (FILE.parent / "paper").glob("*.yaml")}
     assert tables == {*RESULTS, *NO_RESULTS, *NOT_POSSIBLE}
@@ -117,12 +146,17 @@ def test_what_trains_and_what_samples_is_scored_and_held_against_its_base(study:
     assert [name for name in runs if name not in alone and not {f"{name}_hf", f"{name}_scores", f"{name}_gate"} <= names] == []
 
 
-def test_the_table_of_claims_has_each_study_and_the_mean_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_claims_has_each_claims_states_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     table = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["table"]
-    one = {"run_dir": "a", "claims": [{"name": "c", "state": "holds", "figures": {"cka:mid|rl.x": 0.25, "s:y": None}}]}
-    other = {"run_dir": "b", "claims": [{"name": "c", "state": "fails", "figures": {"cka:mid|rl.x": 0.75, "s:y": None}}]}
-    assert table([one, other]).splitlines()[2] == r"| `c` | holds | fails | `cka:mid\|rl.x` 0.5; `s:y` not measured |"
+    words = {"name": "c", "says": "", "source": "", "judged_at": "", "note": ""}
+    studies = [
+        {"claims": [{**words, "state": state, "figures": {"cka:mid|rl.x": value, "s:y": None}}]}
+        for state, value in (("holds", 0.25), ("fails", 0.75), ("holds", 0.5))
+    ]
+    line = table(studies).splitlines()[2]
+    assert (
+        line == r"| `c` | 2 of 3 | fails | `cka:mid\|rl.x` 0.5 (-0.121 to 1.12); `s:y` not measured |"
+    )  # 4.303 x .25 / sqrt(3) on either side
+    assert table(studies[:1]).splitlines()[2] == r"| `c` | 1 of 1 |  | `cka:mid\|rl.x` 0.25; `s:y` not measured |"
     assert table([]) == "Not measured yet."
-    with pytest.raises(SystemExit, match="not the same claims"):
-        table([one, {**other, "claims": [{**other["claims"][0], "name": "d"}]}])
