@@ -43,6 +43,8 @@ def read(places: Sequence[Path]) -> list[Material]:
             if one.is_empty:
                 problems.append(Problem(str(place), "nothing that a report knows", KINDS))
             others = _joined(others, one)
+        except InputError as error:
+            problems += error.problems
         except DAMAGED as error:
             problems.append(Problem(str(place), _why(error), KINDS))
     raise_problems(problems)
@@ -107,7 +109,7 @@ def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Ma
     if place.is_file():
         return _result(place, place.stem, label, "")
     if not place.is_dir():
-        raise FileNotFoundError(2, "no such file or folder", str(place))
+        raise InputError(Problem(str(place), "no such file or folder", KINDS))
     one = _folder(place, label, stage or label)
     if depth == 0 or one.mixtures or _kind(place) in ANALYSES:
         return one

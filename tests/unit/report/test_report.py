@@ -18,9 +18,9 @@ from megatron_prism.jobs import report as job
 from megatron_prism.report import draw, page, read, style
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
-from megatron_prism.report.sections import benchmarks
+from megatron_prism.report.sections import benchmarks, retention
 from megatron_prism.report.statistics import over
-from tests.unit.report.study import HOSTILE, write, write_evaluation, write_run, write_study
+from tests.unit.report.study import HOSTILE, task, verdict, write, write_evaluation, write_run, write_study
 
 pytest.importorskip("matplotlib")
 ALLOWED = {
@@ -257,3 +257,19 @@ def test_a_change_is_paired_by_question_where_the_questions_are_the_same(tmp_pat
         value = table.rows[0][[column.name for column in table.columns].index(name)]
         assert isinstance(value, Measured) and value.value == pytest.approx(37.5) and value.high is not None
         assert value.high - value.value == pytest.approx(expected)
+
+
+def test_tasks_by_length_and_what_a_gate_guards_are_retention(tmp_path: Path) -> None:
+    for name, score in (("base", 0.9), ("mid", 0.3)):
+        tasks = {"find_128": task(0.95), "find_512": task(score), "math_500": task(0.1), "skills": task(0.8)}
+        write(tmp_path / name / "summary.json", {"kind": "evaluation", "model": {"sha256": name}, "tasks": tasks})
+    rule = verdict()["rules"][0] | {"measure": "skills", "least_change": -0.02}
+    write(tmp_path / "gate" / "verdict.json", verdict() | {"rules": [rule]})
+    blocks = retention.section(read.read([tmp_path / name for name in ("base", "mid", "gate")]), {}).blocks
+    tables = {block.id: block for block in blocks if isinstance(block, Table)}
+    assert [column.name for column in tables["retention_length"].columns] == [
+        "model",
+        "find at 128",
+        "find at 512",
+    ]  # one length is no length
+    assert [column.name for column in tables["retention"].columns] == ["model", "skills"]
