@@ -73,6 +73,8 @@ async function sorting(page, where) {
   const down = await cells();
   if ((await state()) !== "descending") say(where, `aria-sort is ${await state()} after Space`);
   if (new Set(before).size > 1 && up.join() === down.join()) say(where, "both directions give one order");
+  await page.keyboard.press("Enter");
+  if ((await state()) !== null || before.join() !== (await cells()).join()) say(where, "a third press does not bring the own order back");
   if ([...before].sort().join() !== [...up].sort().join()) say(where, "sorting lost a row");
 }
 
@@ -80,7 +82,6 @@ async function sorting(page, where) {
 async function small(page, name) {
   if (name === "phone") return page.screenshot({ path: `${shots}/small_phone.png` });
   for (const section of await page.locator("main > section").all()) {
-    await section.scrollIntoViewIfNeeded();
     await section.evaluate((node) => node.scrollIntoView());
     await page.screenshot({ path: `${shots}/small_${await section.getAttribute("id")}.png`, clip: { x: 0, y: 0, width: 1280, height: 720 } });
   }

@@ -83,7 +83,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation. name: the model. tasks: each one's part of summary.json; empty where the evaluation has not ended."""
+    """An evaluation. name: the model. tasks: each one's part of summary.json; empty where the evaluation has not ended.
+
+    questions: by task, the mean score of each question; empty where results.jsonl is not there, or too large to be read for a report.
+    """
 
     name: str
     stage: str
@@ -91,7 +94,7 @@ class Evaluation:
     model_sha256: str
     has_ended: bool
     tasks: Mapping[str, Figures] = field(default_factory=dict)
-    averages: Mapping[str, float | None] = field(default_factory=dict)
+    questions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -42,6 +43,8 @@ def read(places: Sequence[Path]) -> list[Material]:
             if one.is_empty:
                 problems.append(Problem(str(place), "nothing that a report knows", KINDS))
             others = _joined(others, one)
+        except InputError as error:
+            problems += error.problems
         except DAMAGED as error:
             problems.append(Problem(str(place), _why(error), KINDS))
     raise_problems(problems)
@@ -106,7 +109,7 @@ def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Ma
     if place.is_file():
         return _result(place, place.stem, label, "")
     if not place.is_dir():
-        raise FileNotFoundError(2, "no such file or folder", str(place))
+        raise InputError(Problem(str(place), "no such file or folder", KINDS))
     one = _folder(place, label, stage or label)
     if depth == 0 or one.mixtures or _kind(place) in ANALYSES:
         return one
@@ -181,22 +184,24 @@ def _result(path: Path, name: str, label: str, job: str) -> Material:
 
 def _run(folder: Path, label: str, manifest: Mapping[str, Any]) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    lines = list(_lines(folder / "metrics.jsonl"))
+    metrics = folder / "metrics.jsonl"
+    lines = [line for line in _json_lines(metrics) if isinstance(line.get("step"), int)] if metrics.is_file() else []
     plan = manifest["starts"][-1]["plan"]
     records = tuple(line for line in lines if "loss" in line)
     validations = tuple(line for line in lines if "loss" not in line)
     return Run(label, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a metrics file: the last one may still be being written."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            yield values
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole objects of a file of lines: the last one may still be being written."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict):
+                yield values
 
 
 def _mixture(label: str, manifest: Mapping[str, Any]) -> Mixture:
@@ -216,7 +221,16 @@ def _evaluation(folder: Path, label: str, stage: str, manifest: Mapping[str, Any
         return Evaluation(label, stage, folder, str(manifest["model"]["sha256"]), has_ended=False)
     summary = read_json(folder / "summary.json")
     tasks = {str(name): of for name, of in summary["tasks"].items() if isinstance(of, dict)}
-    return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks, summary.get("averages") or {})
+    return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks, _questions(folder / "results.jsonl"))
+
+
+def _questions(path: Path) -> dict[str, dict[str, float]]:
+    """Return each question's mean score by task. A fault has no score."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for line in _json_lines(path) if path.is_file() and path.stat().st_size <= MAX_JSON_BYTES else ():
+        if isinstance(line.get("score"), int | float) and "task" in line and "id" in line:
+            scores.setdefault(str(line["task"]), {}).setdefault(str(line["id"]), []).append(float(line["score"]))
+    return {task: {id: fmean(own) for id, own in by_id.items()} for task, by_id in scores.items()}
 
 
 def _joined(one: Material, other: Material) -> Material:

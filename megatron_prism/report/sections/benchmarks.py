@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean, stdev
 
 from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
@@ -16,8 +17,8 @@ from megatron_prism.report.statistics import NORMAL, by_error
 ID, TITLE = "benchmarks", "Benchmarks"
 RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
 TEXT = (
-    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. The change takes the two "
-    "evaluations as independent: its interval is wider than the paired one of a verdict (see Gates)."
+    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. A change is "
+    "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider."
 )
 
 
@@ -106,10 +107,12 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
 
     def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
         own, made_of = dict(_scores(material.evaluations)), ancestors.of(material, models)
+        questions = {one.name: one for one in reversed(material.evaluations)}
         for model, task in own:
             for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
                 if (since, task) in own:
-                    yield (model, since, task), difference(own[model, task], own[since, task])
+                    paired = _paired(questions[model], questions[since], task)
+                    yield (model, since, task), paired or difference(own[model, task], own[since, task])
 
     changes = over_studies(materials, read)
     pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
@@ -128,6 +131,16 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
         if rows
         else None
     )
+
+
+def _paired(new: Evaluation, old: Evaluation, task: str) -> Measured | None:
+    """Return a change in points with the interval of the questions' differences. None: the two did not answer the same questions of one set."""
+    (now, then), sets = (one.questions.get(task, {}) for one in (new, old)), [one.tasks.get(task, {}).get("set") for one in (new, old)]
+    ids = sorted(now.keys() & then.keys())
+    if len(ids) < 2 or len(ids) != len(now) or len(ids) != len(then) or sets[0] != sets[1]:
+        return None
+    changes = [100 * (now[id] - then[id]) for id in ids]
+    return by_error(fmean(changes), stdev(changes) / math.sqrt(len(changes)), len(changes))
 
 
 def difference(new: Measured, old: Measured) -> Measured:

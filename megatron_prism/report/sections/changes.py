@@ -123,8 +123,22 @@ def _cosines(groups: Sequence[Sequence[Result]]) -> Table | None:
     for group in known:
         for part in _parts(group[0].values):
             spread = _mean(group, part, "cosine_null_std")
-            rows.append((group[0].name, part, _mean(group, part, "cosine"), None if spread is None else 2 * spread.value))
-    columns = (Column("update"), Column("component"), Column("cosine", "", ".3f"), Column("independent updates: within +-", "", ".2g"))
+            rows.append(
+                (
+                    group[0].name,
+                    part,
+                    _end(group[0].values.get("against")),
+                    _mean(group, part, "cosine"),
+                    None if spread is None else 2 * spread.value,
+                )
+            )
+    columns = (
+        Column("update"),
+        Column("component"),
+        Column("with the update of"),
+        Column("cosine", "", ".3f"),
+        Column("independent updates: within +-", "", ".2g"),
+    )
     note = "The null is two standard deviations of independent dense updates. Compare with two draws of one mixture, where a study has them: the ceiling."
     return (
         Table("weights_cosine", "Cosine between two updates of one base (the paper's Equation 2)", columns, tuple(rows), note, num_keys=2)
@@ -133,6 +147,6 @@ def _cosines(groups: Sequence[Sequence[Result]]) -> Table | None:
     )
 
 
-def _end(path: object) -> str:
+def _end(path: object) -> str | None:
     """Return the last two parts of a path."""
-    return "/".join(str(path).rstrip("/").split("/")[-2:])
+    return None if path is None else "/".join(str(path).rstrip("/").split("/")[-2:])

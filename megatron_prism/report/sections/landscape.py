@@ -30,8 +30,10 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     for group in groups:
         id = slug(group[0].name, used)
         blocks += [_path_table(group, id), *_kept(group, id), *_path_figures(group, id), *_planes(group, id)]
-    said = [str(words) for words in dict.fromkeys(value for group in groups for value in group[0].values["ambiguities"].values())]
-    texts = tuple(filter(None, (TEXT, seeds(materials), *(f"{words[:1].upper()}{words[1:]}." for words in said))))
+    said = {key: str(words) for group in groups for key, words in group[0].values["ambiguities"].items()}
+    texts = tuple(
+        filter(None, (TEXT, seeds(materials), *(f"{key.replace('_', ' ').capitalize()}: {words}." for key, words in said.items())))
+    )
     return Section(ID, TITLE, texts, (*blocks, *from_paper(paper, "landscape_1d", "landscape_paper")))
 
 
@@ -54,7 +56,9 @@ def _path_table(group: Sequence[Result], id: str) -> Table:
     for task in _tasks(group):
         at = ("largest_drop", task)
         drop = mean_at(group, *at, "drop", error=(*at, "standard_error"), factor=100)
-        flags = [bool(result.values["monotonic"].get(task)) for result in group]
+        flags = [bool(result.values["monotonic"][task]) for result in group if task in result.values["monotonic"]]
+        if not flags:  # a task that some point has no score of
+            continue
         said = ("yes" if flags[0] else "no") if len(flags) == 1 else f"{flags.count(True)} of {len(flags)}"
         ends = [
             next((_score(group, place, task) for place, point in _points(group, "path") if point["name"] == name), None)

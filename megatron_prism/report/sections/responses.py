@@ -104,7 +104,7 @@ _FLIPS = (
 _EDGES = (
     Column("task"),
     Column("models"),
-    Column("pass rate before"),
+    Column("pass rate before", "%"),
     Column("problems", "%", ".1f"),
     Column("gain", "points", ".1f", signed=True),
     Column("gain, naive", "points", ".1f", signed=True),
@@ -175,7 +175,9 @@ def _edges(group: Sequence[Result]) -> Iterator[tuple[Value, ...]]:
         for name in group[0].values["flips"][pair][task]["edge"]:
             of = (*at, "edge", name)
             naive, whole, share = (mean_at(group, *of, key, factor=100) for key in ("gain_naive", "share_of_gain", "share"))
-            yield (task, pair.replace("->", " -> "), name, share, _with_error(group, *of, "gain", factor=100), naive, whole)
+            gain = _with_error(group, *of, "gain", factor=100)
+            if gain is not None or naive is not None:  # else no problem has that pass rate
+                yield (task, pair.replace("->", " -> "), name, share, gain, naive, whole)
 
 
 def _figures(group: Sequence[Result], used: set[str]) -> Iterator[Figure]:

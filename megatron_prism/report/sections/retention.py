@@ -1,7 +1,8 @@
-"""What was kept of what the base knew: held-out losses by source, lm-eval's tasks, and scores by the length of the context."""
+"""What was kept of what the base knew: what a gate lets fall by so much at most, lm-eval's tasks, held-out losses, scores by length of the context."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from megatron_prism.report import draw
@@ -32,9 +33,10 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 
 
 def _scores(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    guarded = {rule["measure"] for verdict in material.verdicts for rule in verdict.values["rules"] if rule["least_change"] <= 0}
     for one in material.evaluations:
         for task, of in one.tasks.items():
-            if of.get("set", {}).get("name") in RETAINED and of.get("score") is not None:
+            if (task in guarded or of.get("set", {}).get("name") in RETAINED) and of.get("score") is not None:
                 yield (one.name, task), of_task(of)
             for name, part in (of.get("lm_eval") or {}).get("tasks", {}).items():
                 if part.get("score") is not None:
@@ -49,10 +51,20 @@ def _losses(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
 
 
 def _lengths(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    """Yield scores by length: of a task whose questions are tagged with one, and of tasks of one name that end in lengths (retrieval_128, retrieval_512)."""
+    stems = Counter(stem for stem, _ in {_stem(task) for one in material.evaluations for task in one.tasks})
     for one in material.evaluations:
         for task, of in one.tasks.items():
             for length, score in (of.get("by") or {}).get("length", {}).items():
                 yield (one.name, f"{task} at {length}"), Measured(100 * float(score))
+            stem, length = _stem(task)
+            if length and stems[stem] > 1 and of.get("score") is not None:
+                yield (one.name, f"{stem} at {length}"), of_task(of)
+
+
+def _stem(task: str) -> tuple[str, str]:
+    stem, _, length = task.rpartition("_")
+    return (stem, length) if stem and length.isdecimal() else (task, "")
 
 
 def _table(id: str, caption: str, cells: Cells, unit: str, form: str) -> list[Table]:

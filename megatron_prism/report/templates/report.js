@@ -1,17 +1,20 @@
 "use strict";
-// Sort a table by the column whose title is pressed. Without this script the tables stand in their own order.
+// Sort a table by the column whose title is pressed: up, down, and back to its own order. Without this script the tables stand in their own order.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
-  if (body.rows.length < 2) continue;
+  const own = [...body.rows];
+  if (own.length < 2) continue;
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
+      const before = head.getAttribute("aria-sort");
+      const down = before === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
+      if (before === "descending") return body.append(...own);
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const key = (row) => {
         const cell = row.cells[column];

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -17,8 +18,9 @@ from megatron_prism.jobs import report as job
 from megatron_prism.report import draw, page, read, style
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
+from megatron_prism.report.sections import benchmarks, retention
 from megatron_prism.report.statistics import over
-from tests.unit.report.study import HOSTILE, write, write_evaluation, write_run, write_study
+from tests.unit.report.study import HOSTILE, task, verdict, write, write_evaluation, write_run, write_study
 
 pytest.importorskip("matplotlib")
 ALLOWED = {
@@ -234,3 +236,40 @@ def test_labels_at_the_ends_of_lines_do_not_overlap() -> None:
         boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
         assert all(low.y1 <= high.y0 + 0.5 for low, high in itertools.pairwise(boxes))
         assert all(box.x1 <= canvas.bbox.x1 and box.y0 >= 0 and box.y1 <= canvas.bbox.y1 for box in boxes)
+
+
+def test_a_change_is_paired_by_question_where_the_questions_are_the_same(tmp_path: Path) -> None:
+    scores = {"old": (0.0, 1.0, 0.5, 0.0), "new": (0.5, 1.0, 1.0, 0.5)}
+    for name, values in scores.items():
+        folder = write_evaluation(tmp_path / name, sum(values) / 4)
+        lines = [{"task": "math", "id": str(number), "sample": 0, "score": value} for number, value in enumerate(values)]
+        write(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, {"task": "math", "id": "9", "score": None}]))
+    changes = [50.0, 0.0, 50.0, 50.0]
+    half = 1.959964 * stdev(changes) / 2
+    for name, expected in (
+        ("math", half),
+        ("retrieval", 1.959964 * 2 * 2**0.5),
+    ):  # without results: as independent, errors of 2 points each
+        materials = read.read([tmp_path / "old", tmp_path / "new"])
+        table = next(
+            block for block in benchmarks.section(materials, {}).blocks if isinstance(block, Table) and block.id == "benchmarks_change"
+        )
+        value = table.rows[0][[column.name for column in table.columns].index(name)]
+        assert isinstance(value, Measured) and value.value == pytest.approx(37.5) and value.high is not None
+        assert value.high - value.value == pytest.approx(expected)
+
+
+def test_tasks_by_length_and_what_a_gate_guards_are_retention(tmp_path: Path) -> None:
+    for name, score in (("base", 0.9), ("mid", 0.3)):
+        tasks = {"find_128": task(0.95), "find_512": task(score), "math_500": task(0.1), "skills": task(0.8)}
+        write(tmp_path / name / "summary.json", {"kind": "evaluation", "model": {"sha256": name}, "tasks": tasks})
+    rule = verdict()["rules"][0] | {"measure": "skills", "least_change": -0.02}
+    write(tmp_path / "gate" / "verdict.json", verdict() | {"rules": [rule]})
+    blocks = retention.section(read.read([tmp_path / name for name in ("base", "mid", "gate")]), {}).blocks
+    tables = {block.id: block for block in blocks if isinstance(block, Table)}
+    assert [column.name for column in tables["retention_length"].columns] == [
+        "model",
+        "find at 128",
+        "find at 512",
+    ]  # one length is no length
+    assert [column.name for column in tables["retention"].columns] == ["model", "skills"]
