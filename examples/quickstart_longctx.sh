@@ -7,7 +7,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
-export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 # glibc keeps what a step frees: less CPU a step
 run=runs/quickstart_longctx configs=configs/tiny/longctx
 
 step() { # step OUTPUT TITLE COMMAND...

@@ -187,15 +187,17 @@ def check_vocabulary(root: Path, vocab_size: int) -> list[Problem]:
     return tokenizer.check_vocabulary(path, vocab_size)
 
 
-def plan_export(path: Path) -> tuple[Plan, torch_dist.TensorReader]:
+def plan_export(path: Path, *, check_sums: bool = True) -> tuple[Plan, torch_dist.TensorReader]:
     """Read a Megatron checkpoint's metadata and plan the Hugging Face folder it came from, or a new one.
+
+    check_sums: read all its files against their sums; False where the ranks of a gang share that (sharded.require_whole).
 
     Raises: CheckpointError naming every tensor that the rules or the checkpoint lack.
     """
     from megatron_prism.checkpoint import torch_dist  # half a second: torch's own checkpoints, of which a folder needs nothing
 
     checkpoint = folder.read(path)
-    if problems := integrity.check(checkpoint.root):
+    if check_sums and (problems := integrity.check(checkpoint.root)):
         raise CheckpointError(problems)
     rules, reader = registry.rules(checkpoint.model), torch_dist.TensorReader(checkpoint.state)
     _check_state(rules, reader.shapes(), checkpoint.state)

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from megatron_prism import __version__
-from megatron_prism.cli import analyze, convert, data, evaluate, gang, generate, grade, merge, report, rl, submit, train
+from megatron_prism.cli import analyze, convert, data, evaluate, gang, generate, grade, merge, report, report_page, rl, study, submit, train
 from megatron_prism.core import defect, log
 from megatron_prism.core.errors import EnvironmentFault, PrismError
 from megatron_prism.launch import slurm
@@ -38,8 +38,10 @@ for job in (
     merge.merge,
     data.locate,
     submit.submit,
+    study.study,
     report.status,
     report.config,
+    report_page.report,
 ):
     app.command()(job)
 app.add_typer(convert.app, name="convert")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 
 def run(
-    job: Callable[[], Any], kind: type, config: Path | None, overrides: Sequence[str], nproc: int | None, dry_run: bool, json: Path | None
+    job: Callable[[], Any],
+    kind: type,
+    config: Path | None,
+    overrides: Sequence[str],
+    nproc: int | None,
+    dry_run: bool,
+    json: Path | None,
+    shown: Callable[[dict[str, Any]], Iterable[str]] | None = None,
 ) -> dict[str, Any]:
     """Run a job that is resolved and then run on a gang, as jobs/train.py is. kind: its config. job: imports it, and torch with it.
 
-    config: None where the overrides are all of it. Returns the result, on every rank; of a dry run nothing.
+    config: None where the overrides are all of it. shown: the result's lines; None: a line a value. Returns the result, on every rank; of a dry run nothing.
     """
     from megatron_prism.core.load import load, placed
     from megatron_prism.parallel import environment, launch
@@ -41,7 +48,9 @@ def run(
     become(size, span)
     result: dict[str, Any] = module.run(resolved)
     if speaks():
-        finish(result, json)
+        for line in shown(result) if shown else ():
+            sys.stdout.write(f"{line}\n")
+        finish(result, json, quiet=shown is not None)
     return result
 
 

@@ -40,7 +40,7 @@ def status(
 
 
 def config(
-    job: Annotated[str, typer.Argument(help="train, prepare, cluster or pipeline.", show_default=False)],
+    job: Annotated[str, typer.Argument(help="train, prepare, cluster, pipeline or study.", show_default=False)],
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema, by which an editor completes and checks a YAML.")
     ] = False,

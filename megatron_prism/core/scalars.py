@@ -1,8 +1,8 @@
 """YAML whose plain scalars stay the text they were written as, where their key takes text.
 
 YAML reads `24:00:00` as a number in base 60, `0123` as octal, `no` as false and `1_0` as ten. Where a key is a str, a Path or a choice of
-texts, and for the keys of a mapping, the scalar's own characters count. `null` and `~` stay null. Where a key takes texts and numbers,
-only what JSON would read alike is taken without quotes.
+texts, and for the keys of a mapping, the scalar's own characters count. `null` and `~` stay null, but for a section's key of that name.
+Where a key takes texts and numbers, only what JSON would read alike is taken without quotes.
 """
 
 from __future__ import annotations
@@ -81,10 +81,14 @@ class _Quoted:
         return _in_quotes(node) if is_text(kind) else node
 
     def _pair(self, key: Any, value: Any, kind: Any) -> tuple[Any, Any]:
+        import yaml
+
         if key.tag == MERGE:  # <<: *one, or <<: [*one, *other]
             return key, self.node(value, tuple[kind, ...] if value.id == "sequence" else kind)
         if key.value == LAYOUTS and kind is not None and section_of(kind) is kind:
             return key, self.node(value, dict[int, kind])
+        if key.tag == NULL and entry(kind, key.value) is not None:  # a key of ours that YAML would take for null: a claim's `null`
+            return yaml.ScalarNode(STR, key.value, style="'"), self.node(value, entry(kind, key.value))
         is_named_by_user = typing.get_origin(bare(kind)[0]) is dict and typing.get_args(bare(kind)[0])[0] is str
         return _in_quotes(key) if is_named_by_user else key, self.node(value, entry(kind, key.value if key.id == "scalar" else ""))
 

@@ -22,7 +22,7 @@ from megatron_prism.eval.requests import Asked, Request
 from megatron_prism.eval.tasks import Task
 from megatron_prism.grade import grader
 
-SHOWN = ("score", "standard_error", "num_questions", "num_samples", "num_faults", "losses")
+SHOWN = ("score", "standard_error", "num_questions", "num_samples", "num_faults", "losses", "by")
 
 
 @dataclass(frozen=True)

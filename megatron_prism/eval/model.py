@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +10,21 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint import folder, integrity, sharded
+from megatron_prism.checkpoint import at_rest, folder, integrity, sharded
+from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.checkpoint.folder import Checkpoint
-from megatron_prism.checkpoint.plan import Plan, plan_import
 from megatron_prism.core.config import EvaluatedConfig, ModelConfig
 from megatron_prism.core.errors import CheckpointError, InputError, Problem
 from megatron_prism.core.manifest import sha256_file, sha256_json
 from megatron_prism.data import tokenizer
-from megatron_prism.families import blocks
 from megatron_prism.generate import handover
-from megatron_prism.hf import safetensors
-from megatron_prism.hf.tensors import Tensors
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model at rest. source: its checkpoint, or the plan by which its folder is read. assets: the folder with tokenizer and config.json."""
+    """A model to evaluate. source: its checkpoint, or its Hugging Face folder. assets: the folder with tokenizer and config.json."""
 
-    source: Checkpoint | Plan
+    source: Checkpoint | AtRest
 
     @property
     def root(self) -> Path:
@@ -39,7 +36,7 @@ class Evaluated:
 
     @property
     def assets(self) -> Path:
-        return self.source.assets if isinstance(self.source, Checkpoint) else self.source.root
+        return self.source.assets
 
     def tokenizer_sha256(self) -> str | None:
         """Return the sum of the model's tokenizer. None: it has none."""
@@ -57,7 +54,7 @@ class Evaluated:
                 raise InputError(Problem("model.checkpoint", f"{self.root} without {integrity.SUMS}", "a whole checkpoint"))
             known = {"step": self.source.step, "tokens": self.source.tokens, "sha256": sha256_file(sums)}
             return {"kind": "checkpoint", "path": str(self.root), **known}
-        files = ["config.json", *(shard.file for shard in self.source.shards)]
+        files = [at_rest.CONFIG, *(shard.file for shard in self.source.plan.shards)]
         with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
             sums_of = dict(zip(files, pool.map(lambda file: sha256_file(self.root / file), files), strict=True))
         return {"kind": "hf", "path": str(self.root), "sha256": sha256_json(sums_of), "files": sums_of}
@@ -68,7 +65,7 @@ def read(config: EvaluatedConfig) -> Evaluated:
     if config.checkpoint is not None:
         return Evaluated(folder.read(config.checkpoint))
     assert config.hf is not None
-    return Evaluated(plan_import(config.hf))
+    return Evaluated(at_rest.read(config.hf))
 
 
 def load(evaluated: Evaluated, chunks: Sequence[Any]) -> None:
@@ -83,25 +80,29 @@ def load(evaluated: Evaluated, chunks: Sequence[Any]) -> None:
         load_hf(evaluated.source, chunks)
 
 
-@torch.no_grad()
-def load_hf(plan: Plan, chunks: Sequence[Any]) -> None:
-    """Read a Hugging Face folder's weights into the chunks' own shards. Memory holds one whole tensor beside them; nothing goes to the disk.
+def load_hf(folder: AtRest, chunks: Sequence[Any]) -> None:
+    """Read a Hugging Face folder's weights into the chunks' own shards, as `fill` does.
 
-    Each rank reads the tensors of its stage whole, and keeps its rows and columns. A vocabulary's padding is 0.
     Raises: CheckpointError for a tensor that the rules or the model lack, or that holds a NaN or an inf.
     """
-    rules, shards = {rule.mcore: rule for rule in plan.rules}, handover.shards_of(chunks)
-    if lost := [key for key in shards if key not in rules]:
-        raise CheckpointError([Problem(f"{plan.root}: {key}", "no such tensor", "every tensor of the model") for key in lost])
-    with safetensors.open_files(plan.root, plan.shards) as files:
-        parts = Tensors(plan.places, files)
-        for key, own in shards.items():
-            whole = blocks.to_mcore(rules[key], parts)
-            if not bool(torch.isfinite(whole).all()):
-                names = ", ".join(name for name, _ in rules[key].hf)
-                raise CheckpointError(Problem(f"{plan.root}: {names}", "a NaN or an inf", "finite weights", "fetch the file again"))
-            for shard in own:
-                _fill(shard, whole)
+    with at_rest.opened([folder]) as (opened,):
+        fill(chunks, folder, opened.mcore)
+
+
+@torch.no_grad()
+def fill(chunks: Sequence[Any], model: AtRest, whole_of: Callable[[str], torch.Tensor]) -> None:
+    """Copy tensors into the chunks' own shards. Memory holds one whole tensor beside them; nothing goes to the disk.
+
+    whole_of: a tensor of the model, whole, by Megatron-Core's name. Each rank asks for the tensors of its stage, and keeps its rows and
+    columns. A vocabulary's padding is 0. Raises: CheckpointError for a tensor that the model lacks.
+    """
+    shards = handover.shards_of(chunks)
+    if lost := [key for key in shards if key not in model.rules]:
+        raise CheckpointError([Problem(f"{model.root}: {key}", "no such tensor", "every tensor of the model") for key in lost])
+    for key, own in shards.items():
+        whole = whole_of(key)
+        for shard in own:
+            _fill(shard, whole)
 
 
 def _fill(shard: Any, whole: torch.Tensor) -> None:

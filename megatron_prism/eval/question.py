@@ -57,7 +57,7 @@ class Result:
 
     score: 1 for right and 0 for wrong, no_format and truncated, or a task's own figure between; None for a fault, which is left out of every mean.
     prompt_sha256: of the prompt's token ids (or of its text, where the model is served elsewhere). mean_logprob: of the response's tokens under
-    the distribution that they were sampled from; None where the engine has none. tags: the question's, and what grading adds (a choice's letter).
+    softmax(logits / temperature), at temperature 0 softmax(logits), whatever top_p leaves out; None where the engine has none. tags: the question's, and what grading adds (a choice's letter).
     """
 
     task: str

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_prism.core.config import AlignerConfig, ClusterConfig, NemoRlConfig, PipelineConfig, PolicyConfig
+from megatron_prism.core.config import AlignerConfig, ClusterConfig, NemoRlConfig, PipelineConfig, PolicyConfig, StudyConfig
 from megatron_prism.core.config.keys import Key, bare, bounds_of, options, section_of, sections, values_of, words
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.schema import schema as schema_of
@@ -21,6 +21,7 @@ JOBS: dict[str, type] = {
     **CONFIGS,
     "cluster": ClusterConfig,
     "pipeline": PipelineConfig,
+    "study": StudyConfig,
     "policy": PolicyConfig,
     "aligner": AlignerConfig,
     "nemo_rl": NemoRlConfig,

@@ -60,7 +60,7 @@ PACKAGES = (
     Package("tensorboard", "tensorboard", "no TensorBoard logs"),
     Package("datasketch", "datasketch", "no dedup: minhash"),
     Package("gigatoken", "gigatoken", "no tokenizer_backend: gigatoken (tokenizers does the work, slower)"),
-    Package("matplotlib", "matplotlib", "no prepare --report"),
+    Package("matplotlib", "matplotlib", "no report, no prepare --report"),
     Package("reasoning_gym", "reasoning-gym", "no quickstart corpus"),
     Package(
         "transformer_engine",

@@ -5,7 +5,7 @@ Input: a checkpoint, a run, a Hugging Face folder or an endpoint, and the sets' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -188,26 +188,50 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
 
 def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
-    """Evaluate on an existing rank grid: hold the folder, build the model, sample and grade what is new, measure, sum up.
+    """Evaluate on an existing rank grid: read the model's sums, then what score() does.
 
     Raises: Stopped where the evaluation was asked to stop. EnvironmentFault, CheckpointError.
     """
-    config = resolved.config
-    with ExitStack() as stack:
-        stop_request = stack.enter_context(StopRequest(config.limits.wall_clock_s))
-        watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
+    limits = resolved.config.limits
+    with StopRequest(limits.wall_clock_s) as stop_request, Watchdog(limits.hang_timeout_s, groups.rank) as watchdog:
         watchdog.doing("reading the model's sums")
         identity = from_first(on_first(resolved.identity))
         assert identity is not None
-        resolved = _with_ruler(resolved, groups, watchdog)
+        resolved = with_ruler(resolved, groups, watchdog)
+        gang = Gang(groups, stop_request, watchdog)
+        return score(resolved, identity, gang, partial(_chunks, resolved, gang), partial(sampler_of, resolved))
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The ranks that evaluate, and how they end."""
+
+    groups: Groups
+    stop_request: StopRequest
+    watchdog: Watchdog
+
+
+def score(
+    resolved: Resolved,
+    identity: Mapping[str, Any],
+    gang: Gang,
+    chunks_of: Callable[[], Sequence[Any]],
+    sampler_of: Callable[[Sequence[Any], sample.Work], sample.Sampler],
+) -> dict[str, Any]:
+    """Hold the folder, load the model if anything is new, sample and grade that, measure, sum up. Every rank calls this.
+
+    chunks_of: builds or loads the model. sampler_of: what answers over the chunks. Raises: as evaluate_in_gang.
+    """
+    config, groups = resolved.config, gang.groups
+    with ExitStack() as stack:
         begun = on_first(partial(evaluation.begin, config, identity, resolved.reader, resolved.tasks, resolved.asked, stack))
         shards, ungraded = begun.to_do() if begun is not None else ([], [])
         keys = {name: one.key(config, identity["sha256"]) for name, one in resolved.measured.items()}
         missing = from_first([name for name, key in keys.items() if begun is not None and key not in begun.measured])
         is_sampling = from_first(bool(shards))
-        chunks = _chunks(resolved.reader, groups, watchdog) if resolved.reader is not None and (is_sampling or missing) else []
-        work = sample.Work(groups, None if begun is None else begun.judge, stop_request, watchdog)
-        sample.run(work, _sampler(resolved, chunks, work) if is_sampling else None, shards, ungraded)
+        chunks = chunks_of() if resolved.reader is not None and (is_sampling or missing) else []
+        work = sample.Work(groups, None if begun is None else begun.judge, gang.stop_request, gang.watchdog)
+        sample.run(work, sampler_of(chunks, work) if is_sampling else None, shards, ungraded)
         for name in missing:
             assert resolved.reader is not None
             answers, before = None if begun is None else begun.answers, partial(sample.pause, work, name)
@@ -217,7 +241,7 @@ def evaluate_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         return from_first(on_first(partial(_finish, begun, keys))) or {}
 
 
-def _with_ruler(resolved: Resolved, groups: Groups, watchdog: Watchdog) -> Resolved:
+def with_ruler(resolved: Resolved, groups: Groups, watchdog: Watchdog) -> Resolved:
     """Return an evaluation with RULER's questions, which all ranks make together, and rank 0 asks."""
     config, reader = resolved.config, resolved.reader
     by_name, asked = dict(resolved.tasks), dict(resolved.asked)
@@ -235,16 +259,18 @@ def _ask(reader: Reader | None, task: Task) -> tuple[Asked, ...]:
     return requests.ask_elsewhere(task) if reader is None else reader.ask([task])[task.name]
 
 
-def _chunks(reader: Reader, groups: Groups, watchdog: Watchdog) -> Sequence[Any]:
+def _chunks(resolved: Resolved, gang: Gang) -> Sequence[Any]:
     """Build the model, and load its weights."""
-    watchdog.doing("reading the model")
+    reader = resolved.reader
+    assert reader is not None
+    gang.watchdog.doing("reading the model")
     evaluated = from_first(reader.evaluated)  # a run that goes on may have written another checkpoint meanwhile
-    chunks = models.build(evaluated.model, groups, reader.config)
+    chunks = models.build(evaluated.model, gang.groups, reader.config)
     models_at_rest.load(evaluated, chunks)
     return chunks
 
 
-def _sampler(resolved: Resolved, chunks: Sequence[Any], work: sample.Work) -> sample.Sampler:
+def sampler_of(resolved: Resolved, chunks: Sequence[Any], work: sample.Work) -> sample.Sampler:
     """Return the engine over the chunks, once it has shown that it is the model; or the endpoint."""
     config, reader = resolved.config, resolved.reader
     if reader is None:

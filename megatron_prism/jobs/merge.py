@@ -9,6 +9,7 @@ from megatron_prism.core.config import MergeConfig
 from megatron_prism.hf import bits
 from megatron_prism.merge.plan import plan
 from megatron_prism.merge.write import write
+from megatron_prism.parallel import allocator
 
 
 def run(config: MergeConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def run(config: MergeConfig, *, dry_run: bool = False) -> dict[str, Any]:
     for note in planned.notes:
         log.get().warning("%s", note)
     if not dry_run:
+        allocator.keep_freed_memory()
         with bits.one_thread(), log.ticking(len(planned.targets)) as tick:
             write(planned, tick)
     return summary

@@ -18,10 +18,22 @@ from typing import Any
 
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
+from megatron_prism.core.check.cka import check_cka
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.config import ClusterConfig, EvaluateConfig, FilterConfig, JobConfig, RLConfig, RunConfig, TrainConfig
+from megatron_prism.core.check.landscape import SCORES, check_landscape
+from megatron_prism.core.config import (
+    CkaConfig,
+    ClusterConfig,
+    EvaluateConfig,
+    FilterConfig,
+    JobConfig,
+    LandscapeConfig,
+    RLConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
@@ -34,7 +46,7 @@ from megatron_prism.planning import layouts
 from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig
+Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig | CkaConfig | LandscapeConfig
 
 
 @dataclass(frozen=True)
@@ -124,19 +136,29 @@ def _progress(config: Run) -> str:
     """Return the folder whose newest file shows that a start has got on."""
     if isinstance(config, EvaluateConfig):
         return SAMPLES
+    if isinstance(config, LandscapeConfig):
+        return SCORES
+    if isinstance(config, CkaConfig):
+        from megatron_prism.analysis.states import FOLDER  # brings torch along
+
+        return FOLDER
     return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
 
 
 def _problems(config: Run, world_size: int) -> list[Problem]:
     if isinstance(config, EvaluateConfig):
         return check_evaluate(config, world_size)
+    if isinstance(config, LandscapeConfig):
+        return check_landscape(config, world_size)
+    if isinstance(config, CkaConfig):
+        return check_cka(config, world_size)
     return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import evaluate, rl, rl_filter, train  # bring torch along
+        from megatron_prism.jobs import analyze_cka, analyze_landscape, evaluate, rl, rl_filter, train  # bring torch along
 
         assert config.world_size is not None  # check_world_size
         if isinstance(config, RLConfig):
@@ -145,6 +167,10 @@ def _check_first(planned: Sequence[Planned]) -> None:
             rl_filter.resolve(config, config.world_size)
         elif isinstance(config, EvaluateConfig):
             evaluate.resolve(config, config.world_size)
+        elif isinstance(config, LandscapeConfig):
+            analyze_landscape.resolve(config, config.world_size)
+        elif isinstance(config, CkaConfig):
+            analyze_cka.resolve(config, config.world_size)
         else:
             train.resolve(config, config.world_size)
 
@@ -186,7 +212,7 @@ def _summary(each: Planned, **facts: Any) -> dict[str, Any]:
 def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, told: Mapping[str, str]) -> list[dict[str, Any]]:
     """Write the scripts and submit them. Skip a job that an earlier submission of the same command finished, unless it follows one not done."""
     before = {entry["name"]: entry for entry in read_json(folder / SUBMITTED)["stages"]} if (folder / SUBMITTED).is_file() else {}
-    _refuse_twice(before, folder)
+    refuse_twice(before, folder)
     _tell_options()
     folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
@@ -209,7 +235,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     return submitted
 
 
-def _refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+def refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Refuse to submit a job again that still waits or runs: two gangs would share a run folder."""
     states = slurm.states([entry["job"] for entry in before.values()])
     active = [entry for entry in before.values() if slurm.is_active(states.get(entry["job"], ""))]

@@ -10,9 +10,11 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.cluster import check_pipeline
 from megatron_prism.core.config import (
+    CkaConfig,
     EvaluateConfig,
     FilterConfig,
     JobConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -30,6 +32,8 @@ GANG_JOBS = (
     "rl",
     "rl filter",
     "evaluate",
+    "analyze landscape",
+    "analyze cka",
 )  # jobs whose config gives the size of their gang; any other job is one process on the cluster's `cpu`
 CONFIGS: dict[str, type] = {
     "train": TrainConfig,
@@ -40,6 +44,8 @@ CONFIGS: dict[str, type] = {
     "rl mix": MixConfig,
     "evaluate": EvaluateConfig,
     "merge": MergeConfig,
+    "analyze landscape": LandscapeConfig,
+    "analyze cka": CkaConfig,
 }  # a job's config, which names its output folder
 FOLDER, CLUSTER = "slurm", "cluster."
 

@@ -8,12 +8,12 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron_prism.checkpoint.at_rest import CONFIG, AtRest
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import tokenizer
 from megatron_prism.hf.files import read_object
-from megatron_prism.merge.parent import CONFIG, Parent
 
 # What the same weights compute depends on these; every other field of ModelConfig but SAID changes what the weights are.
 MEANING = {
@@ -45,7 +45,7 @@ SAID_FILES = ("generation_config.json", "chat_template.jinja", "tokenizer_config
 NAME_IT = "--config-from says whose to take, knowing that the other's weights were trained with theirs"
 
 
-def problems(origin: Parent, other: Parent, place: str, is_named: bool) -> list[Problem]:
+def problems(origin: AtRest, other: AtRest, place: str, is_named: bool) -> list[Problem]:
     """Return why a parent cannot be merged into a model that has the origin's config and tokenizer.
 
     place: the parent's key. is_named: the user has said by --config-from that the origin's config holds.
@@ -54,7 +54,7 @@ def problems(origin: Parent, other: Parent, place: str, is_named: bool) -> list[
     return [*differing, *([] if origin.model.vocab_size != other.model.vocab_size else _vocabulary(origin, other, place, is_named))]
 
 
-def _fields(origin: Parent, other: Parent, place: str, is_named: bool) -> Iterator[Problem]:
+def _fields(origin: AtRest, other: AtRest, place: str, is_named: bool) -> Iterator[Problem]:
     ours, theirs = _comparable(origin.model), _comparable(other.model)
     for field, value in theirs.items():
         if value == ours[field] or field in SAID:
@@ -78,7 +78,7 @@ def _comparable(model: ModelConfig) -> dict[str, Any]:
     return fields if model.mamba is None else {**fields, "mamba": dataclasses.replace(model.mamba, chunk_size=1)}
 
 
-def _vocabulary(origin: Parent, other: Parent, place: str, is_named: bool) -> Iterator[Problem]:
+def _vocabulary(origin: AtRest, other: AtRest, place: str, is_named: bool) -> Iterator[Problem]:
     """Yield a problem where the same row of both embeddings stands for different tokens. --config-from settles added tokens alone."""
     if _sum(origin, tokenizer.FILE) == _sum(other, tokenizer.FILE) is not None:
         return
@@ -96,7 +96,7 @@ def _vocabulary(origin: Parent, other: Parent, place: str, is_named: bool) -> It
     yield Problem(where, found, f"{reprlib.repr(ours[id][0])}, as in {origin.path}", fix)
 
 
-def _tokens(parent: Parent) -> Mapping[int, tuple[str, bool]]:
+def _tokens(parent: AtRest) -> Mapping[int, tuple[str, bool]]:
     """Return the tokens of a parent's tokenizer.json by id, and whether each is an added one; nothing where it has no such file."""
     path = parent.assets / tokenizer.FILE
     if not path.is_file():
@@ -109,14 +109,14 @@ def _tokens(parent: Parent) -> Mapping[int, tuple[str, bool]]:
     return {**{id: (token, False) for id, token in plain.items()}, **added}
 
 
-def _sentencepiece(origin: Parent, other: Parent, place: str, is_named: bool) -> Iterator[Problem]:
+def _sentencepiece(origin: AtRest, other: AtRest, place: str, is_named: bool) -> Iterator[Problem]:
     for name in tokenizer.OTHER_FILES:
         ours, theirs = origin.assets / name, other.assets / name
         if not is_named and ours.is_file() and theirs.is_file() and sha256_file(ours) != sha256_file(theirs):
             yield Problem(f"{place} ({other.path}): {name}", "another file", f"the same as in {origin.path}", NAME_IT)
 
 
-def notes(origin: Parent, other: Parent) -> list[str]:
+def notes(origin: AtRest, other: AtRest) -> list[str]:
     """Return, in words, what a parent has otherwise than the one whose files the merge takes."""
     said = [
         f"{field} {getattr(origin.model, field)}, and {getattr(other.model, field)} there"
@@ -149,6 +149,6 @@ def notes(origin: Parent, other: Parent) -> list[str]:
     return [f"differs from {other.path}, and the merge takes {origin.path}'s: {text}" for text in said]
 
 
-def _sum(parent: Parent, name: str) -> str | None:
+def _sum(parent: AtRest, name: str) -> str | None:
     path = parent.assets / name
     return sha256_file(path) if path.is_file() else None

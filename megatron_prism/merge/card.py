@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import describe, write_json, write_text
-from megatron_prism.merge.parent import PROVENANCE, Parent
+from megatron_prism.merge.parent import PROVENANCE, provenance
 from megatron_prism.merge.plan import Plan, weights
 
 FILE, CARD, PARENT_CARD = PROVENANCE, "README.md", "README_PARENT.md"
@@ -31,8 +32,8 @@ def write(plan: Plan, root: Path, sums: list[dict[str, str]]) -> None:
     write_text(root / CARD, _card(plan, facts, before))
 
 
-def _parent(parent: Parent, weight: str | float | None, sums: Mapping[str, str]) -> dict[str, Any]:
-    before = parent.provenance
+def _parent(parent: AtRest, weight: str | float | None, sums: Mapping[str, str]) -> dict[str, Any]:
+    before = provenance(parent)
     made_by = {} if before is None else {"merge": before}
     return {"path": str(parent.path), "weight": weight, "sums": dict(sums), **made_by}
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint import folder, start
+from megatron_prism.checkpoint import at_rest, folder, start
+from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.core.check.merge import check_merge, places
 from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.hf import layout, safetensors
 from megatron_prism.merge import alike
-from megatron_prism.merge.parent import PROVENANCE, Parent, open_parent
+from megatron_prism.merge.parent import PROVENANCE, provenance
 
 # a mixer's decay, step bias and skip: transformers and Megatron-Core compute them in fp32, and a rounding to bf16 moves every step
 KEEPS_DTYPE = re.compile(r"(?:^|\.)(?:A_log|dt_bias|D)$")
@@ -30,8 +31,8 @@ class Plan:
     """
 
     config: MergeConfig
-    parents: tuple[Parent, ...]
-    origin: Parent
+    parents: tuple[AtRest, ...]
+    origin: AtRest
     shards: tuple[safetensors.Shard, ...]
     targets: Mapping[str, tuple[safetensors.TensorPlace, ...]]
     notes: tuple[str, ...]
@@ -67,9 +68,9 @@ def plan(config: MergeConfig) -> Plan:
     problems = check_merge(config)
     _, out_problems = start.attempt(lambda: folder.refuse_existing(config.out), "out")
     problems += out_problems
-    opened: list[tuple[str, Parent]] = []
+    opened: list[tuple[str, AtRest]] = []
     for place, path in places(config):
-        parent, wrong = start.attempt(lambda path=path: open_parent(path), place)  # type: ignore[misc]
+        parent, wrong = start.attempt(lambda path=path: at_rest.read(path), place)  # type: ignore[misc]
         problems += wrong
         opened += [] if parent is None else [(place, parent)]
     problems += [
@@ -96,22 +97,22 @@ def plan(config: MergeConfig) -> Plan:
     notes += [
         f"{parent.path}: its {PROVENANCE} is of no merge by prism, and is left out"
         for _, parent in opened
-        if (parent.assets / PROVENANCE).is_file() and parent.provenance is None
+        if (parent.assets / PROVENANCE).is_file() and provenance(parent) is None
     ]
     notes += _heads(origin, [parent for _, parent in opened])
     return Plan(config, tuple(parent for _, parent in opened), origin, shards, targets, tuple(notes))
 
 
-def _twice(opened: list[tuple[str, Parent]]) -> Iterator[Problem]:
+def _twice(opened: list[tuple[str, AtRest]]) -> Iterator[Problem]:
     """Yield a problem for a model that two paths name: a run, and its latest checkpoint. check_merge sees one path given twice."""
-    first: dict[Path, tuple[str, Parent]] = {}
+    first: dict[Path, tuple[str, AtRest]] = {}
     for place, parent in opened:
         other_place, other = first.setdefault(parent.root.resolve(), (place, parent))
         if other.path.resolve() != parent.path.resolve():
             yield Problem(f"{place} ({parent.path})", f"the model that {other_place} ({other.path}) is too", "each model once")
 
 
-def _laid_out(origin: Parent, config: MergeConfig) -> tuple[safetensors.Shard, ...]:
+def _laid_out(origin: AtRest, config: MergeConfig) -> tuple[safetensors.Shard, ...]:
     if config.dtype is None:
         return origin.plan.kept
     dtype = getattr(torch, config.dtype)
@@ -121,7 +122,7 @@ def _laid_out(origin: Parent, config: MergeConfig) -> tuple[safetensors.Shard, .
     )
 
 
-def _heads(origin: Parent, parents: list[Parent]) -> list[str]:
+def _heads(origin: AtRest, parents: list[AtRest]) -> list[str]:
     """Return, in words, where a tied head is stored and where not, if the parents differ in it."""
     if len({(parent.model.tie_word_embeddings, bool(parent.plan.copies)) for parent in parents}) == 1:
         return []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.checkpoint import folder
+from megatron_prism.checkpoint import at_rest, folder
+from megatron_prism.checkpoint.at_rest import CONFIG, Opened, Read
 from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import crc32_file, sha256_file, write_json
@@ -19,7 +20,7 @@ from megatron_prism.hf import bits, layout, safetensors
 from megatron_prism.hf.files import read_object
 from megatron_prism.hf.finite import first_nonfinite
 from megatron_prism.merge import card, methods
-from megatron_prism.merge.parent import CONFIG, Read, Source, nonfinite, open_sources, pieces
+from megatron_prism.merge.parent import nonfinite, pieces, stands_for
 from megatron_prism.merge.plan import Plan
 
 Tick = Callable[[], None]  # called after each tensor, for a progress bar
@@ -38,12 +39,12 @@ def write(plan: Plan, tick: Tick = lambda: None) -> None:
         sum_file = sha256_file if plan.config.sums == "sha256" else crc32_file
         sums = [pool.submit(parent.sums, sum_file) for parent in plan.parents]
         folder.copy_assets(plan.origin.assets, temporary)
-        with open_sources(plan.parents) as sources, safetensors.create_shards(temporary, plan.shards) as files:
+        with at_rest.opened(plan.parents) as parents, safetensors.create_shards(temporary, plan.shards) as files:
             for name in plan.targets:
                 try:
-                    problems += _write_tensor(plan, sources, files, name)
+                    problems += _write_tensor(plan, parents, files, name)
                 except CheckpointError as error:
-                    raise CheckpointError(nonfinite(sources) or list(error.problems)) from None
+                    raise CheckpointError(nonfinite(parents) or list(error.problems)) from None
                 tick()
         raise_problems(problems)
         _write_config(plan, temporary)
@@ -52,13 +53,13 @@ def write(plan: Plan, tick: Tick = lambda: None) -> None:
         disk.sync([temporary])
 
 
-def _write_tensor(plan: Plan, sources: list[Source], files: dict[str, FileIO], name: str) -> list[Problem]:
+def _write_tensor(plan: Plan, parents: list[Opened], files: dict[str, FileIO], name: str) -> list[Problem]:
     """Merge one tensor, and return a problem where the merged one is not finite."""
     shape, places = plan.origin.shapes[name], plan.targets[name]
     width = prod(shape[1:])
     problems: list[Problem] = []
     with ExitStack() as stack:
-        reads = [stack.enter_context(source.tensor(name)) for source in sources]
+        reads = [stack.enter_context(parent.tensor(stands_for(parent.at_rest, name))) for parent in parents]
         combine = methods.combiner(plan.config, lambda: _values(reads, shape), prod(shape))
         for (first, _), parts_N in zip(pieces(shape), _values(reads, shape), strict=True):
             merged_N = combine(parts_N)

@@ -24,7 +24,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from megatron_prism.core.errors import BackendMissing, EnvironmentFault
-from megatron_prism.parallel import megatron_versions
+from megatron_prism.parallel import allocator, megatron_versions
 
 CPU = torch.device("cpu")
 
@@ -62,6 +62,7 @@ def install() -> None:
     if "megatron.core" in sys.modules:
         raise EnvironmentFault("megatron.core was imported before megatron_prism.parallel.host.install() on a machine without CUDA")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    allocator.keep_freed_memory()
     _replace_cuda_functions()
     _HostAsCuda().__enter__()  # type: ignore[no-untyped-call]  # for the main thread, until the process ends
     _stay_host_in_backward()

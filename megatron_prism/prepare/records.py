@@ -20,6 +20,7 @@ WITHOUT_FIELD = "all"  # the only group of a sample without a field
 TURN_KEYS = (("role", "content"), ("from", "value"))
 TEXT_PARTS = ("text", "input_text", "output_text")  # of chat completions, and of the responses API
 CALLS = ("tool_calls", "function_call")
+EMPTY = "an empty text"
 
 
 class BadRecord(Exception):
@@ -60,7 +61,7 @@ def text_of(record: bytes | Mapping[str, object], part: PartConfig, is_plain: bo
     except UnicodeEncodeError:
         raise BadRecord("half a surrogate pair", "text that UTF-8 can spell") from None
     if not text.strip():
-        raise BadRecord("an empty text", "text other than white space")
+        raise BadRecord(EMPTY, "text other than white space")
     return text, group
 
 

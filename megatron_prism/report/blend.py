@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_prism.core.errors import BackendMissing
+from megatron_prism.report.style import COLOURS, MORE_COLOURS, shown, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Colour = tuple[float, float, float]  # red, green, blue
-# Okabe and Ito's colours, which colour-blind readers can tell apart. A known domain has the same colour in every figure.
-COLOURS = {"math": "#0072B2", "code": "#E69F00", "science": "#009E73", "general": "#CC79A7", "other": "#999999"}
-MORE_COLOURS = ("#56B4E9", "#D55E00", "#F0E442")
-STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8, "hatch.linewidth": 0.8, "svg.hashsalt": "blend", "text.parse_math": False}
+SALT, PURPOSE = "blend", "the figure of a mixture"
 WIDTH_INCHES, ROW_INCHES, ENDS_INCHES, MIN_ROWS = 12, 0.27, 1.2, 7
 MAX_NAME, MAX_TITLE = 32, 120  # characters shown
 
@@ -42,7 +38,7 @@ def draw(parts: Sequence[BlendPart], title: str, out: Path) -> list[Path]:
     Raises: BackendMissing without matplotlib.
     """
     paths = [out / "blend.png", out / "blend.svg"]
-    with _style():
+    with style(SALT, PURPOSE):
         drawn = figure(parts, title)
         out.mkdir(parents=True, exist_ok=True)
         for path, metadata in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
@@ -56,7 +52,7 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
     Raises: BackendMissing without matplotlib.
     """
     assert parts and math.isclose(sum(part.share for part in parts), 1, abs_tol=1e-6), "shares sum to 1"
-    with _style():
+    with style(SALT, PURPOSE):
         from matplotlib.figure import Figure
 
         rows = sorted(parts, key=lambda part: -part.share)
@@ -66,7 +62,7 @@ def figure(parts: Sequence[BlendPart], title: str) -> Figure:
         left, right = drawn.subplots(1, 2, width_ratios=(3, 2))
         _bars(left, rows, _tints(rows, colours))
         _ring(right, rows, colours)
-        drawn.suptitle(_shown(title, MAX_TITLE), fontsize=11)
+        drawn.suptitle(shown(title, MAX_TITLE), fontsize=11)
         return drawn
 
 
@@ -76,6 +72,11 @@ def domain_shares(parts: Sequence[BlendPart]) -> dict[str, float]:
     for part in parts:
         shares[_domain(part)] = shares.get(_domain(part), 0.0) + part.share
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def colours_of(parts: Sequence[BlendPart]) -> list[Colour]:
+    """Return one colour per source, in their order: its domain's, in tints."""
+    return _tints(parts, _colours(parts))
 
 
 def _domain(part: BlendPart) -> str:
@@ -88,7 +89,7 @@ def _bars(axes: Axes, rows: Sequence[BlendPart], colours: Sequence[Colour]) -> N
     for bar, part in zip(bars, rows, strict=True):
         bar.set_hatch("////" if (part.epochs or 0) > 1 else "")
     axes.bar_label(bars, [_numbers(part) for part in rows], padding=4)
-    axes.set_yticks(range(len(rows)), [_shown(part.name, MAX_NAME) for part in rows])
+    axes.set_yticks(range(len(rows)), [shown(part.name, MAX_NAME) for part in rows])
     axes.set_ylim(max(len(rows), MIN_ROWS) - 0.5, -0.5)
     is_hatched = any(bar.get_hatch() for bar in bars)
     axes.set_xlabel("% of the training tokens" + " (hatched: a source read more than once)" * is_hatched, loc="left")
@@ -104,7 +105,7 @@ def _ring(axes: Axes, rows: Sequence[BlendPart], colours: Mapping[str, Colour]) 
     style: dict[str, Any] = {"startangle": 90, "counterclock": False, "wedgeprops": {"edgecolor": "white", "linewidth": 0.8, "width": 0.3}}
     axes.pie([part.share for part, _ in around], colors=[tint for _, tint in around], **style)
     wedges = axes.pie(list(domains.values()), colors=[colours[name] for name in domains], radius=0.7, **style)[0]
-    named = [f"{_shown(name, MAX_NAME)}  {_percent(share)}" for name, share in domains.items()]
+    named = [f"{shown(name, MAX_NAME)}  {_percent(share)}" for name, share in domains.items()]
     axes.legend(wedges, named, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
@@ -125,28 +126,6 @@ def _tints(rows: Sequence[BlendPart], colours: Mapping[str, Colour]) -> list[Col
         red, green, blue = (value + (1 - value) * white for value in colours[_domain(part)])
         tints.append((red, green, blue))
     return tints
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says, and restore the settings afterwards."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendMissing("matplotlib", "the figure of a mixture", "pip install matplotlib") from None
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
-
-
-def _shown(text: str, max_length: int) -> str:
-    """Return a text in characters that the font has, cut in the middle if longer than max_length."""
-    from matplotlib.font_manager import findfont, get_font
-
-    known = get_font(findfont("DejaVu Sans")).get_charmap()
-    text = "".join(part if part.isprintable() and ord(part) in known else ascii(part)[1:-1] for part in text)
-    return text if len(text) <= max_length else f"{text[: max_length * 2 // 3 - 3]}...{text[-(max_length // 3) :]}"
 
 
 def _numbers(part: BlendPart) -> str:

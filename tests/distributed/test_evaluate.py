@@ -266,4 +266,4 @@ def test_a_nan_in_a_hugging_face_folder_is_refused(
     weights["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
     save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
     (said,) = run_distributed(toy_evaluate.refusal, 1, hf=hf)
-    assert "model.layers.1.mlp.up_proj.weight" in said and "a NaN or an inf" in said
+    assert "model.layers.1.mlp.up_proj.weight" in said and "nan at [0, 3]" in said

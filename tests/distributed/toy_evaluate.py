@@ -11,8 +11,7 @@ from unittest import mock
 
 import torch
 
-from megatron_prism.checkpoint import sharded
-from megatron_prism.checkpoint.plan import plan_import
+from megatron_prism.checkpoint import at_rest, sharded
 from megatron_prism.core import resumable
 from megatron_prism.core.config import EvaluateConfig, GangConfig
 from megatron_prism.core.errors import CheckpointError
@@ -107,11 +106,11 @@ def run(
 
 
 def differing(groups: Groups, hf: str, checkpoint: str, control: bool, grid: dict[str, Any]) -> list[str]:
-    """Return the names of the weights that a Hugging Face folder and its checkpoint give this rank differently. control: one is changed."""
-    given, plan = build({"precision": "fp32", "parallel": grid}, GangConfig, str), plan_import(Path(hf))
+    """Return the names of the weights that a Hugging Face hf_folder and its checkpoint give this rank differently. control: one is changed."""
+    given, hf_folder = build({"precision": "fp32", "parallel": grid}, GangConfig, str), at_rest.read(Path(hf))
     loaded = []
-    for read in (lambda chunks: model.load_hf(plan, chunks), lambda chunks: sharded.load_weights(Path(checkpoint), chunks)):
-        chunks = models.build(plan.model, groups, given)
+    for read in (lambda chunks: model.load_hf(hf_folder, chunks), lambda chunks: sharded.load_weights(Path(checkpoint), chunks)):
+        chunks = models.build(hf_folder.model, groups, given)
         with torch.no_grad():
             for parameter in chunks[0].parameters():
                 parameter.fill_(7.0)
@@ -123,11 +122,11 @@ def differing(groups: Groups, hf: str, checkpoint: str, control: bool, grid: dic
 
 
 def refusal(groups: Groups, hf: str) -> str:
-    """Return why a Hugging Face folder's weights are refused."""
-    plan = plan_import(Path(hf))
-    chunks = models.build(plan.model, groups, build({"precision": "fp32"}, GangConfig, str))
+    """Return why a Hugging Face hf_folder's weights are refused."""
+    hf_folder = at_rest.read(Path(hf))
+    chunks = models.build(hf_folder.model, groups, build({"precision": "fp32"}, GangConfig, str))
     try:
-        model.load_hf(plan, chunks)
+        model.load_hf(hf_folder, chunks)
     except CheckpointError as error:
         return str(error)
     return ""

@@ -19,14 +19,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, HOME = ROOT / "configs" / "tiny" / "longctx", Path("runs/quickstart_longctx")
 MODELS = ("base", "mid", "merged_ckpt", "extended", "extended_attention", "unmerged")
-# without them glibc gives each step's memory back and faults it in again: 20 steps at 512 tokens took 12.7 CPU-seconds, with them 8.0
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 Scores = dict[str, dict[str, float]]
 Prism = Callable[..., None]
 
 
 def run(root: Path, *words: object) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | KEEP_MEMORY
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, words)], cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
 

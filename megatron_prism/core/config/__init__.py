@@ -5,8 +5,11 @@ others are ours. docs/CONFIG.md is generated from these classes.
 """
 
 from megatron_prism.core.config.aligner import AlignerConfig
+from megatron_prism.core.config.cka import CkaConfig, ComparedConfig, DistributionConfig
 from megatron_prism.core.config.cluster import ClusterConfig, ContainerConfig, CpuConfig, JobConfig, PipelineConfig
 from megatron_prism.core.config.evaluate import (
+    AskingConfig,
+    AtRestConfig,
     EndpointConfig,
     EvaluateConfig,
     EvaluatedConfig,
@@ -17,6 +20,7 @@ from megatron_prism.core.config.evaluate import (
 )
 from megatron_prism.core.config.filter import FilterConfig
 from megatron_prism.core.config.gang import FP8Config, FusionConfig, GangConfig, OffloadConfig, ParallelConfig, Precision, RecomputeConfig
+from megatron_prism.core.config.landscape import LandscapeConfig
 from megatron_prism.core.config.merge import MergeConfig, MergeModelConfig
 from megatron_prism.core.config.model import Llama3Rope, MambaConfig, ModelConfig, PresetConfig, YarnRope
 from megatron_prism.core.config.nemo_rl import NemoRlConfig
@@ -57,14 +61,19 @@ from megatron_prism.core.config.train import (
 __all__ = [
     "AlgorithmConfig",
     "AlignerConfig",
+    "AskingConfig",
+    "AtRestConfig",
     "BatchConfig",
     "CheckConfig",
+    "CkaConfig",
     "ClaimConfig",
     "ClusterConfig",
+    "ComparedConfig",
     "ContainerConfig",
     "CpuConfig",
     "DataConfig",
     "DecontaminateConfig",
+    "DistributionConfig",
     "Domain",
     "EndpointConfig",
     "EvaluateConfig",
@@ -78,6 +87,7 @@ __all__ = [
     "InitConfig",
     "JobConfig",
     "KeepConfig",
+    "LandscapeConfig",
     "LimitsConfig",
     "Llama3Rope",
     "LmEvalConfig",

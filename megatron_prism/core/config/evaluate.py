@@ -46,14 +46,19 @@ class EndpointConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedConfig(Section):
-    """The model that is evaluated: one of the three."""
+class AtRestConfig(Section):
+    """A model at rest: one of the two."""
 
     checkpoint: Annotated[Path | None, MAY_CHANGE] = None
     """A checkpoint, or a run's folder (its latest)."""
 
     hf: Annotated[Path | None, MAY_CHANGE] = None
     """A Hugging Face folder. Its weights are read straight into the ranks' shards: nothing is converted on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedConfig(AtRestConfig):
+    """The model that is evaluated: one of the three."""
 
     endpoint: EndpointConfig | None = None
 
@@ -151,13 +156,8 @@ class TaskConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(GangConfig):
-    """`prism evaluate`: a model's scores on tasks. Started again, it goes on; asked for more, it samples only what is new."""
-
-    out: Annotated[Path, MAY_CHANGE]
-    """The folder to write: results.jsonl (every response), summary.json, manifest.json, and what was sampled and graded. One model's."""
-
-    model: EvaluatedConfig
+class AskingConfig(GangConfig):
+    """What is asked of a model, and how: the keys that evaluations share with analyses by score."""
 
     tasks: dict[str, TaskConfig]
     """The tasks by name."""
@@ -192,9 +192,19 @@ class EvaluateConfig(GangConfig):
     """The trust gate's bound: the largest mean KL divergence of the model's own pass and the engine on the same tokens, before anything is
     sampled. Null: 1e-9 in fp32, 1e-2 in bf16 (ours)."""
 
+    limits: Annotated[LimitsConfig, MAY_CHANGE] = field(default_factory=LimitsConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(AskingConfig):
+    """`prism evaluate`: a model's scores on tasks. Started again, it goes on; asked for more, it samples only what is new."""
+
+    out: Annotated[Path, MAY_CHANGE]
+    """The folder to write: results.jsonl (every response), summary.json, manifest.json, and what was sampled and graded. One model's."""
+
+    model: EvaluatedConfig
+
     against: Annotated[Path | None, MAY_CHANGE] = None
     """An earlier evaluation's folder, for a verdict: exit code 1 where it is NO-GO (docs/EVALUATE.md, Verdicts)."""
 
     policy: Annotated[PolicyConfig, MAY_CHANGE] = field(default_factory=PolicyConfig)
-
-    limits: Annotated[LimitsConfig, MAY_CHANGE] = field(default_factory=LimitsConfig)

@@ -126,6 +126,8 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
     assert result["total"]["parameters"] == sum(value.numel() for value in before.values())  # a tied head once
     again = analyze.run_weights(base, other, other, num_threads=1, seed=0)
     assert json.dumps(again) == json.dumps(result)  # whatever the threads
+    other_seed = analyze.run_weights(base, other, other, num_threads=2, seed=1)["total"]
+    assert {key for key in other_seed if other_seed[key] != result["total"][key]} == {"changed_dense_null_stored", "changed_shuffled_null"}
 
 
 def test_models_that_differ_in_shape_are_refused_and_positions_may_differ(tmp_path: Path) -> None:

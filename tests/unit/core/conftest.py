@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from megatron_prism.core.config import (
+    CheckConfig,
+    ClaimConfig,
     ClusterConfig,
     ContainerConfig,
     DecontaminateConfig,
@@ -27,6 +29,8 @@ from megatron_prism.core.config import (
     PromptSourceConfig,
     SampleConfig,
     SourceConfig,
+    StageConfig,
+    StudyConfig,
     TrainConfig,
     TurnsConfig,
     YarnRope,
@@ -61,6 +65,7 @@ MODEL = ModelConfig(
 )
 PART = PartConfig(path=("a",), keep=(KeepConfig(field="a", equals=1),), turns=TurnsConfig(), sample=SampleConfig(counts={"a": 1}))
 SOURCE = SourceConfig(name="a", weight=100.0, parts=(PART,), keep=PART.keep, turns=PART.turns, sample=PART.sample, available_tokens=1)
+CHECK = CheckConfig(value="a:b", above=1.0)
 FULL: dict[type, Any] = {  # every section is there, and every list has an entry
     TrainConfig: {
         "run_dir": "r",
@@ -97,6 +102,16 @@ FULL: dict[type, Any] = {  # every section is there, and every list has an entry
         )
     ),
     ClusterConfig: to_dict(ClusterConfig(gpus_per_node=8, cpus_per_task=1, sbatch=("--a",), container=ContainerConfig(image="i"))),
+    StudyConfig: to_dict(
+        StudyConfig(
+            name="a",
+            run_dir=Path("r"),
+            variables={"a": "1"},
+            environment={"A": "1"},
+            stages=(StageConfig(name="a", command=("b",)),),
+            claims=(ClaimConfig(name="a", says="b", requires=(CHECK,), shows=(CHECK,), null=(CHECK,)),),
+        )
+    ),
     PipelineConfig: to_dict(PipelineConfig(name="a", run_dir=Path("r"), stages=(JobConfig(name="a", command=("b",)),))),
 }
 Write = Callable[..., Path]

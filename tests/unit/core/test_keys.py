@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.bounds import check_bounds
-from megatron_prism.core.config import ClusterConfig, PartConfig, PipelineConfig, PrepareConfig, SourceConfig, TrainConfig
+from megatron_prism.core.config import ClusterConfig, PartConfig, PipelineConfig, PrepareConfig, SourceConfig, StudyConfig, TrainConfig
 from megatron_prism.core.config.keys import PLACE, keys, section_of, sections, walk, words
 from megatron_prism.core.config.section import Pattern, Range
 from megatron_prism.core.load import build, flat
 
-JOBS = (TrainConfig, PrepareConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, PrepareConfig, ClusterConfig, PipelineConfig, StudyConfig)
 EVERY = [(cls, name) for cls in JOBS for name, key in walk(cls) if key.bounds]
 Full = dict[type, dict[str, Any]]
 MIGHT_CHANGE = (  # the prefixes that checkpoint/run_folder.py had before the marks, and the path of the data (checkpoint/same_data.py)

@@ -13,13 +13,16 @@ from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core import paths
 from megatron_prism.core.config import (
+    CkaConfig,
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
     PrepareConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.config.keys import options, walk
@@ -89,6 +92,7 @@ CLUSTER: dict[str, Any] = {
     "container": {"image": "~/a.sqsh", "mounts": ["~/data:/data:ro", "$SCRATCH:/scratch"], "workdir": "$SCRATCH"},
     "setup": [["echo", "~", "$ABSENT"]],  # words of a command, no paths
 }
+STUDY: dict[str, Any] = {"name": "a", "run_dir": "~/run", "stages": [{"name": "a", "command": ["~/a.py"], "output": "$SCRATCH/a"}]}
 PIPELINE: dict[str, Any] = {"name": "a", "run_dir": "~/run", "stages": [{"name": "a", "command": ["prepare", "~/a.yaml"]}]}
 FILTER: dict[str, Any] = {
     "out": "~/passes",
@@ -107,9 +111,25 @@ EVALUATE: dict[str, Any] = {
     },
     "against": "~/before",
 }
+EITHER = {"checkpoint": "~/ck", "hf": "$SCRATCH/hf"}
+LANDSCAPE: dict[str, Any] = {
+    "out": "~/landscape",
+    "tasks": EVALUATE["tasks"],
+    "base_model": EITHER,
+    "mid_model": EITHER,
+    "rl_model": EITHER,
+}
+CKA: dict[str, Any] = {
+    "out": "~/cka",
+    "models": [{"name": "~", "hf": "~/hf"}, {"name": "b", "checkpoint": "$SCRATCH/ck"}],
+    "distributions": {"a": {"path": ["~/a.jsonl"], "text": "~ {text}"}},
+}
 CONFIGS = [
+    (CkaConfig, CKA),
     (EvaluateConfig, EVALUATE),
+    (LandscapeConfig, LANDSCAPE),
     *((PrepareConfig, PREPARE), (TrainConfig, TRAIN), (ClusterConfig, CLUSTER)),
+    (StudyConfig, STUDY),
     *((PipelineConfig, PIPELINE), (FilterConfig, FILTER), (MixConfig, MIX), (MergeConfig, MERGE)),
 ]
 

@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.config import (
+    CkaConfig,
     ClusterConfig,
     EvaluateConfig,
     FilterConfig,
+    LandscapeConfig,
     MergeConfig,
     MixConfig,
     PipelineConfig,
@@ -22,6 +24,7 @@ from megatron_prism.core.config import (
     PrepareConfig,
     PromptsConfig,
     RLConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.config.keys import PLACE, Key, section_of, walk
@@ -32,6 +35,7 @@ from megatron_prism.core.schema import schema
 jsonschema = pytest.importorskip("jsonschema", reason="pip install -e '.[dev]'")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {
+    "analyses": CkaConfig,
     "clusters": ClusterConfig,
     "evaluations": EvaluateConfig,
     "pipelines": PipelineConfig,
@@ -42,12 +46,20 @@ FOLDERS = {
 }
 DATA = CONFIGS / "studies" / "paper"  # the paper's tables: no configs
 FILES = [path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != DATA]
-JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig)
+JOBS = (TrainConfig, PrepareConfig, PromptsConfig, ClusterConfig, PipelineConfig, StudyConfig)
 
 
 def job_of(path: Path) -> type:
+    if path.parent == Path("studies"):
+        return StudyConfig
     if "rl" in path.stem.split("_"):
         return RLConfig
+    if len(path.parts) == 3 and path.parts[0] == "studies":  # named after the stage: data_mc, prompts_mcs
+        stages = {"data": PrepareConfig, "prompts": PromptsConfig, "cka": CkaConfig, "policy": PolicyConfig}
+        if path.stem.partition("_")[0] in stages:
+            return stages[path.stem.partition("_")[0]]
+    if path.stem == "landscape":
+        return LandscapeConfig
     tiny = {
         "mixture": PrepareConfig,
         "prompts": PromptsConfig,

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_prism.analysis.states import Kept
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import status, submit
@@ -325,6 +327,21 @@ def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> No
     assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
 
 
+def test_an_analysis_of_representations_is_a_gang_whose_progress_is_its_states(home: Path) -> None:
+    models = [{"name": name, "hf": name} for name in ("base", "mid")]
+    write("cka.yaml", {"world_size": 16, "out": "cka", "models": models, "distributions": {"a": {"path": ["a.jsonl"]}}})
+    (alone,) = scripts("analyze", "cka", "cka.yaml")
+    assert "prism analyze cka cka.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(cka/states)\n" in alone
+    assert submitted("analyze", "cka", "cka.yaml")["folder"] == "cka.slurm"
+    assert "num_prompts: found 0" in refused("analyze", "cka", "cka.yaml", "num_prompts=0")
+    newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
+    kept = Kept(Path("cka"))
+    for key in ("ff" * 16, "00" * 16):  # the newest by its number, whatever its key
+        kept.write(key, torch.zeros(3, 2, 2), {})
+    said = subprocess.run(["bash", "-c", f"checkpoints=(cka/states)\n{newest}\nnewest"], capture_output=True, text=True)
+    assert said.stdout == f"000001_{'00' * 16}.safetensors\n"
+
+
 def test_without_slurm_nothing_is_submitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home / "nothing"))
     with pytest.raises(EnvironmentFault, match="sbatch is not here"):
@@ -335,3 +352,11 @@ def test_what_sbatch_refuses_is_said(home: Path) -> None:
     stub(home, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
     with pytest.raises(EnvironmentFault, match="sbatch refuses run/slurm/train.sbatch: sbatch: error: invalid account"):
         submitted("train", "train.yaml")
+
+
+def test_a_landscape_is_submitted_and_its_points_are_its_progress(home: Path) -> None:
+    models = {f"{name}_model": {"hf": name} for name in ("base", "mid", "rl")}
+    write("landscape.yaml", {"out": "land", "world_size": 16, "tasks": {"a": {"set": "file", "path": "a.jsonl"}}, **models})
+    (alone,) = scripts("analyze", "landscape", "landscape.yaml")
+    assert "prism analyze landscape landscape.yaml --nproc 8" in alone and "checkpoints=(land/scores)\n" in alone
+    assert "rl_model: found none" in refused("analyze", "landscape", "landscape.yaml", "rl_model.hf=null")

@@ -1,0 +1,106 @@
+"""A graph of stages as one command: `prism study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from megatron_prism.cli.options import Config, Json, Overrides, a_path, finish
+from megatron_prism.cli.submit import read_command
+from megatron_prism.core.errors import EnvironmentFault, ResultFailure, Stopped
+
+if TYPE_CHECKING:
+    from megatron_prism.jobs.study import Study
+
+
+def study(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, show the graph and what it needs, write nothing.")] = False,
+    gpu_hour_price: Annotated[float, typer.Option(help="With --dry-run: the price in USD that the cost assumes.", min=0.0)] = 2.5,
+    gpu: Annotated[Literal["h100", "h200"], typer.Option(help="With --dry-run: the GPU that is planned for.")] = "h100",
+    status: Annotated[bool, typer.Option("--status", help="Only show how the stages stand, and the claims on their results.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Submit the stages as a chain of Slurm jobs on this cluster (configs/clusters/).", callback=a_path)
+    ] = None,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Run this stage alone, as a job of --cluster does.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_DIR", help="With --status: another study of this graph (a seed); once for each. Claims are put together."
+        ),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages alone.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="NAME,...", help="Run these stages and those that they need.")] = None,
+    json: Json = None,
+) -> None:
+    """Run a graph of stages, and judge the claims on what they give. Started again, it goes on: a stage that is done runs again only if an input changed.
+
+    Example: prism study configs/studies/tiny.yaml run_dir=runs/tiny variables.seed=1
+
+    Exit code 1 where a stage failed (--status shows its last line, RUN_DIR/study/NAME/log.txt the rest), 3 where the study was stopped.
+    """
+    from megatron_prism.core.config import StudyConfig
+    from megatron_prism.core.load import load, placed
+    from megatron_prism.jobs import study as job
+    from megatron_prism.study import claims, overview
+
+    settings = load(config, StudyConfig, overrides or [])
+    with placed(config, StudyConfig, overrides or []):
+        at_work = job.read(settings, read_command, [stage] if stage else _names(only), _names(until))
+    if cluster is not None:
+        _submit(at_work, [str(config), *(overrides or [])], cluster, dry_run, json)
+        return
+    if dry_run:
+        _show_plan(at_work, gpu_hour_price, gpu, json)
+        return
+    result = job.standing(at_work) if status else job.run(at_work, stage)
+    for line in overview.lines(result):
+        typer.echo(line)
+    if beside:
+        result = job.beside(result, beside)
+        for line in claims.lines_over(result["over_studies"]):
+            typer.echo(line)
+    finish(result, json, quiet=True)
+    if status:
+        return
+    _exit(at_work, result, stage)
+
+
+def _exit(at_work: Study, result: dict[str, Any], alone: str | None) -> None:
+    """End as the stages did. Raises: ResultFailure, Stopped; of a stage alone EnvironmentFault too, upon which its job is started again."""
+    from megatron_prism.study import overview
+
+    wanted = {name: stage for name, stage in result["stages"].items() if name in at_work.wanted}
+    if failed := [name for name, stage in wanted.items() if stage["state"] in (overview.FAILED, overview.BLOCKED)]:
+        told = f"failed, or needs one that did: {', '.join(failed)}; logs: {result['run_dir']}/study/NAME/log.txt; the same command goes on"
+        is_machine = alone is not None and (wanted[failed[0]]["exit_code"] or 0) >= EnvironmentFault.exit_code
+        raise EnvironmentFault(told) if is_machine else ResultFailure(told)
+    if at_work.signals or any(stage["state"] == overview.STOPPED for stage in wanted.values()):
+        raise Stopped("stopped; the same command goes on")
+
+
+def _submit(at_work: Study, words: list[str], cluster: Path, dry_run: bool, json: Path | None) -> None:
+    from megatron_prism.jobs import study_slurm
+
+    result = study_slurm.run(at_work, words, cluster, dry_run, read_command)
+    for text in result.pop("texts", []):
+        typer.echo(text, nl=False)
+    finish(result, json, quiet=dry_run)
+
+
+def _show_plan(at_work: Study, gpu_hour_price: float, gpu: Literal["h100", "h200"], json: Path | None) -> None:
+    from megatron_prism.jobs import study_plan
+    from megatron_prism.jobs.plan import Asked
+    from megatron_prism.planning.gpus import GPUS
+
+    plan = study_plan.run(at_work, Asked(gpu_hour_price, GPUS[gpu]))
+    for line in study_plan.lines(plan):
+        typer.echo(line)
+    finish(plan, json, quiet=True)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

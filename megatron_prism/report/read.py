@@ -1,0 +1,230 @@
+"""Read folders for a report by what they hold: a study, a run, a mixture, an evaluation, a verdict, a merge, a scan, an analysis.
+
+Everything is data that others wrote: a file that is no object, or lacks what its kind has, is told of and left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_prism.core.errors import InputError, Problem, printable, raise_problems
+from megatron_prism.core.manifest import read_json
+from megatron_prism.report.blend import BlendPart
+from megatron_prism.report.material import Claim, Evaluation, Material, Mixture, Result, Run, Stage
+
+STUDY = Path("study", "study.json")
+NOT_ENTERED = {"checkpoints", "tensorboard", "samples", "origin", "rollouts", "records", "grades", "answers", "nel", "study"}
+ANALYSES = ("cka", "landscape")  # folders of an analysis: a landscape's holds an evaluation for each of its points
+DEPTH, MAX_JSON_BYTES = 4, 1 << 28
+KINDS = (
+    "a study, a run, a prepared mixture, prompts, an evaluation, a verdict, a merge, a scan for contamination, or a result of prism analyze"
+)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+
+
+def read(places: Sequence[Path]) -> list[Material]:
+    """Return what the places hold: each study by itself, all else together. Raises: InputError naming every place that holds nothing known."""
+    problems: list[Problem] = []
+    studies: list[Material] = []
+    others = Material("results")
+    for place in places:
+        try:
+            if (place / STUDY).is_file():
+                studies.append(_study(place))
+                continue
+            one = _walk(place, place.resolve().name, place, DEPTH)
+            if one.is_empty:
+                problems.append(Problem(str(place), "nothing that a report knows", KINDS))
+            others = _joined(others, one)
+        except DAMAGED as error:
+            problems.append(Problem(str(place), _why(error), KINDS))
+    raise_problems(problems)
+    return [*_told_apart(studies, places), *([] if others.is_empty else [others])]
+
+
+def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Material]:
+    """Return studies with names of their own: seeds of one study are named by their folders, else numbered."""
+    names = [one.name for one in studies]
+    folders = [place.resolve().name for place in places if (place / STUDY).is_file()]
+    told = folders if len(set(folders)) == len(studies) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return [one if names.count(one.name) == 1 else replace(one, name=name) for one, name in zip(studies, told, strict=True)]
+
+
+def _study(root: Path) -> Material:
+    values = read_json(root / STUDY)
+    if values["kind"] != "study":
+        raise InputError(Problem(str(root / STUDY), f"kind {values['kind']!r}", "study"))
+    stages, one = [], Material(str(values["name"]))
+    for name, of in values["stages"].items():
+        optional = {key: of.get(key) for key in ("model", "seconds", "cpu_s", "num_starts", "failure")}
+        stages.append(
+            Stage(
+                name,
+                of.get("title") or name,
+                job=of["job"],
+                after=tuple(of["after"]),
+                state=of["state"],
+                reason=of.get("reason") or "",
+                **optional,
+            )
+        )
+        one = _joined(one, _of_stage(root, str(values["run_dir"]), name, of, of.get("model") or name))
+    claims = tuple(
+        Claim(
+            **{key: str(of.get(key) or "") for key in ("name", "says", "source", "judged_at", "note", "state")},
+            checks=tuple(of["checks"]),
+            figures=of["figures"],
+        )
+        for of in values["claims"]
+    )
+    return replace(one, stages=tuple(stages), claims=claims)
+
+
+def _of_stage(root: Path, run_dir: str, name: str, of: Mapping[str, Any], label: str) -> Material:
+    """Return what a stage left. A study may have been moved: what was below run_dir is looked for below the folder at hand.
+
+    A job's result often stands in its output and in result.json: it is taken once.
+    """
+    output = Path(of["output"] or root / "none")
+    place = root / output.relative_to(run_dir) if output.is_relative_to(run_dir) else output
+    left = _walk(place, label, place, 1, name) if place.exists() else Material("")
+    result = _result(root / STUDY.parent / name / "result.json", name, label, str(of["job"]))
+    if result.analyses:
+        return result
+    is_there = left.verdicts or left.contaminations or left.merges
+    return left if is_there else _joined(left, result)
+
+
+def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Material:
+    """Return what a file or folder holds, and what the folders below it hold."""
+    if place.is_file():
+        return _result(place, place.stem, label, "")
+    if not place.is_dir():
+        raise FileNotFoundError(2, "no such file or folder", str(place))
+    one = _folder(place, label, stage or label)
+    if depth == 0 or one.mixtures or _kind(place) in ANALYSES:
+        return one
+    for path in sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: (_created(path), path.name)):
+        if path.name not in NOT_ENTERED and not path.name.startswith(".") and not path.is_symlink():
+            below = path.relative_to(top).as_posix() if not stage else label
+            one = _joined(one, _walk(path, below, top, depth - 1, stage))
+    return one
+
+
+def _kind(folder: Path) -> str:
+    """Return what a folder's manifest says it is, empty where it says nothing."""
+    try:
+        return str(read_json(folder / "manifest.json").get("kind"))
+    except DAMAGED:
+        return ""
+
+
+def _created(folder: Path) -> str:
+    """Return when a folder was begun, as its own manifest says: the order of the report."""
+    try:
+        values = read_json(folder / "manifest.json")
+        return str((values["starts"][0] if "starts" in values else values)["created"])
+    except DAMAGED:
+        return "9"  # after those that say it
+
+
+def _folder(folder: Path, label: str, stage: str) -> Material:
+    """Return what a folder's own files hold."""
+    one, told = Material(""), []
+    manifest = folder / "manifest.json"
+    try:
+        values = read_json(manifest) if manifest.is_file() else {}
+        kind = values.get("kind")
+        if kind == "run":
+            one = replace(one, runs=(_run(folder, label, values),))
+        elif kind in ("prepared", "prompts"):
+            one = replace(one, mixtures=(_mixture(label, values),))
+        if kind == "evaluation" or (folder / "summary.json").is_file():
+            one = replace(one, evaluations=(_evaluation(folder, label, stage, values),))
+    except DAMAGED as error:
+        told.append(f"{label}: {manifest.name} or what it names is damaged ({_why(error)})")
+    one = replace(one, told=tuple(told))
+    is_model = (folder / "config.json").is_file()
+    names = {"merge.json"} if is_model else {path.name for path in folder.glob("*.json")} - {"manifest.json", "summary.json"}
+    for name in sorted(names):
+        one = _joined(one, _result(folder / name, stage if name in ("verdict.json", "merge.json") else Path(name).stem, label, ""))
+    return one
+
+
+def _result(path: Path, name: str, label: str, job: str) -> Material:
+    """Return what a JSON file holds, by its kind. job: the study's word for it, where its file has no kind. Nothing: it is no result of ours."""
+    one = Material("")
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+            return one
+        values = read_json(path)
+        kind = values.get("kind") if isinstance(values, dict) else None
+    except DAMAGED as error:
+        return replace(one, told=(f"{label}: {path.name} is damaged ({_why(error)})",))
+    result = Result(name, label, values)
+    if kind == "verdict":
+        return replace(one, verdicts=(result,))
+    if kind == "merge":
+        return replace(one, merges=(result,))
+    if kind == "contamination":
+        return replace(one, contaminations=(result,))
+    if kind == "analysis" or job.startswith("analyze "):
+        return replace(one, analyses={str(values.get("analysis") or job.removeprefix("analyze ")): (result,)})
+    return one
+
+
+def _run(folder: Path, label: str, manifest: Mapping[str, Any]) -> Run:
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    lines = list(_lines(folder / "metrics.jsonl"))
+    plan = manifest["starts"][-1]["plan"]
+    records = tuple(line for line in lines if "loss" in line)
+    validations = tuple(line for line in lines if "loss" not in line)
+    return Run(label, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a metrics file: the last one may still be being written."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            yield values
+
+
+def _mixture(label: str, manifest: Mapping[str, Any]) -> Mixture:
+    if manifest["kind"] == "prompts":
+        counts = {name: int(of["prompts"] if isinstance(of, dict) else of) for name, of in manifest["domains"].items()}
+        total = sum(counts.values()) or 1
+        return Mixture(label, "prompts", tuple(BlendPart(name, name, count / total, count, None) for name, count in counts.items()))
+    domains = {source["name"]: source.get("domain") for source in manifest["config"]["sources"]}
+    parts = manifest["blend"]["sources"]
+    return Mixture(
+        label, "tokens", tuple(BlendPart(of["name"], domains.get(of["name"]), of["share"], of["tokens"], of["epochs"]) for of in parts)
+    )
+
+
+def _evaluation(folder: Path, label: str, stage: str, manifest: Mapping[str, Any]) -> Evaluation:
+    if not (folder / "summary.json").is_file():
+        return Evaluation(label, stage, folder, str(manifest["model"]["sha256"]), has_ended=False)
+    summary = read_json(folder / "summary.json")
+    tasks = {str(name): of for name, of in summary["tasks"].items() if isinstance(of, dict)}
+    return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks, summary.get("averages") or {})
+
+
+def _joined(one: Material, other: Material) -> Material:
+    names = ("runs", "mixtures", "evaluations", "verdicts", "merges", "contaminations", "told")
+    joined: Any = {name: (*getattr(one, name), *getattr(other, name)) for name in names}
+    analyses = {name: (*one.analyses.get(name, ()), *other.analyses.get(name, ())) for name in {**one.analyses, **other.analyses}}
+    return replace(one, **joined, analyses=analyses)
+
+
+def _why(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}")[:300]

@@ -1,0 +1,31 @@
+"""Which models a model was made of: by the graph of a study; without one, the first model is everyone's beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_prism.report.material import Material
+
+MEASURING = ("evaluate", "analyze")  # jobs that make no model
+
+
+def of(material: Material, models: Sequence[str]) -> dict[str, list[str]]:
+    """Return, for each model, those among `models` that it was made of, the first one first. models: in the order of the report."""
+    if not material.stages:
+        return {model: [models[0]] if model != models[0] else [] for model in models}
+    by_name = {stage.name: stage for stage in material.stages}
+    after: dict[str, set[str]] = {}
+
+    def before(name: str) -> set[str]:
+        if name not in after:
+            after[name] = set()  # a cycle, which no study has, would end here
+            own = [one for one in by_name[name].after if one in by_name]
+            after[name] = {*own, *(far for one in own for far in before(one))}
+        return after[name]
+
+    made_of: dict[str, list[str]] = {}
+    for model in models:
+        makers = [stage.name for stage in material.stages if stage.model == model and not stage.job.startswith(MEASURING)]
+        earlier = {by_name[name].model for maker in makers for name in before(maker) if not by_name[name].job.startswith(MEASURING)}
+        made_of[model] = [other for other in models if other != model and other in earlier]
+    return made_of

@@ -1,0 +1,146 @@
+"""What each model can do, from base to RL: the score of each task with its interval, and the change since the first model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from megatron_prism.report import draw
+from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
+from megatron_prism.report.draw import Series
+from megatron_prism.report.material import Evaluation, Figures, Material
+from megatron_prism.report.sections import ancestors
+from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds, slug
+from megatron_prism.report.statistics import NORMAL, by_error
+
+ID, TITLE = "benchmarks", "Benchmarks"
+RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
+TEXT = (
+    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. The change takes the two "
+    "evaluations as independent: its interval is wider than the paired one of a verdict (see Gates)."
+)
+
+
+def section(materials: Sequence[Material], paper: Paper) -> Section:
+    """Return the scores, their changes, and a figure a task."""
+    evaluations = [one for material in materials for one in material.evaluations]
+    if not evaluations:
+        return absent(ID, TITLE, "No evaluation was given.")
+    scores = over_studies(materials, lambda one: _scores(one.evaluations))
+    models, tasks = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True)) if scores else ([], [])
+    open_rows = tuple(
+        (material.name, one.name, "not finished") for material in materials for one in material.evaluations if not one.has_ended
+    )
+    pending = (
+        [
+            Table(
+                "benchmarks_open",
+                "Evaluations that have not ended",
+                (Column("study"), Column("model"), Column("state")),
+                open_rows,
+                num_keys=2,
+            )
+        ]
+        if open_rows
+        else []
+    )
+    if not models:
+        return Section(ID, TITLE, blocks=tuple(pending), absent="" if pending else "No evaluation has a task with a score.")
+    sizes = {task: _size(task, evaluations) for task in tasks}
+    columns = (Column("model"), *(Column(task, "%", ".1f") for task in tasks), Column("gate"))
+    rows = tuple((model, *(scores.get((model, task)) for task in tasks), _gate(materials, model)) for model in models)
+    note = "; ".join(f"{task}: {size}" for task, size in sizes.items())
+    blocks: list[Table | Figure] = [*pending, Table("benchmarks", "Scores by model and task", columns, rows, note)]
+    if changes := _changes(materials, models, tasks):
+        blocks.append(changes)
+    blocks += _figures(scores, models, tasks)
+    ours = {str(of.get("set", {}).get("name")) for one in evaluations for of in one.tasks.values()}
+    names = (
+        ("t05_domains", "t11_pipeline")
+        if ours & set(paper["t11_pipeline"].columns if "t11_pipeline" in paper else ())
+        else ("t05_domains",)
+    )
+    blocks += [table for name in names for table in from_paper(paper, name, f"benchmarks_{name}")]
+    return Section(ID, TITLE, tuple(filter(None, (TEXT, seeds(materials)))), tuple(blocks))
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> Iterator[tuple[tuple[str, str], Measured]]:
+    """Yield each model's score of each task, in percent. A task that a model has twice is named by its stage too."""
+    seen = set()
+    for one in evaluations:
+        for task, of in one.tasks.items():
+            if of.get("score") is None or of.get("set", {}).get("name") in RETAINED:
+                continue
+            name = task if (one.name, task) not in seen else f"{task} ({one.stage})"
+            seen.add((one.name, task))
+            yield (one.name, name), of_task(of)
+
+
+def _gate(materials: Sequence[Material], model: str) -> str | None:
+    """Return what the verdicts on a model decided, of several studies how often each. None: there is none."""
+    decided = [
+        str(verdict.values.get("decision"))
+        for one in materials
+        for verdict in one.verdicts
+        if verdict.model == model and verdict.values.get("decision")
+    ]
+    words = list(dict.fromkeys(decided))
+    return words[0] if len(words) == 1 else ", ".join(f"{word} in {decided.count(word)}" for word in words) or None
+
+
+def of_task(of: Figures) -> Measured:
+    """Return a task's score in percent with its interval. n: its questions."""
+    error, count = of.get("standard_error"), of.get("num_questions")
+    return by_error(100 * float(of["score"]), None if error is None else 100 * float(error), None if count is None else int(count))
+
+
+def _size(task: str, evaluations: Sequence[Evaluation]) -> str:
+    of = next((one.tasks[task] for one in evaluations if task in one.tasks), {})
+    protocol = of.get("protocol") or {}
+    temperature = "" if protocol.get("temperature") is None else f", T {protocol['temperature']:g}"
+    return f"n {of.get('num_questions', '?')} questions x {of.get('num_samples', 1)} responses{temperature}"
+
+
+def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
+    """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
+
+    def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
+        own, made_of = dict(_scores(material.evaluations)), ancestors.of(material, models)
+        for model, task in own:
+            for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
+                if (since, task) in own:
+                    yield (model, since, task), difference(own[model, task], own[since, task])
+
+    changes = over_studies(materials, read)
+    pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
+    columns = (Column("model"), Column("since"), *(Column(task, "points", ".1f", signed=True) for task in tasks))
+    rows: list[tuple[Value, ...]] = [
+        (models[to], models[since], *(changes.get((models[to], models[since], task)) for task in tasks)) for to, since in pairs
+    ]
+    return (
+        Table(
+            "benchmarks_change",
+            "Change since the model that training began with, and since the one before",
+            columns,
+            tuple(rows),
+            num_keys=2,
+        )
+        if rows
+        else None
+    )
+
+
+def difference(new: Measured, old: Measured) -> Measured:
+    """Return a change with the interval of two independent figures."""
+    if None in (new.low, old.low):
+        return Measured(new.value - old.value)
+    errors = [(one.value - (one.low or 0.0)) / NORMAL for one in (new, old)]
+    return by_error(new.value - old.value, math.hypot(*errors), new.n)
+
+
+def _figures(scores: dict[tuple[str, str], Measured], models: Sequence[str], tasks: Sequence[str]) -> Iterator[Figure]:
+    used: set[str] = set()
+    for task in tasks:
+        have = [model for model in models if (model, task) in scores]
+        series = [Series(task, (), tuple(scores[model, task] for model in have))]
+        yield draw.dots(f"benchmark_{slug(task, used)}", f"{task}: score by model", Column("score", "%", ".1f"), have, series, "model")

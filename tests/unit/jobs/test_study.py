@@ -1,0 +1,245 @@
+"""A study of cheap scripts: what runs, what does not run again, what is refused; and its dry run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from megatron_prism.cli.entry import app
+from megatron_prism.cli.submit import read_command
+from megatron_prism.core.config import StudyConfig
+from megatron_prism.core.errors import InputError, PrismError
+from megatron_prism.core.load import load
+from megatron_prism.jobs import study as job
+from megatron_prism.jobs import study_plan
+from megatron_prism.jobs.plan import Asked
+from megatron_prism.study import claims
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+
+out, *sources = sys.argv[1:]
+total = "".join(Path(source).read_text() for source in sources if "/" in source) + Path(out).name
+print("at work")
+Path("order").open("a").write(Path(out).name + " ")
+if Path(f"{out}.fails").exists():
+    Path(out).write_text("half")
+    sys.exit("it fails" if Path(f"{out}.fails").read_text() else 3)
+Path(out).write_text(total)
+Path(os.environ["PRISM_STUDY_RESULT"]).write_text(json.dumps({"length": len(total)}))
+"""
+
+
+def stage(name: str, *after: str, **more: Any) -> dict[str, Any]:
+    words = ["work.py", f"run/{name}", *(f"run/{before}" for before in after)]
+    return {"name": name, "kind": "python", "command": words, "after": list(after), "output": f"run/{name}", **more}
+
+
+STAGES = [stage("a"), stage("b", "a"), stage("c", "a"), stage("d", "b"), stage("e", "c", "d")]
+CLAIM = {"name": "long", "says": "It is long.", "shows": [{"value": "e:length", "above": 4}]}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("work.py").write_text(SCRIPT)
+    Path("run").mkdir()
+
+
+def read(stages: list[dict[str, Any]], **more: Any) -> job.Study:
+    claims = [CLAIM] if stages is STAGES else []
+    Path("s.yaml").write_text(json.dumps({"name": "s", "run_dir": "run", "num_parallel": 1, "stages": stages, "claims": claims}))
+    return job.read(load(Path("s.yaml"), StudyConfig), read_command, **more)
+
+
+def run(stages: list[dict[str, Any]] = STAGES, **more: Any) -> tuple[list[str], dict[str, str]]:
+    """Return which stages ran, in order, and the state of each."""
+    Path("order").write_text("")
+    result = job.run(read(stages, **more))
+    assert {**result, "updated": ""} == {**json.loads(Path("run/study/study.json").read_text()), "updated": ""}
+    return Path("order").read_text().split(), {name: stage["state"] for name, stage in result["stages"].items()}
+
+
+def test_a_finished_study_runs_nothing_and_a_changed_input_runs_what_needs_it() -> None:
+    order, states = run()
+    assert sorted(order) == [*"abcde"] and set(states.values()) == {"done"} and Path("run/e").read_text() == "acabde"
+    assert json.loads(Path("run/study/study.json").read_text())["claims"][0]["state"] == "holds"
+    assert run() == ([], states)
+    changed = [*STAGES[:3], stage("d", "b", command=["work.py", "run/d", "run/b", "more"]), STAGES[4]]
+    assert read(changed).states == {"a": "done", "b": "done", "c": "done", "d": "changed", "e": "changed"}
+    assert run(changed)[0] == ["d"]  # which gave the same, so that e need not run again
+    Path("work.py").write_text(SCRIPT.replace("+ Path(out).name\n", "+ Path(out).name.upper()\n"))
+    assert sorted(run(changed)[0]) == [*"abcde"]  # a script's contents are an input
+    assert Path("run/e").read_text() == "ACABDE" and Path("run/e.old").read_text() == "acabde"
+
+
+def test_what_is_not_there_any_more_runs_again() -> None:
+    run()
+    Path("run/b").unlink()
+    assert read(STAGES).reasons["b"] == "its output or its result is not there any more"
+    assert run()[0] == ["b"]
+    Path("run/c").write_text("other")  # by hand: c is done, what reads it is not
+    assert run()[0] == ["e"] and Path("run/e").read_text() == "otherabde"
+
+
+def test_a_failure_stops_its_dependents_alone_and_is_tried_again() -> None:
+    Path("run/b.fails").write_text("1")
+    order, states = run()
+    assert order == ["a", "b", "c"] and states == {"a": "done", "b": "failed", "c": "done", "d": "blocked", "e": "blocked"}
+    kept = json.loads(Path("run/study/study.json").read_text())["stages"]
+    assert (kept["b"]["failure"], kept["b"]["exit_code"], kept["d"]["reason"]) == ("it fails", 1, "needs b")
+    assert Path("run/study/b/log.txt").read_text().splitlines() == ["at work", "it fails"] and not Path("run/d").exists()
+    assert job.standing(read(STAGES))["stages"]["b"]["state"] == "failed"
+    Path("run/b.fails").unlink()
+    assert run()[0] == ["b", "d", "e"] and Path("run/e").read_text() == "acabde"
+
+
+def test_a_gate_that_says_no_is_a_verdict_where_the_study_says_so() -> None:
+    Path("run/b.fails").write_text("1")
+    stages = [STAGES[0], stage("b", "a", on_failure="report"), *STAGES[2:]]
+    order, states = run(stages)
+    assert sorted(order) == [*"abcde"]
+    assert states["b"] == "no-go" and states["e"] == "done"
+    assert run(stages)[0] == []  # a verdict is not a failure: it is not tried again
+
+
+def test_a_stage_that_stopped_by_itself_goes_on_in_the_next_start() -> None:
+    Path("run/b.fails").write_text("")
+    assert run()[1]["b"] == "stopped"
+    Path("run/b.fails").unlink()
+    assert run()[0] == ["b", "d", "e"]
+
+
+def test_seeds_are_put_together() -> None:
+    run()
+    one = job.standing(read(STAGES))
+    other = {**one, "claims": [{**one["claims"][0], "state": "fails", "figures": {"e:length": 2.0}}]}
+    Path("run2/study").mkdir(parents=True)
+    Path("run2/study/study.json").write_text(json.dumps(other))
+    (row,) = job.beside(one, [Path("run2")])["over_studies"]
+    assert row["states"] == ["holds", "fails"] and row["figures"]["e:length"]["mean"] == 4.0
+    assert next(claims.lines_over([row])).startswith("holds in 1 of 2  long: It is long. (holds, fails)")
+    Path("run2/study/study.json").write_text(json.dumps({**other, "name": "t"}))
+    with pytest.raises(InputError, match="run2/study/study.json: found the study t"):
+        job.beside(one, [Path("run2")])
+
+
+def test_only_some_stages() -> None:
+    assert run(only=["b"]) == ([], {"a": "to run", "b": "blocked", "c": "to run", "d": "to run", "e": "to run"})
+    assert run(until=["d"])[0] == ["a", "b", "d"]
+    assert run(only=["c"])[0] == ["c"]
+    with pytest.raises(InputError, match="--only: found 'x'"):
+        run(only=["x"])
+
+
+def test_the_elements_of_an_array_are_stages_of_their_own() -> None:
+    array = {"name": "f", "kind": "python", "command": ["work.py"], "after": ["a"], "array": [["run/x"], ["run/y"]]}
+    order, states = run([STAGES[0], array])
+    assert sorted(order) == ["a", "x", "y"] and states == {"a": "done", "f/0": "done", "f/1": "done"}
+    array["array"] = [["run/x"], ["run/z"]]
+    assert run([STAGES[0], array])[0] == ["z"]
+
+
+def test_an_output_that_the_study_did_not_make_is_not_touched() -> None:
+    Path("run/c").write_text("mine")
+    with pytest.raises(InputError, match="stage c: output: found run/c, which this study did not make"):
+        run()
+    assert not Path("run/a").exists() and Path("run/c").read_text() == "mine"
+
+
+def test_an_output_outside_run_dir_is_neither_removed_nor_put_aside() -> None:
+    Path("run/b.fails").write_text("1")
+    outside = [stage("b", output="b")]
+    run(outside)
+    Path("b").write_text("half")
+    Path("run/b.fails").unlink()
+    assert run(outside) == ([], {"b": "failed"}) and Path("b").read_text() == "half"
+    assert "b, unfinished or of other inputs" in json.loads(Path("run/study/study.json").read_text())["stages"]["b"]["failure"]
+
+
+def test_two_at_once_are_refused() -> None:
+    import subprocess
+    import sys
+
+    holder = (
+        "import fcntl, sys\nlock = open('run/study/.lock', 'a+'); fcntl.lockf(lock, fcntl.LOCK_EX); print('', flush=True); sys.stdin.read()"
+    )
+    Path("run/study").mkdir()
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(PrismError, match="one prism study at a time"):
+            run()
+        other.stdin.close()
+    assert len(run()[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("stages", "problem"),
+    [
+        ([stage("a"), stage("b", "a", after=[])], "stage b: after: found not a; required a, for it names run/a"),
+        ([stage("a"), stage("b", output="run/a")], "stage b: output: found run/a, which holds that of a"),
+        ([stage("a", output="run")], "which holds that of the study's records"),
+        ([stage("a", command=["no.py"])], "stage a: command: found no.py, which is no file"),
+        ([{"name": "a", "command": ["nothing", "b"]}], "a job of prism and its arguments"),
+        ([{"name": "a", "command": ["merge", "--no-such"]}], "No such option"),
+        ([{"name": "a", "command": ["train", "t.yaml"]}], "t.yaml"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(stages: list[dict[str, Any]], problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read([*stages, {"name": "z", "command": ["nor", "this"]}])
+    assert problem in str(caught.value) and "stage z: command" in str(caught.value)
+
+
+TRAIN: dict[str, Any] = {
+    "run_dir": "run/mid",
+    "steps": 10,
+    "data": {"prepared": "run/data", "seq_length": 64},
+    "batch": {"global_size": 16},
+    "init": {"tokenizer": "run/tok"},
+    "model": {
+        "family": "llama",
+        **{"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 8},
+        **{"vocab_size": 384, "max_position_embeddings": 64},
+    },
+}
+CHAIN = [
+    {"name": "mid", "command": ["train", "train.yaml"]},
+    {"name": "hf", "after": ["mid"], "command": ["convert", "export", "--ckpt", "run/mid", "--out", "run/hf"]},
+    {"name": "eval", "after": ["hf"], "command": ["evaluate", "evaluate.yaml"]},
+]
+EVALUATE = {"model": {"hf": "run/hf"}, "out": "run/scores", "world_size": 2, "tasks": {"math500": {"num_samples": 2}}}
+
+
+def test_a_dry_run_plans_what_follows_from_the_stages_before() -> None:
+    Path("train.yaml").write_text(json.dumps({**TRAIN, "world_size": 2}))
+    Path("evaluate.yaml").write_text(json.dumps(EVALUATE))
+    plan = study_plan.run(read(CHAIN), Asked(usd_per_gpu_hour=2.0))
+    stages = plan["stages"]
+    assert (stages["mid"]["tokens"], stages["mid"]["ranks"]) == (10 * 16 * 64, 2)
+    assert stages["eval"]["hours"] > 0, "the architecture follows from the training that the export is of"
+    assert plan["gpu_hours"] == pytest.approx(sum(2 * stages[name]["hours"] for name in ("mid", "eval"))) == pytest.approx(plan["usd"] / 2)
+    assert plan["longest_path"] == ["mid", "eval"] and stages["hf"]["storage_gib"] > 0
+    assert [line.split()[0] for line in study_plan.lines(plan)][:3] == ["mid", "hf", "eval"]
+    assert not Path("run/study").exists()
+
+
+def test_a_run_of_a_shells_processes_is_not_planned_for_gpus() -> None:
+    Path("train.yaml").write_text(json.dumps(TRAIN))
+    plan = study_plan.run(read([{**CHAIN[0], "command": ["train", "train.yaml", "--nproc", "2"]}]), Asked())
+    assert plan["stages"]["mid"]["ranks"] == 2 and "hours" not in plan["stages"]["mid"] and plan["gpu_hours"] == 0
+
+
+def test_a_dry_run_names_the_problems_of_all_stages_with_exit_code_2() -> None:
+    Path("train.yaml").write_text(json.dumps({**TRAIN, "steps": 0, "parallel": {"tp": 3}}))
+    Path("evaluate.yaml").write_text(json.dumps({**EVALUATE, "tasks": {}}))
+    Path("s.yaml").write_text(json.dumps({"name": "s", "run_dir": "run", "stages": CHAIN}))
+    done = CliRunner().invoke(app, ["study", "s.yaml", "--dry-run"])
+    assert isinstance(done.exception, InputError) and done.exception.exit_code == 2
+    assert {"train.yaml:steps", "evaluate.yaml:tasks"} <= {problem.where.split(": ")[1] for problem in done.exception.problems}

@@ -1,0 +1,236 @@
+"""The report as a reader's browser and screen reader get it, what it says of several seeds, and what it does with bad and hostile input."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.core.errors import InputError
+from megatron_prism.jobs import report as job
+from megatron_prism.report import draw, page, read, style
+from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
+from megatron_prism.report.markdown import markdown
+from megatron_prism.report.statistics import over
+from tests.unit.report.study import HOSTILE, write, write_evaluation, write_run, write_study
+
+pytest.importorskip("matplotlib")
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "link",
+    "style",
+    "body",
+    "a",
+    "header",
+    "h1",
+    "h2",
+    "p",
+    "nav",
+    "ol",
+    "li",
+    "main",
+    "section",
+    "div",
+    "span",
+}
+ALLOWED |= {
+    "table",
+    "caption",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "wbr",
+    "figure",
+    "figcaption",
+    "details",
+    "summary",
+    "dl",
+    "dt",
+    "dd",
+    "footer",
+    "script",
+}
+ALLOWED |= {"svg", "g", "path", "defs", "use", "clippath", "rect"}
+
+
+class Page(HTMLParser):
+    """What a page holds: ids, references, tags, and of each table its caption and headers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.tables: list[dict[str, int]] = []
+        self.labels: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Sequence[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attributes}
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.handlers += [name for name in values if name.startswith("on")]
+        self.labels += values.get("aria-labelledby", "").split()
+        for name in ("href", "src", "xlink:href", "action"):
+            self.links += [values[name]] if name in values else []
+        if tag == "table":
+            self.tables.append({"caption": 0, "col": 0, "row": 0, "tr": 0, "unscoped": 0})
+        elif self.tables and tag == "caption":
+            self.tables[-1]["caption"] += 1
+        elif self.tables and tag == "tr":
+            self.tables[-1]["tr"] += 1
+        elif self.tables and tag == "th":
+            self.tables[-1][values.get("scope", "unscoped")] += 1
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("seeds")
+    return [write_study(root / f"seed_{seed}", seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def out(seeds: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of one study."""
+    folder = tmp_path_factory.mktemp("report") / "one"
+    result = job.run(seeds[:1], folder, None, None)
+    assert not result["absent"] and not result["damaged"] and len(result["sections"]) == 14
+    return folder
+
+
+def test_a_page_is_accessible_and_loads_nothing(out: Path) -> None:
+    text = (out / "report.html").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert len(parsed.ids) == len(set(parsed.ids)) and set(parsed.labels) <= set(parsed.ids)
+    for table in parsed.tables:
+        assert table["caption"] == 1 and table["col"] >= 2 and table["row"] >= table["tr"] - 1 and not table["unscoped"]
+    assert {link for link in parsed.links if not link.startswith(("#", "data:text/csv", "data:,"))} == set()
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+    assert {"main", "nav", "header", "footer"} <= set(parsed.tags) and 'lang="en"' in text
+    assert not re.search(r"https?://", re.sub(r'href="data:[^"]*"', "", text.replace("https://example.com/x.js", "")))
+    assert re.findall(r"\bid=", re.sub(r"<svg.*?</svg>", "", "".join(re.findall(r"<style>.*?</style>", text)), flags=re.DOTALL)) == []
+
+
+def test_a_hostile_name_is_text_and_nothing_else(out: Path) -> None:
+    parsed = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert set(parsed.tags) <= ALLOWED and parsed.tags.count("script") == 1 and not parsed.handlers
+    assert "alert" in HOSTILE and "&lt;script&gt;alert" in (out / "report.html").read_text(encoding="utf-8")
+    lines = (out / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in lines and not re.search(r"(?<!\\)\]\(javascript", lines)
+    assert all("<script" not in path.read_text(encoding="utf-8") for path in (out / "figures").glob("*.svg"))
+
+
+def test_a_page_that_trusts_its_texts_would_be_seen() -> None:
+    """The negative control: the same parser finds an element and a handler in a page without escaping."""
+    parsed = Page(f"<p>{HOSTILE}</p>")
+    assert parsed.tags.count("script") == 1 and parsed.handlers == ["onerror"]
+
+
+def test_the_same_inputs_give_the_same_bytes(seeds: list[Path], out: Path, tmp_path: Path) -> None:
+    job.run(seeds[:1], tmp_path / "again", None, None)
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert len(files) > 40 and files == sorted(
+        path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
+    )
+    assert [name for name in files if (out / name).read_bytes() != (tmp_path / "again" / name).read_bytes()] == []
+
+
+def test_files_stand_beside_the_page_and_hold_its_numbers(out: Path) -> None:
+    rows = list(csv.reader((out / "tables" / "benchmarks.csv").open(encoding="utf-8")))
+    assert rows[0][:5] == ["model", "math (%)", "math low", "math high", "math n"] and rows[1][:2] == ["base", "40"] and rows[1][4] == "150"
+    assert float(rows[1][3]) - float(rows[1][2]) == pytest.approx(2 * 1.959964 * 2, abs=1e-6)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(((?:figures|tables)/[^)]+)\)", text):
+        assert (out / path).is_file(), path
+    assert {path.stem for path in (out / "figures").glob("*.svg")} == {path.stem for path in (out / "figures").glob("*.png")} != set()
+
+
+def test_seeds_are_averaged_and_each_ones_claims_stand(seeds: list[Path], tmp_path: Path) -> None:
+    materials = read.read(seeds)
+    assert [one.name for one in materials] == ["seed_0", "seed_1", "seed_2"]
+    job.run(seeds, tmp_path / "three", "Three", None)
+    rows = list(csv.DictReader((tmp_path / "three" / "tables" / "benchmarks.csv").open(encoding="utf-8")))
+    assert float(rows[0]["math (%)"]) == pytest.approx(42) and rows[0]["math n"] == "3"
+    assert float(rows[0]["math high"]) - 42 == pytest.approx(4.303 * 2 / 3**0.5, abs=1e-3)  # Student's t of two degrees, sd 2 points
+    claims = list(csv.DictReader((tmp_path / "three" / "tables" / "claims.csv").open(encoding="utf-8")))
+    assert [claims[0][name] for name in ("seed_0", "seed_1", "seed_2", "holds in")] == ["holds", "holds", "fails", "2 of 3"]
+    assert "0 of 1 claims hold in each" in (tmp_path / "three" / "report.md").read_text(encoding="utf-8")
+
+
+def test_folders_that_are_nothing_known_are_named_all_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "notes" / "a.txt", "x")
+    write(tmp_path / "list.json", [1, 2])
+    with pytest.raises(InputError) as caught:
+        read.read([tmp_path / "notes", tmp_path / "list.json", tmp_path / "absent"])
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / name) for name in ("notes", "list.json", "absent")]
+    assert caught.value.exit_code == 2
+
+
+def test_what_is_half_written_is_shown_as_such(tmp_path: Path) -> None:
+    write_run(tmp_path / "all" / "run", steps=100)
+    write(tmp_path / "all" / "begun" / "manifest.json", {"kind": "evaluation", "created": "2", "model": {"sha256": "x"}})
+    write(tmp_path / "all" / "broken" / "summary.json", '{"kind": "evaluation", "tas')
+    write(tmp_path / "all" / "odd" / "verdict.json", {"kind": "verdict", "rules": 3})
+    result = job.run([tmp_path / "all"], tmp_path / "out", None, None)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "20 of 100" in text and "not finished" in text and "broken" in result["damaged"][0]
+    assert "not in the form" in result["absent"]["gates"]
+
+
+def test_an_out_folder_of_anything_else_is_refused_and_an_earlier_report_replaced(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "evaluation", 0.5)
+    for place in (tmp_path / "evaluation", tmp_path / "evaluation" / "summary.json"):
+        with pytest.raises(InputError, match="--out"):
+            job.run([tmp_path / "evaluation"], place, None, None)
+    job.run([tmp_path / "evaluation"], tmp_path / "out", "first", None)
+    write(tmp_path / "out" / "figures" / "stale.png", "x")
+    job.run([tmp_path / "evaluation"], tmp_path / "out", "second", None)
+    assert (
+        "second" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        and not (tmp_path / "out" / "figures" / "stale.png").exists()
+    )
+    assert json.loads((tmp_path / "evaluation" / "summary.json").read_text(encoding="utf-8"))["kind"] == "evaluation"
+
+
+def test_numbers_are_shown_with_unit_and_error() -> None:
+    column = Column("score", "%", ".1f")
+    assert column.title == "score (%)" and column.shown(Measured(48.71, 45.1, 52.33, 150)) == "48.7 [45.1, 52.3]"
+    assert column.shown(None) == column.shown(float("nan")) == "\N{EN DASH}" and Column("n").shown(12345) == "12,345"
+    table = Table("t", "c", (Column("a"), column), (("=1+1", Measured(1.0)), ("b", None)))
+    assert flat(table) == [["a", "score (%)", "score low", "score high"], ["'=1+1", "1", "", ""], ["b", "", "", ""]]
+    assert over([]) is None and over([Measured(1.0, 0.5, 1.5, 9)]) == Measured(1.0, 0.5, 1.5, 9)
+
+
+def test_a_table_is_whole_in_markdown_whatever_its_cells_hold() -> None:
+    table = Table("t", "c", (Column("a"), Column("b")), (("x | y\n# z", "<b>"), ("*", "`")))
+    lines = markdown(Document("T", (), (Section("s", "S", blocks=(table,)),))).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3, 3, 3, 3] and "# z" not in lines
+    assert "&lt;b&gt;" in page.page(Document("T", (), (Section("s", "S", blocks=(table,)),)))
+
+
+def test_labels_at_the_ends_of_lines_do_not_overlap() -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    with style.style("test", "a test"):
+        canvas = Canvas(figsize=(draw.WIDTH_INCHES, draw.HEIGHT_INCHES), layout="constrained")
+        axes = canvas.subplots()
+        axes.plot([0, 1], [0, 1])
+        draw.label_ends(canvas, axes, [(1.0, 0.99, f"model {number}", "#000000", "o") for number in range(9)])
+        canvas.draw_without_rendering()
+        boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 0.5 for low, high in itertools.pairwise(boxes))
+        assert all(box.x1 <= canvas.bbox.x1 and box.y0 >= 0 and box.y1 <= canvas.bbox.y1 for box in boxes)

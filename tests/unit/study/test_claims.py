@@ -1,0 +1,96 @@
+"""Claims: what a check says, what a claim's state is, and what several seeds say together."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+
+from megatron_prism.core.config import CheckConfig, ClaimConfig
+from megatron_prism.study.claims import judge, lines, over_seeds
+
+RESULTS: dict[str, Any] = {
+    "base": {"tasks": {"math": {"score": 0.2}, "skills": {"score": 0.9}}},
+    "mid": {"tasks": {"math": {"score": 0.5}}, "passed": True, "worst": float("nan"), "list": [1.0, 3.0]},
+    "weights": {"total": {"changed": {"0.01": 0.98}, "changed_dense_null": {"0.01": 0.982}}},
+    "filter": [{"share": 0.1}, None],
+    "gone": None,
+}
+MATH, SKILLS = "mid:tasks.math.score", "base:tasks.skills.score"
+
+
+def check(value: Any, by: float = 0.0, **bound: Any) -> CheckConfig:
+    return CheckConfig(value=value, by=by, **bound)
+
+
+@pytest.mark.parametrize(
+    ("one", "holds"),
+    [
+        (check(MATH, above=0.4), True),
+        (check(MATH, above="base:tasks.math.score", by=0.2), True),
+        (check(MATH, above="base:tasks.math.score", by=0.4), False),
+        (check(MATH, below=0.5), False),
+        (check("base:tasks.math.score", below=MATH, by=0.25), True),
+        (check('weights:total.changed."0.01"', near='weights:total.changed_dense_null."0.01"', by=0.01), True),
+        (check('weights:total.changed."0.01"', near='weights:total.changed_dense_null."0.01"', by=0.001), False),
+        (check("mid:passed", above=0.5), True),
+        (check("mid:list.1", above=2), True),
+        (check("mid:list.-1", above=2), True),
+        (check("filter:0.share", above=0.05), True),
+        (check("filter:1.share", above=0.05), None),
+        (check("mid:worst", above=0), None),
+        (check("mid:nothing.there", above=0), None),
+        (check("mid:tasks", above=0), None),
+        (check("gone:a", above=0), None),
+        (check("mid:list.2", above=0), None),
+        (check(1.0, above="gone:a"), None),
+    ],
+)
+def test_a_check(one: CheckConfig, holds: bool | None) -> None:
+    (row,) = judge([ClaimConfig(name="a", says="b", shows=(one,))], RESULTS)
+    assert row["checks"][0]["holds"] is holds
+
+
+GOOD, BAD, ABSENT = check(MATH, above=0.4), check(MATH, above=0.6), check("gone:a", above=0)
+
+
+@pytest.mark.parametrize(
+    ("requires", "shows", "null", "state"),
+    [
+        ((), (GOOD,), (), "holds"),
+        ((GOOD,), (GOOD, GOOD), (GOOD,), "holds"),
+        ((), (GOOD, BAD), (), "fails"),
+        ((GOOD, BAD), (GOOD,), (), "prerequisite not met"),
+        ((BAD,), (BAD,), (BAD,), "prerequisite not met"),
+        ((GOOD,), (GOOD,), (GOOD, BAD), "no more than its null"),
+        ((GOOD,), (BAD,), (BAD,), "fails"),
+        ((), (GOOD, ABSENT), (), "not measured"),
+        ((), (BAD, ABSENT), (), "fails"),
+        ((ABSENT,), (BAD,), (), "not measured"),
+        ((), (GOOD,), (ABSENT,), "not measured"),
+        ((), (BAD,), (ABSENT,), "fails"),
+    ],
+)
+def test_a_claims_state(requires: Any, shows: Any, null: Any, state: str) -> None:
+    (row,) = judge([ClaimConfig(name="a", says="b", source="T5", requires=requires, shows=shows, null=null)], RESULTS)
+    assert row["state"] == state and row["source"] == "T5"
+    assert row["figures"] == {one.value: {MATH: 0.5}.get(one.value) for one in (*requires, *shows, *null)}
+    assert next(lines([row])).startswith(state)
+
+
+def test_several_seeds_give_states_means_ranges_and_intervals() -> None:
+    claim = ClaimConfig(name="a", says="b", shows=(check("mid:x", above=0.4),))
+    values = [0.5, 0.3, 0.7, None]
+    (row,) = over_seeds([judge([claim], {"mid": {"x": value}}) for value in values])
+    assert row["states"] == ["holds", "fails", "holds", "not measured"] and (row["num_holds"], row["num_studies"]) == (2, 4)
+    figure = row["figures"]["mid:x"]
+    assert figure["values"] == values and (figure["min"], figure["max"]) == (0.3, 0.7) and figure["mean"] == pytest.approx(0.5)
+    half = 4.303 * statistics.stdev([0.5, 0.3, 0.7]) / 3**0.5  # Student's t of 2 degrees of freedom
+    assert figure["interval_95"] == pytest.approx([0.5 - half, 0.5 + half])
+
+
+def test_one_seed_has_no_interval_and_a_study_without_the_claim_is_told() -> None:
+    claim = ClaimConfig(name="a", says="b", shows=(check("mid:x", above=0.4),))
+    (row,) = over_seeds([judge([claim], {"mid": {"x": 0.5}}), []])
+    assert row["states"] == ["holds", "not measured"] and row["figures"]["mid:x"]["interval_95"] is None

@@ -1,0 +1,128 @@
+"""The paper at full size: configs/studies/prism.yaml is what its tool writes, its stages load, and each table of the paper that is a result has its stages."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_prism.cli.submit import read_command
+from megatron_prism.core.check.study import check_study
+from megatron_prism.core.config import StageConfig, StudyConfig
+from megatron_prism.core.load import load
+from megatron_prism.jobs import study_stages
+from megatron_prism.study.graph import needed, tasks
+
+ROOT = Path(__file__).resolve().parents[3]
+FILE = ROOT / "configs" / "studies" / "prism.yaml"
+RESULTS = {  # the paper's tables, and the stages that make ours
+    "t01_data": "granite33_data_mcs",
+    "t01_epochs": "granite33_data_m granite33_data_mc granite33_data_mcs",
+    "t04_leaderboards": "granite33_base_scores granite33_mid_m_scores granite33_mid_mc_scores granite33_mid_mcs_scores",
+    "t05_domains": "granite33_base_scores granite33_mid_m_scores granite33_mid_mc_scores granite33_mid_mcs_scores",
+    "t06_base_vs_prism": "llama31_base_scores llama31_mid_mcs_scores mistral24b_mid_mcs_scores granite4hmicro_mid_mcs_scores",
+    "t07_long_context": "granite33_merged_scores granite33_merge_long_full_scores granite33_merge_long_attention_scores"
+    " granite33_mc_long_full_scores granite33_mc_long_attention_scores",
+    "t08_context_length": "granite4micro_mid_mcs_scores granite4micro_mid_mcs_16k_scores granite4micro_mid_mcs_32k_scores",
+    "t09_token_budget": "granite4micro_mid_mc_10k_steps_scores granite4micro_mid_mc_30k_steps_scores",
+    "t11_pipeline": "granite33_mc_rl_mc_scores llama31_mcs_rl_mc_scores mistral7b_mc_rl_mcs_scores mistral7b_mcs_rl_mcs_scores",
+    "t12_weight_change": "granite33_weights_mcs granite33_weights_mc_rl granite33_weights_base_rl nemotronh_weights_mc nemotronh_weights_rl",
+    "t15_correctness": "granite33_responses llama31_responses nemotronh_responses",
+    "t22_thresholds": "granite33_weights_mcs granite33_weights_rl",
+    "t23_changed_by_group": "granite33_weights_rl nemotronh_weights_rl nemotronh_weights_base_rl",
+    "aime26": "",  # no task yet: docs/REPRODUCE.md
+    "cka_base_mid": "granite33_cka llama31_cka nemotronh_cka",
+    "cka_minimum": "granite33_cka llama31_cka nemotronh_cka",
+    "fig17_rl_training": "granite4micro_mcs_rl_mcs",
+    "landscape_1d": "granite33_landscape llama31_landscape",
+    "page_avg": "granite33_mid_mcs_scores",
+    "page_rl": "mistral24b_mcs_rl_mcs_scores nemotronh_mcs_rl_mcs_scores",
+    "rl_data": "prompts filter mixes",
+    "rl_gains": "mistral24b_mcs_rl_mcs_balanced_scores granite4micro_mcs_rl_mcs_balanced_scores granite4hmicro_mcs_rl_mcs_balanced_scores",
+    "rl_peaks": "granite33_mcs_rl_mcs_curve",
+    "rl_peaks_base": "granite33_base_rl_mcs_curve",
+    "update_cosine": "granite33_weights_mcs nemotronh_weights_mcs granite33_weights_again",
+}
+NO_RESULTS = {"icml_poster", "t10_rl", "t16_midtraining", "t17_long_context", "t18_long_context_data"}  # settings, data, ranges
+NOT_POSSIBLE = {"t03_when_to_midtrain"}  # begins from checkpoints that are not public
+
+
+@pytest.fixture(scope="module")
+def study() -> StudyConfig:
+    return load(FILE, StudyConfig)
+
+
+def test_the_file_is_what_the_tool_writes() -> None:
+    done = subprocess.run([sys.executable, "tools/make_study.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_its_graph_and_its_claims_are_sound(study: StudyConfig) -> None:
+    assert check_study(study) == []
+    assert {claim.name for claim in study.claims if claim.null} >= {"rl-changes-few", "cka-near-one", "cosine-half"}
+    graph = tasks(study.stages)
+    everything = {task.name for task in graph}
+    assert needed(graph, ["report"]) == everything, "the report waits for every stage"
+    assert {"granite33_mid_mcs", "prompts/0", "mixes/1"} <= needed(graph, ["llama31_mc_rl_mc"])
+    looped = replace(study, stages=(replace(study.stages[0], after=("report",)), *study.stages[1:]))
+    assert any("wait for each other" in problem.found for problem in check_study(looped))
+
+
+def test_every_file_that_it_names_is_there(study: StudyConfig) -> None:
+    named = {word for stage in study.stages for words in (stage.command, *stage.array) for word in words if word.startswith("configs/")}
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def one_of_each(stages: tuple[StageConfig, ...]) -> list[StageConfig]:
+    """Return a stage for each kind of words: the job, its file, and the keys that are set."""
+    kinds: dict[str, StageConfig] = {}
+    for stage in stages:
+        words = [
+            word.partition("=")[0] if "=" in word else "PLACE" if word.startswith(("runs/", "hf/")) else word for word in stage.command
+        ]
+        kinds.setdefault(" ".join(words), replace(stage, after=(), array=stage.array[:1]))
+    return list(kinds.values())
+
+
+def test_a_stage_of_each_kind_loads(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sizes = {}
+    for stage in one_of_each(study.stages):
+        (read,) = study_stages.read(replace(study, stages=(stage,)), read_command)
+        sizes[read.name] = study_stages.world_size(read)
+    assert sizes["granite33_mid_m"] == 64 and sizes["granite33_base_scores"] == 8
+    assert {"train", "rl", "evaluate", "analyze"} <= {stage.command[0] for stage in study.stages if stage.name in sizes}
+
+
+def test_each_result_of_the_paper_has_its_stages(study: StudyConfig) -> None:
+    tables = {path.stem for path in (FILE.parent / "paper").glob("*.yaml")}
+    assert tables == {*RESULTS, *NO_RESULTS, *NOT_POSSIBLE}
+    names = {stage.name for stage in study.stages}
+    assert {name for words in RESULTS.values() for name in words.split()} <= names
+    page = (ROOT / "docs" / "REPRODUCE.md").read_text()
+    assert [table for table in sorted(tables) if f"`{table}`" not in page] == []
+    assert [claim.name for claim in study.claims if f"`{claim.name}`" not in page] == []
+
+
+def test_what_trains_and_what_samples_is_scored_and_held_against_its_base(study: StudyConfig) -> None:
+    names = {stage.name for stage in study.stages}
+    runs = [stage.name for stage in study.stages if stage.command[0] in ("train", "rl") and stage.command[1].endswith(".yaml")]
+    assert len(runs) == 43
+    alone = {"granite33_mid_mcs_again"}  # for the cosine alone
+    assert [name for name in runs if name not in alone and not {f"{name}_hf", f"{name}_scores", f"{name}_gate"} <= names] == []
+
+
+def test_the_table_of_claims_has_each_study_and_the_mean_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    table = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["table"]
+    one = {"run_dir": "a", "claims": [{"name": "c", "state": "holds", "figures": {"cka:mid|rl.x": 0.25, "s:y": None}}]}
+    other = {"run_dir": "b", "claims": [{"name": "c", "state": "fails", "figures": {"cka:mid|rl.x": 0.75, "s:y": None}}]}
+    assert table([one, other]).splitlines()[2] == r"| `c` | holds | fails | `cka:mid\|rl.x` 0.5; `s:y` not measured |"
+    assert table([]) == "Not measured yet."
+    with pytest.raises(SystemExit, match="not the same claims"):
+        table([one, {**other, "claims": [{**other["claims"][0], "name": "d"}]}])
