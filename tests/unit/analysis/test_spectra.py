@@ -99,5 +99,7 @@ def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     ranks = {name: figures["stable_rank"] for name, figures in result["tensors"].items()}
     assert ranks[moved] == pytest.approx(1, abs=1e-3)
     assert all(rank == 0 for name, rank in ranks.items() if name != moved)
+    halves = {name for name in ranks if name not in after}  # of a tensor that holds two components; the others have their own name
+    assert halves and {name.partition(" ")[2] for name in halves} == {"(gate)", "(up)"}
     assert {"q", "gate", "up", "down", "in_proj", "out_proj"} <= {*result["components"]} and "embed/lm_head" not in result["components"]
     assert len(list(analysis.spectra(result))) == 1 + len(result["components"])

@@ -49,6 +49,17 @@ def test_a_tensor_in_pieces_is_numpys(dtype: torch.dtype) -> None:
     torch.testing.assert_close(tallied.sample_delta_N.double(), torch.from_numpy(delta)[::3], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_squares_that_fp32_does_not_hold_are_taken_in_fp64(scale: float) -> None:
+    """Of 1e-25 the squares are 0 in fp32, of 1e25 they are inf: an update of 98 % of the entries would have no norm, or none that is finite."""
+    old_N, new_N = pair(1000, 0.5)
+    old_N, new_N = old_N * scale, new_N * scale
+    change = weights.change_of(weights.tally(old_N, new_N), torch.float32, 0)
+    delta = (new_N.double() - old_N.double()).norm() / old_N.double().norm()
+    assert change.delta == pytest.approx(float(delta), rel=1e-6) and change.dense_null[ONE_PERCENT] > 0.9
+    assert weights.cosine(old_N, new_N, new_N).figures()["cosine"] == pytest.approx(1)
+
+
 def test_the_dense_null_is_what_a_dense_update_changes() -> None:
     """A Gaussian update of 6e-4 of a Gaussian matrix changes 3.8 % by more than 1 %: what the paper's RL changes."""
     old_N, new_N = pair(1 << 20, 6e-4)
@@ -79,7 +90,8 @@ def test_the_cosine_of_two_updates_and_its_null() -> None:
     found = weights.cosine(old_N, one_N, other_N).figures()
     assert found["cosine"] == pytest.approx(0.6, abs=0.01) and found["cosine_null_std"] == 1 / 256
     apart = weights.cosine(old_N, one_N, old_N + torch.randn(old_N.shape, generator=torch.Generator().manual_seed(5))).figures()
-    assert abs(apart["cosine"]) < 4 / 256
+    assert apart["cosine"] is not None and abs(apart["cosine"]) < 4 / 256
+    assert weights.cosine(old_N, one_N, old_N).figures()["cosine"] is None  # 0 would say that two updates are independent
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,6 +136,9 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
         squares["old"] += float(value.double().norm() ** 2)
     assert result["total"]["delta"] == pytest.approx(math.sqrt(squares["delta"] / squares["old"]), rel=1e-6)
     assert result["total"]["parameters"] == sum(value.numel() for value in before.values())  # a tied head once
+    lines = list(analysis.weights(analyze.run_weights(base, other, base, num_threads=2, seed=0)))
+    assert [line.split()[-2] for line in lines[1:]] == ["-"] * (len(lines) - 1)  # no cosine with no update
+    assert len({line[: lines[0].index("delta") - 4].strip() for line in lines}) == len(lines)  # each row has a name of its own
     again = analyze.run_weights(base, other, other, num_threads=1, seed=0)
     assert json.dumps(again) == json.dumps(result)  # whatever the threads
     other_seed = analyze.run_weights(base, other, other, num_threads=2, seed=1)["total"]
