@@ -81,6 +81,11 @@ def test_a_sparse_update_is_below_its_nulls_and_rounding_is_seen() -> None:
     stored = weights.change_of(weights.tally(old_N, new_N, 0, 4), torch.bfloat16, 0)
     assert stored.different < 0.2 and stored.delta != pytest.approx(6e-4, rel=0.2)  # a true 6e-4, read through bfloat16
     assert stored.changed[0] == pytest.approx(stored.different, rel=1e-3)  # any step there is above 0.1 %
+    drawn_N = stored.delta * torch.randn(old_N.shape, generator=torch.Generator().manual_seed(6))
+    step_N = ((old_N.float() + drawn_N).bfloat16().float() - old_N.float()).abs()
+    shares = [float((step_N > threshold * old_N.float().abs()).float().mean()) for threshold in weights.THRESHOLDS]
+    assert stored.dense_null_stored == pytest.approx(shares, abs=0.01)  # rounded as the update was
+    assert abs(stored.dense_null[0] - stored.dense_null_stored[0]) > 0.05
     assert weights.change_of(weights.tally(old_N, old_N, 0, 4), torch.bfloat16, 0).figures()["changed"]["0.001"] == 0
 
 
