@@ -140,6 +140,10 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
         squares["delta"] += float(delta.norm() ** 2)
         squares["old"] += float(value.double().norm() ** 2)
     assert result["total"]["delta"] == pytest.approx(math.sqrt(squares["delta"] / squares["old"]), rel=1e-6)
+    deltas = [of["delta"] for of in result["tensors"].values()]
+    of_tensors = None if None in deltas else pytest.approx(sum(deltas) / len(deltas), rel=1e-9)  # each counts once, whatever its size
+    assert result["total"]["delta_mean_of_tensors"] == of_tensors
+    assert (family == "llama") == (of_tensors is not None)
     assert result["total"]["parameters"] == sum(value.numel() for value in before.values())  # a tied head once
     lines = list(analysis.weights(analyze.run_weights(base, other, base, num_threads=2, seed=0)))
     assert [line.split()[-2] for line in lines[1:]] == ["-"] * (len(lines) - 1)  # no cosine with no update
@@ -148,6 +152,20 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
     assert json.dumps(again) == json.dumps(result)  # whatever the threads
     other_seed = analyze.run_weights(base, other, other, num_threads=2, seed=1)["total"]
     assert {key for key in other_seed if other_seed[key] != result["total"][key]} == {"changed_dense_null_stored", "changed_shuffled_null"}
+
+
+def test_the_stored_null_is_rounded_to_the_dtype_of_the_model_after(tmp_path: Path) -> None:
+    base, other = folders(tmp_path, "llama", 0.01)
+    halves = {name: value.bfloat16() for name, value in load_file(other / "model.safetensors").items()}
+    save_file(halves, other / "model.safetensors", metadata={"format": "pt"})
+    name = "model.layers.0.mlp.down_proj.weight"
+    for one, two, dtype in ((base, other, torch.bfloat16), (other, base, torch.float32)):
+        result = analyze.run_weights(one, two, None, 1, 0)
+        before, after = (load_file(root / "model.safetensors")[name].flatten() for root in (one, two))
+        change = weights.change_of(weights.tally(before, after), dtype, analyze._seed(0, name)).figures()
+        assert result["tensors"][name]["changed_dense_null_stored"] == change["changed_dense_null_stored"]
+        assert change["changed_dense_null_stored"] != {key: 0.0 for key in change["changed_dense_null_stored"]}
+    assert result["dtypes"] == ["bfloat16", "float32"]
 
 
 def test_models_that_differ_in_shape_are_refused_and_positions_may_differ(tmp_path: Path) -> None:
