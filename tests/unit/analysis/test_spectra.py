@@ -88,6 +88,14 @@ def test_sparse_low_rank_and_dense_updates_differ() -> None:
     assert told["singular_value_shift_max"] == pytest.approx(0.1)
 
 
+def test_a_gaussian_update_is_as_its_null() -> None:
+    old = gaussian(80, 60, seed=1)
+    for scale in (1e-4, 1e-2):
+        told = spectra.spectra(old, old + scale * gaussian(80, 60, seed=2), 8, seed=0)
+        for name in ("stable_rank", "effective_rank", "singular_value_shift_mean", "principal_angle_left_max"):
+            assert told[name] == pytest.approx(told[f"null_{name}"], rel=0.6), name
+
+
 def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         random_model("granite_h_micro").save_pretrained(tmp_path / name)

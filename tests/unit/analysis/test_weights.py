@@ -140,6 +140,9 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
         squares["delta"] += float(delta.norm() ** 2)
         squares["old"] += float(value.double().norm() ** 2)
     assert result["total"]["delta"] == pytest.approx(math.sqrt(squares["delta"] / squares["old"]), rel=1e-6)
+    for key in ("changed", "changed_dense_null", "changed_dense_null_stored", "changed_shuffled_null"):  # each entry counts once
+        num = sum(of["parameters"] * of[key]["0.01"] for of in result["tensors"].values())
+        assert result["total"][key]["0.01"] == pytest.approx(num / result["total"]["parameters"], rel=1e-9)
     deltas = [of["delta"] for of in result["tensors"].values()]
     of_tensors = None if None in deltas else pytest.approx(sum(deltas) / len(deltas), rel=1e-9)  # each counts once, whatever its size
     assert result["total"]["delta_mean_of_tensors"] == of_tensors
