@@ -181,6 +181,12 @@ def test_the_edge_knows_regression_to_the_mean() -> None:
     assert sum(edge.share_of_gain or 0 for edge in gains.values()) == pytest.approx(1)
 
 
+def test_a_pass_rate_counts_problems_whatever_their_responses() -> None:
+    of = of_problems(drawn(np.array([1.0, 0.0, 0.0]), 4, 1), np.arange(12) != 1)  # a fault
+    rate = responses.pass_rate(of_problems(of, np.arange(11) != 0))
+    assert (rate.value, rate.standard_error, rate.num) == pytest.approx((1 / 3, 1 / 3, 10))
+
+
 def test_repetition_and_steps() -> None:
     assert responses.repetition("a b c") is None and responses.repetition("a b c d e f") == 0
     assert responses.repetition("a b c d " * 50) == pytest.approx(1 - 4 / 197)

@@ -96,6 +96,13 @@ def test_a_gaussian_update_is_as_its_null() -> None:
             assert told[name] == pytest.approx(told[f"null_{name}"], rel=0.6), name
 
 
+def test_left_and_right_directions_turn_apart() -> None:
+    left, right, other = (torch.linalg.qr(gaussian(40, 5, seed=seed)).Q for seed in (1, 2, 3))
+    values = torch.diag(torch.arange(5.0, 0.0, -1.0, dtype=torch.float64))
+    told = spectra.spectra(left @ values @ right.T, left @ values @ other.T, 5, seed=0)
+    assert told["principal_angle_left_max"] < 1e-6 and told["principal_angle_right_max"] > 0.5
+
+
 def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         random_model("granite_h_micro").save_pretrained(tmp_path / name)
