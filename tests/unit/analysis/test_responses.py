@@ -185,6 +185,7 @@ def test_a_pass_rate_counts_problems_whatever_their_responses() -> None:
     of = of_problems(drawn(np.array([1.0, 0.0, 0.0]), 4, 1), np.arange(12) != 1)  # a fault
     rate = responses.pass_rate(of_problems(of, np.arange(11) != 0))
     assert (rate.value, rate.standard_error, rate.num) == pytest.approx((1 / 3, 1 / 3, 10))
+    assert responses.lengths(np.arange(101)) == responses.Lengths(50, 25, 50, 75)
 
 
 def test_repetition_and_steps() -> None:
