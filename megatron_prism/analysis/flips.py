@@ -2,15 +2,19 @@
 
 Both models answer a problem several times, so some problems flip though no chance changed. The null of a flip is the first model against itself: two
 draws from its own responses to the problem, without putting back. A loss beyond that is a loss of what the first model could do.
+prism evaluate samples both models by the same seeds, so responses of one number are alike where the models are. No figure below holds a response
+beside the one of its number: draws from both models have no number in common, as two draws from one model have none.
 Shape legend: P problems, E entries (a problem twice, once a half of its responses).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -51,8 +55,8 @@ class Flips:
 class Edge:
     """The gain of problems whose pass rate under the first model lay in a bin, which is named in percent. share: of the problems. share_of_gain: of the whole gain.
 
-    gain: with the bin by one half of the first model's responses and the gain by the other, both ways around. gain_naive: bin and gain by the same
-    responses. There, regression to the mean alone lifts what was low and lowers what was high.
+    gain: with the bin by one half of the first model's responses and the gain by the other half of both models', both ways around. gain_naive: bin
+    and gain by the same responses. There, regression to the mean alone lifts what was low and lowers what was high.
     """
 
     name: str
@@ -63,43 +67,107 @@ class Edge:
 
 
 def counts(responses: Responses, num_problems: int, half: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the responses to each problem, and the right ones. half: 0 or 1, every second of a problem's responses; None: all."""
-    is_in_N = np.ones(len(responses.problem_N), dtype=bool)
-    if half is not None:
-        order_N = np.lexsort((responses.sample_N, responses.problem_N))
-        first_N = np.searchsorted(responses.problem_N[order_N], responses.problem_N[order_N])
-        is_in_N[order_N] = (np.arange(len(order_N)) - first_N) % 2 == half
+    """Return the responses to each problem, and the right ones. half: 0 or 1, those of even or of odd number; None: all."""
+    is_in_N = np.ones(len(responses.problem_N), dtype=bool) if half is None else responses.sample_N % 2 == half
     problem_N, is_right_N = responses.problem_N[is_in_N], responses.is_right_N[is_in_N]
     return np.bincount(problem_N, minlength=num_problems), np.bincount(problem_N, is_right_N, minlength=num_problems).astype(np.int64)
 
 
-def flips(num_old_P: np.ndarray, right_old_P: np.ndarray, num_new_P: np.ndarray, right_new_P: np.ndarray) -> Flips:
+@dataclass(frozen=True)
+class Answered:
+    """How many responses to a problem are right. both: by number, of the samples that both models have: (right, right), (right, wrong), (wrong,
+    right) and (wrong, wrong) of the first and the second. second_only: (right, wrong) of the second's samples that the first lacks.
+    """
+
+    num_first: int
+    right_first: int
+    both: tuple[int, int, int, int]
+    second_only: tuple[int, int] = (0, 0)
+
+    @property
+    def num_second(self) -> int:
+        return sum(self.both) + sum(self.second_only)
+
+    @property
+    def right_second(self) -> int:
+        return self.both[0] + self.both[2] + self.second_only[0]
+
+    @property
+    def first_again(self) -> Answered:
+        """The first model in the place of the second."""
+        return Answered(self.num_first, self.right_first, (self.right_first, 0, 0, self.num_first - self.right_first))
+
+
+def answered(old: Responses, new: Responses) -> list[Answered]:
+    """Return how each problem that both models answered was."""
+    first, second = (_by_problem(one) for one in (old, new))
+    return [_answered(first[problem], second[problem]) for problem in sorted(first.keys() & second.keys())]
+
+
+def _by_problem(responses: Responses) -> dict[int, dict[int, bool]]:
+    """Return by problem whether each sample is right."""
+    by_problem: dict[int, dict[int, bool]] = {}
+    for problem, sample, is_right in zip(*(values_N.tolist() for values_N in _columns(responses)), strict=True):
+        by_problem.setdefault(problem, {})[sample] = is_right
+    return by_problem
+
+
+def _columns(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return responses.problem_N, responses.sample_N, responses.is_right_N
+
+
+def _answered(first: Mapping[int, bool], second: Mapping[int, bool]) -> Answered:
+    both = Counter((first[sample], second[sample]) for sample in first.keys() & second.keys())
+    only = Counter(is_right for sample, is_right in second.items() if sample not in first)
+    cells = [both[one, other] for one in (True, False) for other in (True, False)]
+    return Answered(len(first), sum(first.values()), (cells[0], cells[1], cells[2], cells[3]), (only[True], only[False]))
+
+
+def flips(old: Responses, new: Responses) -> Flips:
     """Return the flips of problems that both models answered at least once."""
-    was_P, is_P = right_old_P / num_old_P > SOLVED, right_new_P / num_new_P > SOLVED
-    problems = list(zip(*(values_P.tolist() for values_P in (num_old_P, right_old_P, num_new_P, right_new_P)), strict=True))
-    several = [problem for problem in problems if problem[0] > 1]  # one response has no other draw to be held against
-    by_half = [(min(old // 2, new), old, right_old, new, right_new) for old, right_old, new, right_new in several]
-    by_sample = [(1, *problem) for problem in several]
+    problems = answered(old, new)
+    was_P = np.array([one.right_first / one.num_first > SOLVED for one in problems])
+    is_P = np.array([one.right_second / one.num_second > SOLVED for one in problems])
+    several = [one for one in problems if one.num_first > 1]  # one response has no other draw to be held against
+    halves, samples = [min(one.num_first // 2, one.num_second) for one in several], [1] * len(several)
     return Flips(
         len(problems),
         float((~was_P & is_P).mean()),
         float((was_P & ~is_P).mean()),
-        *(_flip(drawn, is_gain) for drawn in (by_half, by_sample) for is_gain in (True, False)),
+        *(_flip(several, nums, way) for nums in (halves, samples) for way in (0, 1)),
     )
 
 
-def _flip(problems: Sequence[tuple[int, int, int, int, int]], is_gain: bool) -> Flip:
-    """Return one way of flipping. problems: of each, how many responses are drawn, of how many, how many of them right; old, then new."""
+def _flip(problems: Sequence[Answered], nums: Sequence[int], way: int) -> Flip:
+    """Return one way of flipping, 0 -> 1 (way 0) or 1 -> 0 (way 1). nums: how many responses to each problem are drawn."""
     if not problems:
         return Flip(None, None, None, None)
-    share_P, chance_P = [], []
-    for num_drawn, num_old, right_old, num_new, right_new in problems:
-        was, now = _solved(num_drawn, num_old, right_old), _solved(num_drawn, num_new, right_new)
-        share_P.append((1 - was) * now if is_gain else was * (1 - now))
-        chance_P.append(_redrawn(num_drawn, num_old, right_old))  # a redraw gains as often as it loses
-    beyond_P = np.array(share_P) - chance_P
+    share_P = np.array([_flipped(one, num)[way] for one, num in zip(problems, nums, strict=True)])
+    chance_P = np.array([_flipped(one.first_again, num)[way] for one, num in zip(problems, nums, strict=True)])
+    beyond_P = share_P - chance_P
     error = float(beyond_P.std(ddof=1) / math.sqrt(len(beyond_P))) if len(beyond_P) > 1 else None
-    return Flip(float(np.mean(share_P)), float(np.mean(chance_P)), float(beyond_P.mean()), error)
+    return Flip(float(share_P.mean()), float(chance_P.mean()), float(beyond_P.mean()), error)
+
+
+@cache
+def _flipped(problem: Answered, num: int) -> tuple[float, float]:
+    """Return the chances of 0 -> 1 and of 1 -> 0 between num responses of the first model and num of the second, of no number in common.
+
+    The second's are drawn from all of its own, and then the first's from those of other numbers.
+    """
+    cells = (*problem.both, *problem.second_only)
+    gained = lost = 0.0
+    for drawn in product(*(range(min(cell, num) + 1) for cell in cells[:-1])):
+        last = num - sum(drawn)
+        if not 0 <= last <= cells[-1]:
+            continue
+        chance = math.prod(map(math.comb, cells, (*drawn, last))) / math.comb(problem.num_second, num)
+        was = _solved(num, problem.num_first - sum(drawn[:4]), problem.right_first - drawn[0] - drawn[1])
+        if (drawn[0] + drawn[2] + drawn[4]) / num > SOLVED:
+            gained += chance * (1 - was)
+        else:
+            lost += chance * was
+    return gained, lost
 
 
 @cache
@@ -113,32 +181,21 @@ def _solved(num_drawn: int, num: int, num_right: int) -> float:
     return ways / math.comb(num, num_drawn)
 
 
-@cache
-def _redrawn(num_drawn: int, num: int, num_right: int) -> float:
-    """Return the chance that one draw is solved, and another of the responses that are left is not."""
-    lost = 0.0
-    for right in range(min(num_drawn, num_right) + 1):
-        if right / num_drawn > SOLVED:
-            chance = math.comb(num_right, right) * math.comb(num - num_right, num_drawn - right) / math.comb(num, num_drawn)
-            lost += chance * (1 - _solved(num_drawn, num - num_drawn, num_right - right)) if chance else 0.0
-    return lost
-
-
 def edges(old: Responses, new: Responses, num_problems: int) -> tuple[Edge, ...]:
-    """Return the gain by the bin of the first model's pass rate. Problems with fewer than two responses of the first, or none of the second, are left out."""
-    halves = [counts(old, num_problems, half) for half in (0, 1)]
-    num_new_P, right_new_P = counts(new, num_problems)
-    is_in_P = (halves[0][0] > 0) & (halves[1][0] > 0) & (num_new_P > 0)
-    if not is_in_P.any():
+    """Return the gain by the bin of the first model's pass rate. A half without responses of both models gives no gain, one of none no bin."""
+    olds, news = ([counts(one, num_problems, half) for half in (0, 1)] for one in (old, new))
+    bins, gains, problems = [], [], []
+    for half, other in ((0, 1), (1, 0)):
+        is_in_P = (olds[half][0] > 0) & (olds[other][0] > 0) & (news[other][0] > 0)
+        bins.append(_bin(_rate(olds[half], is_in_P)))
+        gains.append(_rate(news[other], is_in_P) - _rate(olds[other], is_in_P))
+        problems.append(np.nonzero(is_in_P)[0])
+    bin_E, gain_E, problem_E = np.concatenate(bins), np.concatenate(gains), np.concatenate(problems)
+    if not len(problem_E):
         return ()
-    rates = [right_P[is_in_P] / num_P[is_in_P] for num_P, right_P in halves]
-    new_P = right_new_P[is_in_P] / num_new_P[is_in_P]
-    bin_E = np.concatenate([_bin(rates[0]), _bin(rates[1])])
-    gain_E = np.concatenate([new_P - rates[1], new_P - rates[0]])
-    problem_E = np.tile(np.arange(len(new_P)), 2)
-    num_old_P, right_old_P = counts(old, num_problems)
-    whole_P = right_old_P[is_in_P] / num_old_P[is_in_P]
-    naive_bin_P, naive_P, total = _bin(whole_P), new_P - whole_P, float(gain_E.sum())
+    is_in_P = np.isin(np.arange(num_problems), problem_E)
+    whole_P = _rate(counts(old, num_problems), is_in_P)
+    naive_P, naive_bin_P, total = _rate(counts(new, num_problems), is_in_P) - whole_P, _bin(whole_P), float(gain_E.sum())
     return tuple(
         Edge(
             name,
@@ -149,6 +206,13 @@ def edges(old: Responses, new: Responses, num_problems: int) -> tuple[Edge, ...]
         )
         for number, name in enumerate(BINS)
     )
+
+
+def _rate(counted: tuple[np.ndarray, np.ndarray], is_in_P: np.ndarray) -> np.ndarray:
+    """Return the pass rates of some problems."""
+    num_P, right_P = counted
+    rate_P: np.ndarray = right_P[is_in_P] / num_P[is_in_P]
+    return rate_P
 
 
 def _bin(rate_P: np.ndarray) -> np.ndarray:

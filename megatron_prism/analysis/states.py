@@ -5,6 +5,7 @@ Shape legend: P states of a model, N prompts, C channels.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import sha256_json
 
 FOLDER, TENSOR, FORM = "states", "states_PNC", 1
+ABOUT = "about"  # the one entry of a file's metadata: safetensors writes several in any order
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Kept:
         with disk.writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_bytes(save({TENSOR: states_PNC.contiguous()}, metadata=dict(about)))
+                temporary.write_bytes(save({TENSOR: states_PNC.contiguous()}, metadata={ABOUT: json.dumps(dict(about))}))
                 disk.sync([temporary])
                 temporary.replace(path)
                 disk.sync([path.parent])

@@ -24,6 +24,7 @@ import torch
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)  # paper, Table 22
 ROW = 256  # entries whose squares are added in their own dtype
+SMALLEST_SQUARE = 1e-24  # of a piece: below it, entries whose squares fp32 rounds to 0 would count
 SAMPLE = 1 << 16  # entries of a tensor that its nulls are computed on
 
 
@@ -76,10 +77,15 @@ def tally(old_N: torch.Tensor, new_N: torch.Tensor, first: int = 0, stride: int 
 
 
 def _square(values_N: np.ndarray[Any, Any]) -> float:
-    """Return the sum of squares: of short rows in their own dtype, and of the rows in fp64."""
+    """Return the sum of squares: of short rows in their own dtype, and of the rows in fp64. All in fp64 where the dtype may not hold the squares."""
     even = values_N.size - values_N.size % ROW
     rows_BR, rest_N = values_N[:even].reshape(-1, ROW), values_N[even:].astype(np.float64)
-    return float(np.einsum("br,br->b", rows_BR, rows_BR).astype(np.float64).sum() + rest_N @ rest_N)
+    with np.errstate(over="ignore"):
+        total = float(np.einsum("br,br->b", rows_BR, rows_BR).astype(np.float64).sum() + rest_N @ rest_N)
+    if SMALLEST_SQUARE < total < math.inf:
+        return total
+    wide_N = values_N.astype(np.float64)
+    return float(wide_N @ wide_N)
 
 
 def stride_of(num: int, row: int) -> int:
@@ -213,10 +219,10 @@ class Cosine:
             self.dot + other.dot, self.square_one + other.square_one, self.square_other + other.square_other, self.num + other.num
         )
 
-    def figures(self) -> dict[str, float]:
-        """Return the cosine (paper, Equation 2) and its null. 0 where an update is none."""
-        norms = math.sqrt(self.square_one * self.square_other)
-        return {"cosine": self.dot / norms if norms else 0.0, "cosine_null_std": 1 / math.sqrt(max(self.num, 1))}
+    def figures(self) -> dict[str, float | None]:
+        """Return the cosine (paper, Equation 2) and its null. None where an update is none."""
+        norms = math.sqrt(self.square_one) * math.sqrt(self.square_other)
+        return {"cosine": self.dot / norms if norms else None, "cosine_null_std": 1 / math.sqrt(max(self.num, 1))}
 
 
 def cosine(old_N: torch.Tensor, one_N: torch.Tensor, other_N: torch.Tensor) -> Cosine:

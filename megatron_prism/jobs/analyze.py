@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -112,6 +113,7 @@ def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict
                     old_RC, new_RC = (values_N.view(-1, tensor.row) for values_N in read(start, end - start))
                 by_key[tensor.name, component] = spectra.spectra(old_RC, new_RC, num_directions, _seed(seed, tensor.name))
                 tick()
+    num_parts = Counter(name for name, _ in by_key)
     components = dict.fromkeys(component for _, component in by_key)
     means = {name: _means([figures for (_, component), figures in by_key.items() if component == name]) for name in components}
     return {
@@ -122,7 +124,7 @@ def run_spectra(base: Path, other: Path, num_directions: int, seed: int) -> dict
         "null": "a Gaussian update of the same shape and norm",
         "effective_rank_up_to": spectra.EXACT,
         "components": means,
-        "tensors": {f"{name} ({component})" if component in ("gate", "up") else name: of for (name, component), of in by_key.items()},
+        "tensors": {name if num_parts[name] == 1 else f"{name} ({component})": of for (name, component), of in by_key.items()},
     }
 
 

@@ -44,6 +44,7 @@ from megatron_prism.train.stop import StopRequest
 from megatron_prism.train.watchdog import Watchdog
 
 KIND, COMMAND, RESULT = "cka", "prism analyze cka", "cka.json"
+CONSTANT = 1e-6  # of the norm of states: what varies less is rounding
 SAYS = {
     "biased": "linear CKA (paper, Equation 4, with centred columns): near 1 for anything wide",
     "debiased": "CKA of the unbiased HSIC (Song et al. 2012): near 0 for independent representations",
@@ -104,7 +105,9 @@ def resolve(config: CkaConfig, world_size: int) -> Resolved:
         "environment": environment.variables(config),
         "out": str(config.out),
     }
-    return Resolved(config, models, texts, available, figures)
+    resolved = Resolved(config, models, texts, available, figures)
+    raise_problems(list(_alike(resolved)))
+    return resolved
 
 
 def _read(one: ComparedConfig, config: CkaConfig) -> Evaluated:
@@ -124,7 +127,7 @@ def _prompts(name: str, distribution: DistributionConfig, config: CkaConfig) -> 
         return drawn.draw(part, config.num_prompts, config.seed, name, distribution.min_characters, where)
     asked = tasks.read(name, TaskConfig(set=distribution.set, path=Path(distribution.path[0]))).questions
     prompts = [one.prompt if isinstance(one.prompt, str) else "\n".join(turn.get("content", "") for turn in one.prompt) for one in asked]
-    long_enough = [text for text in prompts if len(text.strip()) >= distribution.min_characters]
+    long_enough = [text for text in dict.fromkeys(prompts) if len(text.strip()) >= distribution.min_characters]
     if len(long_enough) < config.num_prompts:
         raise InputError(Problem(where, f"{len(long_enough)} prompts", f"num_prompts, {config.num_prompts}", "a smaller num_prompts"))
     return random.Random(f"{config.seed} {name}").sample(long_enough, config.num_prompts), len(long_enough)
@@ -138,6 +141,15 @@ def _unlike(first: str, other: str, models: Mapping[str, Evaluated], same_shapes
         yield Problem(f"{first}|{other}", f"{layers[0]} and {layers[1]} layers", "as many layers in both")
     elif same_shapes and _shapes(one) != _shapes(two):
         yield Problem("null_update", f"{first} and {other}, whose tensors differ in shape", "models of one shape", "null_update: false")
+
+
+def _alike(resolved: Resolved) -> Iterator[Problem]:
+    """Yield the prompts that a model reads as the same tokens. Only rank 0 has prompts."""
+    for name, of_model in _tokens(resolved).items():
+        for distribution, texts in of_model.items():
+            if (num := len(set(map(tuple, texts)))) < len(texts):
+                found = f"{num} of {len(texts)} differ in what {name} reads of them, at most {max(map(len, texts))} tokens"
+                yield Problem(f"distributions.{distribution}", found, "prompts that differ", "a larger max_tokens, or other prompts")
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -238,6 +250,12 @@ def _keep(kept: Kept, key: str, states_PNC: torch.Tensor, subject: Subject, dist
     if not bool(torch.isfinite(states_PNC).all()):
         layer = int((~torch.isfinite(states_PNC)).any(-1).any(-1).nonzero()[0])
         raise CheckpointError(Problem(_named(subject), f"NaN or inf after layer {layer} on {distribution}", "finite hidden states"))
+    spread_P = (states_PNC.double() - states_PNC.double().mean(1, keepdim=True)).norm(dim=(1, 2))
+    if bool((is_constant_P := spread_P <= CONSTANT * states_PNC.double().norm(dim=(1, 2))).any()):
+        found = f"the same state of every prompt after layer {int(is_constant_P.nonzero()[0])} on {distribution}"
+        raise CheckpointError(
+            Problem(_named(subject), found, "hidden states that vary", "a constant is aligned with nothing: other prompts")
+        )
     kept.write(key, states_PNC, {"model": _named(subject), "distribution": distribution})
 
 

@@ -28,8 +28,9 @@ from megatron_prism.prepare.texts import named_path
 CUT = ("max_tokens", "max_context")  # ends of a response for want of room
 NULLS = {
     "solvability": "the same chance of each problem, the mean pass rate (binomial)",
-    "flips": "the first model against itself: two draws from its own responses to a problem, without putting back",
-    "edge": "halves of the first model's responses: one gives the bin, the other the gain; gain_naive has regression to the mean in it",
+    "flips": "the first model against itself: two draws from its own responses to a problem, without putting back; no draws, of one model or of both, have "
+    "a sample's number in common, since one number is one seed",
+    "edge": "halves of the responses by number: one of the first model's gives the bin, the other of both models' the gain; gain_naive has regression to the mean in it",
 }
 
 
@@ -183,5 +184,5 @@ def _change(task: str, evaluations: tuple[Evaluation, Evaluation], read: tuple[R
     if not ids:
         return {"not_compared": ["no problem that both answered"]}
     old, new = (one.arrays(ids) for one in read)
-    made = flips.flips(*flips.counts(old, len(ids)), *flips.counts(new, len(ids)))
+    made = flips.flips(old, new)
     return {**asdict(made), "edge": {one.name: asdict(one) for one in flips.edges(old, new, len(ids))}}

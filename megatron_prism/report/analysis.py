@@ -40,12 +40,15 @@ def weights(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line a component, kind and the total: the change, the share above 1 %, and what its nulls say."""
     has_cosine = "cosine" in result["total"]
     rows = [["component", "delta", "mean of tensors", *NULLS.values(), *(["cosine", "null +-"] if has_cosine else [])]]
-    named = [*result["components"].items(), *result["kinds"].items(), ("total", result["total"])]
+    kinds = [(f"all {name}", figures) for name, figures in result["kinds"].items() if name not in result["components"]]
+    named = [*result["components"].items(), *kinds, ("total", result["total"])]
     if masters := result.get("masters"):
         named += [("total, fp32 main weights", masters["total"])]
     for name, figures in named:
         shares = [f"{100 * figures[key]['0.01']:.2f} %" for key in NULLS]
-        cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"] if "cosine" in figures else ["-", "-"] * has_cosine
+        cosines = ["-", "-"] * has_cosine
+        if figures.get("cosine") is not None:
+            cosines = [f"{figures['cosine']:.3f}", f"{figures['cosine_null_std']:.1g}"]
         deltas = ["-" if figures[key] is None else f"{figures[key]:.3g}" for key in ("delta", "delta_mean_of_tensors")]
         rows.append([name, *deltas, *shares, *cosines])
     yield from _table(rows)

@@ -195,7 +195,8 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(point: str, compare: Compare,
     with pytest.raises(AssertionError, match="exit code -9"):
         compare(f"killed {point}", "tiny", point=point)
     root = compare(f"killed {point}", "tiny").parent / f"killed {point}"
-    assert (root / analyze_cka.RESULT).read_bytes() == (alone("tiny") / analyze_cka.RESULT).read_bytes()
+    for path in (alone("tiny") / analyze_cka.RESULT, *(alone("tiny") / FOLDER).iterdir()):
+        assert (root / path.relative_to(alone("tiny"))).read_bytes() == path.read_bytes(), path
 
 
 def test_an_output_of_another_pair_computes_only_what_is_new(compare: Compare, alone: Callable[[str], Path]) -> None:

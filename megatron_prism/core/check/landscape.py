@@ -32,6 +32,11 @@ def check_landscape(config: LandscapeConfig, world_size: int) -> list[Problem]:
             problems.append(Problem(f"{name}_model", " and ".join(given) or "none of them", "one of checkpoint and hf"))
     if config.engine != "cached":
         problems.append(Problem("engine", config.engine, "cached: no other was run on weights that change"))
+    names = [f"{share:g}" for share in config.keep_largest]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(Problem("keep_largest", f"{', '.join(twice)} twice", "each share once: a point is named by it, to six digits"))
+    if config.plane_size == 1:
+        problems.append(Problem("plane_size", "1", "0 for no plane, or at least 2: one point is a corner of it"))
     of_evaluation = [problem for problem in check_evaluate(evaluation(config), world_size) if problem.where != "model"]
     return list(dict.fromkeys([*problems, *check_bounds(config), *of_evaluation]))
 

@@ -95,6 +95,9 @@ def test_the_least_layer_is_found_and_its_spread_is_of_each_subsamples_least() -
     for form in cka.FORMS:
         assert figures[f"min_{form}_layer"] == 1 and figures[f"min_{form}"] == layers[1].value[form]
         assert figures[f"min_{form}_ablated"]["1"] == layers[1].ablated[1][form]
+        assert figures[f"min_{form}_permutation_null"] == cka.summary(layers[1].permuted[form])
+        least = np.min([layer.subsampled[form] for layer in layers], axis=0)
+        assert figures[f"min_{form}_subsampled"] == pytest.approx(cka.summary(least.tolist()))
     swapped = cka.together(layers[::-1][1:])
     assert swapped["min_biased_layer"] == 0  # a permutation of layers is seen
 

@@ -159,6 +159,8 @@ def test_every_problem_of_a_config_is_named() -> None:
     )
     places = [problem.where for problem in check_landscape(wrong, 1)]
     assert sorted(places) == ["base_model", "engine", "keep_largest.0", "num_steps_to_rl", "rl_model", "tasks.a b"]
+    said = "\n".join(map(str, check_landscape(config(keep_largest=[0.2, 0.1, 0.20000001], plane_size=1), 1)))
+    assert "keep_largest: found 0.2 twice" in said and "plane_size: found 1; required 0" in said and len(said.splitlines()) == 2
 
 
 def test_models_that_are_not_there_are_all_named(tmp_path: Path) -> None:

@@ -106,35 +106,63 @@ def test_solvability_and_its_null() -> None:
 
 def test_a_model_against_itself_flips_as_chance_and_a_change_beyond() -> None:
     chance_P = chances(2000)
-    old, same = (flips.counts(drawn(chance_P, 8, seed), 2000) for seed in (8, 9))
-    made = flips.flips(*old, *same)
+    old, same = (drawn(chance_P, 8, seed) for seed in (8, 9))
+    made = flips.flips(old, same)
     for flip in (made.gained_by_half, made.lost_by_half, made.gained_by_sample, made.lost_by_sample):
         assert flip.chance is not None and flip.beyond_chance is not None and flip.standard_error is not None
         assert flip.chance > 0.05 and abs(flip.beyond_chance) < 3.5 * flip.standard_error
     moved_P = np.where(np.arange(2000) % 10 == 0, 1 - chance_P, 0.2 + 0.8 * chance_P)  # a tenth is another, the rest gains
-    made = flips.flips(*old, *flips.counts(drawn(moved_P, 8, 10), 2000))
+    new = drawn(moved_P, 8, 10)
+    made = flips.flips(old, new)
     for flip in (made.gained_by_half, made.gained_by_sample):
         assert flip.beyond_chance is not None and flip.standard_error is not None and flip.beyond_chance > 8 * flip.standard_error
-    tenth = slice(0, None, 10)
-    made = flips.flips(*(values_P[tenth] for values_P in (*old, *flips.counts(drawn(moved_P, 8, 10), 2000))))
+    made = flips.flips(*(of_problems(one, one.problem_N % 10 == 0) for one in (old, new)))
     for flip in (made.lost_by_half, made.lost_by_sample):
         assert flip.beyond_chance is not None and flip.standard_error is not None and flip.beyond_chance > 4 * flip.standard_error
         assert flip.share == pytest.approx(flip.chance + flip.beyond_chance)
 
 
-def test_shares_and_chances_of_flips_are_those_of_every_draw() -> None:
-    old, new = (1, 1, 1, 0, 0), (1, 0, 0, 0)  # one problem
-    made = flips.flips(*(np.array([number]) for number in (5, 3, 4, 1)))
-    draws = list(itertools.permutations(old, 4))
-    halves = [(sum(draw[:2]) == 2, sum(draw[2:]) == 2) for draw in draws]
-    assert made.lost_by_half.chance == pytest.approx(np.mean([one and not other for one, other in halves]))
-    assert made.gained_by_sample.chance == pytest.approx(np.mean([not draw[0] and draw[1] for draw in draws]))
-    now = [sum(draw) == 2 for draw in itertools.permutations(new, 2)]
-    assert made.lost_by_half.share == pytest.approx(np.mean([one for one, _ in halves]) * (1 - np.mean(now)))
-    assert made.lost_by_sample.share == pytest.approx(3 / 5 * 3 / 4)
+def test_responses_by_the_same_seeds_are_not_held_beside_each_other() -> None:
+    """prism evaluate samples both models by the same seeds: the same model, or nearly the same, gives the same responses by number."""
+    old = drawn(chances(300), 8, 8)
+    made = flips.flips(old, old)
+    for flip in (made.gained_by_half, made.lost_by_half, made.gained_by_sample, made.lost_by_sample):
+        assert flip.chance is not None and flip.chance > 0.05 and flip.share == pytest.approx(flip.chance)
+    assert all(edge.gain.value == edge.gain_naive == 0 for edge in flips.edges(old, old, 300))
+
+
+def of_problems(one: Responses, is_in_N: np.ndarray) -> Responses:
+    return Responses(**{name: getattr(one, name)[is_in_N] for name in one.__dataclass_fields__})
+
+
+def answers(*right: int, first: int = 0) -> Responses:
+    """Return the responses to one problem, numbered from `first`."""
+    values = [np.arange(first, first + len(right)), np.array(right, bool)]
+    nothing_N = np.zeros(len(right))
+    return Responses(np.zeros(len(right), np.int64), *values, nothing_N, nothing_N, nothing_N)
+
+
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_shares_and_chances_of_flips_are_those_of_every_draw(first: int) -> None:
+    old, new = (1, 1, 1, 0, 0), (1, 0, 0, 1)  # first: 4, 3 or none of their numbers are in common
+    made = flips.flips(answers(*old), answers(*new, first=first))
+    pairs: dict[int, list[tuple[bool, bool]]] = {1: [], 2: []}
+    for num in pairs:
+        for drawn_new in itertools.combinations(range(4), num):
+            others = [number for number in range(5) if number - first not in drawn_new]
+            draws_old = list(itertools.combinations(others, num))
+            repeated = math.lcm(1, 3, 4, 5, 6, 10) // len(draws_old)  # each draw of the second counts the same
+            now = sum(new[number] for number in drawn_new) > num / 2
+            pairs[num] += [(sum(old[number] for number in draw) > num / 2, now) for draw in draws_old for _ in range(repeated)]
+    for num, gained, lost in ((1, made.gained_by_sample, made.lost_by_sample), (2, made.gained_by_half, made.lost_by_half)):
+        assert gained.share == pytest.approx(np.mean([now and not was for was, now in pairs[num]]))
+        assert lost.share == pytest.approx(np.mean([was and not now for was, now in pairs[num]]))
+        halves = [(sum(draw[:num]) > num / 2, sum(draw[num : 2 * num]) > num / 2) for draw in itertools.permutations(old)]
+        assert lost.chance == pytest.approx(np.mean([one and not other for one, other in halves])) == pytest.approx(gained.chance)
     assert (made.gained, made.lost) == (0, 1) and made.lost_by_half.standard_error is None
-    single = flips.flips(*(np.array([1, 1]) for _ in range(4)))
+    single = flips.flips(answers(1), answers(1))
     assert single.lost_by_sample == flips.Flip(None, None, None, None) and single.lost == 0  # one draw says nothing of another
+    assert flips.flips(answers(1, 0), answers(0)).lost_by_sample.share == 0  # of the one that has another number
 
 
 def test_the_edge_knows_regression_to_the_mean() -> None:
@@ -151,6 +179,13 @@ def test_the_edge_knows_regression_to_the_mean() -> None:
     assert gains["100"].gain.value is not None and abs(gains["100"].gain.value) < 0.03
     assert sum(edge.share for edge in gains.values()) == pytest.approx(1)
     assert sum(edge.share_of_gain or 0 for edge in gains.values()) == pytest.approx(1)
+
+
+def test_a_pass_rate_counts_problems_whatever_their_responses() -> None:
+    of = of_problems(drawn(np.array([1.0, 0.0, 0.0]), 4, 1), np.arange(12) != 1)  # a fault
+    rate = responses.pass_rate(of_problems(of, np.arange(11) != 0))
+    assert (rate.value, rate.standard_error, rate.num) == pytest.approx((1 / 3, 1 / 3, 10))
+    assert responses.lengths(np.arange(101)) == responses.Lengths(50, 25, 50, 75)
 
 
 def test_repetition_and_steps() -> None:

@@ -88,6 +88,21 @@ def test_sparse_low_rank_and_dense_updates_differ() -> None:
     assert told["singular_value_shift_max"] == pytest.approx(0.1)
 
 
+def test_a_gaussian_update_is_as_its_null() -> None:
+    old = gaussian(80, 60, seed=1)
+    for scale in (1e-4, 1e-2):
+        told = spectra.spectra(old, old + scale * gaussian(80, 60, seed=2), 8, seed=0)
+        for name in ("stable_rank", "effective_rank", "singular_value_shift_mean", "principal_angle_left_max"):
+            assert told[name] == pytest.approx(told[f"null_{name}"], rel=0.6), name
+
+
+def test_left_and_right_directions_turn_apart() -> None:
+    left, right, other = (torch.linalg.qr(gaussian(40, 5, seed=seed)).Q for seed in (1, 2, 3))
+    values = torch.diag(torch.arange(5.0, 0.0, -1.0, dtype=torch.float64))
+    told = spectra.spectra(left @ values @ right.T, left @ values @ other.T, 5, seed=0)
+    assert told["principal_angle_left_max"] < 1e-6 and told["principal_angle_right_max"] > 0.5
+
+
 def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     for name in ("a", "b"):
         random_model("granite_h_micro").save_pretrained(tmp_path / name)
@@ -99,5 +114,7 @@ def test_folders_are_looked_at_matrix_by_matrix(tmp_path: Path) -> None:
     ranks = {name: figures["stable_rank"] for name, figures in result["tensors"].items()}
     assert ranks[moved] == pytest.approx(1, abs=1e-3)
     assert all(rank == 0 for name, rank in ranks.items() if name != moved)
+    halves = {name for name in ranks if name not in after}  # of a tensor that holds two components; the others have their own name
+    assert halves and {name.partition(" ")[2] for name in halves} == {"(gate)", "(up)"}
     assert {"q", "gate", "up", "down", "in_proj", "out_proj"} <= {*result["components"]} and "embed/lm_head" not in result["components"]
     assert len(list(analysis.spectra(result))) == 1 + len(result["components"])

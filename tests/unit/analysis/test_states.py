@@ -23,6 +23,13 @@ def test_they_are_read_back_by_their_key(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / FOLDER).iterdir())] == [f"00000{n}_{key}.safetensors" for n, key in enumerate(keys)]
 
 
+def test_the_same_states_have_the_same_bytes(tmp_path: Path) -> None:
+    about = {name: name for name in ("model", "distribution", "a", "b", "c")}
+    for number in range(5):
+        Kept(tmp_path / str(number)).write("ab", STATES, about)
+    assert len({path.read_bytes() for path in tmp_path.glob(f"*/{FOLDER}/*")}) == 1
+
+
 def test_another_model_prompt_or_precision_has_another_key() -> None:
     cases = [({"sha256": "a"}, [[1, 2], [3]], "fp32"), ({"sha256": "b"}, [[1, 2], [3]], "fp32"), ({"sha256": "a"}, [[1], [2, 3]], "fp32")]
     assert len({key_of(*case) for case in [*cases, ({"sha256": "a"}, [[1, 2], [3]], "bf16")]}) == 4

@@ -49,6 +49,17 @@ def test_a_tensor_in_pieces_is_numpys(dtype: torch.dtype) -> None:
     torch.testing.assert_close(tallied.sample_delta_N.double(), torch.from_numpy(delta)[::3], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_squares_that_fp32_does_not_hold_are_taken_in_fp64(scale: float) -> None:
+    """Of 1e-25 the squares are 0 in fp32, of 1e25 they are inf: an update of 98 % of the entries would have no norm, or none that is finite."""
+    old_N, new_N = pair(1000, 0.5)
+    old_N, new_N = old_N * scale, new_N * scale
+    change = weights.change_of(weights.tally(old_N, new_N), torch.float32, 0)
+    delta = (new_N.double() - old_N.double()).norm() / old_N.double().norm()
+    assert change.delta == pytest.approx(float(delta), rel=1e-6) and change.dense_null[ONE_PERCENT] > 0.9
+    assert weights.cosine(old_N, new_N, new_N).figures()["cosine"] == pytest.approx(1)
+
+
 def test_the_dense_null_is_what_a_dense_update_changes() -> None:
     """A Gaussian update of 6e-4 of a Gaussian matrix changes 3.8 % by more than 1 %: what the paper's RL changes."""
     old_N, new_N = pair(1 << 20, 6e-4)
@@ -70,6 +81,11 @@ def test_a_sparse_update_is_below_its_nulls_and_rounding_is_seen() -> None:
     stored = weights.change_of(weights.tally(old_N, new_N, 0, 4), torch.bfloat16, 0)
     assert stored.different < 0.2 and stored.delta != pytest.approx(6e-4, rel=0.2)  # a true 6e-4, read through bfloat16
     assert stored.changed[0] == pytest.approx(stored.different, rel=1e-3)  # any step there is above 0.1 %
+    drawn_N = stored.delta * torch.randn(old_N.shape, generator=torch.Generator().manual_seed(6))
+    step_N = ((old_N.float() + drawn_N).bfloat16().float() - old_N.float()).abs()
+    shares = [float((step_N > threshold * old_N.float().abs()).float().mean()) for threshold in weights.THRESHOLDS]
+    assert stored.dense_null_stored == pytest.approx(shares, abs=0.01)  # rounded as the update was
+    assert abs(stored.dense_null[0] - stored.dense_null_stored[0]) > 0.05
     assert weights.change_of(weights.tally(old_N, old_N, 0, 4), torch.bfloat16, 0).figures()["changed"]["0.001"] == 0
 
 
@@ -79,7 +95,8 @@ def test_the_cosine_of_two_updates_and_its_null() -> None:
     found = weights.cosine(old_N, one_N, other_N).figures()
     assert found["cosine"] == pytest.approx(0.6, abs=0.01) and found["cosine_null_std"] == 1 / 256
     apart = weights.cosine(old_N, one_N, old_N + torch.randn(old_N.shape, generator=torch.Generator().manual_seed(5))).figures()
-    assert abs(apart["cosine"]) < 4 / 256
+    assert apart["cosine"] is not None and abs(apart["cosine"]) < 4 / 256
+    assert weights.cosine(old_N, one_N, old_N).figures()["cosine"] is None  # 0 would say that two updates are independent
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,11 +140,35 @@ def test_folders_are_compared_by_tensor_component_and_in_all(family: str, tmp_pa
         squares["delta"] += float(delta.norm() ** 2)
         squares["old"] += float(value.double().norm() ** 2)
     assert result["total"]["delta"] == pytest.approx(math.sqrt(squares["delta"] / squares["old"]), rel=1e-6)
+    for key in ("changed", "changed_dense_null", "changed_dense_null_stored", "changed_shuffled_null"):  # each entry counts once
+        num = sum(of["parameters"] * of[key]["0.01"] for of in result["tensors"].values())
+        assert result["total"][key]["0.01"] == pytest.approx(num / result["total"]["parameters"], rel=1e-9)
+    deltas = [of["delta"] for of in result["tensors"].values()]
+    of_tensors = None if None in deltas else pytest.approx(sum(deltas) / len(deltas), rel=1e-9)  # each counts once, whatever its size
+    assert result["total"]["delta_mean_of_tensors"] == of_tensors
+    assert (family == "llama") == (of_tensors is not None)
     assert result["total"]["parameters"] == sum(value.numel() for value in before.values())  # a tied head once
+    lines = list(analysis.weights(analyze.run_weights(base, other, base, num_threads=2, seed=0)))
+    assert [line.split()[-2] for line in lines[1:]] == ["-"] * (len(lines) - 1)  # no cosine with no update
+    assert len({line[: lines[0].index("delta") - 4].strip() for line in lines}) == len(lines)  # each row has a name of its own
     again = analyze.run_weights(base, other, other, num_threads=1, seed=0)
     assert json.dumps(again) == json.dumps(result)  # whatever the threads
     other_seed = analyze.run_weights(base, other, other, num_threads=2, seed=1)["total"]
     assert {key for key in other_seed if other_seed[key] != result["total"][key]} == {"changed_dense_null_stored", "changed_shuffled_null"}
+
+
+def test_the_stored_null_is_rounded_to_the_dtype_of_the_model_after(tmp_path: Path) -> None:
+    base, other = folders(tmp_path, "llama", 0.01)
+    halves = {name: value.bfloat16() for name, value in load_file(other / "model.safetensors").items()}
+    save_file(halves, other / "model.safetensors", metadata={"format": "pt"})
+    name = "model.layers.0.mlp.down_proj.weight"
+    for one, two, dtype in ((base, other, torch.bfloat16), (other, base, torch.float32)):
+        result = analyze.run_weights(one, two, None, 1, 0)
+        before, after = (load_file(root / "model.safetensors")[name].flatten() for root in (one, two))
+        change = weights.change_of(weights.tally(before, after), dtype, analyze._seed(0, name)).figures()
+        assert result["tensors"][name]["changed_dense_null_stored"] == change["changed_dense_null_stored"]
+        assert change["changed_dense_null_stored"] != {key: 0.0 for key in change["changed_dense_null_stored"]}
+    assert result["dtypes"] == ["bfloat16", "float32"]
 
 
 def test_models_that_differ_in_shape_are_refused_and_positions_may_differ(tmp_path: Path) -> None:

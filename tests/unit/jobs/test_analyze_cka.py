@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_prism.analysis.states import Kept
 from megatron_prism.core.check.cka import check_cka, pairs
 from megatron_prism.core.config import CkaConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.core.load import build
 from megatron_prism.jobs import analyze_cka
 from megatron_prism.report import analysis
@@ -56,6 +58,28 @@ def test_models_and_prompts_that_are_not_there_are_refused_together(tmp_path: Pa
     said = str(refused.value)
     assert all(name in said for name in ("models/base", "models/mid", "models/rl", "a.jsonl")), said
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_are_one_to_a_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = {"base": {"a": [[1, 2], [1, 3], [1, 2]], "b": [[1], [2]]}, "mid": {"a": [[1], [2], [3]], "b": [[5], [5]]}}
+    monkeypatch.setattr(analyze_cka, "_tokens", lambda resolved: tokens)
+    said = [str(problem) for problem in analyze_cka._alike(analyze_cka.Resolved(config(), {}, {}, {}, {}))]
+    assert len(said) == 2
+    assert "distributions.a: found 2 of 3 differ in what base reads of them, at most 2 tokens" in said[0]
+    assert "distributions.b: found 1 of 2 differ in what mid reads" in said[1]
+
+
+def test_states_that_no_prompt_changes_are_refused_and_not_kept(tmp_path: Path) -> None:
+    states_PNC = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(1))
+    subject = analyze_cka.Subject("base", None, {})
+    analyze_cka._keep(Kept(tmp_path), "a", states_PNC, subject, "words")
+    states_PNC[1] = states_PNC[1, :1] * (1 + 1e-8 * states_PNC[2])  # but for rounding
+    with pytest.raises(CheckpointError, match="base: found the same state of every prompt after layer 1 on words"):
+        analyze_cka._keep(Kept(tmp_path), "b", states_PNC, subject, "words")
+    states_PNC[2, 3, 4] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN or inf after layer 2 on words"):
+        analyze_cka._keep(Kept(tmp_path), "b", states_PNC, subject, "words")
+    assert Kept(tmp_path).path("a") is not None and Kept(tmp_path).path("b") is None
 
 
 def test_the_table_has_a_line_a_pair_and_distribution_beside_its_nulls() -> None:
