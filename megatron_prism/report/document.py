@@ -62,7 +62,7 @@ class Column:
             return self._number(value.value) + ends
         if value is None:
             return NOTHING
-        return printable(value) if isinstance(value, str) else self._number(value)
+        return self._number(value) if isinstance(value, int | float) else printable(str(value))  # a damaged result may hold anything
 
     def _number(self, value: float) -> str:
         if not math.isfinite(value):

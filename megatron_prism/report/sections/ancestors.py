@@ -15,14 +15,15 @@ def of(material: Material, models: Sequence[str]) -> dict[str, list[str]]:
     if not material.stages:
         return {model: [models[0]] if model != models[0] else [] for model in models}
     by_name = {stage.name: stage for stage in material.stages}
-    after: dict[str, set[str]] = {}
 
     def before(name: str) -> set[str]:
-        if name not in after:
-            after[name] = set()  # a cycle, which no study has, would end here
-            own = [one for one in by_name[name].after if one in by_name]
-            after[name] = {*own, *(far for one in own for far in before(one))}
-        return after[name]
+        earlier: set[str] = set()
+        left = [name]
+        while left:
+            new = {one for one in by_name[left.pop()].after if one in by_name} - earlier
+            earlier |= new
+            left += new
+        return earlier
 
     made_of: dict[str, list[str]] = {}
     for model in models:

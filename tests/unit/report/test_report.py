@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from megatron_prism.core.errors import InputError
 from megatron_prism.jobs import report as job
-from megatron_prism.report import draw, page, read, style
+from megatron_prism.report import build, draw, page, read, style
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
 from megatron_prism.report.material import Evaluation, Material, Result, Stage
@@ -301,6 +301,35 @@ def test_a_set_of_other_questions_is_not_paired() -> None:
     one = Evaluation("m", "s", Path("x"), "", True, {"math": task(0.5) | {"set": {"sha256": "a"}}}, {"math": {"1": 0.0, "2": 1.0}})
     other = replace(one, tasks={"math": task(0.5) | {"set": {"sha256": "b"}}})
     assert benchmarks._paired(one, one, "math") is not None and benchmarks._paired(one, other, "math") is None
+
+
+def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep, loop, study = tmp_path / "deep.json", tmp_path / "loop", write_study(tmp_path / "study")
+    write(deep, "[" * 100_000)
+    loop.symlink_to(loop)
+    write(tmp_path / "newer" / "study" / "study.json", {"kind": "study", "name": "x", "run_dir": "", "stages": {"a": {}}, "claims": []})
+    with pytest.raises(InputError) as caught:
+        read.read([loop, tmp_path / "newer", study, tmp_path / "study" / "."])
+    assert [problem.where for problem in caught.value.problems] == [str(loop), str(tmp_path / "newer" / "study" / "study.json"), str(study)]
+    record = json.loads((study / "study" / "study.json").read_text(encoding="utf-8"))
+    record["stages"]["mid"] |= {"model": {"a": 1}, "title": ["x"]}
+    write(study / "study" / "study.json", record)
+    inside, iterdir = study / "eval_mid", Path.iterdir
+
+    def locked(folder: Path) -> Iterator[Path]:
+        if folder == inside:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    one, others = read.read([study, deep])
+    assert "Permission denied" in one.told[0] and "RecursionError" in others.told[0]
+    assert "{&#39;a&#39;: 1}" in page.page(build.build([one], {}, "T"))
+
+
+def test_a_chain_of_stages_may_be_long() -> None:
+    stages = tuple(_stage(f"s{number}", "train", [f"s{number - 1}"] * (number > 0)) for number in range(2000))
+    assert ancestors.of(Material("s", stages=stages), ["s1999", "s0"]) == {"s1999": ["s0"], "s0": []}
 
 
 def _stage(name: str, job: str, after: Sequence[str], state: str = "done") -> Stage:
