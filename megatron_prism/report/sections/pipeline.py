@@ -19,7 +19,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     stages = list({stage.name: stage for one in studies for stage in one.stages}.values())
     by_study = [{stage.name: stage for stage in one.stages} for one in studies]
     states = [Column("state" if len(studies) == 1 else one.name) for one in studies]
-    columns = (Column("stage"), Column("what it does"), Column("model"), Column("job"), Column("after"), *states)
+    columns = (Column("stage"), *states, Column("what it does"), Column("model"), Column("job"), Column("after"))
     rows = tuple(_row(stage, [of.get(stage.name) for of in by_study]) for stage in stages)
     return Section(ID, TITLE, blocks=(Table("pipeline", "Stages, in the order of the study", columns, rows), *_failures(studies), *merges))
 
@@ -27,11 +27,11 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 def _row(stage: Stage, of_studies: Sequence[Stage | None]) -> tuple[Value, ...]:
     return (
         stage.name,
+        *(of.state if of else None for of in of_studies),
         stage.title,
         stage.model,
         stage.job,
         ", ".join(stage.after) or None,
-        *(of.state if of else None for of in of_studies),
     )
 
 
