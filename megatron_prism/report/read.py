@@ -172,7 +172,7 @@ def _folder(folder: Path, label: str, stage: str) -> Material:
         if kind == "evaluation" or (folder / "summary.json").is_file():
             one = replace(one, evaluations=(_evaluation(folder, label, stage, values),))
     except DAMAGED as error:
-        told.append(f"{label}: {manifest.name} or what it names is damaged ({_why(error)})")
+        told.append(f"{label}: manifest.json, summary.json or what they name is damaged ({_why(error)})")
     one = replace(one, told=tuple(told))
     is_model = (folder / "config.json").is_file()
     names = {"merge.json"} if is_model else {path.name for path in folder.glob("*.json")} - {"manifest.json", "summary.json"}

@@ -213,8 +213,8 @@ def test_numbers_are_shown_with_unit_and_error() -> None:
     column = Column("score", "%", ".1f")
     assert column.title == "score (%)" and column.shown(Measured(48.71, 45.1, 52.33, 150)) == "48.7 [45.1, 52.3]"
     assert column.shown(None) == column.shown(float("nan")) == "\N{EN DASH}" and Column("n").shown(12345) == "12,345"
-    table = Table("t", "c", (Column("a"), column), (("=1+1", Measured(1.0)), ("b", None)))
-    assert flat(table) == [["a", "score (%)", "score low", "score high"], ["'=1+1", "1", "", ""], ["b", "", "", ""]]
+    table = Table("t", "c", (Column("=a"), column), ((" =1+1", Measured(1.0)), ("b", None)))
+    assert flat(table) == [["'=a", "score (%)", "score low", "score high"], ["' =1+1", "1", "", ""], ["b", "", "", ""]]
     assert over([]) is None and over([Measured(1.0, 0.5, 1.5, 9)]) == Measured(1.0, 0.5, 1.5, 9)
 
 
