@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -44,7 +45,8 @@ SECTIONS: tuple[ModuleType, ...] = (
     responses,
     cost,
 )
-UNFIT = (ValueError, KeyError, TypeError, AttributeError, IndexError)  # what a damaged result raises
+STATES = ("holds", "fails", "no more than its null", "prerequisite not met", "not measured")
+UNFIT = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a damaged result raises
 
 
 def build(materials: Sequence[Material], paper: Paper, title: str) -> Document:
@@ -83,7 +85,9 @@ def _lead(materials: Sequence[Material]) -> list[str]:
         )
     judged = [[claim.state for claim in one.claims] for one in studies if one.claims]
     if len(judged) == 1:
-        lead.append(f"{judged[0].count('holds')} of {len(judged[0])} claims hold.")
+        states = Counter(judged[0])
+        counts = [f"{state} {states[state]}" for state in dict.fromkeys((*STATES, *states)) if states[state]]
+        lead.append(f"Claims, {len(judged[0])} in all: {', '.join(counts)}.")
     elif judged:
         names = {claim.name for one in studies for claim in one.claims}
         every = sum(all(claim.state == "holds" for one in studies for claim in one.claims if claim.name == name) for name in names)

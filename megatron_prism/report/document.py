@@ -62,7 +62,7 @@ class Column:
             return self._number(value.value) + ends
         if value is None:
             return NOTHING
-        return printable(value) if isinstance(value, str) else self._number(value)
+        return self._number(value) if isinstance(value, int | float) else printable(str(value))  # a damaged result may hold anything
 
     def _number(self, value: float) -> str:
         if not math.isfinite(value):
@@ -161,9 +161,9 @@ def flat(table: Table) -> list[list[str]]:
     header: list[str] = []
     for column, wide, counted in zip(table.columns, is_measured, has_n, strict=True):
         header += [
-            column.title,
-            *([f"{column.name} low", f"{column.name} high"] if wide else []),
-            *([f"{column.name} n"] if counted else []),
+            _plain(column.title),  # it may name a task
+            *([_plain(f"{column.name} low"), _plain(f"{column.name} high")] if wide else []),
+            *([_plain(f"{column.name} n")] if counted else []),
         ]
     rows = [_flat_row(row, is_measured, has_n) for row in table.rows]
     return [header, *rows]
@@ -187,4 +187,4 @@ def _plain(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.10g}" if math.isfinite(value) else ""
     text = printable(str(value))
-    return f"'{text}" if isinstance(value, str) and text[:1] in "=+-@" and text[:1] else text  # a sheet would compute it
+    return f"'{text}" if isinstance(value, str) and text.lstrip().startswith(("=", "+", "-", "@")) else text  # a sheet would compute it

@@ -26,16 +26,28 @@ DEPTH, MAX_JSON_BYTES = 4, 1 << 28
 KINDS = (
     "a study, a run, a prepared mixture, prompts, an evaluation, a verdict, a merge, a scan for contamination, or a result of prism analyze"
 )
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    yaml.YAMLError,
+)  # RuntimeError: JSON too deep, links in a loop
 
 
 def read(places: Sequence[Path]) -> list[Material]:
     """Return what the places hold: each study by itself, all else together. Raises: InputError naming every place that holds nothing known."""
     problems: list[Problem] = []
     studies: list[Material] = []
-    others = Material("results")
+    others, seen = Material("results"), set()
     for place in places:
         try:
+            if place.resolve() in seen:
+                problems.append(Problem(str(place), "the same place again", "each place once: studies are seeds, of which each counts"))
+                continue
+            seen.add(place.resolve())
             if (place / STUDY).is_file():
                 studies.append(_study(place))
                 continue
@@ -46,7 +58,9 @@ def read(places: Sequence[Path]) -> list[Material]:
         except InputError as error:
             problems += error.problems
         except DAMAGED as error:
-            problems.append(Problem(str(place), _why(error), KINDS))
+            is_study = (place / STUDY).exists() if not isinstance(error, OSError | RuntimeError) else False
+            required = "a study's record as this version of prism writes it" if is_study else KINDS
+            problems.append(Problem(str(place / STUDY if is_study else place), _why(error), required))
     raise_problems(problems)
     return [*_told_apart(studies, places), *([] if others.is_empty else [others])]
 
@@ -65,19 +79,22 @@ def _study(root: Path) -> Material:
         raise InputError(Problem(str(root / STUDY), f"kind {values['kind']!r}", "study"))
     stages, one = [], Material(str(values["name"]))
     for name, of in values["stages"].items():
-        optional = {key: of.get(key) for key in ("model", "seconds", "cpu_s", "num_starts", "failure")}
+        optional = {key: of.get(key) for key in ("seconds", "cpu_s", "num_starts")}
+        model, failure = (None if of.get(key) is None else str(of[key]) for key in ("model", "failure"))
         stages.append(
             Stage(
                 name,
-                of.get("title") or name,
-                job=of["job"],
-                after=tuple(of["after"]),
-                state=of["state"],
-                reason=of.get("reason") or "",
+                str(of.get("title") or name),
+                model,
+                job=str(of["job"]),
+                after=tuple(map(str, of["after"])),
+                state=str(of["state"]),
+                reason=str(of.get("reason") or ""),
+                failure=failure,
                 **optional,
             )
         )
-        one = _joined(one, _of_stage(root, str(values["run_dir"]), name, of, of.get("model") or name))
+        one = _joined(one, _of_stage(root, str(values["run_dir"]), name, of, model or name))
     claims = tuple(
         Claim(
             **{key: str(of.get(key) or "") for key in ("name", "says", "source", "judged_at", "note", "state")},
@@ -110,10 +127,14 @@ def _walk(place: Path, label: str, top: Path, depth: int, stage: str = "") -> Ma
         return _result(place, place.stem, label, "")
     if not place.is_dir():
         raise InputError(Problem(str(place), "no such file or folder", KINDS))
-    one = _folder(place, label, stage or label)
+    try:
+        one = _folder(place, label, stage or label)
+        folders = sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: (_created(path), path.name))
+    except OSError as error:
+        return Material("", told=(f"{label}: {place.name} cannot be read ({_why(error)})",))
     if depth == 0 or one.mixtures or _kind(place) in ANALYSES:
         return one
-    for path in sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: (_created(path), path.name)):
+    for path in folders:
         if path.name not in NOT_ENTERED and not path.name.startswith(".") and not path.is_symlink():
             below = path.relative_to(top).as_posix() if not stage else label
             one = _joined(one, _walk(path, below, top, depth - 1, stage))
@@ -151,7 +172,7 @@ def _folder(folder: Path, label: str, stage: str) -> Material:
         if kind == "evaluation" or (folder / "summary.json").is_file():
             one = replace(one, evaluations=(_evaluation(folder, label, stage, values),))
     except DAMAGED as error:
-        told.append(f"{label}: {manifest.name} or what it names is damaged ({_why(error)})")
+        told.append(f"{label}: manifest.json, summary.json or what they name is damaged ({_why(error)})")
     one = replace(one, told=tuple(told))
     is_model = (folder / "config.json").is_file()
     names = {"merge.json"} if is_model else {path.name for path in folder.glob("*.json")} - {"manifest.json", "summary.json"}
@@ -198,7 +219,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in stream:
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
                 yield values

@@ -17,7 +17,8 @@ from megatron_prism.report.statistics import NORMAL, by_error
 ID, TITLE = "benchmarks", "Benchmarks"
 RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
 TEXT = (
-    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question. A change is "
+    "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question, of the normal distribution: near 0 and 100 "
+    "they may reach beyond. A change is "
     "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider."
 )
 
@@ -29,6 +30,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
         return absent(ID, TITLE, "No evaluation was given.")
     scores = over_studies(materials, lambda one: _scores(one.evaluations))
     models, tasks = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True)) if scores else ([], [])
+    models = ancestors.in_order(materials, models)
     open_rows = tuple(
         (material.name, one.name, "not finished") for material in materials for one in material.evaluations if not one.has_ended
     )
@@ -135,12 +137,17 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
 
 def _paired(new: Evaluation, old: Evaluation, task: str) -> Measured | None:
     """Return a change in points with the interval of the questions' differences. None: the two did not answer the same questions of one set."""
-    (now, then), sets = (one.questions.get(task, {}) for one in (new, old)), [one.tasks.get(task, {}).get("set") for one in (new, old)]
+    (now, then), sets = (one.questions.get(task, {}) for one in (new, old)), [_set(one, task) for one in (new, old)]
     ids = sorted(now.keys() & then.keys())
     if len(ids) < 2 or len(ids) != len(now) or len(ids) != len(then) or sets[0] != sets[1]:
         return None
     changes = [100 * (now[id] - then[id]) for id in ids]
     return by_error(fmean(changes), stdev(changes) / math.sqrt(len(changes)), len(changes))
+
+
+def _set(one: Evaluation, task: str) -> dict[str, object]:
+    """Return what says which questions a task asks: not the path, by which two models may name one file."""
+    return {key: value for key, value in (one.tasks.get(task, {}).get("set") or {}).items() if key not in ("path", "notes")}
 
 
 def difference(new: Measured, old: Measured) -> Measured:

@@ -28,11 +28,11 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     several = len(studies) > 1
     columns = (
         Column("claim"),
+        *states,
+        *([Column("holds in")] if several else []),
         Column("says"),
         Column("paper"),
         Column("judged at"),
-        *states,
-        *([Column("holds in")] if several else []),
         Column("note"),
     )
     rows = tuple(_row(claim, [of.get(claim.name) for of in by_study], several) for claim in claims)
@@ -59,7 +59,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 def _row(claim: Claim, of_studies: Sequence[Claim | None], several: bool) -> tuple[Value, ...]:
     states = [of.state if of else None for of in of_studies]
     count = [f"{states.count('holds')} of {len(states)}"] if several else []
-    return (claim.name, claim.says, claim.source or None, claim.judged_at or None, *states, *count, claim.note or None)
+    return (claim.name, *states, *count, claim.says, claim.source or None, claim.judged_at or None, claim.note or None)
 
 
 def _checks(name: str, claims: Sequence[Claim]) -> Iterator[tuple[Value, ...]]:

@@ -15,7 +15,7 @@ from megatron_prism.report.statistics import by_error, over
 K = TypeVar("K", bound=Hashable)
 Paper = Mapping[str, PaperTable]
 UNITS = {"percent": "%", "percentage points": "points", "relative change": "relative"}
-SEEDS = "Each figure is the mean over {n} studies (seeds), with Student's 95 % interval of that mean."
+SEEDS = "Each figure is the mean over those of {n} studies (seeds) that have it, with Student's 95 % interval of that mean."
 
 
 def over_studies(materials: Sequence[Material], read: Callable[[Material], Iterable[tuple[K, Measured]]]) -> dict[K, Measured]:

@@ -66,6 +66,8 @@ def _path_table(group: Sequence[Result], id: str) -> Table:
         ]
         rows.append((task, *ends, said, drop))
     barriers = {leg: mean_at(group, "barrier", leg) for leg in ("base_to_mid", "mid_to_rl")}
+    asked = {task: of.get("num_questions") for _, point in _points(group, "path") for task, of in point["tasks"].items()}
+    sizes = [f"{task}: n {count} questions." for task, count in asked.items() if count is not None]
     known = [f"{leg.replace('_', ' ')}: {LOSS.shown(value)} nats a token" for leg, value in barriers.items() if value is not None]
     columns = (
         Column("task"),
@@ -74,7 +76,11 @@ def _path_table(group: Sequence[Result], id: str) -> Table:
         Column("largest drop", "points", ".1f"),
     )
     return Table(
-        f"landscape_{id}", f"{group[0].name}: the path", columns, tuple(rows), f"Loss barriers: {'; '.join(known)}." if known else ""
+        f"landscape_{id}",
+        f"{group[0].name}: the path",
+        columns,
+        tuple(rows),
+        " ".join((*sizes, *([f"Loss barriers: {'; '.join(known)}."] if known else []))),
     )
 
 

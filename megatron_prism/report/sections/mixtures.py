@@ -14,7 +14,10 @@ ID, TITLE = "mixtures", "Mixtures"
 
 def section(materials: Sequence[Material], paper: Paper) -> Section:
     """Return a figure a mixture; the paper's shares below. Studies share their mixtures: those of the first that has each are shown."""
-    mixtures = list({mixture.name: mixture for one in reversed(materials) for mixture in one.mixtures}.values())[::-1]
+    by_name: dict[str, Mixture] = {}
+    for mixture in (mixture for one in materials for mixture in one.mixtures):
+        by_name.setdefault(mixture.name, mixture)
+    mixtures = list(by_name.values())
     if not mixtures:
         return absent(ID, TITLE, "No prepared mixture was given.")
     used: set[str] = set()

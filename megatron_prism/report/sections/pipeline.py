@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_prism.report.document import Column, Section, Table, Value
-from megatron_prism.report.material import Material, Stage
+from megatron_prism.report.material import Material, Result, Stage
 from megatron_prism.report.sections.common import Paper
 
 ID, TITLE = "pipeline", "The pipeline"
@@ -19,7 +19,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     stages = list({stage.name: stage for one in studies for stage in one.stages}.values())
     by_study = [{stage.name: stage for stage in one.stages} for one in studies]
     states = [Column("state" if len(studies) == 1 else one.name) for one in studies]
-    columns = (Column("stage"), Column("what it does"), Column("model"), Column("job"), Column("after"), *states)
+    columns = (Column("stage"), *states, Column("what it does"), Column("model"), Column("job"), Column("after"))
     rows = tuple(_row(stage, [of.get(stage.name) for of in by_study]) for stage in stages)
     return Section(ID, TITLE, blocks=(Table("pipeline", "Stages, in the order of the study", columns, rows), *_failures(studies), *merges))
 
@@ -27,21 +27,24 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 def _row(stage: Stage, of_studies: Sequence[Stage | None]) -> tuple[Value, ...]:
     return (
         stage.name,
+        *(of.state if of else None for of in of_studies),
         stage.title,
         stage.model,
         stage.job,
         ", ".join(stage.after) or None,
-        *(of.state if of else None for of in of_studies),
     )
 
 
 def _merges(materials: Sequence[Material]) -> list[Table]:
-    """Return what each merge is made of. Studies share their merges: those of the first that has each are shown."""
-    merges = {merge.name: merge for one in reversed(materials) for merge in one.merges}
+    """Return what each merge is made of. Studies share their merges: those of the first that has each are shown. A copy of one is no other merge."""
+    merges: dict[str, Result] = {}
+    for merge in (merge for one in materials for merge in one.merges):
+        if all(merge.values != other.values for other in merges.values()):
+            merges.setdefault(merge.name, merge)
     columns = (Column("merge"), Column("method"), Column("of"), Column("weight"))
     rows = tuple(
         (name, str(merge.values["config"]["method"]), "/".join(str(parent["path"]).rstrip("/").split("/")[-2:]), parent["weight"])
-        for name, merge in list(merges.items())[::-1]
+        for name, merge in merges.items()
         for parent in merge.values["parents"]
     )
     return [Table("merges", "Merges, and what they are made of", columns, rows)] if rows else []
@@ -49,7 +52,7 @@ def _merges(materials: Sequence[Material]) -> list[Table]:
 
 def _failures(studies: Sequence[Material]) -> list[Table]:
     rows = tuple(
-        (one.name, of.name, of.state, of.failure or of.reason) for one in studies for of in one.stages if of.state not in ("done",)
+        (one.name, of.name, of.state, of.failure or of.reason) for one in studies for of in one.stages if of.state not in ("done", "no-go")
     )
     columns = (Column("study"), Column("stage"), Column("state"), Column("why"))
     return [Table("pipeline_open", "Stages that are not done", columns, rows, num_keys=2)] if rows else []

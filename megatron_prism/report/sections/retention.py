@@ -9,6 +9,7 @@ from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, number_of
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Material
+from megatron_prism.report.sections import ancestors
 from megatron_prism.report.sections.benchmarks import RETAINED, of_task
 from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds
 from megatron_prism.report.statistics import by_error
@@ -21,10 +22,10 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     """Return a table of each kind of retention that was measured."""
     kept, losses, lengths = (over_studies(materials, read) for read in (_scores, _losses, _lengths))
     blocks: list[Table | Figure] = []
-    blocks += _table("retention", "Scores of what is to be kept", kept, "%", ".1f")
-    blocks += _table("retention_loss", "Held-out loss by source: less is better", losses, "nats a token", ".4g")
+    blocks += _table(materials, "retention", "Scores of what is to be kept", kept, "%", ".1f")
+    blocks += _table(materials, "retention_loss", "Held-out loss by source: less is better", losses, "nats a token", ".4g")
     if lengths:
-        blocks += _table("retention_length", "Score by the length of the context", lengths, "%", ".1f")
+        blocks += _table(materials, "retention_length", "Score by the length of the context", lengths, "%", ".1f")
         blocks += _by_length(lengths)
         blocks += from_paper(paper, "t07_long_context", "retention_paper_length")
     if not blocks:
@@ -67,10 +68,11 @@ def _stem(task: str) -> tuple[str, str]:
     return (stem, length) if stem and length.isdecimal() else (task, "")
 
 
-def _table(id: str, caption: str, cells: Cells, unit: str, form: str) -> list[Table]:
+def _table(materials: Sequence[Material], id: str, caption: str, cells: Cells, unit: str, form: str) -> list[Table]:
     if not cells:
         return []
     models, names = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    models = ancestors.in_order(materials, models)
     columns = (Column("model"), *(Column(name, unit, form) for name in names))
     return [Table(id, caption, columns, tuple((model, *(cells.get((model, name)) for name in names)) for model in models))]
 

@@ -6,7 +6,8 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import stdev
@@ -15,10 +16,11 @@ import pytest
 
 from megatron_prism.core.errors import InputError
 from megatron_prism.jobs import report as job
-from megatron_prism.report import draw, page, read, style
+from megatron_prism.report import build, draw, page, read, style
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
-from megatron_prism.report.sections import benchmarks, retention
+from megatron_prism.report.material import Evaluation, Material, Result, Stage
+from megatron_prism.report.sections import ancestors, benchmarks, pipeline, retention
 from megatron_prism.report.statistics import over
 from tests.unit.report.study import HOSTILE, task, verdict, write, write_evaluation, write_run, write_study
 
@@ -211,8 +213,8 @@ def test_numbers_are_shown_with_unit_and_error() -> None:
     column = Column("score", "%", ".1f")
     assert column.title == "score (%)" and column.shown(Measured(48.71, 45.1, 52.33, 150)) == "48.7 [45.1, 52.3]"
     assert column.shown(None) == column.shown(float("nan")) == "\N{EN DASH}" and Column("n").shown(12345) == "12,345"
-    table = Table("t", "c", (Column("a"), column), (("=1+1", Measured(1.0)), ("b", None)))
-    assert flat(table) == [["a", "score (%)", "score low", "score high"], ["'=1+1", "1", "", ""], ["b", "", "", ""]]
+    table = Table("t", "c", (Column("=a"), column), ((" =1+1", Measured(1.0)), ("b", None)))
+    assert flat(table) == [["'=a", "score (%)", "score low", "score high"], ["' =1+1", "1", "", ""], ["b", "", "", ""]]
     assert over([]) is None and over([Measured(1.0, 0.5, 1.5, 9)]) == Measured(1.0, 0.5, 1.5, 9)
 
 
@@ -242,6 +244,9 @@ def test_a_change_is_paired_by_question_where_the_questions_are_the_same(tmp_pat
     scores = {"old": (0.0, 1.0, 0.5, 0.0), "new": (0.5, 1.0, 1.0, 0.5)}
     for name, values in scores.items():
         folder = write_evaluation(tmp_path / name, sum(values) / 4)
+        one = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        one["tasks"]["math"]["set"] |= {"sha256": "a", "path": f"runs/{name}/../math.jsonl"}  # two names of one file
+        write(folder / "summary.json", one)
         lines = [{"task": "math", "id": str(number), "sample": 0, "score": value} for number, value in enumerate(values)]
         write(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, {"task": "math", "id": "9", "score": None}]))
     changes = [50.0, 0.0, 50.0, 50.0]
@@ -273,3 +278,59 @@ def test_tasks_by_length_and_what_a_gate_guards_are_retention(tmp_path: Path) ->
         "find at 512",
     ]  # one length is no length
     assert [column.name for column in tables["retention"].columns] == ["model", "skills"]
+
+
+def test_models_stand_behind_what_they_were_made_from_and_a_copied_merge_is_told_once(tmp_path: Path) -> None:
+    models = {"toy": [], "base": [], "mid": ["base"], "other": ["base"], "mid RL": ["mid"], "toy RL": ["toy"], "merge": ["base", "mid"]}
+    stages = [_stage(name, "train", after) for name, after in models.items()]
+    stages.append(_stage("gate", "evaluate compare", ["mid"], state="no-go"))
+    card = {"kind": "merge", "config": {"method": "linear"}, "parents": [{"path": "runs/base", "weight": 1.0}]}
+    merges = tuple(
+        Result(name, name, card | {"parents": [*card["parents"], *more]})
+        for name, more in (("a", []), ("copy", []), ("b", card["parents"]))
+    )
+    study = Material("s", stages=tuple(stages), merges=merges)
+    assert ancestors.in_order([study], [*models]) == ["base", "mid", "mid RL", "merge", "other", "toy", "toy RL"]
+    assert ancestors.in_order([Material("results")], ["b", "a"]) == ["b", "a"]
+    tables = {block.id: block for block in pipeline.section([study], {}).blocks if isinstance(block, Table)}
+    assert [row[0] for row in tables["merges"].rows] == ["a", "b", "b"] and "pipeline_open" not in tables
+
+
+def test_a_set_of_other_questions_is_not_paired() -> None:
+    """The negative control of pairing: the same ids, another file."""
+    one = Evaluation("m", "s", Path("x"), "", True, {"math": task(0.5) | {"set": {"sha256": "a"}}}, {"math": {"1": 0.0, "2": 1.0}})
+    other = replace(one, tasks={"math": task(0.5) | {"set": {"sha256": "b"}}})
+    assert benchmarks._paired(one, one, "math") is not None and benchmarks._paired(one, other, "math") is None
+
+
+def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep, loop, study = tmp_path / "deep.json", tmp_path / "loop", write_study(tmp_path / "study")
+    write(deep, "[" * 100_000)
+    loop.symlink_to(loop)
+    write(tmp_path / "newer" / "study" / "study.json", {"kind": "study", "name": "x", "run_dir": "", "stages": {"a": {}}, "claims": []})
+    with pytest.raises(InputError) as caught:
+        read.read([loop, tmp_path / "newer", study, tmp_path / "study" / "."])
+    assert [problem.where for problem in caught.value.problems] == [str(loop), str(tmp_path / "newer" / "study" / "study.json"), str(study)]
+    record = json.loads((study / "study" / "study.json").read_text(encoding="utf-8"))
+    record["stages"]["mid"] |= {"model": {"a": 1}, "title": ["x"]}
+    write(study / "study" / "study.json", record)
+    inside, iterdir = study / "eval_mid", Path.iterdir
+
+    def locked(folder: Path) -> Iterator[Path]:
+        if folder == inside:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    one, others = read.read([study, deep])
+    assert "Permission denied" in one.told[0] and "RecursionError" in others.told[0]
+    assert "{&#39;a&#39;: 1}" in page.page(build.build([one], {}, "T"))
+
+
+def test_a_chain_of_stages_may_be_long() -> None:
+    stages = tuple(_stage(f"s{number}", "train", [f"s{number - 1}"] * (number > 0)) for number in range(2000))
+    assert ancestors.of(Material("s", stages=stages), ["s1999", "s0"]) == {"s1999": ["s0"], "s0": []}
+
+
+def _stage(name: str, job: str, after: Sequence[str], state: str = "done") -> Stage:
+    return Stage(name, name, name, job, tuple(after), state, "", 1.0, 1.0, 1, None)
