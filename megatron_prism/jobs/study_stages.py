@@ -29,6 +29,8 @@ from megatron_prism.study.graph import Task, needed, tasks
 PYTHON = "python"  # the job of a script
 RESUMING = ("train", "rl", "prepare", "evaluate", "rl filter")  # jobs that go on in their own unfinished output
 RESULT_VARIABLE = "PRISM_STUDY_RESULT"
+PIPELINE = "pipeline.json"  # of a submission to Slurm
+OWN_FILES = (record.STUDY, record.SUMS, PIPELINE)  # in the folder of the stages' folders
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,30 @@ def _output(call: Call, config: Any) -> Path | None:
 
 
 def _check_outputs(stages: Sequence[Stage], run_dir: Path) -> Iterator[Problem]:
-    """Check that no output holds the study's own folder or an output that was there before: it may be put aside as a whole."""
-    earlier: dict[Path, str] = {(run_dir / record.FOLDER).resolve(): "the study's records"}
+    """Check that no output holds the study's own folder or an output that was there before, and that none lies where the study writes.
+
+    An output may be put aside as a whole, as NAME.old.
+    """
+    records = (run_dir / record.FOLDER).resolve()
+    asides = {stage.output.resolve().with_name(f"{stage.output.name}.old"): stage.name for stage in stages if stage.output is not None}
+    earlier: dict[Path, str] = {records: "the study's records"}
     for stage in stages:
+        where, required = f"stage {stage.name}: output", "a folder or file of its own"
+        if stage.folder.name in OWN_FILES:
+            yield Problem(f"stage {stage.name}: name", repr(stage.name), f"a name that is no file of the study: {', '.join(OWN_FILES)}")
         if stage.output is None:
             continue
         place = stage.output.resolve()
         for other, name in earlier.items():
             if other == place or place in other.parents:
-                where, fix = f"stage {stage.name}: output", "a stage's output may be put aside as a whole"
-                yield Problem(where, f"{stage.output}, which holds that of {name}", "a folder or file of its own", fix)
+                yield Problem(
+                    where, f"{stage.output}, which holds that of {name}", required, "a stage's output may be put aside as a whole"
+                )
+        if records in place.parents:
+            yield Problem(where, f"{stage.output}, which lies among the study's records", required)
+        if _is_in(place, [*asides]):
+            name = next(name for aside, name in asides.items() if _is_in(place, [aside]))
+            yield Problem(where, f"{stage.output}, where what {name} gave before is put aside", required)
         earlier[place] = stage.name
 
 
@@ -225,12 +241,16 @@ def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[P
     listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _values(stage.config, Path) if path.exists()]
     if stage.config is not None and stage.call is not None:
         listed = [path for path in listed if path != stage.call.config[0]]
-    made = [other.output.resolve() for other in stages.values() if other.output is not None]
     root = run_dir.resolve()
-    above, results = {root, *root.parents}, {other.result.resolve() for other in stages.values()}
+    above, results = {root, *root.parents}, root / record.FOLDER
     places = {path: path.resolve() for path in dict.fromkeys(listed)}
-    inside = {path for path, place in places.items() if root in place.parents and place not in results}
-    return [path for path, place in places.items() if path not in inside and place not in above and not _is_in(place, made)]
+    outside = {
+        path: place
+        for path, place in places.items()
+        if place not in above and (root not in place.parents or (results in place.parents and place.name == record.RESULT))
+    }
+    made = [other.output.resolve() for other in stages.values() if other.output is not None] if outside else []
+    return [path for path, place in outside.items() if not _is_in(place, made)]
 
 
 def _is_in(place: Path, folders: Sequence[Path]) -> bool:
