@@ -132,7 +132,7 @@ def run(study: Study, alone: str | None = None) -> dict[str, Any]:
         look(study)  # again: another start may have done something since
         study_slurm.keep_adopted(study.stages, study.records)
         study.alone = alone
-        raise_problems(_unknown_outputs(study))
+        raise_problems(study_stages.unknown_outputs(study.stages, study.wanted, study.records))
         _heed(study, stack)
         try:
             _loop(study)
@@ -140,16 +140,6 @@ def run(study: Study, alone: str | None = None) -> dict[str, Any]:
             for each in study.running.values():
                 each.kill()
     return describe(study)
-
-
-def _unknown_outputs(study: Study) -> list[Problem]:
-    """Return the outputs that are there, though no record says that this study began their stage."""
-    there = [stage for name, stage in study.stages.items() if name in study.wanted and name not in study.records]
-    return [
-        Problem(f"stage {stage.name}: output", f"{stage.output}, which this study did not make", "nothing there", "move it away")
-        for stage in there
-        if stage.output is not None and sums.of_output(stage.output, study.files) is not None
-    ]
 
 
 def _heed(study: Study, stack: ExitStack) -> None:

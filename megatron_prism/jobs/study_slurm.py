@@ -86,6 +86,7 @@ def run(study: Study, words: Sequence[str], cluster: Path, dry_run: bool, read: 
     """
     to_run = [name for name in study.stages if name in study.wanted and study.states[name] not in overview.ENDED]
     folder = study.config.run_dir / FOLDER
+    raise_problems(study_stages.unknown_outputs(study.stages, to_run, study.records))
     if not to_run:
         return {"folder": str(folder), "stages": []}
     pipeline = {"name": study.config.name, "run_dir": str(study.config.run_dir), "stages": _jobs(study, to_run, words)}

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,15 @@ def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[P
     }
     made = [other.output.resolve() for other in stages.values() if other.output is not None] if outside else []
     return [path for path, place in outside.items() if not _is_in(place, made)]
+
+
+def unknown_outputs(stages: Mapping[str, Stage], wanted: Collection[str], records: Collection[str]) -> list[Problem]:
+    """Return the outputs of wanted stages that are there, though no record says that this study began their stage."""
+    return [
+        Problem(f"stage {name}: output", f"{stage.output}, which this study did not make", "nothing there", "move it away")
+        for name, stage in stages.items()
+        if name in wanted and name not in records and stage.output is not None and sums.is_there(stage.output)
+    ]
 
 
 def _is_in(place: Path, folders: Sequence[Path]) -> bool:
