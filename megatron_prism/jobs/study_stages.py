@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import sys
@@ -178,6 +179,8 @@ def inputs(stage: Stage, stages: Mapping[str, Stage], run_dir: Path, files: sums
 
 def decide(stage: Stage, kept: record.Record | None, stages: Mapping[str, Stage], run_dir: Path, files: sums.FileSums) -> record.Decision:
     """Say whether a stage runs, by the sums of its inputs as they are now. kept: its record."""
+    if kept is None:  # what it is given need not be read yet
+        return record.Decision(True, "not run yet")
     return record.decide(kept, inputs(stage, stages, run_dir, files), gave(stage, files), stage.resumes, stage.grows)
 
 
@@ -238,7 +241,7 @@ def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[P
     Not the config's YAML, whose values count, no folder that holds the study, and of what is in run_dir the stages' results alone: a script
     without `output` may write there.
     """
-    listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _values(stage.config, Path) if path.exists()]
+    listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _named(stage.config) if path.exists()]
     if stage.config is not None and stage.call is not None:
         listed = [path for path in listed if path != stage.call.config[0]]
     root = run_dir.resolve()
@@ -264,6 +267,13 @@ def unknown_outputs(stages: Mapping[str, Stage], wanted: Collection[str], record
 
 def _is_in(place: Path, folders: Sequence[Path]) -> bool:
     return any(folder == place or folder in place.parents for folder in folders)
+
+
+def _named(config: Any) -> Iterator[Path]:
+    """Yield the paths that a config names, and the files that its globs match."""
+    yield from _values(config, Path)
+    for text in [] if config is None else paths.named(to_dict(config), type(config)):
+        yield from [Path(text)] if not glob.has_magic(text) or os.path.lexists(text) else map(Path, sorted(glob.glob(text, recursive=True)))
 
 
 def _words(stage: Stage) -> Iterator[str]:

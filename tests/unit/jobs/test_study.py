@@ -15,7 +15,7 @@ from megatron_prism.core.config import StudyConfig
 from megatron_prism.core.errors import InputError, PrismError
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
-from megatron_prism.jobs import study_plan
+from megatron_prism.jobs import study_plan, study_stages
 from megatron_prism.jobs.plan import Asked
 from megatron_prism.study import claims
 
@@ -76,6 +76,20 @@ def test_a_finished_study_runs_nothing_and_a_changed_input_runs_what_needs_it() 
     Path("work.py").write_text(SCRIPT.replace("+ Path(out).name\n", "+ Path(out).name.upper()\n"))
     assert sorted(run(changed)[0]) == [*"abcde"]  # a script's contents are an input
     assert Path("run/e").read_text() == "ACABDE" and Path("run/e.old").read_text() == "acabde"
+
+
+def test_a_corpus_outside_run_dir_is_an_input_also_by_a_glob() -> None:
+    Path("texts").mkdir()
+    for name in ("a", "b"):
+        Path(f"texts/{name}.jsonl").write_text('{"text": "one"}\n')
+    mixture = {"out": "run/data", "tokenizer": "tok", "sources": [{"name": "s", "path": ["texts/*.jsonl"], "weight": 100}]}
+    Path("mixture.yaml").write_text(json.dumps(mixture))
+    (one,) = (study := read([{"name": "data", "command": ["prepare", "mixture.yaml"]}])).stages.values()
+    before = study_stages.inputs(one, study.stages, Path("run"), study.files)
+    assert {"texts/a.jsonl", "texts/b.jsonl"} <= {*before}
+    Path("texts/b.jsonl").write_text('{"text": "another"}\n')
+    now = study_stages.inputs(one, study.stages, Path("run"), study.files)
+    assert [name for name in now if now[name] != before[name]] == ["texts/b.jsonl"]
 
 
 def test_what_is_not_there_any_more_runs_again() -> None:
