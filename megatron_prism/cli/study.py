@@ -9,7 +9,7 @@ import typer
 
 from megatron_prism.cli.options import Config, Json, Overrides, a_path, finish
 from megatron_prism.cli.submit import read_command
-from megatron_prism.core.errors import EnvironmentFault, ResultFailure, Stopped
+from megatron_prism.core.errors import EnvironmentFault, Problem, ResultFailure, Stopped, raise_problems
 
 if TYPE_CHECKING:
     from megatron_prism.jobs.study import Study
@@ -47,9 +47,10 @@ def study(
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
+    _check_options({"--only": only, "--until": until, "--stage": stage}, status, dry_run, bool(beside), cluster is not None)
     settings = load(config, StudyConfig, overrides or [])
     with placed(config, StudyConfig, overrides or []):
-        at_work = job.read(settings, read_command, [stage] if stage else _names(only), _names(until))
+        at_work = job.read(settings, read_command, _names(only), _names(until), stage)
     if cluster is not None:
         _submit(at_work, [str(config), *(overrides or [])], cluster, dry_run, json)
         return
@@ -67,6 +68,21 @@ def study(
     if status:
         return
     _exit(at_work, result, stage)
+
+
+def _check_options(names: dict[str, str | None], status: bool, dry_run: bool, beside: bool, cluster: bool) -> None:
+    """Check that no option is silently left aside. Raises: InputError."""
+    chosen = [name for name, text in names.items() if text is not None]
+    problems = [Problem(name, repr(names[name]), "at least one stage's name") for name in chosen if not _names(names[name])]
+    if len(chosen) > 1:
+        problems.append(Problem(chosen[-1], f"beside {chosen[0]}", "one of --only, --until and --stage"))
+    if status and (dry_run or cluster):
+        problems.append(Problem("--status", f"beside {'--dry-run' if dry_run else '--cluster'}", "--status alone"))
+    if names["--stage"] is not None and (dry_run or cluster):
+        problems.append(Problem("--stage", f"beside {'--dry-run' if dry_run else '--cluster'}", "--stage alone", "or --only"))
+    if beside and not status:
+        problems.append(Problem("--beside", "no --status", "--status --beside RUN_DIR"))
+    raise_problems(problems)
 
 
 def _exit(at_work: Study, result: dict[str, Any], alone: str | None) -> None:

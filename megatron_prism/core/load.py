@@ -63,7 +63,12 @@ def closest(path: Path, classes: Sequence[type], overrides: Sequence[str] = ()) 
     """
     if not path.is_file():
         raise InputError(Problem(str(path), "no such file", "a YAML file"))
-    return min(classes, key=lambda cls: _num_problems(path, cls, overrides))
+    counts: dict[type, int] = {}
+    for cls in classes:  # a YAML of many stages takes seconds to load: the others are not tried once it loads
+        counts[cls] = _num_problems(path, cls, overrides)
+        if counts[cls] == 0:
+            return cls
+    return min(classes, key=counts.__getitem__)
 
 
 def _num_problems(path: Path, cls: type, overrides: Sequence[str]) -> int:

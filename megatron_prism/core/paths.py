@@ -64,6 +64,18 @@ def escape(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
     return _changed(dict(values), cls, lambda path, _: escaped(path))
 
 
+def named(values: Mapping[str, Any], cls: type) -> list[str]:
+    """Return the paths (or globs) that a config's plain values name."""
+    texts: list[str] = []
+
+    def note(path: str, place: Place) -> str:
+        texts.append(path)
+        return path
+
+    _changed(dict(values), cls, note)
+    return texts
+
+
 def _changed(value: Any, kind: Any, change: Callable[[str, Place], str], is_path: bool = False, place: Place = ()) -> Any:
     """Return plain values of a type with each path changed."""
     kind, _ = bare(kind)

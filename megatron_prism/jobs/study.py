@@ -28,6 +28,7 @@ from megatron_prism.study.graph import needed
 from megatron_prism.study.overview import BLOCKED, CHANGED, DONE, ENDED, FAILED, NO_GO, RUNNING, STOPPED, TO_RUN
 
 POLL_S = 0.1
+CLAIM = ("name", "says", "source", "judged_at", "note", "state", "figures")  # of a claim, as --beside reads it
 TOLD_S = 60.0  # a line of what runs, where standard error is no terminal
 STOPPED_CODE = 3
 ASKED_CODES = (STOPPED_CODE, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
@@ -49,20 +50,25 @@ class Study:
     alone: str | None = None
 
 
-def read(config: StudyConfig, read_words: Read, only: Sequence[str] = (), until: Sequence[str] = ()) -> Study:
-    """Check a study's config, and read its stages and what is kept of them. Raises: InputError with every problem."""
+def read(config: StudyConfig, read_words: Read, only: Sequence[str] = (), until: Sequence[str] = (), alone: str | None = None) -> Study:
+    """Check a study's config, and read its stages and what is kept of them. alone: one stage, or one element of an array.
+
+    Raises: InputError with every problem.
+    """
     raise_problems(check_study(config))
     stages = {stage.name: stage for stage in study_stages.read(config, read_words)}
     graph = [stage.task for stage in stages.values()]
     known = {name for task in graph for name in (task.name, task.stage.name)}
+    asked = (("--only", only, known), ("--until", until, known), ("--stage", [alone] if alone is not None else [], set(stages)))
     raise_problems(
         [
-            Problem(option, repr(name), f"stages of this study: {', '.join(sorted(known))}")
-            for option, names in (("--only", only), ("--until", until))
+            Problem(option, repr(name), f"stages of this study: {', '.join(sorted(there))}")
+            for option, names, there in asked
             for name in names
-            if name not in known
+            if name not in there
         ]
     )
+    only = only if alone is None else [alone]
     chosen = {task.name for task in graph if task.name in only or task.stage.name in only}
     wanted = chosen if only else needed(graph, until) if until else set(stages)
     study = Study(config, stages, sums.FileSums(config.run_dir / record.FOLDER / record.SUMS), wanted)
@@ -101,11 +107,15 @@ def beside(result: dict[str, Any], run_dirs: Sequence[Path]) -> dict[str, Any]:
     Raises: InputError where a folder holds no study of that name.
     """
     judged, problems = [result["claims"]], []
+    places = [Path(result["run_dir"]).resolve()]
     for run_dir in run_dirs:
+        if run_dir.resolve() in places:
+            problems.append(Problem("--beside", str(run_dir), "a study that is not counted already"))
+        places.append(run_dir.resolve())
         path = run_dir / record.FOLDER / record.STUDY
         try:
             other = read_json(path)
-            judged.append(other["claims"])
+            judged.append([{key: claim[key] for key in CLAIM} for claim in other["claims"]])
             if other["kind"] != overview.KIND or other["name"] != result["name"]:
                 problems.append(Problem(str(path), f"the study {other['name']}", f"one of {result['name']}"))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -132,7 +142,7 @@ def run(study: Study, alone: str | None = None) -> dict[str, Any]:
         look(study)  # again: another start may have done something since
         study_slurm.keep_adopted(study.stages, study.records)
         study.alone = alone
-        raise_problems(_unknown_outputs(study))
+        raise_problems(study_stages.unknown_outputs(study.stages, study.wanted, study.records))
         _heed(study, stack)
         try:
             _loop(study)
@@ -140,16 +150,6 @@ def run(study: Study, alone: str | None = None) -> dict[str, Any]:
             for each in study.running.values():
                 each.kill()
     return describe(study)
-
-
-def _unknown_outputs(study: Study) -> list[Problem]:
-    """Return the outputs that are there, though no record says that this study began their stage."""
-    there = [stage for name, stage in study.stages.items() if name in study.wanted and name not in study.records]
-    return [
-        Problem(f"stage {stage.name}: output", f"{stage.output}, which this study did not make", "nothing there", "move it away")
-        for stage in there
-        if stage.output is not None and sums.of_output(stage.output, study.files) is not None
-    ]
 
 
 def _heed(study: Study, stack: ExitStack) -> None:
@@ -238,7 +238,8 @@ def _end(study: Study, stage: Stage, ended: child.Ended) -> None:
     """Keep how a stage ended."""
     state = _state(study, stage, ended.exit_code)
     output_sum = study_stages.gave(stage, study.files) if state in ENDED else None
-    failure = child.last_line(stage.folder / record.LOG) if state not in ENDED else None
+    last = child.last_line(stage.folder / record.LOG, ended.log_begins)
+    failure = (last or f"exit code {ended.exit_code}, and it printed nothing") if state not in ENDED else None
     if state in ENDED and output_sum is None:
         state, failure = FAILED, f"exit code {ended.exit_code}, and no {stage.output or stage.result}"
     before = study.records[stage.name]

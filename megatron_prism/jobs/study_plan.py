@@ -25,21 +25,28 @@ from megatron_prism.core.config import (
     RunConfig,
     TrainConfig,
 )
-from megatron_prism.core.errors import PrismError
+from megatron_prism.core.errors import PrismError, raise_problems
+from megatron_prism.jobs import study_stages
 from megatron_prism.jobs.plan import Asked
 from megatron_prism.jobs.study import Study
 from megatron_prism.jobs.study_stages import Stage, world_size
 from megatron_prism.study import overview
 from megatron_prism.study.graph import longest_path
 
+NOT_ASKED = "left out"  # by --only or --until
 SHOWN = ("hours", "gpu_hours", "usd", "memory_gib_per_gpu_max", "memory_gib_available", "fits")  # of a plan
 GIB = 2**30
 BYTES_PER_TOKEN, BYTES_PER_PARAMETER = 4, 2  # of a mixture, of a Hugging Face folder in bf16
 
 
 def run(study: Study, asked: Asked) -> dict[str, Any]:
-    """Return {"stages": {NAME: state, reason, job, ranks, tokens, hours, ...}} in order, the totals and the longest path. It writes nothing."""
-    stages = {name: _of_stage(study, stage) for name, stage in study.stages.items()}
+    """Return {"stages": {NAME: state, reason, job, ranks, tokens, hours, ...}} in order, and of those to run the totals and the longest path.
+
+    It writes nothing. Raises: InputError where an output is there that no record is of.
+    """
+    raise_problems(study_stages.unknown_outputs(study.stages, study.wanted, study.records))
+    states = _states(study)
+    stages = {name: states[name] | _of_stage(stage) for name, stage in study.stages.items()}
     planned = [name for name, stage in study.stages.items() if _is_planned(stage)]
     if planned:  # a child process, since a plan hides the GPUs from its process
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -49,10 +56,10 @@ def run(study: Study, asked: Asked) -> dict[str, Any]:
                 stages[name] |= answer.result()
     for name, stage in study.stages.items():
         stages[name] |= _storage(stage, stages, study.stages)
-    to_run = [stage for name, stage in stages.items() if stage["state"] not in overview.ENDED and name in study.wanted]
-    seconds = {name: float(stage.get("hours", 0.0)) * 3600 for name, stage in stages.items()}
+    to_run = {name: stage for name, stage in stages.items() if stage["state"] in (overview.TO_RUN, overview.CHANGED)}
+    seconds = {name: float(stage.get("hours", 0.0)) * 3600 for name, stage in to_run.items()}
     longest_s, path = longest_path([stage.task for stage in study.stages.values()], seconds)
-    totals = {key: sum(stage.get(key) or 0.0 for stage in stages.values()) for key in ("gpu_hours", "usd", "storage_gib")}
+    totals = {key: sum(stage.get(key) or 0.0 for stage in to_run.values()) for key in ("gpu_hours", "usd", "storage_gib")}
     return {
         "kind": "study plan",
         "name": study.config.name,
@@ -62,19 +69,29 @@ def run(study: Study, asked: Asked) -> dict[str, Any]:
         "gpu": asked.gpu.name,
         "usd_per_gpu_hour_assumed": asked.usd_per_gpu_hour,
         **totals,
-        "gpus_max": max((stage["ranks"] for stage in stages.values() if "hours" in stage), default=0),
+        "gpus_max": max((stage["ranks"] for stage in to_run.values() if "hours" in stage), default=0),
         "longest_path_hours": longest_s / 3600,
-        "longest_path": [name for name in path if seconds[name]],
+        "longest_path": [name for name in path if seconds.get(name)],
     }
 
 
-def _of_stage(study: Study, stage: Stage) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "state": study.states[stage.name],
-        "reason": study.reasons[stage.name],
-        "job": stage.job,
-        "after": list(stage.task.after),
-    }
+def _states(study: Study) -> dict[str, dict[str, str]]:
+    """Return {NAME: {"state", "reason"}} as `prism study` will find them: of what is not asked for too, and of what that blocks."""
+    states: dict[str, dict[str, str]] = {}
+    for name, stage in study.stages.items():
+        states[name] = {"state": study.states[name], "reason": study.reasons[name]}
+        missing = [before for before in stage.task.after if states[before]["state"] in (overview.BLOCKED, NOT_ASKED)]
+        if study.states[name] in overview.ENDED:
+            continue
+        if name not in study.wanted:
+            states[name] = {"state": NOT_ASKED, "reason": ""}
+        elif missing:
+            states[name] = {"state": overview.BLOCKED, "reason": f"needs {', '.join(missing)}"}
+    return states
+
+
+def _of_stage(stage: Stage) -> dict[str, Any]:
+    facts: dict[str, Any] = {"job": stage.job, "after": list(stage.task.after)}
     if stage.output is not None:
         facts["output"] = str(stage.output)
     config = stage.config
@@ -197,7 +214,7 @@ def lines(plan: Mapping[str, Any]) -> Iterator[str]:
     width, jobs = max(map(len, stages)), max(len(stage["job"]) for stage in stages.values())
     for name, stage in stages.items():
         told = f": {stage['reason']}" if stage["reason"] and stage["reason"] != "not run yet" else ""
-        yield f"{name:<{width}}  {stage['state']:<7}  {stage['job']:<{jobs}}  {'  '.join(_needs(stage))}{told}".rstrip()
+        yield f"{name:<{width}}  {stage['state']:<8}  {stage['job']:<{jobs}}  {'  '.join(_needs(stage))}{told}".rstrip()
     yield f"{plan['name']}: {plan['num_stages']} stages, {plan['num_to_run']} to run"
     if plan["gpu_hours"]:
         price = plan["usd_per_gpu_hour_assumed"]

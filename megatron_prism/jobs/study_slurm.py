@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from megatron_prism.jobs.study import Study
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # of an event
-PIPELINE = "pipeline.json"
 
 
 def adopted(stage: Stage, kept: Record, stages: Mapping[str, Stage], run_dir: Path, files: sums.FileSums) -> Record:
@@ -87,18 +86,19 @@ def run(study: Study, words: Sequence[str], cluster: Path, dry_run: bool, read: 
     """
     to_run = [name for name in study.stages if name in study.wanted and study.states[name] not in overview.ENDED]
     folder = study.config.run_dir / FOLDER
+    raise_problems(study_stages.unknown_outputs(study.stages, to_run, study.records))
     if not to_run:
         return {"folder": str(folder), "stages": []}
     pipeline = {"name": study.config.name, "run_dir": str(study.config.run_dir), "stages": _jobs(study, to_run, words)}
     given = [f"cluster.environment.{name}={json.dumps(value)}" for name, value in study.config.environment.items()]
     with tempfile.TemporaryDirectory(prefix="prism_study_") as temporary:
-        path = Path(temporary) / PIPELINE
+        path = Path(temporary) / study_stages.PIPELINE
         path.write_text(json.dumps(pipeline), encoding="utf-8")
         planned = submit.run([str(path), *given], cluster, True, read)
         if dry_run:
             return planned
     _begin(study, to_run, folder)
-    path = study.config.run_dir / record.FOLDER / PIPELINE
+    path = study.config.run_dir / record.FOLDER / study_stages.PIPELINE
     path.write_text(json.dumps(pipeline, indent=2), encoding="utf-8")
     return submit.run([str(path), *given], cluster, False, read)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from megatron_prism.study.graph import Task, needed, tasks
 PYTHON = "python"  # the job of a script
 RESUMING = ("train", "rl", "prepare", "evaluate", "rl filter")  # jobs that go on in their own unfinished output
 RESULT_VARIABLE = "PRISM_STUDY_RESULT"
+PIPELINE = "pipeline.json"  # of a submission to Slurm
+OWN_FILES = (record.STUDY, record.SUMS, PIPELINE)  # in the folder of the stages' folders
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,30 @@ def _output(call: Call, config: Any) -> Path | None:
 
 
 def _check_outputs(stages: Sequence[Stage], run_dir: Path) -> Iterator[Problem]:
-    """Check that no output holds the study's own folder or an output that was there before: it may be put aside as a whole."""
-    earlier: dict[Path, str] = {(run_dir / record.FOLDER).resolve(): "the study's records"}
+    """Check that no output holds the study's own folder or an output that was there before, and that none lies where the study writes.
+
+    An output may be put aside as a whole, as NAME.old.
+    """
+    records = (run_dir / record.FOLDER).resolve()
+    asides = {stage.output.resolve().with_name(f"{stage.output.name}.old"): stage.name for stage in stages if stage.output is not None}
+    earlier: dict[Path, str] = {records: "the study's records"}
     for stage in stages:
+        where, required = f"stage {stage.name}: output", "a folder or file of its own"
+        if stage.folder.name in OWN_FILES:
+            yield Problem(f"stage {stage.name}: name", repr(stage.name), f"a name that is no file of the study: {', '.join(OWN_FILES)}")
         if stage.output is None:
             continue
         place = stage.output.resolve()
         for other, name in earlier.items():
             if other == place or place in other.parents:
-                where, fix = f"stage {stage.name}: output", "a stage's output may be put aside as a whole"
-                yield Problem(where, f"{stage.output}, which holds that of {name}", "a folder or file of its own", fix)
+                yield Problem(
+                    where, f"{stage.output}, which holds that of {name}", required, "a stage's output may be put aside as a whole"
+                )
+        if records in place.parents:
+            yield Problem(where, f"{stage.output}, which lies among the study's records", required)
+        if _is_in(place, [*asides]):
+            name = next(name for aside, name in asides.items() if _is_in(place, [aside]))
+            yield Problem(where, f"{stage.output}, where what {name} gave before is put aside", required)
         earlier[place] = stage.name
 
 
@@ -162,6 +179,8 @@ def inputs(stage: Stage, stages: Mapping[str, Stage], run_dir: Path, files: sums
 
 def decide(stage: Stage, kept: record.Record | None, stages: Mapping[str, Stage], run_dir: Path, files: sums.FileSums) -> record.Decision:
     """Say whether a stage runs, by the sums of its inputs as they are now. kept: its record."""
+    if kept is None:  # what it is given need not be read yet
+        return record.Decision(True, "not run yet")
     return record.decide(kept, inputs(stage, stages, run_dir, files), gave(stage, files), stage.resumes, stage.grows)
 
 
@@ -222,19 +241,39 @@ def _outside(stage: Stage, stages: Mapping[str, Stage], run_dir: Path) -> list[P
     Not the config's YAML, whose values count, no folder that holds the study, and of what is in run_dir the stages' results alone: a script
     without `output` may write there.
     """
-    listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _values(stage.config, Path) if path.exists()]
+    listed = [Path(text) for text in _words(stage) if _exists(text)] + [path for path in _named(stage.config) if path.exists()]
     if stage.config is not None and stage.call is not None:
         listed = [path for path in listed if path != stage.call.config[0]]
-    made = [other.output.resolve() for other in stages.values() if other.output is not None]
     root = run_dir.resolve()
-    above, results = {root, *root.parents}, {other.result.resolve() for other in stages.values()}
+    above, results = {root, *root.parents}, root / record.FOLDER
     places = {path: path.resolve() for path in dict.fromkeys(listed)}
-    inside = {path for path, place in places.items() if root in place.parents and place not in results}
-    return [path for path, place in places.items() if path not in inside and place not in above and not _is_in(place, made)]
+    outside = {
+        path: place
+        for path, place in places.items()
+        if place not in above and (root not in place.parents or (results in place.parents and place.name == record.RESULT))
+    }
+    made = [other.output.resolve() for other in stages.values() if other.output is not None] if outside else []
+    return [path for path, place in outside.items() if not _is_in(place, made)]
+
+
+def unknown_outputs(stages: Mapping[str, Stage], wanted: Collection[str], records: Collection[str]) -> list[Problem]:
+    """Return the outputs of wanted stages that are there, though no record says that this study began their stage."""
+    return [
+        Problem(f"stage {name}: output", f"{stage.output}, which this study did not make", "nothing there", "move it away")
+        for name, stage in stages.items()
+        if name in wanted and name not in records and stage.output is not None and sums.is_there(stage.output)
+    ]
 
 
 def _is_in(place: Path, folders: Sequence[Path]) -> bool:
     return any(folder == place or folder in place.parents for folder in folders)
+
+
+def _named(config: Any) -> Iterator[Path]:
+    """Yield the paths that a config names, and the files that its globs match."""
+    yield from _values(config, Path)
+    for text in [] if config is None else paths.named(to_dict(config), type(config)):
+        yield from [Path(text)] if not glob.has_magic(text) or os.path.lexists(text) else map(Path, sorted(glob.glob(text, recursive=True)))
 
 
 def _words(stage: Stage) -> Iterator[str]:

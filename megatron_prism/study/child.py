@@ -18,11 +18,12 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task's process ended. exit_code: 128 + N where signal N killed it. cpu_s: of all its processes."""
+    """How a task's process ended. exit_code: 128 + N where signal N killed it. cpu_s: of all its processes. log_begins: where its log does, in bytes."""
 
     exit_code: int
     seconds: float
     cpu_s: float
+    log_begins: int = 0
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Child:
     """A task's process, behind its keeper (keeper.py)."""
 
     process: subprocess.Popen[bytes]
+    log_begins: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def ended(self) -> Ended | None:
@@ -41,7 +43,8 @@ class Child:
         self.process.returncode = code  # it is reaped: Popen must not wait for it
         if self.process.stdin is not None:
             self.process.stdin.close()
-        return Ended(code if code >= 0 else 128 - code, time.monotonic() - self.began, usage.ru_utime + usage.ru_stime)
+        seconds, cpu_s = time.monotonic() - self.began, usage.ru_utime + usage.ru_stime
+        return Ended(code if code >= 0 else 128 - code, seconds, cpu_s, self.log_begins)
 
     def ask_to_stop(self) -> None:
         """Ask it to save and end."""
@@ -56,6 +59,7 @@ class Child:
 def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
     """Start a command behind its keeper. Its output goes to the log's end; a signal of the terminal does not reach it."""
     with log.open("ab") as stream:
+        log_begins = os.fstat(stream.fileno()).st_size
         return Child(
             subprocess.Popen(
                 [sys.executable, "-I", "-S", keeper.__file__, *command],
@@ -64,15 +68,16 @@ def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
-            )
+            ),
+            log_begins,
         )
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a log that says something; empty where there is none."""
+def last_line(log: Path, begins: int = 0) -> str:
+    """Return the last line of a log that says something; empty where there is none after its first `begins` bytes."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+            stream.seek(max(begins, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
             text = stream.read().decode("utf-8", errors="replace")
     except OSError:
         return ""

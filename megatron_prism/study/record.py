@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, write_json
 
 FOLDER, STUDY, LOCK, SUMS = "study", "study.json", ".lock", "sums.json"
@@ -48,8 +49,8 @@ def read(folder: Path) -> Record | None:
         values = read_json(path)
         if values["kind"] != KIND:
             raise ValueError(f"kind {values['kind']!r}")
-        return Record(**{item.name: values[item.name] for item in fields(Record)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return build({item.name: values[item.name] for item in fields(Record)}, Record, lambda key: ".".join(map(str, key)))
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         fix = "remove it: the stage then runs again, where its output is removed too"
         raise InputError(Problem(str(path), f"{type(error).__name__}: {error}", "the record of a stage", fix)) from None
 

@@ -26,7 +26,8 @@ class FileSums:
         self._kept: dict[str, list[Any]] = {}
         self._is_new = False
         try:
-            self._kept = dict(read_json(path)["files"])
+            listed = dict(read_json(path)["files"])
+            self._kept = {name: kept for name, kept in listed.items() if isinstance(kept, list) and len(kept) == 3}
         except (OSError, ValueError, KeyError, TypeError):
             self._is_new = True  # it only saves time
 
@@ -79,6 +80,11 @@ def of_output(path: Path, files: FileSums) -> str | None:
             return files.of_file(path / name)
     listed = {name: files.of_file(path / name) for name in _files(path)}
     return sha256_json(listed) if listed else None
+
+
+def is_there(path: Path) -> bool:
+    """Say whether `of_output` would return a sum, without reading a file's contents."""
+    return path.is_file() or any(True for _ in _files(path))
 
 
 def _kind(path: Path) -> Any:

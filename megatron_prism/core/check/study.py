@@ -11,7 +11,7 @@ from megatron_prism.core.check.cluster import VARIABLE, check_pipeline, is_argum
 from megatron_prism.core.config import CheckConfig, PipelineConfig, StudyConfig
 from megatron_prism.core.errors import Problem
 
-FIGURE = re.compile(r'([A-Za-z0-9][A-Za-z0-9._-]*):((?:"[^"]*"|[^".]+)(?:\.(?:"[^"]*"|[^".]+))*)')
+FIGURE = re.compile(r'([A-Za-z0-9][A-Za-z0-9._-]*):((?:"[^"]*"|[^".:\s]+)(?:\.(?:"[^"]*"|[^".:\s]+))*)')
 RELATIONS = ("above", "below", "near")
 
 
@@ -61,7 +61,9 @@ def _check_check(where: str, check: CheckConfig, arrays: dict[str, int]) -> Iter
             match = FIGURE.fullmatch(value)
             if match is None:
                 yield Problem(
-                    f"{where}.{key}", repr(value), 'a number, or STAGE:KEY.KEY; a key with a dot in quotes: weights:total.changed."0.01"'
+                    f"{where}.{key}",
+                    repr(value),
+                    'a number, or STAGE:KEY.KEY; a key with a dot, a colon or a space in quotes: weights:total.changed."0.01"',
                 )
             elif match[1] not in arrays:
                 yield Problem(f"{where}.{key}", repr(match[1]), f"one of the stages: {', '.join(arrays)}")

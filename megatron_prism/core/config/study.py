@@ -34,7 +34,7 @@ class StageConfig(JobConfig):
 class CheckConfig(Section):
     """A figure that must lie above, below or near another one.
 
-    A figure is a number, or STAGE:KEY.KEY, a place in a stage's result (its --json): evaluate_mcs:tasks.math.score. A key with a dot is quoted: weights:total.changed."0.01".
+    A figure is a number, or STAGE:KEY.KEY, a place in a stage's result (its --json): evaluate_mcs:tasks.math.score. A key with a dot, a colon or a space is quoted: weights:total.changed."0.01".
     """
 
     value: str | float

@@ -58,7 +58,8 @@ def test_what_is_wrong_is_told_by_its_key(config: StudyConfig, where: list[str])
 
 def test_a_figure_is_a_stage_and_keys_of_which_one_with_a_dot_is_quoted() -> None:
     assert parts_of('weights.a:total.changed."0.01".x') == ("weights.a", ["total", "changed", "0.01", "x"])
-    for text in ("a", ":b", "a:", "a:b..c", "a:.b"):
+    assert parts_of('cka:pairs."MCS -> RL".min') == ("cka", ["pairs", "MCS -> RL", "min"])
+    for text in ("a", ":b", "a:", "a:b..c", "a:.b", "a: b", "a:b - a:c", "a:b:c"):
         with pytest.raises(ValueError, match="no STAGE:KEY"):
             parts_of(text)
 

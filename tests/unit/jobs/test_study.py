@@ -15,7 +15,7 @@ from megatron_prism.core.config import StudyConfig
 from megatron_prism.core.errors import InputError, PrismError
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
-from megatron_prism.jobs import study_plan
+from megatron_prism.jobs import study_plan, study_stages
 from megatron_prism.jobs.plan import Asked
 from megatron_prism.study import claims
 
@@ -76,6 +76,20 @@ def test_a_finished_study_runs_nothing_and_a_changed_input_runs_what_needs_it() 
     Path("work.py").write_text(SCRIPT.replace("+ Path(out).name\n", "+ Path(out).name.upper()\n"))
     assert sorted(run(changed)[0]) == [*"abcde"]  # a script's contents are an input
     assert Path("run/e").read_text() == "ACABDE" and Path("run/e.old").read_text() == "acabde"
+
+
+def test_a_corpus_outside_run_dir_is_an_input_also_by_a_glob() -> None:
+    Path("texts").mkdir()
+    for name in ("a", "b"):
+        Path(f"texts/{name}.jsonl").write_text('{"text": "one"}\n')
+    mixture = {"out": "run/data", "tokenizer": "tok", "sources": [{"name": "s", "path": ["texts/*.jsonl"], "weight": 100}]}
+    Path("mixture.yaml").write_text(json.dumps(mixture))
+    (one,) = (study := read([{"name": "data", "command": ["prepare", "mixture.yaml"]}])).stages.values()
+    before = study_stages.inputs(one, study.stages, Path("run"), study.files)
+    assert {"texts/a.jsonl", "texts/b.jsonl"} <= {*before}
+    Path("texts/b.jsonl").write_text('{"text": "another"}\n')
+    now = study_stages.inputs(one, study.stages, Path("run"), study.files)
+    assert [name for name in now if now[name] != before[name]] == ["texts/b.jsonl"]
 
 
 def test_what_is_not_there_any_more_runs_again() -> None:
@@ -185,6 +199,10 @@ def test_two_at_once_are_refused() -> None:
         ([stage("a"), stage("b", "a", after=[])], "stage b: after: found not a; required a, for it names run/a"),
         ([stage("a"), stage("b", output="run/a")], "stage b: output: found run/a, which holds that of a"),
         ([stage("a", output="run")], "which holds that of the study's records"),
+        ([stage("a", output="run/study/study.json")], "run/study/study.json, which lies among the study's records"),
+        ([stage("b", output="run/a.old"), stage("a")], "run/a.old, where what a gave before is put aside"),
+        ([stage("study.json", output="run/b")], "stage study.json: name"),
+        ([{"name": "a", "command": ["train", "--help"]}], "without --help"),
         ([stage("a", command=["no.py"])], "stage a: command: found no.py, which is no file"),
         ([{"name": "a", "command": ["nothing", "b"]}], "a job of prism and its arguments"),
         ([{"name": "a", "command": ["merge", "--no-such"]}], "No such option"),
@@ -228,6 +246,56 @@ def test_a_dry_run_plans_what_follows_from_the_stages_before() -> None:
     assert plan["longest_path"] == ["mid", "eval"] and stages["hf"]["storage_gib"] > 0
     assert [line.split()[0] for line in study_plan.lines(plan)][:3] == ["mid", "hf", "eval"]
     assert not Path("run/study").exists()
+
+
+def test_a_dry_run_counts_and_promises_what_then_runs() -> None:
+    Path("train.yaml").write_text(json.dumps({**TRAIN, "world_size": 2}))
+    chain = [stage("a"), {**CHAIN[0], "after": ["a"]}, CHAIN[1], stage("z", "a")]
+    plan = study_plan.run(read(chain, only=["z"]), Asked())
+    assert {name: one["state"] for name, one in plan["stages"].items()} == {
+        "a": "left out",
+        "mid": "left out",
+        "hf": "left out",
+        "z": "blocked",
+    }
+    assert (plan["num_to_run"], plan["gpu_hours"], plan["storage_gib"], plan["gpus_max"], plan["longest_path"]) == (0, 0, 0, 0, [])
+    job.run(read(chain, only=["a"]))
+    plan = study_plan.run(read(chain, only=["z"]), Asked())
+    assert plan["stages"]["z"]["state"] == "to run" and (plan["num_to_run"], plan["gpu_hours"]) == (1, 0)
+    plan = study_plan.run(read(chain, until=["mid"]), Asked())
+    assert plan["gpu_hours"] == 2 * plan["stages"]["mid"]["hours"] > 0 and plan["longest_path"] == ["mid"]
+    Path("run/z").write_text("another's")
+    with pytest.raises(InputError, match="which this study did not make"):
+        study_plan.run(read(chain), Asked())
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["--only", ""], "--only"),
+        (["--only", "a", "--until", "b"], "--until"),
+        (["--beside", "run2"], "--beside"),
+        (["--status", "--dry-run"], "--status"),
+        (["--stage", "filter"], "--stage"),
+        (["--status", "--beside", "run"], "--beside"),
+        (["--status", "--beside", "run2"], "run2/study/study.json"),
+    ],
+)
+def test_options_that_clash_or_name_nothing_are_refused(words: list[str], where: str) -> None:
+    read([{**stage("filter"), "output": None, "array": [["x"], ["y"]]}])
+    Path("run2/study").mkdir(parents=True)
+    Path("run2/study/study.json").write_text(json.dumps({"kind": "study", "name": "s", "claims": ["damaged"]}))
+    done = CliRunner().invoke(app, ["study", "s.yaml", *words])
+    assert isinstance(done.exception, InputError) and done.exception.problems[0].where == where
+    assert not Path("run/study").exists()
+
+
+def test_a_failure_is_the_last_line_of_its_own_start() -> None:
+    Path("run/a.fails").write_text("yes")
+    run([stage("a")])
+    Path("work.py").write_text("raise SystemExit(7)")
+    run([stage("a")])
+    assert json.loads(Path("run/study/a/record.json").read_text())["failure"] == "exit code 7, and it printed nothing"
 
 
 def test_a_run_of_a_shells_processes_is_not_planned_for_gpus() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from megatron_prism.core.config import CheckConfig, ClaimConfig
 from megatron_prism.study.claims import judge, lines, over_seeds
 
+WORDS = {"name": "a", "says": "b", "source": "", "judged_at": "", "note": "", "state": "holds"}
 RESULTS: dict[str, Any] = {
     "base": {"tasks": {"math": {"score": 0.2}, "skills": {"score": 0.9}}},
     "mid": {"tasks": {"math": {"score": 0.5}}, "passed": True, "worst": float("nan"), "list": [1.0, 3.0]},
@@ -31,6 +33,11 @@ def check(value: Any, by: float = 0.0, **bound: Any) -> CheckConfig:
         (check(MATH, above="base:tasks.math.score", by=0.2), True),
         (check(MATH, above="base:tasks.math.score", by=0.4), False),
         (check(MATH, below=0.5), False),
+        (check(MATH, above=0.5), False),
+        (check(MATH, above=0.25, by=0.25), False),
+        (check(MATH, near=0.25, by=0.25), False),
+        (check(MATH, near=0.75, by=0.26), True),
+        (check("base:tasks.math.score", below=0.25, by=0.1), False),
         (check("base:tasks.math.score", below=MATH, by=0.25), True),
         (check('weights:total.changed."0.01"', near='weights:total.changed_dense_null."0.01"', by=0.01), True),
         (check('weights:total.changed."0.01"', near='weights:total.changed_dense_null."0.01"', by=0.001), False),
@@ -88,6 +95,26 @@ def test_several_seeds_give_states_means_ranges_and_intervals() -> None:
     assert figure["values"] == values and (figure["min"], figure["max"]) == (0.3, 0.7) and figure["mean"] == pytest.approx(0.5)
     half = 4.303 * statistics.stdev([0.5, 0.3, 0.7]) / 3**0.5  # Student's t of 2 degrees of freedom
     assert figure["interval_95"] == pytest.approx([0.5 - half, 0.5 + half])
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 11)])
+def test_an_interval_is_students_to_three_digits(freedom: int) -> None:
+    """Check the table by its definition: 95 % of Student's density lies within it, by Simpson's rule."""
+    (row,) = over_seeds([[{**WORDS, "figures": {"x": float(value)}}] for value in range(freedom + 1)])
+    values = [*map(float, range(freedom + 1))]
+    low, high = row["figures"]["x"]["interval_95"]
+    t = (high - low) / 2 / (statistics.stdev(values) / len(values) ** 0.5)
+    scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+    number, width = 4000, t / 4000
+    heights = [scale * (1 + (index * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for index in range(number + 1)]
+    inside = 2 * width / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+    assert abs(inside - 0.95) / (2 * heights[-1]) < 6e-4, "the table has three digits after the point"
+
+
+def test_beyond_the_table_an_interval_is_the_normals() -> None:
+    (row,) = over_seeds([[{**WORDS, "figures": {"x": float(value)}}] for value in range(12)])
+    low, high = row["figures"]["x"]["interval_95"]
+    assert (high - low) / 2 == pytest.approx(1.96 * statistics.stdev(range(12)) / 12**0.5)
 
 
 def test_one_seed_has_no_interval_and_a_study_without_the_claim_is_told() -> None:

@@ -58,7 +58,14 @@ def test_a_record_is_read_as_it_was_written_and_no_other_file_is_one(tmp_path: P
     record.write(tmp_path / "a", whole)
     assert record.read(tmp_path / "a") == whole
     text = (tmp_path / "a" / record.RECORD).read_text()
-    for damaged in (text[: len(text) // 2], text.replace(record.KIND, "other"), text.replace("num_starts", "num"), "[]"):
+    for damaged in (
+        text[: len(text) // 2],
+        text.replace(record.KIND, "other"),
+        text.replace("num_starts", "num"),
+        "[]",
+        text.replace("done", "dne"),
+        text.replace("1.5", '"x"'),
+    ):
         (tmp_path / "a" / record.RECORD).write_text(damaged)
         with pytest.raises(InputError, match="the record of a stage"):
             record.read(tmp_path / "a")

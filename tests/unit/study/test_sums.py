@@ -71,6 +71,13 @@ def test_a_file_that_holds_the_sums_of_the_others_stands_for_them(tmp_path: Path
     assert of_output(out, files) != first  # all files count
 
 
+@pytest.mark.parametrize("kept", [[1, "x"], 5, None, {"a": 1}])
+def test_kept_sums_that_are_none_are_passed_over(tmp_path: Path, kept: Any) -> None:
+    path = write(tmp_path / "big", "1")
+    write(tmp_path / "sums.json", {"files": {str(path): kept}})
+    assert of_output(path, FileSums(tmp_path / "sums.json")) == manifest.sha256_file(path)
+
+
 def test_a_file_is_read_once_until_it_changes(tmp_path: Path, files: FileSums, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     monkeypatch.setattr(sums, "sha256_file", lambda path: hashed.append(path) or manifest.sha256_file(path))
