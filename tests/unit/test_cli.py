@@ -90,7 +90,7 @@ def test_help_shows_an_example_of_every_command(command: tuple[str, ...]) -> Non
     done = prism(*command, "--help")
     assert done.returncode == 0 and done.stderr == ""
     spelled = " ".join(command).removesuffix(f" {GroupWithDefault.default}")
-    assert not command or re.search(rf"Example[a-z/., ]*: prism {spelled}", " ".join(done.stdout.split()))
+    assert not command or re.search(rf"Example[a-z_/., ]*: prism {spelled}", " ".join(done.stdout.split()))
 
 
 def test_a_part_of_rl_is_named_by_options(tmp_path: Path) -> None:

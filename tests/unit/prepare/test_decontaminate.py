@@ -30,7 +30,7 @@ WORDS = st.lists(st.sampled_from(["a", "B", "b", "c", "\u00e9"]), max_size=30).m
 
 
 @pytest.mark.parametrize("factor", [decontaminate.FACTOR, 0], ids=["hashed", "all hashes collide"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(texts=st.lists(WORDS, max_size=4), ngram=st.integers(1, 9), shortest=st.integers(0, 9), text=WORDS)
 def test_first_is_what_brute_force_finds(
     factor: int, texts: list[str], ngram: int, shortest: int, text: str, monkeypatch: pytest.MonkeyPatch
