@@ -33,7 +33,7 @@ def uniforms(streams: Sequence[int], indices: Sequence[int]) -> np.ndarray:
 def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return the chosen tokens (R, S) and their log-probabilities as engine.Rollout defines them. Greedy draws of a row are equal.
 
-    logits are fp32, and -inf for the vocabulary's padding.
+    logits are fp32, and -inf for the vocabulary's padding. Of a row with a NaN or an inf the log-probability is NaN, and the token is any.
     """
     greedy = sampling.temperature == 0
     scaled_RV = logits_RV if greedy or sampling.temperature == 1 else logits_RV / sampling.temperature
@@ -45,7 +45,9 @@ def choose(logits_RV: Tensor, uniform_RS: Tensor, sampling: Sampling) -> tuple[T
         token_RS = likeliest_R1.expand_as(uniform_RS)
     else:
         is_whole = sampling.top_p == 1 and sampling.top_k is None
-        token_RS = _invert(block_RKB if is_whole else _blocks(_likeliest(weight_RV, sampling)), uniform_RS)
+        token_RS = _invert(block_RKB if is_whole else _blocks(_likeliest(weight_RV, sampling)), uniform_RS).clamp_(
+            max=logits_RV.shape[1] - 1
+        )
     return token_RS, scaled_RV.gather(1, token_RS) - top_R1 - sum_R1.log()
 
 
@@ -70,7 +72,7 @@ def _invert(weight_RKB: Tensor, uniform_RS: Tensor) -> Tensor:
         part_RSB = level_RKB.gather(1, place_RS[..., None].expand(-1, -1, BLOCK)).double()
         end_RSB = part_RSB @ triangle_BB
         target_RS = torch.minimum(target_RS.clamp(min=0), end_RSB[..., -1] * BELOW)  # never a token of weight 0
-        within_RS1 = torch.searchsorted(end_RSB, target_RS[..., None], right=True)
+        within_RS1 = torch.searchsorted(end_RSB, target_RS[..., None], right=True).clamp_(max=BLOCK - 1)  # beyond it: NaN
         target_RS = target_RS - (end_RSB - part_RSB).gather(2, within_RS1)[..., 0]
         place_RS = place_RS * BLOCK + within_RS1[..., 0]
     return place_RS

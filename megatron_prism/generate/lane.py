@@ -7,12 +7,14 @@ all stages busy: while one lane's tokens are on the second stage, the first stag
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.generate import blocks
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.draw import uniforms
@@ -107,6 +109,11 @@ class Lane:
         token_RS, logprob_RS = choice.tolist()
         for row, drafts in enumerate(self.asked):
             for draft, token, logprob in zip(drafts, token_RS[row], logprob_RS[row], strict=True):
+                if math.isnan(logprob):
+                    where = f"token {len(draft.token_ids)} of a response to prompt {draft.prompt}"
+                    raise CheckpointError(
+                        Problem(where, "logits that are NaN or inf", "finite logits", "look for damaged or far too large weights")
+                    )
                 rollout = draft.extend(int(token), logprob, self.request.sampling)
                 if rollout is not None:
                     finished.append(rollout)

@@ -98,3 +98,15 @@ def test_a_draw_inverts_the_distribution(data: st.DataObject) -> None:
     assert not hidden_V[token]
     start = float(ends_V[token - 1]) if token else 0.0
     assert start - 1e-6 <= uniform <= float(ends_V[token]) + 1e-6
+
+
+@pytest.mark.parametrize(
+    "how", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 2.0, "top_k": 2}]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_has_no_log_probability(value: float, how: dict[str, Any]) -> None:
+    logits_RV = torch.stack([LOGITS, LOGITS])
+    logits_RV[1, 2] = value
+    token_RS, logprob_RS = choose(logits_RV, torch.full((2, 3), 0.99), Sampling(max_tokens=1, **how))
+    assert logprob_RS[0].isfinite().all() and logprob_RS[1].isnan().all()
+    assert int(token_RS.min()) >= 0 and int(token_RS.max()) < len(LOGITS)

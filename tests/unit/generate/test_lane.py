@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_prism.core.errors import CheckpointError
 from megatron_prism.generate import blocks
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.engine import Rollout, Sampling, seed_of
@@ -146,3 +147,16 @@ def test_a_row_that_is_copied_short_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     request = request_of([[1, 2, 3], [4, 5]], 3, 6, 4, 30, 40)
     made, _ = run(request)
     assert made != [expected(request, prompt, sample) for prompt, sample in itertools.product(range(2), range(3))]
+
+
+def test_logits_that_are_not_finite_end_the_generation() -> None:
+    class Broken(Toy):
+        def choose(self, hidden_R: torch.Tensor, uniform_RS: torch.Tensor, sampling: Sampling, sent: list[Any]) -> torch.Tensor:
+            choice = super().choose(hidden_R, uniform_RS, sampling, sent)
+            choice[1, -1, -1] = torch.nan
+            return choice
+
+    lane = Lane(Broken(), request_of([[1, 2], [3]], 2, 4, 4, 30, 30), [0, 1])
+    with pytest.raises(CheckpointError, match=r"token 0 of a response to prompt 0: found logits that are NaN or inf"):
+        while lane.advance([]):
+            pass
