@@ -18,6 +18,8 @@ def run(run_dir: Path, base: Path | None, num_threads: int, seed: int) -> dict[s
 
     Raises: InputError, CheckpointError where there are no two models to compare, or they differ in more than their weights.
     """
+    if not run_dir.is_dir():
+        raise InputError(Problem("--run", f"{run_dir}, which is no folder", "a folder of prism train or prism rl"))
     steps = [path for path in folder.steps(run_dir / "checkpoints") or folder.steps(run_dir) if (path / folder.META).is_file()]
     if len(steps) < (1 if base else 2):
         fix = "save.keep_every keeps them" if steps else "a folder of prism train or prism rl"
