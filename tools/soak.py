@@ -58,6 +58,11 @@ SOAKS: dict[str, tuple[str, int, str]] = {
         10000,
         "write hostile texts into every field of a cluster and a command, and run the job's script (R14)",
     ),
+    "study": (
+        "reliability/test_study_whole.py",
+        1,
+        "kill the tiny study, with fewer steps, so many times in each of its stages, and compare its claims and its report with an unbroken one's",
+    ),
     "rl": (
         "e2e/test_rl.py::test_rl_lifts_what_mid_training_taught_whatever_its_seed",
         3,

@@ -1,0 +1,108 @@
+"""The tiny study with fewer steps, killed with SIGKILL in each of its stages: its claims' figures and its report are those of a study that nobody killed.
+
+About 10 CPU-minutes, and so not in the continuous tests: python tools/soak.py study
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif("not config.getoption('--soak')", reason="10 CPU-minutes: python tools/soak.py study")]
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = Path("configs/studies/tiny.yaml")
+# what makes a job short; a study that learns nothing has all stages too
+SHORT = {
+    "train": ["steps=40", "schedule.warmup_steps=5", "save.interval=15", "log.interval=10"],
+    "rl": ["steps=3", "save.interval=1", "log.interval=1", "rollout.num_prompts=4", "rollout.num_samples=4"],
+    "evaluate": ["tasks.math.limit=20", "tasks.code.limit=20", "tasks.science.limit=20"],
+    "analyze landscape": ["plane_size=0", "keep_largest=[0.2]", "num_nulls=1"],
+    "analyze cka": ["num_prompts=30", "num_subsamples=4", "subsample=15"],
+}
+TIMED = ("pipeline", "cost", "training_runs")  # tables of the report that say how long things took
+MOST_DELAY_S = 4.0
+
+
+def short(run_dir: str) -> dict[str, Any]:
+    """Return the tiny study with fewer steps of each job."""
+    study = yaml.safe_load((ROOT / STUDY).read_text())
+    for stage in study["stages"]:
+        words = stage["command"]
+        job = " ".join(words[:2]) if words[0] in ("analyze", "convert") or words[:2] == ["evaluate", "compare"] else words[0]
+        changed = ["data.changes.0.step=20"] if "ordered" in stage["name"] and job == "train" else []
+        stage["command"] = [*words, *SHORT.get(job, []), *changed]
+    return {**study, "run_dir": run_dir}
+
+
+def command(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with log.open("ab") as stream:
+        words = [sys.executable, "-m", "megatron_prism.cli", "study", str(config)]
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+
+
+def stages(run_dir: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return dict(json.loads((run_dir / "study" / "study.json").read_text())["stages"])
+    except OSError:
+        return {}
+
+
+def kill_in_each_stage(start: Callable[[], subprocess.Popen[bytes]], run_dir: Path, draw: random.Random, num_kills: int) -> dict[str, int]:
+    """Run a study, and kill it that often in each stage, at a random moment. Return how often each stage was running at a kill."""
+    struck: dict[str, int] = {}
+    child = start()
+    while child.poll() is None:
+        running = [name for name, stage in stages(run_dir).items() if stage["state"] == "running" and struck.get(name, 0) < num_kills]
+        if not running:
+            time.sleep(0.05)
+            continue
+        time.sleep(draw.uniform(0, MOST_DELAY_S))
+        hit = [name for name, stage in stages(run_dir).items() if stage["state"] == "running"]
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        for name in hit:
+            struck[name] = struck.get(name, 0) + 1
+        child = start()
+    assert child.returncode == 0
+    return struck
+
+
+def findings(run_dir: Path) -> dict[str, Any]:
+    """Return what the study found: its claims, and the report's tables but those of times, without the name of its folder."""
+    study = json.loads((run_dir / "study" / "study.json").read_text())
+    tables = {path.name: path.read_text() for path in (run_dir / "report" / "tables").iterdir() if not path.name.startswith(TIMED)}
+    assert len(tables) > 60
+    return json.loads(json.dumps({"claims": study["claims"], **tables}).replace(str(run_dir), "RUN_DIR"))
+
+
+def test_a_study_killed_in_each_stage_ends_as_one_that_nobody_killed(
+    tmp_path: Path, soak: int, seed: int, figures: Callable[..., None]
+) -> None:
+    for name in ("whole", "killed", "other"):
+        config = short(str(tmp_path / name))
+        if name == "other":
+            config["variables"]["seed"] = "2"
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return command(tmp_path / f"{name}.yaml", tmp_path / f"{name}.log")
+
+    assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()[-4000:]
+    struck = kill_in_each_stage(lambda: start("killed"), tmp_path / "killed", random.Random(seed), soak)
+    figures(kills=sum(struck.values()), stages_struck=len(struck), stages=len(stages(tmp_path / "whole")))
+    assert len(struck) > len(stages(tmp_path / "whole")) * 0.8  # the shortest may be over before the blow
+    assert findings(tmp_path / "killed") == findings(tmp_path / "whole")
+    assert start("other").wait() == 0
+    assert findings(tmp_path / "other") != findings(tmp_path / "whole")  # the control: another seed
