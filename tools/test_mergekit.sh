@@ -11,5 +11,5 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     $venv/bin/python -m pip install -q "${PRISM_TORCH:-torch==2.13.0+cpu}" "mergekit==0.1.5"
     printf '%s\n' "$wanted" >$stamp
 fi
-export PRISM_MERGEKIT=$PWD/$venv/bin/mergekit-yaml OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export PRISM_MERGEKIT="$(realpath -m "$venv")/bin/mergekit-yaml" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 exec .venv/bin/python -m pytest -q -s tests/mergekit -p no:cacheprovider "$@" </dev/null
