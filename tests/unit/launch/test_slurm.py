@@ -375,6 +375,13 @@ def test_each_element_of_an_array_has_its_own_progress(run: Callable[..., subpro
         assert (tmp_path / "scontrol.argv").read_text().count(f"requeue 7_{index}") == count
 
 
+def test_the_requeues_own_term_is_no_event(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Slurm tells a requeued job's script to end, and may do so before the script has: `timeout` stands between it and scontrol."""
+    stub(tmp_path, "scontrol", "kill -TERM $(ps -o ppid= -p $PPID)")
+    code, output = ended(run(job(), CPU, STUB_CODE="3"))
+    assert code == 4 and "TERM" not in output and output.endswith("saved: to be started again\n"), output
+
+
 def test_a_requeue_that_fails_in_passing_is_asked_again(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     stub(tmp_path, "sleep", "echo $1 >>sleep.argv")
     stub(tmp_path, "scontrol", "echo x >>scontrol.argv; [ $(wc -l <scontrol.argv) = 3 ]")
