@@ -91,7 +91,7 @@ def test_a_study_killed_in_each_stage_ends_as_one_that_nobody_killed(
     tmp_path: Path, soak: int, seed: int, figures: Callable[..., None]
 ) -> None:
     for name in ("whole", "killed", "other"):
-        config = short(str(tmp_path / name))
+        config = short(str(tmp_path / name / "tiny"))
         if name == "other":
             config["variables"]["seed"] = "2"
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -100,9 +100,9 @@ def test_a_study_killed_in_each_stage_ends_as_one_that_nobody_killed(
         return command(tmp_path / f"{name}.yaml", tmp_path / f"{name}.log")
 
     assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()[-4000:]
-    struck = kill_in_each_stage(lambda: start("killed"), tmp_path / "killed", random.Random(seed), soak)
-    figures(kills=sum(struck.values()), stages_struck=len(struck), stages=len(stages(tmp_path / "whole")))
-    assert len(struck) > len(stages(tmp_path / "whole")) * 0.8  # the shortest may be over before the blow
-    assert findings(tmp_path / "killed") == findings(tmp_path / "whole")
+    struck = kill_in_each_stage(lambda: start("killed"), tmp_path / "killed" / "tiny", random.Random(seed), soak)
+    figures(kills=sum(struck.values()), stages_struck=len(struck), stages=len(stages(tmp_path / "whole" / "tiny")))
+    assert len(struck) > len(stages(tmp_path / "whole" / "tiny")) * 0.8  # the shortest may be over before the blow
+    assert findings(tmp_path / "killed" / "tiny") == findings(tmp_path / "whole" / "tiny")
     assert start("other").wait() == 0
-    assert findings(tmp_path / "other") != findings(tmp_path / "whole")  # the control: another seed
+    assert findings(tmp_path / "other" / "tiny") != findings(tmp_path / "whole" / "tiny")  # the control: another seed
