@@ -17,19 +17,27 @@ from megatron_prism.study.claims import over_seeds
 
 DOCUMENT, TOOL = ROOT / "docs" / "REPRODUCE.md", Path(__file__).name
 RECORD = Path("study") / "study.json"
-HEAD = "| claim | holds in | else | figures: mean over the studies, and its 95 % interval (Student's t) |\n|---|---|---|---|"
+HEAD = "| claim | holds in | else | figures: mean over the studies, its 95 % interval (Student's t), and each study's |\n|---|---|---|---|"
 
 
 def table(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line a claim: in how many studies it holds, its state in the others, its figures. studies: study.json of each."""
+    """Return a line a claim: in how many studies it holds, its state in the others, its figures but its prerequisites'. studies: study.json of each."""
     if not studies:
         return "Not measured yet."
-    return "\n".join([HEAD, *map(_line, over_seeds([study["claims"] for study in studies]))])
+    judged = [study["claims"] for study in studies]
+    return "\n".join([HEAD, *(_line(claim, _asked(claim["name"], judged[0])) for claim in over_seeds(judged))])
 
 
-def _line(claim: Mapping[str, Any]) -> str:
+def _asked(name: str, judged: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the figures that a claim's `shows` and `null` name."""
+    checks = [check for claim in judged if claim["name"] == name for check in claim["checks"] if check["part"] != "requires"]
+    return {figure for check in checks for figure in (check["value"], check["than"]) if isinstance(figure, str)}
+
+
+def _line(claim: Mapping[str, Any], asked: set[str]) -> str:
     others = "; ".join(dict.fromkeys(state for state in claim["states"] if state != "holds"))
-    figures = "; ".join(f"`{name}` {_told(of)}" for name, of in claim["figures"].items()).replace("|", r"\|")
+    told = (f"`{name}` {_told(of)}" for name, of in claim["figures"].items() if name in asked)
+    figures = "<br>".join(told).replace("|", r"\|")
     return f"| `{claim['name']}` | {claim['num_holds']} of {claim['num_studies']} | {others} | {figures} |"
 
 
@@ -37,7 +45,8 @@ def _told(figure: Mapping[str, Any]) -> str:
     if figure["mean"] is None:
         return "not measured"
     interval = f" ({figure['interval_95'][0]:.3g} to {figure['interval_95'][1]:.3g})" if figure["interval_95"] else ""
-    return f"{figure['mean']:.3g}{interval}"
+    each = ", ".join("none" if value is None else f"{value:.3g}" for value in figure["values"])
+    return f"{figure['mean']:.3g}{interval}: {each}"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ submitted.json.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -177,23 +178,28 @@ def _check_first(planned: Sequence[Planned]) -> None:
 
 def _warn_of_short_notice(planned: Sequence[Planned], cluster: ClusterConfig) -> None:
     """Warn where the plan's longest step of RL and its save take longer than Slurm's notice: the job would be killed in that step."""
-    for each in planned:
-        for config in each.configs:
-            if not isinstance(config, RLConfig) or config.model is None:  # without `model` a plan needs the checkpoint
-                continue
-            # a child process, since a plan hides the GPUs from its process and builds models
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                figures = pool.submit(job_plan.run, config, job_plan.Asked()).result()
-            needed_s = figures["step_s_longest"] + figures["checkpoint_save_s"]
-            if needed_s > cluster.signal_before_s:
-                log.get().warning(
-                    "stage %s: a step whose responses are full, and its save, take %.0f s by the plan, and Slurm gives notice %d s before "
-                    "the time limit: a job that is killed within a step goes on from its last checkpoint; cluster.signal_before_s=%d is enough",
-                    each.entry.name,
-                    needed_s,
-                    cluster.signal_before_s,
-                    60 * ceil(needed_s / 60 + 1),
-                )
+    asked = [  # without `model` a plan needs the checkpoint
+        (each.entry.name, config)
+        for each in planned
+        for config in each.configs
+        if isinstance(config, RLConfig) and config.model is not None
+    ]
+    if not asked:
+        return
+    # a child process, since a plan hides the GPUs from its process and builds models
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        plans = list(pool.map(job_plan.run, [config for _, config in asked], itertools.repeat(job_plan.Asked())))
+    for (name, _), figures in zip(asked, plans, strict=True):
+        needed_s = figures["step_s_longest"] + figures["checkpoint_save_s"]
+        if needed_s > cluster.signal_before_s:
+            log.get().warning(
+                "stage %s: a step whose responses are full, and its save, take %.0f s by the plan, and Slurm gives notice %d s before "
+                "the time limit: a job that is killed within a step goes on from its last checkpoint; cluster.signal_before_s=%d is enough",
+                name,
+                needed_s,
+                cluster.signal_before_s,
+                60 * ceil(needed_s / 60 + 1),
+            )
 
 
 def _summary(each: Planned, **facts: Any) -> dict[str, Any]:

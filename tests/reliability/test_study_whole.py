@@ -1,6 +1,6 @@
-"""The tiny study with fewer steps, killed with SIGKILL in each of its stages: its claims' figures and its report are those of a study that nobody killed.
+"""The tiny study with fewer steps, killed with SIGKILL in each of its stages, or as a chain of Slurm jobs: it finds what an unbroken one finds.
 
-About 10 CPU-minutes, and so not in the continuous tests: python tools/soak.py study
+About 15 CPU-minutes, and so not in the continuous tests: python tools/soak.py study
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif("not config.getoption('--soak')", reason="10 CPU-minutes: python tools/soak.py study")]
+from megatron_prism.launch.pipeline import GANG_JOBS
+from tests import slurm
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif("not config.getoption('--soak')", reason="15 CPU-minutes: python tools/soak.py study")]
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = Path("configs/studies/tiny.yaml")
 # what makes a job short; a study that learns nothing has all stages too
@@ -32,16 +35,27 @@ SHORT = {
 }
 TIMED = ("pipeline", "cost", "training_runs")  # tables of the report that say how long things took
 MOST_DELAY_S = 4.0
+MOST_S = 3600.0  # of the chain on Slurm: 65 jobs on two nodes
+
+
+def write(root: Path, name: str, **variables: str) -> Path:
+    """Write the tiny study with fewer steps of each job, and return its folder, which has the same name for all: the report shows it."""
+    run_dir = root / name / "tiny"
+    study = short(str(run_dir))
+    study["variables"] |= variables
+    (root / f"{name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    return run_dir
 
 
 def short(run_dir: str) -> dict[str, Any]:
-    """Return the tiny study with fewer steps of each job."""
+    """Return the tiny study with fewer steps of each job. On Slurm a gang's config must say its size."""
     study = yaml.safe_load((ROOT / STUDY).read_text())
     for stage in study["stages"]:
         words = stage["command"]
         job = " ".join(words[:2]) if words[0] in ("analyze", "convert") or words[:2] == ["evaluate", "compare"] else words[0]
         changed = ["data.changes.0.step=20"] if "ordered" in stage["name"] and job == "train" else []
-        stage["command"] = [*words, *SHORT.get(job, []), *changed]
+        size = ["world_size=1"] if job in GANG_JOBS else []
+        stage["command"] = [*words, *SHORT.get(job, []), *size, *changed]
     return {**study, "run_dir": run_dir}
 
 
@@ -79,30 +93,61 @@ def kill_in_each_stage(start: Callable[[], subprocess.Popen[bytes]], run_dir: Pa
     return struck
 
 
-def findings(run_dir: Path) -> dict[str, Any]:
+def findings(run_dir: Path, status: Path | None = None) -> dict[str, Any]:
     """Return what the study found: its claims, and the report's tables but those of times, without the name of its folder."""
-    study = json.loads((run_dir / "study" / "study.json").read_text())
+    study = json.loads((status or run_dir / "study" / "study.json").read_text())
     tables = {path.name: path.read_text() for path in (run_dir / "report" / "tables").iterdir() if not path.name.startswith(TIMED)}
     assert len(tables) > 60
     return json.loads(json.dumps({"claims": study["claims"], **tables}).replace(str(run_dir), "RUN_DIR"))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what an unbroken study finds."""
+    root = tmp_path_factory.mktemp("whole")
+    run_dir = write(root, "whole")
+    assert command(root / "whole.yaml", root / "whole.log").wait() == 0, (root / "whole.log").read_text()[-4000:]
+    return findings(run_dir)
+
+
 def test_a_study_killed_in_each_stage_ends_as_one_that_nobody_killed(
-    tmp_path: Path, soak: int, seed: int, figures: Callable[..., None]
+    tmp_path: Path, soak: int, seed: int, figures: Callable[..., None], whole: dict[str, Any]
 ) -> None:
-    for name in ("whole", "killed", "other"):
-        config = short(str(tmp_path / name / "tiny"))
-        if name == "other":
-            config["variables"]["seed"] = "2"
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    killed, other = write(tmp_path, "killed"), write(tmp_path, "other", seed="2")
 
     def start(name: str) -> subprocess.Popen[bytes]:
         return command(tmp_path / f"{name}.yaml", tmp_path / f"{name}.log")
 
-    assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()[-4000:]
-    struck = kill_in_each_stage(lambda: start("killed"), tmp_path / "killed" / "tiny", random.Random(seed), soak)
-    figures(kills=sum(struck.values()), stages_struck=len(struck), stages=len(stages(tmp_path / "whole" / "tiny")))
-    assert len(struck) > len(stages(tmp_path / "whole" / "tiny")) * 0.8  # the shortest may be over before the blow
-    assert findings(tmp_path / "killed" / "tiny") == findings(tmp_path / "whole" / "tiny")
+    struck = kill_in_each_stage(lambda: start("killed"), killed, random.Random(seed), soak)
+    figures(kills=sum(struck.values()), stages_struck=len(struck), stages=len(stages(killed)))
+    assert len(struck) > len(stages(killed)) * 0.8  # the shortest may be over before the blow
+    assert findings(killed) == whole
     assert start("other").wait() == 0
-    assert findings(tmp_path / "other" / "tiny") != findings(tmp_path / "whole" / "tiny")  # the control: another seed
+    assert findings(other) != whole  # the control: another seed
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    yield from slurm.running()
+
+
+def test_a_study_as_a_chain_of_slurm_jobs_ends_as_one_at_home(
+    tmp_path: Path, cluster: None, figures: Callable[..., None], whole: dict[str, Any]
+) -> None:
+    run_dir = write(tmp_path, "chain")
+    study = ("study", tmp_path / "chain.yaml")
+    began = time.monotonic()
+    slurm.prism(*study, "--cluster", slurm.CLUSTER)
+    folder = run_dir / "slurm"
+    jobs = {entry["name"]: entry["job"] for entry in json.loads((folder / "submitted.json").read_text())["stages"]}
+    try:
+        slurm.wait_for(
+            lambda: not slurm.slurm_command("squeue", "--noheader", "--jobs", ",".join(jobs.values())), "all jobs", folder, MOST_S
+        )
+    finally:
+        slurm.slurm_command("scancel", *jobs.values())
+    slurm.prism(*study, "--status", "--json", status := tmp_path / "status.json")
+    states = {name: stage["state"] for name, stage in json.loads(status.read_text())["stages"].items()}
+    figures(jobs=len(jobs), minutes=(time.monotonic() - began) / 60)
+    assert set(states.values()) <= {"done", "no-go"} and len(states) == len(jobs) > 60, states
+    assert findings(run_dir, status) == whole
