@@ -150,13 +150,18 @@ def test_the_table_of_claims_has_each_claims_states_and_figures(monkeypatch: pyt
     monkeypatch.syspath_prepend(ROOT / "tools")
     table = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["table"]
     words = {"name": "c", "says": "", "source": "", "judged_at": "", "note": ""}
+    checks = [
+        {"part": "requires", "value": "base:z", "than": 0.5},
+        {"part": "shows", "value": "cka:mid|rl.x", "than": 0.1},
+        {"part": "null", "value": "s:y", "than": "cka:mid|rl.x"},
+    ]
     studies = [
-        {"claims": [{**words, "state": state, "figures": {"cka:mid|rl.x": value, "s:y": None}}]}
+        {"claims": [{**words, "state": state, "checks": checks, "figures": {"base:z": 1.0, "cka:mid|rl.x": value, "s:y": None}}]}
         for state, value in (("holds", 0.25), ("fails", 0.75), ("holds", 0.5))
     ]
-    line = table(studies).splitlines()[2]
-    assert (
-        line == r"| `c` | 2 of 3 | fails | `cka:mid\|rl.x` 0.5 (-0.121 to 1.12); `s:y` not measured |"
-    )  # 4.303 x .25 / sqrt(3) on either side
-    assert table(studies[:1]).splitlines()[2] == r"| `c` | 1 of 1 |  | `cka:mid\|rl.x` 0.25; `s:y` not measured |"
+    # 4.303 x .25 / sqrt(3) on either side; a prerequisite's figure is left out
+    assert table(studies).splitlines()[2] == (
+        r"| `c` | 2 of 3 | fails | `cka:mid\|rl.x` 0.5 (-0.121 to 1.12): 0.25, 0.75, 0.5<br>`s:y` not measured |"
+    )
+    assert table(studies[:1]).splitlines()[2] == r"| `c` | 1 of 1 |  | `cka:mid\|rl.x` 0.25: 0.25<br>`s:y` not measured |"
     assert table([]) == "Not measured yet."
