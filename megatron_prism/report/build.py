@@ -92,5 +92,7 @@ def _lead(materials: Sequence[Material]) -> list[str]:
         names = {claim.name for one in studies for claim in one.claims}
         every = sum(all(claim.state == "holds" for one in studies for claim in one.claims if claim.name == name) for name in names)
         lead.append(f"{every} of {len(names)} claims hold in each of the {len(judged)} studies that judge them.")
+    if len({frozenset(stage.name for stage in one.stages) for one in studies}) > 1:
+        lead.append("The studies have not the same stages: what is taken over studies counts each model and task of one name as the same.")
     lead.append("Square brackets hold 95 % intervals where nothing else is said. A dash stands where there is no figure.")
     return [*lead, *(f"Damaged: {line}." for one in materials for line in one.told)]

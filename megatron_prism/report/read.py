@@ -242,6 +242,8 @@ def _evaluation(folder: Path, label: str, stage: str, manifest: Mapping[str, Any
         return Evaluation(label, stage, folder, str(manifest["model"]["sha256"]), has_ended=False)
     summary = read_json(folder / "summary.json")
     tasks = {str(name): of for name, of in summary["tasks"].items() if isinstance(of, dict)}
+    if unfit := [name for name, of in tasks.items() if not isinstance(of.get("set", {}), dict)]:
+        raise ValueError(f"tasks without a set: {', '.join(unfit)}")
     return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks, _questions(folder / "results.jsonl"))
 
 

@@ -327,6 +327,23 @@ def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkey
     assert "{&#39;a&#39;: 1}" in page.page(build.build([one], {}, "T"))
 
 
+def test_an_evaluation_without_a_set_costs_itself_and_other_stages_are_told_of(tmp_path: Path) -> None:
+    study, other = write_study(tmp_path / "study"), write_study(tmp_path / "other")
+    summary = json.loads((study / "eval_mid" / "summary.json").read_text(encoding="utf-8"))
+    summary["tasks"]["math"]["set"] = None
+    write(study / "eval_mid" / "summary.json", summary)
+    (one,) = read.read([study])
+    assert (
+        "tasks without a set: math" in one.told[0] and {each.name for each in one.evaluations} and not benchmarks.section([one], {}).absent
+    )
+    same = build.build(read.read([study, other]), {}, "T").lead
+    assert not any("not the same stages" in line for line in same)
+    record = json.loads((other / "study" / "study.json").read_text(encoding="utf-8"))
+    record["stages"]["more"] = {**record["stages"]["mid"], "output": None}
+    write(other / "study" / "study.json", record)
+    assert any("not the same stages" in line for line in build.build(read.read([study, other]), {}, "T").lead)
+
+
 def test_a_chain_of_stages_may_be_long() -> None:
     stages = tuple(_stage(f"s{number}", "train", [f"s{number - 1}"] * (number > 0)) for number in range(2000))
     assert ancestors.of(Material("s", stages=stages), ["s1999", "s0"]) == {"s1999": ["s0"], "s0": []}
