@@ -54,7 +54,7 @@ SOAKS: dict[str, tuple[str, int, str]] = {
         "change the repository's configs, and give them to the command line (R13)",
     ),
     "texts": (
-        "unit/launch/test_slurm.py::test_every_text_arrives_as_it_was_written",
+        "unit/launch/test_slurm_texts.py::test_every_text_arrives_as_it_was_written",
         10000,
         "write hostile texts into every field of a cluster and a command, and run the job's script (R14)",
     ),

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.launch import slurm
-from tests.unit.launch.test_slurm import stub
+from tests.unit.launch.job_script import stub
 
 
 @pytest.fixture

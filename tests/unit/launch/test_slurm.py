@@ -1,255 +1,20 @@
-"""The script of a job: run with an srun and a scontrol that only note what they are given. Nothing a user writes means anything to bash or sbatch."""
+"""The script of a job: run with an srun and a scontrol that only note what they are given."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megatron_prism.core.check.cluster import check_cluster
-from megatron_prism.core.config import ClusterConfig, ContainerConfig, CpuConfig
+from megatron_prism.core.config import ClusterConfig, CpuConfig
 from megatron_prism.launch import slurm
-
-CPU = ClusterConfig(gpus_per_node=0, processes_per_node=1)
-STUBS = {
-    "srun": 'printf "%s\\0" "$@" >srun.argv; env -0 >srun.env; [ -z "$STUB_WAIT" ] || { trap "exit 3" USR1; touch ready; while :; do sleep 0.02; [ ! -e go ] || exit 3; done; }; exit "${STUB_CODE:-0}"',
-    "scontrol": 'echo "$*" >>scontrol.argv',
-    "record": 'printf "%s\\0" "$@" >record.argv',
-}
-PARTS = [
-    "'",
-    '"',
-    "`touch pwned`",
-    "$(touch pwned)",
-    "${HOME}",
-    "\\",
-    "\n",
-    ";",
-    "&",
-    "|",
-    ">",
-    "<",
-    "*",
-    "?",
-    "~",
-    "#",
-    " ",
-    "\t",
-    "!",
-    "%j",
-    "%%",
-    "=",
-    "--",
-    "(",
-    ")",
-    "{a,b}",
-    "$",
-    "\r",
-    "\x1b[31m",
-    "\u00e9",
-    "\u4e2d\u6587",
-    "\U0001f600",
-    "\u202e",
-    "EOF",
-    "a",
-    "-n",
-    "$'\\n'",
-    "#SBATCH --x",
-    "\n#SBATCH --x",
-    "{{ 1 }}",
-    "{% x %}",
-]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "number" in metafunc.fixturenames:
-        metafunc.parametrize("number", range(metafunc.config.getoption("--soak") or 200))
-
-
-@pytest.fixture(scope="module")
-def texts(soak: int | None, request: pytest.FixtureRequest) -> list[str]:
-    return hostile(soak or 200, request.config.getoption("--soak-seed") or 0)
-
-
-def hostile(count: int, seed: int) -> list[str]:
-    """Return texts that would do harm where they are not quoted: each part alone, then mixtures."""
-    draw = random.Random(seed)
-    mixed = ["".join(draw.choices(PARTS, k=draw.randint(2, 6))) for _ in range(count - len(PARTS))]
-    return [*PARTS, *mixed]
-
-
-def one_line(text: str) -> str:
-    return "".join(letter for letter in text if letter.isprintable()) or "a"
-
-
-def in_a_path(text: str) -> str:
-    return one_line(text).replace("/", "_").replace("\\", "_").strip(".")[:40] or "a"
-
-
-def stub(folder: Path, name: str, text: str) -> None:
-    (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
-    (folder / "bin" / name).chmod(0o755)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Return a function that starts a script as Slurm would, in tmp_path, with stubs on its PATH."""
-    (tmp_path / "bin").mkdir()
-    for name, text in STUBS.items():
-        stub(tmp_path, name, text)
-
-    def start(job: slurm.Job, cluster: ClusterConfig, **variables: str) -> subprocess.Popen[str]:
-        (tmp_path / job.folder).mkdir(parents=True, exist_ok=True)
-        script = tmp_path / "script.sbatch"
-        script.write_text(slurm.render(job, cluster))
-        assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
-        slurms = {"SLURM_JOB_ID": "40017", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_ARRAY_TASK_ID": "0"}
-        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "STUB_WAIT": "", **slurms, **variables}
-        return subprocess.Popen(
-            ["bash", str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    return start
-
-
-def job(folder: Path = Path("run/slurm"), **changes: Any) -> slurm.Job:
-    values: dict[str, Any] = {
-        "name": "train",
-        "title": "tiny-train",
-        "folder": folder,
-        "command": ("train", "mid.yaml"),
-        "nodes": 2,
-        "ranks_per_node": 8,
-    }
-    return slurm.Job(**(values | changes))
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=30)
-    return process.returncode, output
-
-
-def given(path: Path) -> list[str]:
-    return path.read_bytes().decode().split("\0")[:-1]
-
-
-def test_every_text_arrives_as_it_was_written(
-    number: int, texts: list[str], run: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    text, other, third = (texts[(number + step) % len(texts)] for step in (0, 67, 131))
-    mount, venv = f"/a{one_line(text).replace(',', '').replace(':', '')}:/b", tmp_path / in_a_path(other)
-    (venv / "bin").mkdir(parents=True)
-    (venv / "bin" / "activate").write_text("export ACTIVATED=yes\n")
-    common: dict[str, Any] = {
-        "gpus_per_node": 8,
-        "setup": (("record", text, other),),
-        "account": one_line(text),
-        "partition": one_line(other),
-        "qos": one_line(third),
-        "gres": one_line(text),
-        "mem": one_line(other),
-        "sbatch": (f"--comment={one_line(text)}",),
-    }
-    stage = job(
-        Path(in_a_path(third)) / "slurm", command=("prepare", text, other), array={0: (third, text)}, environment={"A": text, "B": other}
-    )
-    for cluster in (
-        ClusterConfig(venv=venv, **common),
-        ClusterConfig(container=ContainerConfig(image=text, mounts=(mount,), workdir=third), **common),
-    ):
-        assert check_cluster(cluster) == []
-        code, output = ended(run(stage, cluster))
-        assert code == 0, output
-        arguments, variables = given(tmp_path / "srun.argv"), given(tmp_path / "srun.env")
-        assert arguments[arguments.index("prism") + 1 :] == ["prepare", text, other, third, text, "--nproc", "8"]
-        assert given(tmp_path / "record.argv") == [text, other]
-        assert {f"A={text}", f"B={other}"} <= set(variables)
-        if cluster.container:
-            assert {f"--container-image={text}", f"--container-mounts={mount}", f"--container-workdir={third}"} <= set(arguments)
-        else:
-            assert "ACTIVATED=yes" in variables
-        options = as_sbatch_reads((tmp_path / "script.sbatch").read_text())
-        wanted = [
-            f"--account={one_line(text)}",
-            f"--partition={one_line(other)}",
-            f"--qos={one_line(third)}",
-            f"--gres={one_line(text)}:8",
-            f"--mem={one_line(other)}",
-            f"--comment={one_line(text)}",
-            f"--output={in_a_path(third).replace('%', '%%')}/slurm/train.%A_%a.out",
-        ]
-        assert [option for option in wanted if option not in options] == []
-        assert len(options) == 16
-    assert not [path for path in tmp_path.rglob("pwned")]
-    assert (tmp_path / stage.folder / "train_0.events").read_text().endswith(" done\n")
-
-
-def as_sbatch_reads(script: str) -> list[str]:
-    """Return the options of a script as sbatch parses its #SBATCH lines: up to the first command; quotes of both kinds, backslashes, comments.
-
-    Compared with the real one in tests/e2e/test_slurm.py.
-    """
-    options = []
-    for line in script.split("\n"):
-        if line and not line.startswith("#"):
-            break
-        if not line.startswith("#SBATCH"):
-            continue
-        found, quote_mark, escaped = "", "", False
-        for letter in line.removeprefix("#SBATCH").strip(" "):
-            if escaped:
-                found, escaped = found + letter, False
-            elif letter == "\\":
-                escaped = True
-            elif quote_mark:
-                found, quote_mark = (found, "") if letter == quote_mark else (found + letter, quote_mark)
-            elif letter in "'\"":
-                quote_mark = letter
-            elif letter in " #":
-                break
-            else:
-                found += letter
-        options.append(found)
-    return options
-
-
-FIELDS = ["account", "partition", "qos", "gres", "mem", "cpu.partition", "cpu.mem", "sbatch.0"]
-
-
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("text", ["a\nb", "a\n#SBATCH --x", "a\rb", "\n", "a\x00b", "a\x1b[0m", "a\u2028b", ""])
-def test_a_line_break_in_an_option_is_refused(field: str, text: str) -> None:
-    changes: dict[str, Any] = {field: text}
-    if field.startswith("cpu."):
-        changes = {"cpu": CpuConfig(**{field[4:]: text})}
-    elif field == "sbatch.0":
-        changes = {"sbatch": (f"--comment={text}" if text else "",)}
-    problems = check_cluster(ClusterConfig(gpus_per_node=8, **changes))
-    assert field in {problem.where for problem in problems}
-
-
-@pytest.mark.parametrize("text", ["a\0b", "\0", "\ud800"])
-@pytest.mark.parametrize("field", ["venv", "setup", "environment", "image", "mounts"])
-def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
-    changes: dict[str, Any] = {
-        "venv": {"venv": Path(text)},
-        "setup": {"setup": (("a", text),)},
-        "environment": {"environment": {"A": text}},
-        "image": {"container": ContainerConfig(image=text)},
-        "mounts": {"container": ContainerConfig(image="a", mounts=(f"{text}:a",))},
-    }[field]
-    assert [problem for problem in check_cluster(ClusterConfig(gpus_per_node=8, **changes)) if field in problem.where]
+from tests.unit.launch.job_script import CPU, Start, ended, given, job, stub
 
 
 @pytest.mark.parametrize(
@@ -264,9 +29,7 @@ def test_what_no_process_can_be_given_is_refused(field: str, text: str) -> None:
         (137, 4, True, "fault: exit code 137 on node[1-2]"),
     ],
 )
-def test_what_becomes_of_an_exit_code(
-    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, code: int, exits: int, requeued: bool, event: str
-) -> None:
+def test_what_becomes_of_an_exit_code(run: Start, tmp_path: Path, code: int, exits: int, requeued: bool, event: str) -> None:
     assert ended(run(job(), CPU, STUB_CODE=str(code)))[0] == exits
     assert (tmp_path / "scontrol.argv").exists() == requeued
     assert not requeued or (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
@@ -292,9 +55,7 @@ TASKS = {  # srun as it is: every task in turn, and the highest exit code of all
         ("0 137", 4, "fault: exit code 137 on node[1-2]"),
     ],
 )
-def test_a_nodes_own_exit_code_outweighs_what_srun_tells(
-    run: Callable[..., subprocess.Popen[str]], tmp_path: Path, codes: str, exits: int, event: str
-) -> None:
+def test_a_nodes_own_exit_code_outweighs_what_srun_tells(run: Start, tmp_path: Path, codes: str, exits: int, event: str) -> None:
     for name, text in TASKS.items():
         stub(tmp_path, name, text)
     stage = job(Path("a run's/slurm"))
@@ -318,14 +79,14 @@ def test_a_rank_notes_no_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     slurm.note_exit_code(2)
 
 
-def test_an_element_of_an_array_requeues_itself_alone(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_an_element_of_an_array_requeues_itself_alone(run: Start, tmp_path: Path) -> None:
     """Slurm takes the job id of one element, which is the array's own too, for all of it."""
     array = dataclasses.replace(job(), array={0: ("seed=1",), 1: ("seed=2",)})
     found = run(array, CPU, STUB_CODE="3", SLURM_ARRAY_JOB_ID="40017", SLURM_ARRAY_TASK_ID="1")
     assert ended(found)[0] == 4 and (tmp_path / "scontrol.argv").read_text() == "requeue 40017_1\n"
 
 
-def test_faults_are_counted_and_saves_are_not(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_faults_are_counted_and_saves_are_not(run: Start, tmp_path: Path) -> None:
     (tmp_path / "run/slurm").mkdir(parents=True)
     (tmp_path / "run/slurm/train.events").write_text("2026-01-01T00:00:00Z 39 fault: of another job\n")
     for code in (4, 3, 3, 3, 3, 137, 3, 9):
@@ -336,7 +97,7 @@ def test_faults_are_counted_and_saves_are_not(run: Callable[..., subprocess.Pope
     assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 8
 
 
-def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Start, tmp_path: Path) -> None:
     """A start that is told to stop before its first step saves nothing, and the next one is too."""
     stage = job(checkpoints=(tmp_path / "a run/checkpoints",))
     for step in (3, 6):
@@ -366,7 +127,7 @@ def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Callable[...,
     assert (tmp_path / "scontrol.argv").read_text().count("requeue") == 7
 
 
-def test_each_element_of_an_array_has_its_own_progress(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_each_element_of_an_array_has_its_own_progress(run: Start, tmp_path: Path) -> None:
     array = job(array={0: ("a",), 1: ("b",)}, checkpoints=(tmp_path / "a", tmp_path / "b"))
     stub(tmp_path, "srun", f"mkdir -p {tmp_path}/b/step_0000000$SLURM_RESTART_COUNT; exit 3")
     for index, count in ((0, 1), (1, 3)):
@@ -375,14 +136,14 @@ def test_each_element_of_an_array_has_its_own_progress(run: Callable[..., subpro
         assert (tmp_path / "scontrol.argv").read_text().count(f"requeue 7_{index}") == count
 
 
-def test_the_requeues_own_term_is_no_event(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_the_requeues_own_term_is_no_event(run: Start, tmp_path: Path) -> None:
     """Slurm tells a requeued job's script to end, and may do so before the script has: `timeout` stands between it and scontrol."""
     stub(tmp_path, "scontrol", "kill -TERM $(ps -o ppid= -p $PPID)")
     code, output = ended(run(job(), CPU, STUB_CODE="3"))
     assert code == 4 and "TERM" not in output and output.endswith("saved: to be started again\n"), output
 
 
-def test_a_requeue_that_fails_in_passing_is_asked_again(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_requeue_that_fails_in_passing_is_asked_again(run: Start, tmp_path: Path) -> None:
     stub(tmp_path, "sleep", "echo $1 >>sleep.argv")
     stub(tmp_path, "scontrol", "echo x >>scontrol.argv; [ $(wc -l <scontrol.argv) = 3 ]")
     code, output = ended(run(job(), CPU, STUB_CODE="3"))
@@ -393,14 +154,14 @@ def test_a_requeue_that_fails_in_passing_is_asked_again(run: Callable[..., subpr
     assert (tmp_path / "sleep.argv").read_text().split() == ["1", "2", *"1 2 4 8 16 0".split()]
 
 
-def test_a_setup_that_fails_is_a_fault(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_setup_that_fails_is_a_fault(run: Start, tmp_path: Path) -> None:
     _, output = ended(run(job(), ClusterConfig(gpus_per_node=8, setup=(("false",),))))
     assert "fault: setup of" in output
     assert not (tmp_path / "srun.argv").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT"])
-def test_signals_of_the_script(run: Callable[..., subprocess.Popen[str]], tmp_path: Path, name: str) -> None:
+def test_signals_of_the_script(run: Start, tmp_path: Path, name: str) -> None:
     process = run(job(), CPU, STUB_WAIT="yes")
     ends = time.monotonic() + 30
     while not (tmp_path / "ready").exists():
@@ -452,7 +213,7 @@ def test_resources_of_a_gang_and_of_a_stage_without_one() -> None:
     assert "MASTER_ADDR" in slurm.render(job(), cluster) and "MASTER_ADDR" not in slurm.render(job(ranks_per_node=0), cluster)
 
 
-def test_an_array_takes_its_elements_words(run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_an_array_takes_its_elements_words(run: Start, tmp_path: Path) -> None:
     stage = job(array={0: ("seed=1",), 2: ("seed=2", "run_dir=b c")})
     assert "--array=0,2" in options(stage, CPU)
     assert ended(run(stage, CPU, SLURM_ARRAY_TASK_ID="2"))[0] == 0
