@@ -14,6 +14,8 @@ from megatron_prism.core.manifest import read_json, sha256_file, sha256_json, wr
 
 VOLATILE = ("created", "versions", "git_commit")  # keys of a manifest that say when it was made, and not of what
 PREPARED, EVALUATION = ("manifest.json", "prepared"), ("summary.json", "evaluation")
+# of a checkpoint: what says when it was made, and the index of its writer, which is another each time
+UNSTEADY = (folder.META, f"{folder.STATE}/.metadata")
 PASSED_OVER = ("tensorboard", "slurm", "__pycache__")
 MAX_JSON_BYTES = 1 << 24
 
@@ -65,8 +67,8 @@ def _of_manifest(path: Path) -> str | None:
 def of_output(path: Path, files: FileSums) -> str | None:
     """Return the sum of a file or a folder; None where it is not there or is empty.
 
-    A sealed folder's is that of its SHA256SUMS, a run's that of its newest checkpoint, a mixture's and an evaluation's that of the file which holds
-    the sums of the others. Of any other folder every file is read, once.
+    A sealed folder's is that of its SHA256SUMS but for the lines of UNSTEADY, a run's that of its newest checkpoint, a mixture's and an evaluation's
+    that of the file which holds the sums of the others. Of any other folder every file is read, once.
     """
     if path.is_file():
         return files.of_file(path)
@@ -74,12 +76,13 @@ def of_output(path: Path, files: FileSums) -> str | None:
         return None
     for place in (path, *reversed(folder.steps(path / "checkpoints"))):
         if (place / SUMS).is_file():
-            return files.of_file(place / SUMS)
+            listed = (place / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+            return sha256_json([line for line in listed if line.partition("  ")[2] not in UNSTEADY])
     for name, kind in (PREPARED, EVALUATION):
         if _kind(path / name) == kind:
             return files.of_file(path / name)
-    listed = {name: files.of_file(path / name) for name in _files(path)}
-    return sha256_json(listed) if listed else None
+    own = {name: files.of_file(path / name) for name in _files(path)}
+    return sha256_json(own) if own else None
 
 
 def is_there(path: Path) -> bool:

@@ -61,6 +61,18 @@ def test_a_run_is_its_newest_checkpoint_and_a_sealed_folder_its_sums(tmp_path: P
     assert of_output(run, files) != first
 
 
+def test_a_checkpoint_made_again_of_the_same_tensors_is_the_same(tmp_path: Path, files: FileSums) -> None:
+    lines = {"prism.json": "1", "state/.metadata": "2", "state/__0_0.distcp": "3"}
+
+    def sealed(**changed: str) -> str | None:
+        write(tmp_path / "ckpt" / sums.SUMS, "".join(f"{total}  {name}\n" for name, total in (lines | changed).items()))
+        return of_output(tmp_path / "ckpt", files)
+
+    first = sealed()
+    assert sealed(**{"prism.json": "8", "state/.metadata": "9"}) == first
+    assert sealed(**{"state/__0_0.distcp": "4"}) != first
+
+
 @pytest.mark.parametrize(("name", "kind"), [sums.PREPARED, sums.EVALUATION])
 def test_a_file_that_holds_the_sums_of_the_others_stands_for_them(tmp_path: Path, files: FileSums, name: str, kind: str) -> None:
     out = write(tmp_path / "out" / name, {"kind": kind, "sha256": "1"}).parent
