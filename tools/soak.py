@@ -61,7 +61,8 @@ SOAKS: dict[str, tuple[str, int, str]] = {
     "study": (
         "reliability/test_study_whole.py",
         1,
-        "kill the tiny study, with fewer steps, so many times in each of its stages, and compare its claims and its report with an unbroken one's",
+        "kill the tiny study, with fewer steps, so many times in each of its stages, and run it as a chain of Slurm jobs; "
+        "compare claims and report with those of an unbroken one",
     ),
     "rl": (
         "e2e/test_rl.py::test_rl_lifts_what_mid_training_taught_whatever_its_seed",
