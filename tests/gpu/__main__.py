@@ -108,6 +108,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parts = [part for part in PARTS if given.parts is None or part.name in given.parts or part.program in given.parts]
     facts, lines = describe(), list[Line]()
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=given.work) as folder:
         runner = Runner(given, Path(folder))
         try:

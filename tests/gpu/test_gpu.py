@@ -47,9 +47,10 @@ def test_a_part_holds_on_this_device(tmp_path: Path, part: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_part_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
+def test_every_program_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
     """What a part checks of a device alone it leaves out; where the data for the golden text is absent, that too."""
-    checked = checks(tmp_path, "--tiny")
+    named = [part.name for part in PARTS if part.name != "rl hybrid"]  # the slowest, and the program of rl dense
+    checked = checks(tmp_path / "work", "--tiny", "--parts", *named)
     assert [check for check in checked if check["ok"] is False] == []
     assert {check["part"].split()[0] for check in checked if check["ok"]} == {part.program for part in PARTS} - {"two_cudnns"} | {
         "fixtures"
