@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_prism.report.document import Column, Section, Table, Value
-from megatron_prism.report.material import Material, Result, Stage
+from megatron_prism.report.material import Figures, Material, Result, Stage
 from megatron_prism.report.sections.common import Paper
 
 ID, TITLE = "pipeline", "The pipeline"
@@ -38,8 +38,10 @@ def _row(stage: Stage, of_studies: Sequence[Stage | None]) -> tuple[Value, ...]:
 def _merges(materials: Sequence[Material]) -> list[Table]:
     """Return what each merge is made of. Studies share their merges: those of the first that has each are shown. A copy of one is no other merge."""
     merges: dict[str, Result] = {}
+    seen: list[Figures] = []
     for merge in (merge for one in materials for merge in one.merges):
-        if all(merge.values != other.values for other in merges.values()):
+        if merge.values not in seen:
+            seen.append(merge.values)
             merges.setdefault(merge.name, merge)
     columns = (Column("merge"), Column("method"), Column("of"), Column("weight"))
     rows = tuple(

@@ -294,6 +294,11 @@ def test_models_stand_behind_what_they_were_made_from_and_a_copied_merge_is_told
     assert ancestors.in_order([Material("results")], ["b", "a"]) == ["b", "a"]
     tables = {block.id: block for block in pipeline.section([study], {}).blocks if isinstance(block, Table)}
     assert [row[0] for row in tables["merges"].rows] == ["a", "b", "b"] and "pipeline_open" not in tables
+    another = tuple(
+        replace(one, values={**one.values, "run_dir": "t"}) for one in merges
+    )  # a seed has merges of its own under the same names
+    (table,) = pipeline._merges([study, replace(study, merges=another)])
+    assert [row[0] for row in table.rows] == ["a", "b", "b"]
 
 
 def test_a_set_of_other_questions_is_not_paired() -> None:
