@@ -117,7 +117,7 @@ def _download(line: dict[str, Any]) -> str:
 
 def _task(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
+    if not (index.isdecimal() and count.isdecimal() and int(count) > 0):
         raise InputError(Problem("--task", repr(text), "I/N, as 0/8"))
     return int(index), int(count)
 

@@ -29,6 +29,8 @@ def grade(
 
     Example: prism grade responses.jsonl --out graded.jsonl
 
+    Exit code 0 whatever the outcomes are: a fault is counted, and no failure of the command.
+
     A line: `{"id": 1, "kind": "math", "gold": "1/2", "response": "<think>halve it</think> \\\\boxed{0.5}"}`
     """
     from megatron_prism.jobs import grade as job

@@ -145,9 +145,10 @@ def _check_schedule(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_guard(config: RunConfig) -> Iterator[Problem]:
-    if config.guard.on_spike == "rewind" and config.save.interval == 0:
-        fix = "set save.interval, or guard.on_spike: skip"
-        yield Problem("guard.on_spike", "rewind with save.interval 0", "a checkpoint to go back to: only the last step is saved", fix)
+    for key in ("on_nonfinite", "on_spike"):
+        if getattr(config.guard, key) == "rewind" and config.save.interval == 0:
+            fix = f"set save.interval, or guard.{key}: skip"
+            yield Problem(f"guard.{key}", "rewind with save.interval 0", "a checkpoint to go back to: only the last step is saved", fix)
 
 
 def _check_times(config: RunConfig) -> Iterator[Problem]:
