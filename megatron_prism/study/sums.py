@@ -14,7 +14,6 @@ from megatron_prism.core.manifest import read_json, sha256_file, sha256_json, wr
 
 VOLATILE = ("created", "versions", "git_commit")  # keys of a manifest that say when it was made, and not of what
 PREPARED, EVALUATION = ("manifest.json", "prepared"), ("summary.json", "evaluation")
-INDEX = f"{folder.STATE}/.metadata"  # of a checkpoint's writer, another each time
 PASSED_OVER = ("tensorboard", "slurm", "__pycache__")
 MAX_JSON_BYTES = 1 << 24
 
@@ -66,8 +65,8 @@ def _of_manifest(path: Path) -> str | None:
 def of_output(path: Path, files: FileSums) -> str | None:
     """Return the sum of a file or a folder; None where it is not there or is empty.
 
-    A sealed folder's is `_of_sealed`, a run's that of its newest checkpoint, a mixture's and an evaluation's that of the file which holds the sums
-    of the others. Of any other folder every file is read, once.
+    A sealed folder's is that of its SHA256SUMS, a run's that of its newest checkpoint, a mixture's and an evaluation's that of the file which holds
+    the sums of the others. Of any other folder every file is read, once.
     """
     if path.is_file():
         return files.of_file(path)
@@ -75,23 +74,12 @@ def of_output(path: Path, files: FileSums) -> str | None:
         return None
     for place in (path, *reversed(folder.steps(path / "checkpoints"))):
         if (place / SUMS).is_file():
-            return _of_sealed(place)
+            return files.of_file(place / SUMS)
     for name, kind in (PREPARED, EVALUATION):
         if _kind(path / name) == kind:
             return files.of_file(path / name)
-    own = {name: files.of_file(path / name) for name in _files(path)}
-    return sha256_json(own) if own else None
-
-
-def _of_sealed(root: Path) -> str:
-    """Return the sum of a folder's SHA256SUMS, in which prism.json counts by its values but those that say when it was made."""
-    lines = (root / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    steady = [line for line in lines if line.partition("  ")[2] not in (folder.META, INDEX)]
-    try:
-        said = {key: value for key, value in read_json(root / folder.META).items() if key != "manifest"}
-    except (OSError, ValueError, AttributeError):
-        return sha256_json(lines)
-    return sha256_json([*steady, said])
+    listed = {name: files.of_file(path / name) for name in _files(path)}
+    return sha256_json(listed) if listed else None
 
 
 def is_there(path: Path) -> bool:
