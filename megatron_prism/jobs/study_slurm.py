@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import paths
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import raise_problems
 from megatron_prism.jobs import study_stages, submit
 from megatron_prism.jobs.study_stages import Stage
 from megatron_prism.launch import slurm
@@ -133,17 +133,17 @@ def _begin(study: Study, to_run: Sequence[str], folder: Path) -> None:
     (study.config.run_dir / record.FOLDER).mkdir(parents=True, exist_ok=True)
     keep_adopted(study.stages, study.records)
     stale: set[str] = set()
-    problems: list[Problem] = []
+    gangs: dict[str, Decision] = {}
     for name, stage in study.stages.items():
         decision = study_stages.decide(stage, study.records.get(name), study.stages, study.config.run_dir, study.files)
         if decision.output == "aside" or stale & set(stage.task.after):
             stale.add(name)
         if name in to_run and stage.job in GANG_JOBS:
-            try:
-                study_stages.clear(stage, Decision(True, decision.reason, "aside" if name in stale else "keep"), study.config.run_dir)
-            except InputError as error:
-                problems += [replace(problem, where=f"stage {name}: {problem.where}") for problem in error.problems]
-    raise_problems(problems)
+            gangs[name] = Decision(True, decision.reason, "aside" if name in stale else "keep")
+    problems = {name: study_stages.uncleared(study.stages[name], decision, study.config.run_dir) for name, decision in gangs.items()}
+    raise_problems([replace(each, where=f"stage {name}: {each.where}") for name, of in problems.items() for each in of])  # before anything moves
+    for name, decision in gangs.items():
+        study_stages.clear(study.stages[name], decision, study.config.run_dir)
     for name in to_run:
         _submitted(study, study.stages[name], folder)
 

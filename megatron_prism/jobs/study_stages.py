@@ -210,22 +210,32 @@ def gave(stage: Stage, files: sums.FileSums) -> str | None:
 
 
 def clear(stage: Stage, decision: record.Decision, run_dir: Path) -> None:
-    """Remove an unfinished output, or put one of other inputs aside as NAME.old.
-
-    Raises: InputError where it lies outside run_dir, whose outputs alone are the study's to touch.
-    """
+    """Remove an unfinished output, or put one of other inputs aside as NAME.old. Raises: InputError as `uncleared` says."""
+    raise_problems(uncleared(stage, decision, run_dir))
     output = stage.output
-    if output is None or decision.output == "keep" or not os.path.lexists(output):
+    if output is None or not _is_in_the_way(output, decision):
         return
-    if run_dir.resolve() not in output.parent.resolve().parents and output.parent.resolve() != run_dir.resolve():
-        found = f"{output}, unfinished or of other inputs ({decision.reason})"
-        raise InputError(Problem("output", found, f"an output within {run_dir}", "move it away by hand; the stage then runs"))
     aside = output.with_name(f"{output.name}.old")
     if decision.output == "aside":
         _remove(aside)
         output.rename(aside)
     else:
         _remove(output)
+
+
+def uncleared(stage: Stage, decision: record.Decision, run_dir: Path) -> list[Problem]:
+    """Return the problem of an output that would have to go and lies outside run_dir, whose outputs alone are the study's to touch."""
+    output = stage.output
+    if output is None or not _is_in_the_way(output, decision) or run_dir.resolve() in output.parent.resolve().parents:
+        return []
+    if output.parent.resolve() == run_dir.resolve():
+        return []
+    found = f"{output}, unfinished or of other inputs ({decision.reason})"
+    return [Problem("output", found, f"an output within {run_dir}", "move it away by hand; the stage then runs")]
+
+
+def _is_in_the_way(output: Path, decision: record.Decision) -> bool:
+    return decision.output != "keep" and os.path.lexists(output)
 
 
 def _remove(path: Path) -> None:

@@ -45,12 +45,12 @@ def say(name: str, *events: str) -> None:
     Path(f"study/slurm/{name}.events").write_text("".join(lines))
 
 
-def train(step: str) -> None:
+def train(step: str, name: str = "mid", run_dir: str = "study/mid") -> None:
     """Leave what a training run would."""
-    folder = Path("study/mid/checkpoints/step_00000010")
+    folder = Path(run_dir, "checkpoints", "step_00000010")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "SHA256SUMS").write_text(f"{step}  a\n")
-    write("study/study/mid/result.json", {"loss": 1.0})
+    write(f"study/study/{name}/result.json", {"loss": 1.0})
 
 
 def test_the_scripts_run_a_gangs_own_command_and_other_stages_through_the_study(study: Path) -> None:
@@ -101,3 +101,19 @@ def test_a_study_whose_jobs_are_at_work_is_not_submitted_again(study: Path) -> N
     with pytest.raises(InputError, match=r"job 102 \(mid\)"):
         submit()
     assert Path("study/slurm/mid.events").exists()
+
+
+def test_a_refused_submission_moves_nothing(study: Path) -> None:
+    late = {"name": "late", "after": ["mid"], "command": ["train", "late.yaml"]}
+    write("late.yaml", {**TRAIN, "run_dir": "elsewhere/late", "data": {"prepared": "study/data", "seq_length": 64}})
+    write("s.yaml", {"name": "s", "run_dir": "study", "stages": [*STAGES, late]})
+    submit()
+    job.run(read(only=["data"]), alone="data")
+    for name, run_dir in (("mid", "study/mid"), ("late", "elsewhere/late")):
+        train("1", name, run_dir)
+        say(name, "start 0 on n1", "done")
+    write("mid.yaml", {**json.loads(Path("mid.yaml").read_text()), "steps": 11})
+    with pytest.raises(InputError, match="stage late: output: found elsewhere/late") as caught:
+        submit()
+    assert len(caught.value.problems) == 1
+    assert Path("study/mid/checkpoints").is_dir() and not Path("study/mid.old").exists()
