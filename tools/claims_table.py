@@ -1,6 +1,6 @@
 """Write what studies of one config (seeds) say of its claims into docs/REPRODUCE.md: python tools/claims_table.py runs/tiny1 runs/tiny2 runs/tiny3
 
-Without a study the table says that nothing is measured yet. The figures are those of `prism study CONFIG --status --beside RUN_DIR`.
+The figures are those of `prism study CONFIG --status --beside RUN_DIR`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ RECORD = Path("study") / "study.json"
 HEAD = "| claim | holds in | else | figures: mean over the studies, its 95 % interval (Student's t), and each study's |\n|---|---|---|---|"
 
 
-def table(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line a claim: in how many studies it holds, its state in the others, its figures but its prerequisites'. studies: study.json of each."""
-    if not studies:
-        return "Not measured yet."
-    judged = [study["claims"] for study in studies]
-    return "\n".join([HEAD, *(_line(claim, _asked(claim["name"], judged[0])) for claim in over_seeds(judged))])
+def table(of_studies: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line a claim: in how many studies it holds, its state in the others, its figures but its prerequisites'. of_studies: study.json of each."""
+    judged = [study["claims"] for study in of_studies]
+    return "\n".join([HEAD, *(_line(claim, _asked(claim["name"], judged)) for claim in over_seeds(judged))])
 
 
-def _asked(name: str, judged: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the figures that a claim's `shows` and `null` name."""
-    checks = [check for claim in judged if claim["name"] == name for check in claim["checks"] if check["part"] != "requires"]
+def _asked(name: str, judged: Sequence[Sequence[Mapping[str, Any]]]) -> set[str]:
+    """Return the figures that a claim's `shows` and `null` name, in any of the studies."""
+    claims = [claim for of_study in judged for claim in of_study if claim["name"] == name]
+    checks = [check for claim in claims for check in claim["checks"] if check["part"] != "requires"]
     return {figure for check in checks for figure in (check["value"], check["than"]) if isinstance(figure, str)}
 
 
@@ -49,8 +48,18 @@ def _told(figure: Mapping[str, Any]) -> str:
     return f"{figure['mean']:.3g}{interval}: {each}"
 
 
+def studies(places: Sequence[Path]) -> list[Mapping[str, Any]]:
+    """Return each place's study.json. Ends the process where a place is there twice, or holds a study of another name."""
+    read = [json.loads((place / RECORD).read_text(encoding="utf-8")) for place in places]
+    if len({place.resolve() for place in places}) < len(places) or len({study["name"] for study in read}) > 1:
+        sys.exit(f"claims_table: {', '.join(map(str, places))}: required folders of one study's seeds, each once")
+    return read
+
+
 def main() -> None:
-    write(DOCUMENT, TOOL, table([json.loads((Path(place) / RECORD).read_text()) for place in sys.argv[1:]]))
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    write(DOCUMENT, TOOL, table(studies([Path(place) for place in sys.argv[1:]])))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,9 @@ def _begin(study: Study, to_run: Sequence[str], folder: Path) -> None:
         if name in to_run and stage.job in GANG_JOBS:
             gangs[name] = Decision(True, decision.reason, "aside" if name in stale else "keep")
     problems = {name: study_stages.uncleared(study.stages[name], decision, study.config.run_dir) for name, decision in gangs.items()}
-    raise_problems([replace(each, where=f"stage {name}: {each.where}") for name, of in problems.items() for each in of])  # before anything moves
+    raise_problems(
+        [replace(each, where=f"stage {name}: {each.where}") for name, of in problems.items() for each in of]
+    )  # before anything moves
     for name, decision in gangs.items():
         study_stages.clear(study.stages[name], decision, study.config.run_dir)
     for name in to_run:

@@ -6,7 +6,6 @@ submitted.json.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -187,9 +186,15 @@ def _warn_of_short_notice(planned: Sequence[Planned], cluster: ClusterConfig) ->
     if not asked:
         return
     # a child process, since a plan hides the GPUs from its process and builds models
+    problems, plans = list[Problem](), list[tuple[str, dict[str, Any]]]()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        plans = list(pool.map(job_plan.run, [config for _, config in asked], itertools.repeat(job_plan.Asked())))
-    for (name, _), figures in zip(asked, plans, strict=True):
+        for name, plan_of in [(name, pool.submit(job_plan.run, config, job_plan.Asked())) for name, config in asked]:
+            try:
+                plans.append((name, plan_of.result()))
+            except InputError as error:
+                problems += [replace(problem, where=f"stage {name}: {problem.where}") for problem in error.problems]
+    raise_problems(problems)
+    for name, figures in plans:
         needed_s = figures["step_s_longest"] + figures["checkpoint_save_s"]
         if needed_s > cluster.signal_before_s:
             log.get().warning(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 from megatron_prism.report.document import Column, Section, Table, Value
 from megatron_prism.report.material import Figures, Material, Result, Stage
@@ -36,13 +37,20 @@ def _row(stage: Stage, of_studies: Sequence[Stage | None]) -> tuple[Value, ...]:
 
 
 def _merges(materials: Sequence[Material]) -> list[Table]:
-    """Return what each merge is made of. Studies share their merges: those of the first that has each are shown. A copy of one is no other merge."""
+    """Return what each merge is made of. Studies share their merges: those of the first that has each are shown. A copy of one is no other merge.
+
+    Of single folders two merges of one name are told apart by a number.
+    """
     merges: dict[str, Result] = {}
     seen: list[Figures] = []
-    for merge in (merge for one in materials for merge in one.merges):
-        if merge.values not in seen:
+    for one in materials:
+        shared = set(merges) if one.stages else set()
+        for merge in one.merges:
+            if merge.values in seen:
+                continue
             seen.append(merge.values)
-            merges.setdefault(merge.name, merge)
+            if merge.name not in shared:
+                merges[_free(merge.name, merges)] = merge
     columns = (Column("merge"), Column("method"), Column("of"), Column("weight"))
     rows = tuple(
         (name, str(merge.values["config"]["method"]), "/".join(str(parent["path"]).rstrip("/").split("/")[-2:]), parent["weight"])
@@ -50,6 +58,11 @@ def _merges(materials: Sequence[Material]) -> list[Table]:
         for parent in merge.values["parents"]
     )
     return [Table("merges", "Merges, and what they are made of", columns, rows)] if rows else []
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
 def _failures(studies: Sequence[Material]) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -54,10 +55,18 @@ def test_the_pipeline_of_reinforcement_learning_reads_what_the_stage_before_it_w
     assert load(Path("configs/recipes/llama-3.1-8b/rl.yaml"), RLConfig).prompts == mixed.out
 
 
-def test_a_notice_shorter_than_a_planned_step_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_notice_shorter_than_a_planned_step_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(ROOT)
     recipe, cluster = "configs/recipes/mistral-small-24b/rl.yaml", "configs/clusters/h100_venv.yaml"
     submitted("rl", recipe, dry_run=True, cluster=cluster)
     assert "notice" not in caplog.text
     submitted("cluster.signal_before_s=300", "rl", recipe, dry_run=True, cluster=cluster)
     assert "stage rl: a step whose responses are full" in caplog.text and "cluster.signal_before_s=600 is enough" in caplog.text
+    caplog.clear()
+    small = recipe.replace("mistral-small-24b", "granite-4.0-micro")
+    stages = [{"name": name, "command": ["rl", path]} for name, path in (("large", recipe), ("small", small))]
+    (tmp_path / "two.yaml").write_text(json.dumps({"name": "two", "run_dir": str(tmp_path / "two"), "stages": stages}))
+    submitted(str(tmp_path / "two.yaml"), "cluster.signal_before_s=300", dry_run=True, cluster=cluster)
+    assert "stage large: a step" in caplog.text and "stage small" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -146,9 +147,10 @@ def test_what_trains_and_what_samples_is_scored_and_held_against_its_base(study:
     assert [name for name in runs if name not in alone and not {f"{name}_hf", f"{name}_scores", f"{name}_gate"} <= names] == []
 
 
-def test_the_table_of_claims_has_each_claims_states_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_claims_has_each_claims_states_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
-    table = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["table"]
+    tool = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))
+    table = tool["table"]
     words = {"name": "c", "says": "", "source": "", "judged_at": "", "note": ""}
     checks = [
         {"part": "requires", "value": "base:z", "than": 0.5},
@@ -164,4 +166,10 @@ def test_the_table_of_claims_has_each_claims_states_and_figures(monkeypatch: pyt
         r"| `c` | 2 of 3 | fails | `cka:mid\|rl.x` 0.5 (-0.121 to 1.12): 0.25, 0.75, 0.5<br>`s:y` not measured |"
     )
     assert table(studies[:1]).splitlines()[2] == r"| `c` | 1 of 1 |  | `cka:mid\|rl.x` 0.25: 0.25<br>`s:y` not measured |"
-    assert table([]) == "Not measured yet."
+    for name, of in (("one", "tiny"), ("two", "prism")):
+        (tmp_path / name / "study").mkdir(parents=True)
+        (tmp_path / name / "study" / "study.json").write_text(json.dumps({"name": of, "claims": []}))
+    assert len(tool["studies"]([tmp_path / "one"])) == 1
+    for places in (("one", "one"), ("one", "two")):
+        with pytest.raises(SystemExit, match="each once"):
+            tool["studies"]([tmp_path / place for place in places])
