@@ -98,7 +98,6 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"validation": {"interval": 5}}, 1, "validation.interval"),
         ({"guard": {"on_spike": "rewind"}}, 1, "guard.on_spike"),
         ({"guard": {"on_nonfinite": "rewind"}}, 1, "guard.on_nonfinite"),
-        ({"guard": {"on_nonfinite": "rewind"}, "save": {"interval": 1000}}, 1, "guard.on_nonfinite"),
         ({"init": {"checkpoint": "c", "rope_theta": 1e6}, "rollout": {"engine": "vllm"}}, 1, "init.rope_theta"),
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
