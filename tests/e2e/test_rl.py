@@ -28,7 +28,7 @@ CONFIGS, HOME = ROOT / "configs" / "tiny" / "rl", Path("runs/quickstart_rl")
 CHANCE = 0.2  # modulo 5
 LIMIT_S = 120  # of a whole `prism rl`, in seconds of CPU: the machine may be busy
 KEPT = ("reward", "kept_groups", "response_tokens", "entropy", "loss", "grad_norm", "kl", "sampler_kl", "ratio")
-SEEDS = (0, 1, 2)  # of the RL
+SEEDS = (0, 1)  # of the RL; three by tools/soak.py
 STOPPED = ("steps=12", "log.interval=1", "validation.prompts=null")
 SHORT = ("steps=5", "log.interval=1", "rollout.keep=true", "validation.prompts=null")
 
