@@ -44,7 +44,10 @@ def plan(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="For rl filter and evaluate: a YAML of configs/models, while the checkpoint is not there.", callback=a_path),
+        typer.Option(
+            help="For rl filter and evaluate: a YAML of configs/models, while the checkpoint is not there; of a recipe, the model's own.",
+            callback=a_path,
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
@@ -63,7 +66,7 @@ def plan(
     asked = job.Asked(usd_per_gpu_hour, GPUS[gpu], response_tokens)
     with placed(config, kind, given):
         if kind in (FilterConfig, EvaluateConfig):
-            planned = _of_sampling(settings, asked, model, sweep)
+            planned = _of_sampling(settings, asked, model or _preset(config, settings), sweep)
         elif model is not None:
             raise InputError(Problem("--model", str(model), "only for rl filter and evaluate: a run has its own key, model"))
         else:
@@ -74,6 +77,20 @@ def plan(
             raise InputError(Problem("num_rows", f"{planned['memory_gib_per_gpu_max']:.1f} GiB", "what fits", "fewer rows, or a larger tp"))
         if not planned["fits"]:
             raise InputError(job.too_large(settings, planned, asked))
+
+
+def _preset(config: Path, settings: Any) -> Path | None:
+    """Return configs/models/NAME.yaml for configs/recipes/NAME/..., where the checkpoint that the recipe names is not there yet."""
+    from megatron_prism.core import log
+
+    start, recipe = getattr(settings, "model", None) or settings.init, config.resolve().parent
+    if recipe.parent.name != "recipes" or start.checkpoint is None or start.checkpoint.exists():
+        return None
+    path = recipe.parent.parent / "models" / f"{recipe.name}.yaml"
+    if not path.is_file():
+        return None
+    log.get().info("%s is not there: planned for %s", start.checkpoint, path)
+    return path
 
 
 def _of_sampling(settings: Any, asked: Any, model: Path | None, sweep: bool) -> dict[str, Any]:
