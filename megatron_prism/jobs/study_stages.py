@@ -226,9 +226,7 @@ def clear(stage: Stage, decision: record.Decision, run_dir: Path) -> None:
 def uncleared(stage: Stage, decision: record.Decision, run_dir: Path) -> list[Problem]:
     """Return the problem of an output that would have to go and lies outside run_dir, whose outputs alone are the study's to touch."""
     output = stage.output
-    if output is None or not _is_in_the_way(output, decision) or run_dir.resolve() in output.parent.resolve().parents:
-        return []
-    if output.parent.resolve() == run_dir.resolve():
+    if output is None or not _is_in_the_way(output, decision) or _is_in(output.parent.resolve(), [run_dir.resolve()]):
         return []
     found = f"{output}, unfinished or of other inputs ({decision.reason})"
     return [Problem("output", found, f"an output within {run_dir}", "move it away by hand; the stage then runs")]
