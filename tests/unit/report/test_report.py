@@ -301,6 +301,8 @@ def test_models_stand_behind_what_they_were_made_from_and_a_copied_merge_is_told
     assert [row[0] for row in table.rows] == ["a", "b", "b"]
     folders = Material("results", merges=(merges[0], replace(merges[2], name="a")))  # of two folders, which are no seeds
     assert [row[0] for row in pipeline._merges([folders])[0].rows] == ["a", "a (2)", "a (2)"]
+    beside = Material("results", merges=(replace(another[0], name="a"),))  # a folder beside a study, which is no seed of it
+    assert [row[0] for row in pipeline._merges([study, beside])[0].rows] == ["a", "b", "b", "a (2)"]
 
 
 def test_a_set_of_other_questions_is_not_paired() -> None:
