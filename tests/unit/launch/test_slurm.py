@@ -183,7 +183,11 @@ def test_signals_of_the_script(run: Start, tmp_path: Path, name: str) -> None:
 def test_a_job_that_its_time_limit_ends_is_started_again(run: Start, tmp_path: Path, has_saved: bool) -> None:
     """Slurm would not. Its tasks have not saved since the notice, and are killed with the script. Without progress it is a fault."""
     stage = job(checkpoints=(tmp_path / "run/checkpoints",))
-    stub(tmp_path, "srun", f"{'mkdir -p run/checkpoints/step_00000003; ' if has_saved else ''}trap : USR1; touch ready; while :; do sleep 0.02; done")
+    stub(
+        tmp_path,
+        "srun",
+        f"{'mkdir -p run/checkpoints/step_00000003; ' if has_saved else ''}trap : USR1; touch ready; while :; do sleep 0.02; done",
+    )
     process = run(stage, CPU, STUB_REASON="TimeLimit")
     ends = time.monotonic() + 30
     while not (tmp_path / "ready").exists():
