@@ -1,0 +1,76 @@
+"""What Megatron-Core's dynamic engine needs of a GPU, in plain torch: flash-attn's two functions over a paged cache, and no Triton kernel.
+
+parallel/host.py already stands in for torch.cuda. The engine itself, its context, its scheduler and the model are Megatron-Core's own. The two
+functions follow flash-attn 2.7's interface as transformer/attention.py calls it, with the scale and the window that it passes.
+
+Shape legend: N requests, T query tokens of all requests, H query heads, G key heads, D channels, P pages of the cache, B tokens of a page, K tokens
+of one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within the block, let Megatron-Core's dynamic engine run on this host."""
+    from megatron.core.inference.contexts import dynamic_context
+    from megatron.core.transformer import attention
+
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (attention, "flash_attn_varlen_func", flash_attn_varlen_func),
+            (attention, "flash_attn_with_kvcache", flash_attn_with_kvcache),
+            (attention, "is_fa_min_version", lambda *args, **kwargs: True),
+            (dynamic_context, "triton_append_key_value_cache", None),  # Megatron-Core has the same in torch, for where Triton is absent
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
+
+
+def flash_attn_varlen_func(
+    q_THD: Any, k_PBGD: Any, v_PBGD: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_q: int, max_k: int, **options: Any
+) -> torch.Tensor:
+    """Return the attention (T, H, D) of requests packed one after another: the last of each one's keys are its queries' own."""
+    starts, lengths = cu_seqlens_q.tolist(), cu_seqlens_k.diff().tolist()
+    assert max_q == max(map(int, cu_seqlens_q.diff())) and max_k == max(lengths)
+    out_THD = torch.zeros_like(q_THD)
+    for request, length in enumerate(lengths):
+        rows = slice(starts[request], starts[request + 1])
+        if length:
+            out_THD[rows] = _attend(q_THD[rows], k_PBGD, v_PBGD, options["block_table"][request], length, options)
+    return out_THD
+
+
+def flash_attn_with_kvcache(q: Any, k_cache: Any, v_cache: Any, cache_seqlens: Any, **options: Any) -> torch.Tensor:
+    """Return the attention (N, 1, H, D) of each request's last token."""
+    out = torch.zeros_like(q)
+    for request, length in enumerate(cache_seqlens.tolist()):
+        if length:
+            out[request] = _attend(q[request], k_cache, v_cache, options["block_table"][request], length, options)
+    return out
+
+
+def _attend(q_THD: Any, k_PBGD: Any, v_PBGD: Any, pages: Any, length_K: int, options: dict[str, Any]) -> torch.Tensor:
+    assert options["causal"] and not options.get("return_attn_probs") and not options.get("return_softmax_lse")
+    held = pages[: -(-length_K // k_PBGD.shape[1])]
+    assert int(held.min()) >= 0, "a request attends to a page that it does not have"
+    k_KGD, v_KGD = (pool[held].flatten(0, 1)[:length_K] for pool in (k_PBGD, v_PBGD))
+    before_TK = torch.arange(length_K - len(q_THD), length_K)[:, None] - torch.arange(length_K)
+    seen_TK = before_TK >= 0
+    if options["window_size"][0] >= 0:
+        seen_TK &= before_TK <= options["window_size"][0]
+    out_HTD = functional.scaled_dot_product_attention(
+        *(part.transpose(0, 1)[None] for part in (q_THD, k_KGD, v_KGD)),
+        attn_mask=seen_TK,
+        scale=options["softmax_scale"],
+        enable_gqa=True,
+    )[0]
+    return out_HTD.transpose(0, 1)
