@@ -21,6 +21,7 @@ from torch.nn import functional
 @contextmanager
 def installed() -> Iterator[None]:
     """Within the block, let Megatron-Core's dynamic engine run on this host."""
+    from megatron.core.inference import communication_utils
     from megatron.core.inference.contexts import dynamic_context
     from megatron.core.transformer import attention
 
@@ -29,6 +30,7 @@ def installed() -> Iterator[None]:
             (attention, "flash_attn_varlen_func", flash_attn_varlen_func),
             (attention, "flash_attn_with_kvcache", flash_attn_with_kvcache),
             (attention, "is_fa_min_version", lambda *args, **kwargs: True),
+            (communication_utils, "_is_cuda", lambda tensor: None),  # it asserts that pipeline messages are on a device
             (dynamic_context, "triton_append_key_value_cache", None),  # Megatron-Core has the same in torch, for where Triton is absent
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
