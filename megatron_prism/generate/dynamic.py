@@ -32,14 +32,40 @@ GIB = 1024**3
 
 
 @dataclass(frozen=True)
-class Room:
-    """What the engine may hold: requests and tokens of a forward pass, tokens of a context, and pages of the cache with their tokens each."""
+class Sizes:
+    """The bytes on a rank of one page of keys and values, and of one row's Mamba states, the state itself in fp32 as in the cached engine."""
 
-    num_rows: int
+    page_bytes: int
+    row_bytes: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, groups: Groups, element_bytes: int, page_tokens: int) -> Sizes:
+        """Return those of the pipeline stage with most layers: Megatron-Core gives every stage the pages of the one that has fewest."""
+        layers = -(-model.num_layers // groups.pp) if model.layer_pattern is None else model.layer_pattern.count("*")
+        page = 2 * layers * page_tokens * model.num_query_groups // groups.tp * model.kv_channels * element_bytes
+        if model.mamba is None or model.layer_pattern is None:
+            return cls(page, 0)
+        mamba = model.mamba
+        inner = mamba.num_heads * mamba.head_dim
+        inputs = mamba.conv_kernel * (inner + 2 * mamba.num_groups * mamba.state_dim) * element_bytes
+        return cls(page, model.layer_pattern.count("M") * (inputs + 4 * inner * mamba.state_dim) // groups.tp)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the engine may hold: rows, tokens of a forward pass, tokens of a context, and pages of so many tokens each."""
+
+    rows: int
     pass_tokens: int
     max_context: int
     num_pages: int
     page_tokens: int
+    sizes: Sizes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The cache's bytes, as Megatron-Core divides them again: with one page for padding, and half a page for its rounding."""
+        return (self.num_pages + 1) * self.sizes.page_bytes + self.sizes.page_bytes // 2 + self.rows * self.sizes.row_bytes
 
 
 @dataclass(frozen=True)
@@ -79,7 +105,7 @@ class Choices:
         return self.rollouts.keys() & set(requests)
 
 
-def run(module: Any, model: ModelConfig, room: Room, prompts: Sequence[Sequence[int]], choices: Choices) -> list[Rollout]:
+def run(module: Any, room: Room, prompts: Sequence[Sequence[int]], choices: Choices) -> list[Rollout]:
     """Continue every draft on a bare model chunk, and return the rollouts. All ranks of the model call this with the same drafts.
 
     Raises: ResultFailure where Megatron-Core drops a request, or says that it went on with another token than the chosen one.
@@ -87,7 +113,7 @@ def run(module: Any, model: ModelConfig, room: Room, prompts: Sequence[Sequence[
     from megatron.core.inference.sampling_params import SamplingParams
 
     with lent(module):
-        engine = _engine(module, model, room, choices)
+        engine = _engine(module, room, choices)
         for request, draft in choices.drafts.items():
             limits = SamplingParams(num_tokens_to_generate=draft.max_tokens, termination_id=-1)  # -1: none but ours
             engine.add_request(request, list(prompts[draft.prompt]), limits)
@@ -129,50 +155,34 @@ def lent(module: Any) -> Iterator[None]:
             vars(module)["output_layer"] = deferring
 
 
-def _engine(module: Any, model: ModelConfig, room: Room, choices: Choices) -> Any:
-    """Return a DynamicInferenceEngine over a model chunk. Its cache lives as long as the engine."""
+def _engine(module: Any, room: Room, choices: Choices) -> Any:
+    """Return a DynamicInferenceEngine over a model chunk. Its cache lives as long as the engine.
+
+    A call makes its own rather than suspends one: an engine that gives its memory back makes every tensor, and every graph, anew as well
+    (dynamic_context.py, reinitialize_inference_state_buffers), and one that is gone holds no keys of other weights.
+    """
     from megatron.core.inference.config import InferenceConfig, MambaInferenceStateConfig
     from megatron.core.inference.contexts import DynamicInferenceContext
     from megatron.core.inference.engines import DynamicInferenceEngine
     from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
 
-    states = None
-    if model.mamba is not None:
-        states = MambaInferenceStateConfig.from_model(module, ssm_states_dtype=torch.float32)
-    tp = choices.groups.tp
-    rows = -(-room.num_rows // tp) * tp
+    tp, is_hybrid = choices.groups.tp, room.sizes.row_bytes > 0
     config = InferenceConfig(
         block_size_tokens=room.page_tokens,
-        buffer_size_gb=cache_bytes(module.config, room, states, rows) / GIB,
-        mamba_inference_state_config=states,
-        max_requests=rows,
-        max_tokens=DynamicInferenceContext.round_up_tokens(max(room.pass_tokens, rows), tp),  # a pass is padded to so many
+        buffer_size_gb=room.buffer_bytes / GIB,
+        mamba_inference_state_config=MambaInferenceStateConfig.from_model(module, ssm_states_dtype=torch.float32) if is_hybrid else None,
+        max_requests=room.rows,
+        max_tokens=DynamicInferenceContext.round_up_tokens(room.pass_tokens, tp),  # it pads a pass to so many
         max_sequence_length=room.max_context,
         use_flashinfer_fused_rope=False,
     )
     context = DynamicInferenceContext(module.config, config)
+    assert context.kv_block_allocator.total_count == room.num_pages + 1, "Sizes are not Megatron-Core's"
     controller = TextGenerationController(_forward_class()(module, context), SimpleNamespace(detokenize=lambda tokens: ""))
     controller._sampling = _sampling_class()(choices)
     engine = DynamicInferenceEngine(controller, context)
-    controller.set_stop_word_finished_ids_callback(choices.ended)  # in place of the engine's own, which ends one token later
+    controller.set_stop_word_finished_ids_callback(choices.ended)  # in place of the engine's own, which ends a request one token later
     return engine
-
-
-def cache_bytes(config: Any, room: Room, states: Any, rows: int) -> int:
-    """Return the bytes of a rank's pages, one that padding is written to included, and of its rows' Mamba states.
-
-    Source: dynamic_context.py, DynamicInferenceContext.__init__: what it divides a buffer into. Half a page more is for its rounding.
-    """
-    from megatron.core.transformer.transformer_block import get_num_layers_to_build
-
-    num_layers = get_num_layers_to_build(config, vp_stage=None) if states is None else states.layer_type_list.count("*")
-    heads = max(config.num_query_groups // config.tensor_model_parallel_size, 1)
-    page = 2 * num_layers * room.page_tokens * heads * config.kv_channels * config.params_dtype.itemsize
-    row = 0
-    if states is not None:
-        kinds = ((states.conv_states_shape, states.conv_states_dtype), (states.ssm_states_shape, states.ssm_states_dtype))
-        row = states.layer_type_list.count("M") * sum(math.prod(shape) * dtype.itemsize for shape, dtype in kinds)
-    return (room.num_pages + 1) * page + page // 2 + rows * row
 
 
 def _forward_class() -> Any:

@@ -19,7 +19,7 @@ def work(groups, layout, family):
     seeds=[seed_of(1,i) for i in range(len(prompts))]
     a = Cached(chunks, model, groups, num_rows=6, max_context=256).generate(prompts,2,s,seeds)
     with standin.installed():
-        b = MCore(chunks, model, groups, max_context=256, page_tokens=16, num_rows=5).generate(prompts,2,s,seeds)
+        b = MCore(chunks, model, groups, max_context=256, cache_bytes=10**9, page_tokens=16, num_rows=5).generate(prompts,2,s,seeds)
     same = [x.token_ids==y.token_ids for x,y in zip(a,b)]
     err = max(abs(p-q) for x,y in zip(a,b) for p,q in zip(x.logprobs,y.logprobs))
     return [all(same), sum(same), err]

@@ -25,8 +25,11 @@ def installed() -> Iterator[None]:
     from megatron.core.inference.contexts import dynamic_context
     from megatron.core.transformer import attention
 
+    from megatron_prism.generate import mcore
+
     with ExitStack() as stack:
         for owner, name, value in (
+            (mcore, "absent", lambda model: []),
             (attention, "flash_attn_varlen_func", flash_attn_varlen_func),
             (attention, "flash_attn_with_kvcache", flash_attn_with_kvcache),
             (attention, "is_fa_min_version", lambda *args, **kwargs: True),
