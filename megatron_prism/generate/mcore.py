@@ -78,17 +78,19 @@ class MCore:
     def _room(self, drafts: Sequence[Draft]) -> dynamic.Room:
         """Return what the engine may hold, the same on every rank, for the drafts of all replicas."""
         rows = -(-min(self.num_rows, max(len(drafts), 1)) // self.groups.tp) * self.groups.tp  # Megatron-Core divides them by TP
-        longest_prompt = max((draft.num_prompt_tokens for draft in drafts), default=1)
-        pages = max((-(-(draft.num_prompt_tokens + draft.max_tokens) // self.page_tokens) for draft in drafts), default=1)
+        longest = max((draft.num_prompt_tokens + draft.max_tokens for draft in drafts), default=1)
+        longest_prompt, pages = max((draft.num_prompt_tokens for draft in drafts), default=1), -(-longest // self.page_tokens)
         sizes = dynamic.Sizes.of(self.model, self.groups, self.chunks[0].config.params_dtype.itemsize, self.page_tokens)
         held = (self.cache_bytes - rows * sizes.row_bytes) // sizes.page_bytes - 1  # one more takes what is written for padding
         if held < pages:
             found = f"{self.cache_bytes} bytes, {max(held, 0)} pages of {self.page_tokens} tokens beside the states of {rows} rows"
             fix = "a larger rollout.mcore.memory_share, or a smaller num_rows"
             raise InputError(Problem("rollout.mcore.memory_share", found, f"{pages} pages, for the longest prompt and response", fix))
+        # where pages are scarce Megatron-Core drops a response's keys and reads it again, with its prompt and in one pass
+        at_once = longest_prompt if held >= rows * pages else longest
         return dynamic.Room(
             rows=rows,
-            pass_tokens=max(self.prefill_tokens, longest_prompt) + rows,
+            pass_tokens=max(self.prefill_tokens, at_once) + rows,
             max_context=self.max_context,
             num_pages=min(held, rows * pages),
             page_tokens=self.page_tokens,
