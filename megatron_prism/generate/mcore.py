@@ -123,9 +123,9 @@ def absent(model: ModelConfig) -> list[Problem]:
     wrong = []
     if not _is_there("megatron-core", LEAST_CORE):
         found = f"mcore with megatron-core {_version('megatron-core')}"
-        wrong.append(Problem(ENGINE, found, f"{LEAST_CORE} or newer, which needs Python 3.12", "engine: cached, or a Python 3.12 environment"))
+        wrong.append(Problem(ENGINE, found, f"{LEAST_CORE} or newer, which needs Python 3.12", "engine: cached"))
     if not host.has_cuda():
-        wrong.append(Problem(ENGINE, "mcore on a machine without a CUDA device", "an NVIDIA GPU", "engine: cached, which runs on hosts too"))
+        wrong.append(Problem(ENGINE, "mcore on a machine without a CUDA device", "an NVIDIA GPU", "engine: cached, which runs here too"))
     if not any(_is_there(*flash) for flash in FLASH.items()) and not any(importlib.util.find_spec(module) for module in FLASH_3):
         found = ", ".join(f"{name} {_version(name)}" for name in FLASH)
         required = ", or ".join(f"{name} {least} or newer" for name, least in FLASH.items())

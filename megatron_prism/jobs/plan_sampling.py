@@ -46,7 +46,11 @@ def run(config: Sampling, asked: Asked, model: ModelConfig | None = None) -> dic
             *check_model_on_gang(model, config),
             *check_architecture(model),
             *cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None),
-            *(problem for part in list(parts.values())[:1] for problem in engines.check(part.load.sampling, model, world_size, grid.tp, grid.pp)),
+            *(
+                problem
+                for part in list(parts.values())[:1]
+                for problem in engines.check(part.load.sampling, model, world_size, grid.tp, grid.pp)
+            ),
             *([] if parts else [Problem("tasks", "none whose responses are sampled", "a published set, a file, or ruler")]),
         ]
     )

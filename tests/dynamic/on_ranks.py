@@ -75,7 +75,7 @@ def beside(chunks: list[Any], model: ModelConfig, groups: Groups, limits: dict[s
     """Return how the two engines' rollouts compare."""
     context = sampling.pop("context", CONTEXT)
     ours = generated(Cached(chunks, model, groups, max_context=context), **sampling)
-    theirs = generated(MCore(chunks, model, groups, context, limits.get("cache_bytes", 10**8), **without(limits, "cache_bytes")), **sampling)
+    theirs = generated(MCore(chunks, model, groups, context, **{"cache_bytes": 10**8, **limits}), **sampling)
     return {
         "same": [one.token_ids for one in ours] == [one.token_ids for one in theirs],
         "ended": [one.ended for one in ours] == [one.ended for one in theirs],
@@ -83,10 +83,6 @@ def beside(chunks: list[Any], model: ModelConfig, groups: Groups, limits: dict[s
         "error": max(abs(a - b) for one, two in zip(ours, theirs, strict=True) for a, b in zip(one.logprobs, two.logprobs, strict=False)),
         "tokens": sum(len(one.token_ids) for one in theirs),
     }
-
-
-def without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
 
 
 def compare(groups: Groups, ckpt: str, is_whole: bool) -> dict[str, Any]:
@@ -182,7 +178,7 @@ def train(groups: Groups, ckpt: str, generates: bool, is_under_inference_mode: b
     optimizer, sums = torch.optim.SGD(chunk.parameters(), lr=0.1), []
     tokens_BS = (torch.arange(2 * CONTEXT) * 7 % 290).view(2, CONTEXT)
     forward_class = megatrons_own if is_under_inference_mode else dynamic._forward_class
-    for step in range(2):
+    for _ in range(2):
         if generates:
             before = torch.get_rng_state()
             with standin.installed(), mock.patch.object(dynamic, "_forward_class", forward_class):
