@@ -64,9 +64,12 @@ def model_of(ckpt: Path, groups: Groups, **gang: Any) -> tuple[list[Any], ModelC
     return chunks, model
 
 
-def generated(engine: Any, num_samples: int = 2, max_tokens: int = 16, **sampling: Any) -> list[Rollout]:
-    seeds = [seed_of(1, prompt) for prompt in range(len(LENGTHS))]
-    made = engine.generate(prompts(), num_samples, Sampling(max_tokens=max_tokens, **sampling), seeds)
+def generated(
+    engine: Any, num_samples: int = 2, max_tokens: int = 16, texts: list[list[int]] | None = None, **sampling: Any
+) -> list[Rollout]:
+    texts = prompts() if texts is None else texts
+    seeds = [seed_of(1, prompt) for prompt in range(len(texts))]
+    made = engine.generate(texts, num_samples, Sampling(max_tokens=max_tokens, **sampling), seeds)
     assert all(others == made for others in gather(made)), "not the same rollouts on every rank"
     return made
 
@@ -108,6 +111,28 @@ def compare(groups: Groups, ckpt: str, is_whole: bool) -> dict[str, Any]:
             with fault(control):
                 found[control] = beside(chunks, model, groups, SMALL, temperature=1.0)
         return {**found, **layout}
+
+
+def interpret(groups: Groups, ckpt: str) -> dict[str, Any]:
+    """Return the comparison for a hybrid: rows that come and go, then the same under other weights, and with states that are not kept apart.
+
+    Triton's interpreter is slow: three short prompts.
+    """
+    from megatron.core.ssm.mamba_mixer import MambaMixer
+
+    chunks, model = model_of(Path(ckpt), groups)
+    texts = [text[:length] for text, length in zip(prompts(), (40, 9, 3), strict=False)]
+    drawn = {"temperature": 1.0, "max_tokens": 4, "num_samples": 1, "texts": texts}
+    limits = {**SMALL, "num_rows": 2}
+    with standin.installed(), standin.mixers_installed():
+        found = {"drawn": beside(chunks, model, groups, limits, **drawn)}
+        with changed(chunks[0]):
+            found["other weights"] = beside(chunks, model, groups, limits, **drawn)
+            with mock.patch.object(MambaMixer, "train", torch.nn.Module.train):  # which marks exp(A_log) as stale
+                generated(MCore(chunks, model, groups, CONTEXT, 10**8, **limits), **drawn)
+        with mock.patch.object(MambaMixer, "train", torch.nn.Module.train):
+            found["a stale exp(A_log)"] = beside(chunks, model, groups, limits, **drawn)
+    return found
 
 
 @contextlib.contextmanager

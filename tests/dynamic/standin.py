@@ -9,8 +9,10 @@ of one request.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -38,6 +40,44 @@ def installed() -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield
+
+
+@contextmanager
+def mixers_installed() -> Iterator[None]:
+    """Within the block Mamba layers run on this host too: Megatron-Core's own Triton kernels, in a process with TRITON_INTERPRET=1.
+
+    Two functions are ours: the one of causal_conv1d's, and Megatron-Core's kernel that asserts that its tensors are on a device. With
+    MAMBA_DETERMINISTIC=1 the kernels take the first of their tilings, where the interpreter can time none.
+    """
+    from megatron.core.ssm import mamba_mixer
+    from megatron.core.ssm.ops.causal_conv1d_triton import causal_conv1d_update
+    from megatron.core.ssm.ops.mamba_ssm import selective_state_update
+
+    assert os.environ["TRITON_INTERPRET"] == os.environ["MAMBA_DETERMINISTIC"] == "1"
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (mamba_mixer, "causal_conv1d_update", causal_conv1d_update),
+            (mamba_mixer, "selective_state_update", selective_state_update),
+            (mamba_mixer, "causal_conv1d_varlen_states", last_inputs),
+            (mamba_mixer, "tensor_masked_update", update_rows),
+            (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        yield
+
+
+def last_inputs(x_TC: torch.Tensor, cu_seqlens: torch.Tensor, state_len: int) -> torch.Tensor:
+    """Return the last state_len inputs (N, C, state_len) of each sequence, zeros before its first."""
+    states = x_TC.new_zeros(len(cu_seqlens) - 1, x_TC.shape[1], state_len)
+    for request, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
+        last_WC = x_TC[max(start, end - state_len) : end]
+        states[request, :, state_len - len(last_WC) :] = last_WC.T
+    return states
+
+
+def update_rows(states: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values into the rows of states; a row of -1 is padding."""
+    states[rows[rows >= 0]] = values[rows >= 0]
 
 
 def flash_attn_varlen_func(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.parity.tiny import random_model
+from tests.ranks import Ranks
 
 from . import on_ranks
 
@@ -75,6 +76,34 @@ def test_it_draws_the_cached_engines_tokens(compared: Callable[..., dict[str, An
 def test_it_draws_them_on_layouts(compared: Callable[..., dict[str, Any]], family: str, layout: str) -> None:
     found = compared(family, layout)["drawn"]
     assert found["same"] and found["ended"] and found["error"] < LOGPROB
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Return a function that gives a layout's comparison for Nemotron-H, on ranks whose Triton is the interpreter."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("TRITON_INTERPRET", "MAMBA_DETERMINISTIC"):
+            patched.setenv(name, "1")
+        ranks = Ranks(tmp_path_factory.mktemp("interpreted"))
+
+    @cache
+    def of(layout: str) -> dict[str, Any]:
+        num_ranks, grid = LAYOUTS.get(layout, (1, {}))
+        own = {"ckpt": checkpoint("nemotron_h") / "ckpt", "parallel": {**grid, "distributed_optimizer": False}}
+        return ranks.run(on_ranks.interpret, num_ranks, timeout_s=400.0, **own)[0]
+
+    yield of
+    ranks.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["1", "tp2_sp"])
+def test_a_hybrid_draws_them_by_megatrons_own_kernels(interpreted: Callable[[str], dict[str, Any]], layout: str) -> None:
+    found = interpreted(layout)
+    for case in ("drawn", "other weights"):
+        assert found[case]["same"] and found[case]["error"] < LOGPROB and found[case]["tokens"] == 12
+    stale = found["a stale exp(A_log)"]
+    assert not stale["same"] or stale["error"] > SEEN
 
 
 @pytest.mark.parametrize("family", FAMILIES)
