@@ -112,8 +112,7 @@ def run(module: Any, room: Room, prompts: Sequence[Sequence[int]], choices: Choi
     """
     from megatron.core.inference.sampling_params import SamplingParams
 
-    with lent(module):
-        engine = _engine(module, room, choices)
+    with lent(module), _engine(module, room, choices) as engine:
         for request, draft in choices.drafts.items():
             limits = SamplingParams(num_tokens_to_generate=draft.max_tokens, termination_id=-1)  # -1: none but ours
             engine.add_request(request, list(prompts[draft.prompt]), limits)
@@ -155,13 +154,14 @@ def lent(module: Any) -> Iterator[None]:
             vars(module)["output_layer"] = deferring
 
 
-def _engine(module: Any, room: Room, choices: Choices) -> Any:
-    """Return a DynamicInferenceEngine over a model chunk. Its cache lives as long as the engine.
+@contextmanager
+def _engine(module: Any, room: Room, choices: Choices) -> Iterator[Any]:
+    """Lend a DynamicInferenceEngine over a model chunk, and free its cache at the end.
 
-    A call makes its own rather than suspends one: an engine that gives its memory back makes every tensor, and every graph, anew as well
-    (dynamic_context.py, reinitialize_inference_state_buffers), and one that is gone holds no keys of other weights.
+    A call makes its own rather than resumes one: an engine that gives its memory back makes every tensor anew as well (dynamic_context.py,
+    reinitialize_inference_state_buffers), and one that is gone holds no keys of other weights.
     """
-    from megatron.core.inference.config import InferenceConfig, MambaInferenceStateConfig
+    from megatron.core.inference.config import InferenceConfig, KVCacheManagementMode, MambaInferenceStateConfig
     from megatron.core.inference.contexts import DynamicInferenceContext
     from megatron.core.inference.engines import DynamicInferenceEngine
     from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
@@ -175,6 +175,7 @@ def _engine(module: Any, room: Room, choices: Choices) -> Any:
         max_tokens=DynamicInferenceContext.round_up_tokens(room.pass_tokens, tp),  # it pads a pass to so many
         max_sequence_length=room.max_context,
         use_flashinfer_fused_rope=False,
+        kv_cache_management_mode=KVCacheManagementMode.RECOMPUTE,
     )
     context = DynamicInferenceContext(module.config, config)
     assert context.kv_block_allocator.total_count == room.num_pages + 1, "Sizes are not Megatron-Core's"
@@ -182,7 +183,10 @@ def _engine(module: Any, room: Room, choices: Choices) -> Any:
     controller._sampling = _sampling_class()(choices)
     engine = DynamicInferenceEngine(controller, context)
     controller.set_stop_word_finished_ids_callback(choices.ended)  # in place of the engine's own, which ends a request one token later
-    return engine
+    try:
+        yield engine
+    finally:
+        context.deallocate_inference_state_buffers()  # it is in a reference cycle, and training may have switched the collector off
 
 
 def _forward_class() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,11 +229,17 @@ def megatrons_own() -> Any:
 
 
 def refuse(groups: Groups, ckpt: str) -> dict[str, Any]:
-    """Return what is said of arguments and weights that the engine cannot continue, and what is left of a call that failed."""
+    """Return what is said of arguments and weights that the engine cannot continue, and what is left of a call, also of one that failed."""
+    from megatron.core.inference.contexts import DynamicInferenceContext as Context
     from megatron.core.inference.utils import InferenceMode
 
     chunks, model = model_of(Path(ckpt), groups)
-    said = {}
+    said: dict[str, Any] = {}
+    allocate, caches = Context._allocate_memory_buffer, []
+
+    def watched(self: Any) -> None:
+        allocate(self)
+        caches.append(weakref.ref(self.memory_buffer))
 
     def tried(name: str, engine: MCore, texts: list[list[int]]) -> None:
         try:
@@ -243,9 +251,16 @@ def refuse(groups: Groups, ckpt: str) -> dict[str, Any]:
         engine = MCore(chunks, model, groups, CONTEXT, 10**8)
         tried("one token", engine, [[5, 6], [5]])
         tried("no room", dataclasses.replace(engine, cache_bytes=1000), [[5, 6]])
+        kept = chunks[0].decoder.final_layernorm.weight.clone()
         with torch.no_grad():
             chunks[0].decoder.final_layernorm.weight.fill_(float("nan"))
         tried("not a number", engine, [[5, 6]])
+        with torch.no_grad():
+            chunks[0].decoder.final_layernorm.weight.copy_(kept)
+        gc.disable()
+        with mock.patch.object(Context, "_allocate_memory_buffer", watched):
+            generated(engine)
+    said["caches"] = [cache() is None for cache in caches]
     said["left"] = [InferenceMode.is_active(), all(part.training for part in chunks[0].modules())]
     return said
 

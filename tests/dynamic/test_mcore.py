@@ -154,7 +154,7 @@ def test_what_it_cannot_continue_is_named(run_distributed: Run, checkpoint: Call
     assert "prompts[1]: found 1 token" in said["one token"]
     assert "rollout.mcore.memory_share: found 1000 bytes, 0 pages" in said["no room"]
     assert "CheckpointError" in said["not a number"] and "token 0 of a response to prompt 0" in said["not a number"]
-    assert said["left"] == [False, True]
+    assert said["left"] == [False, True] and said["caches"] == [True]
 
 
 def test_the_trust_gate_passes_it(run_distributed: Run, checkpoint: Callable[[str], Path]) -> None:
