@@ -176,6 +176,7 @@ def _engine(module: Any, room: Room, choices: Choices) -> Iterator[Any]:
         max_sequence_length=room.max_context,
         use_flashinfer_fused_rope=False,
         kv_cache_management_mode=KVCacheManagementMode.RECOMPUTE,
+        enable_prefix_caching=not is_hybrid,  # a prompt's samples share its whole pages, and it is read once; not a mixer's states
     )
     context = DynamicInferenceContext(module.config, config)
     assert context.kv_block_allocator.total_count == room.num_pages + 1, "Sizes are not Megatron-Core's"

@@ -97,7 +97,9 @@ def compare(groups: Groups, ckpt: str, is_whole: bool) -> dict[str, Any]:
         layout = {"drawn": beside(chunks, model, groups, SMALL, temperature=0.8, end_ids=(7, 11, 90, 200))}
         if not is_whole:
             return layout
-        found = {name: beside(chunks, model, groups, SMALL, **sampling) for name, sampling in SAMPLINGS.items()}
+        with shared() as num_shared:
+            found = {name: beside(chunks, model, groups, SMALL, **sampling) for name, sampling in SAMPLINGS.items()}
+        found["shared"] = num_shared
         found["a full context"] = beside(chunks, model, groups, SMALL, temperature=1.0, max_tokens=60, context=90)
         found["as it stands"] = beside(chunks, model, groups, {}, temperature=1.0)
         page = dynamic.Sizes.of(model, groups, 4, SMALL["page_tokens"]).page_bytes
@@ -154,6 +156,21 @@ def evictions() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
+def shared() -> Iterator[list[int]]:
+    """Collect each call's prompt tokens that were not read again, because another sample's pages hold them."""
+    seen, lend = [], dynamic._engine
+
+    @contextlib.contextmanager
+    def watched(*args: Any) -> Iterator[Any]:
+        with lend(*args) as engine:
+            yield engine
+            seen.append(engine._prefill_tokens_skipped)
+
+    with mock.patch.object(dynamic, "_engine", watched):
+        yield seen
+
+
+@contextlib.contextmanager
 def changed(chunk: Any) -> Iterator[None]:
     """Within the block every weight is another one, as after a training step."""
     generator = torch.Generator().manual_seed(0)
@@ -174,8 +191,8 @@ def fault(name: str) -> Iterator[None]:
     append, turn, choose = Context.append_key_value_cache, Context.apply_rotary_emb_query, dynamic.Choices.choose
 
     def stale(self: Any, layer_number: int, key: Any, value: Any) -> None:
-        if not (self.is_decode_only() and layer_number == 2):
-            append(self, layer_number, key, value)
+        is_stale = self.is_decode_only() and layer_number == 2
+        append(self, layer_number, key, torch.zeros_like(value) if is_stale else value)
 
     def one_off(self: Any, query: Any, angles: Any, *others: Any, **named: Any) -> Any:
         return turn(self, query, angles.roll(-1, 0) if self.is_decode_only() else angles, *others, **named)

@@ -29,12 +29,19 @@ def installed() -> Iterator[None]:
 
     from megatron_prism.generate import mcore
 
+    allocate = dynamic_context.DynamicInferenceContext._allocate_memory_buffer
+
+    def allocate_nan(self: Any) -> None:
+        allocate(self)
+        self.memory_buffer.fill_(torch.nan)  # a page that is read before it is written then shows
+
     with ExitStack() as stack:
         for owner, name, value in (
             (mcore, "absent", lambda model: []),
             (attention, "flash_attn_varlen_func", flash_attn_varlen_func),
             (attention, "flash_attn_with_kvcache", flash_attn_with_kvcache),
             (attention, "is_fa_min_version", lambda *args, **kwargs: True),
+            (dynamic_context.DynamicInferenceContext, "_allocate_memory_buffer", allocate_nan),
             (communication_utils, "_is_cuda", lambda tensor: None),  # it asserts that pipeline messages are on a device
             (dynamic_context, "triton_append_key_value_cache", None),  # Megatron-Core has the same in torch, for where Triton is absent
         ):
