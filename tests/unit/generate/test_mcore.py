@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.config.evaluate import EvaluatedConfig
 from megatron_prism.core.config.model import YarnRope
 from megatron_prism.core.config.rl import RolloutConfig
+from megatron_prism.core.errors import InputError
 from megatron_prism.generate import dynamic, engines, mcore
 from megatron_prism.generate.draw import uniforms
 from megatron_prism.generate.engine import Sampling
@@ -101,6 +104,22 @@ def test_a_machine_without_cuda_is_refused(
 ) -> None:
     monkeypatch.setattr(host, "has_cuda", lambda: False)
     assert [problem.found for problem in mcore.absent(presets["llama-3.1-8b"])] == ["mcore on a machine without a CUDA device"]
+
+
+def test_a_job_is_refused_before_it_joins_a_gang(presets: dict[str, ModelConfig]) -> None:
+    from megatron_prism.core.config import EvaluateConfig
+    from megatron_prism.jobs import evaluate, rl, rl_filter
+
+    llama = presets["llama-3.1-8b"]
+    asked = SimpleNamespace(mode="whole", rollout=ASKED)
+    evaluated = EvaluateConfig(engine="mcore", tasks={}, out=Path("out"), model=EvaluatedConfig())
+    for run, resolved in (
+        (rl.run, SimpleNamespace(config=asked, start=SimpleNamespace(model=llama))),
+        (rl_filter.run, SimpleNamespace(config=asked, model=llama)),
+        (evaluate.run, SimpleNamespace(config=evaluated, reader=SimpleNamespace(evaluated=SimpleNamespace(model=llama)))),
+    ):
+        with pytest.raises(InputError, match="mcore on a machine without a CUDA device"):
+            run(resolved)  # type: ignore[operator]
 
 
 def test_pages_and_states_have_their_sizes(presets: dict[str, ModelConfig]) -> None:
