@@ -22,9 +22,9 @@ def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int
     return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp) if sampling.engine == "vllm" else []
 
 
-def check_machine(sampling: SamplingConfig, model: ModelConfig) -> list[Problem]:
+def check_machine(sampling: SamplingConfig, model: ModelConfig, precision: Precision) -> list[Problem]:
     """Return what this rank's machine lacks for the engine. Call it on each rank before it joins the gang."""
-    return mcore.absent(model) if sampling.engine == "mcore" else []
+    return mcore.absent(model, precision) if sampling.engine == "mcore" else []
 
 
 def engine_of(

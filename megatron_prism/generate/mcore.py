@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-from megatron_prism.core.config import ModelConfig
+from megatron_prism.core.config import ModelConfig, Precision
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.generate import cached, dynamic
 from megatron_prism.generate.engine import Rollout, Sampling, problems
@@ -58,7 +58,7 @@ class MCore:
         unable = [*unsupported(self.model, grid.pp), *cached.unsupported(grid.vpp, grid.cp, bool(config.fp8))]
         if config.cpu_offloading:
             unable.append(Problem("offload.activation_layers", "layers whose activations are offloaded", "0", CURE))
-        raise_problems([*absent(self.model), *unable])
+        raise_problems([*absent(self.model, "bf16" if config.bf16 else "fp32"), *unable])
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
@@ -118,9 +118,11 @@ def unsupported(model: ModelConfig, pp: int) -> list[Problem]:
     return wrong
 
 
-def absent(model: ModelConfig) -> list[Problem]:
-    """Return what this machine lacks. It imports none of the packages that it looks for."""
+def absent(model: ModelConfig, precision: Precision) -> list[Problem]:
+    """Return what this machine lacks, and a precision that its kernels do not compute in. It imports none of the packages that it looks for."""
     wrong = []
+    if precision == "fp32":
+        wrong.append(Problem("precision", "fp32 under engine mcore", "bf16: flash-attn has no other for our models", CURE))
     if not _is_there("megatron-core", LEAST_CORE):
         found = f"mcore with megatron-core {_version('megatron-core')}"
         wrong.append(Problem(ENGINE, found, f"{LEAST_CORE} or newer, which needs Python 3.12", "engine: cached"))

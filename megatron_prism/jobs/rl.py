@@ -135,7 +135,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
     """
     config = resolved.config
     if config.mode != "train":
-        raise_problems(engines.check_machine(config.rollout, resolved.start.model))
+        raise_problems(engines.check_machine(config.rollout, resolved.start.model, config.precision))
     return train.on_gang(resolved, rl_rollout.sample_in_gang if config.mode == "rollout" else train_in_gang)
 
 

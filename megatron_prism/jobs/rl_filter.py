@@ -145,7 +145,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    raise_problems(engines.check_machine(resolved.config.rollout, resolved.model))
+    raise_problems(engines.check_machine(resolved.config.rollout, resolved.model, resolved.config.precision))
     return train.on_gang(resolved, filter_in_gang)
 
 

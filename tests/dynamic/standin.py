@@ -37,7 +37,7 @@ def installed() -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, name, value in (
-            (mcore, "absent", lambda model: []),
+            (mcore, "absent", lambda *args: []),
             (attention, "flash_attn_varlen_func", flash_attn_varlen_func),
             (attention, "flash_attn_with_kvcache", flash_attn_with_kvcache),
             (attention, "is_fa_min_version", lambda *args, **kwargs: True),

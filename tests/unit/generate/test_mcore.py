@@ -78,13 +78,13 @@ def test_what_a_machine_lacks_is_named(
     machine: dict[str, str], presets: dict[str, ModelConfig], package: str, version: str | None, said: str
 ) -> None:
     hybrid, dense = presets["nemotron-h-8b"], presets["llama-3.1-8b"]
-    assert engines.check_machine(ASKED, hybrid) == []
+    assert engines.check_machine(ASKED, hybrid, "bf16") == []
     machine.update({} if version is None else {package: version})
     if version is None:
         del machine[package]
-    assert said in str(engines.check_machine(ASKED, hybrid)[0])
-    assert bool(engines.check_machine(ASKED, dense)) == (package in ("megatron-core", "flash-attn"))
-    assert engines.check_machine(RolloutConfig(max_tokens=8), hybrid) == []  # cached
+    assert said in str(engines.check_machine(ASKED, hybrid, "bf16")[0])
+    assert bool(engines.check_machine(ASKED, dense, "bf16")) == (package in ("megatron-core", "flash-attn"))
+    assert engines.check_machine(RolloutConfig(max_tokens=8), hybrid, "fp32") == []  # cached
 
 
 def test_flash_attention_3_and_4_serve_too(
@@ -92,18 +92,22 @@ def test_flash_attention_3_and_4_serve_too(
 ) -> None:
     del machine["flash-attn"]
     machine["flash-attn-4"] = "4.0.0b20"
-    assert mcore.absent(presets["llama-3.1-8b"]) == []
+    assert mcore.absent(presets["llama-3.1-8b"], "bf16") == []
     machine["flash-attn-4"] = "4.0.0b19"
-    assert mcore.absent(presets["llama-3.1-8b"]) != []
+    assert mcore.absent(presets["llama-3.1-8b"], "bf16") != []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flash_attn_3")
-    assert mcore.absent(presets["llama-3.1-8b"]) == []
+    assert mcore.absent(presets["llama-3.1-8b"], "bf16") == []
 
 
 def test_a_machine_without_cuda_is_refused(
     machine: dict[str, str], presets: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "has_cuda", lambda: False)
-    assert [problem.found for problem in mcore.absent(presets["llama-3.1-8b"])] == ["mcore on a machine without a CUDA device"]
+    assert [problem.found for problem in mcore.absent(presets["llama-3.1-8b"], "bf16")] == ["mcore on a machine without a CUDA device"]
+
+
+def test_fp32_is_refused(machine: dict[str, str], presets: dict[str, ModelConfig]) -> None:
+    assert [problem.where for problem in mcore.absent(presets["llama-3.1-8b"], "fp32")] == ["precision"]
 
 
 def test_a_job_is_refused_before_it_joins_a_gang(presets: dict[str, ModelConfig]) -> None:
@@ -111,7 +115,7 @@ def test_a_job_is_refused_before_it_joins_a_gang(presets: dict[str, ModelConfig]
     from megatron_prism.jobs import evaluate, rl, rl_filter
 
     llama = presets["llama-3.1-8b"]
-    asked = SimpleNamespace(mode="whole", rollout=ASKED)
+    asked = SimpleNamespace(mode="whole", rollout=ASKED, precision="bf16")
     evaluated = EvaluateConfig(engine="mcore", tasks={}, out=Path("out"), model=EvaluatedConfig())
     for run, resolved in (
         (rl.run, SimpleNamespace(config=asked, start=SimpleNamespace(model=llama))),
