@@ -17,7 +17,10 @@ from tests.distributed.test_rl import same
 from . import standin
 
 CORE = importlib.metadata.version("megatron-core")
-pytestmark = pytest.mark.skipif(CORE.startswith("0.16"), reason=f"megatron-core {CORE}: 0.19 by tools/setup_mcore019.sh")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CORE.startswith("0.16"), reason=f"megatron-core {CORE}: 0.19 by tools/setup_mcore019.sh"),
+]
 ROLLOUT = {**toy_rl.ROLLOUT, "num_rows": 7}
 GRIDS: dict[str, dict[str, Any]] = {"1": {}, "tp2_sp": {"tp": 2, "sequence_parallel": True}}
 
