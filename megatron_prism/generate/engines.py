@@ -8,17 +8,23 @@ from typing import Any
 
 from megatron_prism.core.config import ModelConfig, Precision, SamplingConfig
 from megatron_prism.core.errors import Problem
-from megatron_prism.generate import vllm
+from megatron_prism.generate import mcore, vllm
 from megatron_prism.generate.cached import Cached
 from megatron_prism.generate.engine import Engine
+from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
 
-def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int) -> list[Problem]:
+def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int, pp: int = 1) -> list[Problem]:
     """Return what the engine does not support of a model and a gang. Call it before anything starts, on any machine."""
-    if sampling.engine == "cached":
-        return []
-    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp)
+    if sampling.engine == "mcore":
+        return mcore.unsupported(model, pp)
+    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp) if sampling.engine == "vllm" else []
+
+
+def check_machine(sampling: SamplingConfig, model: ModelConfig, precision: Precision) -> list[Problem]:
+    """Return what this rank's machine lacks for the engine. Call it on each rank before it joins the gang."""
+    return mcore.absent(model, precision) if sampling.engine == "mcore" else []
 
 
 def engine_of(
@@ -36,6 +42,9 @@ def engine_of(
     """
     if sampling.engine == "cached":
         return Cached(chunks, model, groups, num_rows=sampling.num_rows)
+    if sampling.engine == "mcore":
+        cache_bytes = int(sampling.mcore.memory_share * host.total_memory_bytes())
+        return mcore.MCore(chunks, model, groups, max_context, cache_bytes, num_rows=sampling.num_rows)
     return vllm.VLLM(
         chunks=chunks,
         model=model,
