@@ -90,7 +90,7 @@ def test_a_slurm_task_gets_torchruns_variables(environment: pytest.MonkeyPatch) 
         "WORLD_SIZE": "16",
         "LOCAL_RANK": "1",
         "MASTER_ADDR": "gpu007",
-        "MASTER_PORT": "20017",
+        "MASTER_PORT": "24017",
     }
     assert (launch.in_gang(), launch.world_size()) == (True, 16)
 
@@ -112,7 +112,7 @@ def test_without_slurm_nothing_is_set(environment: pytest.MonkeyPatch) -> None:
 def test_an_srun_of_one_task_a_node_spans_its_nodes(environment: pytest.MonkeyPatch) -> None:
     assert launch.slurm_span() == launch.ALONE
     srun(environment, SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NUM_NODES="2", SLURM_PROCID="1")
-    assert launch.slurm_span() == launch.Span(2, 1, "gpu007", 20017)
+    assert launch.slurm_span() == launch.Span(2, 1, "gpu007", 24017)
     environment.setenv("MASTER_ADDR", "10.0.0.7")
     environment.setenv("MASTER_PORT", "4000")
     assert launch.slurm_span() == launch.Span(2, 1, "10.0.0.7", 4000)
@@ -128,8 +128,8 @@ def test_never_both_a_task_a_rank_and_ranks_of_each_task(environment: pytest.Mon
 
 def test_a_span_is_a_static_rendezvous_and_one_machine_stays_on_loopback(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("GLOO_SOCKET_IFNAME", "eth7")
-    several = launch._rendezvous(launch.Span(2, 1, "gpu007", 20017))
-    assert (several["rdzv_backend"], several["rdzv_endpoint"], several["rdzv_configs"]) == ("static", "gpu007:20017", {"rank": 1})
+    several = launch._rendezvous(launch.Span(2, 1, "gpu007", 24017))
+    assert (several["rdzv_backend"], several["rdzv_endpoint"], several["rdzv_configs"]) == ("static", "gpu007:24017", {"rank": 1})
     environment.delenv("GLOO_SOCKET_IFNAME")
     alone = launch._rendezvous(launch.ALONE)
     assert (alone["rdzv_backend"], alone["rdzv_endpoint"], os.environ["GLOO_SOCKET_IFNAME"]) == ("c10d", "127.0.0.1:0", "lo")
