@@ -40,6 +40,22 @@ def test_a_run_with_an_offloaded_optimizer_goes_on_as_if_unbroken(cut_off: Any) 
     assert tensors[0].read_bytes() == tensors[1].read_bytes()
 
 
+def test_a_run_with_moments_in_bf16_goes_on_as_if_unbroken(cut_off: Any) -> None:
+    """Transformer Engine's own FusedAdam over multi-tensor functions in torch (tests/te/fused_adam.py): the same losses, weights, optimizer."""
+    whole, resumed = cut_off({"kind": "fused adam"}, precision="bf16", optimizer={"lr": 3e-3, "moments": "bf16"})
+    assert losses(resumed) == losses(whole) and len(set(losses(whole).values())) == 6
+    tensors = [run_folder.step_folder(run_dir, 6) / "state" / "__0_0.distcp" for run_dir in (whole, resumed)]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()
+
+
+def test_control_copies_of_moments_in_bf16_are_loaded_in_vain(cut_off: Any) -> None:
+    """Megatron-Core hands copies in fp32 out: a run that loads into those goes on with moments of zero."""
+    whole, resumed = cut_off({"kind": "fused adam", "copies": True}, precision="bf16", optimizer={"lr": 3e-3, "moments": "bf16"})
+    assert losses(resumed) != losses(whole)
+    tensors = [run_folder.step_folder(run_dir, 6) / "state" / "__0_0.distcp" for run_dir in (whole, resumed)]
+    assert tensors[0].read_bytes() != tensors[1].read_bytes()
+
+
 def test_random_generators_go_on_where_they_were(cut_off: Any) -> None:
     """The host's and Megatron-Core's, drawn from after every step: all draws differ, and those of steps 5 and 6 come again."""
     whole, resumed = cut_off({"kind": "draws"})
