@@ -164,7 +164,9 @@ def _once_a_step(stage: Stage, config: RunConfig, dp: int, pace: float, gpu: Gpu
     if grid.overlap_param_gather:
         weights = max(0.0, weights - pace / 3)
     shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
-    moved = 34.0 if config.optimizer.moments == "fp32" else 66.0  # weights and moments read and written, gradients read, bf16 weights written
+    moved = (
+        34.0 if config.optimizer.moments == "fp32" else 66.0
+    )  # weights and moments read and written, gradients read, bf16 weights written
     update = moved * shard / (gpu.hbm_bytes_s * HBM)
     offloaded = config.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
     return gradients + weights, update + offloaded

@@ -33,7 +33,7 @@ TIMEOUT_S = 120.0
 def build_in(fault: dict[str, Any]) -> None:
     """Build a fault into this process and those it forks."""
     kind = fault["kind"]
-    if int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
+    if fault.get("rank", 0) not in (None, int(os.environ.get("RANK", "0"))):  # None: every rank
         return
     if kind == "crash":
         crash_at(fault["event"], fault["path"], fault.get("within", ""), fault.get("nth", 1))

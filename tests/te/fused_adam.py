@@ -25,7 +25,17 @@ MODELS = (
 
 
 def adam(
-    chunk: int, flag: Any, lists: list[Tensors], lr: float, beta1: float, beta2: float, eps: float, step: int, mode: int, corrects: int, decay: float
+    chunk: int,
+    flag: Any,
+    lists: list[Tensors],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    mode: int,
+    corrects: int,
+    decay: float,
 ) -> None:
     """Do what tex.multi_tensor_adam does: AdamW in fp32 on [gradients, weights, moments, second moments, main weights or none], in place."""
     assert mode == 1 and corrects == 1

@@ -26,7 +26,10 @@ def check_moments(config: RunConfig) -> Iterator[Problem]:
     if not config.parallel.distributed_optimizer:
         yield Problem(MOMENTS, kept, "parallel.distributed_optimizer true too", "Megatron-Core has them with that optimizer alone")
     if config.offload.optimizer_fraction > 0:
-        found, fix = f"{kept} with offload.optimizer_fraction {config.offload.optimizer_fraction:g}", "what is offloaded keeps its moments in fp32"
+        found, fix = (
+            f"{kept} with offload.optimizer_fraction {config.offload.optimizer_fraction:g}",
+            "what is offloaded keeps its moments in fp32",
+        )
         yield Problem(MOMENTS, found, "fp32, or offload.optimizer_fraction 0", fix)
     if config.fp8 is not None and config.fp8.param:
         yield Problem(MOMENTS, f"{kept} with fp8.param", "fp32, or fp8.param false", "no test of ours shows that such a run resumes")

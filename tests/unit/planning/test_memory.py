@@ -14,6 +14,7 @@ import pytest
 from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.planning import memory
+from megatron_prism.planning.predict import checkpoint_bytes
 from megatron_prism.planning.stage import Stage
 
 WORKER = Path(__file__).with_name("memory_worker.py")
@@ -149,6 +150,17 @@ def test_frozen_parameters_are_weights_alone_and_offloading_takes_its_share() ->
     assert (found.weights, found.gradients, found.optimizer) == (2000, 400, 600)
     all_kept = memory.of_stage(stage_of(DENSE), 0, DENSE, build(BASE, TrainConfig, str), 1).activations
     assert found.activations == pytest.approx(all_kept * 3 / 4)
+
+
+def test_moments_in_bf16_take_half_and_a_step_copies_them_in_fp32() -> None:
+    fp32, bf16 = (build({**BASE, "optimizer": {"moments": kept}}, TrainConfig, str) for kept in ("fp32", "bf16"))
+    needs = {config.optimizer.moments: memory.of_stage(stage_of(DENSE, trainable=100), 0, DENSE, config, 2) for config in (fp32, bf16)}
+    assert (needs["fp32"].optimizer, needs["bf16"].optimizer) == (600, 400)
+    assert needs["fp32"].working == needs["bf16"].working  # the step's copies are smaller than the activations, which are gone by then
+    large = stage_of(DENSE, parameters=10**9, trainable=10**9)
+    found = memory.of_stage(large, 0, DENSE, bf16, 2)
+    assert found.activations + found.working == 8 * 10**9 / 2
+    assert checkpoint_bytes([large], fp32) - checkpoint_bytes([large], bf16) == 4 * 10**9
 
 
 def test_a_window_of_logits_grows_with_what_copies_them() -> None:
