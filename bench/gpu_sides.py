@@ -21,6 +21,7 @@ import torch
 from bench.trainer import Bare, run_of
 from megatron_prism.checkpoint import sharded
 from megatron_prism.core import load
+from megatron_prism.core.check.optimizer import check_adam
 from megatron_prism.core.check.precision import check_machine
 from megatron_prism.core.check.train import check_train
 from megatron_prism.core.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -46,11 +47,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ce-te": {"fusion": {"cross_entropy": "te"}},
     "wgrad": {"fusion": {"gradient_accumulation": True}},
     "grads-bf16": {"parallel": {"grad_reduce": "bf16"}},
+    "moments": {"optimizer": {"moments": "bf16"}},
+    "norms-cudnn": {"environment": {"NVTE_NORM_FWD_USE_CUDNN": "1", "NVTE_NORM_BWD_USE_CUDNN": "1"}},
     "gc": {"gc_interval": 100},
     "chunks": {"logits_chunk_tokens": 2048},
     "all": {"fusion": {"cross_entropy": "te", "gradient_accumulation": True}, "gc_interval": 100},
-    "graphs": {},  # no key of ours: Megatron-Core's CUDA graphs of each layer
+    # no key of ours: Megatron-Core's CUDA graphs of each layer. With expandable segments they need the variable: Megatron-Core asks for it only
+    # where those are set by their older name
+    "graphs": {"environment": {"NCCL_GRAPH_REGISTER": "0"}},
 }
+OWN_PROCESS = {name for name, keys in OPTIONS.items() if "environment" in keys}  # libraries read their variables once; graphs leave traces
 NVIDIA = ("ce-native", "grads-bf16", "gc")  # of NVIDIA's script for this model, beside what bare() sets itself
 
 
@@ -119,8 +125,14 @@ def configure(shape: Shape, folder: Path, options: Sequence[str]) -> TrainConfig
     config = replace(
         load.build(merge([("bench", values), *((name, OPTIONS[name]) for name in options)]), TrainConfig, str), model=shape.model
     )
-    raise_problems([*check_train(config, 1), *check_machine(config, hardware.read())])
+    machine = hardware.read()
+    raise_problems([*check_train(config, 1), *check_machine(config, machine), *check_adam(config, machine)])
     return config
+
+
+def variables(side: str) -> dict[str, str]:
+    """Return the environment variables that a side's options name."""
+    return {name: value for option in side.split("+") for name, value in OPTIONS.get(option, {}).get("environment", {}).items()}
 
 
 @contextmanager
