@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_sides import OWN_PROCESS, SIDES, Shape, variables
+from bench.gpu_sides import OWN_PROCESS, SIDES, Shape, gang_of
 from megatron_prism.core import log
 from megatron_prism.core.config import GangConfig, ModelConfig
 from megatron_prism.core.layers import merge, read_layers
@@ -86,7 +86,7 @@ def measure(name: str, side: str, tiny: bool) -> dict[str, Any]:
     try:
         if trainer == "matmul":
             return result | {"tflops": matmul_tflops()}
-        with groups.grid(GangConfig()) as grid:
+        with groups.grid(gang_of(side)) as grid:
             trained = SIDES[trainer](shape, options, grid)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -131,7 +131,7 @@ def matmul_tflops() -> float:
 def run(name: str, sides: Sequence[str], tiny: bool, budget_s: float) -> list[dict[str, Any]]:
     """Measure the sides of a shape one after another, as long as the budget lasts; print each."""
     ends, results = time.monotonic() + budget_s, []
-    environment.set_variables(GangConfig(environment=variables(sides[0]) if len(sides) == 1 else {}))
+    environment.set_variables(gang_of(sides[0]) if len(sides) == 1 else GangConfig())
     groups.join()
     for side in sides:
         if time.monotonic() > ends:

@@ -29,6 +29,10 @@ def variables(gang: GangConfig) -> dict[str, str]:
     if grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None:
         # the norms' kernels leave SMs for NCCL's, which are scheduled first where both are ready
         derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20", "TORCH_NCCL_HIGH_PRIORITY": "1"}
+    if (
+        gang.cuda_graphs
+    ):  # else NCCL registers captured buffers, which expandable segments may move: Megatron-Core's transformer/cuda_graphs.py
+        derived["NCCL_GRAPH_REGISTER"] = "0"
     if gang.deterministic:
         derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return derived | gang.environment

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import worker
 
-from megatron_prism.core.config import FP8Config, GangConfig, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig
+from megatron_prism.core.config import FP8Config, GangConfig, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig, RecomputeConfig
 from megatron_prism.models import build
 from megatron_prism.parallel import groups
 from megatron_prism.train import optim
@@ -42,6 +42,10 @@ RECIPES = {
 }
 ENDS = FP8Config(num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
 ADAM = OptimizerConfig()
+WITHOUT_GRAPHS: tuple[dict[str, Any], ...] = (
+    {"recompute": RecomputeConfig(granularity="full")},
+    {"offload": OffloadConfig(activation_layers=2)},
+)
 TOLD = (
     "fp8_recipe",
     "fp8_param_gather",
@@ -79,6 +83,8 @@ def main(target: Path) -> None:
             "optimizer": optimizer(FP8Config(recipe="delayed", param=True), OffloadConfig(optimizer_fraction=0.5)),
             "plain optimizer": optimizer(None, OffloadConfig()),
             "moments": {kind: optimizer(fp8, OffloadConfig(), OptimizerConfig(moments="bf16"), OF_MOMENTS) for kind, fp8 in KINDS.items()},
+            "graphs": [graphs(False), graphs(True)],
+            "graphs refused": [attempt(lambda more=more: settings(None, cuda_graphs=True, **more)) for more in WITHOUT_GRAPHS],
             "deterministic": {value: deterministic(grid, value) for value in ("0", "1")},
             "machines": machines(),
         }
@@ -144,6 +150,12 @@ def optimizer(fp8: FP8Config | None, offload: OffloadConfig, adam: OptimizerConf
         gang = GangConfig(fp8=fp8, offload=offload)
         optim.build(optim.wrap([chunk], gang), adam, gang)
     return {name: str(told[name]) if isinstance(told[name], torch.dtype) else told[name] for name in names}
+
+
+def graphs(is_on: bool) -> list[Any]:
+    """Return what Megatron-Core makes of cuda_graphs: whose graphs, of which modules (none named: whole layers). The second name is 0.19's."""
+    made = settings(None, cuda_graphs=is_on)
+    return [made.cuda_graph_impl, getattr(made, "cuda_graph_modules", None) or made.cuda_graph_scope or []]
 
 
 def deterministic(grid: groups.Groups, value: str) -> Any:

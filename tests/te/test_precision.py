@@ -70,6 +70,15 @@ def test_moments_in_bf16_are_told_to_the_optimizer_whoever_holds_the_main_weight
         assert found["moments"][kind] == {**dtypes, **told, "use_precision_aware_optimizer_no_fp8_or_ds_fp8": is_held}
 
 
+def test_graphs_are_of_whole_layers_by_megatron_core(found: Facts) -> None:
+    assert found["graphs"] == [["none", []], ["local", []]]
+
+
+def test_control_megatron_refuses_graphs_where_we_do(found: Facts) -> None:
+    recomputed, offloaded = found["graphs refused"]
+    assert recomputed.startswith("AssertionError: full recompute") and offloaded.startswith("ValueError: CUDA graphs not supported")
+
+
 def test_deterministic_needs_its_variable(found: Facts) -> None:
     assert found["deterministic"]["0"] is True
     assert "NVTE_ALLOW_NONDETERMINISTIC_ALGO is not 0" in found["deterministic"]["1"]

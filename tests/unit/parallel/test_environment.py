@@ -34,6 +34,7 @@ def run(**keys: Any) -> TrainConfig:
         ({"parallel": ParallelConfig(pp=2, vpp=2)}, CHUNKS | OVERLAPPED),
         ({"parallel": ParallelConfig(overlap_grad_reduce=True)}, UNORDERED | OVERLAPPED),
         ({"parallel": ParallelConfig(tp=2, overlap_grad_reduce=True)}, ORDERED | OVERLAPPED),
+        ({"cuda_graphs": True}, UNORDERED | {"NCCL_GRAPH_REGISTER": "0"}),
         ({"deterministic": True}, UNORDERED | SAME_BITS),
         ({"environment": {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}}, UNORDERED | {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}),
         ({"environment": {"NVTE_NORM_FWD_USE_CUDNN": "1", "NCCL_CTA_POLICY": "1"}}, UNORDERED | OPTED),
