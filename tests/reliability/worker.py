@@ -56,7 +56,7 @@ def build_in(fault: dict[str, Any]) -> None:
     elif kind == "offloaded":
         play_a_device()
     elif kind == "fused adam":
-        take_transformer_engines_adam(fault.get("copies", False))
+        take_transformer_engines_adam(fault.get("copies", False), fault.get("fp8_recipe"))
 
 
 def crash_at(event: str, end: str, within: str, nth: int) -> None:
@@ -222,8 +222,11 @@ def play_a_device() -> None:
     train.check_machine = lambda *args: []  # type: ignore[assignment]
 
 
-def take_transformer_engines_adam(loads_copies: bool) -> None:
-    """Let the optimizer be Transformer Engine's FusedAdam (tests/te/fused_adam.py). loads_copies: load into what Megatron-Core would."""
+def take_transformer_engines_adam(loads_copies: bool, fp8_recipe: str | None) -> None:
+    """Let the optimizer be Transformer Engine's FusedAdam (tests/te/fused_adam.py).
+
+    loads_copies: load into what Megatron-Core would. fp8_recipe: of which the optimizer is told; under tensorwise Megatron-Core holds the main weights.
+    """
     sys.path.insert(0, str(Path(__file__).parents[1] / "te"))
     import fused_adam
 
@@ -232,6 +235,11 @@ def take_transformer_engines_adam(loads_copies: bool) -> None:
         optimizer_state._held = lambda part, parameter: {  # type: ignore[assignment]
             name: values for name, values in part._get_main_param_and_optimizer_states(parameter).items() if name != "step"
         }
+    if fp8_recipe is not None:
+        import megatron.core.optimizer as optimizers
+
+        told = optimizers.OptimizerConfig
+        optimizers.OptimizerConfig = lambda **fields: told(**{**fields, "fp8_recipe": fp8_recipe})  # type: ignore[misc,assignment]
 
 
 def train_in_child(case: dict[str, Any], stderr: Path) -> None:
