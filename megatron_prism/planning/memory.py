@@ -43,21 +43,14 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
     microbatches = config.batch.global_size // (config.batch.micro_size * dp)
     activations = kept_by_stage(stage, model, config) * in_flight(config, index, microbatches)
     working = max(_logits(model, config) if stage.is_last else 0.0, _layer_working(stage, model, config))
-    states = _states(stage, config, dp * grid.cp)
-    working = max(working, _step_working(stage, config, dp * grid.cp) - activations)
     groups = sum(size > 1 for size in (dp * grid.cp, grid.tp, grid.pp, grid.cp))
     allowance = (CONTEXT_GIB + GROUP_GIB * groups) * GIB + FRAGMENTATION * (activations + working)
-    return Memory(*states, activations, working, allowance)
+    return Memory(*_states(stage, config, dp * grid.cp), activations, working, allowance)
 
 
 def moment_bytes(config: RunConfig) -> float:
     """Return the bytes of one value of a moment, in memory and in a checkpoint."""
     return 4.0 if config.optimizer.moments == "fp32" else 2.0
-
-
-def _step_working(stage: Stage, config: RunConfig, replicas: int) -> float:
-    """Return the temporary bytes of the optimizer's step, when the activations are gone: FusedAdam's copies in fp32 of moments that are kept in bf16."""
-    return 0.0 if config.optimizer.moments == "fp32" else 8.0 * stage.trainable / replicas
 
 
 def _states(stage: Stage, config: RunConfig, replicas: int) -> tuple[float, float, float]:

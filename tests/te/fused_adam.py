@@ -40,9 +40,8 @@ def adam(
     """Do what tex.multi_tensor_adam does: AdamW in fp32 on [gradients, weights, moments, second moments, main weights or none], in place."""
     assert mode == 1 and corrects == 1
     for gradient, weight, first, second, *main in zip(*lists, strict=True):
-        whole = main[0] if main else weight
-        assert first.dtype == second.dtype == whole.dtype == torch.float32
-        grad = gradient.float()
+        whole, grad = main[0] if main else weight, gradient.float()
+        assert first.dtype == second.dtype == whole.dtype == torch.float32  # before 2.13 moments in bf16 come as copies in fp32
         first.mul_(beta1).add_(grad, alpha=1 - beta1)
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         update = (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)

@@ -9,7 +9,7 @@ from megatron_prism.core.config import RunConfig
 from megatron_prism.core.errors import Problem
 
 MOMENTS = "optimizer.moments"
-LEAST_TE: Version = (2, 11)  # the oldest whose FusedAdam was read for it
+LEAST_TE: Version = (2, 3)  # the first whose FusedAdam has moments in bf16
 LARGEST_DECAY = 1 - 2.0**-8  # nearer to 1, a moment that decays may be rounded back to where it was: bf16 has 8 bits
 
 

@@ -64,7 +64,7 @@ def test_what_moments_in_bf16_cannot_go_with_is_named(values: dict[str, Any], mo
     ("machine", "found"),
     [
         (Machine(has_cuda=False), "bf16 on a machine without a CUDA device"),
-        (dataclasses.replace(H100, transformer_engine=(2, 10)), "bf16 with Transformer Engine 2.10"),
+        (dataclasses.replace(H100, transformer_engine=(2, 2)), "bf16 with Transformer Engine 2.2"),
     ],
 )
 def test_a_machine_that_cannot_is_named(values: dict[str, Any], machine: Machine, found: str) -> None:
