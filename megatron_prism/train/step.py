@@ -77,10 +77,15 @@ def forward_backward(chunks: Sequence[Any], microbatches: Sequence[Batch], objec
     chunks[0].config.timers = None
     with timers.phase("optimizer", on_device=True):
         reduced = _reduce(sums, objective, groups)
-        weight = reduced.values[1]
+        factor_1 = _reciprocal(reduced.values[1])
         for chunk in chunks:
-            chunk.scale_gradients(torch.where(weight > 0, 1.0 / weight, 1.0))
+            chunk.scale_gradients(factor_1)
     return reduced
+
+
+def _reciprocal(weight: torch.Tensor) -> torch.Tensor:
+    """Return 1 / weight, or 1 where there is no weight. Shape (1,): a tensor without dimensions would be rounded to the gradients' bf16 before it multiplies."""
+    return torch.where(weight > 0, 1.0 / weight, 1.0).float().view(1)
 
 
 def evaluate(chunks: Sequence[Any], microbatches: Sequence[Batch], objective: Objective, groups: Groups) -> Means:
