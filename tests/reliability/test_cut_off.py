@@ -58,6 +58,27 @@ def test_a_run_with_moments_in_bf16_goes_on_as_if_unbroken(cut_off: Any, fp8_rec
 
 
 @pytest.mark.slow
+def test_moments_in_bf16_are_near_those_in_fp32_and_those_are_torchs(run_cases: Any, tmp_path: Path) -> None:
+    """FusedAdam on a host with moments in fp32 is torch's AdamW to rounding; with moments in bf16 it is another optimizer, a little."""
+    optimizers = {"torch": None, "fp32": {"kind": "fused adam"}, "bf16": {"kind": "fused adam"}}
+    cases = [
+        {
+            "name": name,
+            "run_dir": tmp_path / name,
+            "config": {"precision": "bf16", "optimizer": {"moments": name.replace("torch", "fp32")}},
+            "fault": fault,
+        }
+        for name, fault in optimizers.items()
+    ]
+    for case in cases:
+        found = run_cases([case])[case["name"]]
+        assert found["code"] == 0, found["stderr"][-4000:]
+    torchs, fp32, bf16 = (list(losses(tmp_path / name).values()) for name in optimizers)
+    assert fp32 == pytest.approx(torchs, abs=2e-3)
+    assert fp32 != bf16 and bf16 == pytest.approx(fp32, abs=2e-2)
+
+
+@pytest.mark.slow
 def test_moments_in_bf16_go_on_over_two_ranks_and_on_another_layout(start_gang: Any, tmp_path: Path) -> None:
     whole, keys = tmp_path / "whole", {"precision": "bf16", "optimizer": {"lr": 3e-3, "moments": "bf16"}, "save": {"keep_last": 9}}
 
