@@ -2,9 +2,10 @@
 
 Run: python -m bench.gpu [--shape NAME] [--sides SIDE ...] [--tiny] [--budget-s S]      (from the repository's root)
 A side is a trainer (bench/gpu_sides.py) with options behind plus signs. The trainers: ours, bare, transformers. The options: fp8, delayed,
-blockwise (of ours and bare); ce-native, ce-te, wgrad, grads-bf16, gc, chunks, graphs, and all, which is ce-te, wgrad and gc (of ours); compile
-(of transformers). matmul is a matrix product.
-All sides of one run share a process: for a peak of memory that nothing before it can touch, run a side alone.
+blockwise (of ours and bare); ce-native, ce-te, wgrad, grads-bf16, moments, norms-cudnn, gc, chunks, graphs, and all, which is ce-te, wgrad and gc
+(of ours); compile (of transformers). matmul is a matrix product.
+All sides of one run share a process, but those with environment variables of their own (norms-cudnn, graphs): for a peak of memory that nothing
+before it can touch, run a side alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu_sides import SIDES, Shape
+from bench.gpu_sides import OWN_PROCESS, SIDES, Shape, gang_of
 from megatron_prism.core import log
 from megatron_prism.core.config import GangConfig, ModelConfig
 from megatron_prism.core.layers import merge, read_layers
@@ -42,20 +44,22 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int, int | None]] = {
     "packed": ("llama-3.1-8b", {"num_layers": 8}, 8192, 1024),
 }
 TOKENS = 32768
-ALONE = ("ce-native", "ce-te", "wgrad", "grads-bf16", "gc", "chunks", "all", "all+grads-bf16")
+ALONE = ("ce-native", "ce-te", "wgrad", "grads-bf16", "moments", "norms-cudnn", "gc", "chunks", "graphs")
+TOGETHER = ("all", "all+grads-bf16", "all+moments", "all+grads-bf16+moments", "all+grads-bf16+moments+norms-cudnn", "all+graphs")
 FULL = (
     "matmul",
     "ours",
-    *(f"ours+{name}" for name in ALONE),
+    *(f"ours+{name}" for name in (*ALONE, *TOGETHER)),
     "ours+fp8",
     "ours+fp8+all",
+    "ours+fp8+all+grads-bf16+moments",
     "ours+delayed",
     "ours+blockwise",
     "bare",
     "bare+fp8",
 )
 PEERS = ("transformers", "transformers+compile")
-DEFAULT = {"dense": (*FULL, *PEERS), "hybrid": ("ours", "ours+all", "ours+fp8", "ours+graphs", "transformers")}
+DEFAULT = {"dense": (*FULL, *PEERS), "hybrid": ("ours", "ours+all", "ours+all+moments", "ours+fp8", "ours+graphs", "transformers")}
 SMALL: dict[str, Any] = {"hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 16}
 
 
@@ -82,7 +86,7 @@ def measure(name: str, side: str, tiny: bool) -> dict[str, Any]:
     try:
         if trainer == "matmul":
             return result | {"tflops": matmul_tflops()}
-        with groups.grid(GangConfig()) as grid:
+        with groups.grid(gang_of(side)) as grid:
             trained = SIDES[trainer](shape, options, grid)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -99,6 +103,15 @@ def measure(name: str, side: str, tiny: bool) -> dict[str, Any]:
         "loss": trained.loss,
         **trained.more,
     }
+
+
+def measure_alone(name: str, side: str, tiny: bool) -> dict[str, Any]:
+    """Return the figures of a side that is measured by a process of its own."""
+    command = [sys.executable, "-m", "bench.gpu", "--shape", name, "--sides", side, *["--tiny"] * tiny]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"shape": name, "side": side, "error": done.stderr[-600:]}
+    return json.loads(done.stdout.splitlines()[-1])["results"][0]
 
 
 def matmul_tflops() -> float:
@@ -118,11 +131,13 @@ def matmul_tflops() -> float:
 def run(name: str, sides: Sequence[str], tiny: bool, budget_s: float) -> list[dict[str, Any]]:
     """Measure the sides of a shape one after another, as long as the budget lasts; print each."""
     ends, results = time.monotonic() + budget_s, []
-    environment.set_variables(GangConfig())
+    environment.set_variables(gang_of(sides[0]) if len(sides) == 1 else GangConfig())
     groups.join()
     for side in sides:
         if time.monotonic() > ends:
             results.append({"shape": name, "side": side, "error": "the time budget is spent"})
+        elif len(sides) > 1 and not OWN_PROCESS.isdisjoint(side.split("+")):
+            results.append(measure_alone(name, side, tiny))
         else:
             results.append(measure(name, side, tiny))
         show(results[-1])

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ import torch
 from bench.trainer import Bare, run_of
 from megatron_prism.checkpoint import sharded
 from megatron_prism.core import load
+from megatron_prism.core.check.optimizer import check_adam
 from megatron_prism.core.check.precision import check_machine
 from megatron_prism.core.check.train import check_train
-from megatron_prism.core.config import ModelConfig, OptimizerConfig, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, OptimizerConfig, TrainConfig
 from megatron_prism.core.errors import raise_problems
 from megatron_prism.core.layers import merge
-from megatron_prism.core.patch import replaced
 from megatron_prism.families import registry
 from megatron_prism.models import build
 from megatron_prism.models.batch import Batch
@@ -46,11 +46,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ce-te": {"fusion": {"cross_entropy": "te"}},
     "wgrad": {"fusion": {"gradient_accumulation": True}},
     "grads-bf16": {"parallel": {"grad_reduce": "bf16"}},
+    "moments": {"optimizer": {"moments": "bf16"}},
+    "norms-cudnn": {"environment": {"NVTE_NORM_FWD_USE_CUDNN": "1", "NVTE_NORM_BWD_USE_CUDNN": "1"}},
     "gc": {"gc_interval": 100},
     "chunks": {"logits_chunk_tokens": 2048},
     "all": {"fusion": {"cross_entropy": "te", "gradient_accumulation": True}, "gc_interval": 100},
-    "graphs": {},  # no key of ours: Megatron-Core's CUDA graphs of each layer
+    "graphs": {"cuda_graphs": True},
 }
+OWN_PROCESS = {"norms-cudnn", "graphs"}  # libraries read their variables once; graphs stay
 NVIDIA = ("ce-native", "grads-bf16", "gc")  # of NVIDIA's script for this model, beside what bare() sets itself
 
 
@@ -119,28 +122,21 @@ def configure(shape: Shape, folder: Path, options: Sequence[str]) -> TrainConfig
     config = replace(
         load.build(merge([("bench", values), *((name, OPTIONS[name]) for name in options)]), TrainConfig, str), model=shape.model
     )
-    raise_problems([*check_train(config, 1), *check_machine(config, hardware.read())])
+    machine = hardware.read()
+    raise_problems([*check_train(config, 1), *check_machine(config, machine), *check_adam(config, machine)])
     return config
 
 
-@contextmanager
-def graphed(is_graphed: bool) -> Iterator[None]:
-    """Within the block models are built for CUDA graphs of each layer, which Megatron-Core records after some steps."""
-    from megatron.core import transformer
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-
-    if not is_graphed:
-        yield
-        return
-    original = transformer.TransformerConfig
-    model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=True, force_reset_rng=True)
-    with replaced(transformer, "TransformerConfig", lambda **fields: original(**fields, cuda_graph_impl="local")):
-        yield
+def gang_of(side: str) -> GangConfig:
+    """Return what of a side's options a process must know before it joins and lays its grid."""
+    layers = [OPTIONS.get(option, {}) for option in side.split("+")]
+    variables = {name: value for keys in layers for name, value in keys.get("environment", {}).items()}
+    return GangConfig(environment=variables, cuda_graphs=any("cuda_graphs" in keys for keys in layers))
 
 
 def ours(shape: Shape, options: Sequence[str], grid: Groups) -> Trained:
     """Train with loop.fit; only validation and saving are left out."""
-    with tempfile.TemporaryDirectory() as folder, graphed("graphs" in options), ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = configure(shape, Path(folder), options)
         bare = build.build(shape.model, grid, config)
         chunks = optim.wrap(bare, config)

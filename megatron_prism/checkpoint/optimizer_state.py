@@ -1,7 +1,7 @@
 """The distributed optimizer's state in a checkpoint: laid out like the weights, cut as the ranks hold it, never gathered.
 
-A data-parallel rank holds a contiguous, row-major range of each weight's local tensor, as flat fp32 tensors (the main weight and AdamW's
-moments). The range is a few boxes of that tensor, and each box is a shard at its place in the whole tensor. So every rank writes what it
+A data-parallel rank holds a contiguous, row-major range of each weight's local tensor, as flat tensors: the main weight in fp32, and AdamW's
+moments in fp32 or bf16 (optimizer.moments). The range is a few boxes of that tensor, and each box is a shard at its place in the whole tensor. So every rank writes what it
 holds and reads its part in place, whatever TP, PP and DP wrote the checkpoint. Megatron-Core's own formats gather the state on one rank
 (fully_reshardable) or tie it to TP (dp_reshardable). The names are those of fully_reshardable:
 optimizer.state.{param, exp_avg, exp_avg_sq}.{the weight's key}.
@@ -68,17 +68,27 @@ def sharded(optimizer: Any, chunks: Sequence[Any], weights_by_chunk: Mapping[str
     weights = {id(weight.data): weight for weight in nested_values(dict(weights_by_chunk)) if isinstance(weight, ShardedBase)}
     shards: dict[str, Any] = {}
     for part in parts(optimizer):
-        if part.config.use_precision_aware_optimizer:  # its state is read as copies, but for what is offloaded
-            assert hasattr(part.optimizer, "sub_optimizers"), "loading would not be in place"
         if not part.optimizer.state:
             _allocate(part)
         for parameter in part.model_param_gbuf_map:  # those of which this rank holds a range
             start = part._get_model_param_range_map(parameter)["param"].start
-            for name, values in part._get_main_param_and_optimizer_states(parameter).items():
-                if name != "step":
-                    boxed = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
-                    shards |= {f"{shard.key} {shard.global_offset}": shard for shard in boxed}
+            for name, values in _held(part, parameter).items():
+                boxed = cut(weights[id(parameter)], f"optimizer.state.{name}.", start, values.detach().view(-1))
+                shards |= {f"{shard.key} {shard.global_offset}": shard for shard in boxed}
     return {"step": _steps(optimizer), "shards": shards}
+
+
+def _held(part: Any, parameter: Any) -> dict[str, torch.Tensor]:
+    """Return the main weight and the moments of this rank's range of a parameter: the very tensors that the next step reads.
+
+    Megatron-Core's _get_main_param_and_optimizer_states gives copies in fp32 of moments in bf16, and what is loaded into those is lost.
+    """
+    group, order = part.model_param_group_index_map[parameter]
+    weight = part.optimizer.param_groups[group]["params"][order]
+    states = {name: values for name, values in part.optimizer.state[weight].items() if name != "step"}
+    main = states.pop("master_param", weight)
+    assert main.dtype == torch.float32, f"a main weight in {main.dtype}"
+    return {"param": main, **states}
 
 
 def restore(optimizer: Any, loaded: Mapping[str, Any]) -> None:
@@ -137,6 +147,8 @@ def _allocate(part: Any) -> None:
     part._init_optimizer_states_with_dummy_values()
     for group, (lr, weight_decay) in zip(groups, rates, strict=True):
         group.update(lr=lr, weight_decay=weight_decay)
+        for weight in group["params"]:
+            weight.grad = None  # of zeros: an optimizer that reads its gradients elsewhere (decoupled_grad) would keep them
     set_step(part.optimizer, 0)
 
 

@@ -110,7 +110,8 @@ def _generators(groups: Groups) -> Any:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-    states = {"host": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    tracked = {name: _state(state) for name, state in get_cuda_rng_tracker().get_states().items()}
+    states = {"host": torch.get_rng_state(), "tracker": tracked}
     if host.has_cuda():
         states["device"] = torch.cuda.get_rng_state()
     return ShardedObject("generators", states, (groups.world_size,), (groups.rank,), replica_id=0)
@@ -122,7 +123,17 @@ def _restore_generators(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["host"])
     if host.has_cuda():
         torch.cuda.set_rng_state(states["device"])
-    get_cuda_rng_tracker().set_states(states["tracker"])
+    tracker = get_cuda_rng_tracker()
+    graphed = {name: held for name, held in tracker.get_states().items() if isinstance(held, torch.Generator)}
+    for name, generator in graphed.items():
+        generator.set_state(states["tracker"][name])  # in place: graphs hold the generator
+    if not graphed:
+        tracker.set_states(states["tracker"])
+
+
+def _state(held: Any) -> Any:
+    """Return a generator's state as a tensor. Under cuda_graphs Megatron's tracker holds the generators themselves."""
+    return held.get_state() if isinstance(held, torch.Generator) else held
 
 
 def load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from megatron_prism.checkpoint import folder, frozen, run_folder, saving, sharde
 from megatron_prism.checkpoint.start import Start
 from megatron_prism.core import log
 from megatron_prism.core.check.gang import data_parallel_size
+from megatron_prism.core.check.optimizer import check_adam
 from megatron_prism.core.check.precision import check_machine, check_variables
 from megatron_prism.core.check.train import check_model, check_train
 from megatron_prism.core.config import RunConfig, TrainConfig
@@ -109,7 +110,8 @@ def on_gang(resolved: Any, in_gang: Callable[[Any, Groups], dict[str, Any]]) -> 
     """
     config = resolved.config
     resolved = replace(resolved, figures={**resolved.figures, "environment": environment.set_variables(config)})
-    raise_problems([*check_variables(config, os.environ), *check_machine(config, hardware.read())])
+    machine = hardware.read()
+    raise_problems([*check_variables(config, os.environ), *check_machine(config, machine), *check_adam(config, machine)])
     with gang(config, config.limits.collective_timeout_s) as groups:
         return in_gang(resolved, groups)
 

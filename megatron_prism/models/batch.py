@@ -48,7 +48,8 @@ def packed_documents(batch: Batch) -> Any:
     # An upper bound with few distinct values: Megatron caches 32 rotary tables by length. Never size_T: thd would then count positions
     # through the whole row.
     bound = min(1 << (longest - 1).bit_length(), size_S) + 1
-    return megatron_versions.packed_sequences(cu_seqlens.to(host.device(), non_blocking=True), bound, size_T)
+    ends = cu_seqlens.pin_memory() if host.has_cuda() else cu_seqlens  # a copy from other memory may wait for the device
+    return megatron_versions.packed_sequences(ends.to(host.device(), non_blocking=True), bound, size_T)
 
 
 def padded_batch(batch: Batch, multiple: int) -> Batch:

@@ -68,6 +68,7 @@ def transformer_config(model: ModelConfig, gang: GangConfig) -> Any:
         and (_has_apex() if gang.fusion.gradient_accumulation is None else gang.fusion.gradient_accumulation),
         cross_entropy_loss_fusion=gang.fusion.cross_entropy != "none",
         cross_entropy_fusion_impl="te" if gang.fusion.cross_entropy == "te" else "native",
+        cuda_graph_impl="local" if gang.cuda_graphs else "none",
     )
 
 
@@ -197,6 +198,8 @@ def build(model: ModelConfig, groups: Groups, gang: GangConfig) -> list[Any]:
     chunks = [_chunk(model, config, groups, *ends) for ends in chunk_ends(groups)]
     if gang.logits_chunk_tokens is not None and (last := unwrap(chunks[-1])).post_process:
         chunked_loss.install(last, gang.logits_chunk_tokens)
+    if gang.cuda_graphs:  # from the first layer on Megatron-Core works on another stream, which waits for nothing that the first began
+        torch.cuda.synchronize()
     return chunks
 
 

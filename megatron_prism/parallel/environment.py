@@ -1,6 +1,9 @@
 """The environment variables of a run, which NCCL, CUDA, torch and Transformer Engine read when they start.
 
 Source: NVIDIA's recipes for H100 (DGXC benchmarking, Megatron-Bridge's perf_recipes); megatron/training/determinism.py (0.19).
+Set here is what orders work on the device or leaves it room, and cannot change a bit. Two that those recipes have are for `environment`:
+NVTE_NORM_FWD_USE_CUDNN and NVTE_NORM_BWD_USE_CUDNN, since cuDNN's norms round otherwise than Transformer Engine's own and need a cuDNN that works;
+NCCL_CTA_POLICY: 1, for which NCCL takes fewer blocks a collective: it may take longer, and another split of a sum rounds otherwise.
 TORCH_NCCL_AVOID_RECORD_STREAMS is not set. It is torch's default now, and torch warns where it is set (read in 2.13's NCCL process group).
 Under interleaved pipelines it has given wrong losses (Megatron-LM, issue 1586).
 """
@@ -19,12 +22,17 @@ def variables(gang: GangConfig) -> dict[str, str]:
     derived = {"NCCL_NVLS_ENABLE": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     if grid.tp * grid.cp > 1:  # communication can then start before the GEMMs that it overlaps; CUDA reads this at its start
         derived["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    elif grid.pp == 1:  # pure data parallelism needs no such order: a queue for each stream, so that none waits for another
+        derived["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"
     if grid.pp > 1:
         derived["NCCL_P2P_NET_CHUNKSIZE"] = "2097152"
+    if grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None:
+        # the norms' kernels leave SMs for NCCL's, which are scheduled first where both are ready
+        derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20", "TORCH_NCCL_HIGH_PRIORITY": "1"}
     if (
-        grid.overlap_grad_reduce or grid.overlap_param_gather or grid.vpp is not None
-    ):  # the norms' kernels then leave SMs for NCCL's kernels
-        derived |= {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20"}
+        gang.cuda_graphs
+    ):  # else NCCL registers captured buffers, which expandable segments may move: Megatron-Core's transformer/cuda_graphs.py
+        derived["NCCL_GRAPH_REGISTER"] = "0"
     if gang.deterministic:
         derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return derived | gang.environment

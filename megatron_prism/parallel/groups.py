@@ -134,7 +134,8 @@ def grid(config: GangConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Groups]:
         groups = _read_grid(parallel.vpp)
         stage_seed = config.seed + 100 * groups.pp_rank  # otherwise all stages would begin with the same weights
         torch.manual_seed(stage_seed)
-        model_parallel_cuda_manual_seed(stage_seed, force_reset_rng=True)
+        # a graph holds generators, which only Transformer Engine's tracker has
+        model_parallel_cuda_manual_seed(stage_seed, te_rng_tracker=config.cuda_graphs, force_reset_rng=True)
         yield groups
         del groups
         if not host.has_cuda():  # Megatron-Core leaks the threads and sockets of gloo groups; NCCL's groups end with the gang

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from megatron_prism.core.check.model import padded_vocab_size
-from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, RunConfig, TrainConfig
 from megatron_prism.planning.gpus import GIB
 from megatron_prism.planning.stage import Stage
 
@@ -48,21 +48,26 @@ def of_stage(stage: Stage, index: int, model: ModelConfig, config: TrainConfig, 
     return Memory(*_states(stage, config, dp * grid.cp), activations, working, allowance)
 
 
-def _states(stage: Stage, gang: GangConfig, replicas: int) -> tuple[float, float, float]:
+def moment_bytes(config: RunConfig) -> float:
+    """Return the bytes of one value of a moment, in memory and in a checkpoint."""
+    return 4.0 if config.optimizer.moments == "fp32" else 2.0
+
+
+def _states(stage: Stage, config: RunConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
     bf16: 2 per weight, plus FP8 copies of 1 byte each way (under fp8.param: the FP8 copies only). Gradients are of parallel.grad_reduce. The optimizer holds
-    fp32 weights and AdamW's two moments, which the distributed optimizer divides over data and context parallelism. Frozen parameters have
+    fp32 weights and AdamW's two moments (optimizer.moments), which the distributed optimizer divides over data and context parallelism. Frozen parameters have
     only weights.
     """
-    shards = replicas if gang.parallel.distributed_optimizer else 1
-    on_gpu = 1 - gang.offload.optimizer_fraction
-    if gang.precision == "fp32":
+    shards = replicas if config.parallel.distributed_optimizer else 1
+    on_gpu = 1 - config.offload.optimizer_fraction
+    if config.precision == "fp32":
         return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
-    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, 4.0 if gang.parallel.grad_reduce == "fp32" else 2.0
-    if gang.fp8 is not None and gang.fp8.param:
+    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, 4.0 if config.parallel.grad_reduce == "fp32" else 2.0
+    if config.fp8 is not None and config.fp8.param:
         weights -= 2.0 * stage.fp8
-    return weights, gradient * stage.trainable, 12.0 * stage.trainable / shards * on_gpu
+    return weights, gradient * stage.trainable, (4.0 + 2 * moment_bytes(config)) * stage.trainable / shards * on_gpu
 
 
 def in_flight(gang: GangConfig, index: int, microbatches: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from megatron_prism.core.check.gang import data_parallel_size
-from megatron_prism.core.config import GangConfig, ModelConfig, TrainConfig
+from megatron_prism.core.config import ModelConfig, RunConfig, TrainConfig
 from megatron_prism.planning import memory, throughput
 from megatron_prism.planning.flops import Flops, flops_per_token
 from megatron_prism.planning.gpus import GIB, H100, Gpu
@@ -106,10 +106,10 @@ def figures(prediction: Prediction, config: TrainConfig, world_size: int, usd_pe
     }
 
 
-def checkpoint_bytes(stages: Sequence[Stage], gang: GangConfig) -> float:
-    """Return a training checkpoint's size: the weights, and for trainable parameters fp32 weights and two fp32 moments."""
-    element = 4.0 if gang.precision == "fp32" else 2.0
-    return gang.parallel.tp * sum(element * stage.parameters + 12.0 * stage.trainable for stage in stages)
+def checkpoint_bytes(stages: Sequence[Stage], config: RunConfig) -> float:
+    """Return a training checkpoint's size: the weights, and for trainable parameters fp32 weights and two moments."""
+    element, state = 4.0 if config.precision == "fp32" else 2.0, 4.0 + 2 * memory.moment_bytes(config)
+    return config.parallel.tp * sum(element * stage.parameters + state * stage.trainable for stage in stages)
 
 
 def write_bytes_s(world_size: int) -> float:

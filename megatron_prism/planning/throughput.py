@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
-from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, TrainConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, RunConfig, TrainConfig
 from megatron_prism.planning.gpus import H100, Gpu
-from megatron_prism.planning.memory import kept_by_layer, tokens_of_rank
+from megatron_prism.planning.memory import kept_by_layer, moment_bytes, tokens_of_rank
 from megatron_prism.planning.stage import Stage
 
 MATMUL = {"fp8": 0.50, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
@@ -148,12 +148,12 @@ def _link(span: int) -> float:
     return NVLINK_BYTES_S if span <= GPUS_PER_NODE else INFINIBAND_BYTES_S
 
 
-def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float, gpu: Gpu) -> tuple[float, float]:
+def _once_a_step(stage: Stage, config: RunConfig, dp: int, pace: float, gpu: Gpu) -> tuple[float, float]:
     """Return the exposed seconds of gradients and weights, and the seconds of the optimizer.
 
     A ring over nodes uses the port of each of its GPUs in a node. Overlapped communication hides behind one microbatch's pass.
     """
-    grid, replicas = gang.parallel, dp * gang.parallel.cp
+    grid, replicas = config.parallel, dp * config.parallel.cp
     local = max(1, GPUS_PER_NODE // grid.tp)  # ranks of one ring within a node
     speed = NVLINK_BYTES_S if replicas <= local else min(NVLINK_BYTES_S, INFINIBAND_BYTES_S * local)
     share = (replicas - 1) / replicas
@@ -163,6 +163,8 @@ def _once_a_step(stage: Stage, gang: GangConfig, dp: int, pace: float, gpu: Gpu)
     if grid.overlap_param_gather:
         weights = max(0.0, weights - pace / 3)
     shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
-    update = 34.0 * shard / (gpu.hbm_bytes_s * HBM)  # fp32 weights and moments read and written, gradients read, bf16 weights written
-    offloaded = gang.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
+    # main weights and moments read and written, gradients read, bf16 weights written
+    moved = 18.0 + 4 * moment_bytes(config)
+    update = moved * shard / (gpu.hbm_bytes_s * HBM)
+    offloaded = config.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
     return gradients + weights, update + offloaded

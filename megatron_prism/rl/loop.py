@@ -30,7 +30,7 @@ from megatron_prism.train.guard import Guard, decide
 from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.objective import Objective
 from megatron_prism.train.schedule import lr_at
-from megatron_prism.train.step import Means, forward_backward, mean_of
+from megatron_prism.train.step import Means, forward_backward, mean_of, read
 from megatron_prism.train.timers import Pace, Timers, summary
 from megatron_prism.train.watchdog import Watchdog
 
@@ -146,16 +146,18 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
     """
     means, grad_norms, num_taken, num_passed_over, stop_reason = [], [], 0, 0, 0.0
     for microbatches in minibatches:
-        means.append(forward_backward(run.chunks, microbatches, run.objective, run.groups, timers))
+        sums = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
-            grad_norm = optim.measure(run.optimizer)
-            grad_norms.append(float(grad_norm))
+            measured = optim.measure(run.optimizer)
+            mean, grad_norm = read(sums, measured)
+            means.append(mean)
+            grad_norms.append(grad_norm)
             run.scorer.observer.measured(means[-1], grad_norms[-1], lr)
             decision = decide(run.guard, means[-1].loss, grad_norms[-1], run.stop.reason(needed_s), run.saver.is_writing())
             has_weight = means[-1].weight > 0  # no group to learn from: the step counts, and the weights stay
             if decision.is_taken and has_weight:
                 num_taken += 1
-                optim.apply(run.optimizer, grad_norm, lr, run.config.optimizer.weight_decay)
+                optim.apply(run.optimizer, measured, lr, run.config.optimizer.weight_decay)
         num_rewinds = run.saver.num_rewinds
         safety.remember(run, step, means[-1].loss if has_weight else None, decision, timers)
         num_passed_over, stop_reason = num_passed_over + (not decision.is_taken), max(stop_reason, decision.stop_reason)

@@ -1,4 +1,4 @@
-"""The loop: batch, learning rate, forward and backward, measure, decide, apply; then log, validate, save, stop.
+"""The loop: batch, learning rate, forward and backward, measure, read, decide, apply; then log, validate, save, stop.
 
 It knows no file format and no layout. The one objective that it names is the validation's.
 """
@@ -22,7 +22,7 @@ from megatron_prism.train.guard import Guard, decide
 from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
 from megatron_prism.train.schedule import lr_at
-from megatron_prism.train.step import Means, evaluate, forward_backward
+from megatron_prism.train.step import Means, evaluate, forward_backward, read
 from megatron_prism.train.timers import Pace, Timers, summary
 from megatron_prism.train.watchdog import Watchdog
 
@@ -67,13 +67,14 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         with timers.phase("data"):
             microbatches = next(run.train_batches)
         lr = lr_at(step, config.steps, config.optimizer.lr, config.schedule)
-        means = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
+        sums = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
-            grad_norm = optim.measure(run.optimizer)
+            measured = optim.measure(run.optimizer)
+            means, grad_norm = read(sums, measured)
             stop_reason = run.stop.reason(2 * max(longest_s, time.perf_counter() - started) + run.saver.longest_s)
-            decision = decide(run.guard, means.loss, float(grad_norm), stop_reason, run.saver.is_writing())
+            decision = decide(run.guard, means.loss, grad_norm, stop_reason, run.saver.is_writing())
             if decision.is_taken:
-                optim.apply(run.optimizer, grad_norm, lr, config.optimizer.weight_decay)
+                optim.apply(run.optimizer, measured, lr, config.optimizer.weight_decay)
         safety.remember(run, step, means.loss, decision, timers)
         seconds = time.perf_counter() - started
         run.against_plan.record(step, seconds)
@@ -83,7 +84,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         if safety.due(step, config.log.interval, config.steps):
             seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             passed_over = {} if decision.is_taken else {"passed_over": 1.0}
-            run.recorder.record(step, _metrics(run, means, lr, float(grad_norm), since_log) | passed_over | seconds_by_phase)
+            run.recorder.record(step, _metrics(run, means, lr, grad_norm, since_log) | passed_over | seconds_by_phase)
             since_log = Pace()
         else:
             run.recorder.advance(step)

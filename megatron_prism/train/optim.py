@@ -40,8 +40,8 @@ def wrap(chunks: Sequence[Any], gang: GangConfig) -> list[Any]:
 def build(chunks: Sequence[Any], optimizer: OptimizerConfig, gang: GangConfig) -> Any:
     """Return Megatron's AdamW over the wrapped chunks, with fp32 master weights under bf16.
 
-    Biases and norms are not decayed (Megatron-Core's standard; the paper does not say). What is offloaded goes the way of the
-    precision-aware optimizer, as Megatron-LM's arguments.py wants it; its states stay in fp32.
+    Biases and norms are not decayed (Megatron-Core's standard; the paper does not say). Moments in bf16, and what is offloaded, go the way of
+    the precision-aware optimizer; what is offloaded stays in fp32. Its weights' remainders of 16 bits are never used: main weights are whole.
     """
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
@@ -64,7 +64,10 @@ def build(chunks: Sequence[Any], optimizer: OptimizerConfig, gang: GangConfig) -
         optimizer_cpu_offload=fraction > 0,
         optimizer_offload_fraction=fraction,
         overlap_cpu_optimizer_d2h_h2d=fraction > 0,
-        use_precision_aware_optimizer=fraction > 0,
+        use_precision_aware_optimizer=fraction > 0 or optimizer.moments != "fp32",
+        exp_avg_dtype=DTYPES[optimizer.moments],
+        exp_avg_sq_dtype=DTYPES[optimizer.moments],
+        store_param_remainders=False,
     )
     built = get_megatron_optimizer(settings, list(chunks))
     chunks[0].config.grad_scale_func = built.scale_loss if is_bf16 else None

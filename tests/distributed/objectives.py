@@ -20,7 +20,7 @@ from megatron_prism.models.batch import Batch
 from megatron_prism.parallel.groups import Groups, gather
 from megatron_prism.train import optim
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective, Terms
-from megatron_prism.train.step import forward_backward
+from megatron_prism.train.step import forward_backward, read
 from megatron_prism.train.timers import Timers
 
 VOCABULARY, STEPS = 384, 5
@@ -102,7 +102,7 @@ def train(config: TrainConfig, grid: Groups, kind: str, shift: int) -> list[dict
     ready = [{**batch, "old_log_probs": log_probs.roll(shift, 1)} for batch, log_probs in zip(batches, old, strict=True)]
     steps = []
     for _ in range(STEPS):
-        means = forward_backward(chunks, ready, OBJECTIVES[kind], grid, Timers())
+        means, _ = read(forward_backward(chunks, ready, OBJECTIVES[kind], grid, Timers()))
         grad_norm = optim.measure(optimizer)
         optim.apply(optimizer, grad_norm, config.optimizer.lr, config.optimizer.weight_decay)
         steps.append(

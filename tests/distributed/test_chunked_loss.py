@@ -85,7 +85,7 @@ def compared(grid: Any, model: dict[str, Any], layout: dict[str, Any], chunk_tok
     with stack:
         for bare, config in zip((whole, chunked), configs, strict=True):
             chunks = optim.wrap(bare, config)
-            means = step.forward_backward(chunks, [batch, batch], CROSS_ENTROPY, grid, Timers())
+            means, _ = step.read(step.forward_backward(chunks, [batch, batch], CROSS_ENTROPY, grid, Timers()))
             gradients = torch.cat([parameter.main_grad.flatten() for chunk in chunks for parameter in chunk.parameters()])
             most = max(rows, default=0)
             scores = forward.log_probs(chunks, [batch], grid)[0]
@@ -182,7 +182,7 @@ def largest(grid: Any, model: dict[str, Any], layout: dict[str, Any], chunk_toke
         (ref_BS,) = forward.log_probs(chunks, [batch], grid)
         shares["log_probs"], made.most = made.most / whole, 0
         ready = {**batch, "old_log_probs": old_BS, "ref_log_probs": ref_BS}
-        means = step.forward_backward(chunks, [ready], losses.objective(AlgorithmConfig()), grid, Timers())
+        means, _ = step.read(step.forward_backward(chunks, [ready], losses.objective(AlgorithmConfig()), grid, Timers()))
         shares["policy loss"] = made.most / whole
     assert means.reports["ratio"] == 1
     return {name: max(gangs.gather(share)) for name, share in shares.items()}

@@ -35,7 +35,7 @@ def compared(grid: Any, model: dict[str, Any], layout: dict[str, Any], changes: 
     results = []
     for bare, config in ((one, plain), (other, fused)):
         chunks = optim.wrap(bare, config)
-        loss = step.forward_backward(chunks, batches, CROSS_ENTROPY, grid, Timers()).loss
+        loss = step.read(step.forward_backward(chunks, batches, CROSS_ENTROPY, grid, Timers()))[0].loss
         parts = [parameter.main_grad for chunk in chunks for parameter in chunk.parameters()]
         results.append((loss, torch.cat([part.float().flatten() for part in parts]), str(parts[0].dtype)))
     (loss, gradients, _), (new_loss, new_gradients, dtype) = results

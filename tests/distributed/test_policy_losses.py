@@ -18,7 +18,7 @@ from megatron_prism.rl import batches, losses
 from megatron_prism.rl.sample import Sample
 from megatron_prism.train import optim
 from megatron_prism.train.objective import Objective, Terms
-from megatron_prism.train.step import forward_backward
+from megatron_prism.train.step import forward_backward, read
 from megatron_prism.train.timers import Timers
 from tests.distributed.objectives import bare_model, wrapped
 
@@ -117,7 +117,7 @@ def steps(config: TrainConfig, groups: Groups, algorithm: AlgorithmConfig, is_pa
         object.__setattr__(algorithm, "clip_low", 1.0)
     taken = []
     for _ in range(STEPS):
-        means = forward_backward(chunks, ready, objective, groups, Timers())
+        means, _ = read(forward_backward(chunks, ready, objective, groups, Timers()))
         grad_norm = optim.measure(optimizer)
         optim.apply(optimizer, grad_norm, config.optimizer.lr, config.optimizer.weight_decay)
         taken.append({"loss": means.loss, "weight": means.weight, "grad_norm": float(grad_norm), **means.reports})

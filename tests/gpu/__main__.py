@@ -40,7 +40,7 @@ class Part:
 
 PARTS = (  # by worth: what is left when the budget is spent is not run
     Part("parity", 150),
-    Part("resume", 180),
+    Part("resume", 220),
     Part("kills", 120),
     Part("text", 90),
     Part("two_cudnns", 60),

@@ -50,6 +50,15 @@ SETTINGS: dict[str, Setting] = {
         {"fusion": {"cross_entropy": "te", "gradient_accumulation": True}, "parallel": {"grad_reduce": "bf16"}},
         DEVICE,
     ),
+    "CUDA graphs": ("llama", {"cuda_graphs": True}, DEVICE),
+    "CUDA graphs, hybrid FP8 tensorwise": (HYBRID, {"cuda_graphs": True, "fp8": {}}, DEVICE),
+    "moments in bf16": ("llama", {"optimizer": {"moments": "bf16"}}, DEVICE),
+    "moments in bf16, FP8 tensorwise": (
+        "llama",
+        {"optimizer": {"moments": "bf16"}, "fp8": {}},
+        DEVICE,
+    ),  # Megatron-Core holds the main weights
+    "moments in bf16, hybrid FP8 delayed": (HYBRID, {"optimizer": {"moments": "bf16"}, "fp8": {"recipe": "delayed"}}, DEVICE),
     "attention alone trained": ("llama", {"trainable": ["*self_attention*"]}, SLOW),
 }
 # name: (a setting, another, the least and the most that a loss of theirs differs). bf16 beside fp32 differs by 0.040 on a CPU
@@ -61,6 +70,8 @@ PAIRS = {
     "bf16 is near fp32, hybrid": ("hybrid fp32", "hybrid bf16", 1e-6, 0.1),
     "FP8 is near bf16": ("dense bf16", "dense FP8 tensorwise", 1e-6, 0.3),
     "FP8 is near bf16, hybrid": ("hybrid bf16", "hybrid FP8 tensorwise", 1e-6, 0.3),
+    "CUDA graphs are near none": ("dense bf16", "CUDA graphs", 0.0, 0.1),
+    "moments in bf16 are near fp32's": ("dense bf16", "moments in bf16", 1e-6, 0.1),
     "a document mask trains something else": ("dense bf16", "dense, document mask", 1e-3, 1.0),
 }
 

@@ -79,7 +79,8 @@ def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Grou
     batch = batch_of(tokens, case["documents"], case["control"])
     logits_SV = packed_logits(bare, batch, groups) if case["documents"] else logits(bare, tokens, groups)
     chunks = optim.wrap(bare, gang)
-    loss = step.forward_backward(chunks, [batch] * (groups.pp if groups.vpp else 1), CROSS_ENTROPY, groups, Timers()).loss
+    sums = step.forward_backward(chunks, [batch] * (groups.pp if groups.vpp else 1), CROSS_ENTROPY, groups, Timers())
+    loss = step.read(sums)[0].loss
     for chunk in bare:
         for parameter in chunk.parameters():
             parameter.data.copy_(parameter.main_grad)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from megatron_prism.checkpoint import integrity, saving, writers
+from megatron_prism.checkpoint import integrity, optimizer_state, saving, writers
 from megatron_prism.core import log
 from megatron_prism.core.config import TrainConfig
 from megatron_prism.core.errors import PrismError
@@ -33,7 +33,7 @@ TIMEOUT_S = 120.0
 def build_in(fault: dict[str, Any]) -> None:
     """Build a fault into this process and those it forks."""
     kind = fault["kind"]
-    if int(os.environ.get("RANK", "0")) != fault.get("rank", 0):
+    if fault.get("rank", 0) not in (None, int(os.environ.get("RANK", "0"))):  # None: every rank
         return
     if kind == "crash":
         crash_at(fault["event"], fault["path"], fault.get("within", ""), fault.get("nth", 1))
@@ -55,6 +55,8 @@ def build_in(fault: dict[str, Any]) -> None:
         hang_at(fault["step"])
     elif kind == "offloaded":
         play_a_device()
+    elif kind == "fused adam":
+        take_transformer_engines_adam(fault.get("copies", False), fault.get("fp8_recipe"))
 
 
 def crash_at(event: str, end: str, within: str, nth: int) -> None:
@@ -218,6 +220,26 @@ def play_a_device() -> None:
     )
     optimizer_config.is_te_min_version = lambda *args, **more: True  # type: ignore[assignment]
     train.check_machine = lambda *args: []  # type: ignore[assignment]
+
+
+def take_transformer_engines_adam(loads_copies: bool, fp8_recipe: str | None) -> None:
+    """Let the optimizer be Transformer Engine's FusedAdam (tests/te/fused_adam.py).
+
+    loads_copies: load into what Megatron-Core would. fp8_recipe: of which the optimizer is told; under tensorwise Megatron-Core holds the main weights.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[1] / "te"))
+    import fused_adam
+
+    fused_adam.install()
+    if loads_copies:
+        optimizer_state._held = lambda part, parameter: {  # type: ignore[assignment]
+            name: values for name, values in part._get_main_param_and_optimizer_states(parameter).items() if name != "step"
+        }
+    if fp8_recipe is not None:
+        import megatron.core.optimizer as optimizers
+
+        told = optimizers.OptimizerConfig
+        optimizers.OptimizerConfig = lambda **fields: told(**{**fields, "fp8_recipe": fp8_recipe})  # type: ignore[misc,assignment]
 
 
 def train_in_child(case: dict[str, Any], stderr: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import worker
 
-from megatron_prism.core.config import FP8Config, GangConfig, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig
+from megatron_prism.core.config import FP8Config, GangConfig, MambaConfig, ModelConfig, OffloadConfig, OptimizerConfig, RecomputeConfig
 from megatron_prism.models import build
 from megatron_prism.parallel import groups
 from megatron_prism.train import optim
@@ -41,6 +41,29 @@ RECIPES = {
     "blockwise": FP8Config(recipe="blockwise"),
 }
 ENDS = FP8Config(num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
+ADAM = OptimizerConfig()
+WITHOUT_GRAPHS: tuple[dict[str, Any], ...] = (
+    {"recompute": RecomputeConfig(granularity="full")},
+    {"offload": OffloadConfig(activation_layers=2)},
+)
+TOLD = (
+    "fp8_recipe",
+    "fp8_param_gather",
+    "optimizer_cpu_offload",
+    "optimizer_offload_fraction",
+    "overlap_cpu_optimizer_d2h_h2d",
+    "use_precision_aware_optimizer",
+)
+HOLDS_WEIGHTS = "use_precision_aware_optimizer_no_fp8_or_ds_fp8"  # FusedAdam holds the main weights; else Megatron-Core does
+OF_MOMENTS = (
+    "use_precision_aware_optimizer",
+    "exp_avg_dtype",
+    "exp_avg_sq_dtype",
+    "main_params_dtype",
+    "store_param_remainders",
+    HOLDS_WEIGHTS,
+)
+KINDS = {"bf16": None, "delayed": FP8Config(recipe="delayed"), "tensorwise": FP8Config()}
 NVTE = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
 
 
@@ -59,6 +82,9 @@ def main(target: Path) -> None:
             "too many offloaded": attempt(lambda: settings(None, offload=OffloadConfig(activation_layers=4))),
             "optimizer": optimizer(FP8Config(recipe="delayed", param=True), OffloadConfig(optimizer_fraction=0.5)),
             "plain optimizer": optimizer(None, OffloadConfig()),
+            "moments": {kind: optimizer(fp8, OffloadConfig(), OptimizerConfig(moments="bf16"), OF_MOMENTS) for kind, fp8 in KINDS.items()},
+            "graphs": [graphs(False), graphs(True)],
+            "graphs refused": [attempt(lambda more=more: settings(None, cuda_graphs=True, **more)) for more in WITHOUT_GRAPHS],
             "deterministic": {value: deterministic(grid, value) for value in ("0", "1")},
             "machines": machines(),
         }
@@ -103,7 +129,7 @@ def layers(model: ModelConfig, grid: groups.Groups, **more: Any) -> dict[str, An
     }
 
 
-def optimizer(fp8: FP8Config | None, offload: OffloadConfig) -> dict[str, Any]:
+def optimizer(fp8: FP8Config | None, offload: OffloadConfig, adam: OptimizerConfig = ADAM, names: tuple[str, ...] = TOLD) -> dict[str, Any]:
     """Return what Megatron-Core's optimizer and data-parallel wrapper are told."""
     made = types.SimpleNamespace(scale_loss=None)
     told: dict[str, Any] = {}
@@ -122,16 +148,14 @@ def optimizer(fp8: FP8Config | None, offload: OffloadConfig) -> dict[str, Any]:
         mock.patch("megatron.core.distributed.DistributedDataParallel", remember_wrapper),
     ):
         gang = GangConfig(fp8=fp8, offload=offload)
-        optim.build(optim.wrap([chunk], gang), OptimizerConfig(), gang)
-    names = (
-        "fp8_recipe",
-        "fp8_param_gather",
-        "optimizer_cpu_offload",
-        "optimizer_offload_fraction",
-        "overlap_cpu_optimizer_d2h_h2d",
-        "use_precision_aware_optimizer",
-    )
-    return {name: told[name] for name in names}
+        optim.build(optim.wrap([chunk], gang), adam, gang)
+    return {name: str(told[name]) if isinstance(told[name], torch.dtype) else told[name] for name in names}
+
+
+def graphs(is_on: bool) -> list[Any]:
+    """Return what Megatron-Core makes of cuda_graphs: whose graphs, of which modules (none named: whole layers). The second name is 0.19's."""
+    made = settings(None, cuda_graphs=is_on)
+    return [made.cuda_graph_impl, getattr(made, "cuda_graph_modules", None) or made.cuda_graph_scope or []]
 
 
 def deterministic(grid: groups.Groups, value: str) -> Any:

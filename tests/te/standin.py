@@ -52,6 +52,11 @@ class _Module(types.ModuleType):
 def install(folder: Path) -> None:
     """Make `import transformer_engine` give the package in `folder`. To be called before megatron.core is imported."""
     assert "megatron.core" not in sys.modules
+    bring(folder)
+
+
+def bring(folder: Path) -> None:
+    """Import Transformer Engine from `folder`. A megatron.core that was imported before goes on without it."""
     sys.path.insert(0, str(folder))
     sys.modules.update({name: _Module(name) for name in ABSENT})
     vars(sys.modules[ABSENT[0]])["get_cudnn_version"] = lambda: 91200  # attention asks when it is constructed

@@ -63,6 +63,22 @@ def test_the_optimizer_is_told_of_fp8_weights_and_of_its_offloading(found: Facts
     assert not any(found["plain optimizer"].values())
 
 
+def test_moments_in_bf16_are_told_to_the_optimizer_whoever_holds_the_main_weights(found: Facts) -> None:
+    dtypes = {"exp_avg_dtype": "torch.bfloat16", "exp_avg_sq_dtype": "torch.bfloat16", "main_params_dtype": "torch.float32"}
+    for kind, is_held in {"bf16": True, "delayed": True, "tensorwise": False}.items():
+        told = {"use_precision_aware_optimizer": True, "store_param_remainders": False}
+        assert found["moments"][kind] == {**dtypes, **told, "use_precision_aware_optimizer_no_fp8_or_ds_fp8": is_held}
+
+
+def test_graphs_are_of_whole_layers_by_megatron_core(found: Facts) -> None:
+    assert found["graphs"] == [["none", []], ["local", []]]
+
+
+def test_control_megatron_refuses_graphs_where_we_do(found: Facts) -> None:
+    recomputed, offloaded = found["graphs refused"]
+    assert recomputed.startswith("AssertionError: full recompute") and offloaded.startswith("ValueError: CUDA graphs not supported")
+
+
 def test_deterministic_needs_its_variable(found: Facts) -> None:
     assert found["deterministic"]["0"] is True
     assert "NVTE_ALLOW_NONDETERMINISTIC_ALGO is not 0" in found["deterministic"]["1"]

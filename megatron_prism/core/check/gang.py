@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from megatron_prism.core.check import precision
 from megatron_prism.core.check.model import check_split
-from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, RecomputeConfig
+from megatron_prism.core.config import GangConfig, ModelConfig, ParallelConfig, RecomputeConfig, TrainConfig
 from megatron_prism.core.errors import Problem
 
 
@@ -20,7 +20,12 @@ def data_parallel_size(gang: GangConfig, world_size: int) -> int:
 
 def check_gang(gang: GangConfig, world_size: int) -> list[Problem]:
     """Return the problems between the keys of a gang's section on `world_size` ranks."""
-    return [*(check_size(gang, world_size) or _check_grid(gang.parallel)), *_check_recompute(gang.recompute), *precision.check_keys(gang)]
+    return [
+        *(check_size(gang, world_size) or _check_grid(gang.parallel)),
+        *_check_recompute(gang.recompute),
+        *_check_graphs(gang),
+        *precision.check_keys(gang),
+    ]
 
 
 def check_size(gang: GangConfig, world_size: int) -> list[Problem]:
@@ -59,6 +64,28 @@ def _check_recompute(recompute: RecomputeConfig) -> Iterator[Problem]:
     if not recompute.modules or (recompute.modules != RecomputeConfig().modules and recompute.granularity != "selective"):
         found = f"{list(recompute.modules)} with granularity {recompute.granularity}"
         yield Problem("recompute.modules", found, "at least one, with granularity selective")
+
+
+def _check_graphs(gang: GangConfig) -> Iterator[Problem]:
+    """Check what Megatron-Core's graphs of single layers (transformer/cuda_graphs.py) can hold: passes of one shape, in one order, on the device."""
+    if not gang.cuda_graphs:
+        return
+    where, offload = "cuda_graphs", gang.offload
+    if not isinstance(gang, TrainConfig):
+        yield Problem(where, "true", "false, but for prism train", "this job's forward passes have more than one shape")
+    elif gang.data.document_mask:
+        yield Problem(where, "true with data.document_mask", "one of them", "a graph's arguments are of one shape, and documents are not")
+    if isinstance(gang, TrainConfig) and gang.trainable != ("*",):
+        yield Problem(
+            where, f"true with trainable {list(gang.trainable)}", "all parameters trained", "no test of ours shows frozen layers in graphs"
+        )
+    if gang.parallel.pp > 1:
+        fix = "microbatches then take turns with graphs, and a validation of another number of them would leave the turns wrong"
+        yield Problem(where, f"true with parallel.pp {gang.parallel.pp}", "parallel.pp 1", fix)
+    if offload.optimizer_fraction or offload.activation_layers:
+        yield Problem(where, "true with offload", "one of them", "Megatron-Core captures no copies to the host")
+    if gang.recompute.granularity == "full":
+        yield Problem(where, "true with recompute.granularity full", "none or selective", "Megatron-Core captures no recomputed layer")
 
 
 def check_model_on_gang(model: ModelConfig, gang: GangConfig) -> list[Problem]:

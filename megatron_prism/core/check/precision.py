@@ -119,9 +119,16 @@ def _check_attention(gang: GangConfig, values: Mapping[str, str]) -> Iterator[Pr
             yield Problem(f"environment.{name}", values[name], required, "set attention_backend instead")
 
 
+def _check_register(gang: GangConfig, values: Mapping[str, str]) -> Iterator[Problem]:
+    name = "NCCL_GRAPH_REGISTER"
+    if gang.cuda_graphs and values.get(name, "0") != "0":
+        fix = "expandable segments may move what NCCL has registered"
+        yield Problem(f"environment.{name}", values[name], "0, or no value, with cuda_graphs", fix)
+
+
 def check_variables(gang: GangConfig, values: Mapping[str, str]) -> list[Problem]:
     """Return a problem for each variable in `values` that would undo `deterministic`, or that Megatron-Core does not accept."""
-    return [*_check_attention(gang, values)] + [
+    return [*_check_attention(gang, values), *_check_register(gang, values)] + [
         Problem(f"environment.{name}", f"{values[name]} with deterministic", f"{' or '.join(accepted)}, or no value")
         for name, accepted in DETERMINISTIC.items()
         if gang.deterministic and name in values and not set(values[name].split(",")) <= set(accepted)
@@ -211,6 +218,7 @@ def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
         "fp8": gang.fp8 is not None,
         "offload.optimizer_fraction": gang.offload.optimizer_fraction > 0,
         "offload.activation_layers": gang.offload.activation_layers > 0,
+        "cuda_graphs": gang.cuda_graphs,
         "fusion.cross_entropy": gang.fusion.cross_entropy == "te",
         "fusion.gradient_accumulation": gang.fusion.gradient_accumulation is True,
     }

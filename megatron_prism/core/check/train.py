@@ -8,6 +8,7 @@ from megatron_prism.core.check import precision
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.gang import check_gang, check_model_on_gang, check_size, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
+from megatron_prism.core.check.optimizer import check_moments
 from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig, TrainConfig, YarnRope
 from megatron_prism.core.errors import Problem
 
@@ -37,6 +38,7 @@ def check_run(config: RunConfig, world_size: int) -> list[Problem]:
         *check_origin(config),
         *check_gang(config, world_size),
         *_check_fp8_weights(config),
+        *check_moments(config),
     ]
 
 

@@ -138,6 +138,10 @@ class GangConfig(Section):
     """On a GPU: `auto` is the fused attention that Transformer Engine chooses (flash-attn or cuDNN), and a run of sequences of 1,024 tokens and
     more for which it has none is refused. `unfused` takes its slow one."""
 
+    cuda_graphs: Annotated[bool, MAY_CHANGE] = False
+    """Capture each layer in a CUDA graph after the first step, and replay it: fewer launches, where these set the pace. For `prism train` on a GPU,
+    with all parameters trained, without pipeline parallelism, masked documents, offloading and full recompute. It has never run on a GPU."""
+
     logits_chunk_tokens: Annotated[int | None, Range(ge=1), MAY_CHANGE] = None
     """Compute logits and loss of this many of a rank's tokens at a time, and again in the backward pass, so that their memory does not grow
     with the sequence. Null: of all tokens at once."""

@@ -131,6 +131,10 @@ class OptimizerConfig(Section):
     clip_grad: Annotated[float, Range(ge=0)] = 1.0
     """The largest gradient norm: larger gradients are scaled down to it. 0: never. The paper does not state it: lm-engine's default."""
 
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """The dtype in which the two moments are kept between steps, in memory and in checkpoints. A step computes in fp32. bf16 is Megatron-Core's
+    precision-aware optimizer on a GPU, for precision bf16 and parallel.distributed_optimizer; main weights stay in fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section):

@@ -7,6 +7,7 @@ import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,47 @@ def test_a_failed_load_is_told_by_its_cause(
     with pytest.raises(kind) as caught:
         sharded.load({}, tmp_path)
     assert type(caught.value) is kind, "a CheckpointError is no EnvironmentFault, nor the other way round"
+
+
+class Tracker:
+    """Holds generators as Transformer Engine's tracker does, for graphs, or their states as Megatron-Core's does."""
+
+    def __init__(self, holds: Callable[[torch.Generator], Any]):
+        self.states = {
+            name: holds(torch.Generator().manual_seed(seed)) for seed, name in enumerate(("model-parallel-rng", "data-parallel-rng"))
+        }
+
+    def get_states(self) -> dict[str, Any]:
+        return dict(self.states)
+
+    def set_states(self, states: dict[str, Any]) -> None:
+        self.states = dict(states)
+
+
+def drawn(tracker: Tracker) -> list[float]:
+    """Return a number of each generator; what holds states alone draws from copies of them."""
+    generators = [held if isinstance(held, torch.Generator) else torch.Generator() for held in tracker.states.values()]
+    for generator, held in zip(generators, tracker.states.values(), strict=True):
+        if not isinstance(held, torch.Generator):
+            generator.set_state(held)
+    return [float(torch.rand(1, generator=generator)) for generator in generators]
+
+
+@pytest.mark.parametrize("saved", ["graphs", "plain"])
+@pytest.mark.parametrize("loaded", ["graphs", "plain"])
+def test_generators_are_saved_as_tensors_with_graphs_or_without(monkeypatch: pytest.MonkeyPatch, saved: str, loaded: str) -> None:
+    """A run may turn cuda_graphs on or off. With graphs, which hold them, the generators stay the same objects."""
+    from megatron.core import tensor_parallel
+
+    kinds: dict[str, Callable[[torch.Generator], Any]] = {"graphs": lambda held: held, "plain": torch.Generator.get_state}
+    first, second = Tracker(kinds[saved]), Tracker(kinds[loaded])
+    monkeypatch.setattr(tensor_parallel, "get_cuda_rng_tracker", lambda: first)
+    states = sharded._generators(types.SimpleNamespace(world_size=1, rank=0)).data  # type: ignore[arg-type]
+    assert all(isinstance(state, torch.Tensor) for state in states["tracker"].values())
+    wanted, before = drawn(first), list(second.states.values())
+    drawn(second)
+    assert drawn(second) != wanted or loaded == "plain"
+    monkeypatch.setattr(tensor_parallel, "get_cuda_rng_tracker", lambda: second)
+    sharded._restore_generators(states)
+    assert drawn(second) == wanted
+    assert loaded == "plain" or all(now is then for now, then in zip(second.states.values(), before, strict=True))

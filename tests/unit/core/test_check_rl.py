@@ -64,6 +64,7 @@ def named(given: RLConfig, world_size: int = 1) -> list[str]:
         ({"mode": "train", "train_from": "other", "record": {"interval": 1}, "rollout": {"lag": 1}}, 1),
         ({"reference": {"alpha": 0.3}, "algorithm": {"kl_beta": 0.0}}, 1),
         ({"reference": {"alpha": 0.3, "interval": 0}}, 1),
+        ({"optimizer": {"moments": "bf16"}}, 1),
     ],
 )
 def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size: int) -> None:
@@ -102,6 +103,8 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"parallel": {"tp": 2}}, 3, "parallel"),
         ({"init": {"tokenizer": "t"}}, 1, "init.tokenizer"),
         ({"schedule": {"warmup_steps": 11}}, 1, "schedule.warmup_steps"),
+        ({"cuda_graphs": True}, 1, "cuda_graphs"),  # its passes have several shapes
+        ({"optimizer": {"moments": "bf16", "beta2": 0.999}}, 1, "optimizer.beta2"),
     ],
 )
 def test_keys_that_do_not_hold_together_are_named(changes: dict[str, Any], world_size: int, key: str) -> None:

@@ -31,7 +31,7 @@ MIGHT_CHANGE = (  # the prefixes that checkpoint/run_folder.py had before the ma
     ),
     *("recompute.", "validation.", "save.", "log.", "guard.", "limits.", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.vpp"),
     *("parallel.sequence_parallel", "parallel.overlap", "environment", "deterministic", "offload.activation_layers"),
-    *("attention_backend", "gc_interval", "logits_chunk_tokens", "fusion.", "parallel.grad_reduce"),
+    *("attention_backend", "cuda_graphs", "gc_interval", "logits_chunk_tokens", "fusion.", "parallel.grad_reduce"),
 )
 
 

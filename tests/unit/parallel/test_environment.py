@@ -12,8 +12,10 @@ from megatron_prism.parallel import environment, hardware
 
 ALWAYS = {"NCCL_NVLS_ENABLE": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 ORDERED = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-MARGINS = {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20"}
+UNORDERED = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+OVERLAPPED = {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20", "TORCH_NCCL_HIGH_PRIORITY": "1"}
 CHUNKS = {"NCCL_P2P_NET_CHUNKSIZE": "2097152"}
+OPTED = {"NVTE_NORM_FWD_USE_CUDNN": "1", "NCCL_CTA_POLICY": "1"}  # change bits or need more: only where a config asks
 SAME_BITS = {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
@@ -25,14 +27,17 @@ def run(**keys: Any) -> TrainConfig:
 @pytest.mark.parametrize(
     ("keys", "more"),
     [
-        ({}, {}),
+        ({}, UNORDERED),
         ({"parallel": ParallelConfig(tp=2)}, ORDERED),
         ({"parallel": ParallelConfig(cp=2)}, ORDERED),
         ({"parallel": ParallelConfig(pp=2)}, CHUNKS),
-        ({"parallel": ParallelConfig(pp=2, vpp=2)}, CHUNKS | MARGINS),
-        ({"parallel": ParallelConfig(overlap_grad_reduce=True)}, MARGINS),
-        ({"deterministic": True}, SAME_BITS),
-        ({"environment": {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}}, {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}),
+        ({"parallel": ParallelConfig(pp=2, vpp=2)}, CHUNKS | OVERLAPPED),
+        ({"parallel": ParallelConfig(overlap_grad_reduce=True)}, UNORDERED | OVERLAPPED),
+        ({"parallel": ParallelConfig(tp=2, overlap_grad_reduce=True)}, ORDERED | OVERLAPPED),
+        ({"cuda_graphs": True}, UNORDERED | {"NCCL_GRAPH_REGISTER": "0"}),
+        ({"deterministic": True}, UNORDERED | SAME_BITS),
+        ({"environment": {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}}, UNORDERED | {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}),
+        ({"environment": {"NVTE_NORM_FWD_USE_CUDNN": "1", "NCCL_CTA_POLICY": "1"}}, UNORDERED | OPTED),
     ],
 )
 def test_variables_follow_from_the_config_and_its_own_win(keys: dict[str, Any], more: dict[str, str]) -> None:
@@ -56,11 +61,11 @@ def test_the_allocators_older_name_is_kept_as_exported() -> None:
 
 def test_a_process_that_was_started_with_them_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = run(deterministic=True)
-    for name in ALWAYS | SAME_BITS:
+    for name in ALWAYS | UNORDERED | SAME_BITS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     first = environment.set_variables(config)
-    assert environment.set_variables(config) == first == ALWAYS | SAME_BITS
+    assert environment.set_variables(config) == first == ALWAYS | UNORDERED | SAME_BITS
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.planning import memory
+from megatron_prism.planning.predict import checkpoint_bytes
 from megatron_prism.planning.stage import Stage
 
 WORKER = Path(__file__).with_name("memory_worker.py")
@@ -149,6 +150,14 @@ def test_frozen_parameters_are_weights_alone_and_offloading_takes_its_share() ->
     assert (found.weights, found.gradients, found.optimizer) == (2000, 400, 600)
     all_kept = memory.of_stage(stage_of(DENSE), 0, DENSE, build(BASE, TrainConfig, str), 1).activations
     assert found.activations == pytest.approx(all_kept * 3 / 4)
+
+
+def test_moments_in_bf16_take_half_in_memory_and_in_checkpoints() -> None:
+    fp32, bf16 = (build({**BASE, "optimizer": {"moments": kept}}, TrainConfig, str) for kept in ("fp32", "bf16"))
+    needs = {config.optimizer.moments: memory.of_stage(stage_of(DENSE, trainable=100), 0, DENSE, config, 2) for config in (fp32, bf16)}
+    assert (needs["fp32"].optimizer, needs["bf16"].optimizer) == (600, 400)
+    assert dataclasses.replace(needs["bf16"], optimizer=600) == needs["fp32"]
+    assert checkpoint_bytes([stage_of(DENSE)], fp32) - checkpoint_bytes([stage_of(DENSE)], bf16) == 4 * 1000
 
 
 def test_a_window_of_logits_grows_with_what_copies_them() -> None:

@@ -26,7 +26,7 @@ from megatron_prism.rl.batches import Shape
 from megatron_prism.rl.reference import Reference
 from megatron_prism.rl.sample import Sample
 from megatron_prism.train import optim
-from megatron_prism.train.step import forward_backward
+from megatron_prism.train.step import forward_backward, read
 from megatron_prism.train.timers import Timers
 
 pytestmark = pytest.mark.slow
@@ -203,7 +203,7 @@ def finalised(groups: Groups, checkpoint: str) -> dict[str, Any]:
     rows = [{**row, "old_log_probs": row["sampler_log_probs"]} for row in rows]
     objective = losses.objective(AlgorithmConfig(kl_beta=0.0, tis_cap=None))
     with mock.patch.object(distributed, "finalize_model_grads", wraps=distributed.finalize_model_grads) as finalize:
-        means = [forward_backward(chunks, rows, objective, groups, Timers()) for _ in range(2)]
+        means = [read(forward_backward(chunks, rows, objective, groups, Timers()))[0] for _ in range(2)]
         number = finalize.call_count
     norm = torch.cat([parameter.main_grad.flatten() for parameter in chunks[0].parameters()]).norm()
     return {

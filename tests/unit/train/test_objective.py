@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_prism.train.objective import CROSS_ENTROPY
+from megatron_prism.train.step import _reciprocal
 
 
 def test_cross_entropy_is_torchs_over_the_tokens_of_the_mask() -> None:
@@ -24,3 +25,20 @@ def test_an_objective_names_what_it_reads() -> None:
     with pytest.raises(KeyError, match="loss_mask"):
         CROSS_ENTROPY.terms(torch.zeros(1, 2), {})
     assert CROSS_ENTROPY.needs == ("loss_mask",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight", [100_000.0, 127.0, 0.25])
+def test_gradients_are_divided_in_fp32_whatever_their_dtype(dtype: torch.dtype, weight: float) -> None:
+    """As by a number of Python's. A factor that is rounded to bf16 first, as a CUDA tensor without dimensions would be, is another one."""
+    torch.manual_seed(0)
+    sums, factor_1 = torch.randn(10_000).to(dtype), _reciprocal(torch.tensor(weight, dtype=torch.float64))
+    assert factor_1.dtype == torch.float32 and factor_1.shape == (1,)  # with a dimension, both are promoted to fp32
+    divided, rounded = sums.clone(), sums * factor_1.to(torch.bfloat16).to(dtype)
+    divided *= factor_1  # as Megatron-Core's buffers do
+    assert divided.dtype == dtype and torch.equal(divided, (sums.float() * (1.0 / weight)).to(dtype))
+    assert torch.equal(divided, rounded) == (weight == 0.25)
+
+
+def test_without_weight_gradients_stay_sums() -> None:
+    assert float(_reciprocal(torch.tensor(0.0, dtype=torch.float64))) == 1.0
