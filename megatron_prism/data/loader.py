@@ -7,23 +7,23 @@ So a run resumes at any step and on any number of ranks.
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from megatron_prism.core.config import BatchConfig
 from megatron_prism.core.defect import judged_here
-from megatron_prism.core.errors import Problem
-from megatron_prism.data import segments
-from megatron_prism.data.indexed import Reader
-from megatron_prism.data.mixture import Prepared, PreparedSource
+from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.data import mixture, segments
+from megatron_prism.data.indexed import Reader, bin_path
+from megatron_prism.data.mixture import Prepared, PreparedSource, Tokens
 from megatron_prism.data.packed import PackedReader
 from megatron_prism.data.segments import Segment
-from megatron_prism.data.walk import permute
+from megatron_prism.data.walk import Place, permute
 from megatron_prism.parallel import signals
 
 
@@ -35,14 +35,25 @@ class Position:
     dp: int
 
 
+class Located(NamedTuple):
+    """Where a sequence of a run lies: its mixture, its source, the source's reader, and the place in it."""
+
+    prepared: Prepared
+    source: PreparedSource
+    reader: Reader | PackedReader
+    place: Place
+
+
 class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """A run's sequences: concatenated documents, cut where the walk says; for a packed source, its packed sequences.
 
     The paper describes no document masking at 8k, so the default is none.
+    Raises: InputError at reading a sequence with an id that is none of the mixture's tokenizer.
     """
 
     def __init__(self, run: Sequence[Segment], document_mask: bool = False):
         self.segments, self.document_mask = run, document_mask
+        self.seq_length = run[0].walk.seq_length
         self._readers: dict[tuple[Path, ...], Reader | PackedReader] = {}
         for prepared, walk in run:
             for source in (prepared.source(stream.name) for stream in walk.streams):
@@ -53,14 +64,23 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Return the reader of a source of the run."""
         return self._readers[source.train.prefixes]
 
-    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+    def locate(self, sequence: int) -> Located:
+        """Return where a sequence of the run lies."""
         prepared, walk = self.segments[segments.at(self.segments, sequence)]
         place = walk.place(sequence)
-        reader = self.reader(prepared.source(walk.streams[place.source].name))
+        source = prepared.source(walk.streams[place.source].name)
+        return Located(prepared, source, self.reader(source), place)
+
+    def __getitem__(self, sequence: int) -> dict[str, torch.Tensor]:
+        prepared, source, reader, place = self.locate(sequence)
         if isinstance(reader, PackedReader):
-            sample = _packed_sample(reader, place.offset // walk.seq_length, self.document_mask)
+            number = place.offset // self.seq_length
+            sample = _packed_sample(reader, number, self.document_mask)
+            _require_known(sample, prepared, source.train, reader.reader, lambda position: reader.document(number, position))
         else:
-            sample = _sample(reader, place.offset, walk.seq_length, self.document_mask)
+            sample = _sample(reader, place.offset, self.seq_length, self.document_mask)
+            first, end = place.offset, reader.num_tokens
+            _require_known(sample, prepared, source.train, reader, lambda position: reader.document((first + position) % end)[0])
         return sample | {"place": torch.tensor([sequence, *place])}
 
     def describe(self, place: Sequence[int]) -> dict[str, int | str]:
@@ -76,16 +96,18 @@ class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     Sequence None is a sequence with every token masked.
     """
 
-    def __init__(self, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
+    def __init__(self, prepared: Prepared, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
         assert source.valid is not None
-        self.document_mask = document_mask
+        self.prepared, self.tokens, self.document_mask = prepared, source.valid, document_mask
         self.reader, self.seq_length, self.key = Reader(source.valid.prefixes), seq_length, f"{seed}/valid".encode()
 
     def __len__(self) -> int:
         return (self.reader.num_tokens - 1) // self.seq_length
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
-        tensors = _sample(self.reader, permute(sequence or 0, len(self), self.key) * self.seq_length, self.seq_length, self.document_mask)
+        offset = permute(sequence or 0, len(self), self.key) * self.seq_length
+        tensors = _sample(self.reader, offset, self.seq_length, self.document_mask)
+        _require_known(tensors, self.prepared, self.tokens, self.reader, lambda position: self.reader.document(offset + position)[0])
         return tensors if sequence is not None else tensors | {"loss_mask": torch.zeros(self.seq_length)}
 
 
@@ -141,6 +163,26 @@ def _packed_sample(reader: PackedReader, number: int, document_mask: bool) -> di
     return sample | (_by_document(ids) if document_mask else {"position_ids": torch.arange(len(tokens))})
 
 
+def _require_known(
+    sample: dict[str, torch.Tensor], prepared: Prepared, files: Tokens, reader: Reader, document: Callable[[int], int]
+) -> None:
+    """Require every id of a sequence to be one of its mixture's tokenizer. document: the source's document at a position of the sequence.
+
+    The model would not say it: with tp above 1 such a token has an embedding of zeros and a logit of 0, and training goes on.
+    Raises: InputError naming the file, the document and the id.
+    """
+    tokens = torch.cat([sample["tokens"], sample["labels"][-1:]])
+    low, high = (int(end) for end in torch.aminmax(tokens))
+    if 0 <= low and high < prepared.vocab_size:
+        return
+    position = int(((tokens < 0) | (tokens >= prepared.vocab_size)).nonzero()[0])
+    pair, number = reader.pair(document(position))
+    path = bin_path(files.prefixes[pair])
+    fix = f"compare sha256sum {path} with its sum in {prepared.root / mixture.FILE}: where they differ the file was damaged; {mixture.AGAIN}"
+    required = f"an id from 0 to {prepared.vocab_size - 1}, of the mixture's tokenizer"
+    raise InputError(Problem(f"{path}: document {number}", f"the id {int(tokens[position])}", required, fix))
+
+
 def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the document of each token, and the token's position within it."""
     first = torch.searchsorted(ids, ids)  # the position of the document's first token
@@ -149,7 +191,7 @@ def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
     """Return the held-out sequences by source. `check_held_out` has found no problem."""
-    return {source.name: HeldOut(source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None}
+    return {source.name: HeldOut(prepared, source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None}
 
 
 def check_held_out(prepared: Prepared, seq_length: int) -> list[Problem]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from megatron_prism.core.config import BatchConfig
-from megatron_prism.data import segments
 from megatron_prism.data.indexed import Reader
 from megatron_prism.data.loader import Sequences
 from megatron_prism.data.packed import PackedReader
@@ -50,13 +49,10 @@ def sample_of(sequence: int, batch: BatchConfig, dp: int) -> Sample:
 
 def contents(run: Sequences, sequence: int) -> Contents:
     """Return the documents, or parts of documents, in a sequence of the run, in order."""
-    prepared, walk = run.segments[segments.at(run.segments, sequence)]
-    place = walk.place(sequence)
-    name = walk.streams[place.source].name
-    reader = run.reader(prepared.source(name))
+    _, source, reader, place = run.locate(sequence)
     if isinstance(reader, PackedReader):
-        return Contents(name, tuple(Span(place.epoch, *piece) for piece in reader.pieces(place.offset // walk.seq_length)))
-    return Contents(name, _spans(reader, place.epoch, place.offset, walk.seq_length))
+        return Contents(source.name, tuple(Span(place.epoch, *piece) for piece in reader.pieces(place.offset // run.seq_length)))
+    return Contents(source.name, _spans(reader, place.epoch, place.offset, run.seq_length))
 
 
 def find(run: Sequences, source: str, epoch: int, document: int, token: int) -> tuple[int, int] | None:

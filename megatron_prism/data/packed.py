@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,11 @@ class PackedReader:
     def pieces(self, number: int) -> list[tuple[int, int, int]]:
         """Return (document, first token within it, tokens) of each piece of a bin."""
         return self._pieces[slice(*self._bins[number : number + 2].tolist())].tolist()
+
+    def document(self, number: int, position: int) -> int:
+        """Return the document of the token at a position of a bin."""
+        ends = accumulate(length for _, _, length in self.pieces(number))
+        return next(piece[0] for piece, end in zip(self.pieces(number), ends, strict=True) if position < end)
 
     def find(self, document: int, token: int) -> tuple[int, int]:
         """Return (bin, position in it) of a document's token, in the first chunk that holds it."""

@@ -17,8 +17,9 @@ import torch
 from megatron_prism.core.config import BatchConfig, DataConfig, MixtureChange
 from megatron_prism.core.defect import is_defect
 from megatron_prism.core.errors import InputError, Problem
-from megatron_prism.data import indexed, loader, mixture, segments
+from megatron_prism.data import indexed, loader, mixture, packed, segments
 from megatron_prism.data.segments import Segment
+from megatron_prism.prepare import packing
 
 LENGTHS = {"a": [5, 40, 1, 17], "b": [30]}
 SEQ_LENGTH, SEED, BATCH = 8, 3, BatchConfig(global_size=4, micro_size=1)
@@ -119,6 +120,50 @@ def test_a_run_reads_what_its_blend_says(sequences: loader.Sequences) -> None:
     blend = segments.realised(sequences.segments, 40)
     assert [part.tokens for part in blend] == [sum(token < 1000 for token in tokens), sum(token >= 1000 for token in tokens)] == [240, 80]
     assert [(part.share, part.epochs) for part in blend] == [(0.75, 240 / 63), (0.25, 80 / 30)]
+
+
+def damage(prefix: Path, at: int, found: int) -> None:
+    tokens = np.memmap(indexed.bin_path(prefix), np.uint16, mode="r+")
+    tokens[at] = found
+    tokens.flush()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_id_outside_the_vocabulary_is_named_with_its_document(prepared: mixture.Prepared, num_workers: int) -> None:
+    """With tp above 1 the model would train on it in silence. 3999 is the last id of the vocabulary."""
+    run = loader.Sequences([Segment(prepared, mixture.walk(prepared, {"a": 100.0}, SEQ_LENGTH, SEED))])
+    damage(prepared.sources[0].train.prefixes[1], 9, 3999)  # token 8 of document 3 of a, the second of its second pair
+    whole = list(loader.batches(run, 0, 2, BATCH, loader.Position(0, 1), num_workers, False))
+    assert len(whole) == 2
+    damage(prepared.sources[0].train.prefixes[1], 9, 4000)
+    named = r"a1.train.bin: document 1: found the id 4000; required an id from 0 to 3999, .*; compare sha256sum .*manifest.json"
+    with pytest.raises(InputError, match=named):
+        list(loader.batches(run, 0, 2, BATCH, loader.Position(0, 1), num_workers, False))
+
+
+@pytest.mark.parametrize("at", [0, 5, 10, 11])
+def test_an_id_outside_the_vocabulary_of_a_packed_or_held_out_document_is_named(
+    prepared: mixture.Prepared, tmp_path: Path, at: int
+) -> None:
+    source = prepared.sources[1]
+    pieces = packing.pack(np.array([5, 6, 19]), 12, overlap=0)  # documents of 5 and 6 tokens, and one of 19 in two parts
+    write(tmp_path / "c", [5, 6, 19], 0)
+    packed.save(pieces, packed.prefix(tmp_path))
+    held = replace(
+        source,
+        train=mixture.Tokens((tmp_path / "c",), 30, 3),
+        packing=mixture.Packing(12, pieces.num_bins, 1.0),
+        packing_prefix=packed.prefix(tmp_path),
+    )
+    one = replace(prepared, sources=(held,))
+    run = loader.Sequences([Segment(one, mixture.walk(one, {"b": 100.0}, 12, SEED))])
+    damage(tmp_path / "c", at, 65000)
+    with pytest.raises(InputError, match=rf"c.bin: document {(at >= 5) + (at >= 11)}: found the id 65000"):
+        for number in range(pieces.num_bins):
+            run[number]
+    damage(tmp_path / "b.valid", at, 4000)
+    with pytest.raises(InputError, match=r"b.valid.bin: document 0: found the id 4000"):
+        loader.valid_batches(loader.held_out(prepared, SEQ_LENGTH, SEED)["b"], 3, 1, loader.Position(0, 1))
 
 
 class Raising(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
