@@ -93,12 +93,13 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """One pass over a source's held-out documents in a permuted order. An incomplete last sequence is left out.
 
-    Sequence None is a sequence with every token masked.
+    Sequence None is a sequence with every token masked. Held-out documents are concatenated, a packed source's too; there the loss counts
+    what training counts, no label that begins another document.
     """
 
     def __init__(self, prepared: Prepared, source: PreparedSource, seq_length: int, seed: int, document_mask: bool = False):
         assert source.valid is not None
-        self.prepared, self.tokens, self.document_mask = prepared, source.valid, document_mask
+        self.prepared, self.tokens, self.document_mask, self.is_packed = prepared, source.valid, document_mask, source.packing is not None
         self.reader, self.seq_length, self.key = Reader(source.valid.prefixes), seq_length, f"{seed}/valid".encode()
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class HeldOut(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, sequence: int | None) -> dict[str, torch.Tensor]:
         offset = permute(sequence or 0, len(self), self.key) * self.seq_length
-        tensors = _sample(self.reader, offset, self.seq_length, self.document_mask)
+        tensors = _sample(self.reader, offset, self.seq_length, self.document_mask, self.is_packed)
         _require_known(tensors, self.prepared, self.tokens, self.reader, lambda position: self.reader.document(offset + position)[0])
         return tensors if sequence is not None else tensors | {"loss_mask": torch.zeros(self.seq_length)}
 
@@ -143,17 +144,18 @@ class _Arrays(dict[str, np.ndarray]):
         return {name: tensor.pin_memory() for name, tensor in self.tensors().items()}
 
 
-def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool) -> dict[str, torch.Tensor]:
+def _sample(reader: Reader, offset: int, seq_length: int, document_mask: bool, within_documents: bool = False) -> dict[str, torch.Tensor]:
     """Return a sequence for Megatron's forward step: S tokens, and the following token of each as its label.
 
-    With document_mask, also the document of each token. Positions then restart in each document, whose last token has no loss.
+    within_documents: a document's last token has no loss. With document_mask it has none either, positions restart in each document, and the
+    sequence names the document of each token.
     """
     tokens = torch.from_numpy(reader.tokens(offset, seq_length + 1).astype("int64"))
-    sample = {"tokens": tokens[:-1], "labels": tokens[1:]}
-    if not document_mask:
-        return sample | {"loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
-    ids = torch.from_numpy(reader.document_ids(offset, seq_length + 1))
-    return sample | {"loss_mask": (ids[:-1] == ids[1:]).float(), **_by_document(ids[:-1])}
+    sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(seq_length), "position_ids": torch.arange(seq_length)}
+    if document_mask or within_documents:
+        ids = torch.from_numpy(reader.document_ids(offset, seq_length + 1))
+        sample |= {"loss_mask": (ids[:-1] == ids[1:]).float()} | (_by_document(ids[:-1]) if document_mask else {})
+    return sample
 
 
 def _packed_sample(reader: PackedReader, number: int, document_mask: bool) -> dict[str, torch.Tensor]:
@@ -173,12 +175,14 @@ def _require_known(
     """
     tokens = torch.cat([sample["tokens"], sample["labels"][-1:]])
     low, high = (int(end) for end in torch.aminmax(tokens))
-    if 0 <= low and high < prepared.vocab_size:
+    if low >= 0 and high < prepared.vocab_size:
         return
     position = int(((tokens < 0) | (tokens >= prepared.vocab_size)).nonzero()[0])
     pair, number = reader.pair(document(position))
     path = bin_path(files.prefixes[pair])
-    fix = f"compare sha256sum {path} with its sum in {prepared.root / mixture.FILE}: where they differ the file was damaged; {mixture.AGAIN}"
+    fix = (
+        f"compare sha256sum {path} with its sum in {prepared.root / mixture.FILE}: where they differ the file was damaged; {mixture.AGAIN}"
+    )
     required = f"an id from 0 to {prepared.vocab_size - 1}, of the mixture's tokenizer"
     raise InputError(Problem(f"{path}: document {number}", f"the id {int(tokens[position])}", required, fix))
 
@@ -191,7 +195,9 @@ def _by_document(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def held_out(prepared: Prepared, seq_length: int, seed: int, document_mask: bool = False) -> dict[str, HeldOut]:
     """Return the held-out sequences by source. `check_held_out` has found no problem."""
-    return {source.name: HeldOut(prepared, source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None}
+    return {
+        source.name: HeldOut(prepared, source, seq_length, seed, document_mask) for source in prepared.sources if source.valid is not None
+    }
 
 
 def check_held_out(prepared: Prepared, seq_length: int) -> list[Problem]:

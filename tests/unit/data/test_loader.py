@@ -93,6 +93,18 @@ def test_masked_held_out_samples_know_their_documents(prepared: mixture.Prepared
     assert batch["document_ids"].shape == (4, SEQ_LENGTH)
 
 
+def test_held_out_documents_of_a_packed_source_count_the_labels_that_training_counts(prepared: mixture.Prepared) -> None:
+    """The held-out documents of b are 20 and 7 tokens: the 20th has no label of its own document. Nothing else is masked."""
+    packed_b = replace(prepared, sources=(replace(prepared.sources[1], packing=mixture.Packing(SEQ_LENGTH, 4, 1.0)),))
+    plain, found = (loader.held_out(one, SEQ_LENGTH, SEED)["b"] for one in (prepared, packed_b))
+    for number in range(len(found)):
+        first = found[number]["tokens"][0].item()
+        assert found[number]["loss_mask"].tolist() == [float(token != 3019) for token in range(first, first + SEQ_LENGTH)]
+        assert list(found[number]) == list(plain[number]) and plain[number]["loss_mask"].all()
+        assert all(torch.equal(found[number][key], plain[number][key]) for key in ("tokens", "labels", "position_ids"))
+    assert found[None]["loss_mask"].sum() == 0
+
+
 def test_a_document_is_found_wherever_one_begins_to_read(prepared: mixture.Prepared) -> None:
     reader, own = indexed.Reader(prepared.sources[0].train.prefixes), documents("a")
     for offset in range(reader.num_tokens):
