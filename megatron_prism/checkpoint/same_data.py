@@ -41,6 +41,9 @@ def check(
         required = f"{before.changes}, as the run has read them up to step {step}"
         return [Problem("data.changes", f"{now.changes}", required, f"a mixture may change from step {step} on; put it back; {other_run}")]
     recorded = started.get("plan", {}).get("mixtures")
+    if again := _read_again((recorded or ())[: len(then_read)]):
+        found = f"source {again} comes back, and an earlier version of megatron_prism, which began this run, read it from its start again"
+        return [Problem("data.changes", found, "a source that comes back to continue where it was", other_run)]
     problems: dict[Path, Problem] = {}
     for index, (then, here) in enumerate(zip(then_read, now_read, strict=True)):
         if recorded is None:
@@ -73,6 +76,16 @@ def _read(data: DataConfig, step: int) -> list[_Read]:
         if change.step < step:
             read.append(_Read(f"data.changes.{index}.prepared", change.step, change.prepared or read[-1].prepared, change.weights))
     return read
+
+
+def _read_again(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Return a source that left the mixture and came back, where the record is of a version that did not know what was `taken` of it by then."""
+    sources = [set(mixture["weights"]) for mixture in recorded]
+    for index, names in enumerate(sources[1:], 1):
+        back = (names & set().union(*sources[: index - 1])) - sources[index - 1]
+        if back and "taken" not in recorded[index]:
+            return min(back)
+    return ""
 
 
 def _is_alike(then: Path, now: Path, started: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """The mixtures that a run reads in turn: the first, and those that `data.changes` switches to at given steps.
 
-All segments follow from the config alone, so a resumed run finds its place by arithmetic. A source in two successive mixtures continues
-where it was.
+All segments follow from the config alone, so a resumed run finds its place by arithmetic. A source continues where it was, in
+the next mixture or in a later one.
 """
 
 from __future__ import annotations
@@ -84,13 +84,17 @@ def _other_data(prepared: Prepared, segments: Sequence[Segment], where: str) -> 
 
 
 def describe(segments: Sequence[Segment], global_size: int) -> list[dict[str, Any]]:
-    """Return what a run's manifest says of its mixtures: from which step on, where each was, the sha256 of its content, its weights."""
+    """Return what a run's manifest says of its mixtures: from which step on, where each was, the sha256 of its content, its weights.
+
+    taken: the sequences of each source that were read before.
+    """
     return [
         {
             "step": walk.first_sequence // global_size,
             "prepared": str(prepared.root),
             "sha256": prepared.sha256,
             "weights": {stream.name: stream.weight for stream in walk.streams},
+            "taken": {stream.name: stream.taken for stream in walk.streams},
         }
         for prepared, walk in segments
     ]

@@ -37,12 +37,16 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """The sequences of a run from `first_sequence` on: from step to tokens, and back."""
+    """The sequences of a run from `first_sequence` on: from step to tokens, and back.
+
+    paused: sources that were read before and are not now, with the number of their sequences that were read.
+    """
 
     streams: tuple[Stream, ...]
     seq_length: int
     seed: int
     first_sequence: int = 0
+    paused: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.streams and all(stream.num_tokens > 0 and stream.weight > 0 for stream in self.streams)
@@ -126,11 +130,15 @@ class Walk:
         return hashlib.blake2b(f"{self.seed}/{name}/{epoch}".encode(), digest_size=16).digest()
 
     def changed(self, sequence: int, weights: Mapping[str, float], num_tokens: Mapping[str, int]) -> Walk:
-        """Return the walk that continues from a sequence with another mixture. Within an epoch no token of a source is read twice."""
-        counts = dict(zip((stream.name for stream in self.streams), self.counts(sequence), strict=True))
-        taken = {stream.name: stream.taken + counts[stream.name] for stream in self.streams}
+        """Return the walk that continues from a sequence with another mixture. Within an epoch no token of a source is read twice.
+
+        Also a source that leaves the mixture and comes back continues where it was.
+        """
+        counts = zip(self.streams, self.counts(sequence), strict=True)
+        taken = dict(self.paused) | {stream.name: stream.taken + count for stream, count in counts}
         streams = tuple(Stream(name, weight, num_tokens[name], taken.get(name, 0)) for name, weight in weights.items())
-        return Walk(streams, self.seq_length, self.seed, sequence)
+        paused = tuple((name, count) for name, count in taken.items() if name not in weights)
+        return Walk(streams, self.seq_length, self.seed, sequence, paused)
 
 
 def permute(index: int, size: int, key: bytes, back: bool = False) -> int:

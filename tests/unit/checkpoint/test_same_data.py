@@ -66,6 +66,19 @@ def test_weights_of_the_mixture_itself_are_part_of_it() -> None:
     assert problems(replace(THEN, weights={"x": 50.0}), 3) == []  # data.weights is compared as a key of the config
 
 
+def test_a_run_of_an_earlier_version_that_read_a_source_again_is_not_resumed() -> None:
+    """x, then y, then x again from step 7 on, which that version read from its start."""
+    weights: list[dict[str, float]] = [{"x": 100.0}, {"y": 100.0}, {"x": 50.0, "y": 50.0}]
+    changes = tuple(MixtureChange(step=step, weights=of) for step, of in zip((3, 7), weights[1:], strict=True))
+    data = DataConfig(prepared=A, seq_length=8, weights=weights[0], changes=changes)
+    now = described(data)
+    before = {"plan": {"mixtures": now}}
+    since = {"plan": {"mixtures": [{**mixture, "taken": {}} for mixture in now]}}
+    assert same_data.check(data, data, before, now, 7) == same_data.check(data, data, since, now, 8) == []
+    (problem,) = same_data.check(data, data, before, now, 8)
+    assert problem.where == "data.changes" and problem.found.startswith("source x comes back") and "another run_dir" in problem.fix
+
+
 def test_a_run_folder_of_an_earlier_version_knows_paths_and_manifests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     for path in (a, b):

@@ -112,6 +112,18 @@ def test_a_changed_mixture_goes_on_where_the_first_stopped(walk: Walk, sequence:
     assert before + after == [alone.place(number) for number in range(len(before) + len(after))]
 
 
+def test_a_source_that_leaves_and_comes_back_goes_on_where_it_was() -> None:
+    """a, then b for a long time and two changes, then a again: no token of a is read twice before all are read."""
+    first = Walk((Stream("a", 1.0, 640), Stream("b", 1.0, 320)), 10, 1)
+    without = first.changed(20, {"b": 1.0}, {"b": 320}).changed(30, {"b": 3.0, "c": 1.0}, {"b": 320, "c": 80})
+    back = without.changed(50, {"c": 1.0, "a": 1.0}, {"c": 80, "a": 640})
+    alone = Walk((Stream("a", 1.0, 640),), 10, 1)
+    read = [place[1:] for place in map(first.place, range(20)) if place.source == 0]
+    read += [place[1:] for place in map(back.place, range(50, 158)) if place.source == 1]
+    assert read == [alone.place(number)[1:] for number in range(64)] and len(set(read)) == 64
+    assert dict(back.paused) == {"b": 10 + 10 + 15} and [stream.taken for stream in back.streams] == [5, 10]
+
+
 def test_sources_seeds_and_epochs_have_orders_of_their_own() -> None:
     def order(seed: int, source: int, epoch: int) -> list[int]:
         walk = Walk((Stream("a", 1.0, 640), Stream("b", 1.0, 640)), 10, seed)
