@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_prism.checkpoint import folder, integrity, same_data
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import InitConfig, ModelConfig, RunConfig, TrainConfig
-from megatron_prism.core.errors import EnvironmentFault, PrismError, Problem
+from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Problem
 from megatron_prism.core.load import changed, load, to_dict, to_yaml
 from megatron_prism.core.manifest import describe, read_json, sha256_files, sha256_json, write_json, write_text
 from megatron_prism.data import tokenizer
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CHAT_TEMPLATES = ("additional_chat_templates",)  # what belongs to a tokenizer among a folder's subfolders
 CHECKPOINTS, ORIGIN, CONFIG, MANIFEST = "checkpoints", "origin", "config.yaml", "manifest.json"
 LOCK = ".lock"
+DESCRIBED = "the manifest of a run, with its starts"
+UNDESCRIBED = "restore the file; or remove it: a run without it knows its mixtures by their paths alone; or choose another run_dir"
 WRITTEN = (
     folder.META,
     CONFIG,
@@ -80,10 +82,27 @@ def check_resume(config: RunConfig, mixtures: Sequence[Mapping[str, Any]]) -> li
     return problems
 
 
-def last_start(run_dir: Path) -> Mapping[str, Any]:
-    """Return what the manifest says of a run's last start, nothing where it has none."""
+def starts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return what the manifest says of each of a run's starts, the last one last; nothing where there is no manifest.
+
+    Raises: InputError where the manifest is not a run's, or names no start.
+    """
     path = run_dir / MANIFEST
-    return read_json(path)["starts"][-1] if path.is_file() else {}
+    if not path.is_file():
+        return []
+    try:
+        kept = read_json(path)["starts"]
+        found = "" if isinstance(kept, list) and kept and all(isinstance(one, dict) for one in kept) else "`starts` without a start"
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+    if found:
+        raise InputError(Problem(str(path), found, DESCRIBED, UNDESCRIBED))
+    return kept
+
+
+def last_start(run_dir: Path) -> Mapping[str, Any]:
+    """Return what the manifest says of a run's last start, nothing where there is no manifest."""
+    return next(reversed(starts(run_dir)), {})
 
 
 def check_place(config: RunConfig) -> list[Problem]:
@@ -95,17 +114,14 @@ def check_place(config: RunConfig) -> list[Problem]:
         return [Problem("run_dir", f"{path}: {error.strerror}", required)]
     if not stands.is_dir():
         return [Problem("run_dir", f"{stands}, a file", required)]
-    kind = _kind(path)
+    manifest = path / MANIFEST
+    try:
+        kind = read_json(manifest).get("kind") if manifest.is_file() else None
+    except (ValueError, AttributeError) as error:
+        return [Problem(str(manifest), f"no JSON object ({error})", DESCRIBED, UNDESCRIBED)]
     is_run = not (path / folder.META).is_file() and (kind == "run" or (kind is None and (path / LOCK).is_file()))
     others = [] if is_run else [name for name in WRITTEN if (path / name).exists()]
     return [Problem("run_dir", f"{path}, which holds {', '.join(others)} of another kind", required)] if others else []
-
-
-def _kind(path: Path) -> Any:
-    try:
-        return read_json(path / MANIFEST).get("kind") if (path / MANIFEST).is_file() else None
-    except ValueError:
-        return "no JSON"
 
 
 @contextmanager
@@ -158,8 +174,7 @@ def _lay_out(config: RunConfig, start: Start, inputs: Sequence[Path], figures: M
         log.get().warning("init.checkpoint %s is not read: the run resumes, and began from %s", config.init.checkpoint, began.checkpoint)
         config = replace(config, init=began)
     write_text(config.run_dir / CONFIG, to_yaml(config))
-    path = config.run_dir / MANIFEST
-    before = read_json(path)["starts"] if path.is_file() else []
+    path, before = config.run_dir / MANIFEST, starts(config.run_dir)
     this = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
     write_json(path, {"kind": "run", "starts": [*before, this]})
 
@@ -211,7 +226,7 @@ class Contents:
             world_size=self.world_size,
             parallel=to_dict(config.parallel),
             generators=f"of {self.world_size} ranks, in {folder.STATE}",
-            manifest=read_json(config.run_dir / MANIFEST)["starts"][-1],
+            manifest=last_start(config.run_dir),
             **kept,
         )
         folder.copy_hf(config.run_dir / ORIGIN, path)

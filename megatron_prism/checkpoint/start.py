@@ -23,7 +23,8 @@ class Start:
     """Where a run starts.
 
     model: the architecture. assets: the folder with the tokenizer and the other Hugging Face files.
-    weights: the checkpoint that the run begins from; None where it begins from the seed, or resumes.
+    weights: the folder of the checkpoint that the run begins from; None where it begins from the seed, or resumes. `init.checkpoint` may name
+    another run: which of its checkpoints is the newest is asked once, here.
     tokens: what the weights were trained on before this run. dtype: of an export.
     step: of the run's newest checkpoint, whole or not; 0 where the run has none.
     """
@@ -57,7 +58,7 @@ def resolve(config: RunConfig) -> Start:
     checkpoint = _read_checkpoint(config.init.checkpoint)
     raise_problems(_check_expected(config.init, config.model, checkpoint.model))
     model = config.init.extend(checkpoint.model)
-    return Start(model, checkpoint.assets, config.init.checkpoint, checkpoint.tokens, checkpoint.facts.get("dtype", "float32"), 0)
+    return Start(model, checkpoint.assets, checkpoint.root, checkpoint.tokens, checkpoint.facts.get("dtype", "float32"), 0)
 
 
 def attempt(read: Callable[[], T], key: str = "") -> tuple[T | None, list[Problem]]:

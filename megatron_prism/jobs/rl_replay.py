@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.checkpoint import fingerprint, run_folder, sharded
+from megatron_prism.checkpoint import fingerprint, folder, run_folder, sharded
 from megatron_prism.core import log
 from megatron_prism.core.config import ParallelConfig, RLConfig
 from megatron_prism.core.errors import InputError, Problem, ResultFailure
@@ -37,12 +37,16 @@ MAX_SHOWN = 8  # differences of a stage in the result
 
 @dataclass(frozen=True)
 class Resolved:
-    """A replay before a process starts. run: its config is the run's, on this layout. begins: the step of the checkpoint, 0 for none."""
+    """A replay before a process starts. run: its config is the run's, on this layout. begins: the step of the checkpoint, 0 for none.
+
+    origin: where there is none, the checkpoint that the run began from.
+    """
 
     run: rl.Resolved
     step: int
     begins: int
     checkpoint: Path | None
+    origin: Path | None
     figures: Mapping[str, Any]
 
     @property
@@ -71,9 +75,15 @@ def resolve(run_dir: Path, step: int, world_size: int) -> Resolved:
     validation = replace(recorded.validation, prompts=None, interval=0)
     config = replace(recorded, run_dir=run_dir, world_size=None, parallel=parallel, rollout=sampling, validation=validation)
     begins, checkpoint = _begin(run_dir, step, min(one.sample.weights_step for one in target.responses))
-    source = checkpoint or config.init.checkpoint
-    figures = {"run_dir": str(run_dir), "step": step, "from": str(source), "steps": step - begins}
-    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint, figures)
+    origin = None if checkpoint else _origin(run_dir, config)
+    figures = {"run_dir": str(run_dir), "step": step, "from": str(checkpoint or origin), "steps": step - begins}
+    return Resolved(rl.resolve(config, world_size), step, begins, checkpoint, origin, figures)
+
+
+def _origin(run_dir: Path, config: RLConfig) -> Path | None:
+    """Return the checkpoint that a run began from, as its start recorded it: `init.checkpoint` may name a run that has a newer one by now."""
+    recorded = [Path(name) for start in reversed(run_folder.starts(run_dir)) for name in start.get("inputs", {})]
+    return next((path.parent for path in recorded if path.name == folder.META), config.init.checkpoint)
 
 
 def _begin(run_dir: Path, step: int, sampled_by: int) -> tuple[int, Path | None]:
@@ -172,7 +182,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     config, begin = resolved.config, resolved.run.start
     read = cache(partial(record_files.read, config.run_dir))
     torch.set_num_threads(read(resolved.step).platform["num_threads"])  # a host's bits depend on it
-    begin = replace(begin, weights=None if resolved.checkpoint else config.init.checkpoint)
+    begin = replace(begin, weights=resolved.origin)
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
         if source := resolved.checkpoint or begin.weights:

@@ -89,7 +89,7 @@ def progress(run_dir: Path) -> dict[str, Any]:
         return {"run_dir": str(run_dir), "step": 0}
     config, last = _config(run_dir), _last(run_dir / METRICS)
     steps, step, step_s = config.steps, last.get("step", 0), last.get("step_s")
-    starts = read_json(run_dir / run_folder.MANIFEST)["starts"] if (run_dir / run_folder.MANIFEST).is_file() else []
+    starts = run_folder.starts(run_dir)
     return {
         "run_dir": str(run_dir),
         "step": step,
