@@ -19,22 +19,27 @@ COMPUTE = ("forward", "backward")
 
 
 class Timers:
-    """Seconds by phase since they were last read. Megatron-Core's schedules call it as its own timers (config.timers)."""
+    """Seconds by phase since they were last read. Megatron-Core's schedules call it as its own timers (config.timers).
 
-    def __init__(self) -> None:
+    enabled: false where nothing reads them. Each phase would keep two CUDA events until then.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, Any, Any]] = []
         self._phases = {name: _Phase(self, phase) for name, phase in PHASES.items()}
 
     def __call__(self, name: str, log_level: int = 0) -> Any:
-        return self._phases.get(name, _NOTHING)
+        return self._phases.get(name, _NOTHING) if self.enabled else _NOTHING
 
     @contextmanager
     def phase(self, name: str, on_device: bool = False) -> Iterator[None]:
         """Time a block of work of this process, or of its device."""
-        began = self.begin(on_device)
+        began = self.begin(on_device) if self.enabled else None
         yield
-        self.end(name, began)
+        if self.enabled:
+            self.end(name, began)
 
     def begin(self, on_device: bool) -> Any:
         """Return the start time of a phase."""
