@@ -70,18 +70,20 @@ class Run:
     collect_garbage: Callable[[int], None]
 
 
-def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
-    """Train from `first_step` (steps already done) to config.steps; return the validations {step: {metric: value}}.
+def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
+    """Train from `first_step` (steps already done) to config.steps; return the validations {step: {metric: value}}, on rank 0 of earlier starts too.
 
     Raises: ResultFailure where the guard stops the run. Stopped at a signal or at the time limit, once the step is saved.
     """
     config, progress = run.config, run.progress
-    validations: dict[str, dict[str, float]] = {}
+    validations: dict[str, dict[str, float | None]] = {}
+    for earlier, name, value in run.recorder.validations("valid"):
+        validations.setdefault(str(earlier), {})[name] = value
     if run.scorer.bound is not None:
         _open_gate(run, run.scorer.bound)
     if first_step == 0:
         _validate(run, 0, validations)
-    timers, since_log, longest_s = Timers(), Pace(), 0.0
+    timers, since_log, longest_s = Timers(config.log.timers), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -103,7 +105,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
         progress.num_tokens += updated.means.num_tokens
         if config.rollout.keep and run.groups.rank == 0:
             rollout.write(config.run_dir, step, rollouts.groups)
-        since_log = since_log.plus(updated.means.num_tokens, time.perf_counter() - started)
+        since_log = since_log.plus(updated.means.num_tokens, time.perf_counter() - started - updated.saving_s)
         if safety.due(step, config.log.interval, config.steps):
             values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, step) | taken.figures()
@@ -130,13 +132,17 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Updated:
-    """What a step's minibatches did to the weights: the means over all of them, the largest gradient norm, how many were taken and passed over."""
+    """What a step's minibatches did to the weights: the means over all of them, the largest gradient norm, how many were taken and passed over.
+
+    saving_s: what finishing a background save took meanwhile.
+    """
 
     means: Means
     grad_norm: float
     num_taken: int
     num_passed_over: int
     stop_reason: float
+    saving_s: float
 
 
 def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches], timers: Timers, needed_s: float) -> Updated:
@@ -144,7 +150,7 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
 
     Raises: ResultFailure where the guard stops the run.
     """
-    means, grad_norms, num_taken, num_passed_over, stop_reason = [], [], 0, 0, 0.0
+    means, grad_norms, num_taken, num_passed_over, stop_reason, saving_s = [], [], 0, 0, 0.0, 0.0
     for microbatches in minibatches:
         sums = forward_backward(run.chunks, microbatches, run.objective, run.groups, timers)
         with timers.phase("optimizer", on_device=True):
@@ -158,13 +164,14 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
             if decision.is_taken and has_weight:
                 num_taken += 1
                 optim.apply(run.optimizer, measured, lr, run.config.optimizer.weight_decay)
-        num_rewinds = run.saver.num_rewinds
+        num_rewinds, decided = run.saver.num_rewinds, time.perf_counter()
         safety.remember(run, step, means[-1].loss if has_weight else None, decision, timers)
+        saving_s += time.perf_counter() - decided
         num_passed_over, stop_reason = num_passed_over + (not decision.is_taken), max(stop_reason, decision.stop_reason)
         if run.saver.num_rewinds != num_rewinds:
             break  # the other minibatches were scored by weights that are given up
     largest = max(grad_norms, key=lambda norm: (math.isnan(norm), norm))
-    return Updated(mean_of(means), largest, num_taken, num_passed_over, stop_reason)
+    return Updated(mean_of(means), largest, num_taken, num_passed_over, stop_reason, saving_s)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -229,13 +236,13 @@ def _of_rollouts(rollouts: Rollouts, step: int) -> dict[str, float | None]:
     return {**figures.of_rollouts(rollouts), **figures.by_domain(rollouts), **lag, "rollout_tokens_per_s": rollouts.speed.tokens_per_s()}
 
 
-def _validate(run: Run, step: int, validations: dict[str, dict[str, float]]) -> None:
+def _validate(run: Run, step: int, validations: dict[str, dict[str, float | None]]) -> None:
     """Add the validation after a step to `validations`."""
     if not run.valid_prompts:
         return
     run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
         values = figures.of_validation([_samples(group) for group in rollout.validate(run.sampler, run.valid_prompts, step)])
-    validations[str(step)] = values
+    validations[str(step)] = dict(values)
     run.recorder.record_validation(step, values, "valid")
     log.get().info("step %d validation: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))

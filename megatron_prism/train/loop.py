@@ -5,6 +5,7 @@ It knows no file format and no layout. The one objective that it names is the va
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,17 +51,23 @@ class Run:
     objective: Objective = CROSS_ENTROPY
 
 
-def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
-    """Train from `first_step` (steps already done) to config.steps; return validation losses {source: {step: loss}}.
+Losses = dict[str, dict[str, float | None]]
+"""Validation losses, {source: {step: loss}}."""
+
+
+def fit(run: Run, first_step: int) -> Losses:
+    """Train from `first_step` (steps already done) to config.steps; return the validation losses, on rank 0 those of earlier starts too.
 
     Raises: ResultFailure where the guard stops the run; no checkpoint is written after that. Stopped at a signal or at the time limit, once
     the step is saved.
     """
     config = run.config
-    losses: dict[str, dict[str, float]] = {name: {} for name in run.valid_batches}
+    losses: Losses = {name: {} for name in run.valid_batches}
+    for step, name, loss in run.recorder.validations():
+        losses.setdefault(name, {})[str(step)] = loss
     if first_step == 0:
         _validate(run, 0, losses)
-    timers, since_log, longest_s = Timers(), Pace(), 0.0
+    timers, since_log, longest_s = Timers(config.log.timers), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -75,8 +82,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float]]:
             decision = decide(run.guard, means.loss, grad_norm, stop_reason, run.saver.is_writing())
             if decision.is_taken:
                 optim.apply(run.optimizer, measured, lr, config.optimizer.weight_decay)
+        seconds = time.perf_counter() - started  # without what a background save takes
         safety.remember(run, step, means.loss, decision, timers)
-        seconds = time.perf_counter() - started
         run.against_plan.record(step, seconds)
         since_log = since_log.plus(means.num_tokens, seconds)
         if run.samples is not None:
@@ -118,13 +125,15 @@ def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: Pace) ->
     }
 
 
-def _validate(run: Run, step: int, losses: dict[str, dict[str, float]]) -> None:
-    """Add each source's validation loss after a step to `losses`, {source: {step: loss}}."""
+def _validate(run: Run, step: int, losses: Losses) -> None:
+    """Add each source's validation loss after a step to `losses`."""
     run.watchdog.doing(f"validating after step {step}")
     with optim.settled(run.chunks, run.config.parallel):
         by_source = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
     for name, loss in by_source.items():
         losses[name][str(step)] = loss
+    if (wrong := [name for name, loss in by_source.items() if not math.isfinite(loss)]) and run.groups.rank == 0:
+        log.get().warning("step %d: the validation loss of %s is NaN or inf", step, ", ".join(wrong))
     if by_source:
         run.recorder.record_validation(step, by_source)
         log.get().info("step %d validation loss: %s", step, "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items()))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_prism.core import disk, log
 from megatron_prism.core.config import TrainConfig
-from megatron_prism.core.manifest import write_text
+from megatron_prism.core.manifest import finite, write_text
 from megatron_prism.parallel.groups import Groups
 
 METRICS, SAMPLES = "metrics.jsonl", "samples"
@@ -22,7 +21,8 @@ METRICS, SAMPLES = "metrics.jsonl", "samples"
 class Recorder:
     """Records metrics on rank 0 of a gang. On the other ranks it does nothing.
 
-    On resume the lines of steps that are run again are dropped, so that each step stands once.
+    On resume the lines of steps that are run again are dropped, so that each step stands once. A run that begins drops them all: a start that
+    died before its first checkpoint may have left some, of step 0 too.
     """
 
     def __init__(self, run_dir: Path, first_step: int, steps: int, enabled: bool):
@@ -30,15 +30,17 @@ class Recorder:
         self._steps = steps
         self._started = time.monotonic()
         self._first_step = first_step
+        self._validations: list[dict[str, Any]] = []
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run_dir / METRICS
         with disk.writing(self._path):
-            forget_after(self._path, first_step)
+            kept = forget_after(self._path, first_step or -1)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
+        self._validations = [line for line in kept if any(name.startswith("valid") for name in line)]
         self._progress, self._task = _progress_bar(first_step, steps)
 
     def __enter__(self) -> Recorder:
@@ -56,8 +58,7 @@ class Recorder:
         """Write one step's metrics under their names."""
         if not self.enabled:
             return
-        numbers = {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._write(step, numbers)
+        self._write(step, values)
         shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value is not None and "/" not in name)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
@@ -72,10 +73,18 @@ class Recorder:
             return
         self._write(step, {f"{name}/{source}": value for source, value in values.items()})
 
+    def validations(self, name: str = "valid_loss") -> Iterator[tuple[int, str, float | None]]:
+        """Yield (step, source, value) of the validations before this start, on rank 0. None: the value was not finite."""
+        for line in self._validations:
+            for key, value in line.items():
+                if key.startswith(f"{name}/"):
+                    yield line["step"], key.removeprefix(f"{name}/"), value
+
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:
+        numbers = finite(dict(values))
         with disk.writing(self._path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
+            self._file.write(json.dumps({"step": step, **numbers}, allow_nan=False) + "\n")
+            for name, value in numbers.items():
                 if value is not None:
                     self._board.add_scalar(name, value, step)
 
@@ -97,7 +106,8 @@ class SampleLog:
         with disk.writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             for path in self._path.parent.glob("rank_*.jsonl"):
-                if int(path.stem.removeprefix("rank_")) % dp == dp_rank:
+                rank = path.stem.removeprefix("rank_")
+                if rank.isdecimal() and int(rank) % dp == dp_rank:  # a file of another name is the user's
                     forget_after(path, first_step)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
@@ -131,15 +141,17 @@ def _progress_bar(first_step: int, steps: int) -> tuple[Any, Any]:
     return bar, bar.add_task("train", total=steps, completed=first_step, shown="")
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Remove the lines of a metrics file after a step, and a last line that a crash cut off."""
+def forget_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines of a metrics file after a step, and those that a crash cut off or damaged; return the lines that stay."""
     if not path.is_file():
-        return
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            values = json.loads(line)
+            if values["step"] <= step:
+                kept.append((line.decode() + "\n", values))
         except (ValueError, KeyError, TypeError):
-            continue  # a line cut off by a crash
-    write_text(path, "".join(kept))
+            continue  # no line that a run wrote whole
+    write_text(path, "".join(line for line, _ in kept))
+    return [values for _, values in kept]

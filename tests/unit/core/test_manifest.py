@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         manifest.write_json(tmp_path / "a.json", {"n": 2})
     assert manifest.read_json(tmp_path / "a.json") == {"n": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    """Most readers refuse a file with a NaN in it as a whole."""
+    value = {"loss": math.nan, "by": [1.5, (math.inf, -math.inf)], "nested": {"a": {"b": math.nan, "c": "NaN"}}, "n": 3, "yes": True}
+    manifest.write_json(tmp_path / "a.json", value)
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert read == {"loss": None, "by": [1.5, [None, None]], "nested": {"a": {"b": None, "c": "NaN"}}, "n": 3, "yes": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,12 @@ def test_a_gradient_norm_that_is_no_number_is_reported() -> None:
 def test_after_a_rewind_the_other_minibatches_are_left() -> None:
     updated, num_moved = update(run_of([]), [1.0, 1.0, 1.0], [1.0] * 3, [Verdict.TAKE, Verdict.REWIND, Verdict.TAKE])
     assert (num_moved, updated.num_taken, updated.num_passed_over) == (1, 1, 1)
+
+
+def test_a_save_that_ends_between_minibatches_is_timed_by_itself() -> None:
+    with patch.object(loop.time, "perf_counter", itertools.count(0.0).__next__):
+        updated, _ = update(run_of([]), [1.0, 1.0], [1.0] * 2, [Verdict.TAKE] * 2)
+    assert updated.saving_s == 2  # the clock ticks once around each of two
 
 
 @pytest.mark.parametrize("weights", [(1.0, 3.0), (0.0, 2.0), (0.0, 0.0)])

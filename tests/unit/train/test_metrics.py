@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -55,6 +56,44 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
         (4, 2.5),
     ]
     assert scalars(tmp_path)["loss"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(10 / 3)), (4, 2.5)]
+
+
+def test_a_start_that_died_before_its_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    """It may have validated before step 1, and have logged steps that are run again."""
+    for value in (0.1, 0.2):
+        with Recorder(tmp_path, 0, 3, enabled=True) as recorder:
+            assert list(recorder.validations()) == []
+            recorder.record_validation(0, {"math": value})
+            recorder.record(1, {"loss": value})
+    assert lines(tmp_path / METRICS) == [{"step": 0, "valid_loss/math": 0.2}, {"step": 1, "loss": 0.2}]
+    assert scalars(tmp_path) == {"valid_loss/math": [(0, pytest.approx(0.2))], "loss": [(1, pytest.approx(0.2))]}
+
+
+def test_what_is_not_finite_is_null_and_has_no_point(tmp_path: Path) -> None:
+    with Recorder(tmp_path, 0, 1, enabled=True) as recorder:
+        recorder.record(1, {"loss": 1.0, "grad_norm": math.inf})
+        recorder.record_validation(1, {"math": math.nan, "code": 2.0})
+    assert "NaN" not in (tmp_path / METRICS).read_text() and "Infinity" not in (tmp_path / METRICS).read_text()
+    assert lines(tmp_path / METRICS)[1] == {"step": 1, "valid_loss/math": None, "valid_loss/code": 2.0}
+    assert set(scalars(tmp_path)) == {"loss", "valid_loss/code"}
+    with Recorder(tmp_path, 1, 1, enabled=True) as recorder:
+        assert list(recorder.validations()) == [(1, "math", None), (1, "code", 2.0)]
+
+
+def test_files_beside_the_sample_logs_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for name in ("rank_00000.jsonl", "rank_00002.jsonl", "rank_00000.old.jsonl", "rank_.jsonl"):
+        (folder / name).write_text('{"step": 2}\n')
+    SampleLog(tmp_path, 1, 0, 2, list)
+    assert {path.name for path in folder.iterdir() if path.read_text()} == {"rank_00000.old.jsonl", "rank_.jsonl"}
+
+
+def test_a_line_that_is_no_text_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "x": "\xff"}\n\xff\xfe\n{"step": 2}\n')
+    assert forget_after(path, 2) == [{"step": 1}, {"step": 2}]
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 @pytest.mark.parametrize(

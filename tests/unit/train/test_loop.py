@@ -1,0 +1,103 @@
+"""What the loop returns, measures and writes down, with the training step stood in for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_prism.core import log
+from megatron_prism.core.config import BatchConfig, DataConfig, LogConfig, TrainConfig, ValidationConfig
+from megatron_prism.train import loop
+from megatron_prism.train.guard import Decision, Verdict
+from megatron_prism.train.metrics import METRICS, Recorder
+from megatron_prism.train.step import Means
+
+SAVE_S = 0.2
+
+
+@pytest.fixture
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that trains a run in tmp_path for some steps and returns its validation losses and its steps' seconds."""
+    monkeypatch.setattr(loop, "forward_backward", lambda *_: Means(1.0, 8.0, 8, {}))
+    monkeypatch.setattr(loop, "decide", lambda *_: Decision(Verdict.TAKE, "", 0.0, False))
+    monkeypatch.setattr(loop.optim, "measure", lambda _: 1.0)
+    monkeypatch.setattr(loop.optim, "apply", lambda *_: None)
+    monkeypatch.setattr(loop.optim, "settled", lambda *_: nullcontext())
+    monkeypatch.setattr(loop.safety, "save", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "summary", lambda seconds, _: {f"time/{name}_s": value for name, value in seconds.items()})
+
+    def fit(first_step: int, steps: int, loss: float = 0.5, save_s: float = 0.0, timers: bool = True) -> tuple[loop.Losses, list[float]]:
+        monkeypatch.setattr(loop.safety, "remember", lambda *_: time.sleep(save_s))
+        monkeypatch.setattr(loop, "evaluate", lambda *_: SimpleNamespace(loss=loss))
+        seconds: list[float] = []
+        config = TrainConfig(
+            run_dir=tmp_path,
+            steps=steps,
+            data=DataConfig(prepared=tmp_path, seq_length=8),
+            batch=BatchConfig(global_size=1),
+            validation=ValidationConfig(interval=2),
+            log=LogConfig(interval=1, timers=timers),
+        )
+        with Recorder(tmp_path, first_step, steps, enabled=True) as recorder:
+            run = SimpleNamespace(
+                config=config,
+                groups=SimpleNamespace(rank=0, world_size=1),
+                chunks=[],
+                optimizer=None,
+                train_batches=iter([[]] * steps),
+                valid_batches={"math": []},
+                flops=SimpleNamespace(causal=1.0),
+                peak_tflops=None,
+                recorder=recorder,
+                samples=None,
+                saver=SimpleNamespace(longest_s=0.0, is_writing=lambda: False, finish=lambda: None),
+                guard=None,
+                stop=SimpleNamespace(reason=lambda _: 0.0),
+                watchdog=SimpleNamespace(doing=lambda _: None),
+                against_plan=SimpleNamespace(record=lambda step, taken: seconds.append(taken)),
+                collect_garbage=lambda step: None,
+                objective=None,
+            )
+            return loop.fit(run, first_step), seconds  # type: ignore[arg-type]
+
+    return fit
+
+
+def test_validations_of_earlier_starts_are_part_of_the_result(fit: Any) -> None:
+    whole, _ = fit(0, 4)
+    assert whole == {"math": {"0": 0.5, "2": 0.5, "4": 0.5}}
+    assert fit(4, 4)[0] == whole  # finished before
+    assert fit(2, 4, loss=0.25)[0] == {"math": {"0": 0.5, "2": 0.5, "4": 0.25}}  # step 4 is run again
+    assert fit(0, 2, loss=0.75)[0] == {"math": {"0": 0.75, "2": 0.75}}  # and here every one
+
+
+def test_a_step_s_seconds_are_without_the_save_that_ends_meanwhile(fit: Any, tmp_path: Path) -> None:
+    _, seconds = fit(0, 2, save_s=SAVE_S)
+    steps = [line["step_s"] for line in map(json.loads, (tmp_path / METRICS).open()) if "step_s" in line]
+    assert len(steps) == len(seconds) == 2 and max(*steps, *seconds) < SAVE_S / 2
+
+
+def test_a_validation_that_is_not_finite_is_said_and_written_as_null(fit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log.get().addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, logger=log.get().name):
+            fit(0, 2, loss=math.nan)
+    finally:
+        log.get().removeHandler(caplog.handler)
+    assert "step 2: the validation loss of math is NaN or inf" in caplog.text
+    assert "NaN" not in (tmp_path / METRICS).read_text()
+    assert fit(2, 2)[0] == {"math": {"0": None, "2": None}}
+
+
+def test_phases_are_timed_where_they_are_written(fit: Any, tmp_path: Path) -> None:
+    for timers in (True, False):
+        fit(0, 1, timers=timers)
+        assert ("time/data_s" in (tmp_path / METRICS).read_text()) == timers
