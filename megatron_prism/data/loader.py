@@ -7,7 +7,7 @@ So a run resumes at any step and on any number of ranks.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +123,35 @@ class _InWorker(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return self.dataset[sequence]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """The sequences of each of a rank's microbatches, made as they are asked for: a long run's would take seconds, and a large part of a gigabyte."""
+
+    first_step: int
+    steps: int
+    batch: BatchConfig
+    position: Position
+
+    @property
+    def per_rank(self) -> int:
+        """Return the sequences of a step on this rank."""
+        return self.batch.global_size // self.position.dp
+
+    @property
+    def num_microbatches(self) -> int:
+        """Return the microbatches of a step on this rank."""
+        return self.per_rank // self.batch.micro_size
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.num_microbatches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.steps):
+            first = step * self.batch.global_size + self.position.dp_rank * self.per_rank
+            for start in range(first, first + self.per_rank, self.batch.micro_size):
+                yield list(range(start, start + self.batch.micro_size))
+
+
 class _Arrays(dict[str, np.ndarray]):
     """A microbatch on its way from a worker, as bytes in a pipe.
 
@@ -223,9 +252,7 @@ def batches(
     """
     from torch.utils.data import DataLoader
 
-    per_rank = batch.global_size // position.dp
-    firsts = (step * batch.global_size + position.dp_rank * per_rank for step in range(first_step, steps))
-    order = [list(range(start, start + batch.micro_size)) for first in firsts for start in range(first, first + per_rank, batch.micro_size)]
+    order = _Order(first_step, steps, batch, position)
     loader = iter(
         DataLoader(
             _InWorker(dataset) if num_workers else dataset,
@@ -240,7 +267,7 @@ def batches(
     )
     try:
         for _ in range(first_step, steps):
-            microbatches = [next(loader) for _ in range(per_rank // batch.micro_size)]
+            microbatches = [next(loader) for _ in range(order.num_microbatches)]
             yield [microbatch.tensors() if isinstance(microbatch, _Arrays) else microbatch for microbatch in microbatches]
     finally:
         if num_workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import tempfile
+import tracemalloc
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -237,6 +238,18 @@ def test_a_handed_over_batch_is_pinned_as_a_whole(sequences: loader.Sequences, m
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     assert not isinstance(pinned := torch.utils.data._utils.pin_memory.pin_memory(batch), loader._Arrays)
     assert all(torch.equal(pinned[name], tensor + 1) for name, tensor in batch.tensors().items()) and list(pinned) == list(batch)
+
+
+def test_a_long_run_s_order_takes_no_memory(sequences: loader.Sequences) -> None:
+    """As lists it would take 40 MB here, and 0.4 GB in a run of 25,000 steps of 128."""
+    tracemalloc.start()
+    try:
+        batches = loader.batches(sequences, 0, 50_000, BATCH, loader.Position(1, 2), 0, False)
+        next(batches)
+        batches.close()
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_run_that_ends_early_leaves_no_worker(sequences: loader.Sequences) -> None:
