@@ -20,7 +20,7 @@ class StopRequest:
 
     def __init__(self, wall_clock_s: float | None):
         self._signal = 0
-        self._ends = None if wall_clock_s is None else psutil.Process().create_time() + wall_clock_s
+        self._ends = None if wall_clock_s is None else time.monotonic() + wall_clock_s - _age_s()
         self._kept: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -39,7 +39,12 @@ class StopRequest:
         """Return the reason to stop after this step (0: none). reserve_s: what the next step and a save may take."""
         if self._signal:
             return float(self._signal)
-        return WALL_CLOCK if self._ends is not None and time.time() + reserve_s > self._ends else 0.0
+        return WALL_CLOCK if self._ends is not None and time.monotonic() + reserve_s > self._ends else 0.0
+
+
+def _age_s() -> float:
+    """Return for how long this process has run. Asked once: the clock of the machine may be set while a run goes on."""
+    return time.time() - psutil.Process().create_time()
 
 
 def name(reason: float) -> str:
