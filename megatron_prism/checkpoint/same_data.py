@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_prism.core import log
-from megatron_prism.core.config import DataConfig
+from megatron_prism.core.config import DataConfig, MixtureChange
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import mixture
@@ -38,8 +38,10 @@ def check(
     other_run = "or start another run from this one: init.checkpoint, and another run_dir"
     then_read, now_read = _read(before, step), _read(now, step)
     if [(read.step, read.weights) for read in then_read[1:]] != [(read.step, read.weights) for read in now_read[1:]]:
-        required = f"{before.changes}, as the run has read them up to step {step}"
-        return [Problem("data.changes", f"{now.changes}", required, f"a mixture may change from step {step} on; put it back; {other_run}")]
+        required = f"{_in_words(before.changes)}, as the run has read them up to step {step}"
+        return [
+            Problem("data.changes", _in_words(now.changes), required, f"a mixture may change from step {step} on; put it back; {other_run}")
+        ]
     recorded = started.get("plan", {}).get("mixtures")
     if again := _read_again((recorded or ())[: len(then_read)]):
         found = f"source {again} comes back, and an earlier version of megatron_prism, which began this run, read it from its start again"
@@ -60,8 +62,8 @@ def check(
             if is_same and said["weights"] != this["weights"] and then.weights == here.weights:
                 is_same, found, required = (
                     False,
-                    f"{here.prepared} with weights {this['weights']}",
-                    f"{said['weights']}, as the run has read it",
+                    f"{here.prepared} with weights {_weights(this['weights'])}",
+                    f"{_weights(said['weights'])}, as the run has read it",
                 )
         fix = f"name the folder where that mixture is now; to read another from here on, keep that one and add to data.changes {{step: {step}, "
         if not is_same:  # one that a later change keeps is named once
@@ -76,6 +78,19 @@ def _read(data: DataConfig, step: int) -> list[_Read]:
         if change.step < step:
             read.append(_Read(f"data.changes.{index}.prepared", change.step, change.prepared or read[-1].prepared, change.weights))
     return read
+
+
+def _in_words(changes: Sequence[MixtureChange]) -> str:
+    """Return mixture changes as a config has them."""
+    words = []
+    for change in changes:
+        prepared = [f"prepared: {change.prepared}"] if change.prepared else []
+        words.append(", ".join([f"step: {change.step}", *prepared, *([f"weights: {_weights(change.weights)}"] if change.weights else [])]))
+    return f"[{', '.join(f'{{{one}}}' for one in words)}]"
+
+
+def _weights(weights: Mapping[str, float]) -> str:
+    return f"{{{', '.join(f'{name}: {weight:g}' for name, weight in weights.items())}}}"
 
 
 def _read_again(recorded: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -176,7 +177,8 @@ def read_prepared(path: Path) -> Prepared:
     except ValueError as error:
         raise InputError(Problem(str(file), f"no JSON ({error})", MANIFEST, AGAIN)) from None
     manifest = build(values, _Manifest, lambda key: ":".join([str(file), *([".".join(map(str, key))] if key else [])]))
-    raise_problems([problem for source in manifest.sources for problem in _check_files(path, source)])
+    raise_problems([] if manifest.sources else [Problem(f"{file}:sources", "an empty list", "at least one source", AGAIN)])
+    raise_problems([problem for source in manifest.sources for problem in (*_check_figures(file, source), *_check_files(path, source))])
     tokenizer, prepared_sources = manifest.tokenizer, tuple(_prepared(path, source) for source in manifest.sources)
     content = [asdict(tokenizer), *([source.name, _sums(source, "train"), _sums(source, "valid")] for source in manifest.sources)]
     sha256 = sha256_json(content)
@@ -188,6 +190,18 @@ def _sums(source: _Source, split: Split) -> list[Any]:
     pairs = [[pair.bin.sha256, pair.idx.sha256] for shard in source.shards if (pair := shard.pairs().get(split))]
     is_packed = split == "train" and source.packing is not None
     return [*pairs, {name: file.sha256 for name, file in source.packing_files.items()}] if is_packed else pairs
+
+
+def _check_figures(file: Path, source: _Source) -> Iterator[Problem]:
+    """Yield what a run could not walk through: a weight that is no share, a source without training tokens."""
+    where = f"{file}:sources: {source.name}"
+    if not 0 < source.weight < math.inf:
+        yield Problem(where, f"weight {source.weight:g}", "a number above 0", AGAIN)
+    if not sum(shard.pairs()["train"].num_tokens for shard in source.shards if "train" in shard.pairs()):
+        yield Problem(where, f"no training tokens in {len(source.shards)} shards", "some", AGAIN)
+    if source.packing is not None and min(source.packing.seq_length, source.packing.num_sequences) < 1:
+        found = f"packed into {source.packing.num_sequences} sequences of {source.packing.seq_length}"
+        yield Problem(where, found, "at least one sequence, of tokens", AGAIN)
 
 
 def _check_files(root: Path, source: _Source) -> list[Problem]:

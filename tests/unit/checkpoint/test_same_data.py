@@ -61,6 +61,12 @@ def test_a_change_that_was_read_is_known_by_its_content_and_one_to_come_is_free(
         assert problems(wrong, 10)[0].startswith("data.changes: found")
 
 
+def test_changes_are_said_as_a_config_has_them() -> None:
+    (problem,) = same_data.check(THEN, replace(THEN, changes=()), {"plan": {"mixtures": described(THEN)}}, described(THEN), 10)
+    assert problem.found == "[]"
+    assert problem.required == "[{step: 3, prepared: data/b}, {step: 7, weights: {x: 100}}], as the run has read them up to step 10"
+
+
 def test_weights_of_the_mixture_itself_are_part_of_it() -> None:
     assert [line.partition(" with")[0] for line in problems(THEN, 3, own=50.0)] == ["data.prepared: found data/a"]
     assert problems(replace(THEN, weights={"x": 50.0}), 3) == []  # data.weights is compared as a key of the config

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -125,6 +126,25 @@ def test_wrong_manifest_is_named_by_key(prepared: Path, change: dict, key: str) 
     values = json.loads((prepared / "manifest.json").read_text())
     (prepared / "manifest.json").write_text(json.dumps(values | change))
     with pytest.raises(InputError, match=f"manifest.json:{key}: found"):
+        mixture.read_prepared(prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"weight": 0.0}, "qa: found weight 0; required a number above 0"),
+        ({"weight": -1.0}, "qa: found weight -1"),
+        ({"weight": math.inf}, "qa: found weight inf"),
+        ({"shards": []}, "qa: found no training tokens in 0 shards"),
+        ({"packing": {"seq_length": 0, "num_sequences": 1, "efficiency": 1.0}}, "qa: found packed into 1 sequences of 0"),
+        (None, "found an empty list"),
+    ],
+)
+def test_a_manifest_that_no_run_could_walk_through_is_named(prepared: Path, change: dict | None, found: str) -> None:
+    values = json.loads((prepared / "manifest.json").read_text())
+    sources = [] if change is None else [source | (change if source["name"] == "qa" else {}) for source in values["sources"]]
+    (prepared / "manifest.json").write_text(json.dumps(values | {"sources": sources}))
+    with pytest.raises(InputError, match=f"manifest.json:sources.*{found}.*run prism prepare again"):
         mixture.read_prepared(prepared)
 
 
