@@ -171,19 +171,23 @@ def show(findings: dict[str, Any]) -> None:
     """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     table = Table("", "found", "without it", title="prism doctor", title_justify="left")
+
+    def add(name: str, value: str, without: str, style: str = "") -> None:
+        table.add_row(name, Text(value, style), Text(without))  # as Text: an error or a path may hold brackets, which are rich's markup
+
     for entry in (*findings["packages"], *findings["programs"]):
         value = entry.get("version") or entry.get("path")
         if entry.get("broken"):
-            table.add_row(entry["name"], f"[red]{value}, broken[/red]", f"{entry['broken']} ({entry['absence_costs']})")
+            add(entry["name"], f"{value}, broken", f"{entry['broken']} ({entry['absence_costs']})", "red")
         else:
-            table.add_row(entry["name"], value or "[yellow]absent[/yellow]", "" if value else entry["absence_costs"])
+            add(entry["name"], value or "absent", "" if value else entry["absence_costs"], "" if value else "yellow")
     for kernel in findings["kernels"]:
         works = kernel["state"] == "works"
-        value = f"{kernel['ms']:.2f} ms" if works else f"[red]{kernel['state']}[/red]"
-        table.add_row(kernel["name"], value, kernel["detail"] if works else f"{kernel['detail']} ({kernel['absence_costs']})")
-    devices = ", ".join(findings["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging"
-    table.add_row("CUDA devices", devices, "")
+        without = kernel["detail"] if works else f"{kernel['detail']} ({kernel['absence_costs']})"
+        add(kernel["name"], f"{kernel['ms']:.2f} ms" if works else kernel["state"], without, "" if works else "red")
+    add("CUDA devices", ", ".join(findings["devices"]) or "none: the CPU stands in (gloo), for tests, demos and debugging", "")
     console.print(table)

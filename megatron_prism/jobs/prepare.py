@@ -302,7 +302,7 @@ def _progress() -> Progress:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
@@ -310,10 +310,11 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
     """Show the blend on standard error and return the result."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(
-        title=f"{result['config']['out']}{': ' + format(tokens, ',') + ' training tokens' if (tokens := result['blend']['tokens']) else ''}"
-    )
+    tokens = result["blend"]["tokens"]
+    said = f"{result['config']['out']}: {tokens:,} training tokens" if tokens else str(result["config"]["out"])
+    table = Table(title=Text(said))  # a path or a name may hold brackets, which rich would read as its markup
     is_packed = any(row.get("packing") for row in result["sources"])
     headers = ("source", "documents", "tokens", "weight %", "share %", "budget", "epochs", *(["packed %"] if is_packed else []))
     for header in headers:
@@ -322,7 +323,9 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
         counts = [_number(row.get("train_documents")), _number(row.get("train_tokens"))]
         epochs = "-" if row["epochs"] is None else f"{row['epochs']:.4f}"
         efficiency = [f"{100 * row['packing']['efficiency']:.2f}"] if is_packed else []
-        table.add_row(row["name"], *counts, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency)
+        table.add_row(
+            Text(row["name"]), *counts, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency
+        )
     Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)  # a log file is not limited to 80 columns
     return result
 

@@ -53,3 +53,15 @@ def test_every_package_and_program_says_what_its_absence_costs() -> None:
     assert {"sbatch", "srun", "bwrap"} < {entry["name"] for entry in found["programs"]}
     assert all(entry["absence_costs"] for entry in [*found["packages"], *found["programs"]])
     assert found["ok"], found["missing"]
+
+
+def test_brackets_in_what_was_found_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich would take them for its markup: drop them, or raise MarkupError."""
+    monkeypatch.setenv("COLUMNS", "200")
+    package = {"name": "a", "version": None, "broken": None, "absence_costs": "install prism[gpu] [/x]"}
+    kernel = {"name": "k", "state": "fails", "ms": None, "detail": "[Errno 2] [/home]", "absence_costs": "much"}
+    broken = {**package, "name": "b", "version": "1 [/y]", "broken": "no [b]"}
+    doctor.show({"packages": [package, broken], "programs": [], "kernels": [kernel], "devices": ["[0] H100"]})
+    shown = capsys.readouterr().out
+    for text in ("prism[gpu] [/x]", "[Errno 2] [/home] (much)", "1 [/y], broken", "no [b]", "[0] H100", "absent"):
+        assert text in shown

@@ -147,6 +147,12 @@ def test_report_draws_the_blend_and_shows_documents(make_config: Callable, capsy
     assert prepare.run(config) == result  # and is still known as what was prepared
 
 
+def test_brackets_in_a_path_are_shown(make_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Rich would take them for its markup, and fail once the mixture is finished."""
+    prepare.run(make_config(out=tmp_path / "a[b]" / "x[" / "c]"), dry_run=True)
+    assert "a[b]/x[/c]" in "".join(capsys.readouterr().err.split())
+
+
 def test_second_run_is_idempotent(make_config: Callable) -> None:
     config = make_config(qa={"valid_percent": 20.0})
     first = prepare.run(config)
@@ -193,6 +199,7 @@ def test_dry_run_plans_from_the_config_alone(make_config: Callable) -> None:
         ({"tokenizer": Path("absent")}, "tokenizer: found no file absent/tokenizer.json"),
         ({"num_workers": 0}, "num_workers: found 0"),
         ({"qa": {"valid_percent": 99.999}}, "no train document"),
+        ({"packing": PackingConfig(seq_length=1)}, r"packing.seq_length: found 1; required"),
     ],
 )
 def test_wrong_config_is_refused(make_config: Callable, changes: dict, match: str) -> None:
