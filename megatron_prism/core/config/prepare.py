@@ -144,8 +144,8 @@ class DecontaminateConfig(Section):
 class PackingConfig(Section):
     """Best-fit-decreasing packing into sequences, in place of plain concatenation (paper, section 8.1)."""
 
-    seq_length: Annotated[int, Range(ge=1)]
-    """The tokens of a sequence. A longer document is cut into chunks."""
+    seq_length: Annotated[int, Range(ge=2)]
+    """The tokens of a sequence. A longer document is cut into chunks. A chunk's last token has no loss, so one token would be none to learn from."""
 
     overlap: Annotated[int, Range(ge=0)] = 0
     """The tokens that the chunks of a document overlap by (paper: optional, no number: 0 is ours)."""

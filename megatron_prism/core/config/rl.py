@@ -202,7 +202,7 @@ class PolicyScheduleConfig(ScheduleConfig):
     """The shape of the decay (paper: linear)."""
 
     final_factor: Annotated[float, Range(ge=0, le=1)] = 0.0
-    """The last step's learning rate, as a share of lr. Ours: 0."""
+    """The last step's learning rate, as a share of lr. Ours: 0. Without effect under constant."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class ScheduleConfig(Section):
     """The steps of the warm-up (paper: 500, Table 16)."""
 
     final_factor: Annotated[float, Range(ge=0, le=1)] = 0.1
-    """The last step's learning rate, as a share of lr (paper: 0.1, Table 16)."""
+    """The last step's learning rate, as a share of lr (paper: 0.1, Table 16). Without effect under constant."""
 
     wsd_decay_steps: Annotated[int | None, Range(ge=1)] = None
     """Under wsd: the length of the last, linear part."""
