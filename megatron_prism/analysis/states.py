@@ -6,7 +6,6 @@ Shape legend: P states of a model, N prompts, C channels.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +39,11 @@ class Kept:
         from safetensors.torch import save
 
         path = self.root / FOLDER / f"{len(self._files()):06d}_{key}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with disk.writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with disk.replacing(path) as (temporary,):
                 temporary.write_bytes(save({TENSOR: states_PNC.contiguous()}, metadata={ABOUT: json.dumps(dict(about))}))
-                disk.sync([temporary])
-                temporary.replace(path)
-                disk.sync([path.parent])
-            finally:
-                temporary.unlink(missing_ok=True)
+            disk.sync([path.parent])
 
     def read(self, key: str) -> torch.Tensor:
         """Return states (P, N, C), fp32. Raises: CheckpointError for a file that is damaged."""

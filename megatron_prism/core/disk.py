@@ -117,3 +117,20 @@ def sync(paths: Iterable[Path]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a temporary path beside each path, to be written in the block. Then they are synced, and renamed to the paths in this order.
+
+    A reader sees an old file or a new one, never a part. Where the block raises, no path changes. In both cases no temporary file stays.
+    """
+    temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    try:
+        yield temporaries
+        sync(temporaries)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism import __version__
+from megatron_prism.core import disk
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -97,15 +97,8 @@ def finite(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write text through a temporary file in the same folder, fsync and rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk.replacing(path) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -5,13 +5,13 @@ Two memory-mapped files: PREFIX.pieces.npy holds the pieces, bin after bin; PREF
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data.indexed import Reader
 
@@ -66,19 +66,12 @@ def save(packed: Packed, prefix: Path) -> None:
     for name in ("document", "start", "length"):
         pieces[name] = getattr(packed, name)
     paths = (pieces_path(prefix), bins_path(prefix))
-    parts = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
-    try:
+    with disk.replacing(*paths) as parts:
         for part, values in zip(parts, (pieces, packed.bin_starts.astype(FIRST_PIECE)), strict=True):
-            with part.open("wb") as stream:
+            with part.open("wb") as stream:  # a name without .npy, which numpy would add
                 np.save(stream, values, allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
+        disk.sync(parts)  # a full disk is met here, before anything is removed
         paths[1].unlink(missing_ok=True)  # bins of an earlier packing must not be read with the new pieces
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
 class PackedReader:

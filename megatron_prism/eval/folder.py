@@ -6,7 +6,6 @@ in the order of the config's tasks; summary.json holds the sum of results.jsonl,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,16 +55,9 @@ def begun(root: Path) -> Mapping[str, Any] | None:
 
 def finish(root: Path, results: Iterable[Result], summary: Mapping[str, Any]) -> None:
     """Write results.jsonl, then summary.json with its sum. A kill between the two is seen by `summary_of`, and made good by the next start."""
-    temporary = root / f".{RESULTS}.{os.getpid()}.tmp"
     with disk.writing(root):
-        try:
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:  # a lone surrogate becomes JSON's own escape
-                stream.writelines(map(to_line, results))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(root / RESULTS)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with disk.replacing(root / RESULTS) as (temporary,), temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.writelines(map(to_line, results))  # a lone surrogate becomes JSON's own escape
         write_json(root / SUMMARY, {**summary, "results_sha256": sha256_file(root / RESULTS)})
         disk.sync([root])
 
