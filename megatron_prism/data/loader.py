@@ -269,6 +269,8 @@ def batches(
         for _ in range(first_step, steps):
             microbatches = [next(loader) for _ in range(order.num_microbatches)]
             yield [microbatch.tensors() if isinstance(microbatch, _Arrays) else microbatch for microbatch in microbatches]
+    except InputError as error:  # of a worker: torch has put the worker's traceback before what the user is to read
+        raise InputError(str(error).rpartition(f"{InputError.__module__}.{InputError.__qualname__}: ")[2].rstrip()) from error
     finally:
         if num_workers:
             loader._shutdown_workers()  # type: ignore[attr-defined]  # an error's traceback keeps the iterator, so it is not deleted

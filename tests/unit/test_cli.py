@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,6 +186,15 @@ def test_a_defect_in_one_rank_ends_the_gang_with_a_code_of_its_own(config: Path,
     done = prism("train", config, "--nproc", 2)
     assert done.returncode == 70, done.stderr
     assert "KeyError: 'planted'" in done.stderr and done.stderr.count("prism: rank 1: a defect in megatron_prism: please report it") == 1
+
+
+def test_damaged_data_end_a_gang_with_the_code_of_wrong_input(config: Path, prepared: Path, tmp_path: Path) -> None:
+    """With tp 2 the model itself would take ids that it has no rows for."""
+    mixture = shutil.copytree(prepared, tmp_path / "damaged")
+    for path in mixture.glob("*/*.train.bin"):
+        path.write_bytes(b"\xf0" * path.stat().st_size)
+    done = prism("train", config, f"data.prepared={mixture}", "data.num_workers=1", "parallel.tp=2", "--nproc", 2)
+    refused(done, ".train.bin: document ", "found the id 61680", "of the mixture's tokenizer; compare sha256sum")
 
 
 @pytest.mark.parametrize(

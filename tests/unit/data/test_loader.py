@@ -199,7 +199,7 @@ def test_an_error_of_a_worker_is_judged_as_one_of_the_trainer(
     sequences: loader.Sequences, num_workers: int, name: str, is_ours: bool
 ) -> None:
     """torch raises a worker's error again from its own code, made of a type and a message."""
-    with pytest.raises(Exception, match="a.idx: found x; required y" if name == "input" else None) as caught:
+    with pytest.raises(Exception, match="^a.idx: found x; required y$" if name == "input" else None) as caught:
         list(loader.batches(Raising(sequences, name), 0, 1, BATCH, loader.Position(0, 1), num_workers, False))
     assert is_defect(caught.value) == is_ours or isinstance(caught.value, InputError)
     assert isinstance(caught.value, InputError) == (name == "input")
