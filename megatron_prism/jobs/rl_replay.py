@@ -20,7 +20,7 @@ from megatron_prism.core.errors import InputError, Problem, ResultFailure
 from megatron_prism.core.load import load
 from megatron_prism.grade import grader
 from megatron_prism.jobs import rl, train
-from megatron_prism.parallel.groups import Groups, on_first
+from megatron_prism.parallel.groups import Groups, from_first, on_first
 from megatron_prism.rl import ahead, compare, loop, losses, record_files, rollout
 from megatron_prism.rl.compare import Stage
 from megatron_prism.rl.record import Step, Witness
@@ -182,7 +182,7 @@ def replay_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
     config, begin = resolved.config, resolved.run.start
     read = cache(partial(record_files.read, config.run_dir))
     torch.set_num_threads(read(resolved.step).platform["num_threads"])  # a host's bits depend on it
-    begin = replace(begin, weights=resolved.origin)
+    begin = replace(begin, weights=from_first(resolved.origin))
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.limits.hang_timeout_s, groups.rank))
         if source := resolved.checkpoint or begin.weights:

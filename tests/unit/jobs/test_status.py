@@ -75,3 +75,13 @@ def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.Mon
     (row,) = status.run(Path("run"))["rows"]
     assert (row["state"], row["job"], row["step"], row["loss"]) == ("not training", None, 0, None)
     status.show(status.run(Path("run")))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"kind": "run", "starts": []}'])
+def test_status_of_a_run_whose_manifest_is_damaged(home: Path, text: str) -> None:
+    """It was a defect, exit code 70."""
+    Path("run").mkdir()
+    write("run/config.yaml", TRAIN)
+    Path("run/manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"run/manifest.json: found .*; required the manifest of a run, with its starts"):
+        status.run(Path("run"))
