@@ -19,6 +19,7 @@ from megatron_prism.train import loop
 from megatron_prism.train.guard import Decision, Verdict
 from megatron_prism.train.metrics import METRICS, Recorder
 from megatron_prism.train.step import Means
+from megatron_prism.train.timers import Timers
 
 SAVE_S = 0.2
 
@@ -97,7 +98,16 @@ def test_a_validation_that_is_not_finite_is_said_and_written_as_null(fit: Any, t
     assert fit(2, 2)[0] == {"math": {"0": None, "2": None}}
 
 
-def test_phases_are_timed_where_they_are_written(fit: Any, tmp_path: Path) -> None:
+def test_phases_are_timed_where_they_are_written(fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Timers] = []
+
+    class Kept(Timers):
+        def __init__(self, enabled: bool = True):
+            super().__init__(enabled)
+            made.append(self)
+
+    monkeypatch.setattr(loop, "Timers", Kept)
     for timers in (True, False):
         fit(0, 1, timers=timers)
         assert ("time/data_s" in (tmp_path / METRICS).read_text()) == timers
+        assert made[-1].read() == {}, "kept, and read by nothing"
