@@ -13,7 +13,8 @@ import torch
 
 from megatron_prism.analysis.components import Component, parts_of
 from megatron_prism.checkpoint.at_rest import Opened
-from megatron_prism.hf import bits
+from megatron_prism.hf import as_torch, bits
+from megatron_prism.hf.dtypes import Dtype
 
 TASK_BYTES = 1 << 24  # of a tensor, which one thread reads
 Value = TypeVar("Value")
@@ -33,7 +34,7 @@ class Matched:
         return self.models[0].at_rest.shapes[self.key]
 
     @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
+    def dtypes(self) -> tuple[Dtype, ...]:
         """The dtype that each model stores it in."""
         return tuple(each.at_rest.dtypes[self.key] for each in self.models)
 
@@ -57,7 +58,8 @@ class Matched:
         """Open the tensor in each model. What it yields raises CheckpointError for a NaN or an inf: no figure would say anything."""
         with ExitStack() as stack:
             reads = [stack.enter_context(each.tensor(self.key)) for each in self.models]
-            yield lambda first, count: [read(first, count) for read in reads]
+            dtypes = [as_torch.dtype_of(dtype) for dtype in self.dtypes]
+            yield lambda first, count: [as_torch.to_tensor(read(first, count), dtype) for read, dtype in zip(reads, dtypes, strict=True)]
 
 
 def match(models: Sequence[Opened]) -> list[Matched]:

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.checkpoint.plan import Plan, plan_export, plan_import
@@ -23,11 +23,14 @@ from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule
 from megatron_prism.hf import bits, finite, safetensors
+from megatron_prism.hf.dtypes import Dtype
 
 if TYPE_CHECKING:
+    import torch
+
     from megatron_prism.checkpoint.torch_dist import StoredTensor, TensorReader
 
-Read = Callable[[int, int], torch.Tensor]  # from (first row, number of rows) to their values, flat, in the dtype that is stored
+Read = Callable[[int, int], bits.Bits]  # from (first row, number of rows) to their values' bits, flat, in the dtype that is stored
 CONFIG = "config.json"
 MASTER = "optimizer.state.param."  # before a tensor's key: the optimizer's main weight (optimizer_state.py)
 
@@ -55,7 +58,7 @@ class AtRest:
     assets: Path
     own: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, torch.dtype]
+    dtypes: Mapping[str, Dtype]
     rules: Mapping[str, Rule]
     reader: TensorReader | None = None
     rows: Mapping[str, tuple[Rows, ...]] | None = None
@@ -98,10 +101,16 @@ def read(path: Path, *, check_sums: bool = True) -> AtRest:
         for part, start, count in blocks.blocks(rule):
             rows.setdefault(rule.hf[part][0], []).append(Rows(start, count, rule.mcore, top))
             top += count
-    stored = reader.dtypes()
-    dtypes = {name: stored[rows[name][0].key] for name in shapes}
     of_tensors = {name: tuple(each) for name, each in rows.items()}
-    return AtRest(path, plan, plan.root / folder.ASSETS, names, shapes, dtypes, rules, reader, of_tensors)
+    return AtRest(path, plan, plan.root / folder.ASSETS, names, shapes, _dtypes(reader, of_tensors), rules, reader, of_tensors)
+
+
+def _dtypes(reader: TensorReader, rows: Mapping[str, Sequence[Rows]]) -> dict[str, Dtype]:
+    """Return the dtype that a checkpoint stores each tensor in, by the rules' names."""
+    from megatron_prism.hf import as_torch  # not above: a folder needs no torch, and takes longer to import it than to be read
+
+    stored = reader.dtypes()
+    return {name: as_torch.at_rest(stored[first.key]) for name, (first, *_) in rows.items()}
 
 
 def masters(model: AtRest) -> AtRest | None:
@@ -119,7 +128,7 @@ def masters(model: AtRest) -> AtRest | None:
         name: tuple(replace(each, key=MASTER + each.key) if each.key in has_more else each for each in of_tensor)
         for name, of_tensor in model.rows.items()
     }
-    return replace(model, rows=rows, dtypes={name: stored[rows[name][0].key] for name in model.dtypes})
+    return replace(model, rows=rows, dtypes=_dtypes(model.reader, rows))
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Opened:
         if self.at_rest.reader is None or self.at_rest.rows is None:
             place = self.at_rest.plan.places[self.at_rest.own[name]]
 
-            def of_folder(first: int, count: int) -> torch.Tensor:
+            def of_folder(first: int, count: int) -> bits.Bits:
                 piece = safetensors.read_values(self.files[place.file], place, first * width, count * width)
                 return self._finite(piece, place.dtype, name, first)
 
@@ -149,38 +158,39 @@ class Opened:
         with ExitStack() as stack:
             stored = {key: stack.enter_context(self.at_rest.reader.open(key)) for key in {each.key for each in rows}}
 
-            def of_checkpoint(first: int, count: int) -> torch.Tensor:
-                pieces = [self._finite(*piece, name, start) for start, piece in _pieces(rows, stored, first, count)]
-                return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            def of_checkpoint(first: int, count: int) -> bits.Bits:
+                dtype = self.at_rest.dtypes[name]
+                pieces = [self._finite(piece, dtype, name, start) for start, piece in _pieces(rows, stored, first, count)]
+                return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
             yield of_checkpoint
 
     def mcore(self, key: str) -> torch.Tensor:
         """Return a whole tensor, by Megatron-Core's name, without a vocabulary's padding. Raises: CheckpointError where a value is NaN or inf."""
+        from megatron_prism.hf import as_torch
+
         rule = self.at_rest.rules[key]
         with ExitStack() as stack:
             reads = [stack.enter_context(self.tensor(name)) for name, _ in rule.hf]
             values = [reads[part](start, count) for part, start, count in blocks.blocks(rule)]
-        return (values[0] if len(values) == 1 else torch.cat(values)).view(rule.shape)
+        whole = values[0] if len(values) == 1 else np.concatenate(values)
+        return as_torch.to_tensor(whole, as_torch.dtype_of(self.at_rest.dtypes[rule.hf[0][0]])).view(rule.shape)
 
-    def _finite(self, piece: bits.Bits, dtype: torch.dtype, name: str, first_row: int) -> torch.Tensor:
+    def _finite(self, piece: bits.Bits, dtype: Dtype, name: str, first_row: int) -> bits.Bits:
         piece, shape, own = piece.reshape(-1), self.at_rest.shapes[name], self.at_rest.own[name]
         root = self.at_rest.root
         file = root if self.at_rest.reader is not None else root / self.at_rest.plan.places[own].file
         if problem := finite.problem_in(piece, dtype, first_row * prod(shape[1:]), shape, f"{file}: {own}"):
             raise CheckpointError(problem)
-        return bits.to_tensor(piece, dtype)
+        return piece
 
 
-def _pieces(
-    rows: Sequence[Rows], stored: Mapping[str, StoredTensor], first: int, count: int
-) -> Iterator[tuple[int, tuple[bits.Bits, torch.dtype]]]:
-    """Yield (first row, (bits, dtype)) of the pieces of a checkpoint that make rows [first, first + count)."""
+def _pieces(rows: Sequence[Rows], stored: Mapping[str, StoredTensor], first: int, count: int) -> Iterator[tuple[int, bits.Bits]]:
+    """Yield (first row, bits) of the pieces of a checkpoint that make rows [first, first + count)."""
     for each in rows:
         start, stop = max(first, each.start), min(first + count, each.start + each.count)
         if start < stop:
-            tensor = stored[each.key]
-            yield start, (tensor.rows(each.top + start - each.start, stop - start), tensor.dtype)
+            yield start, stored[each.key].rows(each.top + start - each.start, stop - start)
 
 
 @contextmanager

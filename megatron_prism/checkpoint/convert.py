@@ -20,7 +20,7 @@ from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
 from megatron_prism.families import blocks
 from megatron_prism.families.rules import Rule
-from megatron_prism.hf import bits, layout, safetensors
+from megatron_prism.hf import as_torch, bits, layout, safetensors
 from megatron_prism.hf.files import read_object
 from megatron_prism.hf.finite import first_nonfinite, problem_in
 
@@ -34,7 +34,9 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
     Nothing stays behind on an error.
     """
     rules = {rule.mcore: rule for rule in plan.rules}
-    specs = {key: torch_dist.TensorSpec(key, rule.shape, plan.places[rule.hf[0][0]].dtype) for key, rule in rules.items()}
+    specs = {
+        key: torch_dist.TensorSpec(key, rule.shape, as_torch.dtype_of(plan.places[rule.hf[0][0]].dtype)) for key, rule in rules.items()
+    }
     with ExitStack() as stack:
         temporary = stack.enter_context(folder.create(out))
         pool = ThreadPoolExecutor(1)
@@ -47,7 +49,7 @@ def import_hf(plan: Plan, out: Path, tick: Tick = lambda: None) -> None:
             for part, start, rows in blocks.blocks(rules[key]):
                 place = plan.places[rules[key].hf[part][0]]
                 for piece in _finite_rows(plan, files, place, start, rows):
-                    yield bits.convert(piece, place.dtype, specs[key].dtype)
+                    yield as_torch.convert(piece, as_torch.dtype_of(place.dtype), specs[key].dtype)
 
         (temporary / folder.STATE).mkdir()
         torch_dist.write_tensors(temporary / folder.STATE, list(specs.values()), values)
@@ -118,6 +120,6 @@ def _export_rule(plan: Plan, reader: torch_dist.TensorReader, files: Mapping[str
             for first, number in bits.spans(0, rows, width * stored.dtype.itemsize):
                 values = stored.rows(top + first, number)
                 for place in places:
-                    piece = bits.convert(values, stored.dtype, place.dtype)
+                    piece = as_torch.convert(values, stored.dtype, as_torch.dtype_of(place.dtype))
                     safetensors.write_values(files[place.file], place, (start + first) * width, piece)
             top += rows

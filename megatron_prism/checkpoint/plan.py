@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from megatron_prism.checkpoint import folder, integrity
 from megatron_prism.core.check.model import check_architecture
@@ -21,7 +20,7 @@ from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.data import split_pattern, tokenizer
 from megatron_prism.families import dense, names, registry, rope_v4
 from megatron_prism.families.rules import Rule, check_present
-from megatron_prism.hf import bits, files, layout, recognise, safetensors
+from megatron_prism.hf import bits, dtypes, files, layout, recognise, safetensors
 
 if TYPE_CHECKING:
     from megatron_prism.checkpoint import torch_dist
@@ -52,16 +51,12 @@ class Plan:
         places = self.places.values()
         return {
             "family": self.model.family,
-            "parameters": sum(_numel(rule.shape) for rule in self.rules),
+            "parameters": sum(prod(rule.shape) for rule in self.rules),
             "tensors": len(self.places),
             "files": [shard.file for shard in self.shards],
             "bytes": sum(place.end - place.start for place in places),
-            "dtypes": sorted({str(place.dtype).removeprefix("torch.") for place in places}),
+            "dtypes": sorted({place.dtype.name for place in places}),
         }
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def plan_import(root: Path) -> Plan:
@@ -162,9 +157,9 @@ def check_dtypes(rules: Sequence[Rule], places: Mapping[str, safetensors.TensorP
     """Yield a problem for each Megatron-Core tensor whose Hugging Face parts differ in dtype."""
     for rule in rules:
         parts = [places[name] for name, _ in rule.hf]
-        if len(dtypes := {str(part.dtype) for part in parts}) > 1:
+        if len(found := {part.dtype.name for part in parts}) > 1:
             required = "one dtype for what Megatron-Core holds as one tensor"
-            yield Problem(f"{root / parts[0].file}: {parts[0].name}", f"parts of dtypes {sorted(dtypes)}", required)
+            yield Problem(f"{root / parts[0].file}: {parts[0].name}", f"parts of dtypes {sorted(found)}", required)
 
 
 def read_config(root: Path) -> Mapping[str, Any]:
@@ -208,7 +203,7 @@ def plan_export(path: Path, *, check_sums: bool = True) -> tuple[Plan, torch_dis
     if kept.is_file():
         shards = _kept_shards(kept)
     else:
-        dtype = getattr(torch, str(checkpoint.facts.get("dtype", "float32")))
+        dtype = dtypes.BY_NAME[str(checkpoint.facts.get("dtype", "float32"))]
         shards = layout.new_shards({name: shape for rule in rules for name, shape in rule.hf}, dtype)
     shapes = {place.name: place.shape for shard in shards for place in shard.tensors}
     spelled = names.spelled(rules, shapes, checkpoint.model)

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from megatron_prism.checkpoint import unpickle
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
-from megatron_prism.hf import bits
+from megatron_prism.hf import as_torch, bits
 
 MARKER = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 FILE_BYTES = 4 << 30  # several files, so that a parallel file system spreads a large model
@@ -155,13 +155,13 @@ class StoredTensor:
 
         Raises: CheckpointError naming the tensor where the checkpoint lacks a part of them.
         """
-        values_read, filled = bits.empty((count, *self.shape[1:]), self.dtype), 0
+        values_read, filled = bits.empty((count, *self.shape[1:]), self.dtype.itemsize), 0
         for chunk in self.chunks:
             first, last = max(start, chunk.offsets[0]), min(start + count, chunk.offsets[0] + chunk.sizes[0])
             if first < last:
                 columns = (slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True))
                 target = values_read[(slice(first - start, last - start), *columns)]
-                values = target if target.flags.c_contiguous else bits.empty(target.shape, self.dtype)
+                values = target if target.flags.c_contiguous else bits.empty(target.shape, self.dtype.itemsize)
                 position = chunk.start + (first - chunk.offsets[0]) * prod(chunk.sizes[1:]) * self.dtype.itemsize
                 filled += bits.read_at(chunk.stream, position, values)
                 if values is not target:
@@ -199,7 +199,7 @@ class TensorReader:
         Raises: CheckpointError naming the tensor where it cannot be read.
         """
         with self.open(key) as stored:
-            padded = bits.to_tensor(stored.rows(0, shape[0] if shape else 1), stored.dtype)
+            padded = as_torch.to_tensor(stored.rows(0, shape[0] if shape else 1), stored.dtype)
         return padded[tuple(slice(size) for size in shape)].reshape(shape)
 
     @contextmanager

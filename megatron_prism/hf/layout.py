@@ -8,9 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from megatron_prism.hf.safetensors import DTYPE_NAMES, SINGLE, Shard, parse_entries
+from megatron_prism.hf.dtypes import Dtype
+from megatron_prism.hf.safetensors import SINGLE, Shard, parse_entries
 
 
 def rewritten(shard: Shard, names: Mapping[str, str]) -> Shard:
@@ -31,7 +30,7 @@ def rewritten(shard: Shard, names: Mapping[str, str]) -> Shard:
     return _shard(Path(shard.file), entries)
 
 
-def recast(shard: Shard, dtypes: Mapping[str, torch.dtype]) -> Shard:
+def recast(shard: Shard, dtypes: Mapping[str, Dtype]) -> Shard:
     """Return a file's header with other dtypes for its tensors; the same shard where nothing changes. Order and metadata stay."""
     if all(dtypes[place.name] == place.dtype for place in shard.tensors):
         return shard
@@ -41,7 +40,7 @@ def recast(shard: Shard, dtypes: Mapping[str, torch.dtype]) -> Shard:
     for place in shard.tensors:
         dtype = dtypes[place.name]
         end = position + prod(place.shape) * dtype.itemsize
-        entries[place.name] = {**before[place.name], "dtype": DTYPE_NAMES[dtype], "data_offsets": [position, end]}
+        entries[place.name] = {**before[place.name], "dtype": dtype.code, "data_offsets": [position, end]}
         position = end
     return _shard(Path(shard.file), entries)
 
@@ -53,7 +52,7 @@ def rewritten_index(index: Mapping[str, Any], kept: Sequence[Shard]) -> dict[str
     return {**index, **new, "metadata": {**(before if isinstance(before, dict) else {}), **new["metadata"]}}
 
 
-def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
+def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype, max_shard_bytes: int = 5_000_000_000) -> list[Shard]:
     """Return the headers of a new folder, as `save_pretrained` writes them: sorted names, files of at most 5 GB."""
     bins: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
@@ -69,12 +68,12 @@ def new_shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_sh
     return [_new_shard(Path(name), part, dtype) for name, part in zip(names, bins, strict=True)]
 
 
-def _new_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Shard:
+def _new_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> Shard:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in sorted(shapes):
         end = position + prod(shapes[name]) * dtype.itemsize
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [position, end]}
+        entries[name] = {"dtype": dtype.code, "shape": list(shapes[name]), "data_offsets": [position, end]}
         position = end
     return _shard(path, entries)
 

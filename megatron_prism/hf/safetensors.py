@@ -19,10 +19,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.hf import bits
+from megatron_prism.hf.dtypes import BY_CODE, Dtype
 from megatron_prism.hf.files import ABSENT, parse_object, read_object, refusal
 from megatron_prism.hf.recognise import DEQUANTISE, no_weights
 
@@ -31,8 +30,6 @@ SINGLE = "model.safetensors"
 WEIGHTS_NAME = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 MAX_DIMS = 64
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class TensorPlace:
 
     name: str
     file: str
-    dtype: torch.dtype
+    dtype: Dtype
     shape: tuple[int, ...]
     start: int
     end: int
@@ -209,12 +206,12 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorPl
             pass
         case _:
             return Problem(where, reprlib.repr(entry), "a dtype, a shape of whole numbers, and data_offsets of two")
-    if dtype not in DTYPES:
-        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(DTYPES)}", f"are its weights quantised? {DEQUANTISE}")
-    needed = prod(sizes) * DTYPES[dtype].itemsize
+    if dtype not in BY_CODE:
+        return Problem(where, f"dtype {dtype!r}", f"one of {', '.join(BY_CODE)}", f"are its weights quantised? {DEQUANTISE}")
+    needed = prod(sizes) * BY_CODE[dtype].itemsize
     if end - start != needed:
         return Problem(where, f"{end - start} bytes", f"{needed} bytes for {dtype} {sizes}")
-    return TensorPlace(name, path.name, DTYPES[dtype], tuple(sizes), data_start + start, data_start + end)
+    return TensorPlace(name, path.name, BY_CODE[dtype], tuple(sizes), data_start + start, data_start + end)
 
 
 def _is_count(value: Any) -> bool:
@@ -223,7 +220,7 @@ def _is_count(value: Any) -> bool:
 
 def read_values(stream: FileIO, place: TensorPlace, start: int, count: int) -> bits.Bits:
     """Return values [start, start + count) of one tensor, in row-major order."""
-    piece = bits.empty((count,), place.dtype)
+    piece = bits.empty((count,), place.dtype.itemsize)
     got = bits.read_at(stream, place.start + start * place.dtype.itemsize, piece)
     if got != piece.nbytes:
         raise CheckpointError(

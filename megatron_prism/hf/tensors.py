@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf import as_torch, safetensors
 
 
 class Tensors(Mapping[str, torch.Tensor]):
@@ -30,7 +30,7 @@ class Tensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self.places[name]
         values = safetensors.read_values(self._files[place.file], place, 0, prod(place.shape))
-        return bits.to_tensor(values, place.dtype).view(place.shape)
+        return as_torch.to_tensor(values, as_torch.dtype_of(place.dtype)).view(place.shape)
 
     def __contains__(self, name: object) -> bool:
         return name in self.places  # Mapping's default would read the tensor

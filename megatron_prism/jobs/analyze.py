@@ -21,7 +21,7 @@ from megatron_prism.checkpoint import at_rest
 from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.core import log
 from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.hf import bits
+from megatron_prism.hf import as_torch
 
 Key = tuple[str, Component]
 Measured = tuple[weights.Tally, Cosine | None]
@@ -48,7 +48,7 @@ def run_weights(base: Path, other: Path, against: Path | None, num_threads: int,
         "base": str(base),
         "other": str(other),
         "against": str(against) if against else None,
-        "dtypes": [", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in model.dtypes.values()})) for model in models],
+        "dtypes": [", ".join(sorted({dtype.name for dtype in model.dtypes.values()})) for model in models],
         "thresholds": list(weights.THRESHOLDS),
         "null": WEIGHTS_NULL,
         **figures,
@@ -84,12 +84,12 @@ def compare(models: Sequence[AtRest], num_threads: int, seed: int) -> dict[str, 
     _require_same(models)
     changes: dict[Key, Change] = {}
     cosines: dict[Key, Cosine] = {}
-    with bits.one_thread(), at_rest.opened(models) as opened:
+    with as_torch.one_thread(), at_rest.opened(models) as opened:
         tensors = match(opened)
         with log.ticking(sum(len(list(tensor.parts())) for tensor in tensors)) as tick:
             for tensor, component, (tallied, cosine) in walk(tensors, _measure, _together, num_threads, tick):
                 key = (tensor.name, component)
-                changes[key] = weights.change_of(tallied, tensor.dtypes[1], _seed(seed, tensor.name))
+                changes[key] = weights.change_of(tallied, as_torch.dtype_of(tensor.dtypes[1]), _seed(seed, tensor.name))
                 if cosine is not None:
                     cosines[key] = cosine
     return _figures(changes, cosines)

@@ -33,7 +33,7 @@ from megatron_prism.eval import tasks
 from megatron_prism.eval.model import Evaluated
 from megatron_prism.families import registry
 from megatron_prism.generate import handover
-from megatron_prism.hf import bits
+from megatron_prism.hf import as_torch
 from megatron_prism.jobs import train
 from megatron_prism.models import build, hidden
 from megatron_prism.parallel import environment
@@ -269,7 +269,7 @@ def _result(
     config = resolved.config
     of_pairs: dict[str, dict[str, Any]] = {f"{first}|{other}": {} for first, other in pairs(config)}
     distributions = {}
-    with bits.one_thread():
+    with as_torch.one_thread():
         for name, texts in resolved.texts.items():
             sides = {(one.model, one.null_of): _sides(config, one, tokens[one.model][name]) for one in subjects}
             for first, other in pairs(config):

@@ -6,7 +6,6 @@ from typing import Any
 
 from megatron_prism.core import log
 from megatron_prism.core.config import MergeConfig
-from megatron_prism.hf import bits
 from megatron_prism.merge.plan import plan
 from megatron_prism.merge.write import write
 from megatron_prism.parallel import allocator
@@ -23,6 +22,6 @@ def run(config: MergeConfig, *, dry_run: bool = False) -> dict[str, Any]:
         log.get().warning("%s", note)
     if not dry_run:
         allocator.keep_freed_memory()
-        with bits.one_thread(), log.ticking(len(planned.targets)) as tick:
+        with log.ticking(len(planned.targets)) as tick:
             write(planned, tick)
     return summary

@@ -9,42 +9,66 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
-import torch
+import numpy as np
 
 from megatron_prism.core.config import MergeConfig
+from megatron_prism.merge.values import Values
 
 NO_LENGTH = 1e-8  # a tensor that is no longer is taken for zero (mergekit)
 LINE = 0.9995  # the cosine from which two tensors are taken for parallel (mergekit's and the usual constant)
 HALF = 16  # the bits of an fp32 that one count distinguishes
 NO_SUM = 1e-8  # weights whose sum is nearer to 0 are not divided by it (mergekit)
-Combine = Callable[[list[torch.Tensor]], torch.Tensor]
-Pieces = Callable[[], Iterable[list[torch.Tensor]]]  # the pieces of several tensors, from the start, each time it is called
+Halves = np.ndarray[Any, np.dtype[np.int32]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+Combine = Callable[[list[Values]], Values]
+Pieces = Callable[[], Iterable[list[Values]]]  # the pieces of several tensors, from the start, each time it is called
 
 
-def linear(parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0) -> torch.Tensor:
+def linear(parts_N: Sequence[Values], weights: Sequence[float], divisor: float = 1.0) -> Values:
     """Return the weighted sum, divided, in the memory of a part. A part of weight 0 is left out: its 0 would make 0 of another's -0.
 
     Source: Model soups, arXiv 2203.05482.
     """
     weighted = [(part_N, weight) for part_N, weight in zip(parts_N, weights, strict=True) if weight != 0]
     (first_N, first), *others = weighted or [(parts_N[0], 0.0)]
-    total_N = first_N.mul_(first)
+    total_N = np.multiply(first_N, first, out=first_N)
     for part_N, weight in others:
-        total_N.add_(part_N, alpha=weight)
-    return total_N if divisor == 1.0 else total_N.div_(divisor)
+        whole = part_N.dtype.type(weight)
+        upper = _upper_half(whole)
+        total_N += part_N * upper
+        total_N += np.multiply(part_N, whole - upper, out=part_N)
+    if divisor != 1.0:
+        total_N /= divisor
+    return total_N
+
+
+def _upper_half(weight: Any) -> Any:
+    """Return the first 16 bits of a weight's significand: its product with a value of bf16 is exact in fp32.
+
+    Where a sum cancels, what is left of it is then no rounding of a product: as in mergekit, whose product and sum are fused.
+    """
+    bits = np.array(weight, np.float32).view(np.uint32) & np.uint32(0xFFFFFF00)
+    return type(weight)(bits.view(np.float32))
 
 
 def task_arithmetic(
-    base_N: torch.Tensor, parts_N: Sequence[torch.Tensor], weights: Sequence[float], divisor: float = 1.0, scale: float = 1.0
-) -> torch.Tensor:
+    base_N: Values, parts_N: Sequence[Values], weights: Sequence[float], divisor: float = 1.0, scale: float = 1.0
+) -> Values:
     """Return the base plus the weighted sum of what each part moved, divided and scaled, in the parts' memory. Source: arXiv 2212.04089."""
-    moves_N = [part_N.sub_(base_N).mul_(weight) for part_N, weight in zip(parts_N, weights, strict=True)]
-    merged_N = moves_N[0]
-    for move_N in moves_N[1:]:
-        merged_N.add_(move_N)
-    merged_N = merged_N if divisor == 1.0 else merged_N.div_(divisor)
-    return (merged_N if scale == 1.0 else merged_N.mul_(scale)).add_(base_N)
+    for part_N, weight in zip(parts_N, weights, strict=True):
+        part_N -= base_N
+        part_N *= weight
+    merged_N, *others_N = parts_N
+    for move_N in others_N:
+        merged_N += move_N
+    if divisor != 1.0:
+        merged_N /= divisor
+    if scale != 1.0:
+        merged_N *= scale
+    merged_N += base_N
+    return merged_N
 
 
 @dataclass(frozen=True)
@@ -55,12 +79,12 @@ class Angle:
     second: float = 0.0
     product: float = 0.0
 
-    def add(self, first_N: torch.Tensor, second_N: torch.Tensor) -> Angle:
+    def add(self, first_N: Values, second_N: Values) -> Angle:
         """Return the sums with one more piece."""
         return Angle(
-            self.first + float(first_N.dot(first_N)),
-            self.second + float(second_N.dot(second_N)),
-            self.product + float(first_N.dot(second_N)),
+            self.first + float(np.square(first_N).sum()),
+            self.second + float(np.square(second_N).sum()),
+            self.product + float((first_N * second_N).sum()),
         )
 
     def weights(self, t: float) -> tuple[float, float]:
@@ -96,68 +120,69 @@ def least_kept(values: Pieces, num_kept: int) -> list[Least]:
     least = []
     for counts, (upper, num_above) in zip(lowers, uppers, strict=True):
         lower, num_between = _kth(counts, num_kept - num_above)
-        value = torch.tensor((upper << HALF) | lower, dtype=torch.int32).view(torch.float32)
+        value = np.array((upper << HALF) | lower, np.int32).view(np.float32)
         least.append(Least(float(value), num_kept - num_above - num_between))
     return least
 
 
-def largest(values_N: torch.Tensor, least: Least) -> tuple[torch.Tensor, Least]:
+def largest(values_N: Values, least: Least) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Least]:
     """Return which values of a piece are among the largest of their tensor, and what is least in the pieces after it."""
-    size_N = values_N.float().abs()
+    size_N = np.abs(values_N.astype(np.float32, copy=False))
     is_kept_N, is_equal_N = size_N > least.value, size_N == least.value
-    num_equal = int(is_equal_N.count_nonzero())
+    num_equal = int(np.count_nonzero(is_equal_N))
     if num_equal <= least.num_equal:
         is_kept_N |= is_equal_N
     else:
-        is_kept_N[is_equal_N.nonzero().view(-1)[: least.num_equal]] = True
+        is_kept_N[np.flatnonzero(is_equal_N)[: least.num_equal]] = True
     return is_kept_N, Least(least.value, max(0, least.num_equal - num_equal))
 
 
-def _counted(pieces: Iterable[list[torch.Tensor]]) -> list[torch.Tensor]:
+def _counted(pieces: Iterable[list[Halves]]) -> list[Counts]:
     """Return how often each half of the bits occurs in each of several tensors."""
-    counts: list[torch.Tensor] = []
+    counts: list[Counts] = []
     for each in pieces:
-        of_piece = [torch.bincount(half_N, minlength=1 << HALF) for half_N in each]
-        counts = [one.add_(two) for one, two in zip(counts, of_piece, strict=True)] if counts else of_piece
+        of_piece = [np.bincount(half_N, minlength=1 << HALF) for half_N in each]
+        counts = [np.add(one, two, out=one) for one, two in zip(counts, of_piece, strict=True)] if counts else of_piece
     return counts
 
 
-def _lower(bits_N: torch.Tensor, upper: int) -> torch.Tensor:
+def _lower(bits_N: Halves, upper: int) -> Halves:
     """Return the lower halves of the bits that have this upper half."""
     return bits_N[bits_N >> HALF == upper] & ((1 << HALF) - 1)
 
 
-def magnitude_bits(values_N: torch.Tensor) -> torch.Tensor:
+def magnitude_bits(values_N: Values) -> Halves:
     """Return the bits of the values' magnitudes in fp32."""
-    return values_N.float().abs().view(torch.int32)
+    return cast(Halves, np.abs(values_N.astype(np.float32, copy=False)).view(np.int32))
 
 
-def _kth(counts: torch.Tensor, number: int) -> tuple[int, int]:
+def _kth(counts: Counts, number: int) -> tuple[int, int]:
     """Return the largest index that has at least `number` counts at or above it, and how many lie above it."""
-    at_or_above = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(at_or_above, number))
+    at_or_above = np.cumsum(counts[::-1])
+    position = int(np.searchsorted(at_or_above, number))
     return len(counts) - 1 - position, int(at_or_above[position - 1]) if position else 0
 
 
-def ties(
-    base_N: torch.Tensor, moves_N: Sequence[torch.Tensor], weights: Sequence[float], is_mean: bool, scale: float = 1.0
-) -> torch.Tensor:
+def ties(base_N: Values, moves_N: Sequence[Values], weights: Sequence[float], is_mean: bool, scale: float = 1.0) -> Values:
     """Return the base plus those moves that have the sign of all moves' weighted sum. moves_N: what is kept of them, else 0; overwritten.
 
     is_mean: the weighted mean of those moves at each place, not their sum.
     Source: TIES-merging, arXiv 2306.01708; mergekit 0.1.5, merge_methods/generalized_task_arithmetic.py.
     """
     for move_N, weight in zip(moves_N, weights, strict=True):
-        move_N.mul_(weight)
+        move_N *= weight
     is_up_N = sum(moves_N[1:], start=moves_N[0]) >= 0
-    merged_N, total_N = torch.zeros_like(base_N), torch.zeros_like(base_N)
+    merged_N, total_N = np.zeros_like(base_N), np.zeros_like(base_N)
     for move_N, weight in zip(moves_N, weights, strict=True):
-        agrees_N = torch.where(is_up_N, move_N > 0, move_N < 0)
-        merged_N.add_(move_N * agrees_N)
-        total_N.add_(agrees_N, alpha=weight)
+        agrees_N = np.where(is_up_N, move_N > 0, move_N < 0)
+        merged_N += move_N * agrees_N
+        total_N += np.multiply(agrees_N, weight, dtype=base_N.dtype)
     if is_mean:
-        merged_N.div_(total_N.masked_fill_(total_N == 0, 1.0))
-    return base_N + (merged_N if scale == 1.0 else merged_N.mul_(scale))
+        total_N[total_N == 0] = 1.0
+        merged_N /= total_N
+    if scale != 1.0:
+        merged_N *= scale
+    return base_N + merged_N
 
 
 def combiner(config: MergeConfig, values: Pieces, size: int) -> Combine:
@@ -191,11 +216,11 @@ def _ties(config: MergeConfig, weights: Sequence[float], values: Pieces, size: i
             lambda: ([part_N - base_N for part_N in parts_N] for base_N, *parts_N in values()), max(1, int(config.density * size))
         )
 
-    def combine(parts_N: list[torch.Tensor]) -> torch.Tensor:
+    def combine(parts_N: list[Values]) -> Values:
         base_N, moves_N = parts_N[0], [part_N - parts_N[0] for part_N in parts_N[1:]]
         for index, move_N in enumerate(moves_N if least else ()):
             is_kept_N, least[index] = largest(move_N, least[index])
-            move_N.mul_(is_kept_N)
+            move_N *= is_kept_N
         return ties(base_N, moves_N, weights, config.normalize is not False, config.scale)
 
     return combine

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-import torch
-
 from megatron_prism.checkpoint.at_rest import AtRest, Opened
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import names
@@ -15,6 +13,7 @@ from megatron_prism.hf import bits
 from megatron_prism.hf.files import read_object
 
 PROVENANCE = "merge.json"
+BYTES_OF_A_VALUE = 16  # that a piece is cut by: of each parent in fp32, and what is made of them
 
 
 def provenance(parent: AtRest) -> Mapping[str, Any] | None:
@@ -49,5 +48,8 @@ def nonfinite(opened: list[Opened]) -> list[Problem]:
 
 
 def pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Yield (first row, number of rows) of the pieces in which a tensor is merged: some MB of fp32 at most, or a row."""
-    return bits.spans(0, shape[0], prod(shape[1:]) * torch.float32.itemsize)
+    """Yield (first row, number of rows) of the pieces in which a tensor is merged: a row at least.
+
+    A piece's numbers of some parents fit in a core's own cache.
+    """
+    return bits.spans(0, shape[0], prod(shape[1:]) * BYTES_OF_A_VALUE)

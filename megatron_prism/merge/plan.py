@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from megatron_prism.checkpoint import at_rest, folder, start
 from megatron_prism.checkpoint.at_rest import AtRest
 from megatron_prism.core.check.merge import check_merge, places
 from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import Problem, raise_problems
-from megatron_prism.hf import layout, safetensors
+from megatron_prism.hf import dtypes, layout, safetensors
 from megatron_prism.merge import alike
 from megatron_prism.merge.parent import PROVENANCE, provenance
 
@@ -45,11 +44,11 @@ class Plan:
             "parents": {str(path): weight for path, weight in weights(self.config)},
             "config_from": str(self.origin.path),
             "family": self.origin.model.family,
-            "parameters": sum(torch.Size(self.origin.shapes[name]).numel() for name in self.targets),
+            "parameters": sum(prod(self.origin.shapes[name]) for name in self.targets),
             "tensors": len(written),
             "files": [shard.file for shard in self.shards],
             "bytes": sum(place.end - place.start for place in written),
-            "dtypes": sorted({str(place.dtype).removeprefix("torch.") for place in written}),
+            "dtypes": sorted({place.dtype.name for place in written}),
         }
 
 
@@ -115,7 +114,7 @@ def _twice(opened: list[tuple[str, AtRest]]) -> Iterator[Problem]:
 def _laid_out(origin: AtRest, config: MergeConfig) -> tuple[safetensors.Shard, ...]:
     if config.dtype is None:
         return origin.plan.kept
-    dtype = getattr(torch, config.dtype)
+    dtype = dtypes.BY_NAME[config.dtype]
     return tuple(
         layout.recast(shard, {place.name: place.dtype if KEEPS_DTYPE.search(place.name) else dtype for place in shard.tensors})
         for shard in origin.plan.kept

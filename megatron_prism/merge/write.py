@@ -9,19 +9,21 @@ from io import FileIO
 from math import prod
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from megatron_prism.checkpoint import at_rest, folder
 from megatron_prism.checkpoint.at_rest import CONFIG, Opened, Read
 from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
 from megatron_prism.core.manifest import crc32_file, sha256_file, write_json
-from megatron_prism.hf import bits, layout, safetensors
+from megatron_prism.hf import layout, safetensors
+from megatron_prism.hf.dtypes import F64, Dtype
 from megatron_prism.hf.files import read_object
 from megatron_prism.hf.finite import first_nonfinite
-from megatron_prism.merge import card, methods
+from megatron_prism.merge import card, methods, values
 from megatron_prism.merge.parent import nonfinite, pieces, stands_for
 from megatron_prism.merge.plan import Plan
+from megatron_prism.merge.values import Values
 
 Tick = Callable[[], None]  # called after each tensor, for a progress bar
 
@@ -59,26 +61,27 @@ def _write_tensor(plan: Plan, parents: list[Opened], files: dict[str, FileIO], n
     width = prod(shape[1:])
     problems: list[Problem] = []
     with ExitStack() as stack:
-        reads = [stack.enter_context(parent.tensor(stands_for(parent.at_rest, name))) for parent in parents]
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))  # what is not finite is looked for in what is written
+        names = [stands_for(parent.at_rest, name) for parent in parents]
+        reads = [(stack.enter_context(each.tensor(own)), each.at_rest.dtypes[own]) for each, own in zip(parents, names, strict=True)]
         combine = methods.combiner(plan.config, lambda: _values(reads, shape), prod(shape))
         for (first, _), parts_N in zip(pieces(shape), _values(reads, shape), strict=True):
             merged_N = combine(parts_N)
             for place in places:
-                piece = bits.of_tensor(merged_N.to(place.dtype))
+                piece = values.rounded(merged_N, place.dtype)
                 safetensors.write_values(files[place.file], place, first * width, piece)
                 if not problems and first_nonfinite(piece, place.dtype) is not None:
-                    found = f"a merged value beyond {str(place.dtype).removeprefix('torch.')}"
+                    found = f"a merged value beyond {place.dtype}"
                     required, fix = "finite weights", "smaller weights, or a wider --dtype"
                     problems.append(Problem(f"{plan.config.out / place.file}: {place.name}", found, required, fix))
     return problems
 
 
-def _values(reads: list[Read], shape: tuple[int, ...]) -> Iterator[list[torch.Tensor]]:
+def _values(reads: list[tuple[Read, Dtype]], shape: tuple[int, ...]) -> Iterator[list[Values]]:
     """Yield a tensor's pieces of every parent in fp32; in fp64 where a parent is."""
+    wide = np.float64 if any(dtype == F64 for _, dtype in reads) else np.float32
     for first, count in pieces(shape):
-        parts_N = [read(first, count) for read in reads]
-        dtype = torch.float64 if any(part_N.dtype == torch.float64 for part_N in parts_N) else torch.float32
-        yield [part_N.to(dtype) for part_N in parts_N]
+        yield [values.widened(read(first, count), dtype).astype(wide, copy=False) for read, dtype in reads]
 
 
 def _write_config(plan: Plan, temporary: Path) -> None:

@@ -66,7 +66,7 @@ def imported(path: Path, model: ModelConfig, seed: int) -> dict[str, str]:
     import torch
 
     from megatron_prism.checkpoint import folder, integrity, torch_dist
-    from megatron_prism.hf import bits
+    from megatron_prism.hf import as_torch
 
     generator = torch.Generator().manual_seed(seed)
     rules = registry.rules(model)
@@ -75,7 +75,7 @@ def imported(path: Path, model: ModelConfig, seed: int) -> dict[str, str]:
     torch_dist.write_tensors(
         path / folder.STATE,
         [torch_dist.TensorSpec(rule.mcore, rule.shape, torch.bfloat16) for rule in rules],
-        lambda key: [bits.of_tensor(tensors[key])],
+        lambda key: [as_torch.of_tensor(tensors[key])],
     )
     folder.write_meta(path, folder.describe(model, 0, 0))
     integrity.seal(path)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from megatron_prism.checkpoint import integrity, parity, reference, torch_dist
 from megatron_prism.checkpoint.plan import plan_import
 from megatron_prism.core.errors import CheckpointError, InputError
-from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf import as_torch, safetensors
 from megatron_prism.jobs import convert
 
 SIZES: dict[str, Any] = {
@@ -141,7 +141,7 @@ def test_both_names_of_a_tied_head_follow_training(tmp_path: Path) -> None:
     for path in (tmp_path / "ckpt/state").iterdir():
         path.unlink()
     specs = [torch_dist.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in values.items()]
-    torch_dist.write_tensors(tmp_path / "ckpt/state", specs, lambda key: [bits.of_tensor(values[key])])
+    torch_dist.write_tensors(tmp_path / "ckpt/state", specs, lambda key: [as_torch.of_tensor(values[key])])
     integrity.seal(tmp_path / "ckpt")
     convert.run_export(tmp_path / "ckpt", tmp_path / "out", dry_run=False)
     before, after = (load_file(tmp_path / name / safetensors.SINGLE) for name in ("hf", "out"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_prism.checkpoint import integrity, torch_dist
 from megatron_prism.core.errors import EnvironmentFault, InputError
-from megatron_prism.hf import bits, safetensors
+from megatron_prism.hf import as_torch, bits, safetensors
 from megatron_prism.jobs import convert
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -167,7 +167,7 @@ def edit_state(change: Callable[[dict[str, torch.Tensor]], Any]) -> Edit:
         for path in (root / "state").iterdir():
             path.unlink()
         specs = [torch_dist.TensorSpec(key, tuple(value.shape), value.dtype) for key, value in found.items()]
-        torch_dist.write_tensors(root / "state", specs, lambda key: [bits.of_tensor(found[key])])
+        torch_dist.write_tensors(root / "state", specs, lambda key: [as_torch.of_tensor(found[key])])
         integrity.seal(root)
 
     return edit

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_prism.core.errors import CheckpointError, Problem
-from megatron_prism.hf import bits, layout, safetensors
+from megatron_prism.hf import as_torch, dtypes, layout, safetensors
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]}
@@ -91,7 +91,7 @@ def test_a_damaged_tensor_is_named(tmp_path: Path, damage: str) -> None:
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """Return a folder of one file with every dtype, a scalar, an empty tensor and metadata."""
-    tensors = {str(dtype): torch.randn(3, 5).to(dtype) for dtype in safetensors.DTYPES.values()}
+    tensors = {name: torch.randn(3, 5).to(as_torch.dtype_of(dtype)) for name, dtype in dtypes.BY_NAME.items()}
     save_file(
         {**tensors, "scalar": torch.tensor(2.5), "empty": torch.empty(0, 4)}, tmp_path / safetensors.SINGLE, metadata={"format": "pt"}
     )
@@ -100,7 +100,8 @@ def whole(tmp_path: Path) -> Path:
 
 def read(root: Path, place: safetensors.TensorPlace) -> torch.Tensor:
     with (root / place.file).open("rb", buffering=0) as stream:
-        return bits.to_tensor(safetensors.read_values(stream, place, 0, math.prod(place.shape)), place.dtype).reshape(place.shape)
+        values = safetensors.read_values(stream, place, 0, math.prod(place.shape))
+    return as_torch.to_tensor(values, as_torch.dtype_of(place.dtype)).reshape(place.shape)
 
 
 def test_tensors_are_those_of_the_safetensors_library(whole: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_file_is_written_back_byte_for_byte(whole: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     with safetensors.create_shards(tmp_path / "out", shards) as files:
         for place in reversed(shard.tensors):  # in any order
-            safetensors.write_values(files[place.file], place, 0, bits.of_tensor(read(whole, place)))
+            safetensors.write_values(files[place.file], place, 0, as_torch.of_tensor(read(whole, place)))
     assert (tmp_path / "out" / safetensors.SINGLE).read_bytes() == (whole / safetensors.SINGLE).read_bytes()
 
 
@@ -130,19 +131,19 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(whole: Path) -> None:
 
 def test_new_shards_fill_files_in_order_and_read_as_safetensors(tmp_path: Path) -> None:
     shapes = {"b": (4, 8), "a": (4, 8), "c": (1,), "d": (64, 8), "e": (2, 2)}
-    shards = layout.new_shards(shapes, torch.bfloat16, max_shard_bytes=129)
+    shards = layout.new_shards(shapes, dtypes.BF16, max_shard_bytes=129)
     assert [[place.name for place in shard.tensors] for shard in shards] == [["a", "b"], ["c"], ["d"], ["e"]]
     assert [shard.file for shard in shards] == [f"model-0000{index}-of-00004.safetensors" for index in (1, 2, 3, 4)]
     values = {name: torch.randn(shape) for name, shape in shapes.items()}
     with safetensors.create_shards(tmp_path, shards) as files:
         for place in (place for shard in shards for place in shard.tensors):
-            safetensors.write_values(files[place.file], place, 0, bits.of_tensor(values[place.name].bfloat16()))
+            safetensors.write_values(files[place.file], place, 0, as_torch.of_tensor(values[place.name].bfloat16()))
     (tmp_path / INDEX).write_text(json.dumps(layout.index_of(shards)))
     assert [shard.header for shard in safetensors.open_shards(tmp_path)] == [shard.header for shard in shards]
     read = {name: value for shard in shards for name, value in load_file(tmp_path / shard.file).items()}
     assert all(torch.equal(read[name], value.bfloat16()) for name, value in values.items())
     assert layout.index_of(shards)["metadata"]["total_size"] == 2 * sum(value.numel() for value in values.values())
-    assert [shard.file for shard in layout.new_shards(shapes, torch.float32)] == [safetensors.SINGLE]
+    assert [shard.file for shard in layout.new_shards(shapes, dtypes.F32)] == [safetensors.SINGLE]
 
 
 @pytest.fixture

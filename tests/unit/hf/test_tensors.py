@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_prism.core.errors import CheckpointError
-from megatron_prism.hf import safetensors
+from megatron_prism.hf import as_torch, dtypes, safetensors
 from megatron_prism.hf.tensors import open_tensors
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder of two shards: every dtype, a scalar, an empty tensor."""
-    weights = {str(dtype): torch.randn(3, 5).to(dtype) for dtype in safetensors.DTYPES.values()}
+    weights = {name: torch.randn(3, 5).to(as_torch.dtype_of(dtype)) for name, dtype in dtypes.BY_NAME.items()}
     save_file(weights, tmp_path / "a.safetensors")
     save_file({"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4)}, tmp_path / "b.safetensors")
     names = dict.fromkeys(weights, "a.safetensors") | dict.fromkeys(("scalar", "empty"), "b.safetensors")
@@ -33,7 +33,7 @@ def test_tensors_are_those_of_the_safetensors_library(folder: Path) -> None:
         assert len(weights) == len(wanted) and weights.keys() == wanted.keys()
         for name, tensor in weights.items():
             assert (tensor.dtype, tensor.shape) == (wanted[name].dtype, wanted[name].shape)
-            assert (weights.places[name].dtype, weights.places[name].shape) == (tensor.dtype, tensor.shape)
+            assert (as_torch.dtype_of(weights.places[name].dtype), weights.places[name].shape) == (tensor.dtype, tensor.shape)
             assert torch.equal(tensor, wanted[name])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,19 @@ def test_a_merge_json_of_another_program_is_no_provenance(base: Path, mid: Path,
         assert ours["merge"]["kind"] == "merge" and "merge" not in theirs
         assert notes == [f"{mid}: its merge.json is of no merge by prism, and is left out"]
         shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_a_merge_of_folders_needs_no_torch(base: Path, mid: Path, tmp_path: Path, method: str) -> None:
+    """torch's import would be a third of the time that a model of a billion parameters takes. The control: a checkpoint's merge needs it."""
+    convert.run_import(mid, tmp_path / "ckpt", dry_run=False)
+    program = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from megatron_prism.cli.entry import main; main()"
+    )
+    for other, needs in ((mid, "False"), (tmp_path / "ckpt", "True")):
+        words = ["merge", "--method", method, "--out", str(tmp_path / needs)]
+        words += (
+            ["--base", str(base), "--model", f"{other}=1"] if method == "ties" else ["--model", f"{base}=.15", "--model", f"{other}=.85"]
+        )
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == needs, done.stdout + done.stderr
