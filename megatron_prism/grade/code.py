@@ -155,7 +155,7 @@ def free_names(tests: str) -> list[str]:
 
 
 def tests_problem(tests: Mapping[str, Any] | None) -> str:
-    """Return what is wrong with an item's tests, or an empty text."""
+    """Return what is wrong with an item's tests, or an empty text. Packed cases are not unpacked: what they hold is seen when they are run."""
     if not isinstance(tests, Mapping) or tests.get("kind") not in KINDS:
         return f"the tests have no kind {', '.join(KINDS[:-1])} or {KINDS[-1]}"
     limit_s = tests.get("time_limit_s", 1)
@@ -164,11 +164,13 @@ def tests_problem(tests: Mapping[str, Any] | None) -> str:
     if not all(isinstance(tests.get(key, ""), str) for key in ("checker", "prompt", "entry_point", "function")):
         return "the tests have a checker, prompt, entry_point or function that is no text"
     if tests["kind"] != "asserts":
-        cases = tests.get("cases")
+        packed, cases = tests.get("packed_cases"), tests.get("cases", ())
+        if "packed_cases" in tests and not (isinstance(packed, str) and packed):
+            return "the tests have packed_cases that are no text"
         is_whole = isinstance(cases, (list, tuple)) and all(
             isinstance(case, Mapping) and isinstance(case.get("input"), str) and isinstance(case.get("output"), str) for case in cases
         )
-        if not is_whole or not cases:
+        if not is_whole or not (cases or packed):
             return "the tests have no cases of input and output"
         return _calls_problem(tests) if tests["kind"] == "call" else ""
     if "prompt" in tests and not tests.get("entry_point"):
@@ -188,7 +190,7 @@ def _calls_problem(tests: Mapping[str, Any]) -> str:
     if not tests.get("function", "").isidentifier():
         return "the tests have no function to call"
     try:
-        for case in tests["cases"]:
+        for case in tests.get("cases", ()):
             _arguments(case["input"])
             json.loads(case["output"])
     except (ValueError, RecursionError) as error:

@@ -65,7 +65,7 @@ def _problems(question: Question) -> list[Problem]:
     ):
         return [Problem("prompt", "turns without role or content, or none", "a text, or turns {role, content}")]
     if question.kind == "code":
-        wrong = "" if question.tests and "packed_cases" in question.tests else code.tests_problem(question.tests)
+        wrong = code.tests_problem(question.tests)
         return [Problem("tests", wrong, "how the code is tested: docs/GRADE.md")] if wrong else []
     if question.kind == "choice":
         letters = choice.letters(question.choices)
