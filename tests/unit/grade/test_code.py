@@ -70,6 +70,19 @@ HONEST = {
         "class Counter:\n  def __init__(self, start): self.n = start\n  def add(self, k=1): self.n += k; return self.n",
         {"kind": "asserts", "code": "c = Counter(3)\nassert c.add() == 4\nassert c.add(k=2) == 6\nassert c.n == 6"},
     ),
+    "a program beside the function": (
+        "def double(x):\n  return x * 2\nif __name__ == '__main__':\n  print(double(int(input())))\n  raise SystemExit",
+        DOUBLES,
+    ),
+    "a program beside the method": (
+        "class Solution:\n  def double(self, x):\n    return x * 2\nif __name__ == '__main__':\n  print(Solution().double(int(input())))",
+        {"kind": "call", "function": "double", "cases": [{"input": "21", "output": "42"}]},
+    ),
+    "classes that are looked up in their module": (
+        "import pickle, typing\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: 'int'\n"
+        "def double(x):\n  assert typing.get_type_hints(P) == {'x': int}\n  return pickle.loads(pickle.dumps(P(x))).x * 2",
+        DOUBLES,
+    ),
     "a generator": (
         "def f(n):\n  yield from range(n)",
         {"kind": "asserts", "code": "assert list(f(3)) == [0, 1, 2]\nassert sum(f(4)) == 6"},
