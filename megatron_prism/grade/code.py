@@ -27,6 +27,7 @@ from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+FENCE = re.compile(r"([ \t]*)(```|~~~)(?![`~])[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
@@ -49,17 +50,19 @@ sys.argv = ["checker.py", *_texts]
 
 
 def code_of(answer: str) -> str | None:
-    """Return the last fenced block of an answer that is closed, or None."""
+    """Return the last fenced block of an answer that is closed, or None. Its lines come without the indent of its fence, as Markdown reads them."""
     last: str | None = None
     block: list[str] = []
-    is_open = False
+    fence: re.Match[str] | None = None
     for line in answer.split("\n"):
-        if not is_open:
-            block, is_open = [], line.startswith("```") and "`" not in line[3:]
-        elif line.rstrip() == "```":
-            last, is_open = "".join(block), False
+        if fence is None:
+            block, fence = [], FENCE.fullmatch(line)
+            continue
+        indent = min(len(fence[1]), len(line) - len(line.lstrip(" \t")))
+        if line[indent:].rstrip() == fence[2]:  # no deeper than it opened: a fence in a docstring closes nothing
+            last, fence = "".join(block), None
         else:
-            block.append(f"{line}\n")
+            block.append(f"{line[indent:]}\n")
     return last
 
 
