@@ -70,6 +70,11 @@ HONEST = {
         "class Counter:\n  def __init__(self, start): self.n = start\n  def add(self, k=1): self.n += k; return self.n",
         {"kind": "asserts", "code": "c = Counter(3)\nassert c.add() == 4\nassert c.add(k=2) == 6\nassert c.n == 6"},
     ),
+    "a program with LiveCodeBench's names": (
+        "def depth(n): return n and 1 + depth(n - 1)\nassert depth(5000) == 5000\nc: Counter = Counter(map(int, input().split()))\n"
+        "print(reduce(lambda a, b: a + b, c.elements()), pow(2, 0, 1) or '')",
+        {**ADDS, "imports": True},
+    ),
     "a program beside the function": (
         "def double(x):\n  return x * 2\nif __name__ == '__main__':\n  print(double(int(input())))\n  raise SystemExit",
         DOUBLES,
@@ -298,6 +303,7 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
         {},
         {"kind": "stdin", "cases": []},
         {"kind": "stdin", "cases": [{"input": "1"}]},
+        {**ADDS, "imports": "yes"},
         {"kind": "asserts", "code": "assert ("},
         {"kind": "asserts", "code": "assert 1 == 1"},
         {"kind": "asserts", "code": ""},
