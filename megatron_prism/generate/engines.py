@@ -14,11 +14,14 @@ from megatron_prism.generate.engine import Engine
 from megatron_prism.parallel.groups import Groups
 
 
-def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int) -> list[Problem]:
-    """Return what the engine does not support of a model and a gang. Call it before anything starts, on any machine."""
+def check(sampling: SamplingConfig, model: ModelConfig, world_size: int, tp: int, section: str = "rollout.") -> list[Problem]:
+    """Return what the engine does not support of a model and a gang. Call it before anything starts, on any machine.
+
+    section: what the config's keys of sampling stand under, with its dot; empty where they stand at the top.
+    """
     if sampling.engine == "cached":
         return []
-    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp)
+    return vllm.unsupported(model, world_size, sampling.vllm.tensor_parallel or tp, section)
 
 
 def engine_of(

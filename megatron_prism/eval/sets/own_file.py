@@ -13,6 +13,7 @@ from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.grade import choice, code, strings
+from megatron_prism.grade.number import without_exponent
 from megatron_prism.prepare import arrow, sources
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
@@ -29,7 +30,7 @@ def load(path: Path) -> tuple[Question, ...]:
             values = json.loads(line)
             if isinstance(values, dict) and (unknown := sorted(set(values) - KEYS)):
                 problems.append(Problem(f"{where}:{unknown[0]}", "an unknown key", f"one of {', '.join(sorted(KEYS))}"))
-            question = build(values, Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
+            question = build(_as_texts(values), Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
         except InputError as error:
             problems += error.problems
             continue
@@ -54,6 +55,17 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(Problem(str(path), f"a {path.suffix} file", "JSON lines (plain, .gz or .zst)"))
     part = PartConfig(path=(str(path),), split="line")  # type: ignore[arg-type]  # of a .txt, too
     yield from sources.read_records(sources.Input(path, part))
+
+
+def _as_texts(values: Any) -> Any:
+    """Return a line with an integer id and a number as a math gold as texts, as prism grade reads them. Raises: ValueError: no finite number."""
+    if not isinstance(values, dict):
+        return values
+    if type(values.get("id")) is int:
+        values = {**values, "id": str(values["id"])}
+    if values.get("kind") == "math" and type(values.get("gold")) in (int, float):
+        values = {**values, "gold": without_exponent(values["gold"])}
+    return values
 
 
 def _problems(question: Question) -> list[Problem]:

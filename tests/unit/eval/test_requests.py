@@ -242,6 +242,17 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
     assert own_file.load(path)[0].gold == "2"
 
 
+def test_ids_and_golds_of_a_file_of_ones_own_may_be_numbers(tmp_path: Path) -> None:
+    (path := tmp_path / "set.jsonl").write_text(
+        "".join(json.dumps({"id": id, "kind": "math", "prompt": "?", "gold": gold}) + "\n" for id, gold in enumerate((1e-05, 42, "x")))
+    )
+    assert [(one.id, one.gold) for one in own_file.load(path)] == [("0", "0.00001"), ("1", "42"), ("2", "x")]
+    for wrong in ('{"id": 1, "kind": "math", "prompt": "?", "gold": NaN}', '{"id": true, "kind": "math", "prompt": "?", "gold": 1}'):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=f"{path}:1"):
+            own_file.load(path)
+
+
 def test_a_file_of_ones_own_may_be_packed_and_is_refused_where_it_is_one_document(tmp_path: Path) -> None:
     line = json.dumps({"id": "a", "kind": "math", "prompt": "1\u2028+ 1", "gold": "2"}, ensure_ascii=False).encode()
     for name, data in {"a.jsonl.gz": gzip.compress(line), "a.jsonl": b"\xef\xbb\xbf" + line + b"\r\n\r\n", "a.txt": line + b"\n"}.items():
