@@ -35,9 +35,33 @@ _HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "else", "otherw
 _NO_UNIT = _MULTIPLIES | _HEDGES | {"and", "percent"}
 # bare golds that are words, not products of letters: short ones by name, longer ones by their look
 _SHORT_WORDS = {"no", "yes", "on", "off", "odd", "all", "any", "tie", "red"}
-_NAMES = {"sqrt", "sinh", "cosh", "tanh", "coth", "asin", "acos", "atan", "arcsin", "arccos", "arctan", "infinity", "infty"} | set(
-    "alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split()
-)
+_NAMES = {
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "log",
+    "exp",
+    "max",
+    "min",
+    "gcd",
+    "lcm",
+    "sqrt",
+    "sinh",
+    "cosh",
+    "tanh",
+    "coth",
+    "asin",
+    "acos",
+    "atan",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "infinity",
+    "infty",
+} | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
 _ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
@@ -174,7 +198,7 @@ def hedged(gold: str, answer: str) -> str:
 def _words_in(text: str) -> set[str]:
     """Return a text's words in small letters, and as singulars."""
     words = re.findall("[a-z]+", text.casefold())
-    return {*words, *(re.sub("ies$", "y", word) for word in words), *(word.removesuffix(end) for word in words for end in ("s", "es"))}
+    return {*words, *(re.sub("ies$", "y", word) for word in words), *(re.sub("(?<=x)es$|s$", "", word) for word in words)}
 
 
 def _base(text: str) -> int | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from typing import Any
 
 from megatron_prism.core.config import PartConfig, PromptSourceConfig
@@ -85,6 +86,9 @@ def prompt_of(record: Record, source: PromptSourceConfig, seed: int) -> tuple[Pr
     if not text:
         raise BadRecord("an empty prompt", "text other than white space")
     graded = _graded(row, source)
+    function = (graded.get("tests") or {}).get("function")
+    if function and not re.search(rf"\b{re.escape(function)}\b", text):
+        raise Unsupported(f"the text does not name {function}, which the tests call")
     known = json.dumps([source.kind, text, sorted(graded.get("choices", ()))], ensure_ascii=False)
     id = hashlib.blake2b(known.encode("utf-8", "backslashreplace"), digest_size=ID_BYTES).hexdigest()
     asked = text

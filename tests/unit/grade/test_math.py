@@ -104,6 +104,7 @@ def test_integers_are_equal_where_they_are_the_same(gold: int, answer: int) -> N
         ("ab", "ba", None),
         ("ABDE", "EDBA", None),  # a polygon
         ("arctan x", "x arctan", None),
+        ("Tan x", "x Tan", None),
         ("12", "1 2", None),
         ("42.", "42", True),
     ],
@@ -201,7 +202,7 @@ HEDGES = ("maybe", "unless", "forty one", "two", "thousands", "tens", "billions"
 def test_a_hedge_is_no_unit() -> None:
     texts = [rf"\text{{ {word}}}" for word in HEDGES]
     pairs = [(gold, f"<think>a</think>\\boxed{{42{text}}}") for gold in ("42", r"42\text{ cm}") for text in texts]
-    units = [("42", rf"<think>a</think>\boxed{{42\text{{ {unit}}}}}") for unit in ("cm", "units", "square inches", "students", "degrees")]
+    units = [("42", rf"<think>a</think>\boxed{{42\text{{ {unit}}}}}") for unit in ("cm", "units", "square inches", "pies", "degrees")]
     assert outcomes(pairs + units) == ["wrong"] * len(pairs) + ["right"] * len(units)
 
 

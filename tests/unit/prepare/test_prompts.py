@@ -190,13 +190,14 @@ def test_functions_in_livecodebenchs_form_are_called(tmp_path: Path) -> None:
         [test(input="no JSON")],
         [test(input=[1])],
     ]
-    records = [{"problem": f"{number}", "tests": tests} for number, tests in enumerate([*fit, *unfit])]
+    records = [{"problem": f"def add: {number}", "tests": tests} for number, tests in enumerate([*fit, *unfit])]
+    records.append({"problem": "added up", "tests": [test()]})  # a name that the model is not told
     first, second = made(tmp_path, records, CODE)
     cases = [{"input": "[1, 2]\n3", "output": "6"}, {"input": "[]\n0", "output": "0"}]
     assert first.tests == {"kind": "call", "function": "add", "cases": cases}
     assert second.tests == {"kind": "call", "function": "add", "cases": cases[:1]}
     (counts,) = json.loads((tmp_path / "out/manifest.json").read_text())["sources"]
-    assert counts["left_out"] == {"unsupported_tests": len(unfit)}
+    assert counts["left_out"] == {"unsupported_tests": len(unfit) + 1}
     item = item_of(
         first, "r", "<think>a</think>```python\nclass Solution:\n    def add(self, a, b):\n        return sum(a) + b\n```", False
     )
