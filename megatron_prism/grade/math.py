@@ -1,7 +1,7 @@
 """Mathematical answers: which text is the answer, and the verdicts that need no algebra. What is left goes to math-verify (workers.py).
 
 What is refused here although math-verify takes it (docs/GRADE.md): several numbers beside the gold in a text, an equation between two
-different numbers, another number base, a box with more than a box inside, and a tiny number that is merely near.
+different numbers, another number base, a box with more than a box inside, an anagram of a word, and a tiny number that is merely near.
 """
 
 from __future__ import annotations
