@@ -55,7 +55,7 @@ def read(config: EvaluateConfig, evaluated: Evaluated, tasks: Mapping[str, Task]
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
-            *engines.check(sampling_of(config), model, world_size, config.parallel.tp, section=""),
+            *engines.check(sampling_of(config), model, world_size, config.parallel.tp, config.parallel.pp, section=""),
             *tokenizer.check_vocabulary(evaluated.assets / tokenizer.FILE, model.vocab_size),
             *([] if spec.end_ids else [Problem("model", f"no end token in the files of {evaluated.root}", "an EOS, or no response ends")]),
             *(
@@ -71,5 +71,10 @@ def read(config: EvaluateConfig, evaluated: Evaluated, tasks: Mapping[str, Task]
 def sampling_of(config: EvaluateConfig) -> SamplingConfig:
     """Return what names the engine, as reinforcement learning's config has it. How responses are drawn is each task's."""
     return SamplingConfig(
-        engine=config.engine, vllm=config.vllm, num_rows=config.num_rows, max_tokens=1, max_sampler_kl=config.max_sampler_kl
+        engine=config.engine,
+        mcore=config.mcore,
+        vllm=config.vllm,
+        num_rows=config.num_rows,
+        max_tokens=1,
+        max_sampler_kl=config.max_sampler_kl,
     )

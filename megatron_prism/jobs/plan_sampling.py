@@ -47,7 +47,7 @@ def run(config: Sampling, asked: Asked, model: ModelConfig | None = None) -> dic
             *check_model_on_gang(model, config),
             *check_architecture(model),
             *cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None),
-            *(problem for load in loads[:1] for problem in engines.check(load.sampling, model, world_size, grid.tp, section)),
+            *(problem for load in loads[:1] for problem in engines.check(load.sampling, model, world_size, grid.tp, grid.pp, section)),
             *([] if parts else [Problem("tasks", "none whose responses are sampled", "a published set, a file, or ruler")]),
         ]
     )
@@ -130,7 +130,9 @@ def _lengths(most: int, asked: Asked, context: int | None = None) -> Lengths:
 def _part(config: EvaluateConfig, num: int, assumed: Lengths) -> Part:
     room = assumed.max_prompt + assumed.max_response
     rows = num_rows(config, room)
-    how = SamplingConfig(engine=config.engine, vllm=config.vllm, num_samples=1, max_tokens=assumed.max_response, num_rows=rows)
+    how = SamplingConfig(
+        engine=config.engine, mcore=config.mcore, vllm=config.vllm, num_samples=1, max_tokens=assumed.max_response, num_rows=rows
+    )
     load = Load(config, how, max(1, min(num, config.shard_responses)), room)
     return Part(load, num / load.num_prompts, num, assumed)
 

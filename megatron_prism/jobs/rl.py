@@ -79,7 +79,7 @@ def resolve(config: RLConfig, world_size: int) -> Resolved:
     raise_problems(
         [
             *(check_model(begin.model, config) or trainable.check(config.trainable, sizes, begin.model, config.parallel)),
-            *(engines.check(config.rollout, begin.model, world_size, grid.tp) if is_sampling else ()),
+            *(engines.check(config.rollout, begin.model, world_size, grid.tp, grid.pp) if is_sampling else ()),
             *unfit,
             *run_folder.check_resume(config, ()),
             *_check_same_prompts(config, sums["prompts"]),
@@ -133,7 +133,10 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
-    return train.on_gang(resolved, rl_rollout.sample_in_gang if resolved.config.mode == "rollout" else train_in_gang)
+    config = resolved.config
+    if config.mode != "train":
+        raise_problems(engines.check_machine(config.rollout, resolved.start.model, config.precision))
+    return train.on_gang(resolved, rl_rollout.sample_in_gang if config.mode == "rollout" else train_in_gang)
 
 
 def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def resolve(config: FilterConfig, world_size: int) -> Resolved:
             *check_extension(config.init, checkpoint.model),
             *check_model_on_gang(model, config),
             *check_architecture(model),
-            *engines.check(config.rollout, model, world_size, config.parallel.tp),
+            *engines.check(config.rollout, model, world_size, grid.tp, grid.pp),
             *unfit,
             *(_check_same(config, begun, identity) if begun is not None else []),
         ]
@@ -145,6 +145,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
 
     Raises: InputError before anything is written where this rank's machine cannot run the config.
     """
+    raise_problems(engines.check_machine(resolved.config.rollout, resolved.model, resolved.config.precision))
     return train.on_gang(resolved, filter_in_gang)
 
 

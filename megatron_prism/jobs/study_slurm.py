@@ -104,19 +104,22 @@ def run(study: Study, words: Sequence[str], cluster: Path, dry_run: bool, read: 
 
 
 def _jobs(study: Study, to_run: Sequence[str], words: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the stages as jobs of a pipeline. Of an array only the elements that are to run."""
-    by_stage: dict[str, list[Stage]] = {}
-    for name in to_run:
-        by_stage.setdefault(study.stages[name].task.stage.name, []).append(study.stages[name])
+    """Return the stages as jobs of a pipeline. An array of which only a part is to run is a job for each of these elements."""
+    parts: dict[str, list[tuple[str, list[Stage]]]] = {}  # by stage, its jobs: each with its name and what it runs
+    for name, group in itertools.groupby((study.stages[each] for each in to_run), lambda stage: stage.task.stage.name):
+        elements = list(group)
+        is_part = len(elements) < len(elements[0].task.stage.array)
+        parts[name] = [(slurm.element(*each.name.split("/")), [each]) for each in elements] if is_part else [(name, elements)]
     jobs = []
-    for name, stages in by_stage.items():
-        config = stages[0].task.stage
+    for config, name, stages in ((stages[0].task.stage, name, stages) for each in parts.values() for name, stages in each):
         is_gang = stages[0].job in GANG_JOBS
         begin = list(config.command) if is_gang else ["study", *words]
         ends = [_end_of_words(stage) if is_gang else ["--stage", stage.name] for stage in stages]
-        after = [before for before in config.after if before in by_stage]
-        job = {"name": name, "after": after, "command": begin if config.array else [*begin, *ends[0]]}
-        jobs.append({**job, "array": ends} if config.array else job)
+        after = [job for before in config.after for job, _ in parts.get(before, [])]
+        if name == config.name and config.array:
+            jobs.append({"name": name, "after": after, "command": begin, "array": ends})
+        else:
+            jobs.append({"name": name, "after": after, "command": [*begin, *ends[0]]})
     return jobs
 
 

@@ -230,8 +230,7 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
     ids: dict[str, str] = {}
     for each in planned:
         facts, earlier = _summary(each), before.get(each.entry.name, {})
-        is_same = all(earlier.get(key) == facts[key] for key in ("command", "array")) and not set(each.entry.after) & set(ids)
-        done = [is_same and lines[-1:] != [] and lines[-1].endswith(" done") for lines in events(folder, facts)]
+        done = [False] * len(events(folder, facts)) if set(each.entry.after) & set(ids) else _done(folder, facts, earlier)
         if all(done):
             submitted.append({**facts, "job": earlier["job"], "done_before": True})
             continue
@@ -244,6 +243,16 @@ def _submit(planned: Sequence[Planned], folder: Path, cluster: ClusterConfig, to
         rest = [entry for name, entry in before.items() if name not in {entry["name"] for entry in submitted}]
         write_json(folder / SUBMITTED, describe("submission", {}, **told, stages=[*submitted, *rest]))
     return submitted
+
+
+def _done(folder: Path, facts: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[bool]:
+    """Say of a job, or of each element of its array, whether an earlier submission of the same command finished it."""
+    if earlier.get("command") != facts["command"] or bool(earlier["array"]) != bool(facts["array"]):
+        return [False] * len(events(folder, facts))
+    same = [index < len(earlier["array"]) and earlier["array"][index] == words for index, words in enumerate(facts["array"])] or [True]
+    return [
+        is_same and lines[-1:] != [] and lines[-1].endswith(" done") for is_same, lines in zip(same, events(folder, facts), strict=True)
+    ]
 
 
 def refuse_twice(before: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -262,5 +271,6 @@ def _tell_options() -> None:
 
 def events(folder: Path, entry: Mapping[str, Any]) -> list[list[str]]:
     """Return the events that a job's script wrote, for each array element: lines of "time job event"."""
-    paths = [folder / f"{entry['name']}_{index}.events" for index in range(len(entry["array"]))] or [folder / f"{entry['name']}.events"]
+    names = [slurm.element(entry["name"], index) for index in range(len(entry["array"]))] or [entry["name"]]
+    paths = [folder / f"{name}.events" for name in names]
     return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]

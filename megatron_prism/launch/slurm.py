@@ -64,7 +64,12 @@ class Job:
 
     def events(self, index: int | None = None) -> Path:
         """Return the file to which the script writes events."""
-        return self.folder / (f"{self.name}.events" if index is None else f"{self.name}_{index}.events")
+        return self.folder / f"{self.name if index is None else element(self.name, index)}.events"
+
+
+def element(name: str, index: int | str) -> str:
+    """Return the name of an array's element, which no other job has (check_pipeline)."""
+    return f"{name}_{index}"
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:

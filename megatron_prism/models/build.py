@@ -273,6 +273,10 @@ def mask_padded_vocabulary(chunk: Any, vocab_size: int, padded: int, groups: Gro
 
     def hide(module: torch.nn.Module, args: Any, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
         logits_SBV, bias = output
+        if (
+            logits_SBV.shape[-1] != rows
+        ):  # gathered by Megatron-Core's inference, whose sampler leaves the padding out (generate/dynamic.py)
+            return output
         hidden = torch.arange(rows, device=logits_SBV.device) >= valid
         return logits_SBV.masked_fill(hidden, torch.finfo(logits_SBV.dtype).min), bias
 

@@ -20,6 +20,7 @@ import types
 import warnings
 from typing import Any
 
+import psutil
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -50,6 +51,11 @@ def peak_memory_bytes() -> int:
         return 0
     free, total = torch.cuda.mem_get_info()
     return torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()
+
+
+def total_memory_bytes() -> int:
+    """Return the memory of the device this rank computes on."""
+    return torch.cuda.get_device_properties(device()).total_memory if has_cuda() else psutil.virtual_memory().total
 
 
 def install() -> None:

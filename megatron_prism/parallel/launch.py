@@ -123,7 +123,7 @@ def _meeting_point() -> tuple[str, int]:
     """Return the (host, port) where a Slurm step's processes meet: the exported one, else the first host and a port derived from the job id."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
-    return os.environ.get("MASTER_ADDR") or first_host(nodes), int(os.environ.get("MASTER_PORT") or 20000 + job % 20000)
+    return os.environ.get("MASTER_ADDR") or first_host(nodes), int(os.environ.get("MASTER_PORT") or 20000 + job % 12000)
 
 
 def first_host(nodelist: str) -> str:

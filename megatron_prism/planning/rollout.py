@@ -1,7 +1,7 @@
 """Memory and seconds of a rollout: of a step of RL, and of any other sampling. By the formulas of the engines' sources. Nothing was measured.
 
-The embedded engine (generate/) samples on each data-parallel replica. vLLM has its own copies of the model, and the share of the memory that it
-is given.
+The embedded engine (generate/) samples on each data-parallel replica, and so does Megatron-Core's (mcore), within the share of the memory that it
+is given. vLLM has its own copies of the model, and a share too.
 
 A decode step reads a stage's weights once, and the keys, values and states of its rows. It takes as long as the slowest of these: memory to
 read, matrix products, and the host that launches the kernels one by one.
@@ -25,7 +25,8 @@ LAUNCH_S = {"*": 185e-6, "M": 220e-6, "-": 80e-6}
 CHOICE_S = 1.2e-3
 ALL_REDUCE_S = 15e-6  # of a small all-reduce within a node, one a block under tensor parallelism: an assumption
 CHOICE_BYTES = 24  # a row and vocabulary entry while a token is chosen: bf16 logits, fp32 copies and weights
-PREFILL_TOKENS = 2048  # of a forward pass over prompts: the engine's default
+PREFILL_TOKENS = 2048  # of a forward pass over prompts: the default of cached and mcore
+PAGE_TOKENS = 256  # of mcore's cache
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,21 @@ def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, load: 
         copy, own = _copy(stages, load)
         row = _token_bytes(copy, model, own) * load.max_context + _state_bytes(copy, model, own)
         return max(load.sampling.vllm.memory_share * gpu.memory_gib * GIB, _element(own) * copy.parameters + row)
+    if load.sampling.engine == "mcore":
+        return mcore_bytes(stages[index], model, load, dp, gpu)
     return cache_bytes(stages[index], model, load, dp) + working_bytes(stages[index], model, load)
+
+
+def mcore_bytes(stage: Stage, model: ModelConfig, load: Load, dp: int, gpu: Gpu) -> float:
+    """Return the bytes of Megatron-Core's pages and states, at most its share, and of its widest pass.
+
+    Where the share is less than all rows need, a response may be read again, with its prompt and in one pass.
+    """
+    rows, share = min(load.sampling.num_rows, num_responses(load, dp)), load.sampling.mcore.memory_share * gpu.memory_gib * GIB
+    pages = rows * -(-load.max_context // PAGE_TOKENS) + 1
+    wanted = _token_bytes(stage, model, load) * pages * PAGE_TOKENS + _state_bytes(stage, model, load) * rows
+    at_once = load.max_context if wanted > share else load.max_context - load.sampling.max_tokens
+    return min(wanted, share) + working_bytes(stage, model, load, max(PREFILL_TOKENS, at_once) + rows)
 
 
 def _copy(stages: Sequence[Stage], load: Load) -> tuple[Stage, Load]:
@@ -105,36 +120,43 @@ def cache_bytes(stage: Stage, model: ModelConfig, load: Load, dp: int) -> float:
     return _token_bytes(stage, model, load) * tokens + _state_bytes(stage, model, load) * (rows + prompts)
 
 
-def working_bytes(stage: Stage, model: ModelConfig, load: Load) -> float:
+def working_bytes(stage: Stage, model: ModelConfig, load: Load, pass_tokens: int = PREFILL_TOKENS) -> float:
     """Return the temporary bytes beside the cache: a prefill's widest block, or the last stage's choice of tokens."""
     widest = 4 * max(model.ffn_hidden_size, model.hidden_size) / load.tp + 2 * model.hidden_size
     choice = CHOICE_BYTES * padded_vocab_size(model.vocab_size, load.tp) * load.sampling.num_rows
-    return max(_element(load) * widest * PREFILL_TOKENS, choice if stage.is_last else 0.0)
+    return max(_element(load) * widest * pass_tokens, choice if stage.is_last else 0.0)
 
 
 def seconds(stages: Sequence[Stage], model: ModelConfig, load: Load, world_size: int, assumed: Lengths, gpu: Gpu) -> float:
     """Return the seconds of a step's rollouts. A pipeline stage works on one lane of rows after another, the slowest sets the pace.
+    Megatron-Core has one lane, whose stages wait for each other, and reads a hybrid's prompt for each of its samples.
 
     Steps of a lane: (responses - rows) x mean / rows with every row busy, then those of the longest response, as the other rows end.
     """
     if load.sampling.engine == "vllm":
         copy, load = _copy(stages, load)
-        stages, load = [copy], _within(copy, model, load, assumed, gpu)
+        room = load.sampling.vllm.memory_share * gpu.memory_gib * GIB - _element(load) * copy.parameters
+        stages, load = [copy], _within(copy, model, load, assumed, room)
+    is_mcore = load.sampling.engine == "mcore"
+    if is_mcore:
+        fullest = max(stages, key=lambda stage: _token_bytes(stage, model, load))
+        load = _within(fullest, model, load, assumed, load.sampling.mcore.memory_share * gpu.memory_gib * GIB)
     dp, pp = data_parallel_size(load.gang, world_size), load.gang.parallel.pp
-    lanes = min(pp, -(-load.num_prompts // dp))
+    lanes = 1 if is_mcore else min(pp, -(-load.num_prompts // dp))
     responses = num_responses(load, dp) / lanes
     rows = max(1.0, min(load.sampling.num_rows / lanes, responses))
     busy = rows * assumed.response / assumed.max_response  # in the mean, once no response is left to start
     full, last = (max(_step_s(stage, model, load, count, assumed, gpu) for stage in stages) for count in (rows, busy))
     decode = (responses - rows) * assumed.response / rows * full + assumed.max_response * last
     prompts = -(-load.num_prompts // dp)
+    if is_mcore:
+        prompts *= pp * (1 if model.mamba is None else load.sampling.num_samples)
     return pp * decode + prompts * max(_read_s(stage, model, load, assumed.prompt, gpu) for stage in stages)
 
 
-def _within(copy: Stage, model: ModelConfig, load: Load, assumed: Lengths, gpu: Gpu) -> Load:
-    """Return the load with at most as many rows as vLLM's cache holds of mean length: it is given pages, not whole rows."""
-    room = load.sampling.vllm.memory_share * gpu.memory_gib * GIB - _element(load) * copy.parameters
-    row = _token_bytes(copy, model, load) * (assumed.prompt + assumed.response) + _state_bytes(copy, model, load)
+def _within(stage: Stage, model: ModelConfig, load: Load, assumed: Lengths, room: float) -> Load:
+    """Return the load with at most as many rows as a paged cache of `room` bytes holds of mean length."""
+    row = _token_bytes(stage, model, load) * (assumed.prompt + assumed.response) + _state_bytes(stage, model, load)
     return replace(load, sampling=replace(load.sampling, num_rows=max(1, min(load.sampling.num_rows, int(room / row)))))
 
 

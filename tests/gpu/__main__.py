@@ -50,7 +50,8 @@ PARTS = (  # by worth: what is left when the budget is spent is not run
     Part("throughput", 120, "dense", alone=True),
     Part("throughput", 120, "lengths", alone=True),
     Part("layouts", 120, alone=True),
-    Part("rl", 90, "engines", alone=True),
+    Part("rl", 120, "engines", alone=True),
+    Part("mcore", 150),
     Part("throughput", 200, "hybrid", alone=True),  # the last: mamba_ssm's autotuner may take minutes
 )
 TINY_FACTOR = 3.0  # a CPU's time, of a part's limit

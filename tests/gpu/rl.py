@@ -1,7 +1,8 @@
 """Reinforcement learning on a device: python -m tests.gpu.rl FIXTURES WORK --group dense|hybrid|engines.
 
 dense, hybrid: the toy of docs/RL.md through the command line, from a base model trained here; a run killed in the middle goes on bit for bit. What the
-trust gate allows on a host it must allow here. engines: tokens per second of the embedded engine beside transformers.generate.
+trust gate allows on a host it must allow here. engines: tokens per second of the embedded engine, and of Megatron-Core's where it is served, beside
+transformers.generate.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import torch
 
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.config import GangConfig
+from megatron_prism.generate import mcore
 from megatron_prism.generate.cached import Cached
-from megatron_prism.generate.engine import Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Sampling, seed_of
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
 from megatron_prism.parallel import groups, host
@@ -97,7 +100,7 @@ def curve(run: str) -> list[list[float]]:
 
 
 def engines(given: Options, name: str) -> None:
-    """Measure tokens per second of the embedded engine and of transformers on the same random weights and prompts, in turn."""
+    """Measure tokens per second of the engines and of transformers on the same random weights and prompts, in turn."""
     from bench import generate
 
     with check("rl engines", f"{name}: tokens per second") as result:
@@ -113,10 +116,15 @@ def engines(given: Options, name: str) -> None:
             sizes = folder.read(given.work / name / "ckpt").model
             chunks = build.build(sizes, grid, config)
             sharded.load_weights(given.work / name / "ckpt", chunks)
-            engine = Cached(chunks, sizes, grid, num_rows=NUM_PROMPTS * NUM_SAMPLES)
+            rows = NUM_PROMPTS * NUM_SAMPLES
+            sides: dict[str, Engine] = {"cached": Cached(chunks, sizes, grid, num_rows=rows)}
+            if lacking := [*mcore.unsupported(sizes, 1), *mcore.absent(sizes, "bf16")]:
+                result.figures["mcore"] = f"not here: {lacking[0]}"
+            else:
+                sides["mcore"] = mcore.MCore(chunks, sizes, grid, 1024, host.total_memory_bytes() // 4, num_rows=rows)
             sampling, seeds = Sampling(max_tokens=max_tokens, temperature=1.0), [seed_of(0, number) for number in range(NUM_PROMPTS)]
 
-            def ours() -> int:
+            def ours(engine: Engine) -> int:
                 rollouts = engine.generate(prompts.tolist(), NUM_SAMPLES, sampling, seeds)
                 return sum(len(rollout.token_ids) for rollout in rollouts)
 
@@ -126,7 +134,7 @@ def engines(given: Options, name: str) -> None:
                     return hf.generate(prompts.to(hf.device), max_new_tokens=max_tokens, pad_token_id=0, **drawn)[:, PROMPT_TOKENS:].numel()
 
             for _ in range(2):  # the second time is the one that counts
-                for side, run in (("cached", ours), ("transformers", theirs)):
+                for side, run in [*((side, partial(ours, engine)) for side, engine in sides.items()), ("transformers", theirs)]:
                     began = time.perf_counter()
                     count = run()
                     if host.has_cuda():

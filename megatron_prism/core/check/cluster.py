@@ -134,10 +134,13 @@ def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
     folder = str(pipeline.run_dir)
     if not folder.isprintable() or "\\" in folder:
         problems.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
+    elements = {f"{job.name}_{index}": job.name for job in pipeline.stages for index in range(len(job.array))}
     for index, job in enumerate(pipeline.stages):
         place = f"stages.{index}"
         if job.name in names[:index]:
             problems.append(Problem(f"{place}.name", repr(job.name), "a name that no other stage has"))
+        if job.name in elements:
+            problems.append(Problem(f"{place}.name", f"{job.name!r}, as an element of {elements[job.name]} is named", "another name"))
         if not job.command:
             problems.append(Problem(f"{place}.command", "no words", "a job of prism and its arguments, as [train, my_run.yaml]"))
         if not all(map(is_argument, (*job.command, *(word for words in job.array for word in words)))):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from megatron_prism.core.config.gang import GangConfig
 from megatron_prism.core.config.grade import AnswerForm, GradeLimits, Think
 from megatron_prism.core.config.policy import PolicyConfig
-from megatron_prism.core.config.rl import VLLMConfig
+from megatron_prism.core.config.rl import MCoreConfig, VLLMConfig
 from megatron_prism.core.config.run import LimitsConfig
 from megatron_prism.core.config.section import IS_PATH, MAY_CHANGE, Pattern, Range, Section
 
@@ -162,8 +162,11 @@ class AskingConfig(GangConfig):
     tasks: dict[str, TaskConfig]
     """The tasks by name."""
 
-    engine: Literal["cached", "vllm"] = "cached"
-    """What samples: `cached` is the embedded engine, `vllm` has its own copy of the model (docs/RL.md, Engines). Their random numbers differ."""
+    engine: Literal["cached", "mcore", "vllm"] = "cached"
+    """What samples: `cached` is the embedded engine, `mcore` Megatron-Core's dynamic one on a GPU, `vllm` has its own copy of the model (docs/RL.md,
+    Engines). vLLM's random numbers are its own."""
+
+    mcore: Annotated[MCoreConfig, MAY_CHANGE] = field(default_factory=MCoreConfig)
 
     vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
 

@@ -97,11 +97,23 @@ class VLLMConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MCoreConfig(Section):
+    """The engine `mcore`, Megatron-Core's dynamic inference engine on the training model itself."""
+
+    memory_share: Annotated[float, Range(gt=0, lt=1)] = 0.25
+    """The most of a GPU's memory that its keys, values and states may fill while it samples: less where num_rows of the longest prompt and response
+    need less. Where they need more, responses wait, or are computed again. Ours: of 80 GB it is Megatron-Core's own default of 20 GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Section):
     """How responses are sampled."""
 
-    engine: Annotated[Literal["cached", "vllm"], MAY_CHANGE] = "cached"
-    """What samples: `cached` is the embedded engine, on the training model's own weights. `vllm` has its own copy of them (docs/RL.md, Engines)."""
+    engine: Annotated[Literal["cached", "mcore", "vllm"], MAY_CHANGE] = "cached"
+    """What samples: `cached` is the embedded engine, `mcore` Megatron-Core's dynamic one on a GPU, both on the training model's own weights.
+    `vllm` has its own copy of them (docs/RL.md, Engines)."""
+
+    mcore: Annotated[MCoreConfig, MAY_CHANGE] = field(default_factory=MCoreConfig)
 
     vllm: Annotated[VLLMConfig, MAY_CHANGE] = field(default_factory=VLLMConfig)
 

@@ -110,3 +110,10 @@ def test_a_row_that_is_not_finite_has_no_log_probability(value: float, how: dict
     token_RS, logprob_RS = choose(logits_RV, torch.full((2, 3), 0.99), Sampling(max_tokens=1, **how))
     assert logprob_RS[0].isfinite().all() and logprob_RS[1].isnan().all()
     assert int(token_RS.min()) >= 0 and int(token_RS.max()) < len(LOGITS)
+
+
+def test_a_row_of_nan_is_said_so_in_a_vocabulary_of_several_blocks() -> None:
+    logits_RV = torch.zeros(2, 300)
+    logits_RV[1] = torch.nan
+    token_RS, logprob_RS = choose(logits_RV, torch.full((2, 1), 0.5, dtype=torch.float64), Sampling(max_tokens=1, temperature=1.0))
+    assert logprob_RS[1].isnan().all() and logprob_RS[0].isfinite().all() and token_RS.max() < 300

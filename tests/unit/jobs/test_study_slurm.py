@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,30 @@ def test_a_refused_submission_moves_nothing(study: Path) -> None:
         submit()
     assert len(caught.value.problems) == 1
     assert Path("study/mid/checkpoints").is_dir() and not Path("study/mid.old").exists()
+
+
+def test_a_part_of_a_gangs_array_is_submitted_under_its_elements_names(study: Path) -> None:
+    """As an array its elements would be counted from 0, and what one of them did would stand for another."""
+    seeds = {
+        "name": "seeds",
+        "after": ["data"],
+        "command": ["train", "mid.yaml"],
+        "array": [["run_dir=study/a"], ["run_dir=study/b", "seed=2"]],
+    }
+    last = {"name": "last", "kind": "python", "after": ["seeds"], "command": ["make.py", "study/last"], "output": "study/last"}
+    write("s.yaml", {"name": "s", "run_dir": "study", "stages": [STAGES[0], seeds, last]})
+    assert [stage["name"] for stage in submit()["stages"]] == ["data", "seeds", "last"]
+    job.run(read(only=["data"]), alone="data")
+    for index, run_dir in enumerate(("study/a", "study/b")):
+        train("1", f"seeds/{index}", run_dir)
+        say(f"seeds_{index}", "start 0 on n1", "done")
+    assert job.run(read(only=["last"]), alone="last")["stages"]["last"]["state"] == "done"
+    shutil.rmtree("study/b")
+    stages = submit()["stages"]
+    assert [(stage["name"], stage["after"]) for stage in stages[:2]] == [("seeds_1", []), ("last", ["seeds_1"])]
+    script = Path("study/slurm/seeds_1.sbatch").read_text()
+    assert "prism train mid.yaml run_dir=study/b seed=2 --json study/study/seeds/1/result.json --nproc 8" in script
+    train("2", "seeds/1", "study/b")
+    say("seeds_1", "start 0 on n1", "done")
+    assert job.run(read(only=["last"]), alone="last")["stages"]["last"]["state"] == "done"
+    assert submit()["stages"] == []

@@ -247,6 +247,24 @@ def test_of_an_array_only_what_is_not_done_is_submitted_again(home: Path) -> Non
     assert [row["stage"] for row in status.run(Path("pipeline"))["rows"]] == ["prepare", "train[0]", "train[1]", "export"]
 
 
+def test_of_an_array_that_grew_or_changed_only_the_new_elements_are_submitted(home: Path) -> None:
+    submitted(write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]])))
+    for name in ("prepare", "train_0", "train_1"):
+        Path(f"pipeline/slurm/{name}.events").write_text("2026-01-01T00:00:01Z 110 done\n")
+    submitted(write("chain.yaml", chain(array=[["seed=1", "run_dir=a"], ["seed=3", "run_dir=b"], ["seed=4", "run_dir=c"]])))
+    assert "#SBATCH --array=1,2\n" in Path("pipeline/slurm/train.sbatch").read_text()
+    assert Path("pipeline/slurm/train_0.events").exists() and not Path("pipeline/slurm/train_1.events").exists()
+
+
+def test_a_stage_named_as_an_arrays_element_is_refused(home: Path) -> None:
+    """Their scripts would write to one file of events."""
+    values = chain(array=[["seed=1", "run_dir=a"], ["seed=2", "run_dir=b"]])
+    values["stages"].append({"name": "train_1", "command": ["train", "train.yaml", "run_dir=c"]})
+    assert "'train_1', as an element of train is named" in refused(str(write("chain.yaml", values)))
+    values["stages"][-1]["name"] = "train_2"
+    assert submitted(write("chain.yaml", values), dry_run=True)["stages"]
+
+
 def test_the_problems_of_all_stages_are_said_at_once(home: Path) -> None:
     values = chain()
     values["stages"] += [

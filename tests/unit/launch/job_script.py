@@ -15,7 +15,7 @@ Start = Callable[..., subprocess.Popen[str]]  # of a job, a cluster and variable
 CPU = ClusterConfig(gpus_per_node=0, processes_per_node=1)
 STUBS = {
     "srun": 'printf "%s\\0" "$@" >srun.argv; env -0 >srun.env; [ -z "$STUB_WAIT" ] || { trap "exit 3" USR1; touch ready; while :; do sleep 0.02; [ ! -e go ] || exit 3; done; }; exit "${STUB_CODE:-0}"',
-    "scontrol": 'echo "$*" >>scontrol.argv',
+    "scontrol": 'if [ "$1" = show ]; then echo "JobState=COMPLETING Reason=${STUB_REASON:-None}"; else echo "$*" >>scontrol.argv; fi',
     "record": 'printf "%s\\0" "$@" >record.argv',
 }
 

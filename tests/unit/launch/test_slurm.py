@@ -179,6 +179,35 @@ def test_signals_of_the_script(run: Start, tmp_path: Path, name: str) -> None:
     assert (f"{name[3:]}: the tasks are told to save" in output) == (name != "SIGTERM")
 
 
+@pytest.mark.parametrize("has_saved", [True, False])
+def test_a_job_that_its_time_limit_ends_is_started_again(run: Start, tmp_path: Path, has_saved: bool) -> None:
+    """Slurm would not. Its tasks have not saved since the notice, and are killed with the script. Without progress it is a fault."""
+    stage = job(checkpoints=(tmp_path / "run/checkpoints",))
+    stub(
+        tmp_path,
+        "srun",
+        f"{'mkdir -p run/checkpoints/step_00000003; ' if has_saved else ''}trap : USR1; touch ready; while :; do sleep 0.02; done",
+    )
+    process = run(stage, CPU, STUB_REASON="TimeLimit")
+    ends = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 4
+    subprocess.run(["pkill", "-f", str(tmp_path / "bin" / "srun")], check=False)
+    events = [line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train.events").read_text().splitlines()]
+    assert (tmp_path / "scontrol.argv").read_text() == "requeue 40017\n"
+    last = "beyond its last checkpoint: to be started again" if has_saved else "and the newest checkpoint is still none"
+    assert events[1:] == [
+        "USR1: the tasks are told to save",
+        "TERM: the tasks save if they can",
+        f"{'' if has_saved else 'fault: '}ended at the time limit, {last}",
+    ]
+
+
 def options(job: slurm.Job, cluster: ClusterConfig) -> set[str]:
     return set(re.findall("^#SBATCH (.*)", slurm.render(job, cluster), re.MULTILINE))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import ModelConfig, ParallelConfig, RLConfig
-from megatron_prism.core.config.rl import PackedBatchConfig, RolloutConfig, VLLMConfig
+from megatron_prism.core.config.rl import MCoreConfig, PackedBatchConfig, RolloutConfig, VLLMConfig
 from megatron_prism.planning import policy, rollout
 from megatron_prism.planning.gpus import H100
 from megatron_prism.planning.stage import Stage
@@ -152,3 +152,26 @@ def test_vllm_takes_its_share_and_has_copies_of_its_own_layout(llama_8b: ModelCo
     assert policy.predict_rl(stages, llama_8b, config_of(rollout=fewer, **grid), 8).time.rollout_s > 1.5 * found.time.rollout_s
     cached = config_of(rollout=replace(rows, engine="cached"), **grid)
     assert policy.predict_rl(stages, llama_8b, cached, 8).time.rollout_s > found.time.rollout_s
+
+
+def test_mcore_takes_its_share_or_what_its_rows_need(llama_8b: ModelConfig, nemotron_h_8b: ModelConfig) -> None:
+    def load_of(memory_share: float, num_rows: int = 64) -> rollout.Load:
+        engine = RolloutConfig(engine="mcore", mcore=MCoreConfig(memory_share=memory_share), max_tokens=14_336, num_rows=num_rows)
+        return rollout.of_step(config_of(rollout=engine))
+
+    def held(memory_share: float, num_rows: int = 64) -> float:
+        return rollout.memory_bytes([LLAMA_STAGE], 0, llama_8b, load_of(memory_share, num_rows), 8, H100)
+
+    token, gpu = 131_072, H100.memory_gib * 2**30
+    working = 2 * (4 * 14_336 + 2 * 4096)  # of a token of the widest pass
+    assert held(0.25) == pytest.approx(0.25 * gpu + working * (16_385 + 64))  # a dropped response is read again, with its prompt
+    assert held(0.25, 4) == pytest.approx(token * (4 * 65 + 1) * 256 + working * (2049 + 4))
+    assert held(0.25, 4) < held(0.25) < held(0.5)
+
+    def seconds(load: rollout.Load, stage: Stage = LLAMA_STAGE, model: ModelConfig = llama_8b) -> float:
+        return rollout.seconds([stage], model, load, 8, rollout.lengths(load), H100)
+
+    cached = replace(load_of(0.5), sampling=replace(load_of(0.5).sampling, engine="cached"))
+    assert seconds(load_of(0.5)) == pytest.approx(seconds(cached)) and seconds(load_of(0.05)) > 1.5 * seconds(cached)
+    hybrid = [seconds(load, HYBRID_STAGE, nemotron_h_8b) for load in (load_of(0.5), cached)]
+    assert hybrid[0] > hybrid[1]  # it reads a prompt for each of its samples
