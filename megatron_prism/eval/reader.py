@@ -55,7 +55,7 @@ def read(config: EvaluateConfig, evaluated: Evaluated, tasks: Mapping[str, Task]
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
-            *engines.check(sampling_of(config), model, world_size, config.parallel.tp, config.parallel.pp),
+            *engines.check(sampling_of(config), model, world_size, config.parallel.tp, config.parallel.pp, section=""),
             *tokenizer.check_vocabulary(evaluated.assets / tokenizer.FILE, model.vocab_size),
             *([] if spec.end_ids else [Problem("model", f"no end token in the files of {evaluated.root}", "an EOS, or no response ends")]),
             *(

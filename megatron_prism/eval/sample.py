@@ -70,7 +70,7 @@ class Local:
             "text": tokenizer.continuation(request.asked.tokens, shown, self.spec),
             "num_tokens": len(rollout.token_ids),
             "ended": rollout.ended,
-            "mean_logprob": round(fmean(rollout.logprobs), LOGPROB_DIGITS),
+            "mean_logprob": round(fmean(rollout.logprobs), LOGPROB_DIGITS) if rollout.logprobs else None,  # vLLM has none under top_p
         }
 
 

@@ -26,7 +26,7 @@ from megatron_prism.models import build, rope
 from megatron_prism.parallel import groups, host
 from megatron_prism.parallel.groups import Groups
 
-ENGINE = "rollout.engine"
+ENGINE = "engine"
 CURE = "engine: cached, which serves it"
 LEAST_CORE = "0.19"  # 0.16's engine ignores a window without a word, too
 FLASH = {"flash-attn": "2.7.3", "flash-attn-4": "4.0.0b20"}  # one of them; source: transformer/attention.py of 0.19.2
@@ -84,8 +84,8 @@ class MCore:
         held = (self.cache_bytes - rows * sizes.row_bytes) // sizes.page_bytes - 1  # one more takes what is written for padding
         if held < pages:
             found = f"{self.cache_bytes} bytes, {max(held, 0)} pages of {self.page_tokens} tokens beside the states of {rows} rows"
-            fix = "a larger rollout.mcore.memory_share, or a smaller num_rows"
-            raise InputError(Problem("rollout.mcore.memory_share", found, f"{pages} pages, for the longest prompt and response", fix))
+            fix = "a larger mcore.memory_share, or a smaller num_rows"
+            raise InputError(Problem("mcore.memory_share", found, f"{pages} pages, for the longest prompt and response", fix))
         # where pages are scarce Megatron-Core drops a response's keys and reads it again, with its prompt and in one pass
         at_once = longest_prompt if held >= rows * pages else longest
         return dynamic.Room(

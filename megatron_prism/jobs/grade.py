@@ -17,7 +17,7 @@ from typing import IO, Any
 from megatron_prism.core import disk, log
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
-from megatron_prism.grade import choice, strings
+from megatron_prism.grade import choice, code, strings
 from megatron_prism.grade.grader import Grader, require
 from megatron_prism.grade.number import without_exponent
 from megatron_prism.grade.outcome import Item
@@ -198,7 +198,8 @@ def _wrong(record: dict[str, Any]) -> Iterator[str]:
     elif kind == "choice":
         yield from _wrong_choice(record.get("gold"), record.get("choices"))
     elif kind == "code":
-        yield from _wrong_tests(record.get("tests"))
+        if wrong := code.tests_problem(record.get("tests")):
+            yield wrong
     elif kind == "strings":
         if record.get("gold") not in strings.WANTED:
             yield f"gold {ascii(record.get('gold'))[:80]}, neither all nor any: which of the choices are expected"
@@ -216,24 +217,6 @@ def _wrong_choice(gold: Any, choices: Any) -> Iterator[str]:
         yield f"gold {ascii(gold)[:80]}, not one of {choice.letters(choices)}"
     elif same := [option for option in choices if choices.count(option) > 1]:
         yield f"choices with {ascii(same[0])[:80]} more than once"
-
-
-def _wrong_tests(tests: Any) -> Iterator[str]:
-    kind = tests.get("kind") if isinstance(tests, dict) else None
-    if kind == "stdin":
-        cases = tests.get("cases")
-        is_list = isinstance(cases, list) and len(cases) > 0
-        if not is_list or not all(isinstance(case, dict) and _has_texts(case, "input", "output") for case in cases):
-            yield "tests of kind stdin without cases: [{input, output}]"
-    elif kind == "asserts":
-        if not _has_texts(tests, "code"):
-            yield "tests of kind asserts without code"
-    else:
-        yield "no tests: {kind: stdin, cases} or {kind: asserts, code}"
-
-
-def _has_texts(values: dict[str, Any], *names: str) -> bool:
-    return all(isinstance(values.get(name), str) for name in names)
 
 
 def _batches(file: Path, before: int) -> Iterator[list[dict[str, Any]]]:

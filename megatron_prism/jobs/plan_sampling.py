@@ -41,16 +41,13 @@ def run(config: Sampling, asked: Asked, model: ModelConfig | None = None) -> dic
     model = model or _architecture(config)
     grid = config.parallel
     parts = dict(_filtered(config, asked) if isinstance(config, FilterConfig) else _evaluated(config, model, world_size, asked))
+    loads, section = [part.load for part in parts.values()], "rollout." if isinstance(config, FilterConfig) else ""
     raise_problems(
         [
             *check_model_on_gang(model, config),
             *check_architecture(model),
             *cached.unsupported(grid.vpp, grid.cp, config.fp8 is not None),
-            *(
-                problem
-                for part in list(parts.values())[:1]
-                for problem in engines.check(part.load.sampling, model, world_size, grid.tp, grid.pp)
-            ),
+            *(problem for load in loads[:1] for problem in engines.check(load.sampling, model, world_size, grid.tp, grid.pp, section)),
             *([] if parts else [Problem("tasks", "none whose responses are sampled", "a published set, a file, or ruler")]),
         ]
     )

@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import random
+import re
 from typing import Any
 
 from megatron_prism.core.config import PartConfig, PromptSourceConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.grade.asserts import asserts_when_run
+from megatron_prism.grade.code import tests_problem
 from megatron_prism.grade.number import MAX_EXPONENT, without_exponent
 from megatron_prism.prepare import records
 from megatron_prism.prepare.lines import TooLong
@@ -84,6 +86,9 @@ def prompt_of(record: Record, source: PromptSourceConfig, seed: int) -> tuple[Pr
     if not text:
         raise BadRecord("an empty prompt", "text other than white space")
     graded = _graded(row, source)
+    function = (graded.get("tests") or {}).get("function")
+    if function and not re.search(rf"\b{re.escape(function)}\b", text):
+        raise Unsupported(f"the text does not name {function}, which the tests call")
     known = json.dumps([source.kind, text, sorted(graded.get("choices", ()))], ensure_ascii=False)
     id = hashlib.blake2b(known.encode("utf-8", "backslashreplace"), digest_size=ID_BYTES).hexdigest()
     asked = text
@@ -149,9 +154,9 @@ def _graded(row: dict[str, Any], source: PromptSourceConfig) -> dict[str, Any]:
 
 
 def tests_of(value: object, name: str) -> dict[str, Any]:
-    """Return a field's tests as graded: {kind: stdin, cases: [{input, output}]} or {kind: asserts, code}.
+    """Return a field's tests as graded (docs/GRADE.md): of kind stdin, call or asserts.
 
-    Raises: BadRecord for none, or another form. Unsupported for tests that call a named function.
+    Raises: BadRecord for none, or another form. Unsupported for tests that call a named function in another form than LiveCodeBench's.
     """
     value = _parsed(value, name)
     if isinstance(value, dict) and "inputs" in value and "outputs" in value:
@@ -174,11 +179,31 @@ def tests_of(value: object, name: str) -> dict[str, Any]:
         if not has_asserts:
             raise BadRecord(f"field {name!r}, whose asserts never run", "an assert at the top, or in a function that is called there")
         return {"kind": "asserts", "code": code}
+    if any(isinstance(test, dict) and test.get("testtype") == "functional" for test in value):
+        return _calls_of(value, name)
     if any(isinstance(test, dict) and (test.get("fn_name") or str(test.get("type", "")).startswith("function")) for test in value):
         raise Unsupported("function calls")
     if not all(isinstance(test, dict) and "input" in test and "output" in test for test in value):
         raise BadRecord(f"field {name!r} with tests of another form", "{input, output}, or texts of assert statements")
     return {"kind": "stdin", "cases": [{"input": _text(test["input"], name), "output": _text(test["output"], name)} for test in value]}
+
+
+def _calls_of(cases: list[Any], name: str) -> dict[str, Any]:
+    """Return tests of a function in LiveCodeBench's form: {testtype: functional, input, output, metadata: {func_name}}.
+
+    Raises: Unsupported where they name no function, not all the same one, or hold what is no JSON.
+    """
+    are_whole = all(isinstance(case, dict) and case.get("testtype") == "functional" for case in cases)
+    metadata = [_parsed(case.get("metadata") or {}, name) for case in cases] if are_whole else []
+    names = {str(of.get("func_name", "")) if isinstance(of, dict) else "" for of in metadata}
+    tests = {
+        "kind": "call",
+        "function": names.pop() if len(names) == 1 else "",
+        "cases": [{"input": case.get("input"), "output": case.get("output")} for case in cases if are_whole],
+    }
+    if problem := tests_problem(tests):
+        raise Unsupported(problem)
+    return tests
 
 
 def _parsed(value: object, name: str) -> Any:

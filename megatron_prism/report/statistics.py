@@ -6,32 +6,10 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from megatron_prism.core.student import t_quantile
 from megatron_prism.report.document import Measured
 
-NORMAL = 1.959964
-# Student's t at .975 by degrees of freedom, from 1 (any table of it); the normal's above
-STUDENT = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-)
+NORMAL = 1.959964  # at .975
 
 
 def by_error(value: float, error: float | None, n: int | None = None) -> Measured:
@@ -47,5 +25,5 @@ def over(values: Sequence[Measured]) -> Measured | None:
         return values[0] if values else None
     numbers = [one.value for one in values]
     mean, degrees = fmean(numbers), len(numbers) - 1
-    half = (STUDENT[degrees - 1] if degrees <= len(STUDENT) else NORMAL) * stdev(numbers) / math.sqrt(len(numbers))
+    half = t_quantile(0.025, degrees) * stdev(numbers) / math.sqrt(len(numbers))
     return Measured(mean, mean - half, mean + half, len(numbers))

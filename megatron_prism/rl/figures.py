@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 from statistics import fmean
 
+from megatron_prism.eval.score import pass_at
 from megatron_prism.rl.rollout import Rollouts, samples
 from megatron_prism.rl.sample import Sample
 
@@ -35,8 +35,8 @@ def by_domain(rollouts: Rollouts) -> dict[str, float]:
     values: dict[str, float] = {}
     for domain in sorted({group[0].sample.domain for group in rollouts.groups}):
         groups = [group for group in rollouts.groups if group[0].sample.domain == domain]
-        num_kept = sum(group[0].sample.domain == domain for group in rollouts.kept)
-        of_domain = of_rollouts(Rollouts(groups, groups[:num_kept], rollouts.num_drawn))
+        kept = [group for group in rollouts.kept if group[0].sample.domain == domain]
+        of_domain = of_rollouts(Rollouts(groups, kept, rollouts.num_drawn))
         values |= {f"{name}/{domain}": value for name, value in of_domain.items() if "/" not in name and name != "reward"}
     return values
 
@@ -58,10 +58,5 @@ def of_validation(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     values = {f"{domain}/grader_faults": fmean(one) for domain, one in sorted(faults.items())}
     for domain, counts in sorted(by_domain.items()):
         for k in dict.fromkeys((1, num_samples)):
-            values[f"{domain}/pass_at_{k}"] = fmean(pass_at(min(k, n), n, c) for n, c in counts)
+            values[f"{domain}/pass_at_{k}"] = fmean(pass_at(n, c, min(k, n)) for n, c in counts)
     return values
-
-
-def pass_at(k: int, n: int, c: int) -> float:
-    """Return the unbiased estimate of the chance that one of k responses is right, from n of which c are. Source: arXiv 2107.03374, equation 1."""
-    return 1 - comb(n - c, k) / comb(n, k)

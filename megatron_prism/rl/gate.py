@@ -21,6 +21,7 @@ from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import batches
 from megatron_prism.rl.batches import Shape
+from megatron_prism.rl.losses import k3
 from megatron_prism.rl.sample import Sample
 
 
@@ -72,7 +73,7 @@ def compare(samples: Sequence[Sample], trainer: Sequence[torch.Tensor]) -> Trust
     sample, token = samples[number], int(differences[number].abs().argmax())
     said = f"sampler {sampled[number][token]:.6g}, trainer {float(trainer[number][token]):.6g}"
     where = f"prompt {sample.prompt_id} sample {sample.sample}: token {token} (id {sample.token_ids[token]})"
-    kl = float((all_T.expm1() - all_T).mean())
+    kl = float(k3(-all_T).mean())
     return Trust(len(all_T), kl, float(all_T.abs().max()), f"{where}: {said}")
 
 
@@ -149,7 +150,7 @@ def require_kl(samples: Sequence[Sample], mine: Mapping[int, torch.Tensor], boun
     Raises: ResultFailure naming the token that is furthest off.
     """
     differences = [(values.double() - torch.tensor(samples[number].logprobs, dtype=torch.float64)) for number, values in mine.items()]
-    sums = [float((one.expm1() - one).sum()) for one in differences], [float(len(one)) for one in differences]
+    sums = [float(k3(-one).sum()) for one in differences], [float(len(one)) for one in differences]
     parts = ranks.gather([sum(part) for part in sums], groups.dp_cp_group)
     kl, num_tokens = (sum(part) for part in zip(*parts, strict=True))
     if kl <= bound.kl * num_tokens:

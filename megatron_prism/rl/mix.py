@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_prism.core.config import MixConfig
+from megatron_prism.core.config import MixConfig, MixRuleConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.rl.passes import PassCount
@@ -20,7 +20,7 @@ def check(mix: MixConfig) -> list[Problem]:
     if not mix.domains.rules:
         problems.append(Problem("domains", "no rule", "the rule of at least one domain"))
     for domain, rule in mix.domains.rules.items():
-        most = mix.num_samples if rule.most_right is None else rule.most_right
+        most = _most_right(rule, mix)
         if not rule.least_right <= most <= mix.num_samples:
             found = f"{rule.least_right} to {most} right answers"
             problems.append(Problem(f"domains.{domain}", found, f"least_right to most_right within 0 to num_samples {mix.num_samples}"))
@@ -57,7 +57,7 @@ def select(prompts: Sequence[Prompt], counts: Mapping[str, PassCount], mix: MixC
     selections = {}
     for domain, rule in mix.domains.rules.items():
         judged = [id for id in by_domain[domain] if not counts[id].num_faults]
-        able = [id for id in judged if rule.least_right <= counts[id].num_right <= (rule.most_right or mix.num_samples)]
+        able = [id for id in judged if rule.least_right <= counts[id].num_right <= _most_right(rule, mix)]
         chosen = set(_by_lot(able, rule.target, mix.seed))
         topped_up: list[str] = []
         if rule.top_up and rule.target is not None and len(chosen) < rule.target:
@@ -67,6 +67,10 @@ def select(prompts: Sequence[Prompt], counts: Mapping[str, PassCount], mix: MixC
         num_prompts = len(by_domain[domain])
         selections[str(domain)] = Selection(num_prompts, num_prompts - len(judged), len(able), len(topped_up), kept)
     return selections
+
+
+def _most_right(rule: MixRuleConfig, mix: MixConfig) -> int:
+    return mix.num_samples if rule.most_right is None else rule.most_right
 
 
 def _check_counts(ids: Sequence[str], counts: Mapping[str, PassCount], num_samples: int) -> None:

@@ -9,12 +9,10 @@ from typing import Any
 
 from megatron_prism.core.check.study import parts_of
 from megatron_prism.core.config import CheckConfig, ClaimConfig
+from megatron_prism.core.student import t_quantile
 
 HOLDS, FAILS, NOT_MET, NULL, NOT_MEASURED = "holds", "fails", "prerequisite not met", "no more than its null", "not measured"
 RELATIONS = ("above", "below", "near")
-# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL_95 = 1.96
 Results = Mapping[str, Any]  # a stage's result, by name; of an array, its elements' by index
 
 
@@ -125,7 +123,7 @@ def _interval(values: Sequence[float], mean: float) -> list[float] | None:
         return None
     freedom = len(values) - 1
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / freedom / len(values))
-    half = spread * (T_95[freedom - 1] if freedom <= len(T_95) else NORMAL_95)
+    half = spread * t_quantile(0.025, freedom)
     return [mean - half, mean + half]
 
 

@@ -155,7 +155,7 @@ def test_megatrons_own_forward_pass_would_leave_inference_tensors(run_distribute
 def test_what_it_cannot_continue_is_named(run_distributed: Run, checkpoint: Callable[[str], Path]) -> None:
     said = run_distributed(on_ranks.refuse, 1, timeout_s=100.0, ckpt=checkpoint("llama") / "ckpt")[0]
     assert "prompts[1]: found 1 token" in said["one token"]
-    assert "rollout.mcore.memory_share: found 1000 bytes, 0 pages" in said["no room"]
+    assert "mcore.memory_share: found 1000 bytes, 0 pages" in said["no room"]
     assert "CheckpointError" in said["not a number"] and "token 0 of a response to prompt 0" in said["not a number"]
     assert said["left"] == [False, True] and said["caches"] == [True]
 

@@ -54,8 +54,8 @@ class PromptSourceConfig(Section):
     """For choice without `choices`: the number of options that the text lists already, A, B, and so on."""
 
     tests: str | None = None
-    """For code: the field with the tests. Programs: {inputs, outputs}, or a list of {input, output}. Functions: a list of assert statements. Each may be
-    written as JSON in a text."""
+    """For code: the field with the tests. Programs: {inputs, outputs}, or a list of {input, output}. Functions: a list of assert statements, or of
+    LiveCodeBench's {testtype: functional, input, output, metadata: {func_name}}. Each may be written as JSON in a text."""
 
     limit: Annotated[int | None, Range(ge=1)] = None
     """The most prompts of the source, drawn by lot (seed and id): the same ones in whatever order the files are read. Null: all."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PREFIX = "lm_eval/"  # of a Result's task
 FEWSHOT_SEED, RANDOM_SEED = 1234, 0  # lm-eval's own defaults
+ENGINE = {"log_likelihoods": "forward pass", "generations": "cached"}  # serve.Served, whichever engine samples the other tasks
 UNSCORED = {"exact_match_original"}  # needs antlr 4.11, which math-verify does not have here; lm-eval gives 0 in silence
 
 
@@ -55,7 +56,7 @@ def run(
 
     results: one a document and task, `lm_eval/<task>`, by id. Its score is the task's metric; of a perplexity it is the mean probability of a
     byte (ours). outcome: right where the score is 1, else wrong. Documents that see themselves among their examples are left out.
-    figures: {version (lm-eval's), bos, chat, counts: {num_requests, num_kept, num_cut, num_two_bos}, tasks: {name: {metric, filter,
+    figures: {version (lm-eval's), engine, bos, chat, counts: {num_requests, num_kept, num_cut, num_two_bos}, tasks: {name: {metric, filter,
     num_fewshot, version, score, standard_error, num_questions, num_excluded, num_taken_out, num_altered, metrics: {"metric,filter":
     lm-eval's own}}}, groups: {leaderboard's task: score}, averages: {v1, v2}}, each score between 0 and 1; averages are None where a
     benchmark is missing.
@@ -110,7 +111,7 @@ def _evaluated(
             "metrics": {key: value for key, value in metrics.items() if key.split(",")[0] not in UNSCORED},
         }
     _say(figures, lm)
-    head = {"version": version("lm-eval"), "bos": lm.bos, "chat": chat, "counts": asdict(lm.counts)}
+    head = {"version": version("lm-eval"), "engine": ENGINE, "bos": lm.bos, "chat": chat, "counts": asdict(lm.counts)}
     return results, {**head, "tasks": figures, **_leaderboards(planned, figures)}
 
 

@@ -13,6 +13,7 @@ from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.grade import choice, code, strings
+from megatron_prism.grade.number import without_exponent
 from megatron_prism.prepare import arrow, sources
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
@@ -29,7 +30,7 @@ def load(path: Path) -> tuple[Question, ...]:
             values = json.loads(line)
             if isinstance(values, dict) and (unknown := sorted(set(values) - KEYS)):
                 problems.append(Problem(f"{where}:{unknown[0]}", "an unknown key", f"one of {', '.join(sorted(KEYS))}"))
-            question = build(values, Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
+            question = build(_as_texts(values), Question, lambda key, where=where: f"{where}:{'.'.join(map(str, key))}")  # type: ignore[misc]
         except InputError as error:
             problems += error.problems
             continue
@@ -56,6 +57,17 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     yield from sources.read_records(sources.Input(path, part))
 
 
+def _as_texts(values: Any) -> Any:
+    """Return a line with an integer id and a number as a math gold as texts, as prism grade reads them. Raises: ValueError: no finite number."""
+    if not isinstance(values, dict):
+        return values
+    if type(values.get("id")) is int:
+        values = {**values, "id": str(values["id"])}
+    if values.get("kind") == "math" and type(values.get("gold")) in (int, float):
+        values = {**values, "gold": without_exponent(values["gold"])}
+    return values
+
+
 def _problems(question: Question) -> list[Problem]:
     max_tokens = question.max_tokens
     if max_tokens is not None and max_tokens < 1:
@@ -65,7 +77,7 @@ def _problems(question: Question) -> list[Problem]:
     ):
         return [Problem("prompt", "turns without role or content, or none", "a text, or turns {role, content}")]
     if question.kind == "code":
-        wrong = "" if question.tests and "packed_cases" in question.tests else code.tests_problem(question.tests)
+        wrong = code.tests_problem(question.tests)
         return [Problem("tests", wrong, "how the code is tested: docs/GRADE.md")] if wrong else []
     if question.kind == "choice":
         letters = choice.letters(question.choices)

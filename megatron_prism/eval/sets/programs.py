@@ -56,6 +56,7 @@ def livecodebench(row: Row, chat: bool) -> Question | str:
         "cases": [{"input": case["input"], "output": case["output"]} for case in public],
         "packed_cases": row.get("private_test_cases"),
         "time_limit_s": LCB_TIME_LIMIT_S,
+        "imports": True,
     }
     if kinds == {"functional"}:
         tests |= {"kind": "call", "function": _function(row, starter)}

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_prism.core.student import t_quantile, t_tail
 from megatron_prism.eval.verdicts.paired import Pairs
-from megatron_prism.eval.verdicts.tails import Tails, sign_flip, t_quantile, t_tail
+from megatron_prism.eval.verdicts.tails import Tails, sign_flip
 
 NUM_RESAMPLES = 10_000  # of the bootstrap
 MAX_DRAWN = 5_000_000  # its numbers in memory at once

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_prism.core.config.policy import PolicyConfig
+from megatron_prism.core.student import t_quantile
 from megatron_prism.eval.verdicts.change import Change, Estimate, estimate
-from megatron_prism.eval.verdicts.tails import t_quantile
 
 Decision = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 POWER = 0.8  # of the number of pairs that an inconclusive rule would need

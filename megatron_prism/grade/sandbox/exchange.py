@@ -66,7 +66,7 @@ def answer(source: str, requests: int, replies: int) -> None:
     names: dict[str, Any] = {}
     operations: dict[str, Any] = {"attribute": getattr, "iterate": iter, "next": next, "length": len, "item": lambda a, b: a[b]}
     try:
-        names = run_program(source)
+        names = run_program(source, "answer")  # imported: what it does as a program of its own is not asked of it
         said: tuple[Any, ...] = ("value", None)
     except Exception as error:
         said = ("error", type(error).__name__, str(error)[:200])

@@ -103,10 +103,10 @@ def _decode(data: bytes, at: int, make: Any) -> tuple[Any, int]:
     return kinds[tag](items), at
 
 
-def run_program(source: str) -> dict[str, Any]:
-    """Run a source as the main module and return its names."""
-    module = type(sys)("__main__")
-    sys.modules["__main__"] = module
+def run_program(source: str, name: str = "__main__") -> dict[str, Any]:
+    """Run a source as the main module, or as an imported one of another name, and return its names."""
+    module = type(sys)(name)
+    sys.modules["__main__"] = sys.modules[name] = module  # dataclasses and pickle look a class's module up
     sys.argv = ["program.py"]
     exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__

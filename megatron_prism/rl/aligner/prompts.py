@@ -12,6 +12,7 @@ from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import tokenizer
+from megatron_prism.grade import code
 from megatron_prism.grade.outcome import Kind
 
 KEYS = {"id", "domain", "kind", "prompt", "gold", "choices", "tests"}
@@ -88,10 +89,8 @@ def _problems(record: Any, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}:choices", repr(choices), "a list of at least two texts")
         elif record.get("gold") not in (letters := [chr(ord("A") + index) for index in range(min(len(choices), 26))]):
             yield Problem(f"{where}:gold", repr(record.get("gold")), f"the letter of a choice, {letters[0]} to {letters[-1]}")
-    if kind == "code":
-        tests = record.get("tests")
-        if not (isinstance(tests, dict) and tests.get("kind") in ("stdin", "asserts")):
-            yield Problem(f"{where}:tests", repr(tests)[:200], "{kind: stdin, cases: [...]} or {kind: asserts, code: ...}")
+    if kind == "code" and (wrong := code.tests_problem(record.get("tests"))):
+        yield Problem(f"{where}:tests", wrong, "how the code is tested: docs/GRADE.md")
 
 
 def texts(prompts: Sequence[Prompt], spec: tokenizer.TokenizerSpec, max_tokens: int, path: Path) -> tuple[list[str], list[list[int]]]:

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from megatron_prism.core.student import t_quantile, t_tail
 from megatron_prism.eval.verdicts.change import bootstrap, change_of, estimate
 from megatron_prism.eval.verdicts.paired import Pairs
 from megatron_prism.eval.verdicts.policy import holm
-from megatron_prism.eval.verdicts.tails import NUM_DRAWS, sign_flip, t_quantile, t_tail
+from megatron_prism.eval.verdicts.tails import NUM_DRAWS, sign_flip
 from tests.unit.eval.two_evaluations import drawn
 
 stats = pytest.importorskip("scipy.stats", reason="pip install -e '.[dev]'")

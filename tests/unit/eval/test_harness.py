@@ -82,6 +82,7 @@ def test_trap_10_lm_evals_version_is_pinned_and_said(run: Run, tmp_path: Path) -
     write(tmp_path / "openai/gsm8k/main/test.jsonl", sums(1))
     write(tmp_path / "openai/gsm8k/main/train.jsonl", sums(100))
     _, figures = run(["gsm8k"], tmp_path, limit=1)
+    assert figures["engine"] == {"log_likelihoods": "forward pass", "generations": "cached"}  # whatever samples the other tasks
     assert figures["version"].startswith("0.4.13") and figures["tasks"]["gsm8k"]["version"] == 3.0
 
 

@@ -166,6 +166,19 @@ def test_trap_8_any_end_token_ends_and_a_context_that_ends_in_thought_is_truncat
     assert stricter.ungraded(made) == made  # another way to grade is another grade
 
 
+def test_responses_of_an_engine_without_log_probabilities_are_kept(spec: TokenizerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(Said):  # as vLLM's at a temperature of 0.6, or under top_p
+        def generate(self, *asked: Any) -> list[Rollout]:
+            return [replace(rollout, logprobs=()) for rollout in super().generate(*asked)]
+
+    one = task("a", protocol=replace(PROTOCOL, num_samples=1))
+    made = list(requests.of_task(one, ask(one, spec), WEIGHTS, 7, spec.end_ids))
+    monkeypatch.setattr("megatron_prism.eval.sample.from_first", lambda value: value)
+    engine: Any = Bare((tokenizer.encode_text("so \\boxed{1}", spec), "end_token"))
+    samples, faults = Local(engine, spec).sample(made)
+    assert [(one["text"], one["mean_logprob"]) for one in samples.values()] == [("so \\boxed{1}", None)] and not faults
+
+
 def test_trap_6_outcomes_in_another_order_do_not_shift(spec: TokenizerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = task("a", "b", "c", protocol=replace(PROTOCOL, num_samples=1))
     made = list(requests.of_task(one, ask(one, spec), WEIGHTS, 7, spec.end_ids))
@@ -227,6 +240,17 @@ def test_a_file_of_ones_own_names_every_wrong_line(tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps(lines[0]))
     assert own_file.load(path)[0].gold == "2"
+
+
+def test_ids_and_golds_of_a_file_of_ones_own_may_be_numbers(tmp_path: Path) -> None:
+    (path := tmp_path / "set.jsonl").write_text(
+        "".join(json.dumps({"id": id, "kind": "math", "prompt": "?", "gold": gold}) + "\n" for id, gold in enumerate((1e-05, 42, "x")))
+    )
+    assert [(one.id, one.gold) for one in own_file.load(path)] == [("0", "0.00001"), ("1", "42"), ("2", "x")]
+    for wrong in ('{"id": 1, "kind": "math", "prompt": "?", "gold": NaN}', '{"id": true, "kind": "math", "prompt": "?", "gold": 1}'):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=f"{path}:1"):
+            own_file.load(path)
 
 
 def test_a_file_of_ones_own_may_be_packed_and_is_refused_where_it_is_one_document(tmp_path: Path) -> None:

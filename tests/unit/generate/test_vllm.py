@@ -27,6 +27,7 @@ def test_a_layout_that_does_not_divide_is_named(nemotron: ModelConfig) -> None:
     wrong = engines.check(rollout(3), nemotron, 4, tp=1)
     assert engines.check(rollout(), nemotron, 4, tp=3) == wrong  # the trainer's, where it names none
     assert [problem.where for problem in wrong] == ["rollout.vllm.tensor_parallel"] * 3  # ranks, query groups, the mixers' groups
+    assert [problem.where for problem in engines.check(rollout(3), nemotron, 4, tp=1, section="")] == ["vllm.tensor_parallel"] * 3
     assert "4 ranks" in wrong[0].required and "query groups" in wrong[1].required and "mixers'" in wrong[2].required
 
 
@@ -38,7 +39,7 @@ def test_log_probabilities_are_those_of_temperature_1_or_none() -> None:
 
 def test_without_vllm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendMissing, match="vllm is not installed; it is needed for rollout.engine: vllm"):
+    with pytest.raises(BackendMissing, match="vllm is not installed; it is needed for engine: vllm"):
         vllm.require()
 
 

@@ -21,6 +21,13 @@ CHOICES = ("9.8 m/s", "the Sun", "the Moon", "42")
         (r"\boxed{b}", "right"),
         (r"\boxed{the  Sun}", "right"),
         (r"\boxed{\text{the Sun}}", "right"),
+        (r"\boxed{\textbf{(B) }\text{the Sun}}", "right"),  # AMC's form
+        (r"\boxed{\textbf{(B)}\ the~Sun}", "right"),
+        (r"\boxed{\(B\)}", "right"),
+        (r"Answer: \(B\)", "right"),
+        (r"Answer: $B$.", "right"),
+        (r"\boxed{\textbf{(B) }\text{the Moon}}", "wrong"),
+        (r"\boxed{\textbf{(A)}\textbf{(B)}}", "wrong"),
         ("so\nAnswer: B", "right"),
         ("so\n**Answer: B**", "right"),
         ("so\n**Answer:** (B)", "right"),

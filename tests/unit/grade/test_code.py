@@ -70,6 +70,24 @@ HONEST = {
         "class Counter:\n  def __init__(self, start): self.n = start\n  def add(self, k=1): self.n += k; return self.n",
         {"kind": "asserts", "code": "c = Counter(3)\nassert c.add() == 4\nassert c.add(k=2) == 6\nassert c.n == 6"},
     ),
+    "a program with LiveCodeBench's names": (
+        "def depth(n): return n and 1 + depth(n - 1)\nassert depth(5000) == 5000\nc: Counter = Counter(map(int, input().split()))\n"
+        "print(reduce(lambda a, b: a + b, c.elements()), pow(2, 0, 1) or '')",
+        {**ADDS, "imports": True},
+    ),
+    "a program beside the function": (
+        "def double(x):\n  return x * 2\nif __name__ == '__main__':\n  print(double(int(input())))\n  raise SystemExit",
+        DOUBLES,
+    ),
+    "a program beside the method": (
+        "class Solution:\n  def double(self, x):\n    return x * 2\nif __name__ == '__main__':\n  print(Solution().double(int(input())))",
+        {"kind": "call", "function": "double", "cases": [{"input": "21", "output": "42"}]},
+    ),
+    "classes that are looked up in their module": (
+        "import pickle, typing\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n  x: 'int'\n"
+        "def double(x):\n  assert typing.get_type_hints(P) == {'x': int}\n  return pickle.loads(pickle.dumps(P(x))).x * 2",
+        DOUBLES,
+    ),
     "a generator": (
         "def f(n):\n  yield from range(n)",
         {"kind": "asserts", "code": "assert list(f(3)) == [0, 1, 2]\nassert sum(f(4)) == 6"},
@@ -268,6 +286,11 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
     assert code.code_of("```\na\n``` \n```py\nb\n") == "a\n"
     assert code.code_of("```py\n```js\nb\n```") == "```js\nb\n"
     assert code.code_of("x\n````\na\n````") is None
+    assert code.code_of("1. so\n\n   ```python\n   if x:\n       y\n\n   z\n   ```\n2. done") == "if x:\n    y\n\nz\n"
+    assert code.code_of("* so\n\t```\n\ta\n```") == "a\n"
+    assert code.code_of("~~~python\na\n```\nb\n~~~") == "a\n```\nb\n"
+    assert code.code_of("```\ndef f():\n    '''\n    ```\n    '''\n```") == "def f():\n    '''\n    ```\n    '''\n"
+    assert code.code_of("~~~~\na\n~~~~") is None
     start = time.process_time()
     assert code.code_of("```a\n" * 1_000_000) is None
     assert time.process_time() - start < 5
@@ -280,6 +303,7 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
         {},
         {"kind": "stdin", "cases": []},
         {"kind": "stdin", "cases": [{"input": "1"}]},
+        {**ADDS, "imports": "yes"},
         {"kind": "asserts", "code": "assert ("},
         {"kind": "asserts", "code": "assert 1 == 1"},
         {"kind": "asserts", "code": ""},

@@ -87,6 +87,24 @@ def test_integers_are_equal_where_they_are_the_same(gold: int, answer: int) -> N
         ("\\text{Evelyn}", "evelyn", True),
         ("\\text{Evelyn}", "nEvely", False),  # a product of the same letters
         ("\\text{(C)}", "C", True),
+        ("5", "\\mathbf{5}", True),
+        ("6", "$6$.", True),
+        ("5", "\\[5\\]", True),
+        ("5", "\\(5\\).", True),
+        ("5", "$$5$$", True),
+        ("east", "seat", False),  # words without \\text, too
+        ("east", "\\text{East}", True),
+        ("No", "on", False),
+        ("No", "\\text{no}", True),
+        ("No solution", "\\text{no  solution}", True),
+        ("True", "true", True),
+        ("true", "True", True),  # math-verify cannot parse this gold
+        ("true", "false", False),
+        ("xyz", "zyx", None),  # a product of variables
+        ("ab", "ba", None),
+        ("ABDE", "EDBA", None),  # a polygon
+        ("arctan x", "x arctan", None),
+        ("Tan x", "x Tan", None),
         ("12", "1 2", None),
         ("42.", "42", True),
     ],
@@ -106,6 +124,8 @@ def test_numbers_in_e_notation_are_numbers() -> None:
         ("1e+22", "1" + 22 * "0", "right"),
         ("1e+22", "e+22", "wrong"),
         ("2000", "2e3", "right"),
+        (r"2\times 10^{5}", "2e5", "right"),  # the e of a command, or of a text, is none of the gold's own
+        (r"5000\text{ meters}", "5e3", "right"),
         ("2e - 3", "2e-3", "right"),  # a gold with an e of its own: nothing is read as a number
         ("1e999999999", "1", "fault"),
     ]
@@ -174,6 +194,16 @@ CHEATS = {
     "a phantom": r"\boxed{42 \phantom{41}}",
     "an escaped box": r"\\boxed{42}",
 }
+
+
+HEDGES = ("maybe", "unless", "forty one", "two", "thousands", "tens", "billions", "or", "neither", "sixes", "twenties")
+
+
+def test_a_hedge_is_no_unit() -> None:
+    texts = [rf"\text{{ {word}}}" for word in HEDGES]
+    pairs = [(gold, f"<think>a</think>\\boxed{{42{text}}}") for gold in ("42", r"42\text{ cm}") for text in texts]
+    units = [("42", rf"<think>a</think>\boxed{{42\text{{ {unit}}}}}") for unit in ("cm", "units", "square inches", "pies", "degrees")]
+    assert outcomes(pairs + units) == ["wrong"] * len(pairs) + ["right"] * len(units)
 
 
 def test_nobody_is_paid_for_a_cheat() -> None:

@@ -89,6 +89,27 @@ def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_every_form_of_tests_that_is_documented_is_taken(tmp_path: Path) -> None:
+    case = {"input": "1\n2", "output": "3"}
+    forms = [
+        {"kind": "stdin", "cases": [case], "time_limit_s": 2, "checker": "print(1)"},
+        {"kind": "stdin", "packed_cases": json.dumps([case])},
+        {"kind": "call", "function": "add", "cases": [case], "packed_cases": json.dumps([case])},
+        {"kind": "call", "function": "add", "packed_cases": json.dumps([case])},
+        {"kind": "asserts", "code": "assert add(1, 2) == 3", "entry_point": "add"},
+    ]
+    wrong = [
+        {"kind": "call", "cases": [case]},
+        {"kind": "stdin", "packed_cases": None},
+        {"kind": "stdin", "packed_cases": ""},
+        {"kind": "asserts", "code": "add(1, 2)"},
+    ]
+    lines = [{"id": number, "kind": "code", "tests": tests, "response": "none"} for number, tests in enumerate([*forms, *wrong])]
+    with pytest.raises(InputError) as caught:
+        job.run(written(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", GradeConfig())
+    assert [int(problem.where.rsplit(" ", 1)[1]) for problem in caught.value.problems] == [6, 7, 8, 9]
+
+
 def test_an_output_that_is_there_is_kept(tmp_path: Path) -> None:
     path = written(tmp_path / "in.jsonl", GOOD)
     with pytest.raises(InputError, match="--out"):

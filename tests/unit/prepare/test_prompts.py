@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import DecontaminateConfig, KeepConfig, PartConfig, PromptsConfig, PromptSourceConfig
+from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import load
 from megatron_prism.data import prompts as prompt_set
+from megatron_prism.grade.grader import Grader
+from megatron_prism.grade.outcome import item_of
 from megatron_prism.jobs import prompts
 from megatron_prism.prepare.prompts import prompt_of
 
@@ -172,6 +175,34 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text(json.dumps(records[0]) + "\n")
     with pytest.raises(InputError, match="input files changed"):
         prompts.run(config)
+
+
+def test_functions_in_livecodebenchs_form_are_called(tmp_path: Path) -> None:
+    def test(**other: Any) -> dict[str, Any]:
+        named = {"func_name": "add"}
+        return {"input": "[1, 2]\n3", "output": "6", "testtype": "functional", "metadata": named, **other}
+
+    fit = [[test(), test(input="[]\n0", output="0")], json.dumps([test(metadata='{"func_name": "add"}')])]
+    unfit = [
+        [test(metadata=None)],
+        [test(), test(metadata={"func_name": "other"})],
+        [test(), {**test(), "testtype": "stdin"}],
+        [test(input="no JSON")],
+        [test(input=[1])],
+    ]
+    records = [{"problem": f"def add: {number}", "tests": tests} for number, tests in enumerate([*fit, *unfit])]
+    records.append({"problem": "added up", "tests": [test()]})  # a name that the model is not told
+    first, second = made(tmp_path, records, CODE)
+    cases = [{"input": "[1, 2]\n3", "output": "6"}, {"input": "[]\n0", "output": "0"}]
+    assert first.tests == {"kind": "call", "function": "add", "cases": cases}
+    assert second.tests == {"kind": "call", "function": "add", "cases": cases[:1]}
+    (counts,) = json.loads((tmp_path / "out/manifest.json").read_text())["sources"]
+    assert counts["left_out"] == {"unsupported_tests": len(unfit) + 1}
+    item = item_of(
+        first, "r", "<think>a</think>```python\nclass Solution:\n    def add(self, a, b):\n        return sum(a) + b\n```", False
+    )
+    with Grader(GradeConfig(), ["code"]) as grader:
+        assert grader.grade([item])["r"].outcome == "right"
 
 
 def test_of_more_than_its_limit_a_source_draws_by_lot_in_whatever_order(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from megatron_prism.report.markdown import markdown
 from megatron_prism.report.material import Evaluation, Material, Result, Stage
 from megatron_prism.report.sections import ancestors, benchmarks, pipeline, retention
 from megatron_prism.report.statistics import over
+from megatron_prism.study import claims
 from tests.unit.report.study import HOSTILE, task, verdict, write, write_evaluation, write_run, write_study
 
 pytest.importorskip("matplotlib")
@@ -216,6 +217,10 @@ def test_numbers_are_shown_with_unit_and_error() -> None:
     table = Table("t", "c", (Column("=a"), column), ((" =1+1", Measured(1.0)), ("b", None)))
     assert flat(table) == [["'=a", "score (%)", "score low", "score high"], ["' =1+1", "1", "", ""], ["b", "", "", ""]]
     assert over([]) is None and over([Measured(1.0, 0.5, 1.5, 9)]) == Measured(1.0, 0.5, 1.5, 9)
+    for num in (3, 12, 30):  # as a study's claims say of the same figures
+        values = [float(value) for value in range(num)]
+        of_seeds, of_study = over([Measured(value) for value in values]), claims._spread(values)["interval_95"]
+        assert of_seeds is not None and [of_seeds.low, of_seeds.high] == pytest.approx(of_study, rel=1e-12)
 
 
 def test_a_table_is_whole_in_markdown_whatever_its_cells_hold() -> None:

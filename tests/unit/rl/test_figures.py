@@ -1,10 +1,9 @@
-"""The metrics of graded samples: what counts in each, and the unbiased pass@k against every subset."""
+"""The metrics of graded samples: what counts in each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
-from statistics import fmean
+from dataclasses import replace
 
 import pytest
 
@@ -77,11 +76,12 @@ def test_one_sample_a_prompt_gives_pass_at_1_alone() -> None:
     assert figures.of_validation([[sample("right")], [sample("wrong")]]) == {"math/grader_faults": 0.0, "math/pass_at_1": 0.5}
 
 
-def test_pass_at_k_is_the_mean_over_all_subsets() -> None:
-    for n in range(1, 7):
-        for c in range(n + 1):
-            rights = [True] * c + [False] * (n - c)
-            for k in range(1, n + 1):
-                assert figures.pass_at(k, n, c) == pytest.approx(fmean(any(chosen) for chosen in combinations(rights, k)))
-    plain = 1 - (1 - 2 / 4) ** 2
-    assert figures.pass_at(2, 4, 2) != pytest.approx(plain)  # the control: the biased estimate is another number
+def test_a_domains_kept_groups_are_those_that_are_trained_on() -> None:
+    groups = [[sample("wrong"), sample("wrong")], [sample("right"), sample("wrong")], [sample("right", "code")]]
+    sampled = rollouts(groups, num_kept=0)
+    sampled = replace(sampled, kept=[sampled.groups[1]])  # not the first of its domain
+    seen: list[Rollouts] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "of_rollouts", lambda one: seen.append(one) or {"kept_groups": len(one.kept) / len(one.groups)})
+        assert figures.by_domain(sampled) == {"kept_groups/code": 0.0, "kept_groups/math": 0.5}
+    assert [list(one.kept) for one in seen] == [[], [sampled.groups[1]]]

@@ -59,6 +59,11 @@ def test_balanced_is_topped_up_with_prompts_of_no_right_answer() -> None:
     assert len([id for id in kept if id.startswith("science")]) == 320  # not topped up
 
 
+def test_no_right_answer_at_most_is_not_any_number_of_them() -> None:
+    kept = select(PROMPTS, COUNTS, rules(math=MixRuleConfig(least_right=0, most_right=0)))
+    assert {COUNTS[id].num_right for id in kept} == {0}
+
+
 def test_a_domain_that_a_mix_does_not_name_is_left_out() -> None:
     kept = select(PROMPTS, COUNTS, load(MIXES / "mc_balanced.yaml", MixConfig))
     assert kept and not any(id.startswith("science") for id in kept)

@@ -149,7 +149,7 @@ def test_models_that_nemo_aligner_lacks(
         ({"kind": "poem"}, "one of math, choice, code"),
         ({"answer": 1}, "the keys answer"),
         ({"kind": "choice", "gold": "C", "choices": ["a", "b"]}, "A to B"),
-        ({"kind": "code", "tests": {"kind": "eval"}}, "kind: stdin"),
+        ({"kind": "code", "tests": {"kind": "eval"}}, "no kind stdin, call or asserts"),
         ({"id": "p1"}, "an id of its own"),
         ({"prompt": RECORDS[1]["prompt"]}, "one answer for a prompt"),
         ({"prompt": "What is"}, "the beginning of prompt"),
