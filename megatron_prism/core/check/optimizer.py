@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_prism.core.check.precision import Machine, Version
-from megatron_prism.core.config import RunConfig
+from megatron_prism.core.config import GangConfig, RunConfig
 from megatron_prism.core.errors import Problem
 
 MOMENTS = "optimizer.moments"
@@ -40,11 +40,11 @@ def check_moments(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"optimizer.{name}", f"{decay:g} with {MOMENTS} {kept}", f"at most {LARGEST_DECAY:g}, or fp32 moments", fix)
 
 
-def check_adam(config: RunConfig, machine: Machine) -> Iterator[Problem]:
-    """Yield what a rank's machine lacks for the moments that a run names."""
-    kept = config.optimizer.moments
-    if kept == "fp32":
+def check_adam(config: GangConfig, machine: Machine) -> Iterator[Problem]:
+    """Yield what a rank's machine lacks for the moments that a run names. A gang that trains nothing has none."""
+    if not isinstance(config, RunConfig) or config.optimizer.moments == "fp32":
         return
+    kept = config.optimizer.moments
     if not machine.has_cuda:
         yield Problem(MOMENTS, f"{kept} on a machine without a CUDA device", "an NVIDIA GPU", "remove it to run here")
     elif machine.transformer_engine is not None and machine.transformer_engine < LEAST_TE:
