@@ -1,7 +1,7 @@
 """Configs that are wrong in every way we could think of: each is accepted, or refused in lines that name what is wrong (R13).
 
 The repository's own configs are changed and given to `prism train|prepare --dry-run`. Whatever comes: exit code 0, or 2 with lines
-`prism: FILE:KEY: found ...; required ...`; no other exception, and within two seconds of this process's time.
+`prism: FILE:KEY: found ...; required ...`; no other exception, and no config that keeps a process busy: ten seconds of its time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_prism.core.config import PrepareConfig, SourceConfig
 
 from .config_changes import CONFIGS, TOPS, Case, make
 
-EXAMPLES, LIMIT_S = 300, 2.0
+EXAMPLES, LIMIT_S = 300, 10.0
 LINE = re.compile(r"prism: .+: found .*; required .+")
 
 
@@ -119,7 +119,7 @@ def test_the_faults_are_seen() -> None:
         (2, "", 0.1),
         (2, "Traceback\n", 0.1),
         (2, "prism: a.yaml: found \x1b; required b\n", 0.1),
-        (0, "", 3.0),
+        (0, "", 11.0),
         (2, "prism: x: found a; required b\n", 0.1),
     ]:
         assert faults(code, said, seconds)
