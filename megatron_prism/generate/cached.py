@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.generate.engine import Rollout, Sampling, problems
+from megatron_prism.generate.engine import Rollout, Sampling, in_order, longest_first, problems
 from megatron_prism.generate.lane import Lane, Request
 from megatron_prism.generate.stage import Stage
 from megatron_prism.parallel import groups, host
@@ -58,8 +58,7 @@ class Cached:
         raise_problems(problems(prompts, num_samples, sampling, seeds, self.model.vocab_size, max_context))
         check_ranks(self.chunks[0], self.groups, prompts, num_samples, sampling, seeds)
         dp, pp = self.groups.dp, self.groups.pp
-        longest_first = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
-        mine = longest_first[self.groups.dp_rank :: dp]
+        mine = longest_first(prompts)[self.groups.dp_rank :: dp]
         shares = [share for lane in range(pp) if (share := mine[lane::pp])]
         finished: list[Rollout] = []
         with host.without_stand_in(), sdpa_kernel(ATTENTION):
@@ -70,7 +69,7 @@ class Cached:
             while lanes:
                 lanes = [lane for lane in lanes if lane.advance(finished)]
         everyones = groups.gather(finished, self.groups.dp_cp_group) if dp > 1 else [finished]
-        return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
+        return in_order(everyones)
 
 
 def check_ranks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -61,6 +61,16 @@ class Engine(Protocol):
         Raises: InputError with every problem of the arguments, on every rank.
         """
         ...
+
+
+def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the prompts' indices in the order in which replicas take turns with them."""
+    return sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
+
+
+def in_order(parts: Iterable[Sequence[Rollout]]) -> list[Rollout]:
+    """Return the replicas' rollouts, ordered by prompt and sample."""
+    return sorted((rollout for part in parts for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
 
 
 def seed_of(*numbers: int) -> int:

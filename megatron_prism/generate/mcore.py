@@ -20,7 +20,7 @@ from packaging.version import Version
 from megatron_prism.core.config import ModelConfig, Precision
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.generate import cached, dynamic
-from megatron_prism.generate.engine import Rollout, Sampling, problems
+from megatron_prism.generate.engine import Rollout, Sampling, in_order, longest_first, problems
 from megatron_prism.generate.lane import Draft, Request
 from megatron_prism.models import build, rope
 from megatron_prism.parallel import groups, host
@@ -67,13 +67,13 @@ class MCore:
         raise_problems([*wrong, *_single_tokens(prompts)])
         cached.check_ranks(self.chunks[0], self.groups, prompts, num_samples, sampling, seeds)
         request = Request(prompts, num_samples, sampling, seeds, self.num_rows, self.prefill_tokens, self.max_context)
-        longest_first = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
-        drafts = [draft for prompt in longest_first[self.groups.dp_rank :: self.groups.dp] for draft in request.drafts(prompt)]
-        room = self._room([draft for prompt in longest_first for draft in request.drafts(prompt)])
+        order = longest_first(prompts)
+        drafts = [draft for prompt in order[self.groups.dp_rank :: self.groups.dp] for draft in request.drafts(prompt)]
+        room = self._room([draft for prompt in order for draft in request.drafts(prompt)])
         choices = dynamic.Choices(dict(enumerate(drafts)), sampling, self.model.vocab_size, self.groups)
         finished = dynamic.run(build.unwrap(self.chunks[0]), room, prompts, choices) if drafts else []
         everyones = groups.gather(finished, self.groups.dp_cp_group) if self.groups.dp > 1 else [finished]
-        return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
+        return in_order(everyones)
 
     def _room(self, drafts: Sequence[Draft]) -> dynamic.Room:
         """Return what the engine may hold, the same on every rank, for the drafts of all replicas."""

@@ -25,7 +25,7 @@ from megatron_prism.core.config import ModelConfig, Precision
 from megatron_prism.core.errors import BackendMissing, Problem, ResultFailure, raise_problems
 from megatron_prism.families import registry
 from megatron_prism.generate import handover
-from megatron_prism.generate.engine import Ending, Rollout, Sampling, problems, seed_of
+from megatron_prism.generate.engine import Ending, Rollout, Sampling, in_order, longest_first, problems, seed_of
 from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
@@ -128,13 +128,13 @@ class VLLM:
             self._follow()
             size = self.tensor_parallel
             replica, num_replicas = self.groups.rank // size, self.groups.world_size // size
-            mine = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))[replica::num_replicas]
+            mine = longest_first(prompts)[replica::num_replicas]
             # vLLM's replicas step together, so none may be without a request: the first prompt stands in, and its rollouts are dropped
             rollouts = self._continue(prompts, mine or [0], num_samples, sampling, seeds)
         is_first = self.groups.rank % size == 0 and mine
         everyones = ranks.gather(rollouts if is_first else []) if self.groups.world_size > 1 else [rollouts]
         self._sleep()
-        return sorted((rollout for part in everyones for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
+        return in_order(everyones)
 
     def _continue(
         self, prompts: Sequence[Sequence[int]], mine: Sequence[int], num_samples: int, sampling: Sampling, seeds: Sequence[int]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_prism.core import paths
+from megatron_prism.core.check.cluster import element_name
 from megatron_prism.core.errors import raise_problems
 from megatron_prism.jobs import study_stages, submit
 from megatron_prism.jobs.study_stages import Stage
@@ -109,7 +110,7 @@ def _jobs(study: Study, to_run: Sequence[str], words: Sequence[str]) -> list[dic
     for name, group in itertools.groupby((study.stages[each] for each in to_run), lambda stage: stage.task.stage.name):
         elements = list(group)
         is_part = len(elements) < len(elements[0].task.stage.array)
-        parts[name] = [(slurm.element(*each.name.split("/")), [each]) for each in elements] if is_part else [(name, elements)]
+        parts[name] = [(element_name(*each.name.split("/")), [each]) for each in elements] if is_part else [(name, elements)]
     jobs = []
     for config, name, stages in ((stages[0].task.stage, name, stages) for each in parts.values() for name, stages in each):
         is_gang = stages[0].job in GANG_JOBS

@@ -19,7 +19,7 @@ from typing import Any
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
 from megatron_prism.core.check.cka import check_cka
-from megatron_prism.core.check.cluster import check_cluster, check_world_size, order
+from megatron_prism.core.check.cluster import check_cluster, check_world_size, element_name, order
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.landscape import SCORES, check_landscape
@@ -271,6 +271,6 @@ def _tell_options() -> None:
 
 def events(folder: Path, entry: Mapping[str, Any]) -> list[list[str]]:
     """Return the events that a job's script wrote, for each array element: lines of "time job event"."""
-    names = [slurm.element(entry["name"], index) for index in range(len(entry["array"]))] or [entry["name"]]
+    names = [element_name(entry["name"], index) for index in range(len(entry["array"]))] or [entry["name"]]
     paths = [folder / f"{name}.events" for name in names]
     return [path.read_text(encoding="utf-8").splitlines() if path.is_file() else [] for path in paths]

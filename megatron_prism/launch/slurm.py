@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+from megatron_prism.core.check.cluster import element_name
 from megatron_prism.core.config import ClusterConfig
 from megatron_prism.core.errors import EnvironmentFault
 
@@ -64,12 +65,7 @@ class Job:
 
     def events(self, index: int | None = None) -> Path:
         """Return the file to which the script writes events."""
-        return self.folder / f"{self.name if index is None else element(self.name, index)}.events"
-
-
-def element(name: str, index: int | str) -> str:
-    """Return the name of an array's element, which no other job has (check_pipeline)."""
-    return f"{name}_{index}"
+        return self.folder / f"{self.name if index is None else element_name(self.name, index)}.events"
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:

@@ -35,22 +35,23 @@ def linear(parts_N: Sequence[Values], weights: Sequence[float], divisor: float =
     (first_N, first), *others = weighted or [(parts_N[0], 0.0)]
     total_N = np.multiply(first_N, first, out=first_N)
     for part_N, weight in others:
-        whole = part_N.dtype.type(weight)
+        whole = float(part_N.dtype.type(weight))
         upper = _upper_half(whole)
         total_N += part_N * upper
-        total_N += np.multiply(part_N, whole - upper, out=part_N)
+        if whole != upper:
+            total_N += np.multiply(part_N, whole - upper, out=part_N)
     if divisor != 1.0:
         total_N /= divisor
     return total_N
 
 
-def _upper_half(weight: Any) -> Any:
+def _upper_half(weight: float) -> float:
     """Return the first 16 bits of a weight's significand: its product with a value of bf16 is exact in fp32.
 
     Where a sum cancels, what is left of it is then no rounding of a product: as in mergekit, whose product and sum are fused.
     """
     bits = np.array(weight, np.float32).view(np.uint32) & np.uint32(0xFFFFFF00)
-    return type(weight)(bits.view(np.float32))
+    return float(bits.view(np.float32))
 
 
 def task_arithmetic(

@@ -134,7 +134,7 @@ def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
     folder = str(pipeline.run_dir)
     if not folder.isprintable() or "\\" in folder:
         problems.append(Problem("run_dir", repr(folder), "a path on one line, without a backslash", "Slurm writes the logs there"))
-    elements = {f"{job.name}_{index}": job.name for job in pipeline.stages for index in range(len(job.array))}
+    elements = {element_name(job.name, index): job.name for job in pipeline.stages for index in range(len(job.array))}
     for index, job in enumerate(pipeline.stages):
         place = f"stages.{index}"
         if job.name in names[:index]:
@@ -155,6 +155,11 @@ def check_pipeline(pipeline: PipelineConfig) -> list[Problem]:
             Problem("stages", f"stages that wait for each other: {' <- '.join(error.args[1])}", "an order in which they can run")
         )
     return problems
+
+
+def element_name(array: str, index: int | str) -> str:
+    """Return the name of a job array's element, by which its events are kept. No job has it (check_pipeline)."""
+    return f"{array}_{index}"
 
 
 def order(pipeline: PipelineConfig) -> list[str]:
