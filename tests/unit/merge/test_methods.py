@@ -38,6 +38,18 @@ def drawn(count: int, size: int = 1000) -> list[torch.Tensor]:
     return [torch.randn(size, generator=generator) for _ in range(count)]
 
 
+def test_what_is_left_where_a_sum_cancels_is_no_rounding_of_a_product() -> None:
+    """As of a fused product and sum, which mergekit uses. The control: a product that is rounded before it is added."""
+    second = np.arange(3, 128, 3).astype(np.float32)
+    first = -second / 3 * 17  # 0.15 first + 0.85 second is almost 0
+    small, large = np.float32(0.15), np.float32(0.85)
+    wanted = ((first * small).astype(np.float64) + second.astype(np.float64) * np.float64(large)).astype(np.float32)
+    found = methods.linear([first.copy(), second.copy()], (0.15, 0.85))
+    assert np.array_equal(found, wanted) and not np.array_equal(first * small + second * large, wanted)
+    assert not np.signbit(methods.linear([-np.zeros(1, np.float32), np.zeros(1, np.float32)], (0.25, 0.75)))[0]
+    assert np.signbit(methods.linear([-np.zeros(1, np.float32), -np.zeros(1, np.float32)], (0.25, 0.75)))[0]
+
+
 def test_linear_and_what_normalize_changes() -> None:
     one, two = drawn(2)
     torch.testing.assert_close(merged(config("linear", (0.15, 0.85)), one, two), 0.15 * one + 0.85 * two)
