@@ -10,7 +10,7 @@ import pytest
 from megatron_prism.core.check import train
 from megatron_prism.core.check.optimizer import LARGEST_DECAY, check_adam
 from megatron_prism.core.check.precision import Machine
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import GangConfig, TrainConfig
 from megatron_prism.core.load import build
 
 H100 = Machine(has_cuda=True, capability=(9, 0), cuda=(12, 9), transformer_engine=(2, 11))
@@ -71,6 +71,11 @@ def test_a_machine_that_cannot_is_named(values: dict[str, Any], machine: Machine
     (problem,) = check_adam(bf16(values), machine)
     assert (problem.where, problem.found) == ("optimizer.moments", found)
     assert list(check_adam(build(values, TrainConfig, str), machine)) == []
+
+
+def test_a_gang_that_trains_nothing_asks_for_no_optimizer() -> None:
+    """As of `prism evaluate`, `rl filter` and `analyze cka`, on any machine."""
+    assert list(check_adam(GangConfig(), Machine(has_cuda=False))) == []
 
 
 def test_a_moment_in_bf16_falls_up_to_the_largest_decay_and_may_not_beyond() -> None:
