@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_prism.data import loader
 from megatron_prism.data.mixture import Prepared
+from megatron_prism.generate.engine import not_finite
 from megatron_prism.models import forward
 from megatron_prism.parallel.groups import Groups, gather
 
@@ -44,6 +45,7 @@ def losses(
     """Return the loss of each source that has held-out documents, over its first num_sequences sequences. Every rank gets all of it.
 
     Every rank of the gang calls this, on any TP x PP x CP x DP (documents are not masked under CP). `loader.check_held_out` has found no problem.
+    Raises: CheckpointError on every rank where a loss is not finite.
     seed, document_mask: those of the training run whose validation is meant.
     """
     position = loader.Position(groups.dp_rank, groups.dp)
@@ -51,6 +53,8 @@ def losses(
     for name, sequences in loader.held_out(prepared, seq_length, seed, document_mask).items():
         microbatches = loader.valid_batches(sequences, num_sequences, micro_size, position)
         by_source[name] = of_sequences(list(_by_sequence(chunks, microbatches, groups).values()))
+        if by_source[name].num_tokens and not math.isfinite(by_source[name].loss):
+            raise not_finite(f"held-out tokens of {name}").agreed()
     return by_source
 
 

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_prism.core.config import ModelConfig
-from megatron_prism.core.errors import CheckpointError, Problem, ResultFailure
+from megatron_prism.core.errors import ResultFailure
 from megatron_prism.generate.draw import choose, uniforms
-from megatron_prism.generate.engine import Rollout, Sampling
+from megatron_prism.generate.engine import Rollout, Sampling, not_finite
 from megatron_prism.generate.lane import Draft
 from megatron_prism.parallel.groups import Groups
 
@@ -93,9 +93,7 @@ class Choices:
             dist.broadcast(choice_2R, group_src=0, group=self.groups.tp_group)
         for request, draft, token, logprob in zip(requests, drafts, *choice_2R.tolist(), strict=True):
             if math.isnan(logprob):
-                where = f"token {len(draft.token_ids)} of a response to prompt {draft.prompt}"
-                fix = "look for damaged or far too large weights"
-                raise CheckpointError(Problem(where, "logits that are NaN or inf", "finite logits", fix))
+                raise not_finite(f"token {len(draft.token_ids)} of a response to prompt {draft.prompt}")
             if (rollout := draft.extend(int(token), logprob, self.sampling)) is not None:
                 self.rollouts[request] = rollout
         return choice_2R[0].long()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_prism.core.errors import Problem
+from megatron_prism.core.errors import CheckpointError, Problem
 
 Ending = Literal["end_token", "stop", "max_tokens", "max_context"]
 Stop = Callable[[Sequence[int]], bool]  # says whether a rollout's tokens end it; equal on every rank, also in its repr
@@ -71,6 +71,11 @@ def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
 def in_order(parts: Iterable[Sequence[Rollout]]) -> list[Rollout]:
     """Return the replicas' rollouts, ordered by prompt and sample."""
     return sorted((rollout for part in parts for rollout in part), key=lambda rollout: (rollout.prompt, rollout.sample))
+
+
+def not_finite(where: str) -> CheckpointError:
+    """Return the error of a model whose logits are NaN or inf: whatever is drawn, scored or chosen by them says nothing of it."""
+    return CheckpointError(Problem(where, "logits that are NaN or inf", "finite logits", "look for damaged or far too large weights"))
 
 
 def seed_of(*numbers: int) -> int:

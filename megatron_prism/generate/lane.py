@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.generate import blocks
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.draw import uniforms
-from megatron_prism.generate.engine import Ending, Rollout, Sampling, seed_of
+from megatron_prism.generate.engine import Ending, Rollout, Sampling, not_finite, seed_of
 from megatron_prism.generate.stage import Message, Stage
 from megatron_prism.parallel import host
 
@@ -110,10 +109,7 @@ class Lane:
         for row, drafts in enumerate(self.asked):
             for draft, token, logprob in zip(drafts, token_RS[row], logprob_RS[row], strict=True):
                 if math.isnan(logprob):
-                    where = f"token {len(draft.token_ids)} of a response to prompt {draft.prompt}"
-                    raise CheckpointError(
-                        Problem(where, "logits that are NaN or inf", "finite logits", "look for damaged or far too large weights")
-                    )
+                    raise not_finite(f"token {len(draft.token_ids)} of a response to prompt {draft.prompt}")
                 rollout = draft.extend(int(token), logprob, self.request.sampling)
                 if rollout is not None:
                     finished.append(rollout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.eval.retention.serve import Asking, Pair, Score, rounds, rows_of
-from megatron_prism.generate.engine import Rollout, Sampling, seed_of
+from megatron_prism.generate.engine import Rollout, Sampling, not_finite, seed_of
 from megatron_prism.generate.stop import StopTexts
 
 Bos = Literal["none", "one"]
@@ -178,6 +179,8 @@ class GangLM:
         try:
             for some in rounds(rows, self.served.batch_tokens, groups.dp * groups.pp):
                 scores = {new[number]: score for number, score in self.asking.scores(some).items()}
+                if damaged := [number for number, (logprob, _) in scores.items() if not math.isfinite(logprob)]:
+                    raise not_finite(f"lm_eval continuation {texts[damaged[0]]!r:.120}")  # the first of its choices would be taken
                 answers |= scores
                 fresh |= {keys[number]: score for number, score in scores.items()}
                 if len(fresh) >= KEPT_AT_ONCE:

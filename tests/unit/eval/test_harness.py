@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.data import tokenizer
 from megatron_prism.eval.retention import harness, lm_tasks
 from megatron_prism.eval.retention.serve import Row
@@ -143,6 +144,16 @@ def test_trap_2_bracketed_choices_are_counted(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "Idavidrein/gpqa/gpqa_diamond.jsonl", [plain, {**plain, "Correct Answer": "a [4+2] cycloaddition"}])
     results, figures = run(["leaderboard_gpqa_diamond"], tmp_path)
     assert len(results) == 2 and figures["tasks"]["leaderboard_gpqa_diamond"]["num_altered"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_choice_without_a_finite_log_likelihood_is_no_answer(value: float, run: Run, model: Scripted, tmp_path: Path) -> None:
+    """lm-eval would take the first choice: one of four right for a model of NaN."""
+    choices = {"Correct Answer": "a", "Incorrect Answer 1": "b", "Incorrect Answer 2": "c", "Incorrect Answer 3": "d"}
+    write(tmp_path / "Idavidrein/gpqa/gpqa_diamond.jsonl", [{"Question": "Which?", **choices}])
+    model.scores = lambda rows: {number: (value, False) for row in rows for number, _ in row.pairs}  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"lm_eval continuation .*: found logits that are NaN or inf"):
+        run(["leaderboard_gpqa_diamond"], tmp_path)
 
 
 def test_trap_1_repeats(run: Run, model: Scripted, tmp_path: Path, lm_eval_index: Any) -> None:

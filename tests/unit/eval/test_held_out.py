@@ -3,9 +3,12 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from megatron_prism.core.errors import CheckpointError
 from megatron_prism.eval import held_out
 
 
@@ -41,3 +44,23 @@ def test_the_error_is_the_spread_of_repeated_draws() -> None:
     assert said == pytest.approx(spread, rel=0.1)
     naive = 0.54 / math.sqrt(40 * 35)
     assert naive < spread / 3
+
+
+@pytest.mark.parametrize(("nll", "is_refused"), [(math.nan, True), (math.inf, True), (12.5, False)])
+def test_a_loss_that_is_not_finite_ends_the_evaluation_on_every_rank(nll: float, is_refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out.loader, "held_out", lambda *_: {"math": [], "empty": []})
+    monkeypatch.setattr(held_out.loader, "valid_batches", lambda sequences, *_: sequences)
+    of_sources = iter([{0: (nll, 5)}, {}])
+    monkeypatch.setattr(held_out, "_by_sequence", lambda *_: next(of_sources))
+    groups: Any = SimpleNamespace(dp_rank=0, dp=1)
+
+    def losses() -> dict[str, held_out.Loss]:
+        return held_out.losses([], None, groups, num_sequences=1, seq_length=5, seed=1)  # type: ignore[arg-type]
+
+    if is_refused:
+        with pytest.raises(CheckpointError, match=r"held-out tokens of math: found logits that are NaN or inf") as raised:
+            losses()
+        assert raised.value.is_agreed
+    else:
+        found = losses()
+        assert found["math"].loss == 2.5 and math.isnan(found["empty"].loss)
