@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from megatron_prism.core import disk
+from megatron_prism.core.check.cka import STATES
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import sha256_json
 
-FOLDER, TENSOR, FORM = "states", "states_PNC", 1
+TENSOR, FORM = "states_PNC", 1
 ABOUT = "about"  # the one entry of a file's metadata: safetensors writes several in any order
 
 
@@ -32,13 +33,13 @@ class Kept:
         return next((path for path in self._files() if path.stem.partition("_")[2] == key), None)
 
     def _files(self) -> list[Path]:
-        return sorted((self.root / FOLDER).glob("[0-9]*_*.safetensors"))
+        return sorted((self.root / STATES).glob("[0-9]*_*.safetensors"))
 
     def write(self, key: str, states_PNC: torch.Tensor, about: Mapping[str, str]) -> None:
         """Write states. about: what they are of, for a reader of the file."""
         from safetensors.torch import save
 
-        path = self.root / FOLDER / f"{len(self._files()):06d}_{key}.safetensors"
+        path = self.root / STATES / f"{len(self._files()):06d}_{key}.safetensors"
         with disk.writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk.replacing(path) as (temporary,):

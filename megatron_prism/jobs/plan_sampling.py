@@ -8,8 +8,7 @@ from typing import Any
 
 from megatron_prism.checkpoint import folder
 from megatron_prism.checkpoint.plan import plan_import
-from megatron_prism.core.check.evaluate import check_evaluate, kind_of
-from megatron_prism.core.check.filter import check_filter
+from megatron_prism.core.check.evaluate import kind_of
 from megatron_prism.core.check.gang import check_model_on_gang, data_parallel_size
 from megatron_prism.core.check.model import check_architecture
 from megatron_prism.core.config import EvaluateConfig, FilterConfig, ModelConfig, RulerConfig, SamplingConfig, TaskConfig
@@ -21,6 +20,7 @@ from megatron_prism.eval.ruler.make import PROTOCOL, SUB_TASKS
 from megatron_prism.eval.sets import published
 from megatron_prism.families import registry
 from megatron_prism.generate import cached, engines
+from megatron_prism.jobs.gangs import GANGS
 from megatron_prism.jobs.plan import Asked, built, num_gpus, without_gpu
 from megatron_prism.planning import sampling
 from megatron_prism.planning.rollout import SHARE, Lengths, Load
@@ -37,7 +37,7 @@ def run(config: Sampling, asked: Asked, model: ModelConfig | None = None) -> dic
     Raises: InputError for an invalid config, and for a job of which nothing is sampled.
     """
     world_size = num_gpus(config)
-    raise_problems(check_filter(config, world_size) if isinstance(config, FilterConfig) else check_evaluate(config, world_size))
+    raise_problems(GANGS[type(config)].check(config, world_size))
     model = model or _architecture(config)
     grid = config.parallel
     parts = dict(_filtered(config, asked) if isinstance(config, FilterConfig) else _evaluated(config, model, world_size, asked))

@@ -15,20 +15,18 @@ from typing import Any
 from megatron_prism.core import paths
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.data import check_prepare
-from megatron_prism.core.check.evaluate import check_evaluate
-from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.merge import check_merge
-from megatron_prism.core.config import EvaluateConfig, FilterConfig, MergeConfig, PrepareConfig, RLConfig, StudyConfig, TrainConfig
+from megatron_prism.core.config import MergeConfig, PrepareConfig, StudyConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed, to_dict
 from megatron_prism.core.manifest import sha256_json
-from megatron_prism.launch.pipeline import CONFIGS, Call, Read
-from megatron_prism.planning import layouts
+from megatron_prism.jobs.gangs import GANGS
+from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read
 from megatron_prism.study import record, sums
 from megatron_prism.study.graph import Task, needed, tasks
 
 PYTHON = "python"  # the job of a script
-RESUMING = ("train", "rl", "prepare", "evaluate", "rl filter")  # jobs that go on in their own unfinished output
+RESUMING = (*GANG_JOBS, "prepare")  # jobs that go on in their own unfinished output
 RESULT_VARIABLE = "PRISM_STUDY_RESULT"
 PIPELINE = "pipeline.json"  # of a submission to Slurm
 OWN_FILES = (record.STUDY, record.SUMS, PIPELINE)  # in the folder of the stages' folders
@@ -122,12 +120,8 @@ def _world_size(call: Call, config: Any) -> int:
 
 def _problems(config: Any, size: int) -> list[Problem]:
     """Return what is wrong with a config, as far as it can be said before its inputs are there."""
-    if isinstance(config, EvaluateConfig):
-        return check_evaluate(config, size)
-    if isinstance(config, FilterConfig):
-        return check_filter(config, size)
-    if isinstance(config, TrainConfig | RLConfig):
-        return layouts.problems(config, size)
+    if type(config) in GANGS:
+        return GANGS[type(config)].check(config, size)
     if isinstance(config, PrepareConfig):
         return check_prepare(config)
     return check_merge(config) if isinstance(config, MergeConfig) else list(check_bounds(config))

@@ -16,37 +16,20 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from megatron_prism.checkpoint.run_folder import CHECKPOINTS
 from megatron_prism.core import log
-from megatron_prism.core.check.cka import check_cka
 from megatron_prism.core.check.cluster import check_cluster, check_world_size, element_name, order
-from megatron_prism.core.check.evaluate import check_evaluate
-from megatron_prism.core.check.filter import check_filter
-from megatron_prism.core.check.landscape import SCORES, check_landscape
-from megatron_prism.core.config import (
-    CkaConfig,
-    ClusterConfig,
-    EvaluateConfig,
-    FilterConfig,
-    JobConfig,
-    LandscapeConfig,
-    RLConfig,
-    RunConfig,
-    TrainConfig,
-)
+from megatron_prism.core.config import ClusterConfig, JobConfig, RLConfig, RunConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import load, placed
 from megatron_prism.core.manifest import describe, read_json, write_json, write_text
-from megatron_prism.eval.folder import SAMPLES
+from megatron_prism.jobs import gangs
 from megatron_prism.jobs import plan as job_plan
+from megatron_prism.jobs.gangs import Gang
 from megatron_prism.launch import slurm
 from megatron_prism.launch.pipeline import CONFIGS, GANG_JOBS, Call, Read, call_of, in_full, output, read_pipeline, split
 from megatron_prism.parallel import environment
-from megatron_prism.planning import layouts
-from megatron_prism.rl.passes import SHARDS
 
 SUBMITTED = "submitted.json"
-Run = TrainConfig | RLConfig | FilterConfig | EvaluateConfig | CkaConfig | LandscapeConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,7 @@ class Planned:
 
     entry: JobConfig
     job: slurm.Job
-    configs: tuple[Run, ...] = ()
+    configs: tuple[Gang, ...] = ()
 
 
 def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num_tasks: int | None = None) -> dict[str, Any]:
@@ -118,61 +101,25 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    checkpoints = tuple(output(config) / _progress(config) for config in configs)
+    checkpoints = tuple(output(config) / gangs.GANGS[type(config)].progress for config in configs)
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 
 
-def _gang_config(call: Call, cluster: ClusterConfig) -> Run:
+def _gang_config(call: Call, cluster: ClusterConfig) -> Gang:
     path, overrides = call.config
     kind = CONFIGS[call.job]
-    config: Run = load(path, kind, overrides)
+    config: Gang = load(path, kind, overrides)
     with placed(path, kind, overrides):
-        raise_problems(check_world_size(config, cluster) or _problems(config, config.world_size or 1))
+        raise_problems(check_world_size(config, cluster) or gangs.GANGS[kind].check(config, config.world_size or 1))
     return config
-
-
-def _progress(config: Run) -> str:
-    """Return the folder whose newest file shows that a start has got on."""
-    if isinstance(config, EvaluateConfig):
-        return SAMPLES
-    if isinstance(config, LandscapeConfig):
-        return SCORES
-    if isinstance(config, CkaConfig):
-        from megatron_prism.analysis.states import FOLDER  # brings torch along
-
-        return FOLDER
-    return SHARDS if isinstance(config, FilterConfig) else CHECKPOINTS
-
-
-def _problems(config: Run, world_size: int) -> list[Problem]:
-    if isinstance(config, EvaluateConfig):
-        return check_evaluate(config, world_size)
-    if isinstance(config, LandscapeConfig):
-        return check_landscape(config, world_size)
-    if isinstance(config, CkaConfig):
-        return check_cka(config, world_size)
-    return check_filter(config, world_size) if isinstance(config, FilterConfig) else layouts.problems(config, world_size)
 
 
 def _check_first(planned: Sequence[Planned]) -> None:
     """Check in full, with data and checkpoint, the jobs that would start at once. A job that waits for others cannot be checked yet."""
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
-        from megatron_prism.jobs import analyze_cka, analyze_landscape, evaluate, rl, rl_filter, train  # bring torch along
-
         assert config.world_size is not None  # check_world_size
-        if isinstance(config, RLConfig):
-            rl.resolve(config, config.world_size)
-        elif isinstance(config, FilterConfig):
-            rl_filter.resolve(config, config.world_size)
-        elif isinstance(config, EvaluateConfig):
-            evaluate.resolve(config, config.world_size)
-        elif isinstance(config, LandscapeConfig):
-            analyze_landscape.resolve(config, config.world_size)
-        elif isinstance(config, CkaConfig):
-            analyze_cka.resolve(config, config.world_size)
-        else:
-            train.resolve(config, config.world_size)
+        gangs.resolve(config, config.world_size)
 
 
 def _warn_of_short_notice(planned: Sequence[Planned], cluster: ClusterConfig) -> None:

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_prism.analysis.cka import FORMS
-from megatron_prism.analysis.states import FOLDER, TENSOR, Kept
+from megatron_prism.analysis.states import TENSOR, Kept
 from megatron_prism.checkpoint import reference
+from megatron_prism.core.check.cka import STATES
 from megatron_prism.core.config import CkaConfig
 from megatron_prism.core.load import build
 from megatron_prism.data import tokenizer
@@ -110,7 +111,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def states(root: Path) -> dict[str, torch.Tensor]:
-    return {path.stem.partition("_")[2]: load_file(path)[TENSOR] for path in sorted((root / FOLDER).iterdir())}
+    return {path.stem.partition("_")[2]: load_file(path)[TENSOR] for path in sorted((root / STATES).iterdir())}
 
 
 def flat(value: Any, key: str = "") -> dict[str, float]:
@@ -195,19 +196,19 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(point: str, compare: Compare,
     with pytest.raises(AssertionError, match="exit code -9"):
         compare(f"killed {point}", "tiny", point=point)
     root = compare(f"killed {point}", "tiny").parent / f"killed {point}"
-    for path in (alone("tiny") / analyze_cka.RESULT, *(alone("tiny") / FOLDER).iterdir()):
+    for path in (alone("tiny") / analyze_cka.RESULT, *(alone("tiny") / STATES).iterdir()):
         assert (root / path.relative_to(alone("tiny"))).read_bytes() == path.read_bytes(), path
 
 
 def test_an_output_of_another_pair_computes_only_what_is_new(compare: Compare, alone: Callable[[str], Path]) -> None:
     kept = alone("tiny")
     shutil.copytree(kept, root := kept.parent / "grown")
-    before = {path.name: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in (root / STATES).iterdir()}
     result = read(compare("grown", "tiny", pairs=["rl|base"]))
-    after = {path.name: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in (root / STATES).iterdir()}
     assert list(result["pairs"]) == ["rl|base"] and len(after) == 8  # the update of the other direction is new
     assert {name: after[name] for name in before} == before
     own = read(compare("grown", "tiny", final_norm=False))["pairs"]["base|rl"]["sums"]["layers"]
     behind = read(kept)["pairs"]["base|rl"]["sums"]["layers"]
     assert own[:-1] == behind[:-1] and own[-1] != behind[-1]  # the last layer's own output, from the states that are kept
-    assert len(list((root / FOLDER).iterdir())) == 8
+    assert len(list((root / STATES).iterdir())) == 8

@@ -10,6 +10,8 @@ from megatron_prism.core.check.gang import check_gang
 from megatron_prism.core.config import CkaConfig
 from megatron_prism.core.errors import Problem
 
+STATES = "states"  # of an output: the hidden states of each model, as they are made
+
 
 def check_cka(config: CkaConfig, world_size: int) -> list[Problem]:
     """Return the problems of the config's values on `world_size` ranks, and between them."""

@@ -235,6 +235,30 @@ CHAIN = [
 EVALUATE = {"model": {"hf": "run/hf"}, "out": "run/scores", "world_size": 2, "tasks": {"math500": {"num_samples": 2}}}
 
 
+LANDSCAPE = {
+    **{"out": "run/land", "world_size": 2, "tasks": {"math500": {"num_samples": 2}}},
+    **{f"{name}_model": {"hf": f"{name}_hf"} for name in ("base", "mid", "rl")},
+}
+CKA = {
+    "out": "run/cka",
+    "models": [{"name": name, "hf": f"{name}_hf"} for name in ("base", "mid")],
+    "distributions": {"a": {"path": ["a.jsonl"]}},
+}
+ANALYSES = [{"name": name, "command": ["analyze", name, f"{name}.yaml"]} for name in ("landscape", "cka")]
+
+
+def test_an_interrupted_analysis_goes_on_in_what_it_has_and_its_config_is_checked_before_anything_runs() -> None:
+    Path("landscape.yaml").write_text(json.dumps(LANDSCAPE))
+    Path("cka.yaml").write_text(json.dumps(CKA))
+    stages = read([*ANALYSES, stage("a")]).stages
+    assert [(name, one.resumes) for name, one in stages.items()] == [("landscape", True), ("cka", True), ("a", False)]
+    Path("landscape.yaml").write_text(json.dumps({**LANDSCAPE, "engine": "vllm"}))
+    Path("cka.yaml").write_text(json.dumps({**CKA, "models": []}))
+    with pytest.raises(InputError) as caught:
+        read([*ANALYSES, stage("a")])
+    assert "stage landscape: landscape.yaml:engine: found vllm" in str(caught.value) and "stage cka: cka.yaml:models" in str(caught.value)
+
+
 def test_a_dry_run_plans_what_follows_from_the_stages_before() -> None:
     Path("train.yaml").write_text(json.dumps({**TRAIN, "world_size": 2}))
     Path("evaluate.yaml").write_text(json.dumps(EVALUATE))
