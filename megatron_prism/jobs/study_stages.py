@@ -27,6 +27,7 @@ from megatron_prism.study.graph import Task, needed, tasks
 
 PYTHON = "python"  # the job of a script
 RESUMING = (*GANG_JOBS, "prepare")  # jobs that go on in their own unfinished output
+GROWING = ("evaluate", "analyze landscape", "analyze cka")  # jobs whose folder keeps what it has by model and question
 RESULT_VARIABLE = "PRISM_STUDY_RESULT"
 PIPELINE = "pipeline.json"  # of a submission to Slurm
 OWN_FILES = (record.STUDY, record.SUMS, PIPELINE)  # in the folder of the stages' folders
@@ -56,7 +57,7 @@ class Stage:
     @property
     def grows(self) -> bool:
         """Whether the job, asked for other things of the same model, takes from its output what is the same."""
-        return self.job == "evaluate"
+        return self.job in GROWING
 
     @property
     def has_result(self) -> bool:

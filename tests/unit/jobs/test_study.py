@@ -247,11 +247,15 @@ CKA = {
 ANALYSES = [{"name": name, "command": ["analyze", name, f"{name}.yaml"]} for name in ("landscape", "cka")]
 
 
-def test_an_interrupted_analysis_goes_on_in_what_it_has_and_its_config_is_checked_before_anything_runs() -> None:
+def test_an_analysis_goes_on_in_what_it_has_and_its_config_is_checked_before_anything_runs() -> None:
     Path("landscape.yaml").write_text(json.dumps(LANDSCAPE))
     Path("cka.yaml").write_text(json.dumps(CKA))
-    stages = read([*ANALYSES, stage("a")]).stages
-    assert [(name, one.resumes) for name, one in stages.items()] == [("landscape", True), ("cka", True), ("a", False)]
+    Path("m.yaml").write_text(
+        json.dumps({"models": [{"path": "base_hf", "weight": 0.5}, {"path": "mid_hf", "weight": 0.5}], "out": "run/merged"})
+    )
+    stages = read([*ANALYSES, {"name": "merge", "command": ["merge", "m.yaml"]}]).stages
+    kept = [(name, one.resumes, one.grows) for name, one in stages.items()]
+    assert kept == [("landscape", True, True), ("cka", True, True), ("merge", False, False)]
     Path("landscape.yaml").write_text(json.dumps({**LANDSCAPE, "engine": "vllm"}))
     Path("cka.yaml").write_text(json.dumps({**CKA, "models": []}))
     with pytest.raises(InputError) as caught:
