@@ -144,13 +144,13 @@ class Opened:
 
         The function raises CheckpointError where a value is NaN or inf.
         """
-        width = prod(self.at_rest.shapes[name][1:])
+        width, where = prod(self.at_rest.shapes[name][1:]), self._where(name)
         if self.at_rest.reader is None or self.at_rest.rows is None:
             place = self.at_rest.plan.places[self.at_rest.own[name]]
 
             def of_folder(first: int, count: int) -> bits.Bits:
                 piece = safetensors.read_values(self.files[place.file], place, first * width, count * width)
-                return self._finite(piece, place.dtype, name, first)
+                return self._finite(piece, place.dtype, name, first, where)
 
             yield of_folder
             return
@@ -160,7 +160,7 @@ class Opened:
 
             def of_checkpoint(first: int, count: int) -> bits.Bits:
                 dtype = self.at_rest.dtypes[name]
-                pieces = [self._finite(piece, dtype, name, start) for start, piece in _pieces(rows, stored, first, count)]
+                pieces = [self._finite(piece, dtype, name, start, where) for start, piece in _pieces(rows, stored, first, count)]
                 return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
             yield of_checkpoint
@@ -176,11 +176,14 @@ class Opened:
         whole = values[0] if len(values) == 1 else np.concatenate(values)
         return as_torch.to_tensor(whole, as_torch.dtype_of(self.at_rest.dtypes[rule.hf[0][0]])).view(rule.shape)
 
-    def _finite(self, piece: bits.Bits, dtype: Dtype, name: str, first_row: int) -> bits.Bits:
-        piece, shape, own = piece.reshape(-1), self.at_rest.shapes[name], self.at_rest.own[name]
-        root = self.at_rest.root
+    def _where(self, name: str) -> str:
+        root, own = self.at_rest.root, self.at_rest.own[name]
         file = root if self.at_rest.reader is not None else root / self.at_rest.plan.places[own].file
-        if problem := finite.problem_in(piece, dtype, first_row * prod(shape[1:]), shape, f"{file}: {own}"):
+        return f"{file}: {own}"
+
+    def _finite(self, piece: bits.Bits, dtype: Dtype, name: str, first_row: int, where: str) -> bits.Bits:
+        piece, shape = piece.reshape(-1), self.at_rest.shapes[name]
+        if problem := finite.problem_in(piece, dtype, first_row * prod(shape[1:]), shape, where):
             raise CheckpointError(problem)
         return piece
 

@@ -38,7 +38,7 @@ def merge(
     t: Annotated[float | None, typer.Option(help="slerp: 0 is the first model, 1 the second.")] = None,
     density: Annotated[float | None, typer.Option(help="ties: the share of each tensor's moves to keep.")] = None,
     scale: Annotated[float | None, typer.Option(help="task_arithmetic, ties: the factor of the merged move.")] = None,
-    sums: Annotated[str | None, typer.Option(help="crc32 (without it) or sha256: what merge.json has of the models' files.")] = None,
+    sums: Annotated[str | None, typer.Option(help="xxh128 (without it) or sha256: what merge.json has of the models' files.")] = None,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:

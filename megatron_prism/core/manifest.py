@@ -9,10 +9,11 @@ import math
 import platform
 import subprocess
 import time
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from megatron_prism import __version__
 from megatron_prism.core import disk
@@ -26,13 +27,13 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def crc32_file(path: Path) -> str:
-    """Return the CRC-32 of a file as hex: what a zip or `crc32 FILE` has."""
-    total, buffer = 0, memoryview(bytearray(1 << 18))
+def xxh128_file(path: Path) -> str:
+    """Return the XXH3-128 of a file as hex: what `xxh128sum FILE` says."""
+    total, buffer = xxhash.xxh3_128(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
-            total = zlib.crc32(buffer[:count], total)
-    return f"{total:08x}"
+            total.update(buffer[:count])
+    return total.hexdigest()
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[str, str]:

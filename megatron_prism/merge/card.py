@@ -21,7 +21,7 @@ def write(plan: Plan, root: Path, sums: list[dict[str, str]]) -> None:
     parents = [
         _parent(parent, weight, of_parent) for parent, (_, weight), of_parent in zip(plan.parents, weights(plan.config), sums, strict=True)
     ]
-    inputs = {path: sha256 for of_parent in sums for path, sha256 in of_parent.items()}
+    inputs = {path: digest for of_parent in sums for path, digest in of_parent.items()}
     facts = describe(
         "merge", inputs, config=to_dict(plan.config), config_from=str(plan.origin.path), parents=parents, notes=list(plan.notes)
     )
@@ -84,4 +84,4 @@ def _card(plan: Plan, facts: Mapping[str, Any], before: str | None) -> str:
 
 
 def _short(sums: Mapping[str, str]) -> str:
-    return "<br>".join(f"{Path(path).name} {sha256[:12]}" for path, sha256 in sums.items())
+    return "<br>".join(f"{Path(path).name} {digest[:12]}" for path, digest in sums.items())

@@ -15,7 +15,7 @@ from megatron_prism.checkpoint import at_rest, folder
 from megatron_prism.checkpoint.at_rest import CONFIG, Opened, Read
 from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem, raise_problems
-from megatron_prism.core.manifest import crc32_file, sha256_file, write_json
+from megatron_prism.core.manifest import sha256_file, write_json, xxh128_file
 from megatron_prism.hf import layout, safetensors
 from megatron_prism.hf.dtypes import F64, Dtype
 from megatron_prism.hf.files import read_object
@@ -38,7 +38,7 @@ def write(plan: Plan, tick: Tick = lambda: None) -> None:
         temporary = stack.enter_context(folder.create(plan.config.out))
         pool = ThreadPoolExecutor(1)
         stack.callback(pool.shutdown, cancel_futures=True)
-        sum_file = sha256_file if plan.config.sums == "sha256" else crc32_file
+        sum_file = sha256_file if plan.config.sums == "sha256" else xxh128_file
         sums = [pool.submit(parent.sums, sum_file) for parent in plan.parents]
         folder.copy_assets(plan.origin.assets, temporary)
         with at_rest.opened(plan.parents) as parents, safetensors.create_shards(temporary, plan.shards) as files:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from megatron_prism.core.config.section import Range, Section
 
 Method = Literal["linear", "slerp", "task_arithmetic", "ties"]
-Sums = Literal["crc32", "sha256"]
+Sums = Literal["xxh128", "sha256"]
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -60,8 +60,8 @@ class MergeConfig(Section):
     density: Annotated[float | None, Range(gt=0, le=1)] = None
     """ties: the share of each tensor's moves that is kept, the largest. Null: all."""
 
-    sums: Sums = "crc32"
-    """What merge.json has of each parent's files. A SHA-256 takes as long as the merge itself; a CRC-32 a tenth of it, and is no signature."""
+    sums: Sums = "xxh128"
+    """What merge.json has of each parent's files. A SHA-256 is slower by far; an XXH3-128 costs little more than reading, and is no signature."""
 
     scale: Annotated[float, Range()] = 1.0
     """task_arithmetic and ties: what the merged move is multiplied by before it is added to the base (mergekit's lambda)."""

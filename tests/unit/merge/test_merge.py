@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from megatron_prism.core.config import MergeConfig
 from megatron_prism.core.errors import InputError
@@ -48,6 +51,17 @@ def test_linear_is_the_weighted_sum_in_the_first_models_files(base: Path, mid: P
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- merge\n---\n") and "Scores" not in card
     assert (tmp_path / "out" / "README_PARENT.md").read_bytes() == (base / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize(("keys", "digest"), [({}, xxhash.xxh3_128), ({"sums": "sha256"}, hashlib.sha256)])
+def test_merge_json_has_the_sum_of_every_file(
+    base: Path, mid: Path, tmp_path: Path, keys: dict[str, str], digest: Callable[..., Any]
+) -> None:
+    merge.run(config(tmp_path / "out", (base, 0.15), (mid, 0.85), **keys))
+    parents = json.loads((tmp_path / "out/merge.json").read_text())["parents"]
+    for root, parent in zip((base, mid), parents, strict=True):
+        files = [root / "config.json", *sorted(root.glob("*.safetensors"))]
+        assert parent["sums"] == {str(file): digest(file.read_bytes()).hexdigest() for file in files} and len(files) == 3
 
 
 def test_a_checkpoint_is_merged_as_its_export_would_be(base: Path, mid: Path, tmp_path: Path) -> None:
