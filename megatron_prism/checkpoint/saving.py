@@ -97,7 +97,7 @@ class Saver:
     def rewind(self) -> int | None:
         """Bring the run back to its newest whole checkpoint; return its step, None where there is none."""
         assert self._saving is None
-        path = newest(self._run_dir)
+        path = newest_whole(self._run_dir)
         if path is None:
             return None
         self.num_rewinds += 1
@@ -114,7 +114,7 @@ class Saver:
             removal.join()
 
 
-def newest(run_dir: Path) -> Path | None:
+def newest_whole(run_dir: Path) -> Path | None:
     """Return a run's newest whole checkpoint, None where it has none at all; every rank of the gang calls this.
 
     Damaged checkpoints after it are named in the log and moved aside.

@@ -28,7 +28,7 @@ from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-FENCE = re.compile(r"([ \t]*)(```|~~~)(?![`~])[^`]*")  # the line that opens a block; it is indented in an item of a list
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
@@ -60,7 +60,8 @@ def code_of(answer: str) -> str | None:
             block, fence = [], FENCE.fullmatch(line)
             continue
         indent = min(len(fence[1]), len(line) - len(line.lstrip(" \t")))
-        if line[indent:].rstrip() == fence[2]:  # no deeper than it opened: a fence in a docstring closes nothing
+        mark = line[indent:].rstrip()
+        if len(mark) >= len(fence[2]) and set(mark) == {fence[2][0]}:  # no deeper than it opened: a fence in a docstring closes nothing
             last, fence = "".join(block), None
         else:
             block.append(f"{line[indent:]}\n")

@@ -98,7 +98,7 @@ def sample_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         kinds = {one.prompt.kind for one in resolved.prompts}
         grades = on_first(lambda: stack.enter_context(grader.Grader(config.grade, kinds)))
         chunks = build.build(begin.model, groups, config)
-        newest = saving.newest(config.run_dir)
+        newest = saving.newest_whole(config.run_dir)
         if source := newest or begin.weights:
             sharded.load_weights(source, chunks)
         sampler = Sampler(config, rollout.engine(config, chunks, begin.model, begin.assets, groups), resolved.spec, grades)

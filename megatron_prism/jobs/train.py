@@ -211,7 +211,7 @@ def _build(config: TrainConfig, begin: Start, groups: Groups) -> tuple[Any, Any,
 
 def build_from(config: RunConfig, begin: Start, groups: Groups) -> tuple[Any, Any, Path | None]:
     """Return (model chunks, optimizer, the run's newest whole checkpoint). Where there is none, they hold what the run begins with."""
-    newest = saving.newest(config.run_dir)
+    newest = saving.newest_whole(config.run_dir)
     return *built(config, begin, groups, newest), newest
 
 

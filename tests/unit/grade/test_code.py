@@ -285,12 +285,13 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
     assert code.code_of("```\na\n```\n```py\nb\n```\n") == "b\n"
     assert code.code_of("```\na\n``` \n```py\nb\n") == "a\n"
     assert code.code_of("```py\n```js\nb\n```") == "```js\nb\n"
-    assert code.code_of("x\n````\na\n````") is None
+    assert code.code_of("x\n````py\na\n```\nb\n````") == "a\n```\nb\n"
+    assert code.code_of("```\na\n`````\n") == "a\n" and code.code_of("````\na\n```") is None
     assert code.code_of("1. so\n\n   ```python\n   if x:\n       y\n\n   z\n   ```\n2. done") == "if x:\n    y\n\nz\n"
     assert code.code_of("* so\n\t```\n\ta\n```") == "a\n"
     assert code.code_of("~~~python\na\n```\nb\n~~~") == "a\n```\nb\n"
     assert code.code_of("```\ndef f():\n    '''\n    ```\n    '''\n```") == "def f():\n    '''\n    ```\n    '''\n"
-    assert code.code_of("~~~~\na\n~~~~") is None
+    assert code.code_of("~~~~\na\n~~~~") == "a\n" and code.code_of("~~~\na\n```\n") is None
     start = time.process_time()
     assert code.code_of("```a\n" * 1_000_000) is None
     assert time.process_time() - start < 5
