@@ -33,6 +33,11 @@ pytestmark = pytest.mark.slow
 PROMPTS = [[5, 9, 14, 200, 31, 7], [1], [60, 61, 62, 63, 64, 65, 66, 67]]
 DRAWN, SHAPE = Sampling(max_tokens=12, temperature=1.0), Shape(seq_length=48)
 HYBRIDS = ("nemotron_checkpoint", "granite_h_checkpoint")
+CONV_ALIASES = (
+    "conv1d_cp1",
+    "conv1d_weight_cp1",
+    "conv1d_bias_cp1",
+)  # of a mixer's context parallelism: Megatron-Core 0.16's, and the two of 0.19
 
 
 def sample(prompt: list[int], response: list[int], number: int = 0) -> Sample:
@@ -135,10 +140,10 @@ def fault_of(name: str | None, chunks: list[Any]) -> Iterator[None]:
 
     old_head = build.unwrap(chunks[0]).shared_embedding_or_output_weight()
     old_head = None if old_head is None else old_head.detach().clone()
-    kept = [(mixer.cp, mixer.cp.conv1d_cp1) for mixer in mixers(chunks)]
+    kept = [(mixer.cp, alias, getattr(mixer.cp, alias)) for mixer in mixers(chunks) for alias in CONV_ALIASES if hasattr(mixer.cp, alias)]
     if name == "conv alias lost":
-        for cp, conv in kept:
-            cp.conv1d_cp1 = copy.deepcopy(conv)
+        for cp, alias, conv in kept:
+            setattr(cp, alias, copy.deepcopy(conv))
     instead = {"stale head": ("read", with_old_head), "A_log twice": ("_mamba", twice)}
     try:
         if name in instead:
@@ -148,8 +153,8 @@ def fault_of(name: str | None, chunks: list[Any]) -> Iterator[None]:
         else:
             yield
     finally:
-        for cp, conv in kept:
-            cp.conv1d_cp1 = conv
+        for cp, alias, conv in kept:
+            setattr(cp, alias, conv)
 
 
 def reloaded(groups: Groups, checkpoint: str) -> dict[str, Any]:
