@@ -6,7 +6,6 @@ anything in it is loaded. The check reads bytes and unpickles nothing.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from megatron_prism.core.errors import EnvironmentFault, Problem
 from megatron_prism.core.manifest import sha256_file
 
 SUMS = "SHA256SUMS"
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # any other error says nothing about the checkpoint
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 
 
@@ -73,7 +71,7 @@ def _check_file(path: Path, sha256: str) -> Problem | None:
 
 
 def _absent(error: OSError, path: Path, required: str) -> Problem:
-    if error.errno not in NOT_THERE:
+    if error.errno not in disk.NOT_THERE:
         unknown = f"{error.filename or path}: {error.strerror or error}: whether the checkpoint is whole is unknown"
         raise EnvironmentFault(
             f"{unknown}; if it stays so, move that folder away by hand, and the run resumes from the one before"

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_prism.checkpoint import unpickle
+from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import write_json
 from megatron_prism.hf import as_torch, bits
@@ -178,7 +179,7 @@ class TensorReader:
         self.root = root
         self._described: dict[bytes, torch.Tensor] = {}  # by its pickle, a stored tensor without its values
         try:
-            with unpickle.guarded(root):
+            with disk.reading(root), unpickle.guarded(root):
                 self._metadata = FileSystemReader(root).read_metadata()
         except OSError as error:
             raise CheckpointError(Problem(str(root), f"{type(error).__name__}: {error}", "a torch_dist checkpoint")) from error

@@ -17,6 +17,8 @@ from megatron_prism.core import log
 from megatron_prism.core.errors import EnvironmentFault, Problem
 
 SPARE_FILES = 256  # beyond those asked for: sockets, logs, the files of libraries
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # any other error says nothing about what a file holds
+REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, None)  # None: a library's own OSError
 
 
 @contextmanager
@@ -99,6 +101,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block, an error of the operating system other than an absent or a forbidden file is the machine's fault, and may pass.
+
+    Raises: EnvironmentFault that names the file. OSError where the file is absent or forbidden: the input is wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*NOT_THERE, *REFUSED):
+            raise
+        raise EnvironmentFault(
+            f"{error.filename or path}: {error.strerror}: it cannot be read now, and what it holds is unknown"
+        ) from error
 
 
 def unfit_output(path: Path) -> Problem | None:

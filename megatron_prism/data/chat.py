@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.core.manifest import sha256_json
 from megatron_prism.data import special_tokens, tokenizer
@@ -54,7 +55,8 @@ def load(folder: Path) -> ChatTemplate:
     files = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
     files |= {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
     try:
-        texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()} or _configured(folder)
+        with disk.reading(folder):
+            texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()} or _configured(folder)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(f"chat template of {folder}", str(error), "readable text")) from None
     if not texts:

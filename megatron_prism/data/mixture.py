@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, sha256_json
@@ -171,7 +172,8 @@ def read_prepared(path: Path) -> Prepared:
     """
     file = path / FILE
     try:
-        values = read_json(file)
+        with disk.reading(file):
+            values = read_json(file)
     except OSError as error:
         raise InputError(Problem(str(file), error.strerror or str(error), MANIFEST, "run prism prepare")) from None
     except ValueError as error:

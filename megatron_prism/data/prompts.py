@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import disk
 from megatron_prism.core.config import Domain
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.core.load import build
@@ -45,10 +46,11 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     """Return a prompt set's manifest. Raises: InputError where the folder is no prompt set, or prompts.jsonl is not as it was written."""
     where = str(folder / MANIFEST)
     try:
-        described = read_json(folder / MANIFEST)
-        if described.get("kind") != KIND:
-            raise InputError(Problem(where, f"a manifest of kind {described.get('kind')!r}", "a prompt set's", "run prism prompts"))
-        sha256 = sha256_file(folder / FILE)
+        with disk.reading(folder):
+            described = read_json(folder / MANIFEST)
+            if described.get("kind") != KIND:
+                raise InputError(Problem(where, f"a manifest of kind {described.get('kind')!r}", "a prompt set's", "run prism prompts"))
+            sha256 = sha256_file(folder / FILE)
     except (OSError, ValueError) as error:
         found = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
         raise InputError(Problem(where, found, "a prompt set", "run prism prompts")) from None

@@ -66,13 +66,15 @@ def summary_of(root: Path) -> Mapping[str, Any]:
     """Return the summary of an evaluation that has ended. Raises: InputError where it has not, or results.jsonl is not as it was written."""
     where = str(root / SUMMARY)
     try:
-        summary = read_json(root / SUMMARY)
+        with disk.reading(root):
+            summary = read_json(root / SUMMARY)
         if summary["kind"] != KIND:
             raise InputError(Problem(where, f"a summary of kind {summary['kind']!r}", "that of an evaluation"))
         for task, part in summary["tasks"].items():
             if not all(isinstance(value, Mapping) for value in (part, part.get("protocol") or {}, part.get("set") or {})):
                 raise InputError(Problem(f"{where}:tasks.{task}", "a protocol or a set that is no object", "a task as evaluate writes it"))
-        sha256, written = sha256_file(root / RESULTS), summary["results_sha256"]
+        with disk.reading(root):
+            sha256, written = sha256_file(root / RESULTS), summary["results_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(Problem(where, f"{type(error).__name__}: {error}", "the summary of an evaluation that has ended", AGAIN)) from None
     if sha256 != written:

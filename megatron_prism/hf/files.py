@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem
 
 ABSENT = "no such file"
@@ -39,7 +40,7 @@ def refusal(path: Path, required: str, root: Path | None = None, by_content: boo
             return Problem(str(path), "no regular file", required)
         if not os.access(path, os.R_OK):
             return Problem(str(path), "a file that may not be read", required)
-        with path.open("rb") as stream:
+        with disk.reading(path), path.open("rb") as stream:
             first = stream.read(64).lstrip().lower()
     except FileNotFoundError:
         if not path.is_symlink():

@@ -46,7 +46,8 @@ def run(run_dir: Path, step: int | None) -> dict[str, Any]:
 def _read(path: Path) -> list[list[rollout.Response]]:
     """Return a step's groups. Raises: InputError where the file does not hold whole ones."""
     try:
-        groups = rollout.from_lines(path.read_text(encoding="utf-8"), str(path))
+        with disk.reading(path):
+            groups = rollout.from_lines(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), str(error), "the responses of a step")) from None
     if not groups:

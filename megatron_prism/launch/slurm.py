@@ -156,7 +156,7 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
 def note_exit_code(code: int) -> None:
     """In a task of a job's script, note its exit code for the script. A rank that the task started notes nothing.
 
-    Where the folder is not there (in a container without it), nothing is noted, and the script has srun's exit code alone.
+    Where the folder is not there (in a container without it), nothing is noted: the script then has srun's exit code alone, whose 1 it takes for a fault.
     """
     prefix, task = os.environ.get(EXIT_CODES), os.environ.get("SLURM_PROCID")
     if prefix and task and "RANK" not in os.environ:

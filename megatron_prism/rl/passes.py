@@ -47,7 +47,8 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     """Return the manifest of a filter that has ended. Raises: InputError where it has not, or passes.jsonl is not as it was written."""
     where = str(folder / MANIFEST)
     try:
-        described = read_json(folder / MANIFEST)
+        with disk.reading(folder):
+            described = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise InputError(Problem(where, str(error), "the manifest of pass counts", "run prism rl filter")) from None
     if described.get("kind") != KIND:
@@ -55,7 +56,8 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     if "sha256" not in described:
         raise InputError(Problem(where, "a filter that has not ended", "all prompts counted", "start prism rl filter again: it goes on"))
     try:
-        sha256 = sha256_file(folder / FILE)
+        with disk.reading(folder):
+            sha256 = sha256_file(folder / FILE)
     except OSError as error:
         raise InputError(Problem(str(folder / FILE), error.strerror or str(error), "the pass counts that its manifest names")) from None
     if sha256 != described["sha256"]:
@@ -69,7 +71,8 @@ def read(path: Path) -> dict[str, PassCount]:
     counts: dict[str, PassCount] = {}
     problems: list[Problem] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with disk.reading(path):
+            lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(Problem(str(path), str(error), "a file of pass counts")) from None
     for number, line in enumerate(lines, 1):

@@ -21,7 +21,7 @@ from tests.unit.launch.job_script import CPU, Start, ended, given, job, stub
     ("code", "exits", "requeued", "event"),
     [
         (0, 0, False, "done"),
-        (1, 1, False, "stopped: exit code 1, the result is a failure"),
+        (1, 4, True, "fault: exit code 1 that no task noted, on node[1-2]: srun could not start one"),
         (2, 2, False, "stopped: exit code 2, the input is wrong"),
         (70, 70, False, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
         (3, 4, True, "saved: to be started again"),
@@ -49,6 +49,7 @@ TASKS = {  # srun as it is: every task in turn, and the highest exit code of all
     [
         ("70 137", 70, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
         ("4 2", 2, "stopped: exit code 2, the input is wrong"),
+        ("1 0", 1, "stopped: exit code 1, the result is a failure"),
         ("1 137", 1, "stopped: exit code 1, the result is a failure"),
         ("2 70", 70, "stopped: exit code 70, a defect in megatron_prism; the log has its traceback"),
         ("3 4", 4, "fault: exit code 4 on node[1-2]"),

@@ -184,7 +184,7 @@ def write(folder, number, *rest, real=shards.write):
 
 if __name__ == "__main__":
     shards.write = write
-    from megatron_prism.cli import app
+    from megatron_prism.cli.entry import app
     app(["prepare", sys.argv[1]])
 """
 
