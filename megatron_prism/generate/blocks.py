@@ -2,7 +2,7 @@
 
 Each block adds out(mix(norm(hidden))) to the hidden states. Megatron's transformer layer is two blocks. Tokens are packed, (T, D): in
 prefill T = R x L, with each row padded on the right, so no token's position is shifted; in decoding T = R.
-Shape legend: T tokens, R rows, L tokens of a row in a prefill, K tokens of a row so far, D hidden, Y a block's channels before its output
+Shape legend: T tokens, R rows, L tokens of a row in a prefill, K tokens of a row so far, Z rows and groups, D hidden, Y a block's channels before its output
 projection, G groups of heads that share a key (or a mixer's B and C), J heads per group, H heads, P channels per head, F half of P,
 C channels of a convolution, W its taps, N state. Heads, groups and channels are this tensor-parallel rank's own.
 """
@@ -97,8 +97,10 @@ class Positions:
         return torch.cat([cos_TF, cos_TF], -1), torch.cat([-sin_TF, sin_TF], -1)
 
     def mask(self, position_T: Tensor, size_K: int) -> Tensor:
-        before_TK = position_T[:, None] - torch.arange(size_K, device=position_T.device)
-        hidden_TK = before_TK < 0 if self.window is None else (before_TK < 0) | (before_TK >= self.window)
+        position_T1, key_K = position_T[:, None], torch.arange(size_K, device=position_T.device)
+        hidden_TK = key_K > position_T1
+        if self.window is not None:
+            hidden_TK |= key_K <= position_T1 - self.window
         return torch.zeros(hidden_TK.shape, dtype=self.dtype, device=position_T.device).masked_fill_(hidden_TK, -torch.inf)
 
 
@@ -145,12 +147,13 @@ class Attention:
         rows = (call.num_rows, call.size_L)
         for cached, new in ((keys, key), (values, value)):
             cached[: call.num_rows, :, call.start : call.size_K] = new.unflatten(0, rows).transpose(1, 2)
-        query_RHLP = query.flatten(1, 2).unflatten(0, rows).transpose(1, 2)
-        keys, values = (part[: call.num_rows, :, : call.size_K] for part in (keys, values))
-        out_RHLP = functional.scaled_dot_product_attention(
-            query_RHLP, keys, values, attn_mask=call.mask, scale=self.scale, enable_gqa=query.shape[2] > 1
+        # a group is a row of its own, whose J heads share the key without a copy: with enable_gqa and a mask CUDA has no fused kernel
+        query_ZJLP = query.unflatten(0, rows).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        key_ZJKP, value_ZJKP = (
+            part[: call.num_rows, :, : call.size_K].flatten(0, 1)[:, None].expand(-1, query.shape[2], -1, -1) for part in (keys, values)
         )
-        return out_RHLP.transpose(1, 2)
+        out_ZJLP = functional.scaled_dot_product_attention(query_ZJLP, key_ZJKP, value_ZJKP, attn_mask=call.mask, scale=self.scale)
+        return out_ZJLP.unflatten(0, (call.num_rows, -1)).permute(0, 3, 1, 2, 4)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def memory_bytes(stages: Sequence[Stage], index: int, model: ModelConfig, load: 
         return max(load.sampling.vllm.memory_share * gpu.memory_gib * GIB, _element(own) * copy.parameters + row)
     if load.sampling.engine == "mcore":
         return mcore_bytes(stages[index], model, load, dp, gpu)
-    return cache_bytes(stages[index], model, load, dp) + working_bytes(stages[index], model, load)
+    stage = stages[index]
+    return cache_bytes(stage, model, load, dp) + working_bytes(stage, model, load) + mask_bytes(stage, load)
 
 
 def mcore_bytes(stage: Stage, model: ModelConfig, load: Load, dp: int, gpu: Gpu) -> float:
@@ -125,6 +126,12 @@ def working_bytes(stage: Stage, model: ModelConfig, load: Load, pass_tokens: int
     widest = 4 * max(model.ffn_hidden_size, model.hidden_size) / load.tp + 2 * model.hidden_size
     choice = CHOICE_BYTES * padded_vocab_size(model.vocab_size, load.tp) * load.sampling.num_rows
     return max(_element(load) * widest * pass_tokens, choice if stage.is_last else 0.0)
+
+
+def mask_bytes(stage: Stage, load: Load) -> float:
+    """Return the bytes of the embedded engine's mask while it reads the longest prompt: as booleans, as numbers, and these copied to an aligned width."""
+    longest = load.max_context - load.sampling.max_tokens
+    return (2 * _element(load) + 1) * PREFILL_TOKENS * longest if "*" in stage.letters else 0.0
 
 
 def seconds(stages: Sequence[Stage], model: ModelConfig, load: Load, world_size: int, assumed: Lengths, gpu: Gpu) -> float:

@@ -10,9 +10,13 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from megatron_prism.checkpoint import folder, sharded
 from megatron_prism.core.config import GangConfig
 from megatron_prism.data import tokenizer
+from megatron_prism.generate import blocks
 from megatron_prism.generate.cached import Cached
 from megatron_prism.generate.engine import Sampling
 from megatron_prism.generate.recompute import Recompute
@@ -31,6 +35,7 @@ NUM_TOKENS = 200
 def main(given: Options) -> None:
     """Export what was trained, then generate; tiny: one export."""
     runs.at_once(given, export, [HYBRID] if given.tiny else ["llama", HYBRID])
+    grouped(given)
     stories = given.data / "stories260k"
     if stories.is_dir():
         golden(given, stories)
@@ -95,6 +100,29 @@ def golden(given: Options, stories: Path) -> None:
                 tokens = [token for token in rollout.token_ids if token not in spec.end_ids]
                 result.figures = matched(tokenizer.continuation(ids, tokens, spec), wanted)
                 result.ok = (result.figures["characters"] == len(wanted)) != (name == "control")
+
+
+def grouped(given: Options) -> None:
+    """Read a chunk of a prompt with grouped queries, a mask and no unfused kernel: that one would hold all scores, in fp32.
+
+    Up to torch 2.13 CUDA has no fused kernel for a mask with enable_gqa.
+    """
+    rows, num_groups, heads, tokens, room, channels = 2, 2, 4, 64, 256, 64
+    device = "cpu" if given.tiny else "cuda"
+    with check("text", "prompts read with grouped queries by a fused kernel") as result:
+        dtype = torch.bfloat16
+        shared = {"norm_D": torch.ones(8), "qkv": torch.empty(0, dtype=dtype), "bias": None, "out_DY": torch.empty(0)}
+        attention = blocks.Attention(**shared, num_groups=num_groups, head_dim=channels, scale=0.125)
+        call = blocks.prefill(96, [tokens] * rows, tokens, blocks.Positions(None, 128, dtype), torch.device(device))
+        query = torch.randn(rows * tokens, num_groups, heads, channels, dtype=dtype, device=device)
+        new = torch.randn(rows * tokens, num_groups, channels, dtype=dtype, device=device)
+        cache = [torch.randn(rows, num_groups, room, channels, dtype=dtype, device=device) for _ in range(2)]
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+            fused = attention._prefill(query, new, new, call, *cache)
+        with sdpa_kernel([SDPBackend.MATH]):
+            unfused = attention._prefill(query, new, new, call, *cache)
+        result.figures["relative_difference"] = float((fused.float() - unfused.float()).norm() / unfused.float().norm())
+        result.ok = result.figures["relative_difference"] < 0.02
 
 
 def matched(text: str, wanted: str) -> dict[str, int]:
