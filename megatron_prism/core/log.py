@@ -33,6 +33,12 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def duration(seconds: float) -> str:
+    """Return a duration as hours:MM:SS; a day and more is 24 hours and more."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 @contextmanager
 def told(progress: Any, interval_s: float = 60.0) -> Iterator[Any]:
     """Show rich's progress bars. Where standard error is not a terminal, log a line every interval_s instead."""

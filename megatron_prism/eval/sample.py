@@ -173,5 +173,5 @@ def _tell(work: Work, task: str, number: int, num_shards: int, tokens_per_s: flo
         num_faults,
         counts.get("truncated", 0) / max(num_judged, 1),
         tokens_per_s,
-        time.strftime("%H:%M:%S", time.gmtime(left_s)) if left_s < 86400 else f"{left_s / 86400:.1f} days",
+        log.duration(left_s),
     )

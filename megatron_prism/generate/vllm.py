@@ -98,6 +98,7 @@ class VLLM:
             logprobs_mode="raw_logprobs",  # of the whole vocabulary, before temperature and masks
             enable_prefix_caching=self.model.layer_pattern is None,  # a prompt's samples share its keys and values
             enforce_eager=not on_gpu,
+            disable_custom_all_reduce=on_gpu,  # it cannot register a graph's buffers in expandable segments, and ends the process (issue 42609)
             enable_sleep_mode=on_gpu,
             weight_transfer_config=vllm_weights.config(),
             seed=0,

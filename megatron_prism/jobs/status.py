@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,7 @@ def show(status: Mapping[str, Any]) -> None:
         table.add_column(name, no_wrap=name != "last event", overflow="fold")
     for row in status["rows"]:
         step = f"{row['step']:,}/{row['steps']:,}" if "steps" in row else ""
-        left = "" if row.get("left_s") is None else _clock(row["left_s"])
+        left = "" if row.get("left_s") is None else log.duration(row["left_s"])
         rewards = [_short(row.get(name), ".3f") for name in reward]
         numbers = (
             _short(row.get("loss"), ".4f"),
@@ -162,7 +161,3 @@ def show(status: Mapping[str, Any]) -> None:
 
 def _short(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600)}:{time.strftime('%M:%S', time.gmtime(seconds))}"

@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 
 from megatron_prism.core.config import GangConfig
 from megatron_prism.core.errors import EnvironmentFault, PrismError
-from megatron_prism.parallel import host, megatron_versions
+from megatron_prism.parallel import host, interface, megatron_versions
 
 T = TypeVar("T")
 TIMEOUT_S = 1800.0
@@ -105,9 +105,10 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(alone)
     if host.has_cuda():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(host.device_index())
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group also opens gloo sockets: about 1,400 files on 128 ranks
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    interface.set_for_gloo()
     backend = "cpu:gloo,cuda:nccl" if host.has_cuda() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 
 import torch
@@ -19,7 +18,7 @@ def read() -> Machine:
         return Machine(has_cuda=False)
     return Machine(
         has_cuda=True,
-        capability=torch.cuda.get_device_capability(int(os.environ.get("LOCAL_RANK", "0"))),
+        capability=torch.cuda.get_device_capability(host.device_index()),
         cuda=version(torch.version.cuda),
         transformer_engine=_transformer_engine(),
     )

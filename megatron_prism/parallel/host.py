@@ -35,6 +35,11 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def device_index() -> int:
+    """Return the index of this rank's device. A task that Slurm shows one device alone (--gpus-per-task=1) has the first, whatever its local rank."""
+    return 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def device() -> torch.device:
     """Return the device this rank computes on."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else CPU

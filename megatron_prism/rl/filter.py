@@ -84,7 +84,7 @@ def run(work: Filter, missing: Sequence[int]) -> None:
                 sum(one.num_faults for one in counts),
                 sum(one.num_truncated for one in counts) / len(sampled.items),
                 sum(len(one.token_ids) for one in sampled.rollouts) / seconds,
-                time.strftime("%H:%M:%S", time.gmtime(left_s)) if left_s < 86400 else f"{left_s / 86400:.1f} days",
+                log.duration(left_s),
             )
         longest_s = max(longest_s, time.perf_counter() - began)
 

@@ -20,7 +20,7 @@ from megatron_prism.grade.outcome import Graded
 from megatron_prism.parallel.groups import from_first
 from megatron_prism.rl import record_files
 from megatron_prism.rl.record import Step
-from megatron_prism.rl.rollout import Encoded, Grades, Response, Sampled, Sampler, draw, to_item
+from megatron_prism.rl.rollout import Encoded, Grades, Response, Sampled, Sampler, draw, items_of
 
 Groups = Mapping[int, Sequence[Response]]  # by seed
 SAME = ("seed", "rollout.num_prompts", "rollout.num_samples", "rollout.max_tokens", "rollout.max_refills")
@@ -143,7 +143,7 @@ class Replayed(Recorded):
             return Sampled(prompts, rollouts, (), step)
         now = Sampler.sample(self, prompts, num_samples, seeds, step)
         self._drawn.update({(rollout.seed, rollout.sample): rollout for rollout in now.rollouts})
-        return replace(now, rollouts=rollouts, items=[to_item(prompts[one.prompt], one, self.spec) for one in rollouts])
+        return replace(now, rollouts=rollouts, items=items_of(prompts, rollouts, self.spec))
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
         """Return the recorded responses, or the new ones, and keep those of the step `at` in `again`."""

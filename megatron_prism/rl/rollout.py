@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch.distributed as dist
+
 from megatron_prism.core import disk
 from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
@@ -24,7 +26,7 @@ from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate import engines
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item, item_of
-from megatron_prism.parallel.groups import Groups, from_first
+from megatron_prism.parallel.groups import Groups, from_first, gather
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import group_of, is_kept
 from megatron_prism.rl.order import Order
@@ -115,15 +117,25 @@ def sample(
     began = time.perf_counter()
     rollouts = engine.generate([one.tokens for one in prompts], num_samples, sampling, seeds)
     speed = Speed(sum(len(rollout.token_ids) for rollout in rollouts), time.perf_counter() - began)
-    items = [to_item(prompts[rollout.prompt], rollout, spec) for rollout in rollouts]
-    return Sampled(prompts, rollouts, items, weights_step, speed)
+    return Sampled(prompts, rollouts, items_of(prompts, rollouts, spec), weights_step, speed)
 
 
-def to_item(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> Item:
-    """Return a response as the grader takes it: its text without end tokens."""
+def items_of(prompts: Sequence[Encoded], rollouts: Sequence[Rollout], spec: TokenizerSpec) -> list[Item]:
+    """Return responses as the grader takes them, on every rank: their texts without end tokens.
+
+    Each rank makes the texts of its part. The tokenizer takes seconds for a step of long ones, in which no device would work.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    texts = gather([_text(prompts[rollout.prompt], rollout, spec) for rollout in rollouts[rank::size]])
+    return [
+        item_of(prompts[one.prompt].prompt, f"{one.prompt}/{one.sample}", texts[index % size][index // size], one.ended != "end_token")
+        for index, one in enumerate(rollouts)
+    ]
+
+
+def _text(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> str:
     shown = [token for token in rollout.token_ids if token not in spec.end_ids]
-    text = tokenizer.continuation(prompt.tokens, shown, spec)
-    return item_of(prompt.prompt, f"{rollout.prompt}/{rollout.sample}", text, rollout.ended != "end_token")
+    return tokenizer.continuation(prompt.tokens, shown, spec)
 
 
 def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:

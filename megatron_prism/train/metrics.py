@@ -65,7 +65,7 @@ class Recorder:
         else:
             done = step - self._first_step
             left_s = (time.monotonic() - self._started) / max(done, 1) * (self._steps - step)
-            log.get().info("step %d/%d  %s  left %s", step, self._steps, shown, time.strftime("%H:%M:%S", time.gmtime(left_s)))
+            log.get().info("step %d/%d  %s  left %s", step, self._steps, shown, log.duration(left_s))
 
     def record_validation(self, step: int, values: Mapping[str, float], name: str = "valid_loss") -> None:
         """Write one validation's values, a metric a source: valid_loss/SOURCE, or under another name."""

@@ -59,13 +59,14 @@ class Timers:
         self._events.append((name, began, event))
 
     def read(self) -> dict[str, float]:
-        """Return the seconds by phase, and reset. Waits for the device."""
-        if self._events:
-            self._events[-1][2].synchronize()
-        for name, began, ended in self._events:
-            self._seconds[name] += began.elapsed_time(ended) / 1e3
+        """Return the seconds by phase, and reset. A phase that the device is still at is read the next time: to wait here would be outside of any step's time."""
+        events, self._events = self._events, []
+        for name, began, ended in events:
+            if ended.query():
+                self._seconds[name] += began.elapsed_time(ended) / 1e3
+            else:
+                self._events.append((name, began, ended))
         by_phase = dict(self._seconds)
-        self._events.clear()
         self._seconds.clear()
         return by_phase
 
