@@ -9,6 +9,10 @@ bash tools/setup.sh
 
 tier=(-m "not slow") arguments=()
 for argument in "$@"; do
+    if [[ $argument == tests/* && ! -e ${argument%%::*} ]]; then # pytest-xdist would run nothing, and say nothing
+        echo "tests/run.sh: there is no ${argument%%::*}" >&2
+        exit 4
+    fi
     [ "$argument" != --all ] && arguments+=("$argument")
     if [[ $argument == @(--all|-k*) || -e ${argument%%::*} ]]; then tier=(); fi
 done

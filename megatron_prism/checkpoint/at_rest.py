@@ -22,7 +22,7 @@ from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.families import blocks, registry
 from megatron_prism.families.rules import Rule
-from megatron_prism.hf import bits, finite, safetensors
+from megatron_prism.hf import bits, finite, recognise, safetensors
 from megatron_prism.hf.dtypes import Dtype
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def read(path: Path, *, check_sums: bool = True) -> AtRest:
         is_checkpoint = (path / folder.META).is_file() or any(folder.newest(each) is not None for each in (path, path / "checkpoints"))
     except OSError as error:  # another user's folder, a name too long
         raise CheckpointError(Problem(str(path), error.strerror or str(error), "a model's folder that may be read")) from None
+    if not path.is_dir():
+        raise CheckpointError(recognise.no_folder(path, "a Hugging Face folder, a checkpoint or a run"))
     plan, reader = plan_export(path, check_sums=check_sums) if is_checkpoint else (plan_import(path), None)
     rules = {rule.mcore: rule for rule in registry.rules(plan.model)}
     of_rules = zip(rules.values(), plan.rules, strict=True)

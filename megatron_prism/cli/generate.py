@@ -18,7 +18,7 @@ def generate(
     hf: Annotated[Path | None, typer.Option(help="A Hugging Face folder, run by plain transformers.", callback=a_path)] = None,
     max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.", min=1)] = 64,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 1.0,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature. Without it: 1.", min=0.01)] = None,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens of this probability.", min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     tp: Annotated[int, typer.Option(help="Tensor parallel size.", min=1)] = 1,
@@ -31,10 +31,12 @@ def generate(
     """
     if (ckpt is None) == (hf is None):
         raise InputError(Problem("--ckpt, --hf", "both or neither", "one of them"))
+    if greedy and temperature is not None:
+        raise InputError(Problem("--greedy, --temperature", "both", "one of them, or neither"))
     from megatron_prism.generate.engine import Sampling
     from megatron_prism.jobs import generate as job
 
-    sampling = Sampling(max_tokens=max_tokens, temperature=0.0 if greedy else temperature, top_p=top_p)
+    sampling = Sampling(max_tokens=max_tokens, temperature=0.0 if greedy else temperature or 1.0, top_p=top_p)
     if hf is not None:
         text = job.from_hf(hf, prompt, sampling, seed)
     else:

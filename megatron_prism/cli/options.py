@@ -55,6 +55,8 @@ def _in_a_folder(context: typer.Context, parameter: typer.CallbackParam, path: P
     path = a_path(context, parameter, path)
     if context.obj == LATER or path is None:
         return path
+    if str(path) == "-":
+        raise InputError(Problem("--json", "-", "a file", "results as lines are on standard output without it; name a file for JSON"))
     if not path.parent.is_dir():
         raise InputError(Problem("--json", str(path), f"a file in a folder that is there: {path.parent} is not"))
     if path.is_dir():
@@ -114,11 +116,11 @@ def finish(result: dict[str, Any], path: Path | None, quiet: bool = False) -> No
     from megatron_prism.core.manifest import write_json
     from megatron_prism.report import lines
 
+    for line in [] if quiet else lines.lines(result):  # before the file, which may not be written
+        typer.echo(line)
     if path is not None:
         _refuse_other(path)  # the job may have written it
         try:
             write_json(path, result)
         except OSError as error:
             raise EnvironmentFault(f"--json {path}: {error.strerror or error}; the job itself is done") from error
-    for line in [] if quiet else lines.lines(result):
-        typer.echo(line)

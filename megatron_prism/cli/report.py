@@ -40,7 +40,12 @@ def status(
 
 
 def config(
-    job: Annotated[str, typer.Argument(help="train, prepare, cluster, pipeline or study.", show_default=False)],
+    job: Annotated[
+        str,
+        typer.Argument(
+            help="train, prepare, rl, evaluate, cluster, pipeline, study and others: a wrong name lists them all.", show_default=False
+        ),
+    ],
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema, by which an editor completes and checks a YAML.")
     ] = False,

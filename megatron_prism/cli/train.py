@@ -58,12 +58,16 @@ def plan(
     from megatron_prism.core.config import EvaluateConfig, FilterConfig, RLConfig, TrainConfig
     from megatron_prism.core.load import closest, load, placed
 
+    if gpus and any(each.startswith("world_size=") for each in overrides or []):
+        raise InputError(Problem("--gpus", f"{gpus}, and world_size as an override", "one of them: they are the same"))
     given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
     kind = closest(config, (TrainConfig, RLConfig, FilterConfig, EvaluateConfig), given)
     settings: Any = load(config, kind, given)
     from megatron_prism.jobs import plan as job
 
     asked = job.Asked(usd_per_gpu_hour, GPUS[gpu], response_tokens)
+    if response_tokens is not None and kind is TrainConfig:
+        raise InputError(Problem("--response-tokens", f"{response_tokens:g}", "only for what samples: a run of train does not"))
     with placed(config, kind, given):
         if kind in (FilterConfig, EvaluateConfig):
             planned = _of_sampling(settings, asked, model or _preset(config, settings), sweep)

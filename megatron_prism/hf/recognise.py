@@ -57,7 +57,7 @@ OTHERS: tuple[tuple[str, str, str], ...] = (  # a pattern of file names, what th
 def no_model(root: Path) -> Problem | None:
     """Return what a path without config.json is, None where it is nothing that we know."""
     if not root.is_dir():
-        return _no_folder(root)
+        return no_folder(root)
     names = sorted(path.name for path in root.iterdir())
     if (root / "snapshots").is_dir() or root.name == "snapshots":
         snapshots = root if root.name == "snapshots" else root / "snapshots"
@@ -83,17 +83,22 @@ def no_model(root: Path) -> Problem | None:
     return None if names else Problem(str(root), "an empty folder", FOLDER)
 
 
-def _no_folder(root: Path) -> Problem:
+def no_folder(root: Path, required: str = FOLDER) -> Problem:
+    """Return the problem of a path that is no folder: absent, a hub's name, an address, a file of a folder."""
     if root.is_symlink():
-        return Problem(str(root), f"a link to {root.readlink()}, which is not there", FOLDER)
+        return Problem(str(root), f"a link to {root.readlink()}, which is not there", required)
     if not root.exists():
         is_id = HUB_ID.fullmatch(str(root))
-        fix = f"a name on the hub? Download it first (hf download {root} --local-dir DIR) and give that local folder" if is_id else ""
+        fix = (
+            f"where it is a name on the hub, download it first (hf download {root} --local-dir DIR) and give that local folder"
+            if is_id
+            else ""
+        )
         if ":/" in str(root):  # Path makes one slash of two
             fix = "an address? Download what is there first, and give that local folder"
-        return Problem(str(root), "no such folder", FOLDER, fix)
+        return Problem(str(root), "no such folder", required, fix)
     fix = f"give the folder that it is in: {root.parent}" if (root.parent / "config.json").is_file() else ""
-    return _other(root, [root.name], FOLDER) or Problem(str(root), "a file", FOLDER, fix)
+    return _other(root, [root.name], required) or Problem(str(root), "a file", required, fix)
 
 
 def _other(root: Path, names: list[str], required: str) -> Problem | None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from megatron_prism.core.config import GangConfig
-from megatron_prism.core.errors import EnvironmentFault, PrismError
+from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Problem
 from megatron_prism.parallel import host, interface, megatron_versions
 
 T = TypeVar("T")
@@ -104,6 +104,10 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "WORLD_SIZE" not in os.environ:
         os.environ.update(alone)
+    elif "MASTER_ADDR" not in os.environ:
+        found = f"RANK={os.environ.get('RANK')} WORLD_SIZE={os.environ['WORLD_SIZE']} and no MASTER_ADDR"
+        fix = "start the ranks by --nproc, torchrun or srun; or unset RANK and WORLD_SIZE"
+        raise InputError(Problem("environment", found, "the variables of a launcher, or none of them", fix))
     if host.has_cuda():
         torch.cuda.set_device(host.device_index())
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each group also opens gloo sockets: about 1,400 files on 128 ranks

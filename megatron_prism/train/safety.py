@@ -81,7 +81,7 @@ def _pass_over(run: Run, step: int, verdict: Verdict, why: str) -> None:
         return
     run.saver.finish()  # what is being written was whole before this step
     if verdict is Verdict.STOP:
-        raise ResultFailure(f"step {step}: {why}; the weights did not take it; the last checkpoint is good")
+        raise ResultFailure(f"step {step}: {why}; the weights did not take it; what was saved before is good")
     with optim.settled(run.chunks, run.config.parallel):
         _rewind(run, step, why)
 
@@ -118,7 +118,7 @@ def _never_save(run: Run, step: int) -> None:
     """Handle NaN or inf weights found before a save: reload the last checkpoint, or stop."""
     why = "weights that are not finite"
     if run.config.guard.on_nonfinite == "stop" or run.guard.num_events >= run.config.guard.max_events:
-        raise ResultFailure(f"step {step}: {why}; they were not saved; the last checkpoint is good")
+        raise ResultFailure(f"step {step}: {why}; they were not saved; what was saved before is good")
     run.guard.passed_over()
     _rewind(run, step, why)
 

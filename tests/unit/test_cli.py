@@ -16,7 +16,8 @@ import pytest
 import typer
 import yaml
 
-from megatron_prism import __version__, cli
+from megatron_prism import __version__
+from megatron_prism.cli import entry
 from megatron_prism.cli.options import GroupWithDefault
 from megatron_prism.cli.submit import read_command
 
@@ -40,7 +41,7 @@ def prism(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def commands(group: Any = None, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield the words of every command that does something."""
-    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+    for name, command in (group or typer.main.get_command(entry.app)).commands.items():
         words = (*above, name)
         yield from commands(command, words) if hasattr(command, "commands") else [words]
 
@@ -318,3 +319,39 @@ def test_json_overwrites_no_file_but_a_result(tmp_path: Path, name: str) -> None
 def test_json_overwrites_a_result(tmp_path: Path) -> None:
     for _ in range(2):
         assert prism("config", "train", "--json", tmp_path / "keys.json").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate --hf absent --prompt a --greedy --temperature 0.5", "--greedy, --temperature: found both"),
+        ("plan {config} --gpus 8 world_size=64", "--gpus: found 8, and world_size as an override"),
+        ("plan {config} --response-tokens 100", "--response-tokens: found 100"),
+        ("plan {config} --json -", "--json: found -; required a file"),
+        (
+            "merge --model runs/mid=0.15 --model runs/rl=0.85 --out out",
+            "required a Hugging Face folder, a checkpoint or a run; where it is a name",
+        ),
+    ],
+)
+def test_what_would_be_left_aside_is_refused(config: Path, words: str, said: str) -> None:
+    ended = prism(*words.format(config=config).split())
+    assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_ranks_without_a_meeting_point_are_told_so(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RANK and WORLD_SIZE of an old export, or of a pod."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    ended = prism("train", config)
+    assert ended.returncode == 2 and "unset RANK and WORLD_SIZE" in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_a_result_is_printed_before_its_file_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from megatron_prism.cli.options import finish
+    from megatron_prism.core.errors import EnvironmentFault
+
+    with pytest.raises(EnvironmentFault, match="the job itself is done"):
+        finish({"loss": 0.5}, tmp_path / "absent" / "x.json")
+    assert "loss: 0.5" in capsys.readouterr().out
