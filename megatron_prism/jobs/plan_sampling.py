@@ -78,6 +78,9 @@ def _architecture(config: Sampling) -> ModelConfig:
         if checkpoint is None:
             raise InputError(Problem("model.endpoint", "a model that is served elsewhere", "one of ours", "its server has its own plan"))
     assert checkpoint is not None  # check_filter
+    if not checkpoint.exists():
+        fix = "where it is not made yet, name its architecture: --model configs/models/NAME.yaml"
+        raise InputError(Problem(str(checkpoint), "no such folder", "a checkpoint, or a run", fix))
     return folder.read(checkpoint).model
 
 

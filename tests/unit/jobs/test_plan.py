@@ -119,7 +119,10 @@ def test_an_evaluation_is_planned_within_the_models_context(tmp_path: Path) -> N
     assert planned["parts"]["math500"]["response_tokens_assumed"] == 512 * 0.25 and 0 < planned["hours"] < planned["hours_longest"]
     refused = plan(tmp_path, "eval.yaml", "--model", "model.yaml", "tasks.ruler.ruler.lengths=[64, 512, 8192]")
     assert refused.returncode == 2 and "found 64; required over 100" in refused.stderr and "found 8192; required" in refused.stderr
-    assert "none: found no such folder" in plan(tmp_path, "eval.yaml").stderr  # the control: no recipe, and so no model of its own
+    absent = plan(tmp_path, "eval.yaml").stderr
+    assert (
+        "none: found no such folder" in absent and "--model configs/models/NAME.yaml" in absent
+    )  # the control: no recipe, and so no model of its own
     for name, file in (("recipes/toy", "eval.yaml"), ("models", "toy.yaml")):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / ("eval.yaml" if name != "models" else "model.yaml")).rename(tmp_path / name / file)
