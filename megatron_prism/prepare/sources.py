@@ -176,7 +176,7 @@ def _expand(patterns: Sequence[str], key: str, problems: list[Problem]) -> tuple
     others: list[Path] = []
     for pattern in patterns:
         is_literal = os.path.lexists(pattern)
-        matches = [Path(match) for match in ([pattern] if is_literal else sorted(glob.glob(pattern, recursive=True)))]
+        matches = [Path(match) for match in ([pattern] if is_literal else _matches(pattern))]
         if not matches:
             problems.append(Problem(key, f"no file at {pattern!r}", "a file, or a glob that matches files", "correct the path"))
         for match in matches:
@@ -199,8 +199,13 @@ def _not_entered(pattern: str) -> list[Path]:
     """Return what a glob matches on its way and cannot enter. It says nothing of the files behind."""
     parts = Path(pattern).parts
     leading = [os.path.join(*parts[:end]) for end in range(1, len(parts) + 1) if glob.has_magic(parts[end - 1])]
-    matches = [Path(match) for part in leading for match in glob.glob(part, recursive=True)]
+    matches = [Path(match) for part in leading for match in _matches(part)]
     return [match for match in matches if not os.path.exists(match) or (match.is_dir() and not os.access(match, os.R_OK | os.X_OK))]
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return what a glob matches, sorted. On Python 3.11 `missing/**` matches a folder that is not there."""
+    return [match for match in sorted(glob.glob(pattern, recursive=True)) if os.path.lexists(match)]
 
 
 def _saved_files(match: Path, key: str, problems: list[Problem]) -> tuple[Path, ...]:

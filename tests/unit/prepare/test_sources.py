@@ -207,6 +207,12 @@ def test_a_glob_into_folders_reads_them_or_names_those_it_cannot_enter(tmp_path:
         assert f"{tmp_path}/raw/disk, a link to /mnt/not_mounted" in problems(source(tmp_path / "raw" / pattern))[0]
 
 
+def test_a_glob_into_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    for pattern in ("missing/**/*.jsonl", "missing/**", "*/missing/**"):
+        said = problems(source(tmp_path / pattern))
+        assert len(said) == 1 and said[0].startswith(f"sources.0.path: found no file at '{tmp_path}/{pattern}'")
+
+
 def test_a_second_link_to_a_file_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "blob").write_text('{"text": "x"}')
     for name in ("a", "b"):
