@@ -42,13 +42,16 @@ def study(
 
     Exit code 1 where a stage failed (--status shows its last line, RUN_DIR/study/NAME/log.txt the rest), 3 where the study was stopped.
     """
+    from megatron_prism.core.check.study import check_variables
     from megatron_prism.core.config import StudyConfig
+    from megatron_prism.core.layers import config_layers
     from megatron_prism.core.load import load, placed
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
     _check_options({"--only": only, "--until": until, "--stage": stage}, status, dry_run, bool(beside), cluster is not None)
     settings = load(config, StudyConfig, overrides or [])
+    raise_problems(check_variables(config_layers(config, StudyConfig, overrides or [])))
     with placed(config, StudyConfig, overrides or []):
         at_work = job.read(settings, read_command, _names(only), _names(until), stage)
     if cluster is not None:

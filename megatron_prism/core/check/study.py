@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.cluster import VARIABLE, check_pipeline, is_argument
 from megatron_prism.core.config import CheckConfig, PipelineConfig, StudyConfig
 from megatron_prism.core.errors import Problem
+from megatron_prism.core.layers import Layer, origin
 
 FIGURE = re.compile(r'([A-Za-z0-9][A-Za-z0-9._-]*):((?:"[^"]*"|[^".:\s]+)(?:\.(?:"[^"]*"|[^".:\s]+))*)')
 RELATIONS = ("above", "below", "near")
@@ -20,6 +23,24 @@ def check_study(study: StudyConfig) -> list[Problem]:
     pipeline = PipelineConfig(name=study.name, run_dir=study.run_dir, stages=study.stages)
     problems = [replace(problem, required=_in_words(problem)) for problem in check_pipeline(pipeline)]
     return list(dict.fromkeys([*check_bounds(study), *problems, *_check_stages(study), *_check_claims(study)]))
+
+
+def check_variables(layers: Sequence[Layer]) -> list[Problem]:
+    """Return a problem for each variable of a study's layers that no text uses: a misspelt one would leave the right one as it was."""
+    interpolations = re.findall(r"\$\{([^}]*)", json.dumps([values for _, values in layers], default=repr))
+    used = {word for text in interpolations for word in re.split(r"[^\w-]+", text)}
+    given = dict.fromkeys(
+        name for _, values in layers if isinstance(values.get("variables"), dict) for name in map(str, values["variables"])
+    )
+    known = [name for name in given if name in used]
+    problems = []
+    for name in given:
+        if name not in used:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]!r}?" if near else f"write ${{variables.{name}}} where it is meant, or leave it out"
+            required = f"one that the study uses: {', '.join(known) or '(none)'}"
+            problems.append(Problem(f"{origin(layers, ('variables', name))}:variables.{name}", "an unknown variable", required, fix))
+    return problems
 
 
 def _in_words(problem: Problem) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.check.study import check_study, parts_of
+from megatron_prism.core.check.study import check_study, check_variables, parts_of
 from megatron_prism.core.config import CheckConfig, ClaimConfig, StageConfig, StudyConfig
 from megatron_prism.core.load import load
 
@@ -69,3 +69,19 @@ def test_the_key_null_needs_no_quotes_in_a_yaml(write: Any) -> None:
     for key in ("null", '"null"'):
         assert load(write("s.yaml", text.replace("KEY", key)), StudyConfig).claims[0].null == (CheckConfig(value=1, above=0),)
     assert load(write("s.yaml", text.replace("KEY", "null").replace("[b]", "[b], output: null")), StudyConfig).stages[0].output is None
+
+
+def test_a_variable_that_no_text_uses_is_refused() -> None:
+    file = {
+        "run_dir": "runs/${variables.seed}",
+        "variables": {"seed": "1", "other": "10${.seed}", "a-b": ""},
+        "stages": ["${variables[other]}"],
+    }
+    layers = [("s.yaml", {**file, "name": "${variables.a-b}"}), ("override", {"variables": {"seed": "2"}})]
+    assert check_variables(layers) == []
+    said = list(map(str, check_variables([*layers, ("override", {"variables": {"sed": "3"}}), ("t.yaml", {"variables": {"x": "4"}})])))
+    assert (
+        said[0]
+        == "override:variables.sed: found an unknown variable; required one that the study uses: seed, other, a-b; did you mean 'seed'?"
+    )
+    assert said[1].startswith("t.yaml:variables.x: found") and "write ${variables.x} where it is meant" in said[1] and len(said) == 2

@@ -300,6 +300,7 @@ def test_a_dry_run_counts_and_promises_what_then_runs() -> None:
 @pytest.mark.parametrize(
     ("words", "where"),
     [
+        (["variables.sed=1"], "override:variables.sed"),
         (["--only", ""], "--only"),
         (["--only", "a", "--until", "b"], "--until"),
         (["--beside", "run2"], "--beside"),
