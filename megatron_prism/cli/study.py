@@ -19,8 +19,12 @@ def study(
     config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, show the graph and what it needs, write nothing.")] = False,
-    gpu_hour_price: Annotated[float, typer.Option(help="With --dry-run: the price in USD that the cost assumes.", min=0.0)] = 2.5,
-    gpu: Annotated[Literal["h100", "h200"], typer.Option(help="With --dry-run: the GPU that is planned for.")] = "h100",
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="With --dry-run: the price in USD that the cost assumes. Without it: 2.5.", min=0.0)
+    ] = None,
+    gpu: Annotated[
+        Literal["h100", "h200"] | None, typer.Option(help="With --dry-run: the GPU that is planned for. Without it: h100.")
+    ] = None,
     status: Annotated[bool, typer.Option("--status", help="Only show how the stages stand, and the claims on their results.")] = False,
     cluster: Annotated[
         Path | None, typer.Option(help="Submit the stages as a chain of Slurm jobs on this cluster (configs/clusters/).", callback=a_path)
@@ -49,7 +53,8 @@ def study(
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
-    _check_options({"--only": only, "--until": until, "--stage": stage}, status, dry_run, bool(beside), cluster is not None)
+    of_plan = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}
+    _check_options({"--only": only, "--until": until, "--stage": stage}, of_plan, status, dry_run, bool(beside), cluster is not None)
     settings = load(config, StudyConfig, overrides or [])
     raise_problems(check_variables(config_layers(config, StudyConfig, overrides or [])))
     with placed(config, StudyConfig, overrides or []):
@@ -58,10 +63,10 @@ def study(
         _submit(at_work, [str(config), *(overrides or [])], cluster, dry_run, json)
         return
     if dry_run:
-        _show_plan(at_work, gpu_hour_price, gpu, json)
+        _show_plan(at_work, 2.5 if gpu_hour_price is None else gpu_hour_price, gpu or "h100", json)
         return
     result = job.standing(at_work) if status else job.run(at_work, stage)
-    for line in overview.lines(result):
+    for line in overview.lines(result, at_work.wanted):
         typer.echo(line)
     if beside:
         result = job.beside(result, beside)
@@ -73,7 +78,7 @@ def study(
     _exit(at_work, result, stage)
 
 
-def _check_options(names: dict[str, str | None], status: bool, dry_run: bool, beside: bool, cluster: bool) -> None:
+def _check_options(names: dict[str, str | None], of_plan: dict[str, Any], status: bool, dry_run: bool, beside: bool, cluster: bool) -> None:
     """Check that no option is silently left aside. Raises: InputError."""
     chosen = [name for name, text in names.items() if text is not None]
     problems = [Problem(name, repr(names[name]), "at least one stage's name") for name in chosen if not _names(names[name])]
@@ -83,6 +88,9 @@ def _check_options(names: dict[str, str | None], status: bool, dry_run: bool, be
         problems.append(Problem("--status", f"beside {'--dry-run' if dry_run else '--cluster'}", "--status alone"))
     if names["--stage"] is not None and (dry_run or cluster):
         problems.append(Problem("--stage", f"beside {'--dry-run' if dry_run else '--cluster'}", "--stage alone", "or --only"))
+    if (given := [name for name, value in of_plan.items() if value is not None]) and (cluster or not dry_run):
+        found = "beside --cluster" if cluster else "no --dry-run"
+        problems.append(Problem(given[0], found, "--dry-run without --cluster, which plans", f"leave {' and '.join(given)} out"))
     if beside and not status:
         problems.append(Problem("--beside", "no --status", "--status --beside RUN_DIR"))
     raise_problems(problems)

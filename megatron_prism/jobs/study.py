@@ -182,8 +182,8 @@ def _loop(study: Study) -> None:
 def _progress(study: Study, num_waiting: int) -> str:
     now = time.monotonic()
     running = ", ".join(f"{name} {overview.duration(now - each.began)}" for name, each in study.running.items())
-    ended = sum(state in ENDED for state in study.states.values())
-    return f"{ended} of {len(study.stages)} done, {num_waiting} waiting; {running}" if running else ""
+    ended = sum(study.states[name] in ENDED for name in study.wanted)
+    return f"{ended} of {len(study.wanted)} done, {num_waiting} waiting; {running}" if running else ""
 
 
 def _stop(study: Study, num_signals: int) -> None:

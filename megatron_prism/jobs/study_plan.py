@@ -33,7 +33,6 @@ from megatron_prism.jobs.study_stages import Stage, world_size
 from megatron_prism.study import overview
 from megatron_prism.study.graph import longest_path
 
-NOT_ASKED = "left out"  # by --only or --until
 SHOWN = ("hours", "gpu_hours", "usd", "memory_gib_per_gpu_max", "memory_gib_available", "fits")  # of a plan
 GIB = 2**30
 BYTES_PER_TOKEN, BYTES_PER_PARAMETER = 4, 2  # of a mixture, of a Hugging Face folder in bf16
@@ -80,11 +79,11 @@ def _states(study: Study) -> dict[str, dict[str, str]]:
     states: dict[str, dict[str, str]] = {}
     for name, stage in study.stages.items():
         states[name] = {"state": study.states[name], "reason": study.reasons[name]}
-        missing = [before for before in stage.task.after if states[before]["state"] in (overview.BLOCKED, NOT_ASKED)]
+        missing = [before for before in stage.task.after if states[before]["state"] in (overview.BLOCKED, overview.LEFT_OUT)]
         if study.states[name] in overview.ENDED:
             continue
         if name not in study.wanted:
-            states[name] = {"state": NOT_ASKED, "reason": ""}
+            states[name] = {"state": overview.LEFT_OUT, "reason": ""}
         elif missing:
             states[name] = {"state": overview.BLOCKED, "reason": f"needs {', '.join(missing)}"}
     return states

@@ -128,14 +128,17 @@ def _interval(values: Sequence[float], mean: float) -> list[float] | None:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a table of judged claims: the state, the claim, and each check that decided."""
-    for row in rows:
+    """Yield a table of judged claims: the state, the claim, and each check that decided. Claims without any figure yet are counted in one line."""
+    begun = [row for row in rows if not row["figures"] or any(number is not None for number in row["figures"].values())]
+    for row in begun:
         told = f" ({', '.join(filter(None, (row['source'], row['judged_at'])))})" if row["source"] or row["judged_at"] else ""
         yield f"{row['state']:<22}  {row['name']}: {row['says']}{told}"
         for check in row["checks"]:
             mark = {True: "yes", False: "no", None: "?"}[check["holds"]]
             by = f" by {check['by']:g}" if check["by"] else ""
             yield f"{'':<22}    {mark:<3} {check['part']}: {_said(check, 'value')} {check['relation']} {_said(check, 'than')}{by}"
+    if num_left := len(rows) - len(begun):
+        yield f"{NOT_MEASURED:<22}  {num_left} claim{'s' if num_left > 1 else ''} whose stages have given nothing yet"
 
 
 def lines_over(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from megatron_prism.core import log
@@ -23,6 +23,7 @@ TO_RUN, CHANGED, RUNNING, DONE, NO_GO, FAILED, STOPPED, BLOCKED = (
     "blocked",
 )
 ENDED = (DONE, NO_GO)
+LEFT_OUT = "left out"  # by --only or --until: no state of a stage
 
 
 def now() -> str:
@@ -49,9 +50,9 @@ def progress(text: str, told_at: float, interval_s: float) -> float:
     return time.monotonic()
 
 
-def lines(study: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each stage, one for all, and the table of claims."""
-    stages: Mapping[str, Mapping[str, Any]] = study["stages"]
+def lines(study: Mapping[str, Any], wanted: Collection[str]) -> Iterator[str]:
+    """Yield a line for each stage that is wanted, one for all of them, and the table of claims."""
+    stages: Mapping[str, Mapping[str, Any]] = {name: stage for name, stage in study["stages"].items() if name in wanted}
     width = max(map(len, stages), default=0)
     for name, stage in stages.items():
         times = f"{duration(stage['seconds'])} ({stage['cpu_s']:.0f} s of processors)" if stage["num_starts"] else ""
@@ -61,6 +62,8 @@ def lines(study: Mapping[str, Any]) -> Iterator[str]:
     for stage in stages.values():
         counts[stage["state"]] = counts.get(stage["state"], 0) + 1
     seconds, cpu_s = (sum(stage[key] for stage in stages.values()) for key in ("seconds", "cpu_s"))
+    if left_out := len(study["stages"]) - len(stages):
+        counts[LEFT_OUT] = left_out
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
     yield f"{study['name']}: {told}; {duration(seconds)} of stages, {cpu_s:.0f} s of processors"
     yield from claims.lines(study["claims"])

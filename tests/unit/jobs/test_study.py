@@ -17,7 +17,7 @@ from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
 from megatron_prism.jobs import study_plan, study_stages
 from megatron_prism.jobs.plan import Asked
-from megatron_prism.study import claims
+from megatron_prism.study import claims, overview
 
 SCRIPT = """
 import json, os, sys
@@ -149,6 +149,19 @@ def test_only_some_stages() -> None:
     assert run(only=["c"])[0] == ["c"]
     with pytest.raises(InputError, match="--only: found 'x'"):
         run(only=["x"])
+
+
+def test_what_is_not_asked_for_is_left_out_of_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(overview, "progress", lambda text, *_: told.append(text) or 0.0)
+    result = job.run(study := read(STAGES, until=["b"]))
+    assert {text.split(",")[0] for text in told if text} <= {"0 of 2 done", "1 of 2 done"} and any(told)
+    shown = [line.split()[0] for line in overview.lines(result, study.wanted)]
+    assert shown == ["a", "b", "s:", "not"]
+    *_, all_, claims_ = overview.lines(result, study.wanted)
+    assert ": 2 done, 3 left out;" in all_ and claims_.endswith(" 1 claim whose stages have given nothing yet")
+    done = CliRunner().invoke(app, ["study", "s.yaml", "--status", "--until", "d"])
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["a", "b", "d", "s:", "not"]
 
 
 def test_the_elements_of_an_array_are_stages_of_their_own() -> None:
@@ -306,6 +319,9 @@ def test_a_dry_run_counts_and_promises_what_then_runs() -> None:
         (["--beside", "run2"], "--beside"),
         (["--status", "--dry-run"], "--status"),
         (["--stage", "filter"], "--stage"),
+        (["--gpu", "h200"], "--gpu"),
+        (["--status", "--gpu-hour-price", "0"], "--gpu-hour-price"),
+        (["--cluster", "c.yaml", "--dry-run", "--gpu", "h100"], "--gpu"),
         (["--status", "--beside", "run"], "--beside"),
         (["--status", "--beside", "run2"], "run2/study/study.json"),
     ],
