@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from megatron_prism.core.errors import EnvironmentFault
+
 if TYPE_CHECKING:
     from megatron_prism.models.probes import Probe
 
@@ -84,7 +86,6 @@ PACKAGES = (
 PROGRAMS = (
     ("sbatch", "no submission to Slurm from here"),
     ("srun", "no gang started by Slurm from here"),
-    ("bwrap", "no sandbox for generated code"),
     ("git", "no commit in the manifests"),
 )
 PROBE_LIMIT_S = 240  # mamba_ssm's kernels are compiled and tuned at their first call: a minute and more
@@ -92,7 +93,7 @@ REQUIRED = {"torch", "megatron-core", "psutil", "tokenizers", "tensorboard", "tr
 
 
 def run() -> dict[str, Any]:
-    """Return the findings: packages, programs, devices, kernels, and whether the required packages are present and work.
+    """Return the findings: packages, programs, the sandbox, devices, kernels, and whether the required packages are present and work.
 
     This process imports no package but torch.
     """
@@ -101,7 +102,19 @@ def run() -> dict[str, Any]:
     missing = [entry["name"] for entry in packages if entry["name"] in REQUIRED and (entry["version"] is None or entry["broken"])]
     devices = _devices()
     kernels = [asdict(finding) for finding in run_kernels()] if devices else []
-    return {"packages": packages, "programs": programs, "devices": devices, "kernels": kernels, "missing": missing, "ok": not missing}
+    found = {"packages": packages, "programs": programs, "sandbox": _sandbox(), "devices": devices, "kernels": kernels}
+    return {**found, "missing": missing, "ok": not missing}
+
+
+def _sandbox() -> dict[str, str | None]:
+    """Return the sandbox that grading would choose here, for which it is tried; or why there is none."""
+    from megatron_prism.grade.sandbox import choose
+
+    try:
+        backend = choose.choose().backend
+    except EnvironmentFault as fault:
+        return {"name": None, "detail": str(fault)}
+    return {"name": backend.name, "detail": backend.bwrap}
 
 
 def run_kernels() -> Iterator[Kernel]:
@@ -185,6 +198,8 @@ def show(findings: dict[str, Any]) -> None:
             add(entry["name"], f"{value}, broken", f"{entry['broken']} ({entry['absence_costs']})", "red")
         else:
             add(entry["name"], value or "absent", "" if value else entry["absence_costs"], "" if value else "yellow")
+    sandbox = findings["sandbox"]
+    add("sandbox for generated code", sandbox["name"] or "none", sandbox["detail"], "" if sandbox["name"] else "yellow")
     for kernel in findings["kernels"]:
         works = kernel["state"] == "works"
         without = kernel["detail"] if works else f"{kernel['detail']} ({kernel['absence_costs']})"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prism.grade.sandbox import choose
 from megatron_prism.jobs import doctor
 
 PACKAGE = doctor.Package("prism_made_up", "prism-made-up", "nothing", "prism_made_up_cuda")
@@ -50,9 +51,19 @@ def test_every_package_and_program_says_what_its_absence_costs() -> None:
     assert {"transformer-engine", "apex", "mamba-ssm", "causal-conv1d", "nemo-toolkit", "nemo-aligner", "vllm", "flash-attn"} < {
         entry["name"] for entry in found["packages"]
     }
-    assert {"sbatch", "srun", "bwrap"} < {entry["name"] for entry in found["programs"]}
+    assert {"sbatch", "srun", "git"} <= {entry["name"] for entry in found["programs"]}
     assert all(entry["absence_costs"] for entry in [*found["packages"], *found["programs"]])
     assert found["ok"], found["missing"]
+
+
+def test_the_sandbox_is_the_one_that_grading_chooses_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.run()["sandbox"]["name"] == choose.choose().backend.name
+    for holding in ("landlock", ""):  # where bubblewrap fails, landlock stands in
+        monkeypatch.setattr(
+            choose, "probe", lambda backend, _, only=holding: choose.Probe(backend, "" if backend.name == only else "it fails")
+        )
+        found = doctor.run()["sandbox"]
+        assert found["name"] == (holding or None) and ("code is not run: nothing" in found["detail"]) == (not holding)
 
 
 def test_brackets_in_what_was_found_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +72,8 @@ def test_brackets_in_what_was_found_are_shown(capsys: pytest.CaptureFixture[str]
     package = {"name": "a", "version": None, "broken": None, "absence_costs": "install prism[gpu] [/x]"}
     kernel = {"name": "k", "state": "fails", "ms": None, "detail": "[Errno 2] [/home]", "absence_costs": "much"}
     broken = {**package, "name": "b", "version": "1 [/y]", "broken": "no [b]"}
-    doctor.show({"packages": [package, broken], "programs": [], "kernels": [kernel], "devices": ["[0] H100"]})
+    sandbox = {"name": None, "detail": "not run [/z]"}
+    doctor.show({"packages": [package, broken], "programs": [], "sandbox": sandbox, "kernels": [kernel], "devices": ["[0] H100"]})
     shown = capsys.readouterr().out
-    for text in ("prism[gpu] [/x]", "[Errno 2] [/home] (much)", "1 [/y], broken", "no [b]", "[0] H100", "absent"):
+    for text in ("not run [/z]", "prism[gpu] [/x]", "[Errno 2] [/home] (much)", "1 [/y], broken", "no [b]", "[0] H100", "absent"):
         assert text in shown
