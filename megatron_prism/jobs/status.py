@@ -15,6 +15,7 @@ from megatron_prism.core.load import closest, load
 from megatron_prism.core.manifest import read_json
 from megatron_prism.jobs import submit
 from megatron_prism.launch import pipeline, slurm
+from megatron_prism.study import record
 from megatron_prism.train.metrics import METRICS
 
 
@@ -25,6 +26,9 @@ def run(path: Path) -> dict[str, Any]:
     """
     folder = pipeline.submission_folder(path)
     if not (folder / submit.SUBMITTED).is_file():
+        if (path / record.FOLDER / record.STUDY).is_file():
+            fix = "prism study CONFIG --status, with the study's overrides, shows how its stages stand"
+            raise InputError(Problem(str(path), "a study", "a run or a submission", fix))
         if not (path / run_folder.CONFIG).is_file():
             raise InputError(
                 Problem(
@@ -34,7 +38,8 @@ def run(path: Path) -> dict[str, Any]:
                 )
             )
         stage = "rl" if isinstance(_config(path), RLConfig) else "train"
-        return {"run": str(path), "rows": [{"stage": stage, **_not_submitted(path), **progress(path)}]}
+        there = progress(path)
+        return {"run": str(path), "rows": [{"stage": stage, **_not_submitted(path, there), **there}]}
     submitted = read_json(folder / submit.SUBMITTED)
     jobs, root = submitted["stages"], Path(submitted.get("submitted_from", ""))
     root = Path() if root == Path.cwd() else root
@@ -53,8 +58,9 @@ def _states(ids: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(ids, "unknown")
 
 
-def _not_submitted(path: Path) -> dict[str, Any]:
-    state = "training" if disk.is_held(path / run_folder.LOCK) else "not training"
+def _not_submitted(path: Path, there: Mapping[str, Any]) -> dict[str, Any]:
+    is_done = there["checkpoint_step"] == there["steps"]  # by the checkpoint: a run that is killed after its last step is not done
+    state = "training" if disk.is_held(path / run_folder.LOCK) else "done" if is_done else "not training"
     return {"job": None, "state": state, "last_event": None, "faults": 0}
 
 

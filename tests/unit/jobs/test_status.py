@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_prism.core import disk
 from megatron_prism.core.errors import InputError
 from megatron_prism.jobs import status
 from tests.unit.jobs.submissions import RL, TRAIN, submitted, write
@@ -75,6 +76,23 @@ def test_status_of_a_run_without_a_scheduler(home: Path, monkeypatch: pytest.Mon
     (row,) = status.run(Path("run"))["rows"]
     assert (row["state"], row["job"], row["step"], row["loss"]) == ("not training", None, 0, None)
     status.show(status.run(Path("run")))
+
+
+def test_status_of_a_run_that_has_its_last_checkpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, state in ((9, "not training"), (10, "done")):
+        Path(f"run/checkpoints/step_{step:08d}").mkdir(parents=True)
+        write("run/config.yaml", TRAIN)
+        Path("run/metrics.jsonl").write_text('{"step": 10, "loss": 2.5}\n')
+        assert status.run(Path("run"))["rows"][0]["state"] == state
+    monkeypatch.setattr(disk, "is_held", lambda path: True)
+    assert status.run(Path("run"))["rows"][0]["state"] == "training"
+
+
+def test_status_of_a_study_names_its_command(home: Path) -> None:
+    Path("tiny/study").mkdir(parents=True)
+    write("tiny/study/study.json", {})
+    with pytest.raises(InputError, match="tiny: found a study; required .*; prism study CONFIG --status, with the study's overrides"):
+        status.run(Path("tiny"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"kind": "run", "starts": []}'])
