@@ -55,13 +55,13 @@ def plan(
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
-    from megatron_prism.core.config import EvaluateConfig, FilterConfig, RLConfig, TrainConfig
-    from megatron_prism.core.load import closest, load, placed
+    from megatron_prism.core.config import EvaluateConfig, FilterConfig, TrainConfig
+    from megatron_prism.core.load import load, placed
 
     if gpus and any(each.startswith("world_size=") for each in overrides or []):
         raise InputError(Problem("--gpus", f"{gpus}, and world_size as an override", "one of them: they are the same"))
     given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
-    kind = closest(config, (TrainConfig, RLConfig, FilterConfig, EvaluateConfig), given)
+    kind = _planned_kind(config, given)
     settings: Any = load(config, kind, given)
     from megatron_prism.jobs import plan as job
 
@@ -81,6 +81,22 @@ def plan(
             raise InputError(Problem("num_rows", f"{planned['memory_gib_per_gpu_max']:.1f} GiB", "what fits", "fewer rows, or a larger tp"))
         if not planned["fits"]:
             raise InputError(job.too_large(settings, planned, asked))
+
+
+def _planned_kind(config: Path, overrides: list[str]) -> type:
+    """Return which config of those that are planned a YAML is. Raises: InputError where it is one of another job."""
+    from megatron_prism.core.config import EvaluateConfig, FilterConfig, RLConfig, StudyConfig, TrainConfig
+    from megatron_prism.core.load import closest
+    from megatron_prism.launch.pipeline import CONFIGS
+
+    planned = (TrainConfig, RLConfig, FilterConfig, EvaluateConfig)
+    jobs = {**{kind: job for job, kind in CONFIGS.items()}, StudyConfig: "study"}
+    kind = closest(config, (*planned, *(kind for kind in jobs if kind not in planned)), overrides)
+    if kind not in planned:
+        required = f"one of {', '.join(jobs[one] for one in planned)}: what runs on GPUs"
+        fix = f"prism {jobs[kind]} {config} --dry-run shows its plan"
+        raise InputError(Problem(str(config), f"a config of prism {jobs[kind]}", required, fix))
+    return kind
 
 
 def _preset(config: Path, settings: Any) -> Path | None:

@@ -62,7 +62,7 @@ def read_layers(path: Path, above: tuple[Path, ...], kind: Any = None) -> list[L
         _refuse_bomb(text)
         values = _plain(OmegaConf.load(io.StringIO(quoted(text, kind))))
     except FileNotFoundError:
-        raise InputError(Problem(str(path), "no such file", "a YAML config file")) from None
+        raise InputError(absent(path)) from None
     except InputError:
         raise
     except Exception as error:  # yaml and OmegaConf raise many types: `!!timestamp x` is an AttributeError
@@ -71,6 +71,12 @@ def read_layers(path: Path, above: tuple[Path, ...], kind: Any = None) -> list[L
         raise InputError(Problem(str(path), type(values).__name__, "a mapping of keys to values"))
     layers = _bases(values, path, BASE, above, kind)
     return [*layers, (str(path), typing.cast(dict[str, Any], _with_bases(values, path, above, kind)))]
+
+
+def absent(path: Path) -> Problem:
+    """Return the problem of a config's path that is no file."""
+    found, fix = ("a folder", "name the file in it") if path.is_dir() else ("no such file", "")
+    return Problem(str(path), found, "a YAML config file", fix)
 
 
 def _refuse_bomb(text: str) -> None:

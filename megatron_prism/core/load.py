@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from megatron_prism.core import paths
 from megatron_prism.core.config.keys import bare, keys, section_of, walk
 from megatron_prism.core.errors import InputError, Problem, raise_problems
-from megatron_prism.core.layers import config_layers, merge, origin, split_key
+from megatron_prism.core.layers import absent, config_layers, merge, origin, split_key
 from megatron_prism.core.scalars import entry
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def closest(path: Path, classes: Sequence[type], overrides: Sequence[str] = ()) 
     Raises: InputError where there is no such file.
     """
     if not path.is_file():
-        raise InputError(Problem(str(path), "no such file", "a YAML file"))
+        raise InputError(absent(path))
     counts: dict[type, int] = {}
     for cls in classes:  # a YAML of many stages takes seconds to load: the others are not tried once it loads
         counts[cls] = _num_problems(path, cls, overrides)
@@ -155,8 +155,11 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[A
         return Problem(where(key), "an unknown key", f"one of {', '.join(known)}", f"did you mean {near[0]!r}?" if near else "")
     if item["type"] in ("missing", "missing_argument"):
         return Problem(where(key), "no value", "a value", "set this key")
+    required = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
     fix = "write it in quotes" if item["type"] in ("string_type", "path_type") and isinstance(item["input"], int | float) else ""
-    return Problem(where(key), repr(item["input"]), item["msg"].removeprefix("Input should be ").removeprefix("Value error, "), fix)
+    if required == "a list" and isinstance(item["input"], str | int | float):
+        fix = f"a list is written [{item['input']}]"
+    return Problem(where(key), repr(item["input"]), required, fix)
 
 
 def _known(cls: Any, key: tuple[Any, ...]) -> list[str]:

@@ -100,11 +100,11 @@ def find(sources: Sequence[SourceConfig]) -> tuple[tuple[Input, ...], ...]:
     return tuple(inputs)
 
 
-def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool = False) -> tuple[Input, ...]:
-    """Return the files of a part's patterns, and append what is wrong to `problems`."""
+def files(part: PartConfig, key: str, problems: list[Problem], is_held_out: bool = False, text_key: str = "") -> tuple[Input, ...]:
+    """Return the files of a part's patterns, and append what is wrong to `problems`. text_key: of its text; without it, the `text` beside `key`."""
     inputs = tuple(Input(path, part, is_held_out) for path in _expand(part.path, key, problems))
     if any(not file.is_plain for file in inputs) and not records.fields(dataclasses.replace(part, keep=(), sample=None)):
-        problems.append(Problem(f"{key.rpartition('.')[0]}.text", repr(part.text), "at least one {field} of the records"))
+        problems.append(Problem(text_key or f"{key.rpartition('.')[0]}.text", repr(part.text), "at least one {field} of the records"))
     if plain := [file.path.name for file in inputs if file.is_plain and (part.keep or part.turns or part.sample)]:
         problems.append(Problem(key, f"{plain[0]}, which has no fields", "records with fields for keep, turns and sample"))
     return inputs

@@ -213,7 +213,7 @@ def open_data(named: str, template: str, tokenizer_folder: Path | None, prefix: 
     if kind is not None:
         raise InputError(Problem(str(manifest), f"kind {kind!r}", "a prepared mixture, or a prompt set"))
     problems: list[Problem] = []
-    files = sources.files(PartConfig(path=(path,), text=template, split="paragraph"), named, problems)
+    files = sources.files(PartConfig(path=(path,), text=template, split="paragraph"), named, problems, text_key="--text")
     raise_problems(problems)
     return OfFiles((name or Path(path).name,), files)
 

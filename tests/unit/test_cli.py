@@ -264,6 +264,7 @@ def test_what_stands_behind_two_dashes_is_the_jobs(config: Path, tmp_path: Path)
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_config_that_is_absent_or_broken_is_named(tmp_path: Path, command: str) -> None:
     refused(prism(command, tmp_path / "absent.yaml"), f"{tmp_path}/absent.yaml: found no such file")
+    refused(prism(command, tmp_path), f"{tmp_path}: found a folder; required a YAML config file; name the file in it")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     refused(prism(command, tmp_path / "broken.yaml"), "broken.yaml: found")
 

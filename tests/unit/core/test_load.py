@@ -189,6 +189,11 @@ def test_unknown_key_is_named_with_its_file_and_the_nearest_key(write: Any, valu
     }
 
 
+def test_a_value_where_a_list_is_required_says_how_one_is_written(write: Any, values: dict) -> None:
+    (problem,) = refusal(write("a.yaml", values), "recompute.modules=mlp")
+    assert str(problem) == "override:recompute.modules: found 'mlp'; required a list; a list is written [mlp]"
+
+
 def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values: dict) -> None:
     values["batch"]["micro_size"] = "2"
     base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "precision": "fp8", "seed": True})

@@ -157,6 +157,8 @@ def test_all_that_is_wrong_is_said_before_the_scan(files: Path, sets: Path, tmp_
         contaminate.run([str(files / "clean.jsonl")], [f"bad={sets / 'clean.jsonl'}"], num_workers=1, out=bad)
     with pytest.raises(EnvironmentFault, match="bad.jsonl"):
         contaminate.run([str(files / "clean.jsonl")], [f"bad={sets / 'clean.jsonl'}"], num_workers=1, out=bad / "out")
+    with pytest.raises(InputError, match="--text: found '{question'; required at least one {field}"):
+        contaminate.run([str(files / "clean.jsonl")], [f"bad={sets / 'clean.jsonl'}"], text="{question", num_workers=1)
     for against, words in (([], "--against"), ([str(bad)], "NAME=FILE"), ([f"a={bad}", f"a={bad}"], "twice")):
         with pytest.raises(InputError, match=words):
             contaminate.run([str(files / "clean.jsonl")], against, num_workers=1)

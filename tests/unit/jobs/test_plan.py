@@ -92,6 +92,13 @@ def test_a_config_that_cannot_train_cannot_be_planned(tmp_path: Path) -> None:
     assert swept.returncode == 2 and "neither model nor init.checkpoint" in swept.stderr
 
 
+def test_a_config_of_another_job_is_told_and_not_taken_for_one_of_a_run(tmp_path: Path) -> None:
+    for name, job in (("mixtures/math", "prepare"), ("studies/tiny", "study")):
+        done = plan(tmp_path, ROOT / "configs" / f"{name}.yaml", "--gpus", 8)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert f"found a config of prism {job}; required one of train, rl, rl filter, evaluate" in done.stderr
+
+
 def test_an_rl_config_is_planned_with_its_rollout(tmp_path: Path) -> None:
     recipe = RECIPE.with_name("rl.yaml")
     done = plan(tmp_path, recipe, "--gpus", 8, "--response-tokens", 2000)
