@@ -1,4 +1,6 @@
-"""Write what studies of one config (seeds) say of its claims into docs/REPRODUCE.md: python tools/claims_table.py runs/tiny1 runs/tiny2 runs/tiny3
+"""Print what studies of one config (seeds) say of its claims, as a table: python tools/claims_table.py runs/tiny1 runs/tiny2 runs/tiny3
+
+python tools/claims_table.py --write runs/tiny1 ...    # puts it into docs/REPRODUCE.md instead
 
 The figures are those of `prism study CONFIG --status --beside RUN_DIR`.
 """
@@ -49,7 +51,9 @@ def _told(figure: Mapping[str, Any]) -> str:
 
 
 def studies(places: Sequence[Path]) -> list[Mapping[str, Any]]:
-    """Return each place's study.json. Ends the process where a place is there twice, or holds a study of another name."""
+    """Return each place's study.json. Ends the process where a place is there twice, holds no study, or one of another name."""
+    if absent := [str(place / RECORD) for place in places if not (place / RECORD).is_file()]:
+        sys.exit(f"claims_table: {', '.join(absent)}: no such file; required folders of studies that have begun")
     read = [json.loads((place / RECORD).read_text(encoding="utf-8")) for place in places]
     if len({place.resolve() for place in places}) < len(places) or len({study["name"] for study in read}) > 1:
         sys.exit(f"claims_table: {', '.join(map(str, places))}: required folders of one study's seeds, each once")
@@ -57,9 +61,14 @@ def studies(places: Sequence[Path]) -> list[Mapping[str, Any]]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
+    words = [word for word in sys.argv[1:] if word != "--write"]
+    if not words or any(word.startswith("-") for word in words):
         sys.exit(__doc__)
-    write(DOCUMENT, TOOL, table(studies([Path(place) for place in sys.argv[1:]])))
+    text = table(studies([Path(word) for word in words]))
+    if "--write" in sys.argv:
+        write(DOCUMENT, TOOL, text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

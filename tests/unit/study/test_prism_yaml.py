@@ -173,3 +173,24 @@ def test_the_table_of_claims_has_each_claims_states_and_figures(tmp_path: Path, 
     for places in (("one", "one"), ("one", "two")):
         with pytest.raises(SystemExit, match="each once"):
             tool["studies"]([tmp_path / place for place in places])
+    with pytest.raises(SystemExit, match="none/study/study.json: no such file"):
+        tool["studies"]([tmp_path / "none"])
+
+
+def test_the_table_of_claims_is_printed_and_the_page_is_written_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    main = runpy.run_path(str(ROOT / "tools" / "claims_table.py"))["main"]
+    page, mark = tmp_path / "page.md", "<!-- written by tools/claims_table.py -->\n"
+    page.write_text(f"{mark}old<!-- end -->")
+    monkeypatch.setitem(main.__globals__, "DOCUMENT", page)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text(json.dumps({"name": "tiny", "claims": []}))
+    for words, begins in (([], f"{mark}old"), (["--write"], f"{mark}| claim |")):
+        monkeypatch.setattr(sys, "argv", ["claims_table.py", *words, str(tmp_path)])
+        main()
+        assert capsys.readouterr().out.startswith("| claim |") == (not words) and page.read_text().startswith(begins)
+    monkeypatch.setattr(sys, "argv", ["claims_table.py", "--writ", str(tmp_path)])
+    with pytest.raises(SystemExit, match="Print what studies"):
+        main()
