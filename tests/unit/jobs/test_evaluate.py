@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
-from megatron_prism.core.config import EvaluateConfig
+from megatron_prism.core.config import EvaluateConfig, EvaluatedConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
 from megatron_prism.eval import evaluation, folder
+from megatron_prism.eval import model as models
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
@@ -77,6 +78,19 @@ def test_a_path_of_the_options_is_no_yaml(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_task_that_is_named_twice_is_refused() -> None:
     assert "x twice" in str(CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x=a,x=b"]).exception)
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_a_checkpoint_is_no_hugging_face_folder(is_run: bool, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Its weights would be read by shards that it does not have."""
+    path = tiny_checkpoint
+    if is_run:
+        path = tmp_path / "run"
+        shutil.copytree(tiny_checkpoint, path / "checkpoints" / "step_00000001")
+    with pytest.raises(InputError) as raised:
+        models.read(EvaluatedConfig(hf=path))
+    (problem,) = raised.value.problems
+    assert problem.where == str(path) and "Hugging Face" in problem.required
 
 
 @pytest.mark.parametrize(
