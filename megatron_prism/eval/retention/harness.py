@@ -183,7 +183,6 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
     clean = [sample for sample in own if as_json(sample["doc"]) not in watch.leaked]
     if not clean:
         raise InputError(Problem(f"lm_eval task {one.task}", "every document among its own few-shot examples", "examples of another split"))
-    group = one.benchmark.task if one.benchmark else one.task
     results = []
     for sample in sorted(clean, key=lambda sample: sample["doc_id"]):
         score = _score(metric, sample[metric])
@@ -200,7 +199,7 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
                 num_tokens=ended.num_tokens if ended else 0,
                 ended=ended.ended if ended else "",
                 text=_text(sample["resps"]),
-                tags={"group": group},
+                tags={"group": one.group},
             )
         )
     return results, len(own) - len(clean)

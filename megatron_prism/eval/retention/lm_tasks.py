@@ -32,6 +32,11 @@ class Planned:
     examples: str | None
     files: Mapping[str, tuple[Path, ...]]
 
+    @property
+    def group(self) -> str:
+        """Return the benchmark of a leaderboard that it is a part of, else its own name."""
+        return self.benchmark.task if self.benchmark else self.task
+
 
 def plan(
     names: Sequence[str], paths: Mapping[str, Path], index: Mapping[str, Any], num_fewshot: int | None = None, hub: bool = False

@@ -19,14 +19,15 @@ from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.config import EvaluateConfig, EvaluatedConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
-from megatron_prism.eval import evaluation, folder
+from megatron_prism.eval import evaluation, folder, measured, summary
 from megatron_prism.eval import model as models
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
-from tests.unit.eval.two_evaluations import scores, write
+from tests.unit.eval.two_evaluations import result, scores, write
 
 TASK = {"set": "file", "path": "set.jsonl"}
+LOSSES = {"held_out": {"mixture": "m", "seq_length": 8}}
 
 
 def config(**values: Any) -> EvaluateConfig:
@@ -190,14 +191,35 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
 
 
-def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
-    old = write(tmp_path / "old", scores("mine", [1]))
-    policy = {"max_drop": {"mine": 0.1, "mnie": 0.1, "math": 0.1}}
-    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "against": str(old), "policy": policy}
-    given |= {"tasks": {"mine": {"set": "file", "path": str(questions)}}}
-    with pytest.raises(InputError) as raised:
-        evaluate.resolve(config(out=str(tmp_path / "new" / ".." / "old"), **given), 1)
-    assert {"against", "policy.max_drop.mnie"} == {one.where for one in raised.value.problems} - {f"out ({tmp_path}/new/../old)"}
+def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(
+    tmp_path: Path, tiny_checkpoint: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "tasks": {"mine": {"set": "file", "path": str(questions), "num_samples": 2}}}
+    resolved = evaluate.resolve(config(**given, out=str(tmp_path / "new")), 1)
+    results = [result("mine", one.question.id, 1, sample, one.prompt_sha256) for one in resolved.asked["mine"] for sample in range(2)]
+    as_asked = summary.settings_of(resolved.tasks["mine"], resolved.asked["mine"], "plain text", evaluation.grader_versions())
+    old = write(tmp_path / "old", [*results, *scores("lm_eval/gsm8k", [1])], {"mine": as_asked})
+
+    def said(policy: dict[str, Any], out: str = "new", **changed: Any) -> list[str]:
+        tasks = {"mine": {**given["tasks"]["mine"], **changed}, "losses": LOSSES}
+        try:
+            evaluate.resolve(config(**{**given, "tasks": tasks}, out=str(tmp_path / out), against=str(old), policy=policy), 1)
+        except InputError as error:
+            return [f"{one.where}: {one.found}" for one in error.problems]
+        return []
+
+    monkeypatch.setattr(measured, "read", lambda name, task: Measured(name, task, None, {}))  # a loss has no responses
+    assert said({}, out="new/../old")[-1].startswith("against: ")
+    assert said({"max_drop": {"mine": 0.1}}) == [] and said({"max_drop": {"mine": 0.1}}, num_samples=4, limit=3) == []
+    where = [one.partition(": ")[0] for one in said({"max_drop": {"mine": 0.1, "mnie": 0.1, "losses": 0.1, "math": 0.1}})]
+    assert where == ["policy.max_drop.mnie", "policy.max_drop.losses", *["policy.max_drop.math"] * 3]
+    assert said({"min_gain": {"lm_eval/gsm8k": 0.1}}) == [
+        f"policy.min_gain.lm_eval/gsm8k: lm_eval/gsm8k: {tmp_path / 'new'} has no responses to it"
+    ]
+    (warmer,) = said({"max_drop": {"mine": 0.1}}, temperature=0.9)
+    assert "protocol.temperature is 0.9, and was" in warmer and said({}, temperature=0.9) == []
+    old = write(tmp_path / "other", scores("other", [1]))
+    assert said({"max_drop": {"mine": 0.1}}) == [f"policy.max_drop.mine: mine: {old} has no responses to it"]
     twice = config(policy={"max_drop": {"a": 0.1}, "min_gain": {"a": 0.1}}, against="old")
     assert [one.where for one in check_evaluate(twice, 1)] == ["policy.min_gain.a"]
 
