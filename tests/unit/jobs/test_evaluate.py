@@ -81,6 +81,14 @@ def test_a_task_that_is_named_twice_is_refused() -> None:
     assert "x twice" in str(CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x=a,x=b"]).exception)
 
 
+def test_a_file_without_a_name_is_no_task() -> None:
+    """A dot in it would make two keys of an override."""
+    raised = CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "math500,data/math500.jsonl,a.b=c"]).exception
+    assert isinstance(raised, InputError)
+    assert [(one.where, one.found) for one in raised.problems] == [("--tasks", "'data/math500.jsonl'"), ("--tasks", "'a.b=c'")]
+    assert "NAME=FILE" in str(raised)
+
+
 @pytest.mark.parametrize("is_run", [False, True])
 def test_a_checkpoint_is_no_hugging_face_folder(is_run: bool, tmp_path: Path, tiny_checkpoint: Path) -> None:
     """Its weights would be read by shards that it does not have."""
