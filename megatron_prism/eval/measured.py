@@ -72,7 +72,7 @@ def read(name: str, config: TaskConfig) -> Measured:
 
     wanted = config.lm_eval or LmEvalConfig()
     made = Measured(name, config, None, {of: _sum(path) for of, path in wanted.files.items() if path.exists()})
-    planned = harness.check(made.names, wanted.files, wanted.num_fewshot, wanted.hub)
+    planned = harness.check(made.names, wanted.files, wanted.num_fewshot, wanted.hub, f"tasks.{name}.lm_eval")
     return replace(made, groups={one.task: one.group for one in planned})
 
 

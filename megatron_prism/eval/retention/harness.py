@@ -72,9 +72,11 @@ def run(
     return lead(served, work)
 
 
-def check(names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | None = None, hub: bool = False) -> tuple[Planned, ...]:
-    """Return the tasks that `run` would run. It reads no document and needs no model. Raises: InputError with all problems."""
-    return lm_tasks.plan(names, paths, lm_tasks.manager().task_index, num_fewshot, hub)
+def check(
+    names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | None = None, hub: bool = False, where: str = "lm_eval"
+) -> tuple[Planned, ...]:
+    """Return the tasks that `run` would run. It reads no document and needs no model. Raises: InputError with all problems, at the key `where`."""
+    return lm_tasks.plan(names, paths, lm_tasks.manager().task_index, num_fewshot, hub, where)
 
 
 def _evaluated(
