@@ -81,6 +81,17 @@ def _sum(path: Path) -> str:
     return sha256_json([[str(one.relative_to(path)), sha256_file(one)] for one in files])
 
 
+def figures(one: Measured) -> dict[str, Any]:
+    """Return what a dry run shows of a task that is measured. sequences: of each source that holds anything out, at most."""
+    if one.prepared is None:
+        return {"set": set_of(one.name, one.config), "lm_eval_tasks": len(one.groups), "limit": one.config.limit}
+    wanted = one.config.held_out
+    assert wanted is not None
+    sources = [source.name for source in one.prepared.sources if source.valid is not None]
+    shown = {"mixture": str(wanted.mixture), "sources": sources, "sequences": wanted.sequences, "seq_length": wanted.seq_length}
+    return {"set": "held_out", **shown}
+
+
 def check(one: Measured, evaluated: Evaluated) -> list[Problem]:
     """Return why a model's loss on a mixture would mean nothing, or cannot be computed."""
     if one.prepared is None:

@@ -98,7 +98,7 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     raise_problems(_check_ruler(config, by_name, reader))
     if before is not None:
         raise_problems(foreseen.check(config, before, reader, by_name, asked, to_measure))
-    figures = _figures(config, reader, by_name, asked, world_size)
+    figures = _figures(config, reader, by_name, asked, to_measure, world_size)
     if not log.is_first():
         by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
     return Resolved(config, reader, by_name, asked, to_measure, figures)
@@ -136,9 +136,14 @@ def _model(config: EvaluateConfig, by_name: Mapping[str, Task]) -> tuple[Evaluat
 
 
 def _figures(
-    config: EvaluateConfig, reader: Reader | None, by_name: Mapping[str, Task], asked: Mapping[str, Sequence[Asked]], world_size: int
+    config: EvaluateConfig,
+    reader: Reader | None,
+    by_name: Mapping[str, Task],
+    asked: Mapping[str, Sequence[Asked]],
+    to_measure: Mapping[str, Measured],
+    world_size: int,
 ) -> dict[str, Any]:
-    per_task = {
+    sampled = {
         name: {
             "set": task.set,
             "questions": _num_questions(config, task),
@@ -154,8 +159,8 @@ def _figures(
         **({} if reader is None else {"parameters": sum(registry.parameters(reader.evaluated.model).values())}),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
-        "tasks": per_task,
-        "responses": sum(one["responses"] for one in per_task.values()),
+        "tasks": {name: sampled[name] if name in sampled else measured.figures(to_measure[name]) for name in config.tasks},
+        "responses": sum(one["responses"] for one in sampled.values()),
         "environment": environment.variables(config),
         "out": str(config.out),
     }

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
-from megatron_prism.core.config import EvaluateConfig, EvaluatedConfig
+from megatron_prism.core.config import EvaluateConfig, EvaluatedConfig, TaskConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
 from megatron_prism.eval import evaluation, folder, measured, summary
@@ -197,6 +197,17 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
     assert [problem.found for problem in raised.value.problems] == ["64 2 times", "vt 2 times"]
     served = evaluate.resolve(config(model={"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, **given), 1)
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
+
+
+def test_the_plan_lists_what_is_measured_too(tmp_path: Path, tiny_checkpoint: Path, tiny_mixture: Path, questions: Path) -> None:
+    losses = {"held_out": {"mixture": str(tiny_mixture), "seq_length": 32, "sequences": 6}}
+    tasks = {"losses": losses, "mine": {"set": "file", "path": str(questions)}}
+    figures = evaluate.resolve(config(out=str(tmp_path / "new"), model={"checkpoint": str(tiny_checkpoint)}, tasks=tasks), 1).figures
+    assert list(figures["tasks"]) == ["losses", "mine"] and figures["responses"] == 5
+    part = figures["tasks"]["losses"]
+    assert (part["set"], part["sequences"], part["mixture"]) == ("held_out", 6, str(tiny_mixture)) and part["sources"]
+    words = measured.figures(Measured("words", build({"lm_eval": {"names": ["a"]}}, TaskConfig, str), None, {}, {"a_1": "a", "a_2": "a"}))
+    assert words == {"set": "lm_eval", "lm_eval_tasks": 2, "limit": None}
 
 
 def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(
