@@ -105,8 +105,8 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
 
 
 def _against(config: EvaluateConfig) -> tuple[paired.Evaluation | None, list[Problem]]:
-    """Return the evaluation that this one is held against, and why it cannot be. Rank 0 alone reads its responses."""
-    if config.against is None or not log.is_first():
+    """Return the evaluation that this one is held against, and why it cannot be."""
+    if config.against is None:
         return None, []
     if config.against.resolve() == config.out.resolve():
         return None, [Problem("against", str(config.against), "another evaluation than out", "choose another out")]
