@@ -90,13 +90,10 @@ def read(path: Path, *, check_sums: bool = True) -> AtRest:
         raise CheckpointError(Problem(str(path), error.strerror or str(error), "a model's folder that may be read")) from None
     if not path.is_dir():
         raise CheckpointError(recognise.no_folder(path, "a Hugging Face folder, a checkpoint or a run"))
-    plan, reader = plan_export(path, check_sums=check_sums) if is_checkpoint else (plan_import(path), None)
-    rules = {rule.mcore: rule for rule in registry.rules(plan.model)}
-    of_rules = zip(rules.values(), plan.rules, strict=True)
-    pairs = [(ruled, spelled) for rule, own in of_rules for ruled, spelled in zip(rule.hf, own.hf, strict=True)]
-    names, shapes = {ruled[0]: spelled[0] for ruled, spelled in pairs}, dict(ruled for ruled, _ in pairs)
-    if reader is None:
-        return AtRest(path, plan, plan.root, names, shapes, {name: plan.places[names[name]].dtype for name in shapes}, rules)
+    if not is_checkpoint:
+        return read_hf(path)
+    plan, reader = plan_export(path, check_sums=check_sums)
+    rules, names, shapes = _ruled(plan)
     rows: dict[str, list[Rows]] = {}
     for rule in rules.values():
         top = 0
@@ -105,6 +102,21 @@ def read(path: Path, *, check_sums: bool = True) -> AtRest:
             top += count
     of_tensors = {name: tuple(each) for name, each in rows.items()}
     return AtRest(path, plan, plan.root / folder.ASSETS, names, shapes, _dtypes(reader, of_tensors), rules, reader, of_tensors)
+
+
+def read_hf(path: Path) -> AtRest:
+    """Read and check a Hugging Face folder's config and headers. Raises: CheckpointError with every problem; a checkpoint is none."""
+    plan = plan_import(path)
+    rules, names, shapes = _ruled(plan)
+    return AtRest(path, plan, plan.root, names, shapes, {name: plan.places[names[name]].dtype for name in shapes}, rules)
+
+
+def _ruled(plan: Plan) -> tuple[dict[str, Rule], dict[str, str], dict[str, tuple[int, ...]]]:
+    """Return the rules by Megatron-Core's names; and by the rules' names the folder's own, and the shapes."""
+    rules = {rule.mcore: rule for rule in registry.rules(plan.model)}
+    of_rules = zip(rules.values(), plan.rules, strict=True)
+    pairs = [(ruled, spelled) for rule, own in of_rules for ruled, spelled in zip(rule.hf, own.hf, strict=True)]
+    return rules, {ruled[0]: spelled[0] for ruled, spelled in pairs}, dict(ruled for ruled, _ in pairs)
 
 
 def _dtypes(reader: TensorReader, rows: Mapping[str, Sequence[Rows]]) -> dict[str, Dtype]:

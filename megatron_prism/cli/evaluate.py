@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,8 +121,14 @@ def _of_command(
 
 
 def _tasks(text: str | None) -> list[tuple[str, str]]:
-    """Return (name, file) of --tasks; a file may be empty. Raises: InputError for a name that comes twice."""
-    parts = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    """Return (name, file) of --tasks; a file may be empty. Raises: InputError for a name that is none, or comes twice."""
+    from megatron_prism.core.check.evaluate import NAME
+
+    given = [part.strip() for part in (text or "").split(",") if part.strip()]
+    parts = [part.partition("=") for part in given]
+    if wrong := [part for part, (name, _, _) in zip(given, parts, strict=True) if not re.fullmatch(NAME, name, re.ASCII)]:
+        fix = "NAME is a set's, as math500, of letters, digits, _ and -"
+        raise InputError([Problem("--tasks", repr(part), "NAME=FILE, or the NAME of a set that needs no file", fix) for part in wrong])
     names = [name for name, _, _ in parts]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(Problem("--tasks", f"{twice} twice", "a name of its own for each task", "a YAML's tasks.NAME.set names the set"))

@@ -77,8 +77,9 @@ def _export(
 def _keys(record: bool, only: str | None, source: Path | None) -> list[str]:
     """Return the options of a run as the keys that they stand for."""
     if (only == "train") != (source is not None):
+        given = [f"{option} {value}" for option, value in (("--only", only), ("--from", source)) if value is not None]
         required = "--only train with --from RUN, and --from with nothing else"
-        raise InputError(Problem("--only, --from", f"--only {only} --from {source}", required))
+        raise InputError(Problem("--only, --from", " ".join(given), required))
     keys = {"record.interval": 1 if record else None, "mode": only, "train_from": source}
     return [f"{key}={value}" for key, value in keys.items() if value is not None]
 

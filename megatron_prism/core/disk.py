@@ -119,6 +119,14 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def unread(folder: Path, error: OSError) -> str:
+    """Return in words why a file of a folder cannot be read, for a problem whose place is the folder."""
+    name = Path(str(error.filename)).name if error.filename else "its files"
+    if error.errno not in NOT_THERE or os.path.isdir(folder):
+        return f"no {name}" if error.errno == errno.ENOENT else f"{name}: {error.strerror or error}"
+    return "a file" if os.path.exists(folder) else "no such folder"
+
+
 def unfit_output(path: Path) -> Problem | None:
     """Return a problem where a new folder cannot be renamed to `path`: it is where a disk is mounted."""
     if not path.resolve().is_mount():  # a link is none itself

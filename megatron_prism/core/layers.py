@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -107,10 +108,16 @@ def _bases(values: dict[Any, Any], path: Path, key: str, above: tuple[Path, ...]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise InputError(Problem(f"{path}:{key}", repr(bases), "a path, or a list of paths"))
     try:
-        files = [path.parent / paths.expanded(base) for base in bases]
+        files = [_short(path.parent / paths.expanded(base)) for base in bases]
     except ValueError as error:
         raise InputError(Problem(f"{path}:{key}", str(error), "a path", paths.FIX)) from None
     return [layer for file in files for layer in read_layers(file, (*above, path.resolve()), kind)]
+
+
+def _short(path: Path) -> Path:
+    """Return a path without `..`, as messages name it. Behind a link that would be another file: then the path as it is."""
+    short = os.path.normpath(path)
+    return Path(short) if os.path.realpath(short) == os.path.realpath(path) else path
 
 
 def _with_bases(values: Any, path: Path, above: tuple[Path, ...], kind: Any, key: str = "") -> Any:

@@ -51,9 +51,10 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
             if described.get("kind") != KIND:
                 raise InputError(Problem(where, f"a manifest of kind {described.get('kind')!r}", "a prompt set's", "run prism prompts"))
             sha256 = sha256_file(folder / FILE)
-    except (OSError, ValueError) as error:
-        found = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
-        raise InputError(Problem(where, found, "a prompt set", "run prism prompts")) from None
+    except OSError as error:
+        raise InputError(Problem(str(folder), disk.unread(folder, error), "a prompt set", "run prism prompts")) from None
+    except ValueError as error:
+        raise InputError(Problem(where, str(error), "a prompt set", "run prism prompts")) from None
     if sha256 != described.get("sha256"):
         raise InputError(
             Problem(str(folder / FILE), f"sha256 {sha256}", f"{described.get('sha256')}, as its manifest says", "make it again")

@@ -18,10 +18,12 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from megatron_prism.core import log
 from megatron_prism.core.config import EndpointConfig
-from megatron_prism.core.errors import EnvironmentFault, Problem
+from megatron_prism.core.errors import EnvironmentFault, Problem, printable
 from megatron_prism.core.manifest import sha256_json
 from megatron_prism.data import tokenizer
 from megatron_prism.eval.question import Question
@@ -101,7 +103,7 @@ class Endpoint:
         """Return the responses of a shard, and the faults in words. Raises: EnvironmentFault where the server is down, or refuses all."""
         assert shard is not None
         with ThreadPoolExecutor(self.config.num_requests, "endpoint") as pool:
-            answers = list(pool.map(self._ask, shard))
+            answers = list(pool.map(partial(self._ask, told={}), shard))
         samples = {one.key: answer for one, answer in zip(shard, answers, strict=True) if isinstance(answer, dict)}
         faults = {one.key: str(answer) for one, answer in zip(shard, answers, strict=True) if isinstance(answer, _Failed)}
         refused = next((answer for answer in answers if isinstance(answer, _Failed) and answer.is_refused), None)
@@ -110,7 +112,8 @@ class Endpoint:
             raise EnvironmentFault(f"{self.config.url}: {refused or next(iter(faults.values()))}; the same command goes on")
         return samples, faults
 
-    def _ask(self, request: Request) -> dict[str, Any] | _Failed:
+    def _ask(self, request: Request, told: dict[int, str]) -> dict[str, Any] | _Failed:
+        """Return an answer, or the last failure. told: of a shard, by the number of the try, the one request whose wait is logged."""
         wait_s = self.first_wait_s
         for attempt in range(1 + self.config.num_retries):
             try:
@@ -118,7 +121,11 @@ class Endpoint:
             except _Failed as failure:
                 if failure.is_final or attempt == self.config.num_retries:
                     return failure
-                time.sleep(min(max(wait_s, failure.wait_s), LONGEST_WAIT_S))
+                waits = min(max(wait_s, failure.wait_s), LONGEST_WAIT_S)
+                if told.setdefault(attempt, request.key) == request.key:  # many fail together
+                    said, number = printable(str(failure)), f"{attempt + 1} of {self.config.num_retries}"
+                    log.get().warning("%s: %s; asked again in %.0f s (%s)", self.config.url, said, waits, number)
+                time.sleep(waits)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         raise AssertionError("a loop that always returns")
 

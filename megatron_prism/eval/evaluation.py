@@ -63,7 +63,9 @@ class Evaluation:
                 parts[name] = self.measured[measured_by[name]]["part"]
             else:
                 results = [replace(judge.result(one), text="") for one in by_task[name]]
-                parts[name] = summary.of_task(self.tasks[name], self.asked[name], results, self._style(self.tasks[name]), judge.versions)
+                parts[name] = summary.of_task(
+                    self.tasks[name], self.asked[name], results, style_of(self.reader, self.tasks[name]), judge.versions
+                )
         how = {"engine": "endpoint", "seed": config.seed}
         if self.reader is not None:
             how |= {"engine": config.engine, "precision": config.precision}
@@ -88,13 +90,14 @@ class Evaluation:
             else:
                 yield from map(self.judge.result, by_task[name])
 
-    def _style(self, task: Task) -> str:
-        """Return how a task is asked, in words."""
-        if not task.is_chat and all(isinstance(one.prompt, str) for one in task.questions):
-            return "plain text"
-        if self.reader is None or self.reader.template is None:
-            return "the server's chat template"
-        return f"chat template {self.reader.template.sha256}"
+
+def style_of(reader: Reader | None, task: Task) -> str:
+    """Return how a task is asked, in words."""
+    if not task.is_chat and all(isinstance(one.prompt, str) for one in task.questions):
+        return "plain text"
+    if reader is None or reader.template is None:
+        return "the server's chat template"
+    return f"chat template {reader.template.sha256}"
 
 
 def begin(

@@ -6,6 +6,7 @@ in the order of the config's tasks; summary.json holds the sum of results.jsonl,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,10 @@ def summary_of(root: Path) -> Mapping[str, Any]:
                 raise InputError(Problem(f"{where}:tasks.{task}", "a protocol or a set that is no object", "a task as evaluate writes it"))
         with disk.reading(root):
             sha256, written = sha256_file(root / RESULTS), summary["results_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        fix = AGAIN if os.path.isfile(root / MANIFEST) else f"{COMMAND} makes one"
+        raise InputError(Problem(str(root), disk.unread(root, error), "the folder of an evaluation that has ended", fix)) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(Problem(where, f"{type(error).__name__}: {error}", "the summary of an evaluation that has ended", AGAIN)) from None
     if sha256 != written:
         raise InputError(Problem(str(root / RESULTS), f"sha256 {sha256}", f"{written}, as {SUMMARY} says", AGAIN))

@@ -6,7 +6,7 @@ What one came to is kept whole by the weights and its config, so that it is meas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,12 +29,16 @@ from megatron_prism.parallel.groups import Groups
 
 @dataclass(frozen=True)
 class Measured:
-    """A task that is measured. prepared: the mixture of a held-out loss; None: it is lm-eval's. sums: of its files."""
+    """A task that is measured. prepared: the mixture of a held-out loss; None: it is lm-eval's. sums: of its files.
+
+    groups: of each of lm-eval's tasks that it runs, the benchmark that it is a part of, or itself.
+    """
 
     name: str
     config: TaskConfig
     prepared: Prepared | None
     sums: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def lm_eval(self) -> LmEvalConfig:
@@ -68,13 +72,24 @@ def read(name: str, config: TaskConfig) -> Measured:
 
     wanted = config.lm_eval or LmEvalConfig()
     made = Measured(name, config, None, {of: _sum(path) for of, path in wanted.files.items() if path.exists()})
-    harness.check(made.names, wanted.files, wanted.num_fewshot, wanted.hub)
-    return made
+    planned = harness.check(made.names, wanted.files, wanted.num_fewshot, wanted.hub, f"tasks.{name}.lm_eval")
+    return replace(made, groups={one.task: one.group for one in planned})
 
 
 def _sum(path: Path) -> str:
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     return sha256_json([[str(one.relative_to(path)), sha256_file(one)] for one in files])
+
+
+def figures(one: Measured) -> dict[str, Any]:
+    """Return what a dry run shows of a task that is measured. sequences: of each source that holds anything out, at most."""
+    if one.prepared is None:
+        return {"set": set_of(one.name, one.config), "lm_eval_tasks": len(one.groups), "limit": one.config.limit}
+    wanted = one.config.held_out
+    assert wanted is not None
+    sources = [source.name for source in one.prepared.sources if source.valid is not None]
+    shown = {"mixture": str(wanted.mixture), "sources": sources, "sequences": wanted.sequences, "seq_length": wanted.seq_length}
+    return {"set": "held_out", **shown}
 
 
 def check(one: Measured, evaluated: Evaluated) -> list[Problem]:

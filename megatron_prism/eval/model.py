@@ -61,11 +61,11 @@ class Evaluated:
 
 
 def read(config: EvaluatedConfig) -> Evaluated:
-    """Return the model that a config names, its weights unread. Raises: CheckpointError where it is none."""
+    """Return the model that a config names, its weights unread. Raises: CheckpointError where it is none, or of the other kind."""
     if config.checkpoint is not None:
         return Evaluated(folder.read(config.checkpoint))
     assert config.hf is not None
-    return Evaluated(at_rest.read(config.hf))
+    return Evaluated(at_rest.read_hf(config.hf))
 
 
 def load(evaluated: Evaluated, chunks: Sequence[Any]) -> None:

@@ -21,11 +21,18 @@ def of_task(task: Task, asked: Sequence[Asked], results: Sequence[Result], style
     return {
         **scored,
         "num_samples": task.protocol.num_samples,
+        **settings_of(task, asked, style, versions),
+        "num_clipped": sum(one.num_clipped > 0 for one in asked),
+        "num_shortened": sum(one.is_shortened for one in asked),
+    }
+
+
+def settings_of(task: Task, asked: Sequence[Asked], style: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return what of a task's part is known before it is sampled, and must be alike in two evaluations that are compared."""
+    return {
         "protocol": {**asdict(task.protocol), "style": style, "grader": dict(versions)},
         "set": {"name": task.set, **task.origin},
         "bos": num_bos(asked),
-        "num_clipped": sum(one.num_clipped > 0 for one in asked),
-        "num_shortened": sum(one.is_shortened for one in asked),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import folder, start
-from megatron_prism.core import log, paths
+from megatron_prism.core import disk, log, paths
 from megatron_prism.core.check.bounds import check_bounds
 from megatron_prism.core.check.cluster import check_cluster
 from megatron_prism.core.config import ClusterConfig, ModelConfig, RLConfig
@@ -179,9 +179,13 @@ def open_server(root: Path, grade: Grade, host: str, port: int | None) -> Reward
     Raises: InputError where the folder is none, a file of it has changed, or the address needs a token. EnvironmentFault: the port is in use.
     """
     try:
-        manifest = read_json(root / MANIFEST)
+        with disk.reading(root):
+            manifest = read_json(root / MANIFEST)
         files, own_port = dict(manifest["files"]), int(manifest["port"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        fix = "prism rl export nemo_aligner makes one"
+        raise InputError(Problem(str(root), disk.unread(root, error), "a folder of prism rl export nemo_aligner", fix)) from None
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             Problem(str(root / MANIFEST), f"{type(error).__name__}: {error}", "a folder of prism rl export nemo_aligner")
         ) from None

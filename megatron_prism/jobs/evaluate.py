@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint import start
@@ -18,7 +17,7 @@ from megatron_prism.core.check.evaluate import check_evaluate, kind_of
 from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.config import EvaluateConfig
 from megatron_prism.core.errors import Problem, ResultFailure, raise_problems
-from megatron_prism.eval import averages, endpoint, evaluation, folder, measured, requests, sample, tasks
+from megatron_prism.eval import endpoint, evaluation, folder, measured, requests, sample, tasks
 from megatron_prism.eval import model as models_at_rest
 from megatron_prism.eval import reader as readers
 from megatron_prism.eval.measured import Measured
@@ -27,7 +26,7 @@ from megatron_prism.eval.reader import Reader
 from megatron_prism.eval.requests import Asked
 from megatron_prism.eval.ruler import task as ruler_task
 from megatron_prism.eval.tasks import Task
-from megatron_prism.eval.verdicts import verdict
+from megatron_prism.eval.verdicts import foreseen, paired, verdict
 from megatron_prism.families import registry
 from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported
@@ -88,9 +87,8 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
             to_measure |= {} if one is None else {name: one}
         problems += wrong
     evaluated, wrong = _model(config, by_name)
-    if config.against is not None:
-        problems += [*start.attempt(partial(folder.summary_of, config.against), "against")[1], *_check_verdict(config, config.against)]
-    raise_problems([*problems, *wrong])
+    before, unread = _against(config)
+    raise_problems([*problems, *wrong, *unread])
     grader.require(question.kind for task in by_name.values() for question in task.questions)
     reader, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
     if evaluated is not None:
@@ -98,25 +96,21 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
         reader = readers.read(config, evaluated, by_name, world_size)
         asked = reader.ask(by_name.values())
     raise_problems(_check_ruler(config, by_name, reader))
-    figures = _figures(config, reader, by_name, asked, world_size)
+    if before is not None:
+        raise_problems(foreseen.check(config, before, reader, by_name, asked, to_measure))
+    figures = _figures(config, reader, by_name, asked, to_measure, world_size)
     if not log.is_first():
         by_name, asked = {name: task for name, task in by_name.items() if task.set == ruler_task.RULER}, {}  # rank 0 alone asks
     return Resolved(config, reader, by_name, asked, to_measure, figures)
 
 
-def _check_verdict(config: EvaluateConfig, against: Path) -> list[Problem]:
-    """Return what would keep a verdict from being made once all is sampled. What lm-eval and losses by source are called is known later."""
-    problems = []
-    if against.resolve() == config.out.resolve():
-        problems.append(Problem("against", str(against), "another evaluation than out", "choose another out"))
-    names = {*config.tasks, *(task.set for task in config.tasks.values() if task.set), *averages.NAMES}
-    if not any(kind_of(name, task) in ("lm_eval", "held_out") for name, task in config.tasks.items()):
-        rules = (("max_drop", config.policy.max_drop), ("min_gain", config.policy.min_gain))
-        unknown = [f"{key}.{name}" for key, of in rules for name in of if name not in names]
-        problems += [
-            Problem(f"policy.{one}", "no task of this config, and no average", f"one of {', '.join(sorted(names))}") for one in unknown
-        ]
-    return problems
+def _against(config: EvaluateConfig) -> tuple[paired.Evaluation | None, list[Problem]]:
+    """Return the evaluation that this one is held against, and why it cannot be."""
+    if config.against is None:
+        return None, []
+    if config.against.resolve() == config.out.resolve():
+        return None, [Problem("against", str(config.against), "another evaluation than out", "choose another out")]
+    return start.attempt(partial(paired.read, config.against), "against")
 
 
 def _check_ruler(config: EvaluateConfig, by_name: Mapping[str, Task], reader: Reader | None) -> list[Problem]:
@@ -142,9 +136,14 @@ def _model(config: EvaluateConfig, by_name: Mapping[str, Task]) -> tuple[Evaluat
 
 
 def _figures(
-    config: EvaluateConfig, reader: Reader | None, by_name: Mapping[str, Task], asked: Mapping[str, Sequence[Asked]], world_size: int
+    config: EvaluateConfig,
+    reader: Reader | None,
+    by_name: Mapping[str, Task],
+    asked: Mapping[str, Sequence[Asked]],
+    to_measure: Mapping[str, Measured],
+    world_size: int,
 ) -> dict[str, Any]:
-    per_task = {
+    sampled = {
         name: {
             "set": task.set,
             "questions": _num_questions(config, task),
@@ -160,8 +159,8 @@ def _figures(
         **({} if reader is None else {"parameters": sum(registry.parameters(reader.evaluated.model).values())}),
         "world_size": world_size,
         "data_parallel": data_parallel_size(config, world_size),
-        "tasks": per_task,
-        "responses": sum(one["responses"] for one in per_task.values()),
+        "tasks": {name: sampled[name] if name in sampled else measured.figures(to_measure[name]) for name in config.tasks},
+        "responses": sum(one["responses"] for one in sampled.values()),
         "environment": environment.variables(config),
         "out": str(config.out),
     }

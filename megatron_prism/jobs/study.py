@@ -114,11 +114,14 @@ def beside(result: dict[str, Any], run_dirs: Sequence[Path]) -> dict[str, Any]:
         places.append(run_dir.resolve())
         path = run_dir / record.FOLDER / record.STUDY
         try:
-            other = read_json(path)
+            with disk.reading(path):
+                other = read_json(path)
             judged.append([{key: claim[key] for key in CLAIM} for claim in other["claims"]])
             if other["kind"] != overview.KIND or other["name"] != result["name"]:
                 problems.append(Problem(str(path), f"the study {other['name']}", f"one of {result['name']}"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            problems.append(Problem("--beside", f"{run_dir}: {disk.unread(run_dir, error)}", "the run_dir of a study that has begun"))
+        except (ValueError, KeyError, TypeError) as error:
             problems.append(Problem(str(path), f"{type(error).__name__}: {error}", "a study that has begun"))
     raise_problems(problems)
     return {**result, "over_studies": claims.over_seeds(judged)}

@@ -49,7 +49,10 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     try:
         with disk.reading(folder):
             described = read_json(folder / MANIFEST)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        required = "the folder of a filter that has ended, or a file of pass counts"
+        raise InputError(Problem(str(folder), disk.unread(folder, error), required, "run prism rl filter")) from None
+    except ValueError as error:
         raise InputError(Problem(where, str(error), "the manifest of pass counts", "run prism rl filter")) from None
     if described.get("kind") != KIND:
         raise InputError(Problem(where, f"a manifest of kind {described.get('kind')!r}", "that of pass counts", "run prism rl filter"))

@@ -100,7 +100,7 @@ def test_a_part_of_rl_is_named_by_options(tmp_path: Path) -> None:
     both = ("rl", tmp_path / "rl.yaml", "rollout.max_tokens=8", "batch.seq_length=32", "rollout.lag=1", "--dry-run")
     refused(prism(*both, "--only", "rollout"), "rollout.lag: found 1 under mode rollout")
     refused(prism(*both, "--only", "train", "--from", "r"), "train_from: found r; required another run's folder")
-    refused(prism(*both, "--only", "train"), "--only train with --from RUN")
+    refused(prism(*both, "--only", "train"), "--only, --from: found --only train; required --only train with --from RUN")
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,11 @@ def run(
     return lead(served, work)
 
 
-def check(names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | None = None, hub: bool = False) -> tuple[Planned, ...]:
-    """Return the tasks that `run` would run. It reads no document and needs no model. Raises: InputError with all problems."""
-    return lm_tasks.plan(names, paths, lm_tasks.manager().task_index, num_fewshot, hub)
+def check(
+    names: Sequence[str], paths: Mapping[str, Path], num_fewshot: int | None = None, hub: bool = False, where: str = "lm_eval"
+) -> tuple[Planned, ...]:
+    """Return the tasks that `run` would run. It reads no document and needs no model. Raises: InputError with all problems, at the key `where`."""
+    return lm_tasks.plan(names, paths, lm_tasks.manager().task_index, num_fewshot, hub, where)
 
 
 def _evaluated(
@@ -183,7 +185,6 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
     clean = [sample for sample in own if as_json(sample["doc"]) not in watch.leaked]
     if not clean:
         raise InputError(Problem(f"lm_eval task {one.task}", "every document among its own few-shot examples", "examples of another split"))
-    group = one.benchmark.task if one.benchmark else one.task
     results = []
     for sample in sorted(clean, key=lambda sample: sample["doc_id"]):
         score = _score(metric, sample[metric])
@@ -200,7 +201,7 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
                 num_tokens=ended.num_tokens if ended else 0,
                 ended=ended.ended if ended else "",
                 text=_text(sample["resps"]),
-                tags={"group": group},
+                tags={"group": one.group},
             )
         )
     return results, len(own) - len(clean)

@@ -12,6 +12,7 @@ from megatron_prism.core.errors import BackendMissing, Problem, raise_problems
 from megatron_prism.eval.retention import lm_files
 from megatron_prism.eval.retention.leaderboards import LEADERBOARDS, Benchmark
 
+NUM_NAMED = 3  # of the configurations that lack a file, a message names so many
 TAKES_MANY = {"majority_vote", "take_first_k", "custom"}  # filters that score more than the first of a document's repeats
 
 
@@ -32,18 +33,46 @@ class Planned:
     examples: str | None
     files: Mapping[str, tuple[Path, ...]]
 
+    @property
+    def group(self) -> str:
+        """Return the benchmark of a leaderboard that it is a part of, else its own name."""
+        return self.benchmark.task if self.benchmark else self.task
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Splits of a dataset that a task lacks. root: where they were looked for; None: no path was given. has: the split that root itself is."""
+
+    dataset: str
+    config: str | None
+    root: Path | None
+    splits: tuple[str, ...]
+    has: str | None
+
 
 def plan(
-    names: Sequence[str], paths: Mapping[str, Path], index: Mapping[str, Any], num_fewshot: int | None = None, hub: bool = False
+    names: Sequence[str],
+    paths: Mapping[str, Path],
+    index: Mapping[str, Any],
+    num_fewshot: int | None = None,
+    hub: bool = False,
+    where: str = "lm_eval",
 ) -> tuple[Planned, ...]:
     """Return the tasks that names stand for: `leaderboard_v1`, `leaderboard_v2`, or any task, group or tag of lm-eval, each task once.
 
     paths: by task, by group, or "" for all others: a folder (lm_files.splits), or the file of a task's evaluated split. index: lm-eval's
     TaskManager.task_index. num_fewshot: in place of a task's own, but not of a leaderboard's. hub: let lm-eval load what no path holds, from its
-    cache or the network.
-    Raises: InputError with every unknown name, missing file (and what to download), and task that would be scored wrongly.
+    cache or the network. where: the key of the section that says all this.
+    Raises: InputError with every unknown name, missing file (once a dataset, with what to download), and task that would be scored wrongly.
     """
-    problems: list[Problem] = []
+    problems = [
+        Problem(
+            f"{where}.files{key and f'.{key}'}", f"{path}, which is not there", "a folder of datasets, or the file of a task's documents"
+        )
+        for key, path in paths.items()
+        if not path.exists()
+    ]
+    lacking: list[Missing] = []
     planned: dict[str, Planned] = {}
     for name in names:
         for benchmark in LEADERBOARDS.get(name, (None,)):
@@ -57,9 +86,10 @@ def plan(
                 shots = benchmark.num_fewshot if benchmark else _num_fewshot(config, num_fewshot)
                 wrong = refusals(task, config)
                 one, missing = _with_files(task, benchmark, config, overrides, shots, root, hub)
-                problems += [*wrong, *missing]
+                problems += wrong
+                lacking += [missing] if missing is not None and (root is None or root.exists()) else []
                 planned.setdefault(task, one)
-    raise_problems(problems)
+    raise_problems([*problems, *_downloads(lacking, f"{where}.files")])
     return tuple(planned.values())
 
 
@@ -127,8 +157,8 @@ def _num_fewshot(config: Mapping[str, Any], wanted: int | None) -> int:
 
 def _with_files(
     task: str, benchmark: Benchmark | None, config: Mapping[str, Any], overrides: dict[str, Any], shots: int, root: Path | None, hub: bool
-) -> tuple[Planned, list[Problem]]:
-    """Return a task with the files of its splits, and the problems of those that are missing."""
+) -> tuple[Planned, Missing | None]:
+    """Return a task with the files of its splits, and those that are missing."""
     evaluated = config.get("test_split") or config.get("validation_split") or ""
     own = config.get("fewshot_config") or {}
     examples = None
@@ -144,16 +174,30 @@ def _with_files(
     if files:  # splits that nobody needs are not looked for
         keys = ("training_split", "validation_split", "fewshot_split")
         changes |= {key: None for key in keys if config.get(key) and config[key] not in files}
-    problems = []
-    missing = [split for split in wanted if split not in files]
-    if missing and (files or not hub):
-        where = root or "DIR"
-        found = f"no file of the split {' and '.join(missing)} of {dataset}{f' ({name})' if name else ''} in {root or 'any path'}"
-        if root is not None and root.is_file():
-            found = f"the file of {evaluated} alone"
-        fix = f"hf download {dataset} --repo-type dataset --local-dir {where}/{dataset}, and name {where} as the path of {task}"
-        problems.append(Problem(f"lm_eval task {task}", found, " and ".join(f"{split}.jsonl (or .parquet)" for split in missing), fix))
-    return Planned(task, benchmark, shots, changes, evaluated, examples, files), problems
+    planned = Planned(task, benchmark, shots, changes, evaluated, examples, files)
+    absent = tuple(split for split in wanted if split not in files)
+    if not absent or (hub and not files):
+        return planned, None
+    return planned, Missing(dataset, name, root, absent, evaluated if root is not None and root.is_file() else None)
+
+
+def _downloads(lacking: Sequence[Missing], where: str) -> Iterator[Problem]:
+    """Yield a problem for each dataset, whose tasks (57 of MMLU) need the same download."""
+    by_dataset: dict[tuple[str, Path | None, str | None], list[Missing]] = {}
+    for one in lacking:
+        by_dataset.setdefault((one.dataset, one.root, one.has), []).append(one)
+    for (dataset, root, has), parts in by_dataset.items():
+        splits = list(dict.fromkeys(split for part in parts for split in part.splits))
+        configs = list(dict.fromkeys(part.config for part in parts if part.config))
+        more = f", and {len(configs) - NUM_NAMED} more" if len(configs) > NUM_NAMED else ""
+        of = f"{dataset} ({', '.join(configs[:NUM_NAMED])}{more})" if configs else dataset
+        found = f"no file of the split {' and '.join(splits)} of {of} in {root or 'any path'}"
+        folder = root if has is None and root is not None else "DIR"
+        fix = f"hf download {dataset} --repo-type dataset --local-dir {folder}/{dataset}" + (
+            f", and name DIR in {where}" if folder == "DIR" else ""
+        )
+        required = " and ".join(f"{split}.jsonl (or .parquet)" for split in splits)
+        yield Problem(where, f"{root}, the file of {has} of {of} alone" if has else found, required, fix)
 
 
 def require() -> None:

@@ -18,7 +18,7 @@ from megatron_prism.eval.averages import Tasks
 from megatron_prism.eval.verdicts import nel
 from megatron_prism.eval.verdicts.change import Change, Spread, bootstrap, change_of, estimate
 from megatron_prism.eval.verdicts.paired import Evaluation, named, pair, read, told, unlike
-from megatron_prism.eval.verdicts.policy import Decision, Judged, judge, rules_of, whole
+from megatron_prism.eval.verdicts.policy import Decision, Judged, Rule, judge, rules_of, whole
 
 FILE, KIND = "verdict.json", "verdict"
 MIN_PAIRS = 2  # with fewer a task has no standard error
@@ -51,18 +51,27 @@ def compare(new: Path, old: Path, policy: PolicyConfig) -> Verdict:
     if new.resolve() == old.resolve():
         raise_problems([Problem("against", str(old), "another evaluation than the new one")])
     before, now = read(old), read(new)
-    tasks = sorted(before.tasks.keys() | now.tasks.keys())
-    why = {task: tuple(unlike(task, before, now, policy.other_prompts == "accept")) for task in tasks}
-    shared = _tasks(before, now)
-    rules = [(rule, shared.weights(rule.measure)) for rule in rules_of(policy)]
-    raise_problems([problem for rule, weights in rules for problem in _unfit(rule.measure, weights, tasks, why)])
+    why, rules, problems = matched(before, now, policy)
+    raise_problems(problems)
     known = [(rule, weights) for rule, weights in rules if weights is not None]
-    pairs = {task: pair(task, before, now) for task in tasks if not why[task]}
+    pairs = {task: pair(task, before, now) for task, reasons in why.items() if not reasons}
     changes = {task: change_of(one) for task, one in pairs.items() if len(one.ids) >= MIN_PAIRS}
     few = {task: (f"{len(one.ids)} pairs without a fault",) for task, one in pairs.items() if task not in changes}
     judged = tuple(judge(known, changes, {task: len(one.ids) for task, one in pairs.items()}, policy))
     not_paired = {**{task: reasons for task, reasons in why.items() if reasons}, **few}
     return Verdict(before, now, policy, whole(judged), judged, changes, not_paired, tuple(told(before, now)))
+
+
+def matched(
+    old: Evaluation, new: Evaluation, policy: PolicyConfig
+) -> tuple[dict[str, tuple[str, ...]], list[tuple[Rule, dict[str, float] | None]], list[Problem]]:
+    """Return why each task cannot be paired (empty: it can), each rule with its tasks' weights, and why rules cannot be judged."""
+    tasks = sorted(old.tasks.keys() | new.tasks.keys())
+    why = {task: tuple(unlike(task, old, new, policy.other_prompts == "accept")) for task in tasks}
+    shared = _tasks(old, new)
+    rules = [(rule, shared.weights(rule.measure)) for rule in rules_of(policy)]
+    keys = {rule.measure: f"policy.{'max_drop' if rule.measure in policy.max_drop else 'min_gain'}.{rule.measure}" for rule, _ in rules}
+    return why, rules, [problem for rule, weights in rules for problem in _unfit(keys[rule.measure], weights, tasks, why)]
 
 
 def _tasks(old: Evaluation, new: Evaluation) -> Tasks:
@@ -79,11 +88,8 @@ def _tasks(old: Evaluation, new: Evaluation) -> Tasks:
     return Tasks(num_questions, *frozen)
 
 
-def _unfit(
-    measure: str, weights: Mapping[str, float] | None, tasks: Sequence[str], why: Mapping[str, tuple[str, ...]]
-) -> Iterator[Problem]:
+def _unfit(where: str, weights: Mapping[str, float] | None, tasks: Sequence[str], why: Mapping[str, tuple[str, ...]]) -> Iterator[Problem]:
     """Yield why a rule cannot be judged on these evaluations."""
-    where = f"policy ({measure})"
     if weights is None:
         yield Problem(where, "no task of the two evaluations, and no average", f"one of {', '.join([*tasks, *averages.NAMES])}")
     for task in weights or ():

@@ -100,6 +100,17 @@ def test_what_yaml_cannot_read_is_one_problem(tmp_path: Path, text: str) -> None
     assert problem.where.endswith("a.yaml") and problem.required == "a readable YAML file"
 
 
+def test_a_place_is_named_without_detours(write: Any, values: dict, tmp_path: Path) -> None:
+    wrong = write("base/root.yaml", values | {"seed": "no"})
+    (problem,) = refusal(write("recipes/top.yaml", {"base": "../base/root.yaml"}))
+    assert problem.where == f"{wrong}:seed"
+    (tmp_path / "base" / "below").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "base" / "below")  # behind it .. is base, and not tmp_path
+    write("root.yaml", values)
+    (problem,) = refusal(write("top.yaml", {"base": "linked/../root.yaml"}))
+    assert problem.where == f"{tmp_path}/linked/../root.yaml:seed"
+
+
 @pytest.mark.parametrize(("bases", "end"), [("a.yaml", "a.yaml"), ("b.yaml", "a.yaml"), (["c.yaml", "b.yaml"], "a.yaml")])
 def test_base_that_leads_back_is_refused(write: Any, bases: Any, end: str) -> None:
     write("c.yaml", {"seed": 1})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.core import log
 from megatron_prism.core.config import EndpointConfig
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.eval import endpoint
@@ -141,9 +142,13 @@ def test_an_answer_that_is_none_is_no_wrong_response(server: Any, answer: Any) -
     assert list(faults) == ["k0"] and set(samples) == {"k1", "k2"}
 
 
-def test_no_server_ends_the_evaluation(server: Any) -> None:
+def test_no_server_ends_the_evaluation(server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait is said, once for all requests that wait."""
+    monkeypatch.setattr(log.get(), "propagate", True)
     with pytest.raises(EnvironmentFault, match=r"URLError.*the same command goes on"):
-        ask(server, 1, url="http://127.0.0.1:9/v1")
+        ask(server, 3, url="http://127.0.0.1:9/v1")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("http://127.0.0.1:9/v1: URLError" in one for one in said) and said[1].endswith("(2 of 2)")
 
 
 @pytest.mark.parametrize(("status", "count"), [(401, 2), (404, 2), (302, 2), (500, 24)])

@@ -93,16 +93,33 @@ def test_a_missing_file_is_refused_by_name(run: Run, model: Scripted, tmp_path: 
     with pytest.raises(InputError) as refused:
         run(["gsm8k", "leaderboard_musr", "hellaswag", "nonsense"], tmp_path)
     said = [str(problem) for problem in refused.value.problems]
-    assert len(said) == 6 and model.prompts == []
-    assert "split train of openai/gsm8k" in said[0] and f"--local-dir {tmp_path}/openai/gsm8k" in said[0]
-    assert "hf download Rowan/hellaswag" in said[4] and "nonsense" in said[5]
+    assert len(said) == 4 and model.prompts == []  # once a dataset: MuSR's three tasks are splits of one
+    assert "nonsense" in said[0] and "hf download Rowan/hellaswag" in said[3]
+    assert "split train of openai/gsm8k" in said[1] and said[1].endswith(f"--local-dir {tmp_path}/openai/gsm8k")
+
+
+def test_a_missing_dataset_is_told_once_at_its_key(lm_eval_index: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        lm_tasks.plan(["mmlu"], {}, lm_eval_index, where="tasks.a.lm_eval")
+    assert [problem.where for problem in refused.value.problems] == ["tasks.a.lm_eval.files"]
+    assert "cais/mmlu (abstract_algebra, anatomy, astronomy, and 54 more)" in str(refused.value)
+    assert str(refused.value).endswith("--local-dir DIR/cais/mmlu, and name DIR in tasks.a.lm_eval.files")
+    absent = tmp_path / "absent.jsonl"
+    with pytest.raises(InputError) as refused:
+        lm_tasks.plan(["wikitext"], {"wikitext": absent}, lm_eval_index, hub=True, where="tasks.a.lm_eval")
+    assert str(refused.value).startswith(
+        f"tasks.a.lm_eval.files.wikitext: found {absent}, which is not there; required a folder of datasets"
+    )
+    assert "download" not in str(refused.value)
 
 
 def test_a_single_file_is_the_evaluated_split(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", [{"text": f"one two {number} three"} for number in range(3)])
     results, _ = run(["lambada_openai"], path)
     assert len(results) == 3 and all(0 < result.score < 1e-3 or result.score in (0, 1) for result in results)
-    with pytest.raises(InputError, match="the file of test alone"):
+    with pytest.raises(
+        InputError, match=r"the file of test of openai/gsm8k \(main\) alone; .*--local-dir DIR/openai/gsm8k, and name DIR in lm_eval.files"
+    ):
         run(["gsm8k"], write(tmp_path / "test.jsonl", sums(1)))
 
 

@@ -102,7 +102,14 @@ def test_a_folder_that_is_wrong_is_refused(tmp_path: Path, broken: list[Result],
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="summary.json: found FileNotFoundError"):
+    (tmp_path / "file").touch()
+    for folder, said in ((tmp_path, "no summary.json"), (tmp_path / "nope", "no such folder"), (tmp_path / "file", "a file")):
+        with pytest.raises(
+            InputError, match=f"^{folder}: found {said}; required the folder of an evaluation .*; prism evaluate makes one$"
+        ):
+            read(folder)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(InputError, match=f"^{tmp_path}: found no summary.json; .*start prism evaluate again: it goes on$"):
         read(tmp_path)
     folder = write(tmp_path / "a", scores("a", [1]))
     (folder / "results.jsonl").write_text(to_line(result("a", "x", 0)))

@@ -72,7 +72,7 @@ def test_a_changed_prompt_becomes_no_verdict(tmp_path: Path) -> None:
     old = write(tmp_path / "old", [*scores("a", [1] * 40), *scores("b", [1] * 40)])
     asked = [result("a", f"q{number:04d}", 0.0, prompt="another") for number in range(40)]
     new = write(tmp_path / "new", [*asked, *scores("b", [1] * 40)])
-    with pytest.raises(InputError, match=r"policy \(a\): found a: the prompts of 40 of 40 questions differ"):
+    with pytest.raises(InputError, match=r"policy.max_drop.a: found a: the prompts of 40 of 40 questions differ"):
         verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.5}))
     said = verdict.compare(new, old, PolicyConfig(max_drop={"b": 0.5}))
     assert said.decision == "GO" and list(said.changes) == ["b"] and "prompts of 40" in said.not_paired["a"][0]
@@ -83,7 +83,7 @@ def test_a_policy_that_cannot_be_judged_is_refused_with_all_its_problems(tmp_pat
     new, old = folders(tmp_path, 0)
     with pytest.raises(InputError) as caught:
         verdict.compare(new, old, PolicyConfig(max_drop={"math5000": 0.1, "math": 0.1}))
-    assert [problem.where for problem in caught.value.problems] == ["policy (math5000)", *["policy (math)"] * 3]
+    assert [problem.where for problem in caught.value.problems] == ["policy.max_drop.math5000", *["policy.max_drop.math"] * 3]
     assert "aime24: neither evaluation has responses to it" in str(caught.value)
     with pytest.raises(InputError, match=r"policy.max_drop.a: found 1.5(.|\n)*policy.min_gain.a: found a rule in max_drop too"):
         verdict.compare(new, old, PolicyConfig(max_drop={"a": 1.5}, min_gain={"a": 0.1}))

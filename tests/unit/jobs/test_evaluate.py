@@ -16,16 +16,18 @@ from typer.testing import CliRunner
 from megatron_prism.cli import gang, options
 from megatron_prism.cli.entry import app
 from megatron_prism.core.check.evaluate import check_evaluate, kind_of
-from megatron_prism.core.config import EvaluateConfig
+from megatron_prism.core.config import EvaluateConfig, EvaluatedConfig, TaskConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, ResultFailure
 from megatron_prism.core.load import build, load
-from megatron_prism.eval import evaluation, folder
+from megatron_prism.eval import evaluation, folder, measured, summary
+from megatron_prism.eval import model as models
 from megatron_prism.eval.measured import Measured
 from megatron_prism.eval.question import Result
 from megatron_prism.jobs import evaluate
-from tests.unit.eval.two_evaluations import scores, write
+from tests.unit.eval.two_evaluations import result, scores, write
 
 TASK = {"set": "file", "path": "set.jsonl"}
+LOSSES = {"held_out": {"mixture": "m", "seq_length": 8}}
 
 
 def config(**values: Any) -> EvaluateConfig:
@@ -77,6 +79,27 @@ def test_a_path_of_the_options_is_no_yaml(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_task_that_is_named_twice_is_refused() -> None:
     assert "x twice" in str(CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x=a,x=b"]).exception)
+
+
+def test_a_file_without_a_name_is_no_task() -> None:
+    """A dot in it would make two keys of an override."""
+    raised = CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "math500,data/math500.jsonl,a.b=c"]).exception
+    assert isinstance(raised, InputError)
+    assert [(one.where, one.found) for one in raised.problems] == [("--tasks", "'data/math500.jsonl'"), ("--tasks", "'a.b=c'")]
+    assert "NAME=FILE" in str(raised)
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_a_checkpoint_is_no_hugging_face_folder(is_run: bool, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Its weights would be read by shards that it does not have."""
+    path = tiny_checkpoint
+    if is_run:
+        path = tmp_path / "run"
+        shutil.copytree(tiny_checkpoint, path / "checkpoints" / "step_00000001")
+    with pytest.raises(InputError) as raised:
+        models.read(EvaluatedConfig(hf=path))
+    (problem,) = raised.value.problems
+    assert problem.where == str(path) and "Hugging Face" in problem.required
 
 
 @pytest.mark.parametrize(
@@ -176,14 +199,46 @@ def test_the_plan_counts_and_a_chat_without_a_template_is_refused(tmp_path: Path
     assert served.reader is None and served.figures["responses"] == 12 and served.identity()["kind"] == "endpoint"
 
 
-def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(tmp_path: Path, tiny_checkpoint: Path, questions: Path) -> None:
-    old = write(tmp_path / "old", scores("mine", [1]))
-    policy = {"max_drop": {"mine": 0.1, "mnie": 0.1, "math": 0.1}}
-    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "against": str(old), "policy": policy}
-    given |= {"tasks": {"mine": {"set": "file", "path": str(questions)}}}
-    with pytest.raises(InputError) as raised:
-        evaluate.resolve(config(out=str(tmp_path / "new" / ".." / "old"), **given), 1)
-    assert {"against", "policy.max_drop.mnie"} == {one.where for one in raised.value.problems} - {f"out ({tmp_path}/new/../old)"}
+def test_the_plan_lists_what_is_measured_too(tmp_path: Path, tiny_checkpoint: Path, tiny_mixture: Path, questions: Path) -> None:
+    losses = {"held_out": {"mixture": str(tiny_mixture), "seq_length": 32, "sequences": 6}}
+    tasks = {"losses": losses, "mine": {"set": "file", "path": str(questions)}}
+    figures = evaluate.resolve(config(out=str(tmp_path / "new"), model={"checkpoint": str(tiny_checkpoint)}, tasks=tasks), 1).figures
+    assert list(figures["tasks"]) == ["losses", "mine"] and figures["responses"] == 5
+    part = figures["tasks"]["losses"]
+    assert (part["set"], part["sequences"], part["mixture"]) == ("held_out", 6, str(tiny_mixture)) and part["sources"]
+    words = measured.figures(Measured("words", build({"lm_eval": {"names": ["a"]}}, TaskConfig, str), None, {}, {"a_1": "a", "a_2": "a"}))
+    assert words == {"set": "lm_eval", "lm_eval_tasks": 2, "limit": None}
+
+
+def test_what_keeps_a_verdict_from_being_made_is_said_before_sampling(
+    tmp_path: Path, tiny_checkpoint: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"model": {"checkpoint": str(tiny_checkpoint)}, "tasks": {"mine": {"set": "file", "path": str(questions), "num_samples": 2}}}
+    resolved = evaluate.resolve(config(**given, out=str(tmp_path / "new")), 1)
+    results = [result("mine", one.question.id, 1, sample, one.prompt_sha256) for one in resolved.asked["mine"] for sample in range(2)]
+    as_asked = summary.settings_of(resolved.tasks["mine"], resolved.asked["mine"], "plain text", evaluation.grader_versions())
+    old = write(tmp_path / "old", [*results, *scores("lm_eval/gsm8k", [1])], {"mine": as_asked})
+
+    def said(policy: dict[str, Any], out: str = "new", **changed: Any) -> list[str]:
+        tasks = {"mine": {**given["tasks"]["mine"], **changed}, "losses": LOSSES}
+        try:
+            evaluate.resolve(config(**{**given, "tasks": tasks}, out=str(tmp_path / out), against=str(old), policy=policy), 1)
+        except InputError as error:
+            return [f"{one.where}: {one.found}" for one in error.problems]
+        return []
+
+    monkeypatch.setattr(measured, "read", lambda name, task: Measured(name, task, None, {}))  # a loss has no responses
+    assert said({}, out="new/../old")[-1].startswith("against: ")
+    assert said({"max_drop": {"mine": 0.1}}) == [] and said({"max_drop": {"mine": 0.1}}, num_samples=4, limit=3) == []
+    where = [one.partition(": ")[0] for one in said({"max_drop": {"mine": 0.1, "mnie": 0.1, "losses": 0.1, "math": 0.1}})]
+    assert where == ["policy.max_drop.mnie", "policy.max_drop.losses", *["policy.max_drop.math"] * 3]
+    assert said({"min_gain": {"lm_eval/gsm8k": 0.1}}) == [
+        f"policy.min_gain.lm_eval/gsm8k: lm_eval/gsm8k: {tmp_path / 'new'} has no responses to it"
+    ]
+    (warmer,) = said({"max_drop": {"mine": 0.1}}, temperature=0.9)
+    assert "protocol.temperature is 0.9, and was" in warmer and said({}, temperature=0.9) == []
+    old = write(tmp_path / "other", scores("other", [1]))
+    assert said({"max_drop": {"mine": 0.1}}) == [f"policy.max_drop.mine: mine: {old} has no responses to it"]
     twice = config(policy={"max_drop": {"a": 0.1}, "min_gain": {"a": 0.1}}, against="old")
     assert [one.where for one in check_evaluate(twice, 1)] == ["policy.min_gain.a"]
 
@@ -247,8 +302,6 @@ def test_results_of_any_text_are_read_back(tmp_path: Path) -> None:
 
 
 def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="it goes on"):
-        folder.summary_of(tmp_path)
     folder.finish(tmp_path, [], {"kind": folder.KIND, "tasks": {}})
     assert folder.summary_of(tmp_path)["results_sha256"]
     (tmp_path / folder.RESULTS).write_text("{}\n")

@@ -141,6 +141,8 @@ def test_seeds_are_put_together() -> None:
     Path("run2/study/study.json").write_text(json.dumps({**other, "name": "t"}))
     with pytest.raises(InputError, match="run2/study/study.json: found the study t"):
         job.beside(one, [Path("run2")])
+    with pytest.raises(InputError, match="^--beside: found run3: no such folder; required the run_dir of a study that has begun$"):
+        job.beside(one, [Path("run3")])
 
 
 def test_only_some_stages() -> None:

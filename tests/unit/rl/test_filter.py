@@ -86,6 +86,8 @@ def test_a_shard_is_whole_or_absent(folder: Folder) -> None:
         passes.manifest_of(folder.root)
     with pytest.raises(InputError, match="as its manifest says.*put it back"):
         folder.missing()
+    with pytest.raises(InputError, match=f"^{folder.root / 'a'}: found no such folder; .*; run prism rl filter$"):
+        passes.manifest_of(folder.root / "a")
     (folder.root / passes.FILE).unlink()
     with pytest.raises(InputError, match="the pass counts that its manifest names"):
         folder.missing()

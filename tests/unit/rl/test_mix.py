@@ -189,6 +189,8 @@ def test_counts_of_another_set_or_of_a_filter_that_has_not_ended_are_refused(tmp
     assert (
         rl_mix.run(dataclasses.replace(mix, sets=(MixSetConfig(prompts=other, passes=counts / passes.FILE),)), dry_run=True)["prompts"] == 8
     )
+    with pytest.raises(InputError, match=f"^{other.parent}: found no manifest.json; required a prompt set; run prism prompts$"):
+        prompt_set.read(other.parent)
     described = json.loads((counts / passes.MANIFEST).read_text())
     del described["sha256"]
     (counts / passes.MANIFEST).write_text(json.dumps(described))

@@ -189,6 +189,8 @@ def test_an_answer_table_that_was_changed_is_not_served(make: Make, tmp_path: Pa
     table.write_text(table.read_text().replace('"gold": "1"', '"gold": "2"'))
     with pytest.raises(InputError, match="changed since the export"):
         aligner.open_server(tmp_path / "out", lambda items: {}, "127.0.0.1", 0)
+    with pytest.raises(InputError, match="absent: found no such folder; .*; prism rl export nemo_aligner makes one$"):
+        aligner.open_server(tmp_path / "absent", lambda items: {}, "127.0.0.1", 0)
 
 
 SERVE = """
