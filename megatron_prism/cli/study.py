@@ -12,6 +12,7 @@ from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, Problem, ResultFailure, Stopped, raise_problems
 
 if TYPE_CHECKING:
+    from megatron_prism.core.config import StudyConfig
     from megatron_prism.jobs.study import Study
 
 
@@ -46,17 +47,14 @@ def study(
 
     Exit code 1 where a stage failed (--status shows its last line, RUN_DIR/study/NAME/log.txt the rest), 3 where the study was stopped.
     """
-    from megatron_prism.core.check.study import check_variables
     from megatron_prism.core.config import StudyConfig
-    from megatron_prism.core.layers import config_layers
-    from megatron_prism.core.load import load, placed
+    from megatron_prism.core.load import placed
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
     of_plan = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}
     _check_options({"--only": only, "--until": until, "--stage": stage}, of_plan, status, dry_run, bool(beside), cluster is not None)
-    settings = load(config, StudyConfig, overrides or [])
-    raise_problems(check_variables(config_layers(config, StudyConfig, overrides or [])))
+    settings = _load(config, overrides or [])
     with placed(config, StudyConfig, overrides or []):
         at_work = job.read(settings, read_command, _names(only), _names(until), stage)
     if cluster is not None:
@@ -73,9 +71,19 @@ def study(
         for line in claims.lines_over(result["over_studies"]):
             typer.echo(line)
     finish(result, json, quiet=True)
-    if status:
-        return
-    _exit(at_work, result, stage)
+    if not status:
+        _exit(at_work, result, stage)
+
+
+def _load(config: Path, overrides: list[str]) -> StudyConfig:
+    from megatron_prism.core.check.study import check_variables
+    from megatron_prism.core.config import StudyConfig
+    from megatron_prism.core.layers import config_layers
+    from megatron_prism.core.load import load
+
+    settings = load(config, StudyConfig, overrides)
+    raise_problems(check_variables(config_layers(config, StudyConfig, overrides)))  # of what interpolates: a loaded config has values alone
+    return settings
 
 
 def _check_options(names: dict[str, str | None], of_plan: dict[str, Any], status: bool, dry_run: bool, beside: bool, cluster: bool) -> None:
