@@ -207,7 +207,7 @@ def test_a_retention_gate_stops_what_waits_for_it(home: Path) -> None:
         f"--parsable --dependency=afterok:102 {wait} pipeline/slurm/gate.sbatch",
         f"--parsable --dependency=afterok:103 {wait} pipeline/slurm/export.sbatch",
     ]
-    stub(home, "srun", f'while [ "$1" != prism ]; do shift; done; shift; exec {sys.executable} -m megatron_prism.cli "$@"')
+    stub(home, "srun", f'while [ "$1" != prism ]; do shift; done; shift; SLURM_PROCID=0 exec {sys.executable} -m megatron_prism.cli "$@"')
     environment = {**os.environ, "SLURM_JOB_ID": "103", "SLURM_JOB_NODELIST": "a", "PYTHONPATH": str(ROOT)}
     for folder, code, event in (("worse", 1, "stopped: exit code 1, the result is a failure"), ("same", 0, "done")):
         Path("evaluation").unlink(missing_ok=True)
