@@ -81,6 +81,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         options=_options(job, cluster),
         script=quote(str(job.script)),
         events=quote(str(job.folder / job.name)),
+        is_absolute=job.folder.is_absolute(),
         max_restarts=cluster.max_restarts,
         environment=[(name, quote(value)) for name, value in job.environment.items()],
         exit_codes=EXIT_CODES,

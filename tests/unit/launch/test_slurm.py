@@ -37,9 +37,9 @@ def test_what_becomes_of_an_exit_code(run: Start, tmp_path: Path, code: int, exi
     assert (start, last) == ("start 0 on node[1-2]", event)
 
 
-TASKS = {  # srun as it is: every task in turn, and the highest exit code of all; prism: notes as cli/entry does, unless it is killed
+TASKS = {  # srun as it is: every task in turn, and the highest exit code of all; prism: notes as cli/entry does, unless it is killed, and elsewhere, as in a container
     "srun": 'while [ "$1" != prism ]; do shift; done; for task in 0 1; do SLURM_PROCID=$task "$@"; code=$?; [ $code -le "${high:-0}" ] || high=$code; done; exit $high',
-    "prism": f"""codes=($STUB_CODES); code=${{codes[$SLURM_PROCID]}}
+    "prism": f"""cd /; codes=($STUB_CODES); code=${{codes[$SLURM_PROCID]}}
         [ $code -gt 128 ] || {sys.executable} -c "from megatron_prism.launch import slurm; slurm.note_exit_code($code)"; exit $code""",
 }
 
