@@ -20,6 +20,7 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError,
 from megatron_prism.parallel import host, interface, megatron_versions
 
 T = TypeVar("T")
+U = TypeVar("U")
 TIMEOUT_S = 1800.0
 
 
@@ -228,6 +229,13 @@ def gather(value: Any, group: Any = None) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def shared(make: Callable[[T], U], values: Sequence[T]) -> list[U]:
+    """Return what a function makes of each value, on every rank. Each rank makes its part, of small things."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    made = gather([make(value) for value in values[rank::size]])
+    return [made[index % size][index // size] for index in range(len(values))]
 
 
 def from_first(value: T) -> T:

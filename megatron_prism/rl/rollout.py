@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
-
 from megatron_prism.core import disk
 from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
@@ -26,7 +24,7 @@ from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate import engines
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
 from megatron_prism.grade.outcome import Graded, Item, item_of
-from megatron_prism.parallel.groups import Groups, from_first, gather
+from megatron_prism.parallel.groups import Groups, from_first, shared
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import group_of, is_kept
 from megatron_prism.rl.order import Order
@@ -125,11 +123,10 @@ def items_of(prompts: Sequence[Encoded], rollouts: Sequence[Rollout], spec: Toke
 
     Each rank makes the texts of its part. The tokenizer takes seconds for a step of long ones, in which no device would work.
     """
-    rank, size = dist.get_rank(), dist.get_world_size()
-    texts = gather([_text(prompts[rollout.prompt], rollout, spec) for rollout in rollouts[rank::size]])
+    texts = shared(lambda one: _text(prompts[one.prompt], one, spec), rollouts)
     return [
-        item_of(prompts[one.prompt].prompt, f"{one.prompt}/{one.sample}", texts[index % size][index // size], one.ended != "end_token")
-        for index, one in enumerate(rollouts)
+        item_of(prompts[one.prompt].prompt, f"{one.prompt}/{one.sample}", text, one.ended != "end_token")
+        for one, text in zip(rollouts, texts, strict=True)
     ]
 
 

@@ -253,7 +253,7 @@ def test_folders_that_are_no_pair_are_named(tmp_path: Path) -> None:
         ([str(one), f"one={other}"], [], None, "'one' twice"),
         ([str(one)], ["code"], None, "responses to math"),
         ([str(one)], [], "(", "--steps"),
-        ([str(tmp_path)], [], None, "summary of an evaluation"),
+        ([str(tmp_path)], [], None, "no summary.json; required the folder of an evaluation"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             analyze_responses.run(words, tasks, steps)

@@ -141,6 +141,7 @@ class Told:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what rank 0 says be this process's."""
     monkeypatch.setattr(rollout, "from_first", lambda value: value)
+    monkeypatch.setattr(rollout, "shared", lambda make, values: [make(value) for value in values])
 
 
 def sampled(spec: TokenizerSpec, prompt: Sequence[int], ids: Sequence[int], outcomes: dict[str, str]) -> list[rollout.Group]:
