@@ -34,9 +34,9 @@ def is_first() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as hours:MM:SS; a day and more is 24 hours and more."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    """Return a duration as hours:MM:SS: 0:00:07, 26:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def _loop(study: Study) -> None:
 
 def _progress(study: Study, num_waiting: int) -> str:
     now = time.monotonic()
-    running = ", ".join(f"{name} {overview.duration(now - each.began)}" for name, each in study.running.items())
+    running = ", ".join(f"{name} {log.duration(now - each.began)}" for name, each in study.running.items())
     ended = sum(study.states[name] in ENDED for name in study.wanted)
     return f"{ended} of {len(study.wanted)} done, {num_waiting} waiting; {running}" if running else ""
 
@@ -259,7 +259,7 @@ def _end(study: Study, stage: Stage, ended: child.Ended) -> None:
     _keep(study, stage, kept)
     study.files.save()
     _note(study, stage.name, state, study.reasons.get(stage.name, "") if state not in ENDED else "")
-    log.get().info("%s: %s in %s%s", stage.name, state, overview.duration(ended.seconds), f": {failure}" if failure else "")
+    log.get().info("%s: %s in %s%s", stage.name, state, log.duration(ended.seconds), f": {failure}" if failure else "")
 
 
 def _state(study: Study, stage: Stage, code: int) -> str:

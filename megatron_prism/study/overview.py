@@ -31,13 +31,6 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def duration(seconds: float) -> str:
-    """Return a duration for a reader: 0:07, 12:31, 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def progress(text: str, told_at: float, interval_s: float) -> float:
     """Show what runs: a line that is written over on a terminal, else a line of the log every interval_s. Return when it was last told."""
     if not text or time.monotonic() - told_at < (1.0 if sys.stderr.isatty() else interval_s):
@@ -55,7 +48,7 @@ def lines(study: Mapping[str, Any], wanted: Collection[str]) -> Iterator[str]:
     stages: Mapping[str, Mapping[str, Any]] = {name: stage for name, stage in study["stages"].items() if name in wanted}
     width = max(map(len, stages), default=0)
     for name, stage in stages.items():
-        times = f"{duration(stage['seconds'])} ({stage['cpu_s']:.0f} s of processors)" if stage["num_starts"] else ""
+        times = f"{log.duration(stage['seconds'])} ({stage['cpu_s']:.0f} s of processors)" if stage["num_starts"] else ""
         told = stage["failure"] or stage["reason"]
         yield f"{name:<{width}}  {stage['state']:<8}  {stage['job']:<16}  {times}{': ' if told and times else ''}{told or ''}".rstrip()
     counts: dict[str, int] = {}
@@ -65,5 +58,5 @@ def lines(study: Mapping[str, Any], wanted: Collection[str]) -> Iterator[str]:
     if left_out := len(study["stages"]) - len(stages):
         counts[LEFT_OUT] = left_out
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
-    yield f"{study['name']}: {told}; {duration(seconds)} of stages, {cpu_s:.0f} s of processors"
+    yield f"{study['name']}: {told}; {log.duration(seconds)} of stages, {cpu_s:.0f} s of processors"
     yield from claims.lines(study["claims"])
