@@ -5,6 +5,7 @@ one prepared mixture, and gangs that each train several layouts in one life.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from megatron_prism.core import log
 from megatron_prism.core.config import ModelConfig
 from megatron_prism.core.layers import merge, read_layers
 from megatron_prism.core.load import build
@@ -105,6 +107,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def soak(request: pytest.FixtureRequest) -> int | None:
     """Return how many examples are asked for, or None: the test's own number."""
     return request.config.getoption("--soak")
+
+
+@pytest.fixture(autouse=True)
+def unset_log() -> Iterator[None]:
+    """Begin each test with a log that no job has set up, so that caplog sees a line once, whichever tests ran before."""
+
+    def unset() -> None:
+        logger = log.get()
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+
+    unset()
+    yield
+    unset()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 
 from megatron_prism.checkpoint import folder, run_folder
 from megatron_prism.checkpoint.start import Start
-from megatron_prism.core import log
 from megatron_prism.core.config import BatchConfig, DataConfig, FP8Config, InitConfig, MixtureChange, ParallelConfig, RLConfig, TrainConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import build, load, to_yaml
@@ -189,7 +188,6 @@ def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "sha256_files", lambda paths: {})
-    monkeypatch.setattr(log.get(), "propagate", True)
     resumed = Start(config.model, Path("assets"), None, 0, "float32", step=1)  # type: ignore[arg-type]
     run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), resumed, (), {})
     assert load(tmp_path / run_folder.CONFIG, TrainConfig).init.checkpoint == Path("ckpt") and "other is not read" in caplog.text

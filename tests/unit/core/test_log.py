@@ -11,10 +11,7 @@ from megatron_prism.core import log
 
 
 @pytest.mark.parametrize("is_drawn", [False, True])
-def test_progress_is_told_in_lines_where_no_bar_is_drawn(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, is_drawn: bool
-) -> None:
-    monkeypatch.setattr(log.get(), "propagate", True)
+def test_progress_is_told_in_lines_where_no_bar_is_drawn(caplog: pytest.LogCaptureFixture, is_drawn: bool) -> None:
     caplog.set_level("INFO", log.NAME)
     with log.told(Progress(disable=not is_drawn), interval_s=0.05) as progress:
         progress.update(progress.add_task("math", total=8), completed=2)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core import log
 from megatron_prism.core.config import EndpointConfig
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.eval import endpoint
@@ -142,9 +141,8 @@ def test_an_answer_that_is_none_is_no_wrong_response(server: Any, answer: Any) -
     assert list(faults) == ["k0"] and set(samples) == {"k1", "k2"}
 
 
-def test_no_server_ends_the_evaluation(server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_ends_the_evaluation(server: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Each wait is said, once for all requests that wait."""
-    monkeypatch.setattr(log.get(), "propagate", True)
     with pytest.raises(EnvironmentFault, match=r"URLError.*the same command goes on"):
         ask(server, 3, url="http://127.0.0.1:9/v1")
     said = [record.getMessage() for record in caplog.records]
