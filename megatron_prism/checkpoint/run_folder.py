@@ -175,7 +175,7 @@ def _lay_out(config: RunConfig, start: Start, inputs: Sequence[Path], figures: M
         config = replace(config, init=began)
     write_text(config.run_dir / CONFIG, to_yaml(config))
     path, before = config.run_dir / MANIFEST, starts(config.run_dir)
-    this = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), plan=dict(figures))
+    this = describe("run", sha256_files(inputs), config_sha256=sha256_json(to_dict(config)), from_step=start.step, plan=dict(figures))
     write_json(path, {"kind": "run", "starts": [*before, this]})
 
 

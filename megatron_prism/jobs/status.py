@@ -89,12 +89,15 @@ def _config(run_dir: Path) -> RunConfig:
 
 
 def progress(run_dir: Path) -> dict[str, Any]:
-    """Return a run's progress: step and steps, last loss (and of reinforcement learning the mean reward), tokens/s, seconds left, restarts, the newest checkpoint's step."""
+    """Return a run's progress: step and steps, last loss, tokens/s, seconds left, restarts, the newest checkpoint's step.
+
+    Of reinforcement learning the mean reward too.
+    """
     if not (run_dir / run_folder.CONFIG).is_file():
         return {"run_dir": str(run_dir), "step": 0}
     config, last = _config(run_dir), _last(run_dir / METRICS)
     steps, step, step_s = config.steps, last.get("step", 0), last.get("step_s")
-    starts = run_folder.starts(run_dir)
+    restarts = [start for start in run_folder.starts(run_dir)[1:] if start.get("from_step", 0) < steps]  # the others had nothing to do
     return {
         "run_dir": str(run_dir),
         "step": step,
@@ -103,7 +106,7 @@ def progress(run_dir: Path) -> dict[str, Any]:
         **({"reward": last.get("reward")} if isinstance(config, RLConfig) else {}),
         "tokens_per_s": last.get("tokens_per_s"),
         "left_s": None if step_s is None else step_s * (steps - step),
-        "restarts": max(len(starts) - 1, 0),
+        "restarts": len(restarts),
         "checkpoint_step": run_folder.last_step(run_dir) or None,
     }
 

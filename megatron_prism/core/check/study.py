@@ -26,8 +26,14 @@ def check_study(study: StudyConfig) -> list[Problem]:
 
 
 def check_variables(layers: Sequence[Layer]) -> list[Problem]:
-    """Return a problem for each variable of a study's layers that no text uses: a misspelt one would leave the right one as it was."""
-    interpolations = re.findall(r"\$\{([^}]*)", json.dumps([values for _, values in layers], default=repr))
+    """Return a problem for each variable of a study's layers that no text uses: a misspelt one would leave the right one as it was.
+
+    None where one variable's value names another, as `${variables.${variables.kind}}` does: what is used, no text says.
+    """
+    texts = json.dumps([values for _, values in layers], default=repr)
+    if re.search(r"\$\{[^}]*\$\{", texts):
+        return []
+    interpolations = re.findall(r"\$\{([^}]*)", texts)
     used = {word for text in interpolations for word in re.split(r"[^\w-]+", text)}
     given = dict.fromkeys(
         name for _, values in layers if isinstance(values.get("variables"), dict) for name in map(str, values["variables"])

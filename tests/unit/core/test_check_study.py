@@ -85,3 +85,5 @@ def test_a_variable_that_no_text_uses_is_refused() -> None:
         == "override:variables.sed: found an unknown variable; required one that the study uses: seed, other, a-b; did you mean 'seed'?"
     )
     assert said[1].startswith("t.yaml:variables.x: found") and "write ${variables.x} where it is meant" in said[1] and len(said) == 2
+    chosen = {"name": "${variables.${variables.seed}}", "variables": {"seed": "a", "a": "1", "b": "2"}}  # b is used under seed=b
+    assert check_variables([("s.yaml", chosen)]) == []

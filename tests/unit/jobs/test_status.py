@@ -37,7 +37,7 @@ def test_status_of_a_run_and_of_its_jobs(home: Path, monkeypatch: pytest.MonkeyP
     (row,) = status.run(Path("run"))["rows"]
     assert (row["stage"], row["job"], row["state"], row["step"], row["last_event"]) == ("train", "101", "PENDING (BeginTime)", 0, None)
     write("run/config.yaml", TRAIN)
-    write("run/manifest.json", {"starts": [{}, {}]})
+    write("run/manifest.json", {"starts": [{"from_step": 0}, {"from_step": 4}, {"from_step": 10}]})  # of 10: the last had nothing to do
     line = {"step": 4, "loss": 2.5, "step_s": 3.0, "tokens_per_s": 1000.0}
     Path("run/metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 4, "valid_loss/a": 2.0}\n{"step": 5, "los')
     Path("run/slurm/train.events").write_text("T1 101 fault: exit code 4 on a\nT2 101 start 1 on [a]\n")
