@@ -55,9 +55,9 @@ def points(num_steps_to_mid: int, num_steps_to_rl: int, plane_size: int, keep_la
     path = [Point("base", "path", a=0.0), *to_mid, Point("mid", "path"), *to_rl, Point("rl", "path", b=1.0)]
     ways = [float(way) for way in np.linspace(*PLANE, plane_size)]
     plane = [
-        Point(f"plane_{row}_{column}", "plane", a=1 - to_base, b=toward_rl)
-        for row, to_base in enumerate(ways)
-        for column, toward_rl in enumerate(ways)
+        Point(f"plane_{to_base:.4f}_{toward_rl:.4f}", "plane", a=1 - to_base, b=toward_rl)  # the same point of a finer plane has its name
+        for to_base in ways
+        for toward_rl in ways
     ]
     kept = [Point(f"keep_{share:g}", "keep_largest", b=1.0, keep=share) for share in keep_largest]
     return [*path, *plane, *kept, *(Point(f"null_{draw}", "null", draw=draw) for draw in range(num_nulls))]

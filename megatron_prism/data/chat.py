@@ -18,6 +18,7 @@ from megatron_prism.data.tokenizer import TokenizerSpec
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
 DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # keys of a message; templates read the first
+DATE = datetime(2024, 7, 26)  # what a template's strftime_now gives, where prompts must be the same tomorrow; LLaMA-3.1's own default
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -73,12 +74,12 @@ def render(
     documents: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     template_name: str | None = None,
-    now: datetime | None = None,
+    now: datetime = DATE,
     **variables: Any,
 ) -> str:
     """Return messages as the text that a model was trained on. `variables` are a template's further inputs, such as enable_thinking.
 
-    Some templates write the date; `now` fixes it. Templates receive only JSON values.
+    now: the date that some templates write. The clock's would change the prompts of a run that goes on past midnight. Templates receive only JSON values.
     Raises: InputError where the template rejects the messages, fails on them, or does something forbidden.
     """
     from megatron_prism.data import jinja_sandbox

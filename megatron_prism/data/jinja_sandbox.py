@@ -27,8 +27,8 @@ MAX_RENDER_S = 10.0  # of this thread's processor time: a busy machine refuses n
 MAX_CHARS = 10_000_000
 
 
-def render(text: str, variables: Mapping[str, Any], now: datetime | None) -> str:
-    """Render a template. strftime_now gives `now`, else the current time.
+def render(text: str, variables: Mapping[str, Any], now: datetime) -> str:
+    """Render a template. now: what its strftime_now gives.
 
     Raises: jinja2's TemplateError, and anything else that the template's code raises.
     """
@@ -44,7 +44,7 @@ def render(text: str, variables: Mapping[str, Any], now: datetime | None) -> str
 
 @lru_cache
 def _compiled(text: str) -> CodeType:
-    return Sandbox(None).compile(text)
+    return Sandbox(datetime.min).compile(text)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -52,15 +52,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**"})
 
-    def __init__(self, now: datetime | None):
+    def __init__(self, now: datetime):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension])
         self._now, self._ends = now, time.thread_time() + MAX_RENDER_S
         self.filters["tojson"] = tojson
         self.globals |= {"raise_exception": raise_exception, "strftime_now": self.strftime_now, "dict": Dict(), "namespace": SafeNamespace}
 
     def strftime_now(self, format: str) -> str:
-        """Return the time in the template's format."""
-        return (self._now or datetime.now()).strftime(format)
+        """Return the date in the template's format."""
+        return self._now.strftime(format)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function for a template. Each call checks the time limit."""

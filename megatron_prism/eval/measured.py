@@ -5,18 +5,19 @@ What one came to is kept whole by the weights and its config, so that it is meas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from megatron_prism.core import log
 from megatron_prism.core.check.evaluate import LEADERBOARD, set_of
-from megatron_prism.core.config import EvaluateConfig, LmEvalConfig, TaskConfig
+from megatron_prism.core.config import LmEvalConfig, TaskConfig
 from megatron_prism.core.errors import Problem
 from megatron_prism.core.load import to_dict
 from megatron_prism.core.manifest import sha256_file, sha256_json
-from megatron_prism.data import loader
+from megatron_prism.data import chat, loader
 from megatron_prism.data.mixture import Prepared, read_prepared
 from megatron_prism.eval import held_out
 from megatron_prism.eval.cache import Kept
@@ -51,9 +52,11 @@ class Measured:
         own = set_of(self.name, self.config)
         return self.lm_eval.names or ((own,) if own.startswith(LEADERBOARD) else ())
 
-    def key(self, config: EvaluateConfig, weights: str) -> str:
-        """Return what its figures are kept under. weights: the model's sum."""
+    def key(self, reader: Reader, weights: str) -> str:
+        """Return what its figures are kept under. weights: the model's sum, which of a Hugging Face folder is without its tokenizer's files."""
+        config = reader.config
         how = {"weights": weights, "precision": config.precision, "seed": config.seed, "bos": config.bos, "sums": dict(self.sums)}
+        how |= {"tokenizer": reader.spec.sha256, "bos_id": reader.spec.bos_id, "end_ids": reader.spec.end_ids}
         if self.prepared is not None:
             assert self.config.held_out is not None
             own = to_dict(self.config.held_out) | {"mixture": self.prepared.sha256, "micro_size": None}
@@ -61,19 +64,37 @@ class Measured:
         from importlib.metadata import version
 
         asked = {name: value for name, value in to_dict(self.lm_eval).items() if name != "files"} | {"names": self.names}
-        return sha256_json(how | {"lm_eval": asked, "version": version("lm_eval"), "limit": self.config.limit, "chat": self.config.chat})
+        template = chat.load(reader.evaluated.assets).sha256 if self.config.chat else None
+        return sha256_json(how | {"lm_eval": asked, "version": version("lm_eval"), "limit": self.config.limit, "template": template})
 
 
 def read(name: str, config: TaskConfig) -> Measured:
-    """Return a task that is measured. Raises: InputError where its mixture is none, or lm-eval lacks a task or its file."""
+    """Return a task that is measured. Raises: InputError where its mixture is none, or lm-eval lacks a task or its file.
+
+    lm-eval runs on rank 0, which alone reads the files and the 14,683 configs.
+    """
     if config.held_out is not None:
         return Measured(name, config, read_prepared(config.held_out.mixture), {})
+    if not log.is_first():
+        return Measured(name, config, None, {})
     from megatron_prism.eval.retention import harness
 
     wanted = config.lm_eval or LmEvalConfig()
     made = Measured(name, config, None, {of: _sum(path) for of, path in wanted.files.items() if path.exists()})
     planned = harness.check(made.names, wanted.files, wanted.num_fewshot, wanted.hub, f"tasks.{name}.lm_eval")
     return replace(made, groups={one.task: one.group for one in planned})
+
+
+def check_names(measured: Iterable[Measured]) -> Iterator[Problem]:
+    """Yield a problem for each of lm-eval's tasks that two of ours ask for: nobody could tell their results apart."""
+    first: dict[str, str] = {}
+    for one in measured:
+        if twice := [task for task in one.groups if first.setdefault(task, one.name) != one.name]:
+            more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+            found = f"lm-eval's {twice[0]}{more}, which tasks.{first[twice[0]]} asks for too"
+            yield Problem(
+                f"tasks.{one.name}.lm_eval.names", found, "each of lm-eval's tasks once", "leave one out, or evaluate into another out"
+            )
 
 
 def _sum(path: Path) -> str:
@@ -146,7 +167,8 @@ def measure(
     from megatron_prism.eval.retention import harness
 
     config = reader.config
-    served = Watched(chunks, reader.evaluated.model, groups, reader.spec, num_rows=config.num_rows, before=before)
+    rows = (config.num_rows, config.cache_tokens)
+    served = Watched(chunks, reader.evaluated.model, groups, reader.spec, *rows, before=before)
     made = harness.run(
         served,
         one.names,
@@ -178,11 +200,18 @@ def _held_out(one: Measured, prepared: Prepared, reader: Reader, chunks: Sequenc
         seq_length=wanted.seq_length,
         micro_size=wanted.micro_size,
         seed=seed,
+        document_mask=wanted.document_mask,
     )
     return {
         "score": None,
         "losses": {name: asdict(loss) for name, loss in by_source.items()},
-        "protocol": {"seq_length": wanted.seq_length, "sequences": wanted.sequences, "seed": seed, "source": "ours"},
+        "protocol": {
+            "seq_length": wanted.seq_length,
+            "sequences": wanted.sequences,
+            "document_mask": wanted.document_mask,
+            "seed": seed,
+            "source": "ours",
+        },
         "set": {"name": "held_out", "path": str(wanted.mixture), "sha256": prepared.sha256},
     }
 

@@ -7,6 +7,7 @@ samples there are, or on the shards.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +29,7 @@ SHARD_PROMPT_TOKENS = 1 << 22  # of a shard's prompts together: what rank 0 send
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the model reads it. tokens: empty where the model is served elsewhere, which reads the text.
+    """A question as the model reads it. tokens: an array, as RULER's are many; empty where the model is served elsewhere, which reads the text.
 
     num_bos: the begin-of-text tokens at its beginning. num_clipped: the tokens that it lost. room: those left for its response in the context.
     """
@@ -36,7 +37,7 @@ class Asked:
     question: Question
     max_tokens: int
     prompt_sha256: str
-    tokens: tuple[int, ...] = ()
+    tokens: Sequence[int] = ()
     num_bos: int = 0
     num_clipped: int = 0
     room: int | None = None
@@ -85,7 +86,7 @@ def ask(
             fix = f"{clip}, or no such question"
             problems.append(Problem(where, found, f"together at most the context of {context}", fix))
         digest = hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
-        made.append(Asked(question, max_tokens, digest, tuple(tokens), _num_bos(tokens, spec), num_clipped, room))
+        made.append(Asked(question, max_tokens, digest, array("i", tokens), _num_bos(tokens, spec), num_clipped, room))
     return tuple(made), problems
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
 from typing import Any, Protocol
@@ -50,24 +50,20 @@ class Local:
 
     def sample(self, shard: Sequence[Request] | None) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the responses of a shard."""
-        given = None if shard is None else ([one.asked.tokens for one in shard], shard[0].sampling, [one.seed for one in shard])
+        given = None if shard is None else ([list(one.asked.tokens) for one in shard], shard[0].sampling, [one.seed for one in shard])
         given = from_first(given)
         assert given is not None
         prompts, sampling, seeds = given
-        longest = max(map(len, prompts)) + sampling.max_tokens
-        rollouts = self._fitted(longest).generate(prompts, 1, sampling, seeds)
+        engine, longest = self.engine, max(map(len, prompts)) + sampling.max_tokens
+        rollouts = (engine.within(self.cache_tokens, longest) if isinstance(engine, Cached) else engine).generate(
+            prompts, 1, sampling, seeds
+        )
         return ({} if shard is None else {one.key: self._kept(one, rollout) for one, rollout in zip(shard, rollouts, strict=True)}), {}
-
-    def _fitted(self, longest: int) -> Engine:
-        if self.cache_tokens is None or not isinstance(self.engine, Cached):
-            return self.engine
-        longest = min(longest, self.engine.model.max_position_embeddings)
-        return replace(self.engine, num_rows=max(1, min(self.engine.num_rows, self.cache_tokens // longest)))
 
     def _kept(self, request: Request, rollout: Rollout) -> dict[str, Any]:
         shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
         return {
-            "text": tokenizer.continuation(request.asked.tokens, shown, self.spec),
+            "text": tokenizer.continuation(list(request.asked.tokens), shown, self.spec),
             "num_tokens": len(rollout.token_ids),
             "ended": rollout.ended,
             "mean_logprob": round(fmean(rollout.logprobs), LOGPROB_DIGITS) if rollout.logprobs else None,  # vLLM has none under top_p

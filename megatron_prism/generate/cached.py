@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,13 @@ class Cached:
     def _limits(self) -> list[Problem]:
         values = {"num_rows": self.num_rows, "prefill_tokens": self.prefill_tokens}
         return [Problem(name, str(value), "at least 1") for name, value in values.items() if value < 1]
+
+    def within(self, cache_tokens: int | None, longest: int) -> Cached:
+        """Return the engine with no more rows than hold cache_tokens together, where one grows to `longest` tokens. None: as many as it has."""
+        if cache_tokens is None:
+            return self
+        longest = min(longest, self.max_context or self.model.max_position_embeddings)
+        return replace(self, num_rows=max(1, min(self.num_rows, cache_tokens // longest)))
 
     @torch.no_grad()  # not inference_mode: its tensors could not take part in training afterwards
     def generate(self, prompts: Sequence[Sequence[int]], num_samples: int, sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:

@@ -92,7 +92,8 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
     grader.require(question.kind for task in by_name.values() for question in task.questions)
     reader, asked = None, {name: _ask(None, task) for name, task in by_name.items()}
     if evaluated is not None:
-        raise_problems([problem for one in to_measure.values() for problem in measured.check(one, evaluated)])
+        of_each = [problem for one in to_measure.values() for problem in measured.check(one, evaluated)]
+        raise_problems([*of_each, *measured.check_names(to_measure.values())])
         reader = readers.read(config, evaluated, by_name, world_size)
         asked = reader.ask(by_name.values())
     raise_problems(_check_ruler(config, by_name, reader))
@@ -105,8 +106,8 @@ def resolve(config: EvaluateConfig, world_size: int) -> Resolved:
 
 
 def _against(config: EvaluateConfig) -> tuple[paired.Evaluation | None, list[Problem]]:
-    """Return the evaluation that this one is held against, and why it cannot be."""
-    if config.against is None:
+    """Return the evaluation that this one is held against, and why it cannot be. Rank 0 alone makes the verdict."""
+    if config.against is None or not log.is_first():
         return None, []
     if config.against.resolve() == config.out.resolve():
         return None, [Problem("against", str(config.against), "another evaluation than out", "choose another out")]
@@ -228,7 +229,8 @@ def score(
     with ExitStack() as stack:
         begun = on_first(partial(evaluation.begin, config, identity, resolved.reader, resolved.tasks, resolved.asked, stack))
         shards, ungraded = begun.to_do() if begun is not None else ([], [])
-        keys = {name: one.key(config, identity["sha256"]) for name, one in resolved.measured.items()}
+        reader = resolved.reader  # None behind an endpoint, of which nothing is measured
+        keys = {} if reader is None else {name: one.key(reader, identity["sha256"]) for name, one in resolved.measured.items()}
         missing = from_first([name for name, key in keys.items() if begun is not None and key not in begun.measured])
         is_sampling = from_first(bool(shards))
         chunks = chunks_of() if resolved.reader is not None and (is_sampling or missing) else []
@@ -289,7 +291,7 @@ def _open_gate(resolved: Resolved, reader: Reader, engine: Engine, chunks: Seque
     """Compare the engine with the model's own pass on a few prompts, at temperature 1: a wrong engine's scores would look like a weak model's."""
     work.watchdog.doing("comparing engine and model")
     config, tp = resolved.config, resolved.config.parallel.tp
-    prompts = from_first([one.tokens[:GATE_TOKENS] for asked in resolved.asked.values() for one in asked][:GATE_PROMPTS])
+    prompts = from_first([list(one.tokens[:GATE_TOKENS]) for asked in resolved.asked.values() for one in asked][:GATE_PROMPTS])
     tokens = max(map(len, prompts)) + gate.START_TOKENS
     sampling = Sampling(max_tokens=gate.START_TOKENS, temperature=1.0, end_ids=reader.spec.end_ids)
     shape = Shape(seq_length=-(-tokens // tp) * tp, micro_size=1, token_multiple=tp if config.parallel.sequence_parallel else 1)

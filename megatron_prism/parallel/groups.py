@@ -231,6 +231,13 @@ def gather(value: Any, group: Any = None) -> list[Any]:
     return values
 
 
+def to_first(value: Any) -> list[Any]:
+    """Return every rank's value, by rank, on rank 0; nothing on the others."""
+    values: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
+    dist.gather_object(value, values or None)
+    return values
+
+
 def shared(make: Callable[[T], U], values: Sequence[T]) -> list[U]:
     """Return what a function makes of each value, on every rank. Each rank makes its part, of small things."""
     rank, size = dist.get_rank(), dist.get_world_size()

@@ -169,7 +169,8 @@ def _update(run: Run, step: int, lr: float, minibatches: Sequence[Microbatches],
         saving_s += time.perf_counter() - decided
         num_passed_over, stop_reason = num_passed_over + (not decision.is_taken), max(stop_reason, decision.stop_reason)
         if run.saver.num_rewinds != num_rewinds:
-            break  # the other minibatches were scored by weights that are given up
+            num_taken = 0  # of the weights that are given up, by which the other minibatches were scored
+            break
     largest = max(grad_norms, key=lambda norm: (math.isnan(norm), norm))
     return Updated(mean_of(means), largest, num_taken, num_passed_over, stop_reason, saving_s)
 

@@ -110,6 +110,9 @@ class HeldOutConfig(Section):
     sequences: Annotated[int, Range(ge=1)] = 64
     """The most sequences of each source."""
 
+    document_mask: bool = False
+    """Mask and positions by document, for a model that was trained with data.document_mask."""
+
     micro_size: Annotated[int, Range(ge=1), MAY_CHANGE] = 1
     """The sequences of a microbatch."""
 

@@ -103,8 +103,8 @@ def _evaluated(
         metrics = {key: value for key, value in evaluation["results"][one.task].items() if "," in key and isinstance(value, int | float)}
         figures[one.task] = {
             **_of_results(own),
-            "metric": _metric(one, tasks[one.task])[0],
-            "filter": _metric(one, tasks[one.task])[1],
+            "metric": one.metric,
+            "filter": _filter(one, tasks[one.task]),
             "num_fewshot": one.num_fewshot,
             "version": tasks[one.task].VERSION,
             "num_excluded": excluded,
@@ -163,21 +163,17 @@ def _without_evaluated(tasks: Mapping[str, Any], limit: int | None) -> dict[str,
     return {name: num_out for name, (num_out, _) in separated.items()}
 
 
-def _metric(one: Planned, task: Any) -> tuple[str, str]:
-    """Return the metric and the filter whose value is a document's score: the leaderboard's, else the first of lm-eval's config.
-
-    A perplexity comes last, since it is no share; bits_per_byte is read as the probability of a byte.
-    """
+def _filter(one: Planned, task: Any) -> str:
+    """Return the filter whose value of the metric is a document's score: the leaderboard's, else the first of lm-eval's config."""
     if one.benchmark is not None:
-        return one.benchmark.metric, one.benchmark.filter
-    filters, metrics = task.config.filter_list, list(task.aggregation())
-    plain = [metric for metric in metrics if "perplexity" not in metric]
-    return [*plain, *metrics][0], (filters[0]["name"] if filters else "none")
+        return one.benchmark.filter
+    filters = task.config.filter_list
+    return filters[0]["name"] if filters else "none"
 
 
 def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watch: Watch, lm: GangLM) -> tuple[list[Result], int]:
     """Return a task's results by id, and how many documents are left out because their own question is an example before them."""
-    metric, filter_name = _metric(one, task)
+    metric, filter_name = one.metric, _filter(one, task)
     own = [sample for sample in samples if sample["filter"] == filter_name]
     if not own or metric not in own[0]:
         made = ", ".join(sorted({f"{key} of {sample['filter']}" for sample in samples[:4] for key in sample["metrics"]}))
@@ -187,7 +183,7 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
         raise InputError(Problem(f"lm_eval task {one.task}", "every document among its own few-shot examples", "examples of another split"))
     results = []
     for sample in sorted(clean, key=lambda sample: sample["doc_id"]):
-        score = _score(metric, sample[metric])
+        score = _score(one.task, metric, sample[metric], task.OUTPUT_TYPE)
         ended = lm.ended.get((one.task, sample["doc_id"]))
         results.append(
             Result(
@@ -207,16 +203,28 @@ def _results(one: Planned, task: Any, samples: Sequence[Mapping[str, Any]], watc
     return results, len(own) - len(clean)
 
 
-def _score(metric: str, value: Any) -> float:
-    """Return a document's metric as a share: of lm-eval's numbers, lists of truths (the share true) and (log-likelihood, weight) pairs."""
-    if isinstance(value, tuple):
+def _score(task: str, metric: str, value: Any, output_type: str) -> float:
+    """Return a document's metric as a share: of lm-eval's numbers, lists of truths (the share true), and a text's (log-likelihood, weight).
+
+    Raises: InputError where it is none: a score above 1, or a pair of labels, from which lm-eval makes a figure of all documents.
+    """
+    if isinstance(value, tuple) and output_type == "loglikelihood_rolling":
         logprob, weight = value
         return math.exp(logprob / weight) if weight else 1.0
     if metric == "perplexity":
         return math.exp(value)  # of a log-likelihood
-    if isinstance(value, list):
-        return sum(map(float, value)) / len(value) if value else 0.0
-    return float(value)
+    if isinstance(value, list) and all(isinstance(one, bool | np.bool_) for one in value):
+        return sum(value) / len(value) if value else 0.0
+    if isinstance(value, int | float | np.number | np.bool_) and 0 <= value <= 1:
+        return float(value)
+    raise InputError(
+        Problem(
+            f"lm_eval task {task}",
+            f"{metric} {value!r}"[:200] + " of a document",
+            "a share, from 0 to 1",
+            "leave the task out: no verdict or mean can hold it",
+        )
+    )
 
 
 def _text(responses: Sequence[Sequence[Any]]) -> str:

@@ -13,6 +13,8 @@ from megatron_prism.eval.retention import lm_files
 from megatron_prism.eval.retention.leaderboards import LEADERBOARDS, Benchmark
 
 NUM_NAMED = 3  # of the configurations that lack a file, a message names so many
+SHARES = {"mean", "nanmean"}  # how lm-eval joins values that each document has
+OF_TEXTS = {"perplexity", "weighted_perplexity", "bits_per_byte"}  # the same of log-likelihoods
 TAKES_MANY = {"majority_vote", "take_first_k", "custom"}  # filters that score more than the first of a document's repeats
 
 
@@ -20,13 +22,14 @@ TAKES_MANY = {"majority_vote", "take_first_k", "custom"}  # filters that score m
 class Planned:
     """A task of lm-eval that will be run.
 
-    task: lm-eval's name. benchmark: of the leaderboard that asked for it, if one did; its group stands in benchmark.task. changes: what is set over
-    lm-eval's own config. evaluated and examples: the splits of the documents and of the few-shot examples (None: none, or in the config itself).
-    files: by split; empty where lm-eval loads the data itself.
+    task: lm-eval's name. benchmark: of the leaderboard that asked for it, if one did; its group stands in benchmark.task. metric: whose value is a
+    document's score. changes: what is set over lm-eval's own config. evaluated and examples: the splits of the documents and of the few-shot
+    examples (None: none, or in the config itself). files: by split; empty where lm-eval loads the data itself.
     """
 
     task: str
     benchmark: Benchmark | None
+    metric: str
     num_fewshot: int
     changes: Mapping[str, Any]
     evaluated: str
@@ -84,9 +87,8 @@ def plan(
                 root = next((paths[key] for key in (task, group, name, "") if key in paths), None)
                 config = {**index[task].cfg, **overrides}
                 shots = benchmark.num_fewshot if benchmark else _num_fewshot(config, num_fewshot)
-                wrong = refusals(task, config)
+                problems += refusals(task, config)
                 one, missing = _with_files(task, benchmark, config, overrides, shots, root, hub)
-                problems += wrong
                 lacking += [missing] if missing is not None and (root is None or root.exists()) else []
                 planned.setdefault(task, one)
     raise_problems([*problems, *_downloads(lacking, f"{where}.files")])
@@ -125,6 +127,9 @@ def refusals(task: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     where = f"lm_eval task {task}"
     if "class" in config:
         yield Problem(where, "a task in Python, which loads its own data", "a task that a config describes")
+    elif metric_of(config) is None:
+        found = f"{', '.join(_metrics(config))}, which judge all documents together"
+        yield Problem(where, found, "a metric that each document has, such as acc or exact_match", "choose another task")
     if config.get("unsafe_code"):
         yield Problem(where, "a task that runs a model's code here", "code in the sandbox", "use prism's own sets, such as humaneval")
     filters = [part.get("function") for pipeline in config.get("filter_list") or () for part in pipeline["filter"]]
@@ -133,6 +138,30 @@ def refusals(task: str, config: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(where, found, "1, or a filter that takes them all", "sample a set of prism's own several times")
     if "ifeval" in task:
         yield from _instruction_needs(where)
+
+
+def metric_of(config: Mapping[str, Any]) -> str | None:
+    """Return the first of a task's metrics that each document has; None where all are of the documents together (mcc, f1 of labels, bleu).
+
+    A perplexity comes last, since it is no share; bits_per_byte is read as the probability of a byte.
+    """
+    metrics = _metrics(config)
+    plain = [name for name, joined in metrics.items() if joined in SHARES or (joined in OF_TEXTS and "perplexity" not in name)]
+    return next(iter([*plain, *(name for name, joined in metrics.items() if joined in OF_TEXTS)]), None)
+
+
+def _metrics(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return how lm-eval joins the documents' values of each of a task's metrics: the name of its aggregation, or a function's path."""
+    from lm_eval.api import registry
+
+    joined = {function: name for name, function in registry.AGGREGATION_REGISTRY.items()}
+    own = {name: joined.get(function, "") for name, function in registry.METRIC_AGGREGATION_REGISTRY.items()}
+    found = {}
+    default = registry.DEFAULT_METRIC_REGISTRY.get(config.get("output_type", "generate_until"), ())
+    for one in config.get("metric_list") or [{"metric": name} for name in default]:
+        name = str(one["metric"]).rpartition("/")[2].rpartition(".")[2]  # of a function, whose path stands here
+        found[name] = str(one.get("aggregation") or own.get(name, ""))
+    return found
 
 
 def _instruction_needs(where: str) -> Iterator[Problem]:
@@ -174,7 +203,8 @@ def _with_files(
     if files:  # splits that nobody needs are not looked for
         keys = ("training_split", "validation_split", "fewshot_split")
         changes |= {key: None for key in keys if config.get(key) and config[key] not in files}
-    planned = Planned(task, benchmark, shots, changes, evaluated, examples, files)
+    metric = benchmark.metric if benchmark else metric_of(config) or ""  # none is refused
+    planned = Planned(task, benchmark, metric, shots, changes, evaluated, examples, files)
     absent = tuple(split for split in wanted if split not in files)
     if not absent or (hub and not files):
         return planned, None

@@ -45,7 +45,8 @@ class Row:
 class Served:
     """This rank's part of a model, and how it is asked.
 
-    chunks: from models.build, with the weights loaded. num_rows: the rollouts that decode together on each data-parallel replica.
+    chunks: from models.build, with the weights loaded. num_rows: the rollouts that decode together on each data-parallel replica, as far as their
+    cache keeps within cache_tokens.
     batch_tokens: the most tokens of a forward pass that scores, a longer text alone. max_context: the most tokens of a text; None: the model's
     own positions.
     """
@@ -55,6 +56,7 @@ class Served:
     groups: Groups
     spec: TokenizerSpec
     num_rows: int = 64
+    cache_tokens: int | None = None
     batch_tokens: int = 8192
     max_context: int | None = None
 
@@ -78,7 +80,7 @@ class Served:
     def rollouts(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Rollout]:
         """Return a rollout of each prompt. Every rank of the gang calls this with the same arguments, and has all rollouts."""
         engine = Cached(self.chunks, self.model, self.groups, self.num_rows, max_context=self.longest)
-        return engine.generate(prompts, 1, sampling, seeds)
+        return engine.within(self.cache_tokens, max(map(len, prompts)) + sampling.max_tokens).generate(prompts, 1, sampling, seeds)
 
 
 class Asking:

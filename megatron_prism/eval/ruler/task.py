@@ -15,7 +15,7 @@ from megatron_prism.eval.question import Question
 from megatron_prism.eval.ruler.draft import Sources
 from megatron_prism.eval.ruler.make import PROTOCOL, SUB_TASKS, make
 from megatron_prism.eval.tasks import Task, protocol_of
-from megatron_prism.parallel.groups import Groups, gather
+from megatron_prism.parallel.groups import Groups, gather, to_first
 
 RULER = "ruler"
 FILES = ("essays", "squad", "hotpotqa")  # Sources'
@@ -90,7 +90,7 @@ def most_tokens(config: TaskConfig) -> tuple[int, int]:
 def questions(
     config: TaskConfig, seed: int, count_tokens: Callable[[str], int], groups: Groups, doing: Callable[[str], None]
 ) -> tuple[Question, ...]:
-    """Return a task's questions, by length and sub-task; every rank of the gang calls this, and makes its part of them.
+    """Return a task's questions on rank 0, by length and sub-task; every rank of the gang calls this, and makes its part of them.
 
     doing: told of each part. Raises: on every rank, InputError for a length that is too short, or a file that does not fill it.
     """
@@ -103,11 +103,11 @@ def questions(
         length, sub_task = units[number]
         doing(f"making {sub_task} of {length} tokens")
         mine[number] = _attempt(partial(make, sub_task, length, num_questions(config), seed, count_tokens, sources))
-    made = {number: value for part in gather(mine) for number, value in part.items()}
-    for number in range(len(units)):
-        if isinstance(made[number], PrismError):
-            raise made[number].agreed()
-    return tuple(question for number in range(len(units)) for question in made[number])
+    failed = {number: value for number, value in mine.items() if isinstance(value, PrismError)}
+    if failures := {number: error for part in gather(failed) for number, error in part.items()}:
+        raise failures[min(failures)].agreed()
+    made = {number: value for part in to_first(mine) for number, value in part.items()}  # some GB at the default lengths
+    return tuple(question for number in sorted(made) for question in made[number])
 
 
 def _attempt(make_one: Callable[[], tuple[Question, ...]]) -> tuple[Question, ...] | PrismError:

@@ -22,6 +22,7 @@ MAY_DIFFER = (
 )  # more of the same is paired as far as it goes
 OF_PROMPTS = ("protocol.style", "bos")
 TOLD = ("engine", "precision")  # of a whole evaluation: they change the responses, and not what is asked
+TOLD_OF_TASKS = ("num_shortened", "num_clipped")  # questions that a short context leaves less room, or cuts
 LM_EVAL = "lm_eval/"
 GROUP = "group"  # the tag of an lm-eval task's leaderboard benchmark
 NUM_NAMED = 3  # of what one evaluation lacks, a message names so many
@@ -150,10 +151,13 @@ def _settings_of_lm_eval(name: str, summary: Mapping[str, Any]) -> dict[str, Any
 
 def told(old: Evaluation, new: Evaluation) -> list[str]:
     """Return what differs between two evaluations and does not keep them from being paired, but may be the reason of a change."""
+    both = [(name, part, new.summary["tasks"][name]) for name, part in old.summary["tasks"].items() if name in new.summary["tasks"]]
+    places = [("", TOLD, old.summary, new.summary), *((f"tasks.{name}.", TOLD_OF_TASKS, *parts) for name, *parts in both)]
     return [
-        f"{name} is {new.summary.get(name)!r}, and was {old.summary.get(name)!r}"
-        for name in TOLD
-        if new.summary.get(name) != old.summary.get(name)
+        f"{where}{name} is {now.get(name)!r}, and was {before.get(name)!r}"
+        for where, names, before, now in places
+        for name in names
+        if now.get(name) != before.get(name)
     ]
 
 

@@ -56,6 +56,8 @@ def test_the_points_are_the_papers() -> None:
     assert all(sum(point.weights.values()) == pytest.approx(1) for point in points[:36])
     assert [point.name for point in points[36:]] == ["keep_0.01", "keep_0.2", "null_0", "null_1"]
     assert len({point.name for point in points}) == len(points) and len(landscape.points(6, 4, 0, (), 0)) == 11
+    finer = {point.name: (point.a, point.b) for point in landscape.points(6, 4, 9, (), 0)}
+    assert all(finer[point.name] == pytest.approx((point.a, point.b)) for point in plane)  # what is sampled stays what it is
 
 
 def test_a_point_is_the_sum_of_its_models(three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

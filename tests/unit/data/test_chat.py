@@ -177,6 +177,7 @@ def theirs(folder: Path, messages: list[dict[str, Any]], **choices: Any) -> tupl
 
 def ours(folder: Path, messages: list[dict[str, Any]], **choices: Any) -> tuple[str, list[int]]:
     template = chat.load(folder)
+    choices = {"now": datetime.now(), **choices}  # transformers' date
     return chat.render(template, messages, **choices), chat.encode(template, tokenizer.load(folder), messages, **choices)
 
 
@@ -249,7 +250,12 @@ def test_special_tokens_are_those_of_transformers(make_folder: Make) -> None:
 
 def test_the_date_can_be_fixed(make_folder: Make) -> None:
     template = chat.load(make_folder("{{ strftime_now('%d %b %Y') }}"))
-    assert chat.render(template, [USER], now=datetime(2024, 7, 26)) == "26 Jul 2024"
+    assert chat.render(template, [USER], now=datetime(2023, 1, 2)) == "02 Jan 2023"
+
+
+def test_a_prompt_is_the_same_tomorrow(make_folder: Make) -> None:
+    template = chat.load(make_folder("{{ strftime_now('%d %b %Y') }}"))
+    assert chat.render(template, [USER]) == "26 Jul 2024"
 
 
 TOO_LONG = "more than 0.3 s"

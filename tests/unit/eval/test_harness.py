@@ -221,6 +221,26 @@ def test_trap_3_examples_under_a_chat_template(run: Run, model: Scripted, tmp_pa
     assert not any("Both." in turn and turn.startswith("user]") for turn in turns)
 
 
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [("mrpc", "acc"), ("lambada_openai", "acc"), ("wikitext", "bits_per_byte"), ("cruxeval_input", "pass_at_k"), ("cola", None)],
+)
+def test_a_task_is_scored_by_what_each_document_has(lm_eval_manager: Any, task: str, metric: str | None) -> None:
+    """mcc, or f1 of labels, is a figure of all documents, from pairs of labels: as a share of one it would be a number without meaning."""
+    config = lm_eval_manager.task_index[task].cfg
+    assert lm_tasks.metric_of(config) == metric
+    refused = ["mcc, which judge all documents together" in str(problem) for problem in lm_tasks.refusals(task, config)]
+    assert any(refused) is (metric is None)
+
+
+@pytest.mark.parametrize("value", [(0, 0), (1, 1), ("gold", "said"), [0, 1], 1.5, -0.1, math.nan])
+def test_what_is_no_share_is_no_score(value: Any) -> None:
+    with pytest.raises(InputError, match=r"lm_eval task mine: found f1 .* of a document; required a share"):
+        harness._score("mine", "f1", value, "multiple_choice")
+    assert harness._score("mine", "acc", [True, False], "generate_until") == 0.5
+    assert harness._score("mine", "bits_per_byte", (-2.0, 2), "loglikelihood_rolling") == pytest.approx(math.exp(-1))
+
+
 def test_code_and_python_tasks_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runs a model's code here"):
         run(["humaneval"], tmp_path)

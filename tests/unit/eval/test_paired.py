@@ -134,3 +134,10 @@ def test_another_engine_is_told_and_no_reason(tmp_path: Path) -> None:
     old = read(write(tmp_path / "old", scores("a", [1, 0])))
     new = read(write(tmp_path / "new", scores("a", [1, 0]), engine="vllm"))
     assert unlike("a", old, new) == [] and told(old, new) == ["engine is 'vllm', and was 'cached'"] and told(old, old) == []
+
+
+def test_responses_that_a_context_cuts_are_told(tmp_path: Path) -> None:
+    """A model of 2k positions against one of 32k: the change may be the context alone."""
+    old = read(write(tmp_path / "old", scores("a", [1, 0]), {"a": {"num_shortened": 2, "num_clipped": 0}}))
+    new = read(write(tmp_path / "new", scores("a", [1, 0]), {"a": {"num_shortened": 0, "num_clipped": 0}}))
+    assert unlike("a", old, new) == [] and told(old, new) == ["tasks.a.num_shortened is 0, and was 2"] and told(old, old) == []

@@ -117,7 +117,7 @@ def test_a_prompt_without_room_is_shortened_clipped_or_refused(with_bos: Tokeniz
     assert shortened.is_shortened and shortened.room == 3 and shortened.tokens == whole.tokens
     (clipped,) = ask(long, with_bos, context=size + 3, overlong="clip")
     assert clipped.num_clipped == 5 and not clipped.is_shortened and clipped.num_bos == 1
-    assert clipped.tokens == (whole.tokens[0], *whole.tokens[6:]) and clipped.prompt_sha256 != whole.prompt_sha256
+    assert [*clipped.tokens] == [whole.tokens[0], *whole.tokens[6:]] and clipped.prompt_sha256 != whole.prompt_sha256
     for context, overlong in ((size + 3, "refuse"), (size, "shorten"), (size - 30, "refuse"), (7, "clip")):
         _, (problem,) = requests.ask(long, with_bos, None, context, overlong, "tokenizer")  # type: ignore[arg-type]
         assert problem.where == "tasks.t question q0" and f"at most the context of {context}" in problem.required

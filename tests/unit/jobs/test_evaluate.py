@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,34 @@ def test_a_summary_whose_results_are_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / folder.RESULTS).write_text("{}\n")
     with pytest.raises(InputError, match=r"results.jsonl: found sha256 .*as summary.json says; start prism evaluate again"):
         folder.summary_of(tmp_path)
+
+
+def test_one_of_lm_evals_tasks_is_asked_once() -> None:
+    """Its results would stand twice under one name, which nothing can read."""
+    board, own = (Measured(name, build({"lm_eval": {}}, TaskConfig, str), None, {}, {"gsm8k": "gsm8k", f"{name}_1": name}) for name in "ab")
+    assert [*measured.check_names([board])] == []
+    (problem,) = measured.check_names([board, own])
+    assert problem.where == "tasks.b.lm_eval.names" and problem.found == "lm-eval's gsm8k, which tasks.a asks for too"
+
+
+def test_what_was_measured_is_measured_again_with_another_tokenizer(tiny_checkpoint: Path, questions: Path) -> None:
+    """A Hugging Face folder's sum is of its weights alone."""
+    tasks = {"mine": {"set": "file", "path": str(questions)}}
+    reader = evaluate.resolve(config(model={"checkpoint": str(tiny_checkpoint)}, tasks=tasks), 1).reader
+    assert reader is not None
+    one = Measured("words", build({"lm_eval": {"names": ["a"]}}, TaskConfig, str), None, {})
+    others = [
+        replace(reader, spec=replace(reader.spec, **changes)) for changes in ({}, {"sha256": "other"}, {"bos_id": None}, {"ends": ()})
+    ]
+    assert len({one.key(other, "weights") for other in others}) == 4 and one.key(reader, "weights") == one.key(others[0], "weights")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_rank_0_alone_needs_lm_evals_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: str) -> None:
+    monkeypatch.setenv("RANK", rank)
+    absent = build({"lm_eval": {"names": ["sst2"], "files": {"sst2": str(tmp_path / "not there")}}}, TaskConfig, str)
+    if rank == "0":
+        with pytest.raises(InputError, match="which is not there"):
+            measured.read("words", absent)
+    else:
+        assert measured.read("words", absent).groups == {}
