@@ -6,13 +6,14 @@ afterwards (duplicates.py). The result for a record depends on the record and th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -239,6 +240,13 @@ def evaluation_files(config: DecontaminateConfig) -> tuple[Input, ...]:
     ]
     raise_problems(problems)
     return tuple(files)
+
+
+def evaluation_identity(config: DecontaminateConfig, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return all that decides what is left out, each evaluation file by its hash and by how it is read. Where it lies decides nothing."""
+    files = evaluation_files(config)
+    against = [{**sources.how_read(file.part), "is_plain": file.is_plain, "sha256": sha256[file.name]} for file in files]
+    return dataclasses.asdict(config) | {"against": against}
 
 
 @lru_cache(maxsize=1)
