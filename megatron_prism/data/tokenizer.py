@@ -66,6 +66,11 @@ class TokenizerSpec:
         """All end tokens, eos_id first."""
         return tuple(dict.fromkeys(token_id for _, ids in self.ends for token_id in ids))
 
+    @property
+    def named_ids(self) -> tuple[int, ...]:
+        """All tokens that the folder's files name as begin or end of a text: special, whatever tokenizer.json says of them."""
+        return tuple(sorted({*self.end_ids, *([] if self.bos_id is None else [self.bos_id])}))
+
 
 def load(folder: Path, need_eos: bool = False, backend: Backend = "tokenizers") -> TokenizerSpec:
     """Return what identifies the tokenizer of a Hugging Face folder.
@@ -244,7 +249,7 @@ def _text_tokenizer(spec: TokenizerSpec) -> tuple[Tokenizer, Special]:
     """Return a tokenizer of its own, which encodes spelled special tokens as text, and those tokens."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = _open(spec.folder / FILE)
-    return tokenizer, spelled.encode_as_text(tokenizer, [*spec.end_ids, *([] if spec.bos_id is None else [spec.bos_id])])
+    return tokenizer, spelled.encode_as_text(tokenizer, spec.named_ids)
 
 
 @lru_cache(maxsize=1)

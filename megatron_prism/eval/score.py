@@ -26,8 +26,8 @@ class Score:
     score: the mean of the questions' means (avg@k). standard_error: of it, clustered by question: the questions are the sample, and a question's
     responses are one cluster. variance_within: of a question's responses, the mean over the questions. variance_between: of the questions'
     means, less what of it the responses' own variance explains; an estimate, which may be below 0. pass_at: by k, of the questions with at least
-    k judged responses; empty where a score is neither 0 nor 1. by: the mean by a question's tag. rates: the share of the responses by a tag
-    that grading adds. masked_questions: those left out.
+    k judged responses; empty where a score is neither 0 nor 1. outcomes: the share of all responses, faults too. by: the mean by a question's
+    tag. rates: the share of the judged responses by a tag that grading adds. masked_questions: those left out.
     """
 
     score: float | None
@@ -61,6 +61,7 @@ def of_task(results: Sequence[Result], question_tags: Iterable[str] = ()) -> Sco
     means = {id: fmean(scores) for id, scores in judged.items()}
     counts: Counter[str] = Counter(result.outcome for result in results)
     own_tags = list(question_tags)
+    answered = [result for result in results if result.score is not None]
     return Score(
         score=_mean(means.values()),
         standard_error=math.sqrt(variance(means.values()) / len(means)) if len(means) > 1 else None,
@@ -68,12 +69,12 @@ def of_task(results: Sequence[Result], question_tags: Iterable[str] = ()) -> Sco
         num_samples=max((len(own) for own in by_id.values()), default=0),
         num_faults=counts["fault"],
         masked_questions=tuple(id for id in by_id if id not in judged),
-        mean_tokens=_mean(result.num_tokens for result in results) or 0.0,
+        mean_tokens=_mean(result.num_tokens for result in answered) or 0.0,
         **_variances(list(judged.values())),
         pass_at=_pass_at(list(judged.values())),
         outcomes={name: counts[name] / len(results) for name in OUTCOMES} if results else {},
         by={tag: _by(tag, by_id, means) for tag in own_tags},
-        rates=_rates(results, set(own_tags)),
+        rates=_rates(answered, set(own_tags)),
     )
 
 

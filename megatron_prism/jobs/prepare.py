@@ -100,7 +100,7 @@ def _tokenizer(config: PrepareConfig) -> tokenizer.TokenizerSpec:
     spec = tokenizer.load(config.tokenizer, need_eos=config.append_eos, backend=config.tokenizer_backend)
     tokenizer.log_ends(spec)
     if config.decontaminate:
-        documents.evaluation_overlap(config.decontaminate)  # report problems of the evaluation files before any work
+        documents.warn_of_short(config.decontaminate)  # and report problems of the evaluation files before any work
     return spec
 
 
@@ -189,7 +189,6 @@ def _describe(
     }
     planned = mixture.plan({source.name: source.weight for source in config.sources}, available, config.tokens)
     raise_problems(segments.check_epochs(planned, config.max_epochs, "max_epochs"))
-    overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     return manifest.describe(
         "prepared",
         sha256,
@@ -203,7 +202,7 @@ def _describe(
         sources=facts,
         blend={"tokens": sum(part.tokens for part in planned), "sources": [dataclasses.asdict(part) for part in planned]},
         config=to_dict(config),
-        decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
+        decontaminate=documents.searched(config.decontaminate) if config.decontaminate else None,
         config_sha256=_config_sha256(config),
     )
 
@@ -250,6 +249,8 @@ def _existing(config: PrepareConfig) -> Mapping[str, Any] | None:
         if _shards_sha256(existing["config"]) == _shards_sha256(to_dict(config)):
             fix = f"choose another out, with reuse={config.out}: only what it lacks is then made"
         raise InputError(Problem(where, "a mixture prepared from another config", "the same config", fix))
+    if not documents.has_these_words(existing):
+        raise InputError(Problem(where, "a mixture decontaminated by an earlier rule of words", "today's words", fix))
     return existing
 
 

@@ -36,6 +36,8 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = manifest.sha256_files(file.path for part in [*files, _evaluation(config)] for file in part)
     if not dry_run and config.out.is_dir() and any(config.out.iterdir()):
         return _shown(config, existing(config, inputs))
+    if config.decontaminate:
+        documents.warn_of_short(config.decontaminate)
     seen: dict[str, str] = {}  # the gold by id
     bad: list[Problem] = []
     lines: list[str] = []
@@ -173,6 +175,8 @@ def existing(config: PromptsConfig | MixConfig, inputs: Mapping[str, str]) -> Ma
         raise InputError(Problem(where, "a prompt set made from another config", "the same config", fix))
     if described["inputs"] != inputs:
         raise InputError(Problem(where, "a prompt set made before its input files changed", "the same input files", fix))
+    if not documents.has_these_words(described):
+        raise InputError(Problem(where, "a prompt set decontaminated by an earlier rule of words", "today's words", fix))
     log.get().info("%s: already made from the same config and files", config.out)
     return described
 
@@ -181,14 +185,13 @@ def _describe(config: PromptsConfig, inputs: Mapping[str, str], facts: Sequence[
     domains: Counter[str] = Counter()
     for fact in facts:
         domains[fact["domain"]] += fact["prompts"]
-    overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     return manifest.describe(
         prompt_set.KIND,
         inputs,
         prompts=len(lines),
         domains=dict(domains),
         sources=list(facts),
-        decontaminate=None if overlap is None else {"texts": overlap.num_texts, "too_short": overlap.num_too_short},
+        decontaminate=documents.searched(config.decontaminate) if config.decontaminate else None,
         config=to_dict(config),
         config_sha256=config_sha256(config),
     )

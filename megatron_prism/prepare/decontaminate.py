@@ -1,6 +1,6 @@
 """Find runs of words that a document shares with evaluation texts. The answer is exact.
 
-Words are lower-case runs of `\\w` (or another rule of words.py), so punctuation, white space and the layout of LaTeX cannot hide a copy.
+Words are those of words.plain (or another rule of words.py), so punctuation, white space and the layout of LaTeX cannot hide a copy.
 A 64-bit hash of a run's first words finds candidates. Candidates are compared word by word, so a hash collision changes nothing.
 """
 

@@ -6,16 +6,18 @@ afterwards (duplicates.py). The result for a record depends on the record and th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from megatron_prism.core import log
 from megatron_prism.core.config import DecontaminateConfig
 from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.data import tokenizer
@@ -24,6 +26,7 @@ from megatron_prism.prepare import decontaminate, dedup, records, sample, source
 from megatron_prism.prepare.decontaminate import Overlap
 from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 from megatron_prism.prepare.sources import Input, OpenFile, Record
+from megatron_prism.prepare.words import PLAIN_NAME
 
 BATCH_BYTES, LEAST_BATCH_BYTES = 1 << 19, 1 << 12  # a fraction of a second of work; a worker holds one batch at a time
 LeftOut = Literal["keep", "sample", "decontaminate", "min_tokens", "too_long", "dedup"]
@@ -239,6 +242,33 @@ def evaluation_files(config: DecontaminateConfig) -> tuple[Input, ...]:
     ]
     raise_problems(problems)
     return tuple(files)
+
+
+def evaluation_identity(config: DecontaminateConfig, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return all that decides what is left out, each evaluation file by its hash and by how it is read. Where it lies decides nothing."""
+    files = evaluation_files(config)
+    against = [{**sources.how_read(file.part), "is_plain": file.is_plain, "sha256": sha256[file.name]} for file in files]
+    return dataclasses.asdict(config) | {"against": against, "words": PLAIN_NAME}
+
+
+def searched(config: DecontaminateConfig) -> dict[str, Any]:
+    """Return what a manifest says of the evaluation texts: by which words they were looked for, and how many were too short to be."""
+    overlap = evaluation_overlap(config)
+    return {"words": PLAIN_NAME, "texts": overlap.num_texts, "too_short": overlap.num_too_short}
+
+
+def has_these_words(described: Mapping[str, Any]) -> bool:
+    """Say whether what a manifest describes was decontaminated by today's words, or not at all."""
+    found = described.get("decontaminate")
+    return found is None or found.get("words") == PLAIN_NAME
+
+
+def warn_of_short(config: DecontaminateConfig) -> None:
+    """Warn of evaluation texts that are too short to be looked for. Raises: as evaluation_overlap."""
+    overlap = evaluation_overlap(config)
+    if overlap.num_too_short:
+        message = "decontaminate: %d of %d evaluation texts have fewer than %d words (shortest) and are not looked for"
+        log.get().warning(message, overlap.num_too_short, overlap.num_texts, config.shortest)
 
 
 @lru_cache(maxsize=1)

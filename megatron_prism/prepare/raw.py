@@ -54,8 +54,8 @@ class Maker:
         self._limits = Limits(self.recipe, [piece.file for piece in order], work)
         self._dtype = indexed.token_dtype(spec.vocab_size)
         self._row = shards.row_dtype(dedup.KEY_NUMBERS[self.recipe.dedup]) if self.recipe.dedup != "none" or need is not None else None
-        against = documents.evaluation_files(self.recipe.decontaminate) if self.recipe.decontaminate else ()
-        self._against = [work.sha256[file.name] for file in against]
+        against = self.recipe.decontaminate
+        self._against = documents.evaluation_identity(against, work.sha256) if against else None
         self._old = {shard["made_from"]: shard["number"] for shard in work.old_shards(source.name)}
         self.num_taken_over = self._num_too_long = 0
 
@@ -212,14 +212,12 @@ class Maker:
 
     def _hash(self, number: int, before: str | None, **more: str) -> str:
         """Return a hash of all that a shard depends on: its piece, how it is read, and `before`, which stands for the pieces before it."""
-        file, sha256 = self._order[number].file, self._work.sha256
-        values = dataclasses.asdict(self.recipe) | {"tokenizer": self.recipe.tokenizer.sha256, "eos_id": self.recipe.tokenizer.eos_id}
-        if self.recipe.decontaminate:
-            values["decontaminate"] |= {"against": self._against}
-        facts = {**dataclasses.asdict(file.part), "is_held_out": file.is_held_out, "sha256": sha256[file.name]}
+        file, sha256, spec = self._order[number].file, self._work.sha256, self.recipe.tokenizer
+        values = dataclasses.asdict(self.recipe) | {"tokenizer": spec.sha256, "eos_id": spec.eos_id, "named_ids": spec.named_ids}
+        values["decontaminate"] = self._against
+        facts = {**sources.how_read(file.part), "is_held_out": file.is_held_out, "sha256": sha256[file.name]}
         facts |= {"path": str(file.path), "hf_id": None, "drawn_from": self._limits.drawn_from(file), "before": before}
         facts |= {"span": file.span} if file.span else {}
-        del facts["hf_files"]
         return manifest.sha256_json({"recipe": values, "file": facts, **more})
 
 

@@ -69,6 +69,11 @@ def parts(source: SourceConfig) -> tuple[PartConfig, ...]:
     return source.parts or (own,)
 
 
+def how_read(part: PartConfig) -> dict[str, Any]:
+    """Return how a part's records become texts: its keys but those that say where its files come from."""
+    return {key: value for key, value in dataclasses.asdict(part).items() if key not in ("path", "hf_id", "hf_files")}
+
+
 def dedup(source: SourceConfig) -> Literal["none", "exact", "minhash"]:
     """Return the dedup of a source. `sample` chooses among distinct texts, so it implies at least `exact`."""
     is_sampled = any(part.sample for part in parts(source))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
         raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
         text = raw.decode("utf-8")
         if path.name.endswith(".csv"):
-            return [dict(row) for row in csv.DictReader(text.splitlines(keepends=True))]
+            return [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
         values = json.loads(text) if path.name.endswith(".json") else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError, EOFError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise InputError(Problem(str(path), str(error), f"records as {path.name.split('.', 1)[-1]}")) from None

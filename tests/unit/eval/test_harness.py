@@ -13,7 +13,7 @@ import pytest
 
 from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.data import tokenizer
-from megatron_prism.eval.retention import harness, lm_tasks
+from megatron_prism.eval.retention import harness, lm_files, lm_tasks
 from megatron_prism.eval.retention.serve import Row
 from megatron_prism.generate.engine import Rollout, Sampling
 
@@ -111,6 +111,17 @@ def test_a_missing_dataset_is_told_once_at_its_key(lm_eval_index: Any, tmp_path:
         f"tasks.a.lm_eval.files.wikitext: found {absent}, which is not there; required a folder of datasets"
     )
     assert "download" not in str(refused.value)
+
+
+def test_a_record_ends_where_its_format_says(tmp_path: Path) -> None:
+    """At a line break alone, and in CSV at one outside of quotes: not at what str.splitlines takes for one."""
+    asked = ["1+1?", "one\u2028two", "a\x0cb", "c\x85d", "e\x1df"]
+    cells = ["question", *asked, '"two\nlines"']
+    (tmp_path / "test.csv").write_text("".join(f"{cell},2\r\n" for cell in cells), "utf-8", newline="")
+    lines = [json.dumps({"question": question}, ensure_ascii=False) for question in asked]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), "utf-8")
+    assert [row["question"] for row in lm_files.read([tmp_path / "test.csv"])] == [*asked, "two\nlines"]
+    assert [row["question"] for row in lm_files.read([tmp_path / "test.jsonl"])] == asked
 
 
 def test_a_single_file_is_the_evaluated_split(run: Run, tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_fractions_have_no_pass_at_and_a_responses_own_tags_are_rates() -> None:
     assert scored.rates == {"letter": {"A": 0.5, "B": 0.5}} and set(scored.by) == {"level"}
 
 
+def test_a_fault_is_in_no_mean_length_and_no_rate() -> None:
+    answered = [replace(one, num_tokens=1000, tags={"letter": "A"}) for one in results([1, 1])]
+    faults = [replace(one, num_tokens=0, tags={"letter": "none"}) for one in results([None, None])]
+    scored = score.of_task([*answered, *faults])
+    assert scored.mean_tokens == 1000 and scored.rates == {"letter": {"A": 1}}
+    assert scored.outcomes["fault"] == 0.5  # which alone say how many there were
+
+
 def test_nothing_judged_is_no_score() -> None:
     for made in ([], results([None], [None])):
         scored = score.of_task(made)

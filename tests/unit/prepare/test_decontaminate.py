@@ -59,6 +59,15 @@ def test_layout_and_case_hide_no_copy() -> None:
     assert found.first("Let x = 3/4 and y = sqrt(2); find ...") is None  # without \frac the run is another one
 
 
+def test_chinese_questions_are_found() -> None:
+    """Without spaces a clause is one word where a run of letters is: no run of 13 then, nor 8 words in all."""
+    question = "\u5df2\u77e5\u51fd\u6570\u7684\u5b9a\u4e49\u57df\u4e3a\u5168\u4f53\u5b9e\u6570\uff0c\u6c42\u5b83\u7684\u503c\u3002"
+    found = decontaminate.overlap([question, "\u6c42\u5b83\u7684\u503c"], 13, 8)
+    assert found.num_too_short == 1
+    assert found.first(f"\u9898\u76ee\uff1a{question}\u89e3\uff1a") == " ".join(question[:13])
+    assert found.first("\u5df2\u77e5\u51fd\u6570\u7684\u5b9a\u4e49\u57df\u4e3a\u5168\u4f53\u6574\u6570") is None
+
+
 def test_real_sets_against_each_other(shared_data: Path) -> None:
     def read(name: str, *keys: str) -> list[str]:
         return ["\n".join(json.loads(line)[key] for key in keys) for line in (shared_data / name).read_text("utf-8").splitlines()]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from megatron_prism.core.config import DecontaminateConfig, KeepConfig, PartConf
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import indexed, mixture, tokenizer
 from megatron_prism.jobs import prepare
-from megatron_prism.prepare import documents
+from megatron_prism.prepare import decontaminate, documents
 
 LANGUAGES = ("python", "cpp", "rust")
 
@@ -97,10 +100,32 @@ def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_
     assert len(dirty) == 3 and 0 < len(set(long)) < len(long) < len(clean)
     assert written(config, tokenizer_folder) == list(dict.fromkeys(long))  # the first of equal ones stays, in order
     assert source["left_out"] == {"decontaminate": 3, "min_tokens": len(clean) - len(long), "dedup": len(long) - len(set(long))}
-    assert result["decontaminate"] == {"texts": 2, "too_short": 1}
+    assert result["decontaminate"] == {"words": "plain-2", "texts": 2, "too_short": 1}
     untouched = make_config(qa=changes | {"decontaminate": False}, decontaminate=against, out=config.out.with_name("untouched"))
     assert "decontaminate" not in prepare.run(untouched)["sources"][0]["left_out"]
     assert dirty[0] in written(untouched, tokenizer_folder)
+
+
+def test_what_earlier_words_left_in_is_not_taken(make_config: Callable, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither as a mixture that is there already nor as one that is reused: a Chinese question was one word, too short to be looked for."""
+    question = "\u5df2\u77e5\u51fd\u6570\u7684\u5b9a\u4e49\u57df\u4e3a\u5168\u4f53\u5b9e\u6570"
+    (corpus / "evaluation.jsonl").write_text(json.dumps({"text": question}) + '\n{"text": "short"}')
+    (corpus / "chinese.jsonl").write_text(json.dumps({"text": f"{question}?"}) + '\n{"text": "else"}')
+    against = DecontaminateConfig(against=(PartConfig(path=(str(corpus / "evaluation.jsonl"),)),))
+    config = make_config(qa={"path": (str(corpus / "chinese.jsonl"),), "text": "{text}"}, decontaminate=against)
+    earlier = functools.partial(decontaminate.overlap, rule=re.compile(r"\w+").findall)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decontaminate, "overlap", earlier)
+        patch.setattr(documents, "PLAIN_NAME", "plain")
+        result = prepare.run(config)
+        assert result["sources"][0]["left_out"] == {} and result["decontaminate"]["too_short"] == 2
+    documents.evaluation_overlap.cache_clear()
+    with pytest.raises(InputError, match=r"found a mixture decontaminated by an earlier rule of words; .*choose another out"):
+        prepare.run(config)
+    caplog.clear()
+    result = prepare.run(replace(config, out=config.out.with_name("new"), reuse=config.out))
+    assert result["sources"][0]["left_out"] == {"decontaminate": 1} and result["decontaminate"]["too_short"] == 1
+    assert caplog.messages == ["decontaminate: 1 of 2 evaluation texts have fewer than 8 words (shortest) and are not looked for"]
 
 
 def test_parts_of_a_source_follow_each_other_each_read_its_own_way(make_config: Callable, corpus: Path, tokenizer_folder: Path) -> None:

@@ -18,6 +18,7 @@ from megatron_prism.data import prompts as prompt_set
 from megatron_prism.grade.grader import Grader
 from megatron_prism.grade.outcome import item_of
 from megatron_prism.jobs import prompts
+from megatron_prism.prepare import documents
 from megatron_prism.prepare.prompts import prompt_of
 
 MATH: dict[str, Any] = {"name": "math", "domain": "math", "kind": "math", "text": "{question}", "gold": "answer"}
@@ -172,6 +173,9 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
     assert math["left_out"] == {"dedup": 1, "keep": 1, "decontaminate": 1, "too_long": 1} and math["prompts"] == 1
     assert (code["prompts"], code["left_out"]) == (0, {"unsupported_tests": 1})
     assert prompts.run(config)["sources"] == [math, code]  # it is there already
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="decontaminated by an earlier rule of words"):
+        patch.setattr(documents, "PLAIN_NAME", "a later one")
+        prompts.run(config)
     (tmp_path / "records.jsonl").write_text(json.dumps(records[0]) + "\n")
     with pytest.raises(InputError, match="input files changed"):
         prompts.run(config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -27,14 +28,27 @@ def test_ways_to_write_one_sentence(text: str) -> None:
 
 def test_letters_and_digits_are_words_apart() -> None:
     assert words.without_latex("2x_1 = a2b, Stra\u00dfe 10,000 \u03c0") == ["2", "x", "1", "a", "2", "b", "strasse", "10", "000", "\u03c0"]
-    assert words.plain("2x_1 = a2b \\frac") == ["2x_1", "a2b", "frac"]  # prepare's own rule, as it always was
+    assert words.plain("2x_1 = a2b \\frac") == ["2x_1", "a2b", "frac"]  # prepare's own rule
 
 
 def test_chinese_and_japanese_have_a_word_a_character() -> None:
     """Without spaces a whole clause would be one word, and a question too short to be looked for."""
     assert words.without_latex("\u6c42 $\\frac{1}{2}$ \u7684\u503c\uff0cx\u4e3a\uff13\u3002") == [*"\u6c4212\u7684\u503cx\u4e3a3"]
     assert words.without_latex("\u30ea\u30f3\u30b4\u30925\u500b\u30fbABC") == [*"\u30ea\u30f3\u30b4\u30925\u500b", "abc"]
-    assert words.without_latex("\uc0ac\uacfc\ub294 \uc138 \uac1c") == ["\uc0ac\uacfc\ub294", "\uc138", "\uac1c"]  # Korean has spaces
+    for rule in (words.plain, words.without_latex):
+        assert rule("\u6c42x\u4e3a3\uff0c\u30ea\u30f3\u30b4\u30925\u500b\u3002ABC") == [
+            *"\u6c42x\u4e3a3\u30ea\u30f3\u30b4\u30925\u500b",
+            "abc",
+        ]
+        assert rule("\uc0ac\uacfc\ub294 \uc138 \uac1c") == ["\uc0ac\uacfc\ub294", "\uc138", "\uac1c"]  # Korean has spaces
+    assert words.plain("\uff98\uff9d\uff7a\uff9e") == [*"\uff98\uff9d\uff7a\uff9e"]  # half-width
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="aB1_ \\{.\u00df\u0130\u00b2\u0301\u0431\u05d0\u0939\u0e01\uac00", max_size=40) | st.text(max_size=40))
+def test_plain_words_of_other_writing_are_runs(text: str) -> None:
+    if not re.search(f"[{words.UNSPACED}]", text):
+        assert words.plain(text) == re.findall(r"\w+", text.lower())
 
 
 PIECES = st.lists(st.sampled_from(["\\Begin{ab}", "\\end {c1}", "\\\\frac", "x1", "\u0130", " ", "\\BEGIN"])).map("".join)

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
-from megatron_prism.core.config import PrepareConfig
+from megatron_prism.core.config import DecontaminateConfig, KeepConfig, PartConfig, PrepareConfig, TurnsConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.core.load import to_yaml
 from megatron_prism.data import indexed
@@ -103,15 +105,19 @@ def test_a_full_disk_at_any_file_is_gone_on_from(
     assert made == {("many", 0), ("many", 1), ("many", 2), ("many", 3), ("prose", 0)} - stand
 
 
-@pytest.fixture
-def stopped(config: PrepareConfig, whole: dict[str, bytes]) -> Path:
-    """The folder of a run that ended just before its end: every shard is there, and no manifest of the mixture."""
+def stop(config: PrepareConfig) -> Path:
+    """Return the folder of a run that ends just before its end: every shard is there, and no manifest of the mixture."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(EnvironmentFault):
         patch.setattr(prepare.workspace, "tidy", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         prepare.run(config)
     partial = config.out.with_name("out.partial")
     assert len(list(partial.glob("*/*.json"))) == 5
     return partial
+
+
+@pytest.fixture
+def stopped(config: PrepareConfig, whole: dict[str, bytes]) -> Path:
+    return stop(config)
 
 
 def cut(path: Path) -> None:
@@ -227,6 +233,56 @@ def test_another_end_of_a_document_is_another_shard(config: PrepareConfig, stopp
     for name in ("many", "prose"):
         reader = indexed.Reader([config.out / name / "00000.train"])
         assert reader.tokens(reader.num_tokens - 1, 1) == [0]
+
+
+def test_another_named_end_token_is_another_shard(config: PrepareConfig, corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """It becomes special by its name alone: a text that spells it gets its id no longer. tokenizer.json and the EOS stay."""
+    other = Path(shutil.copytree(tokenizer_folder, tmp_path / "other"))
+    tokenizer = Tokenizer.from_file(str(other / "tokenizer.json"))
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save(str(other / "tokenizer.json"))
+    with (corpus / "many1.jsonl").open("a") as stream:
+        stream.write('\n{"text": "one <think> two"}')
+
+    def has_id(folder: Path) -> bool:
+        reader = indexed.Reader([folder / "many/00001.train"])
+        return tokenizer.token_to_id("<think>") in reader.tokens(0, reader.num_tokens)
+
+    config = replace(config, tokenizer=other)
+    assert has_id(stop(config))
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, tokenizer.token_to_id("<think>")]}))
+    prepare.run(config)
+    assert not has_id(config.out)
+
+
+READINGS = {
+    "text": {"text": "{other}"},
+    "turns": {"turns": TurnsConfig(field="turns")},
+    "keep": {"keep": (KeepConfig(field="text", equals="document 33"),)},
+}
+
+
+@pytest.mark.parametrize("changed", READINGS)
+def test_evaluation_texts_that_are_read_another_way_make_other_shards(config: PrepareConfig, corpus: Path, changed: str) -> None:
+    """Of the same file: in a run that is gone on from, and in a mixture that is reused. One that only moved is reused."""
+    spoken = [{"role": "user", "content": "document 22"}]
+    lines = [{"text": f"document {number}", "other": "document 11", "turns": spoken} for number in (33, 44)]
+    (corpus / "evaluation.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shutil.copy(corpus / "evaluation.jsonl", corpus / "moved.jsonl")
+
+    def against(out: str, file: str = "evaluation.jsonl", **reading: Any) -> PrepareConfig:
+        part = PartConfig(path=(str(corpus / file),), **reading)
+        return replace(config, out=config.out.with_name(out), decontaminate=DecontaminateConfig(against=(part,), shortest=1))
+
+    prepare.run(first := against("first"))
+    prepare.run(fresh := against("fresh", **READINGS[changed]))
+    assert contents(fresh.out) != contents(first.out)
+    stop(against("out"))
+    prepare.run(resumed := against("out", **READINGS[changed]))
+    prepare.run(reusing := replace(against("reusing", **READINGS[changed]), reuse=first.out))
+    assert contents(resumed.out) == contents(reusing.out) == contents(fresh.out)
+    prepare.run(moved := replace(against("moved", "moved.jsonl"), reuse=first.out))
+    assert (moved.out / "prose/00000.train.bin").samefile(first.out / "prose/00000.train.bin")
 
 
 def test_a_file_that_cannot_grow_ends_the_run_and_is_gone_on_from(config: PrepareConfig, whole: dict[str, bytes], tmp_path: Path) -> None:
