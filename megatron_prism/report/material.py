@@ -48,6 +48,7 @@ class Run:
     """A run of training or RL. name: the model that it made. records: a line a logged step; validations: those of a validation."""
 
     name: str
+    stage: str
     is_rl: bool
     steps: int
     plan: Figures

@@ -18,6 +18,7 @@ from megatron_prism.core.errors import InputError, Problem, printable, raise_pro
 from megatron_prism.core.manifest import read_json
 from megatron_prism.report.blend import BlendPart
 from megatron_prism.report.material import Claim, Evaluation, Material, Mixture, Result, Run, Stage
+from megatron_prism.report.names import free
 
 STUDY = Path("study", "study.json")
 NOT_ENTERED = {"checkpoints", "tensorboard", "samples", "origin", "rollouts", "records", "grades", "answers", "nel", "study"}
@@ -62,7 +63,7 @@ def read(places: Sequence[Path]) -> list[Material]:
             required = "a study's record as this version of prism writes it" if is_study else KINDS
             problems.append(Problem(str(place / STUDY if is_study else place), _why(error), required))
     raise_problems(problems)
-    return [*_told_apart(studies, places), *([] if others.is_empty else [others])]
+    return [_with_own_runs(one) for one in (*_told_apart(studies, places), *([] if others.is_empty else [others]))]
 
 
 def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Material]:
@@ -71,6 +72,14 @@ def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Mat
     folders = [place.resolve().name for place in places if (place / STUDY).is_file()]
     told = folders if len(set(folders)) == len(studies) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return [one if names.count(one.name) == 1 else replace(one, name=name) for one, name in zip(studies, told, strict=True)]
+
+
+def _with_own_runs(one: Material) -> Material:
+    """Return a material whose runs have names of their own: two that made one model (an array's) are no seeds of it."""
+    names: list[str] = []
+    for run in one.runs:
+        names.append(free(run.name, names, "" if run.stage == run.name else run.stage))
+    return replace(one, runs=tuple(replace(run, name=name) for run, name in zip(one.runs, names, strict=True)))
 
 
 def _study(root: Path) -> Material:
@@ -166,7 +175,7 @@ def _folder(folder: Path, label: str, stage: str) -> Material:
         values = read_json(manifest) if manifest.is_file() else {}
         kind = values.get("kind")
         if kind == "run":
-            one = replace(one, runs=(_run(folder, label, values),))
+            one = replace(one, runs=(_run(folder, label, stage, values),))
         elif kind in ("prepared", "prompts"):
             one = replace(one, mixtures=(_mixture(label, values),))
         if kind == "evaluation" or (folder / "summary.json").is_file():
@@ -203,14 +212,14 @@ def _result(path: Path, name: str, label: str, job: str) -> Material:
     return one
 
 
-def _run(folder: Path, label: str, manifest: Mapping[str, Any]) -> Run:
+def _run(folder: Path, label: str, stage: str, manifest: Mapping[str, Any]) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     metrics = folder / "metrics.jsonl"
     lines = [line for line in _json_lines(metrics) if isinstance(line.get("step"), int)] if metrics.is_file() else []
     plan = manifest["starts"][-1]["plan"]
     records = tuple(line for line in lines if "loss" in line)
     validations = tuple(line for line in lines if "loss" not in line)
-    return Run(label, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
+    return Run(label, stage, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

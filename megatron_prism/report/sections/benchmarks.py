@@ -11,7 +11,7 @@ from megatron_prism.report.document import Column, Figure, Measured, Section, Ta
 from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Evaluation, Figures, Material
 from megatron_prism.report.sections import ancestors
-from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds, slug
+from megatron_prism.report.sections.common import Asked, Paper, absent, from_paper, over_studies, seeds, slug, tasks
 from megatron_prism.report.statistics import NORMAL, by_error
 
 ID, TITLE = "benchmarks", "Benchmarks"
@@ -28,8 +28,8 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     evaluations = [one for material in materials for one in material.evaluations]
     if not evaluations:
         return absent(ID, TITLE, "No evaluation was given.")
-    scores = over_studies(materials, lambda one: _scores(one.evaluations))
-    models, tasks = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True)) if scores else ([], [])
+    scores = over_studies(materials, _scores)
+    models, names = (list(dict.fromkeys(part)) for part in zip(*scores, strict=True)) if scores else ([], [])
     models = ancestors.in_order(materials, models)
     open_rows = tuple(
         (material.name, one.name, "not finished") for material in materials for one in material.evaluations if not one.has_ended
@@ -49,34 +49,33 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     )
     if not models:
         return Section(ID, TITLE, blocks=tuple(pending), absent="" if pending else "No evaluation has a task with a score.")
-    sizes = {task: _size(task, evaluations) for task in tasks}
-    columns = (Column("model"), *(Column(task, "%", ".1f") for task in tasks), Column("gate"))
-    rows = tuple((model, *(scores.get((model, task)) for task in tasks), _gate(materials, model)) for model in models)
-    note = "; ".join(f"{task}: {size}" for task, size in sizes.items())
+    columns = (Column("model"), *(Column(name, "%", ".1f") for name in names), Column("gate"))
+    rows = tuple((model, *(scores.get((model, name)) for name in names), _gate(materials, model)) for model in models)
+    note = "; ".join(f"{name}: {_size(name, materials)}" for name in names)
     blocks: list[Table | Figure] = [*pending, Table("benchmarks", "Scores by model and task", columns, rows, note)]
-    if changes := _changes(materials, models, tasks):
+    if changes := _changes(materials, models, names):
         blocks.append(changes)
-    blocks += _figures(scores, models, tasks)
+    blocks += _figures(scores, models, names)
     ours = {str(of.get("set", {}).get("name")) for one in evaluations for of in one.tasks.values()}
-    names = (
+    papers = (
         ("t05_domains", "t11_pipeline")
         if ours & set(paper["t11_pipeline"].columns if "t11_pipeline" in paper else ())
         else ("t05_domains",)
     )
-    blocks += [table for name in names for table in from_paper(paper, name, f"benchmarks_{name}")]
+    blocks += [table for name in papers for table in from_paper(paper, name, f"benchmarks_{name}")]
     return Section(ID, TITLE, tuple(filter(None, (TEXT, seeds(materials)))), tuple(blocks))
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> Iterator[tuple[tuple[str, str], Measured]]:
-    """Yield each model's score of each task, in percent. A task that a model has twice is named by its stage too."""
-    seen = set()
-    for one in evaluations:
-        for task, of in one.tasks.items():
-            if of.get("score") is None or of.get("set", {}).get("name") in RETAINED:
-                continue
-            name = task if (one.name, task) not in seen else f"{task} ({one.stage})"
-            seen.add((one.name, task))
-            yield (one.name, name), of_task(of)
+def _scored(material: Material) -> Iterator[tuple[tuple[str, str], Asked]]:
+    """Yield each model's tasks that have a score of what it can do."""
+    return (
+        (key, one) for key, one in tasks(material) if one.of.get("score") is not None and one.of.get("set", {}).get("name") not in RETAINED
+    )
+
+
+def _scores(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    """Yield each model's score of each task, in percent."""
+    return ((key, of_task(one.of)) for key, one in _scored(material))
 
 
 def _gate(materials: Sequence[Material], model: str) -> str | None:
@@ -97,8 +96,8 @@ def of_task(of: Figures) -> Measured:
     return by_error(100 * float(of["score"]), None if error is None else 100 * float(error), None if count is None else int(count))
 
 
-def _size(task: str, evaluations: Sequence[Evaluation]) -> str:
-    of = next((one.tasks[task] for one in evaluations if task in one.tasks), {})
+def _size(name: str, materials: Sequence[Material]) -> str:
+    of = next(one.of for material in materials for (_, own), one in _scored(material) if own == name)
     protocol = of.get("protocol") or {}
     temperature = "" if protocol.get("temperature") is None else f", T {protocol['temperature']:g}"
     return f"n {of.get('num_questions', '?')} questions x {of.get('num_samples', 1)} responses{temperature}"
@@ -108,7 +107,7 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
     """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
 
     def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
-        own, made_of = dict(_scores(material.evaluations)), ancestors.of(material, models)
+        own, made_of = dict(_scores(material)), ancestors.of(material, models)
         questions = {one.name: one for one in reversed(material.evaluations)}
         for model, task in own:
             for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
