@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
 from megatron_prism.report.draw import Series
-from megatron_prism.report.material import Evaluation, Figures, Material
+from megatron_prism.report.material import Figures, Material
 from megatron_prism.report.sections import ancestors
 from megatron_prism.report.sections.common import Asked, Paper, absent, from_paper, over_studies, seeds, slug, tasks
 from megatron_prism.report.statistics import NORMAL, by_error
@@ -107,13 +107,11 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
     """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
 
     def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
-        own, made_of = dict(_scores(material)), ancestors.of(material, models)
-        questions = {one.name: one for one in reversed(material.evaluations)}
-        for model, task in own:
+        own, made_of = dict(_scored(material)), ancestors.of(material, models)
+        for (model, name), new in own.items():
             for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
-                if (since, task) in own:
-                    paired = _paired(questions[model], questions[since], task)
-                    yield (model, since, task), paired or difference(own[model, task], own[since, task])
+                if old := own.get((since, name)):
+                    yield (model, since, name), _paired(new, old) or difference(of_task(new.of), of_task(old.of))
 
     changes = over_studies(materials, read)
     pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
@@ -134,19 +132,18 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
     )
 
 
-def _paired(new: Evaluation, old: Evaluation, task: str) -> Measured | None:
+def _paired(new: Asked, old: Asked) -> Measured | None:
     """Return a change in points with the interval of the questions' differences. None: the two did not answer the same questions of one set."""
-    (now, then), sets = (one.questions.get(task, {}) for one in (new, old)), [_set(one, task) for one in (new, old)]
-    ids = sorted(now.keys() & then.keys())
-    if len(ids) < 2 or len(ids) != len(now) or len(ids) != len(then) or sets[0] != sets[1]:
+    ids = sorted(new.questions.keys() & old.questions.keys())
+    if len(ids) < 2 or len(ids) != len(new.questions) or len(ids) != len(old.questions) or _set(new) != _set(old):
         return None
-    changes = [100 * (now[id] - then[id]) for id in ids]
+    changes = [100 * (new.questions[id] - old.questions[id]) for id in ids]
     return by_error(fmean(changes), stdev(changes) / math.sqrt(len(changes)), len(changes))
 
 
-def _set(one: Evaluation, task: str) -> dict[str, object]:
+def _set(one: Asked) -> dict[str, object]:
     """Return what says which questions a task asks: not the path, by which two models may name one file."""
-    return {key: value for key, value in (one.tasks.get(task, {}).get("set") or {}).items() if key not in ("path", "notes")}
+    return {key: value for key, value in (one.of.get("set") or {}).items() if key not in ("path", "notes")}
 
 
 def difference(new: Measured, old: Measured) -> Measured:
