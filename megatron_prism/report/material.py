@@ -86,7 +86,7 @@ class Mixture:
 class Evaluation:
     """An evaluation. name: the model. tasks: each one's part of summary.json; empty where the evaluation has not ended.
 
-    questions: by task, the mean score of each question; empty where results.jsonl is not there, or too large to be read for a report.
+    questions: by task, the mean score of each question; empty where results.jsonl is not there, or damaged.
     """
 
     name: str

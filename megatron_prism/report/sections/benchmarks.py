@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 
 from megatron_prism.report import draw
@@ -15,11 +16,12 @@ from megatron_prism.report.sections.common import Asked, Paper, absent, from_pap
 from megatron_prism.report.statistics import NORMAL, by_error
 
 ID, TITLE = "benchmarks", "Benchmarks"
+Change = tuple[str, str, str]  # a model, since which other one, the task
 RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
 TEXT = (
     "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question, of the normal distribution: near 0 and 100 "
     "they may reach beyond. A change is "
-    "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider."
+    "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider: the table says which, and why."
 )
 
 
@@ -103,17 +105,19 @@ def _size(name: str, materials: Sequence[Material]) -> str:
     return f"n {of.get('num_questions', '?')} questions x {of.get('num_samples', 1)} responses{temperature}"
 
 
-def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
-    """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
-
-    def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
+def _compared(materials: Sequence[Material], models: Sequence[str]) -> Iterator[tuple[Change, Asked, Asked]]:
+    """Yield each task of a model beside that of the first and the last of the models that it was made of."""
+    for material in materials:
         own, made_of = dict(_scored(material)), ancestors.of(material, models)
         for (model, name), new in own.items():
             for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
                 if old := own.get((since, name)):
-                    yield (model, since, name), _paired(new, old) or difference(of_task(new.of), of_task(old.of))
+                    yield (model, since, name), new, old
 
-    changes = over_studies(materials, read)
+
+def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
+    """Return each model's changes since the models that it was made of. None: no model was made of another."""
+    changes = over_studies(materials, lambda one: ((key, _change(new, old)) for key, new, old in _compared([one], models)))
     pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
     columns = (Column("model"), Column("since"), *(Column(task, "points", ".1f", signed=True) for task in tasks))
     rows: list[tuple[Value, ...]] = [
@@ -125,6 +129,7 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
             "Change since the model that training began with, and since the one before",
             columns,
             tuple(rows),
+            _independent(_compared(materials, models)),
             num_keys=2,
         )
         if rows
@@ -132,13 +137,35 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
     )
 
 
-def _paired(new: Asked, old: Asked) -> Measured | None:
-    """Return a change in points with the interval of the questions' differences. None: the two did not answer the same questions of one set."""
-    ids = sorted(new.questions.keys() & old.questions.keys())
-    if len(ids) < 2 or len(ids) != len(new.questions) or len(ids) != len(old.questions) or _set(new) != _set(old):
-        return None
-    changes = [100 * (new.questions[id] - old.questions[id]) for id in ids]
+def _change(new: Asked, old: Asked) -> Measured:
+    """Return a change in points, with the interval of the questions' differences where the two are paired."""
+    if _unpaired(new, old):
+        return difference(of_task(new.of), of_task(old.of))
+    changes = [100 * (score - old.questions[id]) for id, score in sorted(new.questions.items())]
     return by_error(fmean(changes), stdev(changes) / math.sqrt(len(changes)), len(changes))
+
+
+def _unpaired(new: Asked, old: Asked) -> str:
+    """Return why two tasks are not paired by question, empty where they are."""
+    if not new.questions or not old.questions:
+        return "one of the two has no scores by question"
+    if _set(new) != _set(old):
+        return "not the same set"
+    if new.questions.keys() != old.questions.keys():
+        return "not the same questions"
+    return "" if len(new.questions) > 1 else "a single question"
+
+
+def _independent(compared: Iterable[tuple[Change, Asked, Asked]]) -> str:
+    """Return which changes are not paired, and why. Of several studies a change has their interval, whatever each one's is."""
+    compared = list(compared)
+    of_studies = Counter(key for key, _, _ in compared)
+    names: dict[str, dict[str, list[str]]] = {}
+    for (model, since, name), new, old in compared:
+        if of_studies[model, since, name] == 1 and (why := _unpaired(new, old)):
+            names.setdefault(why, {}).setdefault(f"{model} since {since}", []).append(name)
+    of_why = {why: "; ".join(f"{pair}: {', '.join(own)}" for pair, own in pairs.items()) for why, pairs in names.items()}
+    return f"Taken as independent: {'; '.join(f'{why} ({pairs})' for why, pairs in of_why.items())}." if of_why else ""
 
 
 def _set(one: Asked) -> dict[str, object]:

@@ -315,7 +315,7 @@ def test_a_set_of_other_questions_is_not_paired() -> None:
     """The negative control of pairing: the same ids, another file."""
     one = Asked("math", task(0.5) | {"set": {"sha256": "a"}}, {"1": 0.0, "2": 1.0})
     other = replace(one, of=task(0.5) | {"set": {"sha256": "b"}})
-    assert benchmarks._paired(one, one) is not None and benchmarks._paired(one, other) is None
+    assert not benchmarks._unpaired(one, one) and benchmarks._unpaired(one, other) == "not the same set"
 
 
 def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
