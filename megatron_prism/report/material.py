@@ -48,6 +48,7 @@ class Run:
     """A run of training or RL. name: the model that it made. records: a line a logged step; validations: those of a validation."""
 
     name: str
+    stage: str
     is_rl: bool
     steps: int
     plan: Figures
@@ -85,7 +86,7 @@ class Mixture:
 class Evaluation:
     """An evaluation. name: the model. tasks: each one's part of summary.json; empty where the evaluation has not ended.
 
-    questions: by task, the mean score of each question; empty where results.jsonl is not there, or too large to be read for a report.
+    questions: by task, the mean score of each question; empty where results.jsonl is not there, or damaged.
     """
 
     name: str

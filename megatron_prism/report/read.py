@@ -18,11 +18,13 @@ from megatron_prism.core.errors import InputError, Problem, printable, raise_pro
 from megatron_prism.core.manifest import read_json
 from megatron_prism.report.blend import BlendPart
 from megatron_prism.report.material import Claim, Evaluation, Material, Mixture, Result, Run, Stage
+from megatron_prism.report.names import free
 
 STUDY = Path("study", "study.json")
 NOT_ENTERED = {"checkpoints", "tensorboard", "samples", "origin", "rollouts", "records", "grades", "answers", "nel", "study"}
 ANALYSES = ("cka", "landscape")  # folders of an analysis: a landscape's holds an evaluation for each of its points
 DEPTH, MAX_JSON_BYTES = 4, 1 << 28
+MAX_LINE_CHARS = 1 << 26  # of a file of lines, which may have any size: what is read of it at once
 KINDS = (
     "a study, a run, a prepared mixture, prompts, an evaluation, a verdict, a merge, a scan for contamination, or a result of prism analyze"
 )
@@ -62,7 +64,7 @@ def read(places: Sequence[Path]) -> list[Material]:
             required = "a study's record as this version of prism writes it" if is_study else KINDS
             problems.append(Problem(str(place / STUDY if is_study else place), _why(error), required))
     raise_problems(problems)
-    return [*_told_apart(studies, places), *([] if others.is_empty else [others])]
+    return [_with_own_runs(one) for one in (*_told_apart(studies, places), *([] if others.is_empty else [others]))]
 
 
 def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Material]:
@@ -71,6 +73,14 @@ def _told_apart(studies: Sequence[Material], places: Sequence[Path]) -> list[Mat
     folders = [place.resolve().name for place in places if (place / STUDY).is_file()]
     told = folders if len(set(folders)) == len(studies) else [f"{name} ({number})" for number, name in enumerate(names, 1)]
     return [one if names.count(one.name) == 1 else replace(one, name=name) for one, name in zip(studies, told, strict=True)]
+
+
+def _with_own_runs(one: Material) -> Material:
+    """Return a material whose runs have names of their own: two that made one model (an array's) are no seeds of it."""
+    names: list[str] = []
+    for run in one.runs:
+        names.append(free(run.name, names, "" if run.stage == run.name else run.stage))
+    return replace(one, runs=tuple(replace(run, name=name) for run, name in zip(one.runs, names, strict=True)))
 
 
 def _study(root: Path) -> Material:
@@ -166,13 +176,17 @@ def _folder(folder: Path, label: str, stage: str) -> Material:
         values = read_json(manifest) if manifest.is_file() else {}
         kind = values.get("kind")
         if kind == "run":
-            one = replace(one, runs=(_run(folder, label, values),))
+            one = replace(one, runs=(_run(folder, label, stage, values),))
         elif kind in ("prepared", "prompts"):
             one = replace(one, mixtures=(_mixture(label, values),))
         if kind == "evaluation" or (folder / "summary.json").is_file():
             one = replace(one, evaluations=(_evaluation(folder, label, stage, values),))
     except DAMAGED as error:
         told.append(f"{label}: manifest.json, summary.json or what they name is damaged ({_why(error)})")
+    try:
+        one = replace(one, evaluations=tuple(replace(each, questions=_questions(folder / "results.jsonl")) for each in one.evaluations))
+    except DAMAGED as error:
+        told.append(f"{label}: results.jsonl is damaged ({_why(error)})")
     one = replace(one, told=tuple(told))
     is_model = (folder / "config.json").is_file()
     names = {"merge.json"} if is_model else {path.name for path in folder.glob("*.json")} - {"manifest.json", "summary.json"}
@@ -203,26 +217,25 @@ def _result(path: Path, name: str, label: str, job: str) -> Material:
     return one
 
 
-def _run(folder: Path, label: str, manifest: Mapping[str, Any]) -> Run:
+def _run(folder: Path, label: str, stage: str, manifest: Mapping[str, Any]) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     metrics = folder / "metrics.jsonl"
-    lines = [line for line in _json_lines(metrics) if isinstance(line.get("step"), int)] if metrics.is_file() else []
+    lines = [line for line in _json_lines(metrics) if line and isinstance(line.get("step"), int)] if metrics.is_file() else []
     plan = manifest["starts"][-1]["plan"]
     records = tuple(line for line in lines if "loss" in line)
     validations = tuple(line for line in lines if "loss" not in line)
-    return Run(label, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
+    return Run(label, stage, "responses_per_step" in plan, int(config["steps"]), plan, records, validations)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole objects of a file of lines: the last one may still be being written."""
+def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the objects of a file of lines, None for what is no whole one: a run's last line may still be being written."""
     with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
+        while line := stream.readline(MAX_LINE_CHARS):
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError):
-                continue
-            if isinstance(values, dict):
-                yield values
+                values = None
+            yield values if isinstance(values, dict) else None
 
 
 def _mixture(label: str, manifest: Mapping[str, Any]) -> Mixture:
@@ -244,13 +257,15 @@ def _evaluation(folder: Path, label: str, stage: str, manifest: Mapping[str, Any
     tasks = {str(name): of for name, of in summary["tasks"].items() if isinstance(of, dict)}
     if unfit := [name for name, of in tasks.items() if not isinstance(of.get("set", {}), dict)]:
         raise ValueError(f"tasks without a set: {', '.join(unfit)}")
-    return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks, _questions(folder / "results.jsonl"))
+    return Evaluation(label, stage, folder, str(summary["model"]["sha256"]), True, tasks)
 
 
 def _questions(path: Path) -> dict[str, dict[str, float]]:
-    """Return each question's mean score by task. A fault has no score."""
+    """Return each question's mean score by task. A fault has no score. Raises: ValueError where a line is none, as means would be of the others."""
     scores: dict[str, dict[str, list[float]]] = {}
-    for line in _json_lines(path) if path.is_file() and path.stat().st_size <= MAX_JSON_BYTES else ():
+    for number, line in enumerate(_json_lines(path) if path.is_file() else (), 1):
+        if line is None:
+            raise ValueError(f"line {number} is no whole JSON object")
         if isinstance(line.get("score"), int | float) and "task" in line and "id" in line:
             scores.setdefault(str(line["task"]), {}).setdefault(str(line["id"]), []).append(float(line["score"]))
     return {task: {id: fmean(own) for id, own in by_id.items()} for task, by_id in scores.items()}

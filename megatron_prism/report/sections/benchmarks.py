@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 
 from megatron_prism.report import draw
 from megatron_prism.report.document import Column, Figure, Measured, Section, Table, Value
 from megatron_prism.report.draw import Series
-from megatron_prism.report.material import Evaluation, Figures, Material
+from megatron_prism.report.material import Figures, Material
 from megatron_prism.report.sections import ancestors
-from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds, slug
+from megatron_prism.report.sections.common import Asked, Paper, absent, from_paper, over_studies, seeds, slug, tasks
 from megatron_prism.report.statistics import NORMAL, by_error
 
 ID, TITLE = "benchmarks", "Benchmarks"
+Change = tuple[str, str, str]  # a model, since which other one, the task
 RETAINED = ("held_out", "ruler", "lm_eval", "leaderboard_v1", "leaderboard_v2")  # sets that say what was kept (retention.py)
 TEXT = (
     "A score is the mean over a task's questions of the mean over a question's responses. Intervals are 95 %, clustered by question, of the normal distribution: near 0 and 100 "
     "they may reach beyond. A change is "
-    "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider."
+    "paired by question where both models answered the same questions of one file; else the two evaluations are taken as independent, and its interval is wider: the table says which, and why."
 )
 
 
@@ -28,8 +30,8 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     evaluations = [one for material in materials for one in material.evaluations]
     if not evaluations:
         return absent(ID, TITLE, "No evaluation was given.")
-    scores = over_studies(materials, lambda one: _scores(one.evaluations))
-    models, tasks = (list(dict.fromkeys(names)) for names in zip(*scores, strict=True)) if scores else ([], [])
+    scores = over_studies(materials, _scores)
+    models, names = (list(dict.fromkeys(part)) for part in zip(*scores, strict=True)) if scores else ([], [])
     models = ancestors.in_order(materials, models)
     open_rows = tuple(
         (material.name, one.name, "not finished") for material in materials for one in material.evaluations if not one.has_ended
@@ -49,34 +51,33 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
     )
     if not models:
         return Section(ID, TITLE, blocks=tuple(pending), absent="" if pending else "No evaluation has a task with a score.")
-    sizes = {task: _size(task, evaluations) for task in tasks}
-    columns = (Column("model"), *(Column(task, "%", ".1f") for task in tasks), Column("gate"))
-    rows = tuple((model, *(scores.get((model, task)) for task in tasks), _gate(materials, model)) for model in models)
-    note = "; ".join(f"{task}: {size}" for task, size in sizes.items())
+    columns = (Column("model"), *(Column(name, "%", ".1f") for name in names), Column("gate"))
+    rows = tuple((model, *(scores.get((model, name)) for name in names), _gate(materials, model)) for model in models)
+    note = "; ".join(f"{name}: {_size(name, materials)}" for name in names)
     blocks: list[Table | Figure] = [*pending, Table("benchmarks", "Scores by model and task", columns, rows, note)]
-    if changes := _changes(materials, models, tasks):
+    if changes := _changes(materials, models, names):
         blocks.append(changes)
-    blocks += _figures(scores, models, tasks)
+    blocks += _figures(scores, models, names)
     ours = {str(of.get("set", {}).get("name")) for one in evaluations for of in one.tasks.values()}
-    names = (
+    papers = (
         ("t05_domains", "t11_pipeline")
         if ours & set(paper["t11_pipeline"].columns if "t11_pipeline" in paper else ())
         else ("t05_domains",)
     )
-    blocks += [table for name in names for table in from_paper(paper, name, f"benchmarks_{name}")]
+    blocks += [table for name in papers for table in from_paper(paper, name, f"benchmarks_{name}")]
     return Section(ID, TITLE, tuple(filter(None, (TEXT, seeds(materials)))), tuple(blocks))
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> Iterator[tuple[tuple[str, str], Measured]]:
-    """Yield each model's score of each task, in percent. A task that a model has twice is named by its stage too."""
-    seen = set()
-    for one in evaluations:
-        for task, of in one.tasks.items():
-            if of.get("score") is None or of.get("set", {}).get("name") in RETAINED:
-                continue
-            name = task if (one.name, task) not in seen else f"{task} ({one.stage})"
-            seen.add((one.name, task))
-            yield (one.name, name), of_task(of)
+def _scored(material: Material) -> Iterator[tuple[tuple[str, str], Asked]]:
+    """Yield each model's tasks that have a score of what it can do."""
+    return (
+        (key, one) for key, one in tasks(material) if one.of.get("score") is not None and one.of.get("set", {}).get("name") not in RETAINED
+    )
+
+
+def _scores(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    """Yield each model's score of each task, in percent."""
+    return ((key, of_task(one.of)) for key, one in _scored(material))
 
 
 def _gate(materials: Sequence[Material], model: str) -> str | None:
@@ -97,26 +98,26 @@ def of_task(of: Figures) -> Measured:
     return by_error(100 * float(of["score"]), None if error is None else 100 * float(error), None if count is None else int(count))
 
 
-def _size(task: str, evaluations: Sequence[Evaluation]) -> str:
-    of = next((one.tasks[task] for one in evaluations if task in one.tasks), {})
+def _size(name: str, materials: Sequence[Material]) -> str:
+    of = next(one.of for material in materials for (_, own), one in _scored(material) if own == name)
     protocol = of.get("protocol") or {}
     temperature = "" if protocol.get("temperature") is None else f", T {protocol['temperature']:g}"
     return f"n {of.get('num_questions', '?')} questions x {of.get('num_samples', 1)} responses{temperature}"
 
 
-def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
-    """Return each model's changes since the first and the last of the models that it was made of. None: no model was made of another."""
-
-    def read(material: Material) -> Iterator[tuple[tuple[str, str, str], Measured]]:
-        own, made_of = dict(_scores(material.evaluations)), ancestors.of(material, models)
-        questions = {one.name: one for one in reversed(material.evaluations)}
-        for model, task in own:
+def _compared(materials: Sequence[Material], models: Sequence[str]) -> Iterator[tuple[Change, Asked, Asked]]:
+    """Yield each task of a model beside that of the first and the last of the models that it was made of."""
+    for material in materials:
+        own, made_of = dict(_scored(material)), ancestors.of(material, models)
+        for (model, name), new in own.items():
             for since in dict.fromkeys([*made_of[model][:1], *made_of[model][-1:]]):
-                if (since, task) in own:
-                    paired = _paired(questions[model], questions[since], task)
-                    yield (model, since, task), paired or difference(own[model, task], own[since, task])
+                if old := own.get((since, name)):
+                    yield (model, since, name), new, old
 
-    changes = over_studies(materials, read)
+
+def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequence[str]) -> Table | None:
+    """Return each model's changes since the models that it was made of. None: no model was made of another."""
+    changes = over_studies(materials, lambda one: ((key, _change(new, old)) for key, new, old in _compared([one], models)))
     pairs = sorted({(models.index(model), models.index(since)) for model, since, _ in changes})
     columns = (Column("model"), Column("since"), *(Column(task, "points", ".1f", signed=True) for task in tasks))
     rows: list[tuple[Value, ...]] = [
@@ -128,6 +129,7 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
             "Change since the model that training began with, and since the one before",
             columns,
             tuple(rows),
+            _independent(_compared(materials, models)),
             num_keys=2,
         )
         if rows
@@ -135,19 +137,40 @@ def _changes(materials: Sequence[Material], models: Sequence[str], tasks: Sequen
     )
 
 
-def _paired(new: Evaluation, old: Evaluation, task: str) -> Measured | None:
-    """Return a change in points with the interval of the questions' differences. None: the two did not answer the same questions of one set."""
-    (now, then), sets = (one.questions.get(task, {}) for one in (new, old)), [_set(one, task) for one in (new, old)]
-    ids = sorted(now.keys() & then.keys())
-    if len(ids) < 2 or len(ids) != len(now) or len(ids) != len(then) or sets[0] != sets[1]:
-        return None
-    changes = [100 * (now[id] - then[id]) for id in ids]
+def _change(new: Asked, old: Asked) -> Measured:
+    """Return a change in points, with the interval of the questions' differences where the two are paired."""
+    if _unpaired(new, old):
+        return difference(of_task(new.of), of_task(old.of))
+    changes = [100 * (score - old.questions[id]) for id, score in sorted(new.questions.items())]
     return by_error(fmean(changes), stdev(changes) / math.sqrt(len(changes)), len(changes))
 
 
-def _set(one: Evaluation, task: str) -> dict[str, object]:
+def _unpaired(new: Asked, old: Asked) -> str:
+    """Return why two tasks are not paired by question, empty where they are."""
+    if not new.questions or not old.questions:
+        return "one of the two has no scores by question"
+    if _set(new) != _set(old):
+        return "not the same set"
+    if new.questions.keys() != old.questions.keys():
+        return "not the same questions"
+    return "" if len(new.questions) > 1 else "a single question"
+
+
+def _independent(compared: Iterable[tuple[Change, Asked, Asked]]) -> str:
+    """Return which changes are not paired, and why. Of several studies a change has their interval, whatever each one's is."""
+    compared = list(compared)
+    of_studies = Counter(key for key, _, _ in compared)
+    names: dict[str, dict[str, list[str]]] = {}
+    for (model, since, name), new, old in compared:
+        if of_studies[model, since, name] == 1 and (why := _unpaired(new, old)):
+            names.setdefault(why, {}).setdefault(f"{model} since {since}", []).append(name)
+    of_why = {why: "; ".join(f"{pair}: {', '.join(own)}" for pair, own in pairs.items()) for why, pairs in names.items()}
+    return f"Taken as independent: {'; '.join(f'{why} ({pairs})' for why, pairs in of_why.items())}." if of_why else ""
+
+
+def _set(one: Asked) -> dict[str, object]:
     """Return what says which questions a task asks: not the path, by which two models may name one file."""
-    return {key: value for key, value in (one.tasks.get(task, {}).get("set") or {}).items() if key not in ("path", "notes")}
+    return {key: value for key, value in (one.of.get("set") or {}).items() if key not in ("path", "notes")}
 
 
 def difference(new: Measured, old: Measured) -> Measured:

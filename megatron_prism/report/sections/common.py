@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from megatron_prism.report.document import Column, Measured, Section, Table
-from megatron_prism.report.material import Material, Result
+from megatron_prism.report.material import Figures, Material, Result
+from megatron_prism.report.names import free
 from megatron_prism.report.paper import PaperTable
 from megatron_prism.report.statistics import by_error, over
 
 K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 Paper = Mapping[str, PaperTable]
 UNITS = {"percent": "%", "percentage points": "points", "relative change": "relative"}
 SEEDS = "Each figure is the mean over those of {n} studies (seeds) that have it, with Student's 95 % interval of that mean."
 
 
 def over_studies(materials: Sequence[Material], read: Callable[[Material], Iterable[tuple[K, Measured]]]) -> dict[K, Measured]:
-    """Return each figure, of several studies its mean over those that have it, in the order in which they are met."""
+    """Return each figure, of several studies its mean over those that have it, in the order in which they are met.
+
+    read: a study has a figure once. What it has twice under one name is no seed, and is told apart before (`apart`).
+    """
     values: dict[K, list[Measured]] = {}
     for material in materials:
-        for key, value in read(material):
+        for key, value in dict(read(material)).items():
             values.setdefault(key, []).append(value)
     return {key: mean for key, of in values.items() if (mean := over(of)) is not None}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task as an evaluation asked it. of: its part of the summary; questions: the mean score of each question."""
+
+    task: str
+    of: Figures
+    questions: Mapping[str, float]
+
+
+def tasks(material: Material) -> Iterator[tuple[tuple[str, str], Asked]]:
+    """Yield each task of a study under its model and its name. A task that a model has twice is named by its stage too."""
+    return apart(
+        (one.name, task, "" if one.stage == one.name else one.stage, Asked(task, of, one.questions.get(task, {})))
+        for one in material.evaluations
+        for task, of in one.tasks.items()
+    )
+
+
+def apart(results: Iterable[tuple[str, str, str, V]]) -> Iterator[tuple[tuple[str, str], V]]:
+    """Yield results of one study, given as model, name, mark, value, under the model and a name that is free among the model's (`names.free`)."""
+    taken: dict[str, set[str]] = {}
+    for model, name, mark, value in results:
+        names = taken.setdefault(model, set())
+        own = free(name, names, mark)
+        names.add(own)
+        yield (model, own), value
 
 
 def seeds(materials: Sequence[Material]) -> str:
@@ -33,11 +67,11 @@ def seeds(materials: Sequence[Material]) -> str:
 
 
 def analyses(materials: Sequence[Material], name: str) -> list[list[Result]]:
-    """Return the results of an analysis: a list for each that studies have in common, by name."""
+    """Return the results of an analysis: a list for each that studies have in common, by name. Two of one study have names of their own."""
     by_name: dict[str, list[Result]] = {}
     for material in materials:
-        for result in material.analyses.get(name, ()):
-            by_name.setdefault(result.name, []).append(result)
+        for (_, own), result in apart(("", result.name, "", result) for result in material.analyses.get(name, ())):
+            by_name.setdefault(own, []).append(replace(result, name=own))
     return list(by_name.values())
 
 

@@ -29,7 +29,6 @@ def _stages(materials: Sequence[Material]) -> Iterator[Table]:
             for key, value in (("seconds", stage.seconds), ("cpu_s", stage.cpu_s)):
                 if value is not None:
                     yield (stage.name, key), Measured(value)
-                    yield ("all stages", key), Measured(value)
 
     studies = [one for one in materials if one.stages]
     if studies:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from megatron_prism.report.document import Column, Section, Table, Value
 from megatron_prism.report.material import Figures, Material, Result, Stage
+from megatron_prism.report.names import free
 from megatron_prism.report.sections.common import Paper
 
 ID, TITLE = "pipeline", "The pipeline"
@@ -50,7 +50,7 @@ def _merges(materials: Sequence[Material]) -> list[Table]:
                 continue
             seen.append(merge.values)
             if merge.name not in shared:
-                merges[_free(merge.name, merges)] = merge
+                merges[free(merge.name, merges)] = merge
     columns = (Column("merge"), Column("method"), Column("of"), Column("weight"))
     rows = tuple(
         (name, str(merge.values["config"]["method"]), "/".join(str(parent["path"]).rstrip("/").split("/")[-2:]), parent["weight"])
@@ -58,11 +58,6 @@ def _merges(materials: Sequence[Material]) -> list[Table]:
         for parent in merge.values["parents"]
     )
     return [Table("merges", "Merges, and what they are made of", columns, rows)] if rows else []
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    numbered = (f"{name} ({number})" for number in itertools.count(2))
-    return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
 def _failures(studies: Sequence[Material]) -> list[Table]:

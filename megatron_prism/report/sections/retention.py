@@ -11,7 +11,7 @@ from megatron_prism.report.draw import Series
 from megatron_prism.report.material import Material
 from megatron_prism.report.sections import ancestors
 from megatron_prism.report.sections.benchmarks import RETAINED, of_task
-from megatron_prism.report.sections.common import Paper, absent, from_paper, over_studies, seeds
+from megatron_prism.report.sections.common import Paper, absent, apart, from_paper, over_studies, seeds, tasks
 from megatron_prism.report.statistics import by_error
 
 ID, TITLE = "retention", "Retention and long context"
@@ -34,33 +34,41 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
 
 
 def _scores(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    return apart(_kept(material))
+
+
+def _kept(material: Material) -> Iterator[tuple[str, str, str, Measured]]:
+    """Yield scores of what is to be kept: model, name, and of a part of a task, which two tasks may have, the task's name."""
     guarded = {rule["measure"] for verdict in material.verdicts for rule in verdict.values["rules"] if rule["least_change"] <= 0}
-    for one in material.evaluations:
-        for task, of in one.tasks.items():
-            if (task in guarded or of.get("set", {}).get("name") in RETAINED) and of.get("score") is not None:
-                yield (one.name, task), of_task(of)
-            for name, part in (of.get("lm_eval") or {}).get("tasks", {}).items():
-                if part.get("score") is not None:
-                    yield (one.name, name), of_task(part)
+    for (model, name), asked in tasks(material):
+        parts = dict((asked.of.get("lm_eval") or {}).get("tasks", {}))
+        own = parts.pop(asked.task) if parts.keys() == {asked.task} else asked.of  # a task that is one part is that part, with its error
+        if (asked.task in guarded or asked.of.get("set", {}).get("name") in RETAINED) and own.get("score") is not None:
+            yield model, name, "", of_task(own)
+        for part, of in parts.items():
+            if of.get("score") is not None:
+                yield model, part, name, of_task(of)
 
 
 def _losses(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
-    for one in material.evaluations:
-        for task, of in one.tasks.items():
-            for source, loss in (of.get("losses") or {}).items():
-                yield (one.name, f"{task}: {source}"), by_error(loss["loss"], loss.get("standard_error"), loss.get("num_sequences"))
+    for (model, name), asked in tasks(material):
+        for source, loss in (asked.of.get("losses") or {}).items():
+            yield (model, f"{name}: {source}"), by_error(loss["loss"], loss.get("standard_error"), loss.get("num_sequences"))
 
 
 def _lengths(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
+    return apart(_by_lengths(material))
+
+
+def _by_lengths(material: Material) -> Iterator[tuple[str, str, str, Measured]]:
     """Yield scores by length: of a task whose questions are tagged with one, and of tasks of one name that end in lengths (retrieval_128, retrieval_512)."""
     stems = Counter(stem for stem, _ in {_stem(task) for one in material.evaluations for task in one.tasks})
-    for one in material.evaluations:
-        for task, of in one.tasks.items():
-            for length, score in (of.get("by") or {}).get("length", {}).items():
-                yield (one.name, f"{task} at {length}"), Measured(100 * float(score))
-            stem, length = _stem(task)
-            if length and stems[stem] > 1 and of.get("score") is not None:
-                yield (one.name, f"{stem} at {length}"), of_task(of)
+    for (model, name), asked in tasks(material):
+        for length, score in (asked.of.get("by") or {}).get("length", {}).items():
+            yield model, f"{name} at {length}", "", Measured(100 * float(score))
+        stem, length = _stem(asked.task)
+        if length and stems[stem] > 1 and asked.of.get("score") is not None:
+            yield model, f"{stem}{name.removeprefix(asked.task)} at {length}", name, of_task(asked.of)
 
 
 def _stem(task: str) -> tuple[str, str]:

@@ -19,8 +19,9 @@ from megatron_prism.jobs import report as job
 from megatron_prism.report import build, draw, page, read, style
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
-from megatron_prism.report.material import Evaluation, Material, Result, Stage
+from megatron_prism.report.material import Material, Result, Stage
 from megatron_prism.report.sections import ancestors, benchmarks, pipeline, retention
+from megatron_prism.report.sections.common import Asked
 from megatron_prism.report.statistics import over
 from megatron_prism.study import claims
 from tests.unit.report.study import HOSTILE, task, verdict, write, write_evaluation, write_run, write_study
@@ -312,9 +313,9 @@ def test_models_stand_behind_what_they_were_made_from_and_a_copied_merge_is_told
 
 def test_a_set_of_other_questions_is_not_paired() -> None:
     """The negative control of pairing: the same ids, another file."""
-    one = Evaluation("m", "s", Path("x"), "", True, {"math": task(0.5) | {"set": {"sha256": "a"}}}, {"math": {"1": 0.0, "2": 1.0}})
-    other = replace(one, tasks={"math": task(0.5) | {"set": {"sha256": "b"}}})
-    assert benchmarks._paired(one, one, "math") is not None and benchmarks._paired(one, other, "math") is None
+    one = Asked("math", task(0.5) | {"set": {"sha256": "a"}}, {"1": 0.0, "2": 1.0})
+    other = replace(one, of=task(0.5) | {"set": {"sha256": "b"}})
+    assert not benchmarks._unpaired(one, one) and benchmarks._unpaired(one, other) == "not the same set"
 
 
 def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
