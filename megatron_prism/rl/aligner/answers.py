@@ -91,7 +91,7 @@ def read(path: Path) -> Answers:
     by_key: dict[str, Prompt] = {}
     lengths: set[int] = set()
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):  # a gold may hold U+2028, at which splitlines cuts
             record = json.loads(line)
             lengths.add(int(record.pop("num_tokens")))
             one = str(record.pop("key"))

@@ -78,6 +78,12 @@ def test_the_folder_of_a_run(make: Make, tmp_path: Path) -> None:
     assert all(defect in (out / "README.md").read_text() for defect in preflight.DEFECTS)
 
 
+def test_a_table_of_answers_is_read_as_it_was_written(make: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    aligner.export(make([{**record, "gold": f"{record['gold']}\u2028or so"} for record in RECORDS]), CLUSTER, out)
+    assert sorted(one.gold for one in answers.read(out / aligner.ANSWERS).by_key.values()) == [f"{n}\u2028or so" for n in range(1, 9)]
+
+
 def test_a_dry_run_writes_nothing(make: Make, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     config = make()
