@@ -167,8 +167,15 @@ def measure(
     from megatron_prism.eval.retention import harness
 
     config = reader.config
-    rows = (config.num_rows, config.cache_tokens)
-    served = Watched(chunks, reader.evaluated.model, groups, reader.spec, *rows, before=before)
+    served = Watched(
+        chunks,
+        reader.evaluated.model,
+        groups,
+        reader.spec,
+        num_rows=config.num_rows,
+        cache_tokens=config.cache_tokens,
+        before=before,
+    )
     made = harness.run(
         served,
         one.names,

@@ -45,8 +45,8 @@ class Row:
 class Served:
     """This rank's part of a model, and how it is asked.
 
-    chunks: from models.build, with the weights loaded. num_rows: the rollouts that decode together on each data-parallel replica, as far as their
-    cache keeps within cache_tokens.
+    chunks: from models.build, with the weights loaded. num_rows: the rollouts that decode together on each data-parallel replica, fewer where their
+    cache would hold more than cache_tokens.
     batch_tokens: the most tokens of a forward pass that scores, a longer text alone. max_context: the most tokens of a text; None: the model's
     own positions.
     """
@@ -56,9 +56,9 @@ class Served:
     groups: Groups
     spec: TokenizerSpec
     num_rows: int = 64
-    cache_tokens: int | None = None
     batch_tokens: int = 8192
     max_context: int | None = None
+    cache_tokens: int | None = None
 
     @property
     def longest(self) -> int:
