@@ -38,6 +38,7 @@ OTHER_FILES = (
     "vocab.json",
     "merges.txt",
 )  # of sentencepiece, Mistral and GPT-2: AutoTokenizer reads them
+THINKING = ("<think>", "</think>")
 SHOWN_TOKENS = 3  # tokens named in a problem
 Backend = Literal["tokenizers", "gigatoken"]
 InText = Literal["text", "ids", "error"]  # what becomes of a special token that a document's text spells
@@ -184,9 +185,18 @@ def decode(ids: Sequence[int] | np.ndarray, spec: TokenizerSpec, skip_special: b
 
 
 def continuation(prompt: Sequence[int], ids: Sequence[int], spec: TokenizerSpec) -> str:
-    """Return the text of the tokens after a prompt, decoded in its context (spaces, split characters), without special tokens."""
-    before = decode(prompt, spec, skip_special=True)
-    return decode([*prompt, *ids], spec, skip_special=True)[len(before) :]
+    """Return the text of the tokens after a prompt, decoded in its context (spaces, split characters).
+
+    Special tokens are left out, but for the tags of THINKING, which a grader reads, where a tokenizer has them as such.
+    """
+    whole, text, before = [*prompt], "", decode(prompt, spec, skip_special=True)
+    tags = _special_tags(spec)
+    for token in ids if not tags.keys().isdisjoint(ids) else ():
+        whole.append(token)
+        if token in tags:
+            after = decode(whole, spec, skip_special=True)
+            text, before = text + after[len(before) :] + tags[token], after
+    return text + decode([*prompt, *ids], spec, skip_special=True)[len(before) :]
 
 
 def check_vocabulary(path: Path, vocab_size: int) -> list[Problem]:
@@ -250,6 +260,12 @@ def _text_tokenizer(spec: TokenizerSpec) -> tuple[Tokenizer, Special]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = _open(spec.folder / FILE)
     return tokenizer, spelled.encode_as_text(tokenizer, spec.named_ids)
+
+
+@lru_cache(maxsize=1)
+def _special_tags(spec: TokenizerSpec) -> dict[int, str]:
+    added = _tokenizer(spec).get_added_tokens_decoder()
+    return {token_id: token.content for token_id, token in added.items() if token.special and token.content in THINKING}
 
 
 @lru_cache(maxsize=1)

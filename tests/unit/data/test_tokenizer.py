@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from megatron_prism.core import log
 from megatron_prism.core.errors import InputError
@@ -223,6 +224,20 @@ def test_a_continuation_reads_as_it_stands_behind_the_prompt(shared_data: Path, 
     spec = tokenizer.load(folder)
     rocket = tokenizer.encode_text("\U0001f680", spec)
     assert len(rocket) == 4 and tokenizer.continuation([1], rocket, spec) == "\U0001f680"
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_continuation_has_its_thinking_tags(folder: Path, tmp_path: Path, special: bool) -> None:
+    """Without them a grader would find no format in any response of a tokenizer that has them as special tokens."""
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tags = [AddedToken(tag, special=special) for tag in ("<think>", "</think>")]
+    (made.add_special_tokens if special else made.add_tokens)(tags)
+    shutil.copytree(folder, tmp_path / "tags")
+    made.save(str(tmp_path / "tags" / "tokenizer.json"))
+    spec = tokenizer.load(tmp_path / "tags")
+    text = "<think>1 + 1\U0001f680</think> 2"
+    ids = [1, *tokenizer.encode_text(text, spec)]  # a BOS in between, which is left out
+    assert tokenizer.continuation(tokenizer.encode_text("What?", spec), ids, spec) == text
 
 
 def test_tokens_beyond_an_embedding_are_named(folder: Path) -> None:
