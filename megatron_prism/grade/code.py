@@ -27,8 +27,9 @@ from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[^`]*")  # the line that opens a block; it is indented in an item of a list
+# no two quantifiers that share a text stand side by side: a model's text of a million characters would be tried at each of its cuts
+NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,}+)[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from megatron_prism.grade.sandbox.backend import Interpreter
 from megatron_prism.grade.sandbox.result import Limits
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
+MIB = 1 << 20
 ADDS = {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}, {"input": "20 22\n", "output": "42\n"}]}
 DOUBLES = {"kind": "asserts", "code": "assert double(2) == 4\nassert double(21) == 42\nassert double([1]) == [1, 1]"}
 
@@ -309,6 +312,30 @@ def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
 
 
 @pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda: code.is_same_output("1" * MIB + "-1", "YES"), False),
+        (lambda: code.is_same_output("." + "1" * MIB + "e", "YES"), False),
+        (lambda: code.is_same_output("1" * MIB, "1" * MIB + ".0"), True),
+        (lambda: code.code_of("~" * MIB + "`\nx"), None),
+        (lambda: code.code_of("`" * MIB + "x`\nx"), None),
+    ],
+    ids=["digits", "decimals", "a number", "tildes", "backticks"],
+)
+def test_a_mebibyte_of_one_character_is_read_in_time(read: Callable[[], Any], expected: Any) -> None:
+    def ring(*_: object) -> None:
+        raise TimeoutError("not read in 60 s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    try:
+        assert read() == expected
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
     "tests",
     [
         None,
@@ -374,7 +401,9 @@ def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:
         ("1 2 \n3\n\n", "1 2\n3", True),
         ("1.0 2e0", "1 2.00", True),
         ("0.1000000000000000000001", "0.1", False),
+        ("1. .5 +1.5E-007", "1 0.50 .00000015", True),
         ("nan", "NaN", False),
+        *[(text, "0", False) for text in (".", "e1", "1e", "1e1000", "+", "1.2.3", "--1", "\u0661", "0_0")],
         ("1\n2", "1 2", False),
         ("1", "1 1", False),
         ("Yes", "YES", False),
