@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,15 @@ class Backend:
     bwrap: str = ""
     drops_uid: bool = False
     has_disable_userns: bool = False
+
+    @property
+    def counts_threads(self) -> bool:
+        """Say whether RLIMIT_NPROC counts the program's threads alone: those of its user namespace, since Linux 5.14.
+
+        Elsewhere it counts whatever the user runs on the machine, and a program beside a training run could start none.
+        """
+        major, minor = re.findall("[0-9]+", os.uname().release)[:2]
+        return bool(self.bwrap) and (int(major), int(minor)) >= (5, 14)
 
     def command(self, interpreter: Interpreter, limits: Limits) -> list[str]:
         """Return what stands before the interpreter's own command line; {seccomp} stands for the descriptor of the filter."""

@@ -23,7 +23,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one contained process is given. fields: beside its limits, for `inside.main`. fds: inherited under their own numbers."""
+    """What one contained process is given. fields: for `inside.main`, beside the descriptors. fds: inherited under their own numbers."""
 
     fields: Mapping[str, Any]
     stdin: bytes = b""
@@ -124,7 +124,7 @@ def _start(
             starting.callback(os.close, writes)
         started, verdict = pipes["started"][1], pipes["verdict"][1]
         is_judge = job.fields["role"] == "judge"
-        fields = {**job.fields, "limits": limits.inside(), "started": started, "verdict": verdict if is_judge else -1}
+        fields = {**job.fields, "started": started, "verdict": verdict if is_judge else -1}
         fds = {"{job}": memory_file(starting, encode(fields))}
         if "{seccomp}" in command:
             fds["{seccomp}"] = memory_file(starting, seccomp)
