@@ -203,7 +203,8 @@ def _result(running: Running, limits: Limits) -> Result:
         ended, why = "fault", f"it waited {running.starved_s:.1f} s for a processor: the machine is too busy"
     elif running.killed_for:
         ended = running.killed_for
-    elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9):  # a limit of CPU-seconds is 1 at least
+    elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9 * limits.cpu_s):
+        # the kernel's SIGKILL comes a second past the limit, by its ticks, which are coarser than the time that it tells
         ended = "cpu"
     elif number == signal.SIGKILL:  # the filter lets no program send it, nor exit with its number: the machine had no memory left
         ended, why = "fault", "killed from outside"

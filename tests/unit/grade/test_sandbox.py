@@ -163,17 +163,17 @@ def test_a_sandbox_that_does_not_start_is_a_fault_and_is_tried_again(sandbox: Sa
 
 @pytest.mark.slow
 def test_a_program_that_the_machine_kills_is_tried_again(sandbox: Sandbox) -> None:
-    """As the kernel does where no memory is left. Killed once, it is run again; killed each time, it is a fault."""
+    """As the kernel does where no memory is left, after a part of its CPU-seconds. Killed once, it is run again; killed each time, it is a fault."""
     patient = dataclasses.replace(sandbox, limits=Limits(wall_s=30, cpu_s=5))
     ours = psutil.Process()
     others = {one.pid for one in ours.children(recursive=True)}
     for kills, ended in ((1, "exit"), (2, "fault")):
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(patient.run, "import time; time.sleep(4); print('whole')")
+            running = pool.submit(patient.run, "import time\nwhile time.process_time() < 1.2: pass\ntime.sleep(4); print('whole')")
             killed: set[int] = set()
             while not running.done() and len(killed) < kills:
                 programs = [one for one in ours.children(recursive=True) if not one.children() and one.pid not in killed | others]
-                if programs and time.time() - programs[-1].create_time() > 1.5:  # it has started
+                if programs and sum(programs[-1].cpu_times()[:2]) > 1.1:  # user, system
                     killed.add(programs[-1].pid)
                     programs[-1].kill()
                 time.sleep(0.05)
