@@ -36,7 +36,7 @@ class Backend:
         return bool(self.bwrap) and (int(major), int(minor)) >= (5, 14)
 
     def command(self, interpreter: Interpreter, limits: Limits) -> list[str]:
-        """Return what stands before the interpreter's own command line; {seccomp} stands for the descriptor of the filter."""
+        """Return what stands before the interpreter's own command line; {seccomp} and {stdin} stand for descriptors."""
         if not self.bwrap:
             return []
         words = [_program("prlimit"), f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}"]  # this one outside: the filter refuses it
@@ -65,7 +65,7 @@ class Backend:
             elif path.is_dir():
                 words += ["--ro-bind", str(path), str(path)]
         words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--dev-bind", "/dev/null", "/dev/null"]
-        words += ["--dev-bind", "/dev/urandom", "/dev/urandom"]
+        words += ["--dev-bind", "/dev/urandom", "/dev/urandom", "--ro-bind-data", "{stdin}", "/dev/stdin"]  # no /proc for a link
         if not interpreter.is_of_system:
             prefix = str(interpreter.prefix)
             words += ["--ro-bind", prefix, prefix]

@@ -87,7 +87,7 @@ def memory_file(stack: ExitStack, data: bytes) -> int:
 def run(commands: Sequence[Sequence[str]], jobs: Sequence[Job], limits: Limits, seccomp: bytes) -> list[Result]:
     """Run the jobs at once, each behind its command, until the last of them has ended; the others are then killed.
 
-    A command's words {seccomp} and {job} stand for descriptors. The jobs' fds are closed here in any case.
+    A command's words {seccomp}, {stdin} and {job} stand for descriptors. The jobs' fds are closed here in any case.
     Raises: OSError: a process or descriptor cannot be had.
     """
     with ExitStack() as stack:
@@ -126,8 +126,9 @@ def _start(
         is_judge = job.fields["role"] == "judge"
         fields = {**job.fields, "started": started, "verdict": verdict if is_judge else -1}
         fds = {"{job}": memory_file(starting, encode(fields))}
-        if "{seccomp}" in command:
-            fds["{seccomp}"] = memory_file(starting, seccomp)
+        for word, data in (("{seccomp}", seccomp), ("{stdin}", job.stdin)):
+            if word in command:
+                fds[word] = memory_file(starting, data)
         inherited = [*fds.values(), started, *([verdict] if is_judge else []), *job.fds]
         process = subprocess.Popen(
             [str(fds.get(word, word)) for word in command],

@@ -69,6 +69,16 @@ HONEST = {
         "print(sum(map(int, input().split())))",
         {**ADDS, "checker": "same = open('solution_output.txt').read() == open('correct_output.txt').read()\nprint(int(same)); exit(0)"},
     ),
+    "reads its input by name": ("print(sum(map(int, open('/dev/stdin').read().split())))", ADDS),
+    "prints 40,000 digits": ("print(str(10 ** 40000))", {"kind": "stdin", "cases": [{"input": "", "output": f"1{'0' * 40000}"}]}),
+    "returns 40,000 digits": (
+        "def power(n, whole): return [-int(whole), 10 ** n, 0, int('1' + '0' * n)]",
+        {
+            "kind": "call",
+            "function": "power",
+            "cases": [{"input": f"40000\n{'2' * 5000}", "output": f"[-{'2' * 5000}, 1{'0' * 40000}, -0, 1{'0' * 40000}]"}],
+        },
+    ),
     "prints a number another way": ("print(float(sum(map(int, input().split()))))", ADDS),
     "doubles": ("def double(x):\n  return x * 2", DOUBLES),
     "prints while it doubles": ("def double(x):\n  print('passed', x)\n  return x + x", DOUBLES),
@@ -142,6 +152,10 @@ CHEATS = {
     ),
     "prints without end": ("while True: print(3)", ADDS),
     "exits": ("exit(0)", DOUBLES),
+    "returns other digits": (
+        "def power(n): return 10 ** n + 1",
+        {"kind": "call", "function": "power", "cases": [{"input": "40000", "output": f"1{'0' * 40000}"}]},
+    ),
     "exits by a builtin with a code": ("print(sum(map(int, input().split())))\nexit(3)", ADDS),
     "exits after its function": ("def double(x): return x * 2\nquit()", DOUBLES),
     "exits in the method": (

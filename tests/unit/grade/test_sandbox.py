@@ -98,6 +98,13 @@ def test_a_plain_program_runs(sandbox: Sandbox) -> None:
     assert result.stdout.decode() == "True __main__\ncaf\u00e9 7 ['program.py']\n"
 
 
+def test_a_program_reads_its_input_by_name_and_does_not_write_it(sandbox: Sandbox) -> None:
+    writes = "try:\n  with open('/dev/stdin', 'r+b', 0) as file: file.write(b'9')\nexcept OSError: print('refused')"
+    for given in ("7", "", "8\n" * 1000):
+        result = sandbox.run(f"{writes}\nprint(open('/dev/stdin').read() == {given!r})", given)
+        assert result.stdout == b"refused\nTrue\n", result
+
+
 THREAD = "import threading\nt = threading.Thread(target=print, args=('ran',)); t.start(); t.join()"
 
 
