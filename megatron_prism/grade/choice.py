@@ -10,7 +10,6 @@ from string import ascii_uppercase
 from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import math
 
-_SPACE = re.compile(r"\\[ ,;:]|~")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]\s+(.+)", re.DOTALL)
 _MARKS = "*_$ \t"  # of Markdown and LaTeX around a letter
 _LABELS = ("answer:", "final answer:", "the answer:")
@@ -70,4 +69,4 @@ def _letter(text: str) -> str:
 
 def _bare(text: str) -> str:
     """Return a text without math mode's marks around it, with its \\text{} and its LaTeX spaces as plain ones."""
-    return " ".join(_SPACE.sub(" ", math.TEXT.sub(r"\1", math.without_marks(text))).strip("$").split())
+    return " ".join(math.SPACE.sub(" ", math.TEXT.sub(r"\1", math.without_marks(text))).strip("$").split())
