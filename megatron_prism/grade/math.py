@@ -284,5 +284,5 @@ def _normal(text: str) -> str:
     """Return a text without what changes no meaning: spaces (but between letters or digits), the sizes of brackets and fractions."""
     text = _SIZES.sub("", _text_of(text))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])", "", text)
+    text = re.sub(r"(?<![0-9A-Za-z.]) | (?![0-9A-Za-z.])", "", re.sub(r"\s+", " ", text))
     return re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)

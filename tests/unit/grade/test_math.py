@@ -106,6 +106,8 @@ def test_integers_are_equal_where_they_are_the_same(gold: int, answer: int) -> N
         ("arctan x", "x arctan", None),
         ("Tan x", "x Tan", None),
         ("12", "1 2", None),
+        ("12", "1  2", None),
+        ("1 + 2x", "1  +  2x", True),
         ("42.", "42", True),
     ],
 )
