@@ -109,8 +109,8 @@ def _decode(data: bytes, at: int, make: Any) -> tuple[Any, int]:
 
 def run_program(source: str, name: str = "__main__") -> dict[str, Any]:
     """Run a source as the main module, or as an imported one of another name, and return its names."""
-    builtins: Any = sys.modules["builtins"]
-    builtins.exit = builtins.quit = sys.exit  # of `site`, which is not imported here
+    known: Any = sys.modules["builtins"]
+    known.exit = known.quit = sys.exit  # of `site`, which is not imported here
     module = type(sys)(name)
     sys.modules["__main__"] = sys.modules[name] = module  # dataclasses and pickle look a class's module up
     sys.argv = ["program.py"]
