@@ -17,9 +17,8 @@ TYPE_CHECKING = False  # typing's would cost more than all the rest of a start
 if TYPE_CHECKING:
     from typing import Any
 
-MAX_INT_DIGITS = (
-    50_000  # Python's own 4,300 end right programs. Source: LiveCodeBench, lcb_runner/evaluation/compute_code_generation_metrics.py
-)
+# Python's own 4,300 end right programs. Source: LiveCodeBench, lcb_runner/evaluation/compute_code_generation_metrics.py
+MAX_INT_DIGITS = 50_000
 
 
 class Ref:
