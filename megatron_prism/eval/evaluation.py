@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -139,10 +139,10 @@ def _describe(config: EvaluateConfig, identity: Mapping[str, Any]) -> dict[str, 
 
 def grader_versions() -> dict[str, str]:
     """Return the versions that a grade may change with."""
-    try:
-        return {"math-verify": importlib.metadata.version("math-verify")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}
+    versions = {"prism": grader.VERSION}
+    with suppress(importlib.metadata.PackageNotFoundError):
+        versions["math-verify"] = importlib.metadata.version("math-verify")
+    return versions
 
 
 def _warn(config: EvaluateConfig, asked: Mapping[str, tuple[Asked, ...]]) -> None:

@@ -10,7 +10,6 @@ from string import ascii_uppercase
 from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import math
 
-_SPACE = re.compile(r"\\[ ,;:]|~")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]\s+(.+)", re.DOTALL)
 _MARKS = "*_$ \t"  # of Markdown and LaTeX around a letter
 _LABELS = ("answer:", "final answer:", "the answer:")
@@ -39,16 +38,16 @@ def extract(answer: str, form: AnswerForm) -> str | None:
     return answer if form != "boxed" and len(_letter(answer)) == 1 else None
 
 
-def chosen(text: str, choices: Sequence[str]) -> str | None:
-    """Return the letter that a text names, by itself or as the text of exactly one option, else None."""
+def chosen(text: str, choices: Sequence[str], max_labels: int = 2) -> str | None:
+    """Return the letter that a text names, by itself or as the text of exactly one option behind at most max_labels letters, else None."""
     bare = _bare(text)
     letter = _letter(bare)
     if len(letter) == 1 and letter.isascii() and letter.upper() in letters(choices):
         return letter.upper()
     equal = [letter for letter, choice in zip(letters(choices), choices, strict=True) if _bare(choice) == bare]
-    if not equal and (match := _LETTER_AND_TEXT.fullmatch(bare)):  # `D) its text`: both must name one option
+    if not equal and max_labels and (match := _LETTER_AND_TEXT.fullmatch(bare)):  # `D) its text`: both must name one option
         named = chosen(match[1], choices)
-        return named if named and chosen(match[2], choices) == named else None
+        return named if named and chosen(match[2], choices, max_labels - 1) == named else None
     return equal[0] if len(equal) == 1 else None
 
 
@@ -70,4 +69,4 @@ def _letter(text: str) -> str:
 
 def _bare(text: str) -> str:
     """Return a text without math mode's marks around it, with its \\text{} and its LaTeX spaces as plain ones."""
-    return " ".join(_SPACE.sub(" ", math.TEXT.sub(r"\1", math.without_marks(text))).strip("$").split())
+    return " ".join(math.SPACE.sub(" ", math.TEXT.sub(r"\1", math.without_marks(text))).strip("$").split())

@@ -27,8 +27,9 @@ from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.packed import with_cases
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[^`]*")  # the line that opens a block; it is indented in an item of a list
+# no two quantifiers that share a text stand side by side: a model's text of a million characters would be tried at each of its cuts
+NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,}+)[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
@@ -199,14 +200,25 @@ def _calls_problem(tests: Mapping[str, Any]) -> str:
     try:
         for case in tests.get("cases", ()):
             _arguments(case["input"])
-            json.loads(case["output"])
+            _json(case["output"])
     except (ValueError, RecursionError) as error:
         return f"the tests are no JSON: {error}"
     return ""
 
 
+class _Digits(str):
+    """An integer of JSON as it is spelt: this process reads no more than 4,300 digits, the sandbox more."""
+
+    __repr__ = str.__str__
+
+
+def _json(text: str) -> Any:
+    """Return JSON as values whose repr is Python's."""
+    return json.loads(text, parse_int=_Digits)
+
+
 def _arguments(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.strip("\n").split("\n")]
+    return [_json(line) for line in text.strip("\n").split("\n")]
 
 
 def _with_imports(code: str) -> str:
@@ -270,7 +282,7 @@ def _by_calls(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Ou
     for number, case in enumerate(tests["cases"], 1):
         test = (
             f"value = {target}(*{_arguments(case['input'])!r})\nvalue = list(value) if type(value) is tuple else value\n"
-            f"assert value == {json.loads(case['output'])!r}"
+            f"assert value == {_json(case['output'])!r}"
         )
         outcome, why = _judged(sandbox, code, test, ["Solution" if is_method else name])
         if outcome != "right":

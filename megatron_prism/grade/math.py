@@ -23,7 +23,9 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}|([0-9]))(?:\{([0-9]+)\}|([0-9]))|([+-]?)([0-9]+)/([0-9]+)")
 _SEPARATOR = re.compile(r"[\s,;$]*(?:(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})?[\s,;$]*")
-TEXT = re.compile(r"\\(?:text[a-z]*|math(?:rm|it|bf|sf|tt)|[mhf]box|operatorname|bf)\s*\{([^{}]*)\}")  # the commands that set text
+TEXT = re.compile(
+    r"\\(?:text[a-z]*|math(?:rm|it|bf|sf|tt)|boldsymbol|[mhf]box|operatorname|bf)\s*\{([^{}]*)\}"
+)  # the commands that set text
 _MODE = re.compile(r"(?:\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\])\.?", re.DOTALL)
 _NAME = re.compile(r"([A-Za-z])\s*=\s*")
 _UNIT = re.compile(r"\s*(?:\\(?:text|mbox)\s*\{\s*([A-Za-z .]*)\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?)$")
@@ -62,6 +64,9 @@ _NAMES = {
     "infinity",
     "infty",
 } | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
+SPACE = re.compile(r"\\[ ,;:]|~")  # LaTeX's spaces
+_GROUPED = re.compile(rf"(?<![0-9.])[0-9]{{1,3}}(?:(?:{SPACE.pattern})[0-9]{{3}})+(?![0-9])")  # thousands between spaces
+_REPEATING = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}(?![0-9])")
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
 _ONLY_NUMBERS = re.compile(r"[-+]?[0-9(){}\s]+")
@@ -154,11 +159,11 @@ def unfit_gold(gold: str) -> str:
 
 
 def plain_pair(gold: str, answer: str) -> tuple[str, str]:
-    """Return a fit gold and an answer without math mode's marks around them, and with e-notation as plain decimals.
+    """Return a fit gold and an answer without math mode's marks around them, as math-verify reads them, and with e-notation as plain decimals.
 
     The answer keeps its e-notation beside a gold with an `e` of its own, outside its texts and the names of its commands.
     """
-    gold, answer = without_exponent(without_marks(gold)), without_marks(answer)
+    gold, answer = without_exponent(_readable(without_marks(gold))), _readable(without_marks(answer))
     if "e" not in re.sub(r"\\[A-Za-z]+", "", TEXT.sub("", gold)):
         with suppress(ValueError):
             answer = without_exponent(answer)
@@ -169,6 +174,20 @@ def without_marks(text: str) -> str:
     """Return a text without spaces around it, and without what begins and ends math mode around all of it: $5$, \\(5\\), \\[5\\]."""
     match = _MODE.fullmatch(text := text.strip())
     return next(filter(None, match.groups())).strip() if match else text
+
+
+def _readable(text: str) -> str:
+    """Return a text with what math-verify does not read spelt as it does: spaced thousands, ties, repeating decimals, the empty set."""
+    text = _GROUPED.sub(lambda match: re.sub("[^0-9]", "", match[0]), text)
+    text = _REPEATING.sub(_fraction, text.replace("~", " ").replace("{:}", ":"))
+    return re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
+
+
+def _fraction(repeating: re.Match[str]) -> str:
+    """Return a decimal with a repeating end as a fraction."""
+    fixed, period = repeating[1] + repeating[2], repeating[3]
+    over, under = int(fixed + period) - int(fixed or "0"), (10 ** len(period) - 1) * 10 ** len(repeating[2])
+    return rf"\frac{{{over}}}{{{under}}}"
 
 
 def hedged(gold: str, answer: str) -> str:
@@ -265,5 +284,5 @@ def _normal(text: str) -> str:
     """Return a text without what changes no meaning: spaces (but between letters or digits), the sizes of brackets and fractions."""
     text = _SIZES.sub("", _text_of(text))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"(?<![0-9A-Za-z.])\s+|\s+(?![0-9A-Za-z.])", "", text)
+    text = re.sub(r"(?<![0-9A-Za-z.]) | (?![0-9A-Za-z.])", "", re.sub(r"\s+", " ", text))
     return re.sub(r"([_^])\{([0-9A-Za-z])\}", r"\1\2", text)

@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 
 MAX_EXPONENT = 400  # a float64 has at most 324
-_SCIENTIFIC = re.compile(r"\$?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?([0-9]+))\s*\$?")
+_SCIENTIFIC = re.compile(r"\$?\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][+-]?([0-9]+))\s*\$?")
 
 
 def without_exponent(value: str | int | float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,17 @@ class Backend:
     drops_uid: bool = False
     has_disable_userns: bool = False
 
+    @property
+    def counts_threads(self) -> bool:
+        """Say whether RLIMIT_NPROC counts the program's threads alone: those of its user namespace, since Linux 5.14.
+
+        Elsewhere it counts whatever the user runs on the machine, and a program beside a training run could start none.
+        """
+        major, minor = re.findall("[0-9]+", os.uname().release)[:2]
+        return bool(self.bwrap) and (int(major), int(minor)) >= (5, 14)
+
     def command(self, interpreter: Interpreter, limits: Limits) -> list[str]:
-        """Return what stands before the interpreter's own command line; {seccomp} stands for the descriptor of the filter."""
+        """Return what stands before the interpreter's own command line; {seccomp} and {stdin} stand for descriptors."""
         if not self.bwrap:
             return []
         words = [_program("prlimit"), f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}"]  # this one outside: the filter refuses it
@@ -55,7 +65,7 @@ class Backend:
             elif path.is_dir():
                 words += ["--ro-bind", str(path), str(path)]
         words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--dev-bind", "/dev/null", "/dev/null"]
-        words += ["--dev-bind", "/dev/urandom", "/dev/urandom"]
+        words += ["--dev-bind", "/dev/urandom", "/dev/urandom", "--ro-bind-data", "{stdin}", "/dev/stdin"]  # no /proc for a link
         if not interpreter.is_of_system:
             prefix = str(interpreter.prefix)
             words += ["--ro-bind", prefix, prefix]

@@ -16,7 +16,13 @@ from megatron_prism.grade.sandbox.backend import Backend, Interpreter, candidate
 from megatron_prism.grade.sandbox.result import Limits
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 
-PLAIN = "import math, sys, collections\nprint(int(sys.stdin.read()) + math.isqrt(16) + len(collections.Counter('abc')))"
+PLAIN = """
+import collections, math, sys, threading
+def main(): print(int(sys.stdin.read()) + math.isqrt(16) + len(collections.Counter("abc")))
+thread = threading.Thread(target=main)
+thread.start()
+thread.join()
+"""
 # each line of ATTACKS is tried; the names of those that succeed are printed, then `tried`
 ATTACK = """
 import os, signal, socket, sys

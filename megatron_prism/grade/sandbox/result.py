@@ -22,15 +22,15 @@ class Limits:
     output_bytes: int = 1 << 20
     num_threads: int = 32
 
-    def inside(self) -> dict[str, int]:
-        """Return the resource limits by their names in the module `resource`."""
+    def inside(self, counts_threads: bool) -> dict[str, int]:
+        """Return the resource limits by their names in the module `resource`. counts_threads: as in Backend."""
         return {
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_CPU": self.cpu_s,
             "RLIMIT_FSIZE": self.disk_bytes,
             "RLIMIT_CORE": 0,
-            "RLIMIT_NPROC": self.num_threads,
             "RLIMIT_NOFILE": 64,
+            **({"RLIMIT_NPROC": self.num_threads} if counts_threads else {}),
         }
 
 

@@ -56,9 +56,9 @@ class Sandbox:
         """Run one program, or an answer and its judge."""
         try:
             program = seccomp.filter_bytes()
-            common: dict[str, Any] = {"seccomp": b""}
+            common: dict[str, Any] = {"limits": self.limits.inside(self.backend.counts_threads), "seccomp": b""}
             if not self.backend.bwrap:
-                common = {"seccomp": program, "readable": self.interpreter.readable(), "landlock": self.landlock}
+                common |= {"seccomp": program, "readable": self.interpreter.readable(), "landlock": self.landlock}
             links: list[dict[str, int]] = [{} for _ in given]
             if len(given) == 2:
                 common["exchange"] = self.exchange

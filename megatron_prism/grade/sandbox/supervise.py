@@ -23,7 +23,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one contained process is given. fields: beside its limits, for `inside.main`. fds: inherited under their own numbers."""
+    """What one contained process is given. fields: for `inside.main`, beside the descriptors. fds: inherited under their own numbers."""
 
     fields: Mapping[str, Any]
     stdin: bytes = b""
@@ -87,7 +87,7 @@ def memory_file(stack: ExitStack, data: bytes) -> int:
 def run(commands: Sequence[Sequence[str]], jobs: Sequence[Job], limits: Limits, seccomp: bytes) -> list[Result]:
     """Run the jobs at once, each behind its command, until the last of them has ended; the others are then killed.
 
-    A command's words {seccomp} and {job} stand for descriptors. The jobs' fds are closed here in any case.
+    A command's words {seccomp}, {stdin} and {job} stand for descriptors. The jobs' fds are closed here in any case.
     Raises: OSError: a process or descriptor cannot be had.
     """
     with ExitStack() as stack:
@@ -124,10 +124,11 @@ def _start(
             starting.callback(os.close, writes)
         started, verdict = pipes["started"][1], pipes["verdict"][1]
         is_judge = job.fields["role"] == "judge"
-        fields = {**job.fields, "limits": limits.inside(), "started": started, "verdict": verdict if is_judge else -1}
+        fields = {**job.fields, "started": started, "verdict": verdict if is_judge else -1}
         fds = {"{job}": memory_file(starting, encode(fields))}
-        if "{seccomp}" in command:
-            fds["{seccomp}"] = memory_file(starting, seccomp)
+        for word, data in (("{seccomp}", seccomp), ("{stdin}", job.stdin)):
+            if word in command:
+                fds[word] = memory_file(starting, data)
         inherited = [*fds.values(), started, *([verdict] if is_judge else []), *job.fds]
         process = subprocess.Popen(
             [str(fds.get(word, word)) for word in command],
@@ -203,7 +204,8 @@ def _result(running: Running, limits: Limits) -> Result:
         ended, why = "fault", f"it waited {running.starved_s:.1f} s for a processor: the machine is too busy"
     elif running.killed_for:
         ended = running.killed_for
-    elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9):  # a limit of CPU-seconds is 1 at least
+    elif number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= 0.9 * limits.cpu_s):
+        # the kernel's SIGKILL comes a second past the limit, by its ticks, which are coarser than the time that it tells
         ended = "cpu"
     elif number == signal.SIGKILL:  # the filter lets no program send it, nor exit with its number: the machine had no memory left
         ended, why = "fault", "killed from outside"

@@ -16,7 +16,7 @@ from megatron_prism.core.config.grade import GradeLimits
 from megatron_prism.core.errors import InputError
 from megatron_prism.data import chat, tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.eval import requests, summary
+from megatron_prism.eval import evaluation, requests, summary
 from megatron_prism.eval.cache import Kept
 from megatron_prism.eval.judge import Judge
 from megatron_prism.eval.question import Question
@@ -158,12 +158,15 @@ def test_trap_8_any_end_token_ends_and_a_context_that_ends_in_thought_is_truncat
     assert [one["text"] for one in samples.values()] == ["so \\boxed{1}", "<think> \\boxed{1}", "so \\boxed{1}"] and not faults
     kept = Kept(tmp_path / "samples")
     kept.write(samples)
-    judge = Judge({"t": one}, GradeLimits(), kept, Kept(tmp_path / "grades"), lambda config: Grader(config), {})
+    versions = evaluation.grader_versions()
+    judge = Judge({"t": one}, GradeLimits(), kept, Kept(tmp_path / "grades"), lambda config: Grader(config), versions)
     assert judge.ungraded(made) == made
     judge.grade(made)
     assert [judge.result(one).outcome for one in made] == ["right", "truncated", "truncated"] and judge.ungraded(made) == []
-    stricter = Judge({"t": replace(one, protocol=replace(one.protocol, think="required"))}, GradeLimits(), kept, judge.grades, Grader, {})
+    stricter = replace(judge, tasks={"t": replace(one, protocol=replace(one.protocol, think="required"))})
     assert stricter.ungraded(made) == made  # another way to grade is another grade
+    monkeypatch.setattr("megatron_prism.grade.grader.VERSION", "another")
+    assert replace(judge, versions=evaluation.grader_versions()).ungraded(made) == made  # so do graders of another version
 
 
 def test_responses_of_an_engine_without_log_probabilities_are_kept(spec: TokenizerSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ CHOICES = ("9.8 m/s", "the Sun", "the Moon", "42")
         (r"\boxed{\text{the Sun}}", "right"),
         (r"\boxed{\textbf{(B) }\text{the Sun}}", "right"),  # AMC's form
         (r"\boxed{\textbf{(B)}\ the~Sun}", "right"),
+        (r"\boxed{B. (B) the Sun}", "right"),
+        (r"\boxed{" + "B) " * 2000 + "}", "wrong"),
         (r"\boxed{\(B\)}", "right"),
         (r"Answer: \(B\)", "right"),
         (r"Answer: $B$.", "right"),

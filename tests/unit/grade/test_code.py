@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from megatron_prism.core.errors import EnvironmentFault
 from megatron_prism.grade import code
-from megatron_prism.grade.asserts import asserts_when_run
 from megatron_prism.grade.format import answer_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.grade.sandbox import choose
@@ -61,6 +59,21 @@ HONEST = {
         ADDS,
     ),
     "exits by itself": ("import sys\nprint(sum(map(int, input().split())), '')\nsys.exit(0)", ADDS),
+    "exits by a builtin": ("a, b = map(int, input().split())\nif b > 9:\n  print(a + b); exit()\nprint(a + b)\nquit()", ADDS),
+    "a checker that exits by a builtin": (
+        "print(sum(map(int, input().split())))",
+        {**ADDS, "checker": "same = open('solution_output.txt').read() == open('correct_output.txt').read()\nprint(int(same)); exit(0)"},
+    ),
+    "reads its input by name": ("print(sum(map(int, open('/dev/stdin').read().split())))", ADDS),
+    "prints 40,000 digits": ("print(str(10 ** 40000))", {"kind": "stdin", "cases": [{"input": "", "output": f"1{'0' * 40000}"}]}),
+    "returns 40,000 digits": (
+        "def power(n, whole): return [-int(whole), 10 ** n, 0, int('1' + '0' * n)]",
+        {
+            "kind": "call",
+            "function": "power",
+            "cases": [{"input": f"40000\n{'2' * 5000}", "output": f"[-{'2' * 5000}, 1{'0' * 40000}, -0, 1{'0' * 40000}]"}],
+        },
+    ),
     "prints a number another way": ("print(float(sum(map(int, input().split()))))", ADDS),
     "doubles": ("def double(x):\n  return x * 2", DOUBLES),
     "prints while it doubles": ("def double(x):\n  print('passed', x)\n  return x + x", DOUBLES),
@@ -134,6 +147,16 @@ CHEATS = {
     ),
     "prints without end": ("while True: print(3)", ADDS),
     "exits": ("exit(0)", DOUBLES),
+    "returns other digits": (
+        "def power(n): return 10 ** n + 1",
+        {"kind": "call", "function": "power", "cases": [{"input": "40000", "output": f"1{'0' * 40000}"}]},
+    ),
+    "exits by a builtin with a code": ("print(sum(map(int, input().split())))\nexit(3)", ADDS),
+    "exits after its function": ("def double(x): return x * 2\nquit()", DOUBLES),
+    "exits in the method": (
+        "class Solution:\n  def double(self, x): exit(0)",
+        {"kind": "call", "function": "double", "cases": [{"input": "21", "output": "42"}]},
+    ),
     "exits at once": ("import os; os._exit(0)", DOUBLES),
     "exits in the function": ("import sys\ndef double(x): sys.exit(0)", DOUBLES),
     "raises SystemExit": ("def double(x): raise SystemExit(0)", DOUBLES),
@@ -281,22 +304,6 @@ def test_what_is_no_answer() -> None:
     assert outcome("<think></think>```\nprint(3)\n```</think>```\nprint(3)\n```") == "no_format"  # a spoofed tag
 
 
-def test_the_last_closed_block_counts_and_is_found_in_one_pass() -> None:
-    assert code.code_of("```\na\n```\n```py\nb\n```\n") == "b\n"
-    assert code.code_of("```\na\n``` \n```py\nb\n") == "a\n"
-    assert code.code_of("```py\n```js\nb\n```") == "```js\nb\n"
-    assert code.code_of("x\n````py\na\n```\nb\n````") == "a\n```\nb\n"
-    assert code.code_of("```\na\n`````\n") == "a\n" and code.code_of("````\na\n```") is None
-    assert code.code_of("1. so\n\n   ```python\n   if x:\n       y\n\n   z\n   ```\n2. done") == "if x:\n    y\n\nz\n"
-    assert code.code_of("* so\n\t```\n\ta\n```") == "a\n"
-    assert code.code_of("~~~python\na\n```\nb\n~~~") == "a\n```\nb\n"
-    assert code.code_of("```\ndef f():\n    '''\n    ```\n    '''\n```") == "def f():\n    '''\n    ```\n    '''\n"
-    assert code.code_of("~~~~\na\n~~~~") == "a\n" and code.code_of("~~~\na\n```\n") is None
-    start = time.process_time()
-    assert code.code_of("```a\n" * 1_000_000) is None
-    assert time.process_time() - start < 5
-
-
 @pytest.mark.parametrize(
     "tests",
     [
@@ -320,31 +327,6 @@ def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandb
     assert result.outcome == "fault" and result.why, result
 
 
-@pytest.mark.parametrize(
-    ("tests", "asserts"),
-    [
-        ("assert f(1) == 2", True),
-        ("for x in (1, 2):\n  with y:\n    if x:\n      assert f(x)", True),
-        ("def check(candidate):\n  assert candidate(1) == 2\ncheck(f)", True),
-        ("def a():\n  assert f(1)\ndef b():\n  a()\nb()", True),
-        ("class T:\n  def a(self):\n    assert f(1)\nT().a()", True),
-        ("def a():\n  assert f(1)\nfor t in [a]:\n  t()", True),
-        ("def a():\n  assert f(1)\nrun(a)", True),
-        ("if f(1) != 2:\n  raise ValueError", True),
-        ("numpy.testing.assert_allclose(f(1), 2)", True),
-        ("class T:\n  def a(self):\n    assert f(1)", False),
-        ("def a():\n  assert f(1)\nif __name__ == '__main__':\n  a()", False),
-        ("if False:\n  assert f(1)", False),
-        ("def a():\n  assert f(1)\ndef b():\n  a()", False),
-        ("check = lambda g: g(1)\ncheck(f)", False),
-        ("def assert_same(a, b):\n  return a == b\nassert_same(f(1), 2)", False),
-        ("print(f(1))", False),
-    ],
-)
-def test_which_tests_assert_when_they_run(tests: str, asserts: bool) -> None:
-    assert asserts_when_run(tests) is asserts
-
-
 def test_an_output_may_be_as_long_as_the_expected_one(sandbox: Sandbox) -> None:
     tests = {"kind": "stdin", "cases": [{"input": "", "output": "1\n" * 600_000}]}  # 1.2 MB
     assert grade("print('1\\n' * 600_000)", tests, sandbox).outcome == "right"
@@ -354,21 +336,3 @@ def test_an_output_may_be_as_long_as_the_expected_one(sandbox: Sandbox) -> None:
 def test_a_fault_of_the_sandbox_is_a_fault(sandbox: Sandbox) -> None:
     broken = dataclasses.replace(sandbox, interpreter=Interpreter(Path("/usr/bin/no-python"), Path("/usr")))
     assert grade("print(3)", ADDS, broken).outcome == grade("def double(x): return x", DOUBLES, broken).outcome == "fault"
-
-
-@pytest.mark.parametrize(
-    ("said", "expected", "is_same"),
-    [
-        ("3\n", "3", True),
-        ("1 2 \n3\n\n", "1 2\n3", True),
-        ("1.0 2e0", "1 2.00", True),
-        ("0.1000000000000000000001", "0.1", False),
-        ("nan", "NaN", False),
-        ("1\n2", "1 2", False),
-        ("1", "1 1", False),
-        ("Yes", "YES", False),
-        ("", "0", False),
-    ],
-)
-def test_outputs_are_compared_exactly(said: str, expected: str, is_same: bool) -> None:
-    assert code.is_same_output(said, expected) is is_same

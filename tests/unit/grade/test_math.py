@@ -106,6 +106,8 @@ def test_integers_are_equal_where_they_are_the_same(gold: int, answer: int) -> N
         ("arctan x", "x arctan", None),
         ("Tan x", "x Tan", None),
         ("12", "1 2", None),
+        ("12", "1  2", None),
+        ("1 + 2x", "1  +  2x", True),
         ("42.", "42", True),
     ],
 )
@@ -131,6 +133,41 @@ def test_numbers_in_e_notation_are_numbers() -> None:
     ]
     said = outcomes([(gold, f"<think>a</think> \\boxed{{{answer}}}") for gold, answer, _ in cases])
     assert said == [outcome for _, _, outcome in cases]
+
+
+def test_what_math_verify_does_not_read_is_read() -> None:
+    cases = [
+        *[("10000", rf"10{space}000", "right") for space in (r"\,", r"\;", r"\:", r"\ ", "~")],
+        (r"10\,000", "10000", "right"),
+        ("1234567", r"1\,234\,567", "right"),
+        ("1234567.5", r"1\,234\,567.5", "right"),
+        ("10000", r"10\,000\text{ km}", "right"),
+        (r"10000x", r"10\,000 x", "right"),
+        ("10000", r"10\,001", "wrong"),
+        ("10000", r"1\,0000", "wrong"),  # no thousands: digits side by side
+        ("10000", r"10\,00\,0", "wrong"),
+        ("10000", r"1000\,0", "wrong"),
+        ("(1, 234)", r"(1,\ 234)", "right"),
+        ("1234", r"1,\ 234", "wrong"),
+        ("34", r"3\,4", "wrong"),
+        ("100", r"100~\text{m}", "right"),
+        ("100", r"101~\text{m}", "wrong"),
+        ("3", r"\boldsymbol{3}", "right"),
+        ("3", r"\boldsymbol{4}", "wrong"),
+        ("42", r"42 \boldsymbol{41}", "wrong"),
+        (r"\emptyset", r"\varnothing", "right"),
+        (r"\varnothing", r"\emptyset", "right"),
+        (r"\varnothing", "0", "wrong"),
+        (r"\frac{2}{3}", r"0.\overline{6}", "right"),
+        (r"-\frac{37}{30}", r"-1.2\overline{3}", "right"),
+        (r"0.\overline{3}", r"\frac{1}{3}", "right"),
+        (r"0.\overline{3}", "0.3", "wrong"),
+        (r"\frac{2}{3}", r"0.\overline{7}", "wrong"),
+        (r"7{:}30", "7:30", "right"),
+        (r"7{:}30", "7:31", "wrong"),
+    ]
+    said = outcomes([(gold, f"<think>a</think> \\boxed{{{answer}}}") for gold, answer, _ in cases])
+    assert [(*case[:2], outcome) for case, outcome in zip(cases, said, strict=True)] == cases
 
 
 CHEATS = {

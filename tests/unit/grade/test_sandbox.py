@@ -22,6 +22,7 @@ from megatron_prism.grade.sandbox.sandbox import Sandbox
 from tests import attacks
 
 LIMITS = Limits(wall_s=1.5, cpu_s=1)
+SYSTEM = backend.Interpreter(Path("/usr/bin/python3").resolve(), Path("/usr"))  # which users other than root may read
 NUM_SOAK_RUNS = int(os.environ.get("PRISM_SOAK_RUNS", "60"))
 
 
@@ -36,7 +37,7 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     if request.param == "bubblewrap as nobody":
         if os.getuid() or not Path("/usr/bin/python3").exists():
             pytest.skip("root alone drops its uid, and runs the system's Python then")
-        python = backend.Interpreter(Path("/usr/bin/python3").resolve(), Path("/usr"))
+        python = SYSTEM
         wanted = [one for one in backend.candidates() if one.drops_uid]
     tried = [choose.probe(one, LIMITS, python) for one in wanted]
     for one in tried:
@@ -97,6 +98,51 @@ def test_a_plain_program_runs(sandbox: Sandbox) -> None:
     assert result.stdout.decode() == "True __main__\ncaf\u00e9 7 ['program.py']\n"
 
 
+def test_a_program_reads_its_input_by_name_and_does_not_write_it(sandbox: Sandbox) -> None:
+    writes = "try:\n  with open('/dev/stdin', 'r+b', 0) as file: file.write(b'9')\nexcept OSError: print('refused')"
+    for given in ("7", "", "8\n" * 1000):
+        result = sandbox.run(f"{writes}\nprint(open('/dev/stdin').read() == {given!r})", given)
+        assert result.stdout == b"refused\nTrue\n", result
+
+
+THREAD = "import threading\nt = threading.Thread(target=print, args=('ran',)); t.start(); t.join()"
+
+
+class AsUser(backend.Backend):
+    """Landlock, of a user who is not root."""
+
+    def command(self, interpreter: backend.Interpreter, limits: Limits) -> list[str]:
+        return ["setpriv", "--reuid=54321", "--clear-groups"]
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not SYSTEM.program.exists(), reason="root alone becomes another user, with the system's Python")
+def test_threads_of_the_same_user_leave_a_program_its_own() -> None:
+    """Without a user namespace the kernel counts a user's threads over all of the machine."""
+    lives = "import threading, time\nfor _ in range(60): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nprint(flush=True)\ntime.sleep(60)"
+    sandbox = Sandbox(backend=AsUser(name="landlock"), limits=LIMITS, interpreter=SYSTEM)
+    command = [*sandbox.backend.command(SYSTEM, LIMITS), str(SYSTEM.program), "-I", "-S", "-c", lives]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as busy:
+        try:
+            assert busy.stdout is not None and busy.stdout.readline() == b"\n"
+            result = sandbox.run(THREAD)
+            assert result.stdout == b"ran\n", result
+            bounded = dataclasses.replace(sandbox, limits=dataclasses.replace(LIMITS, memory_bytes=256 << 20))
+            many = bounded.run(
+                "import threading, time\nfor _ in range(10**5): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+            )
+            assert many.ended == "exit" and many.exit_code == 1 and "start new thread" in many.why, many  # the memory bounds them
+        finally:
+            busy.kill()
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not SYSTEM.program.exists(), reason="root alone becomes another user, with the system's Python")
+def test_a_backend_that_starts_no_thread_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose.probe(AsUser(name="landlock"), LIMITS, SYSTEM).holds
+    monkeypatch.setattr(Limits, "inside", lambda limits, counts_threads: {"RLIMIT_NPROC": 1})
+    one = choose.probe(AsUser(name="landlock"), LIMITS, SYSTEM)
+    assert "a plain program does not run" in one.why and "start new thread" in one.why, one
+
+
 def test_a_program_holds_no_descriptor_of_ours(sandbox: Sandbox) -> None:
     probe = "import os\nfor fd in range(64):\n  try: os.fstat(fd); print(fd)\n  except OSError: pass"
     assert sandbox.run(probe).stdout.split() == [b"0", b"1", b"2"]
@@ -124,17 +170,17 @@ def test_a_sandbox_that_does_not_start_is_a_fault_and_is_tried_again(sandbox: Sa
 
 @pytest.mark.slow
 def test_a_program_that_the_machine_kills_is_tried_again(sandbox: Sandbox) -> None:
-    """As the kernel does where no memory is left. Killed once, it is run again; killed each time, it is a fault."""
+    """As the kernel does where no memory is left, after a part of its CPU-seconds. Killed once, it is run again; killed each time, it is a fault."""
     patient = dataclasses.replace(sandbox, limits=Limits(wall_s=30, cpu_s=5))
     ours = psutil.Process()
     others = {one.pid for one in ours.children(recursive=True)}
     for kills, ended in ((1, "exit"), (2, "fault")):
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(patient.run, "import time; time.sleep(4); print('whole')")
+            running = pool.submit(patient.run, "import time\nwhile time.process_time() < 1.2: pass\ntime.sleep(4); print('whole')")
             killed: set[int] = set()
             while not running.done() and len(killed) < kills:
                 programs = [one for one in ours.children(recursive=True) if not one.children() and one.pid not in killed | others]
-                if programs and time.time() - programs[-1].create_time() > 1.5:  # it has started
+                if programs and sum(programs[-1].cpu_times()[:2]) > 1.1:  # user, system
                     killed.add(programs[-1].pid)
                     programs[-1].kill()
                 time.sleep(0.05)
