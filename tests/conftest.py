@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +303,7 @@ class LivingGang:
     def __init__(self, num_processes: int, home: Path):
         self._home, self._number, self._log = home, 0, (home / "log").open("w+")
         command = [sys.executable, str(ROOT / "tests" / "gang.py"), str(num_processes), str(WORKER), str(home)]
-        self._launcher = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        self._launcher = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def is_alive(self) -> bool:
         return self._launcher.poll() is None
@@ -312,7 +314,8 @@ class LivingGang:
         ends = time.monotonic() + 900
         while not (folder / "results.json").is_file():
             if not self.is_alive() or time.monotonic() > ends:
-                self._launcher.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(self._launcher.pid, signal.SIGKILL)
                 said = (self._home / "log").read_text().splitlines()
                 raise AssertionError("\n".join(line for line in said if "registered at" not in line)[-20000:])  # torch lists its dispatcher
             time.sleep(0.05)

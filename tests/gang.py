@@ -1,16 +1,19 @@
-"""A torchrun gang whose ranks are forked from one process that has imported what they need: gang.py NUM_PROCESSES WORKER FOLDER.
+"""A gang whose ranks are forked from one process that has imported what they need: gang.py NUM_PROCESSES WORKER FOLDER.
 
-Each rank runs the worker's main(FOLDER). With CUDA, which no fork may inherit, the ranks start one by one as `prism train --nproc` starts them.
+Each rank runs the worker's main(FOLDER); one that fails ends all. With CUDA, which no fork may inherit, the ranks start one by one as
+`prism train --nproc` starts them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
+import socket
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
-
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from megatron_prism.parallel import host, launch
 
@@ -25,20 +28,36 @@ def main(num_processes: int, worker: Path, folder: Path) -> int:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=f"prism{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.2,
-        start_method="fork",
-    )
-    elastic_launch(config, module.main)(folder)
-    return 0
+    return fork(module.main, num_processes, folder)
+
+
+def fork(main_of_rank: Callable[[Path], None], num_processes: int, folder: Path) -> int:
+    """Fork the ranks and wait for them.
+
+    Not from torchrun's agent: its threads look names up, and a lock that one of them holds in the C library stays locked in a rank that is
+    forked at that moment.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    size = str(num_processes)
+    os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=be, args=(rank, main_of_rank, folder)) for rank in range(num_processes)]
+    for rank in ranks:
+        rank.start()
+    alive = {rank.sentinel: rank for rank in ranks}
+    while alive:
+        for ended in wait(list(alive)):
+            alive.pop(ended).join()  # type: ignore[call-overload]
+        if any(rank.exitcode for rank in ranks):
+            for rank in alive.values():
+                rank.kill()
+    return int(any(rank.exitcode for rank in ranks))
+
+
+def be(rank: int, main_of_rank: Callable[[Path], None], folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    main_of_rank(folder)
 
 
 if __name__ == "__main__":
