@@ -298,7 +298,7 @@ def tiny_mixture(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path)
 
 
 class LivingGang:
-    """A torchrun gang of one size that trains one list of cases after another: torch and Megatron-Core are imported once."""
+    """A gang of one size that trains one list of cases after another: torch and Megatron-Core are imported once."""
 
     def __init__(self, num_processes: int, home: Path):
         self._home, self._number, self._log = home, 0, (home / "log").open("w+")
@@ -360,7 +360,7 @@ def run_distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 def gang(
     tmp_path_factory: pytest.TempPathFactory, living_gangs: Callable[[int], LivingGang], tiny_checkpoint: Path, tiny_mixture: Path
 ) -> Gang:
-    """Return a function that trains cases one after another in a torchrun gang, and returns {case: result}.
+    """Return a function that trains cases one after another in a gang, and returns {case: result}.
 
     A case: {"name", "config": keys of TrainConfig to override, "control": a fault to build in, or None, "start_from":
     {"run_dir", "step"} of a run to be continued as if it had been killed there, or None, "save_again": whether what was
