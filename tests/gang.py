@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+
+from ranks import free_port  # this file's folder is the first on the path
 
 from megatron_prism.parallel import host, launch
 
@@ -37,10 +38,8 @@ def fork(main_of_rank: Callable[[Path], None], num_processes: int, folder: Path)
     Not from torchrun's agent: its threads look names up, and a lock that one of them holds in the C library stays locked in a rank that is
     forked at that moment.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     size = str(num_processes)
-    os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=be, args=(rank, main_of_rank, folder)) for rank in range(num_processes)]
     for rank in ranks:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +77,17 @@ def serve() -> None:
         print(json.dumps(gang(function, num_ranks, timeout_s, Path(folder), arguments)), file=answers, flush=True)
 
 
+def free_port() -> int:
+    """Return a port below those that Linux gives to whoever asks for any: one of those may be taken before rank 0 listens."""
+    for _ in range(1000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000))) as free:
+            return free.getsockname()[1]
+    raise RuntimeError("no free port from 20000 to 32000")
+
+
 def gang(function: Callable[..., Any], num_ranks: int, timeout_s: float, folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Fork the ranks of one gang and wait for them; the first that fails, or the time, ends all."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        os.environ.update(
-            WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]), GLOO_SOCKET_IFNAME="lo"
-        )
+    os.environ.update(WORLD_SIZE=str(num_ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), GLOO_SOCKET_IFNAME="lo")
     alive: dict[int, int] = {}  # rank by process
     failed: dict[int, str] = {}  # by rank
     for rank in range(num_ranks):
