@@ -38,7 +38,7 @@ OTHER_FILES = (
     "vocab.json",
     "merges.txt",
 )  # of sentencepiece, Mistral and GPT-2: AutoTokenizer reads them
-THINKING = ("<think>", "</think>")
+THINKING = ("<think>", "</think>")  # as grade/format.py reads them
 SHOWN_TOKENS = 3  # tokens named in a problem
 Backend = Literal["tokenizers", "gigatoken"]
 InText = Literal["text", "ids", "error"]  # what becomes of a special token that a document's text spells

@@ -233,14 +233,14 @@ def score(
         keys = {} if reader is None else {name: one.key(reader, identity["sha256"]) for name, one in resolved.measured.items()}
         missing = from_first([name for name, key in keys.items() if begun is not None and key not in begun.measured])
         is_sampling = from_first(bool(shards))
-        chunks = chunks_of() if resolved.reader is not None and (is_sampling or missing) else []
+        chunks = chunks_of() if reader is not None and (is_sampling or missing) else []
         work = sample.Work(groups, None if begun is None else begun.judge, gang.stop_request, gang.watchdog)
         sample.run(work, sampler_of(chunks, work) if is_sampling else None, shards, ungraded)
         for name in missing:
-            assert resolved.reader is not None
+            assert reader is not None
             answers, before = None if begun is None else begun.answers, partial(sample.pause, work, name)
             one = resolved.measured[name]
-            made = measured.measure(one, resolved.reader, identity["sha256"], chunks, groups, answers, before)
+            made = measured.measure(one, reader, identity["sha256"], chunks, groups, answers, before)
             on_first(partial(_keep, begun, keys[name], made))
         return from_first(on_first(partial(_finish, begun, keys))) or {}
 

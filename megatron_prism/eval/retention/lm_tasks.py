@@ -159,7 +159,8 @@ def _metrics(config: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     default = registry.DEFAULT_METRIC_REGISTRY.get(config.get("output_type", "generate_until"), ())
     for one in config.get("metric_list") or [{"metric": name} for name in default]:
-        name = str(one["metric"]).rpartition("/")[2].rpartition(".")[2]  # of a function, whose path stands here
+        name = str(one["metric"])
+        name = name.rpartition(".")[2] if "/" in name else name  # of a function its path stands here
         found[name] = str(one.get("aggregation") or own.get(name, ""))
     return found
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
-from megatron_prism.generate.cached import unsupported
+from megatron_prism.generate.cached import Cached, unsupported
 from megatron_prism.generate.engine import Sampling, problems, seed_of
 
 
@@ -51,3 +52,11 @@ def test_a_seed_is_of_all_its_numbers() -> None:
 def test_what_a_layout_cannot_have() -> None:
     assert unsupported(None, 1, False) == []
     assert [problem.where for problem in unsupported(2, 2, True)] == ["parallel.vpp", "parallel.cp", "fp8"]
+
+
+@pytest.mark.parametrize(("cache_tokens", "longest", "num_rows"), [(None, 50, 64), (400, 50, 8), (400, 1, 64), (400, 9000, 4), (30, 50, 1)])
+def test_rows_that_a_cache_has_no_room_for_wait(cache_tokens: int | None, longest: int, num_rows: int) -> None:
+    """A row grows to the model's 100 positions at most, and one row there always is."""
+    chunk, groups = SimpleNamespace(config=SimpleNamespace(fp8=None)), SimpleNamespace(vpp=None, cp=1)
+    engine = Cached([chunk], SimpleNamespace(max_position_embeddings=100), groups)  # type: ignore[arg-type]
+    assert engine.within(cache_tokens, longest).num_rows == num_rows
