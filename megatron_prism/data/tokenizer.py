@@ -187,8 +187,10 @@ def decode(ids: Sequence[int] | np.ndarray, spec: TokenizerSpec, skip_special: b
 def continuation(prompt: Sequence[int], ids: Sequence[int], spec: TokenizerSpec) -> str:
     """Return the text of the tokens after a prompt, decoded in its context (spaces, split characters).
 
-    Special tokens are left out, but for the tags of THINKING, which a grader reads, where a tokenizer has them as such.
+    End tokens are left out, and other special tokens too, but for the tags of THINKING, which a grader reads, where a tokenizer has them so.
     """
+    ends = frozenset(spec.end_ids)
+    ids = [token for token in ids if token not in ends]
     whole, text, before = [*prompt], "", decode(prompt, spec, skip_special=True)
     tags = _special_tags(spec)
     for token in ids if not tags.keys().isdisjoint(ids) else ():

@@ -61,9 +61,8 @@ class Local:
         return ({} if shard is None else {one.key: self._kept(one, rollout) for one, rollout in zip(shard, rollouts, strict=True)}), {}
 
     def _kept(self, request: Request, rollout: Rollout) -> dict[str, Any]:
-        shown = [token for token in rollout.token_ids if token not in self.spec.end_ids]
         return {
-            "text": tokenizer.continuation(list(request.asked.tokens), shown, self.spec),
+            "text": tokenizer.continuation(request.asked.tokens, rollout.token_ids, self.spec),
             "num_tokens": len(rollout.token_ids),
             "ended": rollout.ended,
             "mean_logprob": round(fmean(rollout.logprobs), LOGPROB_DIGITS) if rollout.logprobs else None,  # vLLM has none under top_p

@@ -125,7 +125,7 @@ def run(module: Any, room: Room, prompts: Sequence[Sequence[int]], choices: Choi
 
 def _check(request: Any, choices: Choices) -> None:
     rollout, draft = choices.rollouts.get(request.request_id), choices.drafts[request.request_id]
-    if rollout is None or tuple(request.generated_tokens) != rollout.token_ids:
+    if rollout is None or [*request.generated_tokens] != [*rollout.token_ids]:
         held = f"{len(request.generated_tokens)} tokens, status {request.status.name}; chosen were {len(draft.token_ids)}"
         raise ResultFailure(f"Megatron-Core's engine ended sample {draft.sample} of prompt {draft.prompt} with other tokens: {held}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,18 +36,29 @@ class Sampling:
 class Rollout:
     """One continuation of a prompt.
 
-    prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt.
-    logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary. With top_p 1 and top_k None this is
-    the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits). Empty where the engine has none.
+    prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt (int32).
+    logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary (fp32). With top_p 1 and top_k None
+    this is the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits). Empty where the engine has
+    none. Arrays, since every rank holds all rollouts of a step: 8 bytes a token, where tuples take some 80.
     ended: by an end token, by sampling.stop, after max_tokens, or when prompt and rollout fill the model's context.
     """
 
     prompt: int
     sample: int
     seed: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: array[int]
+    logprobs: array[float]
     ended: Ending
+
+
+def ids_of(tokens: Iterable[int]) -> array[int]:
+    """Return tokens as rollouts hold them."""
+    return array("i", tokens)
+
+
+def logprobs_of(values: Iterable[float]) -> array[float]:
+    """Return log-probabilities as rollouts hold them."""
+    return array("f", values)
 
 
 class Engine(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_prism.generate import blocks
 from megatron_prism.generate.cache import Cache
 from megatron_prism.generate.draw import uniforms
-from megatron_prism.generate.engine import Ending, Rollout, Sampling, not_finite, seed_of
+from megatron_prism.generate.engine import Ending, Rollout, Sampling, ids_of, logprobs_of, not_finite, seed_of
 from megatron_prism.generate.stage import Message, Stage
 from megatron_prism.parallel import host
 
@@ -46,7 +46,7 @@ class Draft:
             return None
         full: Ending = "max_tokens" if len(self.token_ids) == sampling.max_tokens else "max_context"
         ended: Ending = "end_token" if is_end else "stop" if is_stop else full
-        return Rollout(self.prompt, self.sample, self.seed, tuple(self.token_ids), tuple(self.logprobs), ended)
+        return Rollout(self.prompt, self.sample, self.seed, ids_of(self.token_ids), logprobs_of(self.logprobs), ended)
 
 
 @dataclass(frozen=True)

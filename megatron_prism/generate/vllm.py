@@ -25,7 +25,7 @@ from megatron_prism.core.config import ModelConfig, Precision
 from megatron_prism.core.errors import BackendMissing, Problem, ResultFailure, raise_problems
 from megatron_prism.families import registry
 from megatron_prism.generate import handover
-from megatron_prism.generate.engine import Ending, Rollout, Sampling, in_order, longest_first, problems, seed_of
+from megatron_prism.generate.engine import Ending, Rollout, Sampling, ids_of, in_order, logprobs_of, longest_first, problems, seed_of
 from megatron_prism.parallel import groups as ranks
 from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
@@ -205,12 +205,12 @@ class VLLM:
 
 
 def _rollout(prompt: int, sample: int, seed: int, output: Any, sampling: Sampling) -> Rollout:
-    tokens = tuple(output.token_ids)
+    tokens = ids_of(output.token_ids)
     endings: dict[str, Ending] = {"stop": "end_token", "length": "max_tokens" if len(tokens) == sampling.max_tokens else "max_context"}
     if output.finish_reason not in endings:
         raise ResultFailure(f"vLLM ended sample {sample} of prompt {prompt} with {output.finish_reason!r}")
     said = output.logprobs if has_logprobs(sampling) else ()
-    logprobs = tuple(float(of[token].logprob) for token, of in zip(tokens, said, strict=bool(said)))
+    logprobs = logprobs_of(float(of[token].logprob) for token, of in zip(tokens, said, strict=bool(said)))
     return Rollout(prompt, sample, seed, tokens, logprobs, endings[output.finish_reason])
 
 

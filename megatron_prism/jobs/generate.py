@@ -46,7 +46,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
         sharded.load_weights(checkpoint.root, chunks)
         engine = Cached(chunks, checkpoint.model, groups, num_rows=1, max_context=whole)
         (rollout,) = engine.generate([ids], 1, replace(sampling, end_ids=spec.end_ids), [seed])
-    return tokenizer.continuation(ids, [token for token in rollout.token_ids if token not in spec.end_ids], spec)
+    return tokenizer.continuation(ids, rollout.token_ids, spec)
 
 
 def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
@@ -66,7 +66,7 @@ def from_hf(root: Path, prompt: str, sampling: Sampling, seed: int) -> str:
     # the mask: without it transformers takes each 0 of the prompt for padding
     options = {"attention_mask": torch.ones_like(ids_1S), "pad_token_id": 0, "max_new_tokens": sampling.max_tokens}
     output = model.generate(ids_1S, **options, **choice, **eos)
-    return tokenizer.continuation(ids, [token for token in output[0, len(ids) :].tolist() if token not in spec.end_ids], spec)
+    return tokenizer.continuation(ids, output[0, len(ids) :].tolist(), spec)
 
 
 def _read(root: Path, prompt: str) -> tuple[tokenizer.TokenizerSpec, list[int]]:

@@ -119,7 +119,7 @@ def microbatches(
     integers["position_ids"][:] = torch.arange(shape[1])
     for place in plan.places[dp_rank]:
         sample, row, tokens, labels = samples[place.sample], place.row, place.tokens, place.labels
-        ids = torch.tensor(sample.prompt_tokens + sample.token_ids)
+        ids = torch.from_numpy(np.concatenate([sample.prompt_tokens, sample.token_ids]))
         integers["tokens"][row, tokens], integers["labels"][row, tokens] = ids[:-1], ids[1:]
         integers["position_ids"][row, tokens] = torch.arange(len(ids) - 1)
         integers["sequence_ids"][row, tokens] = row % plan.shape.micro_size * shape[1] + place.first
@@ -129,7 +129,7 @@ def microbatches(
         if plan.shape.is_packed:  # the padding's, unless another sample follows
             document_ids[row, tokens.stop :] += 1
             integers["position_ids"][row, tokens.stop :] = torch.arange(shape[1] - tokens.stop)
-    mine = {place.sample: torch.tensor(samples[place.sample].logprobs) for place in plan.places[dp_rank]}
+    mine = {place.sample: torch.from_numpy(np.array(samples[place.sample].logprobs)) for place in plan.places[dp_rank]}
     floats["sampler_log_probs"] = spread(plan, dp_rank, mine)
     floats |= {name: spread(plan, dp_rank, values) for name, values in log_probs.items()}
     whole = integers | floats | ({"document_ids": document_ids} if plan.shape.is_packed else {})

@@ -13,6 +13,7 @@ from functools import partial
 from math import isclose, prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_prism.checkpoint.fingerprint import Fingerprint
@@ -183,7 +184,7 @@ def _sampler_log_probs(recorded: Step, replayed: Step, bound: Bound) -> Iterator
     """Compare those of the responses that are the same."""
     for one, other in zip(recorded.responses, replayed.responses, strict=False):
         if one.sample.token_ids == other.sample.token_ids:
-            ours, theirs = (torch.tensor(side.sample.logprobs, dtype=torch.float64) for side in (one, other))
+            ours, theirs = (torch.from_numpy(np.array(side.sample.logprobs, np.float64)) for side in (one, other))
             yield _tokenwise(_name(one), ours, theirs, bound)
 
 

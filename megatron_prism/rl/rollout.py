@@ -22,7 +22,7 @@ from megatron_prism.core.manifest import write_text
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate import engines
-from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
+from megatron_prism.generate.engine import Engine, Rollout, Sampling, ids_of, logprobs_of, seed_of
 from megatron_prism.grade.outcome import Graded, Item, item_of
 from megatron_prism.parallel.groups import Groups, from_first, shared
 from megatron_prism.rl import rewards
@@ -123,16 +123,11 @@ def items_of(prompts: Sequence[Encoded], rollouts: Sequence[Rollout], spec: Toke
 
     Each rank makes the texts of its part. The tokenizer takes seconds for a step of long ones, in which no device would work.
     """
-    texts = shared(lambda one: _text(prompts[one.prompt], one, spec), rollouts)
+    texts = shared(lambda one: tokenizer.continuation(prompts[one.prompt].tokens, one.token_ids, spec), rollouts)
     return [
         item_of(prompts[one.prompt].prompt, f"{one.prompt}/{one.sample}", text, one.ended != "end_token")
         for one, text in zip(rollouts, texts, strict=True)
     ]
-
-
-def _text(prompt: Encoded, rollout: Rollout, spec: TokenizerSpec) -> str:
-    shown = [token for token in rollout.token_ids if token not in spec.end_ids]
-    return tokenizer.continuation(prompt.tokens, shown, spec)
 
 
 def grade(grader: Grades | None, items: Sequence[Item]) -> dict[str, Graded] | PrismError:
@@ -294,7 +289,7 @@ def from_lines(text: str, where: str) -> list[list[Response]]:
                 groups.append([])
             if not groups:
                 raise ValueError(f"sample {response.sample.sample}, and none before it")
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
             found = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(Problem(f"{where}:{number}", found, "a response, as a run writes it")) from None
         groups[-1].append(response)
@@ -302,10 +297,11 @@ def from_lines(text: str, where: str) -> list[list[Response]]:
 
 
 def _response(values: dict[str, Any]) -> Response:
-    """Return a line's response. Raises: ValueError, TypeError, AttributeError or KeyError where it is none."""
+    """Return a line's response. Raises: ValueError, TypeError, AttributeError, KeyError or OverflowError where it is none."""
     shown, why, seed = values.pop("text"), values.pop("why"), values.pop("seed")
-    tuples: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("prompt_tokens", "token_ids", "logprobs")}
-    return Response(Sample(prompt_id=values.pop("id"), **values, **tuples), shown, why, seed)
+    prompt, tokens, logprobs = tuple(values.pop("prompt_tokens")), ids_of(values.pop("token_ids")), logprobs_of(values.pop("logprobs"))
+    sample = Sample(prompt_id=values.pop("id"), prompt_tokens=prompt, token_ids=tokens, logprobs=logprobs, **values)
+    return Response(sample, shown, why, seed)
 
 
 def _line(response: Response) -> dict[str, Any]:
@@ -322,6 +318,6 @@ def _line(response: Response) -> dict[str, Any]:
         "reward": sample.reward,
         "ended": sample.ended,
         "prompt_tokens": sample.prompt_tokens,
-        "token_ids": sample.token_ids,
-        "logprobs": sample.logprobs,
+        "token_ids": sample.token_ids.tolist(),
+        "logprobs": sample.logprobs.tolist(),
     }

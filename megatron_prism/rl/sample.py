@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from megatron_prism.generate.engine import Ending
@@ -12,7 +13,7 @@ from megatron_prism.grade.outcome import Outcome
 class Sample:
     """One response to a prompt. The sampled ids are what is trained on: nothing is tokenised again.
 
-    sample: its number within its group. logprobs: the sampler's, one for each of token_ids. ended: as the engine says. weights_step: the step
+    sample: its number within its group. token_ids, logprobs and ended: the engine's (engine.Rollout), a log-probability for each token. weights_step: the step
     whose weights sampled it. reward: with its penalties (rewards.reward).
     Raises: ValueError where there is nothing to train on: no prompt, no token, or not one log-probability a token.
     """
@@ -21,8 +22,8 @@ class Sample:
     sample: int
     domain: str
     prompt_tokens: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: array[int]
+    logprobs: array[float]
     ended: Ending
     weights_step: int
     outcome: Outcome

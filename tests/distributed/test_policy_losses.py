@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_prism.core.config import AlgorithmConfig, BatchConfig, DataConfig, InitConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from megatron_prism.generate.engine import ids_of, logprobs_of
 from megatron_prism.models import forward
 from megatron_prism.models.batch import Batch
 from megatron_prism.parallel.groups import Groups, gather
@@ -74,7 +75,9 @@ def samples() -> list[tuple[Sample, float]]:
         tokens = tuple(torch.randint(3, 384, (prompt + response,), generator=generator).tolist())
         logprobs = tuple((-6 + 0.5 * torch.randn(response, generator=generator)).tolist())
         known = {"prompt_id": str(number), "sample": 0, "domain": "math", "ended": "end_token", "weights_step": 0, "outcome": "right"}
-        sample = Sample(**known, prompt_tokens=tokens[:prompt], token_ids=tokens[prompt:], logprobs=logprobs, reward=1.0)  # type: ignore[arg-type]
+        sample = Sample(
+            **known, prompt_tokens=tokens[:prompt], token_ids=ids_of(tokens[prompt:]), logprobs=logprobs_of(logprobs), reward=1.0
+        )  # type: ignore[arg-type]
         made.append((sample, float(torch.randn((), generator=generator))))
     return made
 

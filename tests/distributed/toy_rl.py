@@ -18,6 +18,7 @@ from unittest.mock import patch
 from megatron_prism.core.config import RLConfig
 from megatron_prism.core.load import build
 from megatron_prism.generate.cached import Cached
+from megatron_prism.generate.engine import logprobs_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.jobs import rl
 from megatron_prism.parallel.groups import Groups
@@ -151,7 +152,7 @@ def sampler_off(from_call: int | None) -> Iterator[None]:
         rollouts = kept(*arguments)
         if from_call is None or num_calls <= from_call:
             return rollouts
-        return [replace(one, logprobs=tuple(value + 1e-3 for value in one.logprobs)) for one in rollouts]
+        return [replace(one, logprobs=logprobs_of(value + 1e-3 for value in one.logprobs)) for one in rollouts]
 
     with patch.object(Cached, "generate", generate):
         yield

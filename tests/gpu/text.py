@@ -97,8 +97,7 @@ def golden(given: Options, stories: Path) -> None:
                     else Cached(chunks, checkpoint.model, grid, num_rows=1, max_context=whole)
                 )
                 (rollout,) = engine.generate([ids], 1, sampling, [0])
-                tokens = [token for token in rollout.token_ids if token not in spec.end_ids]
-                result.figures = matched(tokenizer.continuation(ids, tokens, spec), wanted)
+                result.figures = matched(tokenizer.continuation(ids, rollout.token_ids, spec), wanted)
                 result.ok = (result.figures["characters"] == len(wanted)) != (name == "control")
 
 

@@ -67,7 +67,7 @@ def rollouts(case: Case, chunks: list[Any], groups: Groups) -> list[Any]:
         itertools.product(range(len(case["prompts"])), range(case["num_samples"]))
     )
     assert all(others == made for others in gather(made)), "not the same rollouts on every rank"
-    rows = [[rollout.prompt, rollout.token_ids, rollout.logprobs, rollout.ended] for rollout in made]
+    rows = [[rollout.prompt, rollout.token_ids.tolist(), rollout.logprobs.tolist(), rollout.ended] for rollout in made]
     return [[*row, full_pass(case, row, chunks, groups)] for row in rows] if case["precision"] == "bf16" else rows
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from megatron_prism.core.errors import InputError, ResultFailure
-from megatron_prism.generate.engine import Sampling
+from megatron_prism.generate.engine import Sampling, ids_of, logprobs_of
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.rl import gate
 from megatron_prism.rl.batches import Shape
@@ -138,8 +138,8 @@ def test_a_sampler_that_is_not_the_trainers_is_stopped(gated: Any, fault: str, f
 
 def sample(logprobs: tuple[float, ...], number: int = 0) -> Sample:
     return Sample(
-        prompt_id="p7", sample=number, domain="math", prompt_tokens=(1, 2), token_ids=tuple(range(10, 10 + len(logprobs))),
-        logprobs=logprobs, ended="end_token", weights_step=0, outcome="right", reward=1.0,
+        prompt_id="p7", sample=number, domain="math", prompt_tokens=(1, 2), token_ids=ids_of(range(10, 10 + len(logprobs))),
+        logprobs=logprobs_of(logprobs), ended="end_token", weights_step=0, outcome="right", reward=1.0,
     )  # fmt: skip
 
 

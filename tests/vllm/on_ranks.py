@@ -80,12 +80,12 @@ def trusted(groups: Groups, ckpt: str, precision: str = "fp32", tensor_parallel:
     return {
         "trusts": trusts,
         "num_updates": engine.num_updates,
-        "tokens": [rollout.token_ids for rollout in first],
+        "tokens": [rollout.token_ids.tolist() for rollout in first],
         "again": first == again,
-        "other": [rollout.token_ids for rollout in other],
+        "other": [rollout.token_ids.tolist() for rollout in other],
         "order": [(rollout.prompt, rollout.sample) for rollout in first],
-        "alone": [rollout.token_ids for rollout in alone],
-        "greedy": [rollout.token_ids for rollout in greedy],
+        "alone": [rollout.token_ids.tolist() for rollout in alone],
+        "greedy": [rollout.token_ids.tolist() for rollout in greedy],
         "cached": cached_greedy(chunks, model, groups, seeds),
         "ended": [
             ended.ended,
@@ -99,11 +99,11 @@ def trusted(groups: Groups, ckpt: str, precision: str = "fp32", tensor_parallel:
     }
 
 
-def cached_greedy(chunks: list[Any], model: Any, groups: Groups, seeds: list[int]) -> list[tuple[int, ...]]:
+def cached_greedy(chunks: list[Any], model: Any, groups: Groups, seeds: list[int]) -> list[list[int]]:
     from megatron_prism.generate.cached import Cached
 
     rollouts = Cached(chunks, model, groups, max_context=CONTEXT).generate(PROMPTS, 1, Sampling(max_tokens=20), seeds)
-    return [rollout.token_ids for rollout in rollouts]
+    return [rollout.token_ids.tolist() for rollout in rollouts]
 
 
 def distances(engine: Any, chunks: list[Any], model: Any, groups: Groups) -> dict[str, list[float]]:

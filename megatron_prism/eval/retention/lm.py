@@ -278,7 +278,7 @@ class GangLM:
 
     def _tokens(self, rollout: Rollout) -> tuple[tuple[int, ...], str]:
         has_end = rollout.ended == "end_token"
-        return (rollout.token_ids[:-1] if has_end else rollout.token_ids), rollout.ended
+        return tuple(rollout.token_ids[:-1] if has_end else rollout.token_ids), rollout.ended
 
 
 def _key(*parts: Any) -> str:

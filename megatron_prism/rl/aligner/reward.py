@@ -78,8 +78,6 @@ class Rewarder:
         problem, num_tokens = match
         response = ids_S[num_tokens:].tolist()
         is_truncated = not response or response[-1] not in self.spec.end_ids
-        while response and response[-1] in self.spec.end_ids:
-            response.pop()
         text = tokenizer.continuation(ids_S[:num_tokens].tolist(), response, self.spec)
         return Item(
             id=str(row),

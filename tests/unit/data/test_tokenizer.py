@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,8 @@ def test_a_continuation_reads_as_it_stands_behind_the_prompt(shared_data: Path, 
     spec = tokenizer.load(folder)
     rocket = tokenizer.encode_text("\U0001f680", spec)
     assert len(rocket) == 4 and tokenizer.continuation([1], rocket, spec) == "\U0001f680"
+    ended = replace(spec, ends=(("an ordinary token", (rocket[0],)),))
+    assert tokenizer.continuation([1], [*tokenizer.encode_text("a", spec), rocket[0]], ended) == "a"
 
 
 @pytest.mark.parametrize("special", [False, True])

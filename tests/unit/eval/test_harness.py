@@ -15,7 +15,7 @@ from megatron_prism.core.errors import CheckpointError, InputError
 from megatron_prism.data import tokenizer
 from megatron_prism.eval.retention import harness, lm_files, lm_tasks
 from megatron_prism.eval.retention.serve import Row
-from megatron_prism.generate.engine import Rollout, Sampling
+from megatron_prism.generate.engine import Rollout, Sampling, ids_of, logprobs_of
 
 
 class Scripted:
@@ -37,7 +37,7 @@ class Scripted:
         self.prompts += [tokenizer.decode(prompt, self.spec) for prompt in prompts]
         self.seeds += seeds
         ids = tuple(tokenizer.encode_text(self.says, self.spec))
-        return [Rollout(index, 0, seed, ids, (0.0,) * len(ids), "end_token") for index, seed in enumerate(seeds)]
+        return [Rollout(index, 0, seed, ids_of(ids), logprobs_of((0.0,) * len(ids)), "end_token") for index, seed in enumerate(seeds)]
 
 
 Run = Callable[..., tuple[list[Any], dict[str, Any]]]

@@ -23,7 +23,7 @@ from megatron_prism.eval.question import Question
 from megatron_prism.eval.sample import Local
 from megatron_prism.eval.sets import own_file
 from megatron_prism.eval.tasks import Task
-from megatron_prism.generate.engine import Ending, Rollout
+from megatron_prism.generate.engine import Ending, Rollout, ids_of, logprobs_of
 from megatron_prism.grade.grader import Grader
 
 PROTOCOL = replace(own_file.PROTOCOL, num_samples=4, temperature=0.6, max_tokens=8)
@@ -141,7 +141,7 @@ class Said:
         self.said = said
 
     def generate(self, prompts: Any, num_samples: int, sampling: Any, seeds: Any) -> list[Rollout]:
-        return [Rollout(n, 0, 0, tuple(ids), (-0.5,) * len(ids), ended) for n, (ids, ended) in enumerate(self.said)]
+        return [Rollout(n, 0, 0, ids_of(ids), logprobs_of((-0.5,) * len(ids)), ended) for n, (ids, ended) in enumerate(self.said)]
 
 
 def test_trap_8_any_end_token_ends_and_a_context_that_ends_in_thought_is_truncated(

@@ -129,6 +129,7 @@ def test_a_rollout_says_why_it_ended() -> None:
         assert (rollout.token_ids[-1] == END) == (rollout.ended == "end_token") and END not in rollout.token_ids[:-1]
         limit = {"end_token": rollout.token_ids, "max_tokens": range(6), "max_context": range(21 - (2, 18, 20)[rollout.prompt])}
         assert len(rollout.token_ids) == len(limit[rollout.ended])
+        assert rollout.token_ids.itemsize == rollout.logprobs.itemsize == 4  # every rank holds those of a whole step
 
 
 @pytest.mark.parametrize("num_rows", [3, 8])

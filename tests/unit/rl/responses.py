@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_prism.generate.engine import ids_of, logprobs_of
 from megatron_prism.rl.rollout import Response
 from megatron_prism.rl.sample import Sample
 
@@ -13,8 +14,8 @@ def response(prompt_id: str, number: int, prompt_tokens: tuple[int, ...] = (1, 2
         sample=number,
         domain="math",
         prompt_tokens=prompt_tokens,
-        token_ids=(3, 4),
-        logprobs=(-1.0, -2.0),
+        token_ids=ids_of((3, 4)),
+        logprobs=logprobs_of((-1.0, -2.0)),
         ended="end_token",
         weights_step=0,
         outcome="right",

@@ -11,6 +11,7 @@ import torch
 
 from megatron_prism.core.config import AlgorithmConfig
 from megatron_prism.core.config.rl import Advantage
+from megatron_prism.generate.engine import ids_of, logprobs_of
 from megatron_prism.rl import rewards
 from megatron_prism.rl.advantages import Group, advantages, group_of, is_kept
 from megatron_prism.rl.sample import Sample
@@ -29,7 +30,15 @@ def one(of: Group, **keys: Any) -> list[float]:
 
 
 def sample(outcome: Any, **fields: Any) -> Sample:
-    known = {"prompt_id": "p", "sample": 0, "domain": "math", "prompt_tokens": (1,), "token_ids": (2,), "logprobs": (-1.0,), "reward": 0.0}
+    known = {
+        "prompt_id": "p",
+        "sample": 0,
+        "domain": "math",
+        "prompt_tokens": (1,),
+        "token_ids": ids_of([2]),
+        "logprobs": logprobs_of([-1.0]),
+        "reward": 0.0,
+    }
     return Sample(**{**known, "ended": "end_token", "weights_step": 0, "outcome": outcome, **fields})
 
 
@@ -170,7 +179,7 @@ def test_a_group_is_read_from_samples() -> None:
     assert plain.is_counted_G.tolist() == [True, True, True, False, True]
     assert masked.is_counted_G.tolist() == [True, True, True, False, False]
     with pytest.raises(ValueError, match="1 tokens and 2 log-probabilities"):
-        sample("right", logprobs=(-1.0, -2.0))
+        sample("right", logprobs=logprobs_of([-1.0, -2.0]))
 
 
 def test_rewards() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_prism.core.config import AlgorithmConfig
 from megatron_prism.core.errors import EnvironmentFault
-from megatron_prism.generate.engine import Rollout
+from megatron_prism.generate.engine import Rollout, ids_of, logprobs_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.rl import ahead, rollout
 from megatron_prism.rl.ahead import Ahead
@@ -32,8 +32,8 @@ def group(weights_step: int, logprob: float = -1 / 3, size: int = 2) -> list[Res
                 sample=number,
                 domain="math",
                 prompt_tokens=(1, 2),
-                token_ids=(3,) * (number + 1),
-                logprobs=(logprob,) * (number + 1),
+                token_ids=ids_of((3,) * (number + 1)),
+                logprobs=logprobs_of((logprob,) * (number + 1)),
                 ended="end_token",
                 weights_step=weights_step,
                 outcome="right" if number else "wrong",
@@ -47,7 +47,7 @@ def group(weights_step: int, logprob: float = -1 / 3, size: int = 2) -> list[Res
     ]
 
 
-@pytest.mark.parametrize("logprob", [-1 / 3, -1e-300, -0.1 - 0.2, 0.0])
+@pytest.mark.parametrize("logprob", [-1 / 3, -1e-38, -0.1 - 0.2, 0.0])
 def test_responses_come_back_from_lines_to_the_last_bit(logprob: float) -> None:
     groups = [group(3, logprob), group(4), group(5, size=1)]
     assert rollout.from_lines(rollout.to_lines(groups), "lines") == groups
@@ -99,7 +99,9 @@ def a_sample(weights_step: int = 3, num_drawn: int = 4) -> Sampled:
     prompt = Prompt(id="p", domain="math", kind="math", prompt="?", gold="1")
     item = Item(id="0/0", kind="math", response="a")
     speed = Speed(num_tokens=6, seconds=2.0)
-    return Sampled([Encoded(prompt, (1,))], [Rollout(0, 0, 7, (3,), (-0.5,), "end_token")], [item], weights_step, speed, num_drawn)
+    return Sampled(
+        [Encoded(prompt, (1,))], [Rollout(0, 0, 7, ids_of([3]), logprobs_of([-0.5]), "end_token")], [item], weights_step, speed, num_drawn
+    )
 
 
 RIGHT = {"0/0": Graded(id="0/0", outcome="right")}

@@ -33,8 +33,9 @@ def group(prompt_id: str) -> list[Response]:
         (lambda text: text.split("\n", 1)[1], r"step_00000001.jsonl:1: found sample 1, and none before it"),
         (lambda text: text.rsplit("\n", 2)[0] + "\n", r"step_00000001.jsonl:3: found 1 responses to the last prompt"),
         (lambda text: "", r"step_00000001.jsonl: found no line"),
+        (lambda text: text.replace('"token_ids": [3', f'"token_ids": [{2**31}', 1), r"step_00000001.jsonl:1: found .*greater than maximum"),
     ],
-    ids=["cut", "empty object", "list", "no first sample", "a line less", "empty"],
+    ids=["cut", "empty object", "list", "no first sample", "a line less", "empty", "no token"],
 )
 def test_a_damaged_step_is_named_by_file_and_line(tmp_path: Path, damage: Callable[[str], str], says: str) -> None:
     rollout.write(tmp_path, 1, [group("a"), group("b")])

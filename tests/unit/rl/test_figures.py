@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_prism.generate.engine import ids_of, logprobs_of
 from megatron_prism.grade.outcome import Outcome
 from megatron_prism.rl import figures
 from megatron_prism.rl.rollout import Response, Rollouts
@@ -19,8 +20,8 @@ def sample(outcome: Outcome, domain: str = "math", num_tokens: int = 2, ended: s
         sample=0,
         domain=domain,
         prompt_tokens=(1,),
-        token_ids=(1,) * num_tokens,
-        logprobs=(-1.0,) * num_tokens,
+        token_ids=ids_of((1,) * num_tokens),
+        logprobs=logprobs_of((-1.0,) * num_tokens),
         ended=ended,  # type: ignore[arg-type]
         weights_step=0,
         outcome=outcome,

@@ -12,7 +12,7 @@ from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
 from megatron_prism.data.prompts import Prompt
-from megatron_prism.generate.engine import Rollout
+from megatron_prism.generate.engine import Ending, Rollout, ids_of, logprobs_of
 from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.report.bars import WIDTH, bars
 from megatron_prism.rl import filter, passes
@@ -22,10 +22,14 @@ from megatron_prism.rl.rollout import Encoded, Sampled
 PROMPTS = [Prompt(id=f"p{n}", domain="math" if n < 3 else "code", kind="math", prompt="?", gold="1") for n in range(5)]
 
 
+def ended_of(outcome: Outcome) -> Ending:
+    return "max_tokens" if outcome == "truncated" else "end_token"
+
+
 def test_a_fault_is_neither_right_nor_wrong() -> None:
     outcomes: list[list[Outcome]] = [["right", "fault", "wrong"], ["no_format", "truncated", "right"]]
     rollouts = [
-        Rollout(prompt, sample, 0, (5,) * (1 + sample), (-1.0,) * (1 + sample), "max_tokens" if outcome == "truncated" else "end_token")
+        Rollout(prompt, sample, 0, ids_of((5,) * (1 + sample)), logprobs_of((-1.0,) * (1 + sample)), ended_of(outcome))
         for prompt, of_prompt in enumerate(outcomes)
         for sample, outcome in enumerate(of_prompt)
     ]

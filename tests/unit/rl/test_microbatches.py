@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_prism.generate.engine import ids_of, logprobs_of
 from megatron_prism.rl import batches
 from megatron_prism.rl.batches import Plan, Shape
 from megatron_prism.rl.sample import Sample
@@ -26,9 +27,9 @@ def samples(number: int) -> list[Sample]:
         prompt, response = lot.randint(1, 9), lot.randint(1, 15)
         ids = tuple(range(token, token + prompt + response))
         token += len(ids)
-        log_probs = tuple(-float(one) for one in ids[prompt:])
+        log_probs = logprobs_of(-float(one) for one in ids[prompt:])
         known = {"prompt_id": f"p{index}", "sample": 0, "domain": "math", "ended": "end_token", "weights_step": 0, "outcome": "right"}
-        made.append(Sample(**known, prompt_tokens=ids[:prompt], token_ids=ids[prompt:], logprobs=log_probs, reward=1.0))  # type: ignore[arg-type]
+        made.append(Sample(**known, prompt_tokens=ids[:prompt], token_ids=ids_of(ids[prompt:]), logprobs=log_probs, reward=1.0))  # type: ignore[arg-type]
     return made
 
 
@@ -95,8 +96,8 @@ def test_a_packed_row_is_its_samples_as_documents() -> None:
     ((each,),) = all_of(plan, of, 1)
     ids = each["document_ids"][0]
     sizes = torch.unique_consecutive(ids, return_counts=True)[1].tolist()
-    longest_first = sorted(of, key=lambda sample: -len(sample.prompt_tokens + sample.token_ids))
-    lengths = [len(sample.prompt_tokens + sample.token_ids) - 1 for sample in longest_first]
+    longest_first = sorted(of, key=lambda sample: -len(sample.prompt_tokens) - len(sample.token_ids))
+    lengths = [len(sample.prompt_tokens) + len(sample.token_ids) - 1 for sample in longest_first]
     assert sizes == [*lengths, 40 - sum(lengths)]
     assert each["position_ids"][0].tolist() == [position for size in sizes for position in range(size)]
     whole = each["tokens"][0].split(sizes)
@@ -135,7 +136,7 @@ def test_values_of_tokens_come_back_to_their_samples(name: str) -> None:
 
 def test_a_sample_that_is_too_long_is_refused() -> None:
     of = samples(17)
-    longest = max(len(sample.prompt_tokens + sample.token_ids) - 1 for sample in of)
+    longest = max(len(sample.prompt_tokens) + len(sample.token_ids) - 1 for sample in of)
     batches.plan(of, Shape(seq_length=longest), 1)
     with pytest.raises(ValueError, match=f"a sample takes {longest} tokens"):
         batches.plan(of, Shape(seq_length=longest - 1), 1)

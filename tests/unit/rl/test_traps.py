@@ -20,7 +20,7 @@ from megatron_prism.core.errors import InputError
 from megatron_prism.core.load import build
 from megatron_prism.data import tokenizer
 from megatron_prism.data.tokenizer import TokenizerSpec
-from megatron_prism.generate.engine import Rollout, Sampling
+from megatron_prism.generate.engine import Rollout, Sampling, ids_of, logprobs_of
 from megatron_prism.grade.outcome import Graded, Item
 from megatron_prism.rl import batches, losses, rewards, rollout
 from megatron_prism.rl.advantages import advantages, group_of, is_kept
@@ -36,7 +36,7 @@ ADVANTAGES = get_args(Advantage)
 def sample(outcome: Any, number: int = 0, num_tokens: int = 3, **fields: Any) -> Sample:
     ids = tuple(range(20 + 10 * number, 20 + 10 * number + num_tokens))
     known = {"prompt_id": "p", "domain": "math", "prompt_tokens": (5, 6), "ended": "end_token", "weights_step": 0, "reward": 0.0}
-    known |= {"token_ids": ids, "logprobs": (-1.0,) * num_tokens, "reward": float(outcome == "right")}
+    known |= {"token_ids": ids_of(ids), "logprobs": logprobs_of((-1.0,) * num_tokens), "reward": float(outcome == "right")}
     return Sample(**{**known, "sample": number, "outcome": outcome, **fields})
 
 
@@ -120,8 +120,9 @@ class Spelled:
         made = []
         for prompt in range(len(prompts)):
             for number in range(num_samples):
-                ids = (*self.ids[: len(self.ids) - number], self.end_id)
-                made.append(Rollout(prompt, number, seeds[prompt], ids, tuple(-0.5 * (at + 1) for at in range(len(ids))), "end_token"))
+                ids = ids_of((*self.ids[: len(self.ids) - number], self.end_id))
+                logprobs = logprobs_of(-0.5 * (at + 1) for at in range(len(ids)))
+                made.append(Rollout(prompt, number, seeds[prompt], ids, logprobs, "end_token"))
         return made
 
 
@@ -169,7 +170,7 @@ def test_trap_8_what_was_sampled_is_what_is_trained_on(tiny_tokenizer: Path, alo
     texts = {tokenizer.continuation([first], ids[: len(ids) - number], spec): "right" for number in range(3)}
     groups = sampled(spec, [first], ids, texts)
     samples = rollout.samples(groups)
-    assert [one.token_ids for one in samples[:3]] == [(*ids[: len(ids) - number], spec.end_ids[0]) for number in range(3)]
+    assert [tuple(one.token_ids) for one in samples[:3]] == [(*ids[: len(ids) - number], spec.end_ids[0]) for number in range(3)]
     plan = batches.plan(samples, batches.Shape(seq_length=32), 1)
     rows = batches.microbatches(plan, 0, samples, [1.0] * len(samples), {})
     for place in plan.places[0]:

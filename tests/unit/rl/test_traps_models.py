@@ -18,7 +18,7 @@ from megatron_prism.core.config import AlgorithmConfig, GangConfig, ParallelConf
 from megatron_prism.core.errors import ResultFailure
 from megatron_prism.generate import weights
 from megatron_prism.generate.cached import Cached
-from megatron_prism.generate.engine import Sampling
+from megatron_prism.generate.engine import Sampling, ids_of, logprobs_of
 from megatron_prism.models import build, forward
 from megatron_prism.parallel.groups import Groups, gather
 from megatron_prism.rl import batches, gate, losses
@@ -42,7 +42,7 @@ CONV_ALIASES = (
 
 def sample(prompt: list[int], response: list[int], number: int = 0) -> Sample:
     known = {"domain": "math", "ended": "end_token", "weights_step": 0, "outcome": "right", "reward": 1.0}
-    ids = {"prompt_tokens": tuple(prompt), "token_ids": tuple(response), "logprobs": (-1.0,) * len(response)}
+    ids = {"prompt_tokens": tuple(prompt), "token_ids": ids_of(response), "logprobs": logprobs_of((-1.0,) * len(response))}
     return Sample(**known, **ids, prompt_id=str(number), sample=number)  # type: ignore[arg-type]
 
 
