@@ -39,7 +39,7 @@ class Rollout:
     prompt and sample: its indices within the call of generate(). seed: its prompt's. token_ids: the tokens after the prompt (int32).
     logprobs: each token's log-probability under softmax(logits / temperature) over the whole vocabulary (fp32). With top_p 1 and top_k None
     this is the distribution that was sampled, as policy gradients require. At temperature 0 it is softmax(logits). Empty where the engine has
-    none. Arrays, since every rank holds all rollouts of a step: 8 bytes a token, where tuples take some 80.
+    none. Arrays, since every rank holds all rollouts of a step: 8 bytes a token, where tuples take 68.
     ended: by an end token, by sampling.stop, after max_tokens, or when prompt and rollout fill the model's context.
     """
 

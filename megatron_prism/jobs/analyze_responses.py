@@ -72,7 +72,7 @@ def run(named: Sequence[str], tasks: Sequence[str], steps: str | None) -> dict[s
     Raises: InputError where a folder is no evaluation that has ended, a name comes twice, or a task is in none.
     """
     folders, pattern = _folders(named), _pattern(steps)
-    evaluations = {name: paired.read(folder) for name, folder in folders.items()}
+    evaluations = dict(zip(folders, paired.read_all([*folders.values()]), strict=True))
     read = {name: _read(folder, tasks, pattern) for name, folder in folders.items()}
     absent = [task for task in tasks if not any(task in of for of in read.values())]
     known = ", ".join(dict.fromkeys(task for one in evaluations.values() for task in one.tasks))

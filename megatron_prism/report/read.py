@@ -199,8 +199,10 @@ def _result(path: Path, name: str, label: str, job: str) -> Material:
     """Return what a JSON file holds, by its kind. job: the study's word for it, where its file has no kind. Nothing: it is no result of ours."""
     one = Material("")
     try:
-        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        if not path.is_file():
             return one
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            return replace(one, told=(f"{label}: {path.name} has {size / 2**20:.0f} MiB, and is not read: a result of ours has at most 256",))
         values = read_json(path)
         kind = values.get("kind") if isinstance(values, dict) else None
     except DAMAGED as error:

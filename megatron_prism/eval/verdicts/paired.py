@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_prism.core.errors import InputError, Problem
+from megatron_prism.core.errors import InputError, Problem, raise_problems
 from megatron_prism.eval.folder import RESULTS, summary_of
 from megatron_prism.eval.question import read_results
 
@@ -86,6 +86,19 @@ def read(folder: Path) -> Evaluation:
         if result.task.startswith(LM_EVAL) and result.tags.get(GROUP):
             groups[result.task] = result.tags[GROUP]
     return Evaluation(folder, summary, tasks, groups)
+
+
+def read_all(folders: Sequence[Path]) -> list[Evaluation]:
+    """Read evaluations. Raises: InputError with the problems of all folders."""
+    evaluations: list[Evaluation] = []
+    problems: list[Problem] = []
+    for folder in folders:
+        try:
+            evaluations.append(read(folder))
+        except InputError as error:
+            problems += error.problems
+    raise_problems(problems)
+    return evaluations
 
 
 def pair(task: str, old: Evaluation, new: Evaluation) -> Pairs:

@@ -17,7 +17,7 @@ from megatron_prism.eval import averages
 from megatron_prism.eval.averages import Tasks
 from megatron_prism.eval.verdicts import nel
 from megatron_prism.eval.verdicts.change import Change, Spread, bootstrap, change_of, estimate
-from megatron_prism.eval.verdicts.paired import Evaluation, named, pair, read, told, unlike
+from megatron_prism.eval.verdicts.paired import Evaluation, named, pair, read_all, told, unlike
 from megatron_prism.eval.verdicts.policy import Decision, Judged, Rule, judge, rules_of, whole
 
 FILE, KIND = "verdict.json", "verdict"
@@ -50,7 +50,7 @@ def compare(new: Path, old: Path, policy: PolicyConfig) -> Verdict:
     raise_problems(check_policy(policy, "policy."))
     if new.resolve() == old.resolve():
         raise_problems([Problem("against", str(old), "another evaluation than the new one")])
-    before, now = read(old), read(new)
+    before, now = read_all([old, new])
     why, rules, problems = matched(before, now, policy)
     raise_problems(problems)
     known = [(rule, weights) for rule, weights in rules if weights is not None]

@@ -89,6 +89,9 @@ def test_a_policy_that_cannot_be_judged_is_refused_with_all_its_problems(tmp_pat
         verdict.compare(new, old, PolicyConfig(max_drop={"a": 1.5}, min_gain={"a": 0.1}))
     with pytest.raises(InputError, match="against: found"):
         verdict.compare(old, old, PolicyConfig())
+    with pytest.raises(InputError) as caught:
+        verdict.compare(tmp_path / "neither", tmp_path / "nor", PolicyConfig())
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "nor"), str(tmp_path / "neither")]
 
 
 def test_without_a_rule_there_is_a_comparison_and_no_verdict(tmp_path: Path) -> None:

@@ -337,8 +337,11 @@ def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkey
         return iterdir(folder)
 
     monkeypatch.setattr(Path, "iterdir", locked)
-    one, others = read.read([study, deep])
-    assert "Permission denied" in one.told[0] and "RecursionError" in others.told[0]
+    large = tmp_path / "large.json"
+    with large.open("wb") as stream:
+        stream.truncate(read.MAX_JSON_BYTES + 2**20)
+    one, others = read.read([study, deep, large])
+    assert "Permission denied" in one.told[0] and "RecursionError" in others.told[0] and "large.json has 257 MiB" in others.told[1]
     assert "{&#39;a&#39;: 1}" in page.page(build.build([one], {}, "T"))
 
 
