@@ -65,7 +65,8 @@ _NAMES = {
     "infty",
 } | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
 SPACE = re.compile(r"\\[ ,;:]|~")  # LaTeX's spaces
-_GROUPED = re.compile(rf"(?<![0-9.])[0-9]{{1,3}}(?:(?:{SPACE.pattern})[0-9]{{3}})+(?![0-9])")  # thousands between spaces
+_COMMA = r"(?:\\(?:text|mathrm))?\{,\}"  # one that LaTeX sets without a space
+_GROUPED = re.compile(rf"(?<![0-9.])[0-9]{{1,3}}(?:(?:{SPACE.pattern}|{_COMMA})[0-9]{{3}})+(?![0-9])")  # thousands, by spaces or such commas
 _REPEATING = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}(?![0-9])")
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")
@@ -177,7 +178,7 @@ def without_marks(text: str) -> str:
 
 
 def _readable(text: str) -> str:
-    """Return a text with what math-verify does not read spelt as it does: spaced thousands, ties, repeating decimals, the empty set."""
+    """Return a text with what math-verify does not read spelt as it does: parted thousands, ties, repeating decimals, the empty set."""
     text = _GROUPED.sub(lambda match: re.sub("[^0-9]", "", match[0]), text)
     text = _REPEATING.sub(_fraction, text.replace("~", " ").replace("{:}", ":"))
     return re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
