@@ -66,7 +66,9 @@ _NAMES = {
 } | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
 SPACE = re.compile(r"\\[ ,;:]|~")  # LaTeX's spaces
 _COMMA = r"(?:\\(?:text|mathrm))?\{,\}"  # one that LaTeX sets without a space
-_GROUPED = re.compile(rf"(?<![0-9.])[0-9]{{1,3}}(?:(?:{SPACE.pattern}|{_COMMA})[0-9]{{3}})+(?![0-9])")  # thousands, by spaces or such commas
+_GROUPED = re.compile(
+    rf"(?<![0-9.])[0-9]{{1,3}}(?:(?:{SPACE.pattern}|{_COMMA})[0-9]{{3}})+(?![0-9])"
+)  # thousands, by spaces or such commas
 _REPEATING = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}(?![0-9])")
 _EQUALS = re.compile(r"((?<![<>!\\])=|\\(?:approx|simeq|equiv|cong)(?![A-Za-z]))")
 _SIZES = re.compile(r"\\left\s*(?=[(\[|.]|\\(?:[{|]|l[avbcf]|vert))|\\right\s*(?=[)\].|]|\\(?:[}|]|r[avbcf]|vert))|\\!")

@@ -202,7 +202,9 @@ def _result(path: Path, name: str, label: str, job: str) -> Material:
         if not path.is_file():
             return one
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            return replace(one, told=(f"{label}: {path.name} has {size / 2**20:.0f} MiB, and is not read: a result of ours has at most 256",))
+            return replace(
+                one, told=(f"{label}: {path.name} has {size / 2**20:.0f} MiB, and is not read: a result of ours has at most 256",)
+            )
         values = read_json(path)
         kind = values.get("kind") if isinstance(values, dict) else None
     except DAMAGED as error:
