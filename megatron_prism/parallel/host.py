@@ -58,6 +58,11 @@ def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()
 
 
+def num_alloc_retries() -> int:
+    """Return how often torch's allocator found no room on this process's CUDA device, and gave back what it kept to ask again; 0 on a host."""
+    return torch.cuda.memory_stats().get("num_alloc_retries", 0) if has_cuda() else 0
+
+
 def total_memory_bytes() -> int:
     """Return the memory of the device this rank computes on."""
     return torch.cuda.get_device_properties(device()).total_memory if has_cuda() else psutil.virtual_memory().total

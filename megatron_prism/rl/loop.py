@@ -27,6 +27,7 @@ from megatron_prism.rl.sample import Sample
 from megatron_prism.rl.scoring import Microbatches, Scorer
 from megatron_prism.train import optim, safety, stop
 from megatron_prism.train.guard import Guard, decide
+from megatron_prism.train.memory import Memory
 from megatron_prism.train.metrics import Recorder
 from megatron_prism.train.objective import Objective
 from megatron_prism.train.schedule import lr_at
@@ -83,7 +84,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
         _open_gate(run, run.scorer.bound)
     if first_step == 0:
         _validate(run, 0, validations)
-    timers, since_log, longest_s = Timers(config.log.timers), Pace(), 0.0
+    timers, memory, since_log, longest_s = Timers(config.log.timers), Memory(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -107,7 +108,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
             rollout.write(config.run_dir, step, rollouts.groups)
         since_log = since_log.plus(updated.means.num_tokens, time.perf_counter() - started - updated.saving_s)
         if safety.due(step, config.log.interval, config.steps):
-            values = _metrics(updated, lr, since_log) | {"entropy": scored.entropy}
+            values = _metrics(updated, lr, since_log) | memory.metrics(step) | {"entropy": scored.entropy}
             values |= _of_rollouts(rollouts, step) | taken.figures()
             if not rollouts.kept and run.groups.rank == 0:
                 log.get().warning("step %d: no group has right and wrong responses: nothing is trained on", step)

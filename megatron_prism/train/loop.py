@@ -20,6 +20,7 @@ from megatron_prism.planning.flops import Flops
 from megatron_prism.train import optim, safety, stop
 from megatron_prism.train.against_plan import AgainstPlan
 from megatron_prism.train.guard import Guard, decide
+from megatron_prism.train.memory import Memory
 from megatron_prism.train.metrics import Recorder, SampleLog
 from megatron_prism.train.objective import CROSS_ENTROPY, Objective
 from megatron_prism.train.schedule import lr_at
@@ -67,7 +68,7 @@ def fit(run: Run, first_step: int) -> Losses:
         losses.setdefault(name, {})[str(step)] = loss
     if first_step == 0:
         _validate(run, 0, losses)
-    timers, since_log, longest_s = Timers(config.log.timers), Pace(), 0.0
+    timers, memory, since_log, longest_s = Timers(config.log.timers), Memory(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
         started = time.perf_counter()
@@ -91,7 +92,9 @@ def fit(run: Run, first_step: int) -> Losses:
         if safety.due(step, config.log.interval, config.steps):
             seconds_by_phase = summary(timers.read(), since_log.num_steps) if config.log.timers else {}
             passed_over = {} if decision.is_taken else {"passed_over": 1.0}
-            run.recorder.record(step, _metrics(run, means, lr, grad_norm, since_log) | passed_over | seconds_by_phase)
+            run.recorder.record(
+                step, _metrics(run, means, lr, grad_norm, since_log) | memory.metrics(step) | passed_over | seconds_by_phase
+            )
             since_log = Pace()
         else:
             run.recorder.advance(step)
