@@ -44,7 +44,8 @@ def main(given: Options) -> None:
     """Run every family; tiny: a dense one and a hybrid."""
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     join()
-    with grid(gang_of("fp32")) as groups:  # one for all: on a device the groups of a grid stay until the process ends, each with threads of its own
+    # one grid for all: on a device its groups stay until the process ends, each with threads of its own
+    with grid(gang_of("fp32")) as groups:
         families(given, groups)
     sys.stdout.flush()
     os._exit(0)  # nothing is left to say, and a process group's end could wait
