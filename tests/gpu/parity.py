@@ -1,8 +1,8 @@
 """Each family's logits, loss and gradients on this device beside transformers' on the CPU: python -m tests.gpu.parity FIXTURES WORK.
 
 In fp32 and bf16, plain and with packed documents. The oracle computes in fp32; for bf16 its weights are rounded first. On a GPU the layers are
-Transformer Engine's and mamba_ssm's. Transformer Engine asks cuBLAS for TF32 where all is in fp32 (common/gemm/cublaslt_gemm.cu); here NVIDIA's
-variable forbids it, and the bounds hold with it and without.
+Transformer Engine's and mamba_ssm's. Transformer Engine asks cuBLAS for TF32 where all is in fp32 (common/gemm/cublaslt_gemm.cu); the variables of
+an fp32 run forbid it (parallel/environment.py), and the bounds hold with them and without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.models import spec
-from megatron_prism.parallel import host
+from megatron_prism.parallel import environment, host
 from megatron_prism.parallel.groups import Groups, grid, join
 from tests.gpu import options
 from tests.gpu.options import Options
@@ -42,7 +42,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
 
 def main(given: Options) -> None:
     """Run every family; tiny: a dense one and a hybrid."""
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    environment.set_variables(gang_of("fp32"))
     join()
     # one grid for all: on a device its groups stay until the process ends, each with threads of its own
     with grid(gang_of("fp32")) as groups:

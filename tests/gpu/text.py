@@ -22,7 +22,7 @@ from megatron_prism.generate.engine import Sampling
 from megatron_prism.generate.recompute import Recompute
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
-from megatron_prism.parallel import groups
+from megatron_prism.parallel import environment, groups
 from tests.gpu import options, runs
 from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
@@ -78,8 +78,8 @@ def golden(given: Options, stories: Path) -> None:
         ended = runs.must(runs.prism("generate", "--ckpt", ckpt, "--greedy", "--max-tokens", NUM_TOKENS, "--prompt", ""))
         result.figures = matched(ended.output, wanted)
         result.ok = result.figures["characters"] == len(wanted)
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine's matrix products in fp32, not TF32
     gang = GangConfig(precision="fp32")
+    environment.set_variables(gang)
     with groups.gang(gang) as grid:
         checkpoint = folder.read(ckpt)
         spec = tokenizer.load(checkpoint.assets)
