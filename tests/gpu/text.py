@@ -113,7 +113,7 @@ def grouped(given: Options) -> None:
         dtype = torch.bfloat16
         shared = {"norm_D": torch.ones(8), "qkv": torch.empty(0, dtype=dtype), "bias": None, "out_DY": torch.empty(0)}
         attention = blocks.Attention(**shared, num_groups=num_groups, head_dim=channels, scale=0.125)
-        call = blocks.prefill(96, [tokens] * rows, tokens, blocks.Positions(None, 128, dtype), torch.device(device))
+        call = blocks.prefill(96, [tokens] * rows, tokens, blocks.Positions(None, 128, dtype, dtype), torch.device(device))
         query = torch.randn(rows * tokens, num_groups, heads, channels, dtype=dtype, device=device)
         new = torch.randn(rows * tokens, num_groups, channels, dtype=dtype, device=device)
         cache = [torch.randn(rows, num_groups, room, channels, dtype=dtype, device=device) for _ in range(2)]
