@@ -41,7 +41,7 @@ class Part:
 PARTS = (  # by worth: what is left when the budget is spent is not run
     Part("parity", 150),
     Part("resume", 220),
-    Part("kills", 120),
+    Part("kills", 180),
     Part("text", 90),
     Part("two_cudnns", 60),
     Part("saving", 90),
