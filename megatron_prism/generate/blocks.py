@@ -82,18 +82,22 @@ def decode(positions: list[int], rules: Positions, device: torch.device) -> Call
 
 @dataclass(frozen=True)
 class Positions:
-    """How a model uses positions: rotary frequencies (inverse_F; None: no rotary positions) and a window (None: a token sees all before it)."""
+    """How a model uses positions: rotary frequencies (inverse_F; None: no rotary positions) and a window (None: a token sees all before it).
+
+    dtype: the model's. rotary_dtype: that of the rotation. Transformer Engine's kernel rotates in fp32 and rounds once, Megatron's own code in the model's.
+    """
 
     inverse_F: Tensor | None
     window: int | None
     dtype: torch.dtype
+    rotary_dtype: torch.dtype
 
     def angles(self, position_T: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return cosines and sines of the rotary angles, with Megatron's bits (rotary_pos_embedding.py, get_freqs_non_repeated)."""
         if self.inverse_F is None:
             return None, None
         angle_TF = torch.outer(position_T.to(self.inverse_F.dtype), self.inverse_F)
-        cos_TF, sin_TF = angle_TF.cos().to(self.dtype), angle_TF.sin().to(self.dtype)
+        cos_TF, sin_TF = angle_TF.cos().to(self.rotary_dtype), angle_TF.sin().to(self.rotary_dtype)
         return torch.cat([cos_TF, cos_TF], -1), torch.cat([-sin_TF, sin_TF], -1)
 
     def mask(self, position_T: Tensor, size_K: int) -> Tensor:
@@ -108,7 +112,8 @@ def rotate(x_TGJP: Tensor, call: Call) -> Tensor:
     """Rotate queries and keys by their tokens' angles. Source: rope_utils.py, _apply_rotary_pos_emb_bshd."""
     if call.cos_TP is None or call.sin_TP is None:
         return x_TGJP
-    return torch.addcmul(x_TGJP * call.cos_TP[:, None, None], x_TGJP.roll(x_TGJP.shape[-1] // 2, -1), call.sin_TP[:, None, None])
+    turned_TGJP = torch.addcmul(x_TGJP * call.cos_TP[:, None, None], x_TGJP.roll(x_TGJP.shape[-1] // 2, -1), call.sin_TP[:, None, None])
+    return turned_TGJP.to(x_TGJP.dtype)
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,10 @@ def absent(model: ModelConfig, precision: Precision) -> list[Problem]:
     if not any(_is_there(*flash) for flash in FLASH.items()) and not any(importlib.util.find_spec(module) for module in FLASH_3):
         found = ", ".join(f"{name} {_version(name)}" for name in FLASH)
         required = ", or ".join(f"{name} {least} or newer" for name, least in FLASH.items())
-        wrong.append(Problem(ENGINE, f"mcore with {found}", required, "pip install -e '.[flash]', or engine: cached"))
+        wrong.append(Problem(ENGINE, f"mcore with {found}", required, "pip install --no-build-isolation -e '.[flash]', or engine: cached"))
     for name, least in MIXERS.items() if model.mamba is not None else ():
         if not _is_there(name, least):
-            fix = "pip install -e '.[mamba]', or engine: cached"
+            fix = "pip install --no-build-isolation -e '.[mamba]', or engine: cached"
             wrong.append(Problem(ENGINE, f"mcore for Mamba layers with {name} {_version(name)}", f"{least} or newer", fix))
     return wrong
 

@@ -75,7 +75,7 @@ class VLLM:
         self._sleep()
 
     def _start(self) -> Any:
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(_environment())
         from vllm import LLM
 
         from megatron_prism.generate import vllm_weights
@@ -226,6 +226,16 @@ def _generators_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(arrays)
         torch.set_num_threads = set_num_threads  # vLLM puts a function that does nothing in its place
+
+
+def _environment() -> dict[str, str]:
+    """Return vLLM's variables.
+
+    In the memory that it puts to sleep it switches expandable segments off, which would keep all of it, but looks for them under torch's older
+    name alone (vllm/device_allocator/cumem.py).
+    """
+    settings = os.environ.get("PYTORCH_ALLOC_CONF")
+    return ENVIRONMENT | ({} if settings is None else {"PYTORCH_CUDA_ALLOC_CONF": settings})
 
 
 def require() -> None:

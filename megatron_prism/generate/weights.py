@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_prism.core.config import ModelConfig
@@ -48,7 +49,8 @@ def read(chunk: Any, model: ModelConfig, groups: Groups) -> tuple[list[Block], P
         required = "attention, MLP and Mamba layers as megatron_prism.models.spec builds them"
         raise InputError([Problem(name, "a parameter that generation does not know", required) for name in unread[:8]])
     inverse_F = bare.rotary_pos_emb.inv_freq if model.position_embedding == "rope" else None
-    positions = Positions(inverse_F, model.window_size, bare.config.params_dtype)
+    dtype = bare.config.params_dtype
+    positions = Positions(inverse_F, model.window_size, dtype, torch.float32 if bare.config.apply_rope_fusion else dtype)
     return blocks, {name: weight for name, weight in outside.items() if weight is not None}, positions
 
 

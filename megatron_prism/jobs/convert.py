@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,15 +60,15 @@ def run_verify(
     same frequencies, as does a reader of transformers 4's kind where config.json speaks to it (checkpoint/rotary.py).
     """
     from megatron_prism.checkpoint import parity, rotary
+    from megatron_prism.parallel import environment
     from megatron_prism.parallel.groups import gang, hand_to_first
 
-    if precision == "fp32":  # Transformer Engine asks for TF32, which is beyond the tolerance; cuBLAS reads this when it starts
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     limit = parity.TOLERANCE[precision] if tolerance is None else tolerance
     model = folder.read(ckpt).model
     vocab_size = model.vocab_size
     ids, kind = parity.tokens_of(hf, TEXT, tokens, vocab_size, seed)
     config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision, seed=seed)
+    environment.set_variables(config)  # TF32 in place of fp32 would be beyond the tolerance
     with gang(config) as groups:
         chunks = parity.checkpoint_model(ckpt, config, groups)
         ours = rotary.of_checkpoint(chunks[0], model)

@@ -31,6 +31,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
     from megatron_prism.checkpoint import sharded
     from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
+    from megatron_prism.parallel import environment
     from megatron_prism.parallel.groups import gang
 
     checkpoint = folder.read(ckpt)
@@ -40,6 +41,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
         log.get().warning("%d tokens and %d more: the model was made for %d positions", len(ids), sampling.max_tokens, longest)
     precision: Precision = "bf16" if checkpoint.facts.get("dtype") == "bfloat16" else "fp32"
     config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision)
+    environment.set_variables(config)
     with gang(config) as groups:
         chunks = build.build(checkpoint.model, groups, config)
         sharded.require_whole(checkpoint.root)

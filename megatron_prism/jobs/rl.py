@@ -157,6 +157,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         chunks, optimizer, newest = train.build_from(config, begin, groups)
         reference = Reference(chunks, config.reference) if config.algorithm.kl_beta > 0 else None
         resumed = train.resume(newest, config.steps, chunks, optimizer, groups, reference)
+        train.note_kernels(config, chunks, optimizer, groups)
         contents = run_folder.Contents(config, begin, groups.world_size, lambda step: {})
         first_step = resumed.step if resumed else 0
         bound = None if config.train_from else gate.bound_of(config.precision, config.rollout)

@@ -21,7 +21,7 @@ from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.optimizer import check_adam
 from megatron_prism.core.check.precision import check_machine, check_variables
 from megatron_prism.core.check.train import check_model, check_train
-from megatron_prism.core.config import RunConfig, TrainConfig
+from megatron_prism.core.config import RLConfig, RunConfig, TrainConfig
 from megatron_prism.core.errors import raise_problems
 from megatron_prism.data import loader, segments
 from megatron_prism.data.segments import Segment
@@ -133,10 +133,7 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
             _announce(resolved)
         chunks, optimizer, resumed = _build(config, begin, groups)
         first_step = resumed.step if resumed else 0
-        computing = kernels.find(chunks, optimizer, config, groups)
-        if is_first:
-            log.get().info("kernels: %s", kernels.in_words(computing))
-            run_folder.note(config.run_dir, kernels=computing)
+        note_kernels(config, chunks, optimizer, groups)
         dataset = loader.Sequences(resolved.mixtures, config.data.document_mask)
         position = loader.Position(groups.dp_rank, groups.dp)
         recorder = stack.enter_context(Recorder(config.run_dir, first_step, config.steps, enabled=is_first))
@@ -176,6 +173,14 @@ def train_in_gang(resolved: Resolved, groups: Groups) -> dict[str, Any]:
         "blend": resolved.figures["sources"],
         "valid_loss": losses,
     }
+
+
+def note_kernels(config: TrainConfig | RLConfig, chunks: Any, optimizer: Any, groups: Groups) -> None:
+    """Log which kernels a run computes with, and note them in its manifest. Raises: EnvironmentFault where they are slow in silence (train/kernels.py)."""
+    computing = kernels.find(chunks, optimizer, config, groups)
+    if groups.rank == 0:
+        log.get().info("kernels: %s", kernels.in_words(computing))
+        run_folder.note(config.run_dir, kernels=computing)
 
 
 def _inputs(config: TrainConfig) -> list[Path]:

@@ -48,8 +48,16 @@ def packed_documents(batch: Batch) -> Any:
     # An upper bound with few distinct values: Megatron caches 32 rotary tables by length. Never size_T: thd would then count positions
     # through the whole row.
     bound = min(1 << (longest - 1).bit_length(), size_S) + 1
-    ends = cu_seqlens.pin_memory() if host.has_cuda() else cu_seqlens  # a copy from other memory may wait for the device
-    return megatron_versions.packed_sequences(ends.to(host.device(), non_blocking=True), bound, size_T)
+    packed = megatron_versions.packed_sequences(cu_seqlens, bound, size_T)  # 0.19 numbers the tokens then: on a device that waits for it
+    packed.cu_seqlens_q = packed.cu_seqlens_kv = _to_device(cu_seqlens)
+    if getattr(packed, "seq_idx", None) is not None:
+        packed.seq_idx = _to_device(packed.seq_idx)
+    return packed
+
+
+def _to_device(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a host tensor on this rank's device. A copy from memory that is not pinned may wait for the device."""
+    return (tensor.pin_memory() if host.has_cuda() else tensor).to(host.device(), non_blocking=True)
 
 
 def padded_batch(batch: Batch, multiple: int) -> Batch:

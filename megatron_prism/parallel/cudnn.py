@@ -27,7 +27,7 @@ def version() -> str | None:
 
 def cure(loaded: tuple[str, ...]) -> str:
     """Return what to do where no fused attention runs: one cuDNN, that of torch; else flash-attn."""
-    ours = next((folder for folder in loaded if "site-packages" in folder), None)
+    ours = next((folder for folder in loaded if re.search("/(site|dist)-packages/", folder)), None)
     if len(loaded) > 1:
         home = str(Path(ours).parent) if ours else "the folder of torch's own"
         return f"two cuDNNs are loaded ({', '.join(loaded)}): export CUDNN_HOME={home}, which Transformer Engine then loads too"

@@ -15,6 +15,11 @@ from collections.abc import Mapping
 
 from megatron_prism.core.config import GangConfig
 
+# Otherwise factors in fp32 are rounded to TF32: by cuBLAS, where Transformer Engine or the image (NGC's TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) asks
+# for it, and by Triton's kernels (mamba_ssm's) by default. A decoding step multiplies none, so sampler and trainer would differ by more than the
+# trust gate allows. tf32x3 are three products whose sum has fp32's bits but for the last ones; Triton's `ieee` compiles five times as long.
+FP32 = {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "tf32x3"}
+
 
 def variables(gang: GangConfig) -> dict[str, str]:
     """Return the variables that follow from a gang's config, overridden by its own `environment`."""
@@ -33,6 +38,8 @@ def variables(gang: GangConfig) -> dict[str, str]:
         gang.cuda_graphs
     ):  # else NCCL registers captured buffers, which expandable segments may move: Megatron-Core's transformer/cuda_graphs.py
         derived["NCCL_GRAPH_REGISTER"] = "0"
+    if gang.precision == "fp32":
+        derived |= FP32
     if gang.deterministic:
         derived |= {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return derived | gang.environment

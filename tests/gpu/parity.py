@@ -1,8 +1,8 @@
 """Each family's logits, loss and gradients on this device beside transformers' on the CPU: python -m tests.gpu.parity FIXTURES WORK.
 
 In fp32 and bf16, plain and with packed documents. The oracle computes in fp32; for bf16 its weights are rounded first. On a GPU the layers are
-Transformer Engine's and mamba_ssm's. Transformer Engine asks cuBLAS for TF32 where all is in fp32 (common/gemm/cublaslt_gemm.cu); here NVIDIA's
-variable forbids it, and the bounds hold with it and without.
+Transformer Engine's and mamba_ssm's. Transformer Engine asks cuBLAS for TF32 where all is in fp32 (common/gemm/cublaslt_gemm.cu); the variables of
+an fp32 run forbid it (parallel/environment.py), and the bounds hold with them and without.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_prism.core.config import GangConfig, ParallelConfig, Precision
 from megatron_prism.models import spec
-from megatron_prism.parallel import host
-from megatron_prism.parallel.groups import grid, join
+from megatron_prism.parallel import environment, host
+from megatron_prism.parallel.groups import Groups, grid, join
 from tests.gpu import options
 from tests.gpu.options import Options
 from tests.gpu.report import check
@@ -42,8 +42,17 @@ CONTROLS: dict[str, dict[str, Any]] = {
 
 def main(given: Options) -> None:
     """Run every family; tiny: a dense one and a hybrid."""
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    environment.set_variables(gang_of("fp32"))
     join()
+    # one grid for all: on a device its groups stay until the process ends, each with threads of its own
+    with grid(gang_of("fp32")) as groups:
+        families(given, groups)
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to say, and a process group's end could wait
+
+
+def families(given: Options, groups: Groups) -> None:
+    """Compare every family, and each with a fault."""
     with check("parity", "Transformer Engine's layers") as result:
         if host.has_cuda():
             result.ok = spec.use_transformer_engine()
@@ -53,13 +62,16 @@ def main(given: Options) -> None:
         for precision in ("fp32", "bf16"):
             for name, more in (("", {}), (" packed", {"documents": DOCUMENTS})):
                 with check("parity", f"{family} {precision}{name}") as result:
-                    result.figures = compare(given, family, precision, more)
+                    result.figures = compare(given, groups, family, precision, more)
                     result.ok = within(result.figures, precision)
             with check("parity", f"{family} {precision} control") as result:
-                result.figures = compare(given, family, precision, CONTROLS[family])
+                result.figures = compare(given, groups, family, precision, CONTROLS[family])
                 result.ok = result.figures["logits_relative"] > bounds(precision)[0]
-    sys.stdout.flush()
-    os._exit(0)  # nothing is left to say, and a process group's end could wait
+
+
+def gang_of(precision: Precision) -> GangConfig:
+    """Return the gang of one rank."""
+    return GangConfig(parallel=ParallelConfig(distributed_optimizer=False), precision=precision, seed=0)
 
 
 def bounds(precision: str) -> tuple[float, float]:
@@ -73,13 +85,11 @@ def within(figures: dict[str, Any], precision: str) -> bool:
     return figures["logits_relative"] <= logits and figures["gradient"] <= gradient
 
 
-def compare(given: Options, family: str, precision: Precision, more: dict[str, Any]) -> dict[str, Any]:
+def compare(given: Options, groups: Groups, family: str, precision: Precision, more: dict[str, Any]) -> dict[str, Any]:
     """Return the differences of a case of worker.py."""
     root, scratch = given.fixtures / family, given.work / "gradients"
     case = {"ckpt": root / "ckpt", "tokens": TOKENS, "control": None, "replace": {}, "documents": None, **more}
-    gang = GangConfig(parallel=ParallelConfig(distributed_optimizer=False), precision=precision, seed=0)
-    with grid(gang) as groups:
-        ours = worker.megatron(scratch, case, gang, groups)
+    ours = worker.megatron(scratch, case, gang_of(precision), groups)
     shutil.rmtree(scratch)
     documents = tuple(length for row in case["documents"] or [[len(TOKENS)]] for length in row)
     return worker.compare(ours, worker.transformers_oracle(root / "hf", tuple(TOKENS), documents, False, rounded=precision == "bf16"))

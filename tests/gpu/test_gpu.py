@@ -88,6 +88,14 @@ def test_a_check_that_raises_fails_and_says_why(capfd: pytest.CaptureFixture[str
     assert "| part | raises | **fails** |" in table.table({"device": "cpu"}, [raised, plain, left_out])
 
 
+def test_an_import_hides_no_device() -> None:
+    """A module that takes the devices away when it is imported would have a part measure the host, and say nothing."""
+    programs = sorted({f"tests.gpu.{part.program}" for part in PARTS} | {"bench.generate"})
+    code = f"import os; kept = dict(os.environ); import {', '.join(programs)}; assert os.environ == kept, set(os.environ.items()) ^ set(kept.items())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=runs.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-600:]
+
+
 def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path) -> None:
     (line,) = Runner(argparse.Namespace(tiny=True, data=tmp_path, budget_s=1.0), tmp_path).run(PARTS[0])
     assert line["part"] == PARTS[0].name and line["ok"] is None and "budget is spent" in line["figures"]["skipped"]

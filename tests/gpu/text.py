@@ -22,7 +22,7 @@ from megatron_prism.generate.engine import Sampling
 from megatron_prism.generate.recompute import Recompute
 from megatron_prism.jobs import convert
 from megatron_prism.models import build
-from megatron_prism.parallel import groups
+from megatron_prism.parallel import environment, groups
 from tests.gpu import options, runs
 from tests.gpu.fixtures import HYBRID
 from tests.gpu.options import Options
@@ -78,8 +78,8 @@ def golden(given: Options, stories: Path) -> None:
         ended = runs.must(runs.prism("generate", "--ckpt", ckpt, "--greedy", "--max-tokens", NUM_TOKENS, "--prompt", ""))
         result.figures = matched(ended.output, wanted)
         result.ok = result.figures["characters"] == len(wanted)
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine's matrix products in fp32, not TF32
     gang = GangConfig(precision="fp32")
+    environment.set_variables(gang)
     with groups.gang(gang) as grid:
         checkpoint = folder.read(ckpt)
         spec = tokenizer.load(checkpoint.assets)
@@ -112,7 +112,7 @@ def grouped(given: Options) -> None:
         dtype = torch.bfloat16
         shared = {"norm_D": torch.ones(8), "qkv": torch.empty(0, dtype=dtype), "bias": None, "out_DY": torch.empty(0)}
         attention = blocks.Attention(**shared, num_groups=num_groups, head_dim=channels, scale=0.125)
-        call = blocks.prefill(96, [tokens] * rows, tokens, blocks.Positions(None, 128, dtype), torch.device(device))
+        call = blocks.prefill(96, [tokens] * rows, tokens, blocks.Positions(None, 128, dtype, dtype), torch.device(device))
         query = torch.randn(rows * tokens, num_groups, heads, channels, dtype=dtype, device=device)
         new = torch.randn(rows * tokens, num_groups, channels, dtype=dtype, device=device)
         cache = [torch.randn(rows, num_groups, room, channels, dtype=dtype, device=device) for _ in range(2)]

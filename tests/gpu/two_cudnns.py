@@ -71,7 +71,7 @@ def cudnn_of_torch() -> Path | None:
     """Return the folder of the cuDNN that pip installed for torch."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parents[1] / "nvidia" / "cudnn"
+    folder = Path(spec.origin).resolve().parents[1] / "nvidia" / "cudnn"  # as /proc names what is loaded
     return folder if (folder / "lib").is_dir() else None
 
 

@@ -99,6 +99,7 @@ def megatron(scratch: Path, case: dict[str, Any], gang: GangConfig, groups: Grou
 def save(chunks: list[Any], scratch: Path) -> None:
     from megatron.core import dist_checkpointing
 
+    megatron_versions.write_results_in_memory()  # on a device host.install() has not
     dist.barrier()
     dist_checkpointing.save(sharded.weights(chunks), str(scratch), **megatron_versions.save_arguments())
     dist.barrier()

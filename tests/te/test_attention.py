@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.config import RLConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.models.attention_backend import AttentionChoice
 from megatron_prism.parallel import cudnn
@@ -122,6 +122,29 @@ def test_a_long_sequence_is_not_computed_unfused_in_silence(
         assert "no backend supports the provided input" in told and "attention_backend: unfused" in told
 
 
+@pytest.mark.parametrize(("seq_length", "is_refused"), [(1024, True), (1023, False)])
+def test_reinforcement_learning_is_asked_for_its_own_rows(seq_length: int, is_refused: bool) -> None:
+    """A row holds several responses, none of which sees another."""
+    values = {"run_dir": "run", "steps": 1, "prompts": "prompts", "rollout": {"max_tokens": 8}, "batch": {"seq_length": seq_length}}
+    config = build(values, RLConfig, str)
+    assert (kernels.refusal(UNFUSED, config) is not None) is is_refused
+    batch = kernels._batch(config)
+    assert batch["tokens"].shape == (1, seq_length)
+    lengths = batch["document_ids"].unique(return_counts=True)[1].tolist()
+    assert lengths[0] == seq_length // 2 + 1 and len(lengths) >= 9 and max(lengths[1:]) == seq_length // 16
+
+
+def test_documents_on_an_h100_may_cost_what_nobody_planned() -> None:
+    masked = {"data": {**RUN["data"], "document_mask": True}}
+    fused, flash = (AttentionChoice(backend, "", "2048 tokens, packed documents (thd)", ()) for backend in ("fused", "flash"))
+    told = kernels.caution(fused, _config(deterministic=True, **masked))
+    assert told is not None and "packed documents" in told and "flash-attn" in told
+    short = {"data": {**masked["data"], "seq_length": 1023}}
+    for choice, changes in ((flash, masked), (fused, RUN), (fused, short)):
+        assert kernels.caution(choice, _config(deterministic=True, **changes)) is None
+    assert kernels.caution(fused, _config(**masked)) is None
+
+
 def refused_on_the_last_rank(grid: Any) -> str:
     """On a rank of run_distributed: only the last one's attention is unfused."""
     from unittest import mock
@@ -155,6 +178,9 @@ def test_the_cudnn_libraries_of_a_process_are_named(tmp_path: Path) -> None:
     assert cudnn.cure((other, ours)) == (
         f"two cuDNNs are loaded ({other}, {ours}): export CUDNN_HOME=/venv/lib/python3.12/site-packages/nvidia/cudnn,"
         " which Transformer Engine then loads too"
+    )
+    assert "CUDNN_HOME=/usr/lib/python3/dist-packages/nvidia/cudnn," in cudnn.cure(
+        (other, "/usr/lib/python3/dist-packages/nvidia/cudnn/lib")
     )
     assert "flash-attn" in cudnn.cure((ours,)) and "flash-attn" in cudnn.cure(())
     assert cudnn.folders(tmp_path / "absent") == ()

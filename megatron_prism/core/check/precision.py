@@ -229,7 +229,7 @@ def check_machine(gang: GangConfig, machine: Machine) -> list[Problem]:
             if is_asked
         ]
     if machine.transformer_engine is None:
-        fix = "pip install -e '.[gpu]'; the attention that Megatron-Core has without it holds all scores of a sequence"
+        fix = "pip install --no-build-isolation -e '.[gpu]'; the attention that Megatron-Core has without it holds all scores of a sequence"
         return [Problem("a CUDA device", "no Transformer Engine", "transformer-engine", fix)]
     return [] if gang.fp8 is None else list(_check_fp8_machine(gang.fp8.recipe, machine))
 

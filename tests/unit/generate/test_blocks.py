@@ -28,7 +28,7 @@ def test_grouped_queries_share_the_keys_of_the_cache(window: int | None, monkeyp
     query = torch.randn(ROWS * TOKENS, GROUPS, HEADS, CHANNELS, generator=draw)
     key, value = (torch.randn(ROWS * TOKENS, GROUPS, CHANNELS, generator=draw) for _ in range(2))
     cache = [torch.randn(ROWS + 1, GROUPS, ROOM, CHANNELS, generator=draw) for _ in range(2)]
-    call = blocks.prefill(START, [TOKENS] * ROWS, TOKENS, blocks.Positions(None, window, torch.float32), torch.device("cpu"))
+    call = blocks.prefill(START, [TOKENS] * ROWS, TOKENS, blocks.Positions(None, window, torch.float32, torch.float32), torch.device("cpu"))
     attention = blocks.Attention(torch.empty(0), torch.empty(0), None, torch.empty(0), GROUPS, CHANNELS, 0.3)
     out = attention._prefill(query, key, value, call, *cache).reshape(ROWS * TOKENS, GROUPS, HEADS, CHANNELS)
 
@@ -60,5 +60,20 @@ def test_large_products_are_torchs(monkeypatch: pytest.MonkeyPatch, with_bias: b
 
 def test_a_token_sees_its_window_and_nothing_later() -> None:
     for window, sees in ((None, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), (2, [[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])):
-        rules = blocks.Positions(None, window, torch.float32)
+        rules = blocks.Positions(None, window, torch.float32, torch.float32)
         assert (rules.mask(torch.tensor([2, 4]), 5) == 0).int().tolist() == sees
+
+
+def test_a_rotation_in_fp32_rounds_once() -> None:
+    """As Transformer Engine's kernel; in bf16 angles, products and sums are rounded."""
+    x_TGJP = torch.randn(TOKENS, GROUPS, HEADS, CHANNELS, generator=torch.Generator().manual_seed(0)).bfloat16()
+    inverse_F = 500.0 ** (-torch.arange(CHANNELS // 2) / (CHANNELS // 2))
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rules = blocks.Positions(inverse_F, None, torch.bfloat16, dtype)
+        found[dtype] = blocks.rotate(x_TGJP, blocks.prefill(START, [TOKENS], TOKENS, rules, torch.device("cpu")))
+    angle_TF = torch.outer(torch.arange(START, START + TOKENS).float(), inverse_F)[:, None, None]
+    one, other = x_TGJP.float().chunk(2, -1)
+    whole = torch.cat([one * angle_TF.cos() - other * angle_TF.sin(), other * angle_TF.cos() + one * angle_TF.sin()], -1)
+    assert torch.equal(found[torch.float32], whole.bfloat16()) and not torch.equal(found[torch.bfloat16], whole.bfloat16())
+    assert found[torch.bfloat16].dtype == torch.bfloat16

@@ -29,7 +29,7 @@ class Memory:
 class Toy:
     """Stands for stage.Stage on one rank. The next token is a hash of the row's tokens, of their sum, and of the number drawn."""
 
-    positions = blocks.Positions(None, None, torch.float32)
+    positions = blocks.Positions(None, None, torch.float32, torch.float32)
 
     def __init__(self) -> None:
         self.blocks = [Memory()]

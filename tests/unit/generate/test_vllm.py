@@ -37,6 +37,15 @@ def test_log_probabilities_are_those_of_temperature_1_or_none() -> None:
         assert not vllm.has_logprobs(Sampling(max_tokens=1, **own))
 
 
+def test_vllm_sees_the_expandable_segments_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks under the older name alone. Where it does not see them its sleep gives no memory back."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert vllm._environment() == vllm.ENVIRONMENT
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert vllm._environment() == vllm.ENVIRONMENT | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
 def test_without_vllm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendMissing, match="vllm is not installed; it is needed for engine: vllm"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_prism.models.batch import INPUTS, Batch, model_batch, packed_documents, padded_batch
+from megatron_prism.parallel import host
 from megatron_prism.parallel.groups import Groups
 
 NAMES = (*INPUTS, "loss_mask")
@@ -50,6 +51,18 @@ def test_documents_begin_where_their_number_changes_and_with_each_sequence(rows:
     row = model_batch(microbatch, NAMES, groups())
     assert {key: value.shape for key, value in row.items()} == dict.fromkeys(NAMES, (1, starts[-1]))
     assert row["tokens"][0].tolist() == list(range(starts[-1]))
+
+
+def test_documents_are_numbered_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a numbering is, a device says after a wait alone; one without values cannot say it at all."""
+    microbatch = batch([[0, 0, 0, 1], [0, 0, 1, 1]])
+    here = packed_documents(microbatch)
+    monkeypatch.setattr(host, "device", lambda: torch.device("meta"))
+    there = packed_documents(microbatch)
+    assert there.cu_seqlens_q is there.cu_seqlens_kv and there.cu_seqlens_q.device.type == "meta"
+    if hasattr(there, "seq_idx"):  # Megatron-Core 0.19
+        assert here.seq_idx.tolist() == [[0, 0, 0, 1, 2, 2, 3, 3]] and here.seq_idx.dtype == torch.int32
+        assert there.seq_idx.device.type == "meta" and there.seq_idx.shape == (1, 8)
 
 
 def test_without_document_ids_a_microbatch_stays_as_it_is() -> None:

@@ -16,6 +16,7 @@ UNORDERED = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 OVERLAPPED = {"NVTE_FWD_LAYERNORM_SM_MARGIN": "20", "NVTE_BWD_LAYERNORM_SM_MARGIN": "20", "TORCH_NCCL_HIGH_PRIORITY": "1"}
 CHUNKS = {"NCCL_P2P_NET_CHUNKSIZE": "2097152"}
 OPTED = {"NVTE_NORM_FWD_USE_CUDNN": "1", "NCCL_CTA_POLICY": "1"}  # change bits or need more: only where a config asks
+WHOLE_FP32 = {"NVIDIA_TF32_OVERRIDE": "0", "TRITON_F32_DEFAULT": "tf32x3"}  # no TF32
 SAME_BITS = {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
@@ -36,6 +37,7 @@ def run(**keys: Any) -> TrainConfig:
         ({"parallel": ParallelConfig(tp=2, overlap_grad_reduce=True)}, ORDERED | OVERLAPPED),
         ({"cuda_graphs": True}, UNORDERED | {"NCCL_GRAPH_REGISTER": "0"}),
         ({"deterministic": True}, UNORDERED | SAME_BITS),
+        ({"precision": "fp32"}, UNORDERED | WHOLE_FP32),
         ({"environment": {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}}, UNORDERED | {"NCCL_NVLS_ENABLE": "1", "NCCL_DEBUG": "INFO"}),
         ({"environment": {"NVTE_NORM_FWD_USE_CUDNN": "1", "NCCL_CTA_POLICY": "1"}}, UNORDERED | OPTED),
     ],
