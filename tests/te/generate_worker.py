@@ -53,7 +53,7 @@ def copy(local: Any, te: Any) -> None:
 def sampled(chunks: list[Any], model: ModelConfig, grid: groups.Groups) -> dict[str, Any]:
     rollouts = Cached(chunks, model, grid).generate([[5, 6, 7, 8], [9, 10]], 2, Sampling(max_tokens=12, temperature=1.0), [1, 2])
     positions = asdict(weights.read(chunks[0], model, grid)[2])
-    return {"tokens": [rollout.token_ids for rollout in rollouts], "rotary_dtype": str(positions["rotary_dtype"])}
+    return {"tokens": [rollout.token_ids.tolist() for rollout in rollouts], "rotary_dtype": str(positions["rotary_dtype"])}
 
 
 if __name__ == "__main__":
