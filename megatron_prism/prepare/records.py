@@ -6,6 +6,7 @@ A dot in a field's name leads into a nested object, unless the record has a fiel
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,6 +128,8 @@ def _plain(record: dict[str, Any], name: str, key: str) -> str | int | float:
     value = value_of(record, name, key)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):  # json takes NaN, which pandas writes for a value that is missing
+        raise BadRecord(f"field {name!r} {value}", "a string or a finite number")
     return value
 
 
