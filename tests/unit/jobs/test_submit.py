@@ -128,6 +128,8 @@ def test_a_config_alone_stands_for_the_job_that_it_loads_as(home: Path, caplog: 
     assert "override:stepz: found an unknown key" in refused("train.yaml", "stepz=1")
     assert "override:worker: found an unknown key" in refused("mixture.yaml", "worker=1")
     assert "override:rundir: found an unknown key" in refused(str(write("chain.yaml", chain())), "rundir=a")
+    study = write("study.yaml", {"name": "a", "run_dir": "a", "num_parallel": 2, "stages": [{"name": "one", "command": ["doctor"]}]})
+    assert "study.yaml: found a config of prism study" in refused(str(study))
 
 
 @pytest.mark.parametrize(
