@@ -137,11 +137,14 @@ def _group(record: dict[str, Any], sample: SampleConfig) -> str:
     return WITHOUT_FIELD if sample.field is None else str(_plain(record, sample.field, "sample"))
 
 
-def render(record: dict[str, Any], template: str) -> str:
-    """Return a template with the record's fields in place of `{field}`. Raises: BadRecord for a field that is no text or number."""
+def render(record: dict[str, Any], template: str, key: str = "text") -> str:
+    """Return a template with the record's fields in place of `{field}`. key: the config's key that has the template.
+
+    Raises: BadRecord for a field that is no text or number.
+    """
     # The pieces of a template alternate between literal text and field names.
     pieces = PLACEHOLDER.split(template)
-    return "".join(str(_plain(record, piece, "text")) if index % 2 else piece for index, piece in enumerate(pieces))
+    return "".join(str(_plain(record, piece, key)) if index % 2 else piece for index, piece in enumerate(pieces))
 
 
 def _operations(condition: KeepConfig) -> dict[str, object]:
