@@ -6,7 +6,6 @@ files with the same tensors, order and dtypes; without training in between, the 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from megatron_prism.checkpoint import folder, integrity, torch_dist
 from megatron_prism.checkpoint.plan import Plan
+from megatron_prism.core import disk
 from megatron_prism.core.errors import CheckpointError, Problem
 from megatron_prism.core.manifest import describe, sha256_file, sha256_files, write_json
 from megatron_prism.families import blocks
@@ -68,7 +68,7 @@ def _write_index(plan: Plan, assets: Path) -> None:
     if not source.is_file():
         return
     if [shard.header for shard in plan.kept] == [shard.header for shard in plan.shards]:
-        shutil.copyfile(source, assets / safetensors.INDEX)
+        disk.copy(source, assets / safetensors.INDEX)
     else:
         write_json(assets / safetensors.INDEX, layout.rewritten_index(read_object(source, "an index"), plan.kept))
 
@@ -101,7 +101,7 @@ def export_hf(plan: Plan, reader: torch_dist.TensorReader, out: Path, tick: Tick
     Raises: InputError where `out` exists; nothing stays behind on an error.
     """
     with folder.create(out) as temporary:
-        shutil.copytree(plan.root / folder.ASSETS, temporary, dirs_exist_ok=True)
+        disk.copy_tree(plan.root / folder.ASSETS, temporary)
         with safetensors.create_shards(temporary, plan.kept) as files:
             for rule in plan.rules:
                 _export_rule(plan, reader, files, rule)

@@ -170,7 +170,7 @@ def copy_assets(source: Path, target: Path, subfolders: Collection[str] | None =
     for path in kept:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        disk.copy(path, copy)
     return kept
 
 
@@ -226,9 +226,9 @@ def _is_broken(path: Path) -> bool:
 
 def copy_hf(source: Path, target: Path) -> None:
     """Copy what a checkpoint keeps for its way back to Hugging Face: the files of hf/ and the safetensors headers."""
-    shutil.copytree(source / ASSETS, target / ASSETS)
+    disk.copy_tree(source / ASSETS, target / ASSETS)
     if (source / SHARDS).is_file():
-        shutil.copyfile(source / SHARDS, target / SHARDS)
+        disk.copy(source / SHARDS, target / SHARDS)
 
 
 def point_latest(folder: Path, name: str) -> None:

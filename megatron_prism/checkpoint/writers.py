@@ -34,7 +34,7 @@ import torch
 
 from megatron_prism.core import disk, log
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LIMITS = {errno.EDQUOT: "your quota there is used up", errno.EFBIG: "see ulimit -f"}  # a disk with room says nothing of these
 PART_BYTES = 4 << 20
 READY_S, MAX_FORKS = 60.0, 3  # a child is ready in milliseconds
 FULL_BYTES = 1 << 20  # a writer that fails without a reason, with less than this free, is taken to have found the disk full
@@ -241,7 +241,8 @@ def describe(path: Path, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     codes = [link.errno for link in chain if isinstance(link, OSError) and link.errno]
     free = shutil.disk_usage(next(parent for parent in path.parents if parent.is_dir())).free
-    if set(codes) & FULL or (free < FULL_BYTES and not codes):
+    if errno.ENOSPC in codes or (free < FULL_BYTES and not codes):
         return f"{path}: no space left on device ({free / 2**20:.0f} MiB are free there)"
     said = os.strerror(codes[0]) if codes else " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"{path}: {said}"
+    hint = f" ({LIMITS[codes[0]]})" if codes and codes[0] in LIMITS else ""
+    return f"{path}: {said}{hint}"

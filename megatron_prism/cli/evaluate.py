@@ -12,7 +12,7 @@ import typer
 from megatron_prism.cli import gang
 from megatron_prism.cli.options import DryRun, GroupWithDefault, Json, Nproc, Overrides, a_path, finish
 from megatron_prism.core import paths
-from megatron_prism.core.errors import InputError, Problem, ResultFailure
+from megatron_prism.core.errors import InputError, Problem, ResultFailure, raise_problems
 
 EVALUATIONS = Path("evaluations")  # where the command line alone puts them
 app = typer.Typer(
@@ -106,8 +106,10 @@ def _of_command(
             return Path(paths.expanded(config)), overrides
         except ValueError as error:
             raise InputError(Problem("CONFIG", str(error), "a path", paths.FIX)) from None
-    if (hf is not None and ckpt is not None) or not tasks:
-        raise InputError(Problem("--hf, --ckpt, --tasks", "two models, or no task", "one model, and --tasks"))
+    wrong = [Problem("--hf, --ckpt", f"{hf} and {ckpt}", "one model")] if hf is not None and ckpt is not None else []
+    if not tasks:
+        wrong.append(Problem("--tasks", "no task", "at least one, as math500=data/math500.jsonl"))
+    raise_problems(wrong)
     if config is not None and "=" not in config:
         raise InputError(Problem("CONFIG", f"{config} with --hf or --ckpt", "a YAML, or these options"))
     model = hf or ckpt

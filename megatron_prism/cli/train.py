@@ -55,13 +55,15 @@ def plan(
 
     Example: prism plan configs/recipes/llama-3.1-8b/midtrain.yaml --gpus 64
     """
-    from megatron_prism.core.config import EvaluateConfig, FilterConfig, TrainConfig
+    from megatron_prism.core.config import EvaluateConfig, FilterConfig, RLConfig, TrainConfig
     from megatron_prism.core.load import load, placed
 
     if gpus and any(each.startswith("world_size=") for each in overrides or []):
         raise InputError(Problem("--gpus", f"{gpus}, and world_size as an override", "one of them: they are the same"))
-    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]  # a sweep needs no layout for that size
+    given = [*(overrides or []), *([f"world_size={gpus}"] if gpus and not sweep else [])]
     kind = _planned_kind(config, given)
+    if gpus and sweep and kind in (TrainConfig, RLConfig):  # its overrides are for the layout of that size, or for none where there is none
+        given += [f"world_size={gpus}", f"layouts.{gpus}={{}}"]
     settings: Any = load(config, kind, given)
     from megatron_prism.jobs import plan as job
 

@@ -145,6 +145,24 @@ def sync(paths: Iterable[Path]) -> None:
             os.close(handle)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's bytes. Raises: OSError that names both files: shutil's names the source, also where the target's disk is full."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), f"{target}, a copy of {source}") from error
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a folder and its subfolders into `target`. Raises: OSError of the first that fails: shutil.copytree's is a list."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.rglob("*")):
+        if path.is_dir():
+            (target / path.relative_to(source)).mkdir(parents=True, exist_ok=True)
+        else:
+            copy(path, target / path.relative_to(source))
+
+
 @contextmanager
 def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Yield a temporary path beside each path, to be written in the block. Then they are synced, and renamed to the paths in this order.

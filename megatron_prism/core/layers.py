@@ -2,7 +2,7 @@
 
 A file, and an entry of a list, may inherit from others by `base:` (a path, or a list of paths, relative to the file). Later values win,
 lists are replaced whole. `${a.b}` interpolates another key of the same config. `layouts:` maps a `world_size` to the keys that are tuned
-for it. The matching entry overrides the file's keys; command-line overrides win over both.
+for it. The matching entry overrides the file's keys; command-line overrides win over both. `layouts.N={}` adds an empty entry for N.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def config_layers(path: Path | None, cls: type, overrides: Sequence[str] = ()) -
     )
     if not any(item.name == WORLD_SIZE for item in dataclasses.fields(cls)):
         return [*files, *given]
-    tuned = [(name, values.pop(LAYOUTS)) for name, values in files if isinstance(values.get(LAYOUTS), dict)]
+    tuned = [(name, values.pop(LAYOUTS)) for name, values in [*files, *given] if isinstance(values.get(LAYOUTS), dict)]
+    given = [(name, values) for name, values in given if values]  # without those of layouts alone
     if not tuned:
         return [*files, *given]
     world_size = next((values[WORLD_SIZE] for _, values in reversed([*files, *given]) if WORLD_SIZE in values), None)
     sizes = {str(size): layout for size, layout in _merged(tuned).items()}
     if not isinstance(layout := sizes.get(str(world_size)), dict):
-        fix = f"{WORLD_SIZE}=N takes the layout for N; for another size copy the recipe and lay it out: prism plan --sweep"
+        own = f"{LAYOUTS}.{world_size}={{}}, and the overrides that prism plan --gpus {world_size} --sweep prints"
+        fix = f"{WORLD_SIZE}=N takes the layout for N; for another size add a layout: {own}"
         raise InputError(Problem(f"{path}:{WORLD_SIZE}", str(world_size), f"one of the sizes that {LAYOUTS} has: {', '.join(sizes)}", fix))
     return [*files, (f"{path}:{LAYOUTS}.{world_size}", layout), *given]
 

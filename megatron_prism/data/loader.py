@@ -236,7 +236,7 @@ def check_held_out(prepared: Prepared, seq_length: int) -> list[Problem]:
             f"{prepared.root}: source {source.name}",
             f"{source.valid.num_tokens} held-out tokens",
             f"more than data.seq_length {seq_length}",
-            "hold out more, or nothing",
+            "prepare the mixture with a larger valid_percent or valid_path, or with neither",
         )
         for source in prepared.sources
         if source.valid is not None and source.valid.num_tokens <= seq_length

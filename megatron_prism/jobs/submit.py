@@ -59,6 +59,7 @@ def run(words: Sequence[str], cluster_path: Path, dry_run: bool, read: Read, num
     by_name = {entry.name: entry for entry in pipeline.stages}
     planned = plan([by_name[name] for name in order(pipeline)], pipeline.name, folder, cluster, read)
     _warn_of_short_notice(planned, cluster)
+    _warn_of_absent(cluster)
     if dry_run:
         return {"texts": [slurm.render(each.job, cluster) for each in planned], "stages": [_summary(each) for each in planned]}
     _check_first(planned)
@@ -120,6 +121,19 @@ def _check_first(planned: Sequence[Planned]) -> None:
     for config in [config for each in planned if not each.entry.after for config in each.configs]:
         assert config.world_size is not None  # check_world_size
         gangs.resolve(config, config.world_size)
+
+
+def _warn_of_absent(cluster: ClusterConfig) -> None:
+    """Warn of a virtual environment or an image that is not there: each start would find out on its node, after its time in the queue.
+
+    No refusal: a path may be of the nodes alone.
+    """
+    named = {} if cluster.venv is None else {"venv": cluster.venv / "bin" / "activate"}
+    if cluster.container and cluster.container.image.startswith("/"):  # any other may be a registry's
+        named["container.image"] = Path(cluster.container.image)
+    for key, path in named.items():
+        if not path.exists():
+            log.get().warning("%s: %s is not on this machine: a job fails at its start where its nodes do not have it either", key, path)
 
 
 def _warn_of_short_notice(planned: Sequence[Planned], cluster: ClusterConfig) -> None:

@@ -22,6 +22,7 @@ from megatron_prism.core.config import (
     PromptsConfig,
     RLConfig,
     RunConfig,
+    StudyConfig,
     TrainConfig,
 )
 from megatron_prism.core.errors import InputError, Problem, raise_problems
@@ -97,8 +98,11 @@ def in_full(words: list[str], read: Read) -> list[str]:
     path = _path(words[0])
     if not path.is_file():
         raise InputError(Problem(words[0], "no such file, and no job of prism", "a pipeline's YAML, or -- and a job"))
-    jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}}
+    jobs: dict[type, str] = {PipelineConfig: "", **{cls: job for job, cls in CONFIGS.items()}, StudyConfig: "study"}
     job = jobs[closest(path, tuple(jobs), words[1:])]
+    if job == "study":  # a graph with a record of its own
+        fix = f"prism study {words[0]} --cluster YAML submits its stages"
+        raise InputError(Problem(words[0], "a config of prism study", "a pipeline's YAML, or that of a job", fix))
     return [*job.split(), *words] if job else words
 
 

@@ -135,7 +135,8 @@ def _check(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
         (column,) = _columns(schema, [name])
         if (count := len(schema.get_all_field_indices(column))) != 1:
             found = f"{count} columns {column!r}" if count else f"no column {column!r}"
-            problems.append(Problem(str(path), found, f"the fields of `text`; the file has {', '.join(map(repr, schema.names)) or 'none'}"))
+            columns = ", ".join(map(repr, schema.names)) or "none"
+            problems.append(Problem(str(path), found, f"one for each field that the config reads; the file has {columns}"))
             continue
         kind, is_inner = _type_of(schema.field(column).type, name.removeprefix(column).split(".")[1:])
         if _as_bytes(kind, is_inner) is None:

@@ -6,6 +6,7 @@ A dot in a field's name leads into a nested object, unless the record has a fiel
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,6 +128,8 @@ def _plain(record: dict[str, Any], name: str, key: str) -> str | int | float:
     value = value_of(record, name, key)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRecord(f"field {name!r} of type {type(value).__name__}", "a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):  # json takes NaN, which pandas writes for a value that is missing
+        raise BadRecord(f"field {name!r} {value}", "a string or a finite number")
     return value
 
 
@@ -134,11 +137,14 @@ def _group(record: dict[str, Any], sample: SampleConfig) -> str:
     return WITHOUT_FIELD if sample.field is None else str(_plain(record, sample.field, "sample"))
 
 
-def render(record: dict[str, Any], template: str) -> str:
-    """Return a template with the record's fields in place of `{field}`. Raises: BadRecord for a field that is no text or number."""
+def render(record: dict[str, Any], template: str, key: str = "text") -> str:
+    """Return a template with the record's fields in place of `{field}`. key: the config's key that has the template.
+
+    Raises: BadRecord for a field that is no text or number.
+    """
     # The pieces of a template alternate between literal text and field names.
     pieces = PLACEHOLDER.split(template)
-    return "".join(str(_plain(record, piece, "text")) if index % 2 else piece for index, piece in enumerate(pieces))
+    return "".join(str(_plain(record, piece, key)) if index % 2 else piece for index, piece in enumerate(pieces))
 
 
 def _operations(condition: KeepConfig) -> dict[str, object]:

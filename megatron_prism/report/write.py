@@ -14,6 +14,7 @@ from megatron_prism.report.markdown import markdown
 from megatron_prism.report.page import as_csv, page
 
 PAGE, TEXT, TABLES, FIGURES = "report.html", "report.md", "tables", "figures"
+FILES = (PAGE, TEXT, TABLES, FIGURES)
 
 
 def unfit(out: Path) -> list[Problem]:
@@ -22,32 +23,37 @@ def unfit(out: Path) -> list[Problem]:
         return []
     if not out.is_dir():
         return [Problem("--out", f"{out}, a file", "a folder")]
-    others = sorted(path.name for path in out.iterdir() if path.name not in (PAGE, TEXT, TABLES, FIGURES) and not path.name.startswith("."))
-    ours = not any(out.iterdir()) or (out / PAGE).is_file()
-    return (
-        []
-        if ours and not others
-        else [Problem("--out", f"{out}, which holds {', '.join(others[:3]) or TABLES}", "a new folder, or an earlier report's")]
-    )
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))  # hidden: what a report that was killed left
+    others = [name for name in names if name not in FILES]
+    if not others and (not names or (out / PAGE).is_file()):
+        return []
+    return [Problem("--out", f"{out}, which holds {', '.join((others or names)[:3])}", "a new folder, or an earlier report's")]
 
 
 def write(document: Document, out: Path) -> list[Path]:
     """Write a report in place of an earlier one, and return its files' paths, the page first. Raises: InputError, EnvironmentFault."""
     if problems := unfit(out):
         raise InputError(problems)
+    staged = out / f".report.{os.getpid()}.tmp"
     with disk.writing(out):
-        for name, folder in ((TABLES, out / TABLES), (FIGURES, out / FIGURES)):
-            temporary = out / f".{name}.{os.getpid()}.tmp"
-            temporary.mkdir(parents=True)
-            if name == TABLES:
-                for table in document.tables:
-                    (temporary / f"{table.id}.csv").write_text(as_csv(table), encoding="utf-8")
-            else:
-                for figure in document.figures:
-                    (temporary / f"{figure.id}.svg").write_text(figure.svg, encoding="utf-8")
-                    (temporary / f"{figure.id}.png").write_bytes(figure.png)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        write_text(out / TEXT, markdown(document))
-        write_text(out / PAGE, page(document))
-    return [out / PAGE, out / TEXT, out / TABLES, out / FIGURES]
+        try:
+            _write_all(document, staged)
+            for name in FILES:  # the page first: a folder that has it is known as a report's, whatever ends this between two of them
+                if (out / name).is_dir():
+                    shutil.rmtree(out / name)
+                (staged / name).replace(out / name)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return [out / name for name in FILES]
+
+
+def _write_all(document: Document, folder: Path) -> None:
+    for name in (TABLES, FIGURES):
+        (folder / name).mkdir(parents=True)
+    for table in document.tables:
+        (folder / TABLES / f"{table.id}.csv").write_text(as_csv(table), encoding="utf-8")
+    for figure in document.figures:
+        (folder / FIGURES / f"{figure.id}.svg").write_text(figure.svg, encoding="utf-8")
+        (folder / FIGURES / f"{figure.id}.png").write_bytes(figure.png)
+    write_text(folder / TEXT, markdown(document))
+    write_text(folder / PAGE, page(document))

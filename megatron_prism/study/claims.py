@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_prism.core.check.study import parts_of
@@ -127,9 +127,12 @@ def _interval(values: Sequence[float], mean: float) -> list[float] | None:
     return [mean - half, mean + half]
 
 
-def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a table of judged claims: the state, the claim, and each check that decided. Claims without any figure yet are counted in one line."""
-    begun = [row for row in rows if not row["figures"] or any(number is not None for number in row["figures"].values())]
+def lines(rows: Sequence[Mapping[str, Any]], given: Collection[str] = ()) -> Iterator[str]:
+    """Yield a table of judged claims: the state, the claim, and each check that decided. Claims without any figure yet are counted in one line.
+
+    given: the stages that have a result. A figure that is not in it has a wrong name, or the stage did not measure it: such a claim is shown.
+    """
+    begun = [row for row in rows if not row["figures"] or any(_is_known(name, number, given) for name, number in row["figures"].items())]
     for row in begun:
         told = f" ({', '.join(filter(None, (row['source'], row['judged_at'])))})" if row["source"] or row["judged_at"] else ""
         yield f"{row['state']:<22}  {row['name']}: {row['says']}{told}"
@@ -139,6 +142,10 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{'':<22}    {mark:<3} {check['part']}: {_said(check, 'value')} {check['relation']} {_said(check, 'than')}{by}"
     if num_left := len(rows) - len(begun):
         yield f"{NOT_MEASURED:<22}  {num_left} claim{'s' if num_left > 1 else ''} whose stages have given nothing yet"
+
+
+def _is_known(name: str, number: float | None, given: Collection[str]) -> bool:
+    return number is not None or parts_of(name)[0] in given
 
 
 def lines_over(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -59,4 +59,5 @@ def lines(study: Mapping[str, Any], wanted: Collection[str]) -> Iterator[str]:
         counts[LEFT_OUT] = left_out
     told = ", ".join(f"{number} {state}" for state, number in counts.items())
     yield f"{study['name']}: {told}; {log.duration(seconds)} of stages, {cpu_s:.0f} s of processors"
-    yield from claims.lines(study["claims"])
+    given = {name.split("/")[0] for name, stage in study["stages"].items() if stage["result"]}  # NAME/0 is an element of an array
+    yield from claims.lines(study["claims"], given)

@@ -16,7 +16,8 @@ def fit(count: Callable[[int], int], room_tokens: int, smallest: int, largest: i
     """
     low, low_tokens = smallest, count(smallest)
     if low_tokens > room_tokens:
-        raise InputError(Problem(where, f"{low_tokens} tokens at its smallest", f"at most {room_tokens}", "take a longer length"))
+        fix = "take a longer one in ruler.lengths, or leave the sub-task out (ruler.sub_tasks)"
+        raise InputError(Problem(where, f"{low_tokens} tokens at its smallest", f"at most {room_tokens}", fix))
     high: int | None = None
     per_unit, step = (
         low_tokens / max(1, low),

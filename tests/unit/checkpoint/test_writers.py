@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -129,3 +130,17 @@ def test_a_process_that_outlives_its_rank_holds_no_lock_and_a_writer_does_not_ou
         finally:
             if child.is_running():
                 child.kill()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "no space left on device ("),
+        (errno.EDQUOT, "Disk quota exceeded (your quota there is used up)"),
+        (errno.EFBIG, "File too large (see ulimit -f)"),
+    ],
+)
+def test_a_quota_and_a_limit_of_the_process_are_no_full_disk(code: int, said: str, tmp_path: Path) -> None:
+    error = RuntimeError("the archive's writer failed")
+    error.__cause__ = OSError(code, os.strerror(code))
+    assert writers.describe(tmp_path / "a.distcp", error).startswith(f"{tmp_path / 'a.distcp'}: {said}")

@@ -55,7 +55,10 @@ def test_the_layout_for_the_world_size_stands_between_files_and_overrides(write:
     assert grid("world_size=8") == (8, 2, 2, 1, 1)
     assert grid("world_size=8", "parallel.tp=1") == (8, 1, 2, 1, 1)
     (problem,) = refusal(top, "world_size=16")
-    assert (problem.where, problem.found) == (f"{top}:world_size", "16") and "8, 64" in problem.required
+    assert (problem.where, problem.found) == (f"{top}:world_size", "16") and "8, 64" in problem.required and "layouts.16={}" in problem.fix
+    assert grid("world_size=16", "layouts.16={}") == (16, 1, 1, 1, 2)
+    assert grid("world_size=16", "layouts.16.parallel.tp=2", "parallel.pp=4") == (16, 2, 4, 1, 2)
+    assert grid("world_size=8", "layouts.8={}") == grid("world_size=8")
 
 
 def test_a_misspelt_key_of_a_layout_is_named_there(write: Any, values: dict) -> None:

@@ -143,7 +143,7 @@ def test_the_largest_size_that_fits() -> None:
             size = fit(count, room, 1, None, "here")
             assert count(size) <= room < count(size + 1)
             assert len(calls) < 20
-    with pytest.raises(InputError, match="61 tokens at its smallest"):
+    with pytest.raises(InputError, match="61 tokens at its smallest; required at most 50; take a longer one in ruler.lengths"):
         fit(lambda size: 60 + size, 50, 1, None, "here")
     with pytest.raises(InputError, match="give more text"):
         fit(lambda size: 60 + size, 100, 1, 30, "here")

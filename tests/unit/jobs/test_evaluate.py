@@ -78,6 +78,12 @@ def test_a_path_of_the_options_is_no_yaml(monkeypatch: pytest.MonkeyPatch) -> No
     assert [str(path) for path in named] == ["m #2", "a #1: b.jsonl", "[c]", 'o "#3"', "1 #4"]
 
 
+def test_two_models_and_no_task_are_named_each() -> None:
+    raised = CliRunner().invoke(app, ["evaluate", "--hf", "a", "--ckpt", "b"]).exception
+    assert isinstance(raised, InputError)
+    assert [(one.where, one.found) for one in raised.problems] == [("--hf, --ckpt", "a and b"), ("--tasks", "no task")]
+
+
 def test_a_task_that_is_named_twice_is_refused() -> None:
     assert "x twice" in str(CliRunner().invoke(app, ["evaluate", "--hf", "a", "--tasks", "x=a,x=b"]).exception)
 

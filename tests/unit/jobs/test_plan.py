@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_prism.core.config import TrainConfig
+from megatron_prism.core.load import load
+
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "llama-3.1-8b" / "midtrain.yaml"
 KEYS = {
@@ -73,6 +76,17 @@ def test_a_sweep_ranks_what_fits_on_any_number_of_gpus(tmp_path: Path) -> None:
     assert len(rates) > 20 and rates == sorted(rates, key=lambda rate: -round(rate))
     assert max(entry["memory_gib_per_gpu_max"] for entry in found["layouts"]) <= found["memory_gib_available"]
     assert all(entry["tp"] * entry["pp"] * entry["cp"] * entry["dp"] == 16 for entry in found["layouts"])
+
+
+@pytest.mark.parametrize(("recipe", "gpus"), [("midtrain", 16), ("longctx", 8)])  # without a layout of that size, and with one unlike 64's
+def test_a_sweeps_overrides_give_its_layouts_at_that_size(recipe: str, gpus: int, tmp_path: Path) -> None:
+    path = RECIPE.with_name(f"{recipe}.yaml")
+    assert plan(tmp_path, path, "--gpus", gpus, "--sweep").returncode == 0
+    for entry in json.loads((tmp_path / "plan.json").read_text())["layouts"]:
+        config = load(path, TrainConfig, [f"world_size={gpus}", f"layouts.{gpus}={{}}", *entry["overrides"]])
+        grid = config.parallel
+        assert (grid.tp, grid.pp, grid.cp, config.batch.micro_size) == (entry["tp"], entry["pp"], entry["cp"], entry["micro_size"])
+        assert grid.sequence_parallel == (grid.tp > 1)
 
 
 def test_a_model_too_large_for_the_gpus_is_said_to_be(tmp_path: Path) -> None:

@@ -118,6 +118,18 @@ def test_a_job_is_read_as_the_command_of_a_stage(home: Path, words: list[str], n
     assert submitted(*words)["folder"] == folder and Path(folder, f"{name}.sbatch").is_file()
 
 
+@pytest.mark.parametrize("key", ["venv", "container.image"])
+def test_an_environment_that_is_not_there_is_warned_of(key: str, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = home / "env"
+    assert scripts(f"cluster.{key}={place}", "train", "train.yaml")
+    assert f"{key}: {place}" in caplog.text and "is not on this machine" in caplog.text
+    caplog.clear()
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "activate").touch()
+    assert scripts(f"cluster.{key}={place}", "train", "train.yaml") and not caplog.text
+    assert scripts("cluster.container.image=nvcr.io#nvidia/pytorch:26.06-py3", "train", "train.yaml") and not caplog.text
+
+
 def test_a_config_alone_stands_for_the_job_that_it_loads_as(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "prism"):
         assert scripts("train.yaml", "cluster.partition=long", "steps=20") == scripts(
@@ -128,6 +140,8 @@ def test_a_config_alone_stands_for_the_job_that_it_loads_as(home: Path, caplog: 
     assert "override:stepz: found an unknown key" in refused("train.yaml", "stepz=1")
     assert "override:worker: found an unknown key" in refused("mixture.yaml", "worker=1")
     assert "override:rundir: found an unknown key" in refused(str(write("chain.yaml", chain())), "rundir=a")
+    study = write("study.yaml", {"name": "a", "run_dir": "a", "num_parallel": 2, "stages": [{"name": "one", "command": ["doctor"]}]})
+    assert "study.yaml: found a config of prism study" in refused(str(study))
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_every_wrong_column_is_named_with_the_file(tmp_path: Path, write: Callab
     assert message.count(f"{name}: found") == message.count("\n") + 1 == 4
     for found in ("'day' of type date32", "'list' of type list<", "'struct' of type struct", "no column 'absent'"):
         assert found in message
+    assert "required one for each field that the config reads; the file has 'day', 'list'" in message  # of keep, turns and sample too
     assert "at least one {field}" in refused(tmp_path / name, text="fixed")
 
 

@@ -124,7 +124,8 @@ def test_each_sets_form_of_tests_becomes_ours(tests: Any, graded: dict[str, Any]
     ("keys", "record", "said"),
     [
         (MATH, "{not json", "not JSON"),
-        (MATH, {"question": "x"}, "no field 'answer'"),
+        (MATH, {"question": "x"}, "no field 'answer'; required the fields of `gold`"),
+        (CHOICE, {"question": "x", "right": "a"}, "required the fields of `choices`"),
         (MATH, {"question": "x", "answer": " "}, "without an answer"),
         (MATH, {"question": " ", "answer": "1"}, "an empty prompt"),
         (MATH, {"question": "x", "answer": [1]}, "of type list"),

@@ -62,6 +62,8 @@ def test_template_reads_nested_fields_and_a_name_with_a_dot_first() -> None:
         (b'{"other": "x"}', "no field 'text'"),
         (b'{"text": null}', "field 'text' of type NoneType"),
         (b'{"text": true}', "of type bool"),
+        (b'{"text": NaN}', "field 'text' nan"),
+        ({"text": float("-inf")}, "field 'text' -inf"),
         (b'{"text": {"a": 1}}', "of type dict"),
         (b'{"text": " \\n "}', "an empty text"),
         (b'{"text": "\xff"}', "invalid UTF-8"),

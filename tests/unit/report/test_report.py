@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,9 +16,10 @@ from statistics import stdev
 
 import pytest
 
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import EnvironmentFault, InputError
 from megatron_prism.jobs import report as job
 from megatron_prism.report import build, draw, page, read, style
+from megatron_prism.report import write as report_write
 from megatron_prism.report.document import Column, Document, Measured, Section, Table, flat
 from megatron_prism.report.markdown import markdown
 from megatron_prism.report.material import Material, Result, Stage
@@ -209,6 +212,26 @@ def test_an_out_folder_of_anything_else_is_refused_and_an_earlier_report_replace
         and not (tmp_path / "out" / "figures" / "stale.png").exists()
     )
     assert json.loads((tmp_path / "evaluation" / "summary.json").read_text(encoding="utf-8"))["kind"] == "evaluation"
+
+
+@pytest.mark.parametrize("broken", ["markdown", "page"])
+def test_a_report_that_a_full_disk_ends_leaves_the_folder_as_it_was(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_evaluation(tmp_path / "evaluation", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(report_write, broken, full)
+        with pytest.raises(EnvironmentFault, match="out: No space left on device"):
+            job.run([tmp_path / "evaluation"], tmp_path / "out", None, None)
+        assert not list((tmp_path / "out").iterdir())
+    job.run([tmp_path / "evaluation"], tmp_path / "out", "first", None)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(report_write, broken, full)
+        with pytest.raises(EnvironmentFault):
+            job.run([tmp_path / "evaluation"], tmp_path / "out", "second", None)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
 def test_numbers_are_shown_with_unit_and_error() -> None:

@@ -115,3 +115,10 @@ def test_one_seed_has_no_interval_and_a_study_without_the_claim_is_told() -> Non
     claim = ClaimConfig(name="a", says="b", shows=(check("mid:x", above=0.4),))
     (row,) = over_seeds([judge([claim], {"mid": {"x": 0.5}}), []])
     assert row["states"] == ["holds", "not measured"] and row["figures"]["mid:x"]["interval_95"] is None
+
+
+def test_a_figure_that_a_stage_did_not_give_is_shown_and_those_of_stages_to_come_are_counted() -> None:
+    rows = judge([ClaimConfig(name=name, says="b", shows=(check(f"{name}:scoer", above=0.4),)) for name in ("mid", "later")], RESULTS)
+    claim, why, rest = lines(rows, RESULTS)
+    assert claim.split() == ["not", "measured", "mid:", "b"] and "mid:scoer = not there" in why
+    assert rest.endswith(" 1 claim whose stages have given nothing yet")
