@@ -20,6 +20,7 @@ done
 # the tests start gangs of processes: one thread each, or they fight over the cores
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 # nothing is fetched, and nothing depends on the order of a set
+export PYTHONDONTWRITEBYTECODE= # hundreds of processes would compile the sources, each anew
 # two at a time, a file each (tests/conftest.py): most tests wait for processes that start. The order is kept, so that the short ones come last
 exec "${PRISM_VENV:-.venv}"/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 \
     "${tier[@]}" "${arguments[@]}" </dev/null
