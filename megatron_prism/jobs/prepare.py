@@ -328,6 +328,10 @@ def _shown(result: dict[str, Any]) -> dict[str, Any]:
             Text(row["name"]), *counts, f"{row['weight']:g}", f"{row['share'] * 100:.4f}", _number(row["tokens"]), epochs, *efficiency
         )
     Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(table)  # a log file is not limited to 80 columns
+    for row in result["sources"]:
+        reasons = {**row.get("left_out", {}), "bad": row.get("bad_records", 0)}
+        if left := ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count):
+            log.get().info("source %s: records left out: %s", row["name"], left)
     return result
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,9 +224,11 @@ def test_bad_record_is_refused_or_counted(make_config: Callable, corpus: Path, n
         prepare.run(config)
     assert nothing_left(config)
     if num_workers == 1:
+        caplog.set_level(logging.INFO)
         result = prepare.run(make_config(on_bad_record="skip"))
         assert [(source["train_documents"], source["bad_records"]) for source in result["sources"]] == [(60, 2), (20, 0)]
         assert "qa.jsonl:61" in caplog.text and "2 bad records skipped" in caplog.text
+        assert "source qa: records left out: bad 2" in caplog.text and "source prose: records" not in caplog.text
 
 
 def test_a_source_read_too_often_is_refused_and_its_shards_are_kept(make_config: Callable) -> None:
