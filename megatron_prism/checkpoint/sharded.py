@@ -6,7 +6,8 @@ overwritten: a save goes into a new folder and is renamed when it is whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,6 +145,7 @@ def load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     checkpoint = folder.read(path)
+    _merge_in_place(wanted)
     try:
         with unpickle.guarded(checkpoint.state):
             return dist_checkpointing.load(wanted, str(checkpoint.state), _reading(str(checkpoint.state)))
@@ -155,6 +157,32 @@ def load(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
         if fault := next((cause for cause, stack in causes if _is_of_machine(cause, stack)), None):  # the bytes are those that were written
             raise EnvironmentFault(f"{checkpoint.state}: not read: {' '.join(f'{type(fault).__name__}: {fault}'.split())[:500]}") from error
         raise CheckpointError(Problem(str(checkpoint.state), cause, "a whole checkpoint of this architecture")) from error
+
+
+def _merge_in_place(wanted: Mapping[str, Any]) -> None:
+    """Let a tensor that is saved in pieces (gate and up, a Mamba mixer's rows) be itself once its pieces are read into it.
+
+    Megatron-Core puts the pieces together in new tensors, all of them before the first is copied: half of a LLaMA's weights a second time.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+    for factory in nested_values(dict(wanted)):
+        if isinstance(factory, ShardedTensorFactory):
+            factory.merge_fn = partial(_merged, factory.data, factory.merge_fn)
+
+
+def _merged(whole: Any, merge: Callable[[Any], Any], pieces: Any) -> Any:
+    """Return the whole tensor where the pieces are its values in their order, else what Megatron-Core makes of them."""
+    is_plain = isinstance(whole, torch.Tensor) and type(whole) in (torch.Tensor, torch.nn.Parameter) and whole.is_contiguous()
+    if not is_plain or not isinstance(pieces, list):
+        return merge(pieces)
+    place = whole.data_ptr()
+    for piece in pieces:
+        if piece.data_ptr() != place or not piece.is_contiguous() or piece.dtype != whole.dtype:
+            return merge(pieces)
+        place += piece.numel() * piece.element_size()
+    return whole if place == whole.data_ptr() + whole.numel() * whole.element_size() else merge(pieces)
 
 
 def _is_of_machine(error: BaseException, stack: Any) -> bool:
