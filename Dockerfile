@@ -37,7 +37,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && r
 WORKDIR /opt/megatron_prism
 COPY . .
 RUN python -m pip install "megatron-core==${MEGATRON_CORE}" \
-    && python -m pip install -e '.[report,rl,fast]' \
+    && python -m pip install -e '.[report,rl,fast,eval]' \
     && git config --system --add safe.directory /opt/megatron_prism \
     && python tools/smoke.py --torch "$(cat /etc/torch_of_base)"
 CMD ["prism", "--help"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The merges of two models: bash examples/merge.sh BASE MID OUT (Hugging Face folders, checkpoints or runs; without arguments the quickstart's).
+# The merges of two models: bash examples/merge.sh BASE MID OUT (Hugging Face folders, checkpoints or runs; without arguments those of quickstart_text.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1

@@ -85,7 +85,7 @@ variables:
   v2: 'tasks.leaderboard_v2.lm_eval.files={"": data/evaluation/leaderboards}'
   mid_gpus: "64"
   long_gpus: "64"
-  rl_gpus: "64"  # 8 take less than half of the GPU-hours, and 3 to 4 times the days (docs/RECIPES.md); of Mistral-Small more of both
+  rl_gpus: "64"  # 8 take less than half of the GPU-hours, and 1.6 to 3.5 times the days (docs/RECIPES.md); of Mistral-Small more of both
 num_parallel: 1  # on a machine of your own
 """
 

@@ -12,4 +12,4 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     printf '%s\n' "$wanted" >$stamp
 fi
 export PRISM_MERGEKIT="$(realpath -m "$venv")/bin/mergekit-yaml" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-exec .venv/bin/python -m pytest -q -s tests/mergekit -p no:cacheprovider "$@" </dev/null
+exec "${PRISM_VENV:-.venv}"/bin/python -m pytest -q -s tests/mergekit -p no:cacheprovider "$@" </dev/null

@@ -106,7 +106,8 @@ def responses(
 def landscape(config: Config, overrides: Overrides = None, nproc: Nproc = None, dry_run: DryRun = False, json: Json = None) -> None:
     """Score models on the straight lines between three models, by evaluation's own score. Started again, it goes on.
 
-    Example: prism analyze landscape configs/analyses/landscape.yaml out=analyses/landscape --nproc 8 --json landscape.json
+    Example: prism analyze landscape configs/analyses/landscape.yaml base_model.hf=Llama-3.1-8B mid_model.checkpoint=runs/mid
+    rl_model.checkpoint=runs/rl out=analyses/landscape --nproc 8 --json landscape.json
     """
     from megatron_prism.core.config import LandscapeConfig
     from megatron_prism.report import analysis

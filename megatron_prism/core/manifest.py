@@ -58,13 +58,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree ('+dirty' where it has changes), None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    """Return the checkout's commit ('+dirty' where the package has changes: models, data and YAML files lie beside it), None outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
     if not (root / ".git").exists():
         return None
     try:
         commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        status = ["git", "-C", str(root), "status", "--porcelain", "--", package.name]
+        dirty = subprocess.run(status, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+dirty" if dirty.stdout.strip() else "") if commit.returncode == 0 else None

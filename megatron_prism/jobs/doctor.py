@@ -63,7 +63,9 @@ PACKAGES = (
     Package("datasketch", "datasketch", "no dedup: minhash"),
     Package("gigatoken", "gigatoken", "no tokenizer_backend: gigatoken (tokenizers does the work, slower)"),
     Package("matplotlib", "matplotlib", "no report, no prepare --report"),
-    Package("reasoning_gym", "reasoning-gym", "no quickstart corpus"),
+    Package("math_verify", "math-verify", "no grading of math, in RL and in evaluation"),
+    Package("lm_eval", "lm-eval", "no tasks of lm_eval, so no leaderboards"),
+    Package("reasoning_gym", "reasoning-gym", "no corpus of examples/quickstart_text.sh"),
     Package(
         "transformer_engine",
         "transformer-engine",

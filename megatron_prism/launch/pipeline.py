@@ -89,7 +89,7 @@ def read_pipeline(words: Sequence[str], read: Read, num_tasks: int = 1) -> tuple
 
 
 def in_full(words: list[str], read: Read) -> list[str]:
-    """Put the job's name before words that are only a config of train or prepare. A job or a pipeline stays unchanged.
+    """Put the job's name before words that are only a job's config. A job or a pipeline stays unchanged.
 
     A file belongs to the job whose config it loads as. If it loads as none, it belongs to the job with the fewest problems.
     """
@@ -144,7 +144,7 @@ def output(config: Any) -> Path:
 
 
 def submission_folder(run_dir: Path) -> Path:
-    """Return the folder of a run's submission: within the run, or beside the output of `prism prepare`, whose folder must be new."""
+    """Return the folder of a run's submission: within the run, or beside an output whose folder must be new."""
     beside = run_dir.parent / f"{run_dir.name}.{FOLDER}"  # with_name would refuse "."
     return run_dir / FOLDER if (run_dir / FOLDER).is_dir() else beside
 

@@ -163,10 +163,12 @@ def of_one_file(made: Iterator[Made]) -> Iterator[Made]:
             return
 
 
-def lots(batch: Batch) -> list[tuple[str, int]]:
-    """Return (group, lot) of each text in a batch of a sampled part: the candidates of `sample.Draw`."""
-    recipe, texts = batch.recipe, _of_batch(batch, Without())
-    return [(group, sample.lot(text, recipe.seed, recipe.source)) for _, text, group in texts if group is not None]
+def lots(batch: Batch) -> tuple[list[tuple[str, int]], int, str]:
+    """Return (group, lot) of each text in a batch of a sampled part, the candidates of `sample.Draw`; how many records are bad; the first of them."""
+    recipe, without = batch.recipe, Without()
+    texts = _of_batch(batch, without)
+    found = [(group, sample.lot(text, recipe.seed, recipe.source)) for _, text, group in texts if group is not None]
+    return found, len(without.bad), str(without.bad[0]) if without.bad else ""
 
 
 def read_texts(

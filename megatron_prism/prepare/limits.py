@@ -74,14 +74,16 @@ class Limits:
         drawn: list[Mapping[str, int]] = []
         for part, inputs in self._parts:
             assert part.sample is not None
-            draw = sample.Draw(part.sample.counts)
+            draw, num_bad, first_bad = sample.Draw(part.sample.counts), 0, ""
             with self._work.watched(f"{self._recipe.source} (lots)", list(map(pieces.whole, inputs))) as opened:
-                for lots in self._work.run(documents.lots, documents.batches(inputs, self._recipe, opened)):
+                for lots, bad, first in self._work.run(documents.lots, documents.batches(inputs, self._recipe, opened)):
+                    num_bad, first_bad = num_bad + bad, first_bad or first
                     for group, lot in lots:
                         draw.add(group, lot)
             where = f"sources.{self._recipe.source}.sample.counts"
+            why = f"{num_bad} bad records, the first: {first_bad}" if num_bad else ""
             problems += [
-                Problem(f"{where}.{group}", f"{count} different texts", f"{part.sample.counts[group]}")
+                Problem(f"{where}.{group}", f"{count} different texts", f"{part.sample.counts[group]}", why)
                 for group, count in draw.short().items()
             ]
             drawn.append(draw.limits())

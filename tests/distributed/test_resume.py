@@ -1,4 +1,4 @@
-"""R2: a run killed after step 4 or 8 and started again is the uninterrupted run: bit for bit on the same ranks, to 1e-5 on others."""
+"""A run killed after step 4 or 8 and started again is the uninterrupted run: bit for bit on the same ranks, to 1e-5 on others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs that are wrong in every way we could think of: each is accepted, or refused in lines that name what is wrong (R13).
+"""Configs that are wrong in every way we could think of: each is accepted, or refused in lines that name what is wrong.
 
 The repository's own configs are changed and given to `prism train|prepare --dry-run`. Whatever comes: exit code 0, or 2 with lines
 `prism: FILE:KEY: found ...; required ...`; no other exception, and no config that keeps a process busy: ten seconds of its time.

@@ -1,4 +1,4 @@
-"""R1: killed at every step of a save, in a fresh folder or beside older checkpoints, a run loses nothing that was whole and mixes nothing.
+"""Killed at every step of a save, in a fresh folder or beside older checkpoints, a run loses nothing that was whole and mixes nothing.
 
 A crash point is an operation on the file system, seen by Python's audit events: the process and its writers are killed as it begins.
 """

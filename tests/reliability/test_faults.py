@@ -1,4 +1,4 @@
-"""R6, R7, R8, R9 in one process: damaged checkpoints, a full disk, writers that die or hang, numbers that go wrong.
+"""Promises of docs/RELIABILITY.md in one process: damaged checkpoints, a full disk, writers that die or hang, numbers that go wrong.
 
 Each fault is built into a child of tests/reliability/worker.py, which then runs `jobs/train.run` as the command line does.
 """

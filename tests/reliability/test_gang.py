@@ -1,4 +1,4 @@
-"""R1, R4, R5, R8, R9, R17 on real torchrun gangs: `prism train --nproc 2`, killed, stopped, signalled and started again.
+"""Promises of docs/RELIABILITY.md on real torchrun gangs: `prism train --nproc 2`, killed, stopped, signalled and started again.
 
 The sizes are the continuous ones; tools/soak.py asks for more and prints the seconds.
 """
@@ -75,7 +75,7 @@ KILLS: list[Callable[[Gang, random.Random], None]] = [lambda gang, chance: gang.
 
 
 def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
-    """R1, R17: the whole gang, one rank, or the launcher alone is killed at a random moment of training and saving, and the run goes on."""
+    """The whole gang, one rank, or the launcher alone is killed at a random moment of training and saving, and the run goes on."""
     chance, run_dir, num_kills = random.Random(seed), tmp_path / "run", soak or 2 * len(KILLS)
     newest, begun, restart_s, ends_s = 0, 0, [], []
     for kill in range(num_kills):
@@ -101,7 +101,7 @@ def test_random_kills_lose_nothing(start_gang: Start, tmp_path: Path, soak: int 
 
 
 def test_no_sequence_is_skipped_or_repeated_on_other_ranks(start_gang: Start, tmp_path: Path) -> None:
-    """R4: three kills, on data-parallel 2, 1, 2 and 2 again; a second gang in the folder of the last is refused, and costs it nothing."""
+    """Three kills, on data-parallel 2, 1, 2 and 2 again; a second gang in the folder of the last is refused, and costs it nothing."""
     run_dir, begun = tmp_path / "run", 0
     for nproc in (2, 1, 2):
         gang = start_gang(nproc, **LONG)
@@ -138,7 +138,7 @@ SIGNALS: dict[str, Callable[[Gang], None]] = {
 
 
 def test_a_signal_saves_and_ends(start_gang: Start, tmp_path: Path, soak: int | None, seed: int, figures: Callable[..., None]) -> None:
-    """R5: exit code 3, the step that ran is the newest checkpoint, whichever process is told, and however often."""
+    """Exit code 3, the step that ran is the newest checkpoint, whichever process is told, and however often."""
     chance, run_dir, begun, seconds = random.Random(seed), tmp_path / "run", 0, []
     config = {**LONG, "save": {"interval": 7, "keep_last": 2}, "data": {"num_workers": 1}}
     num_signals = soak or len(SIGNALS)
@@ -197,7 +197,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_what_befalls_one_rank_ends_the_gang(
     start_gang: Start, tmp_path: Path, how: str, seed: int, figures: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    """R8, R9: no rank waits for ever for another, and the exit code is not 0."""
+    """No rank waits for ever for another, and the exit code is not 0."""
     (fault, wanted, words), run_dir = SILENT[how], tmp_path / "run"
     step = random.Random(f"{seed} {request.node.name}").randint(2, 12)
     gang = start_gang(fault=None if fault == "SIGSTOP" else {**fault, "rank": 1, "step": step}, **{**LONG, **LIMITS})

@@ -1,4 +1,4 @@
-"""What a stranger's checkpoint can do: be refused, or be read. It never runs (R11).
+"""What a stranger's checkpoint can do: be refused, or be read. It never runs.
 
 Every payload is `os.system`, and would leave a file: the marker. Controls: the same pickle does run where nothing guards it.
 """

@@ -1,4 +1,4 @@
-"""What a stranger's model folder, data file or config can do: be refused, or be read. It never runs (R11; checkpoints: test_hostile.py)."""
+"""What a stranger's model folder, data file or config can do: be refused, or be read. It never runs (checkpoints: test_hostile.py)."""
 
 from __future__ import annotations
 

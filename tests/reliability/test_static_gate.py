@@ -1,4 +1,4 @@
-"""Nothing that is shipped can run what a file says, or open a door: read from the source by ast (R16).
+"""Nothing that is shipped can run what a file says, or open a door: read from the source by ast.
 
 Looked at is every reference, not only calls: `map(pickle.loads, ...)` and a subclass of Unpickler are found, under any alias. The
 exceptions stand in ALLOWED, each with its reason. Each rule is fed its offenders, and lawful neighbours that must pass.

@@ -1,4 +1,4 @@
-"""R10, at random: a header, an index or a config.json that is changed anywhere is refused by the folder's file, or what is
+"""At random: a header, an index or a config.json that is changed anywhere is refused by the folder's file, or what is
 imported is what the safetensors library reads from that folder. `python tools/soak.py headers` runs it for longer.
 """
 

@@ -1,4 +1,4 @@
-"""R10: malformed Hugging Face folders are refused by file and by tensor or key, with exit code 2, without a hang, without a pickle
+"""Malformed Hugging Face folders are refused by file and by tensor or key, with exit code 2, without a hang, without a pickle
 or a custom class run, and with nothing left behind. The rows are in malformed.py and foreign.py."""
 
 from __future__ import annotations

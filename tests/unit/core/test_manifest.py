@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,21 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     manifest.write_json(tmp_path / "a.json", value)
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda text: pytest.fail(text))
     assert read == {"loss": None, "by": [1.5, [None, None]], "nested": {"a": {"b": None, "c": "NaN"}}, "n": 3, "yes": True}
+
+
+def test_a_commit_is_dirty_by_the_package_and_not_by_models_and_data_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "megatron_prism" / "core" / "manifest.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("one\n")
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(manifest, "__file__", str(source))
+    commit = manifest.git_commit()
+    assert commit and len(commit) == 40
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors").write_text("")
+    (tmp_path / "my_cluster.yaml").write_text("")
+    assert manifest.git_commit() == commit
+    (source.parent / "new.py").write_text("")
+    assert manifest.git_commit() == f"{commit}+dirty"

@@ -48,9 +48,18 @@ def test_a_required_package_that_is_broken_is_missing(monkeypatch: pytest.Monkey
 
 def test_every_package_and_program_says_what_its_absence_costs() -> None:
     found = doctor.run()
-    assert {"transformer-engine", "apex", "mamba-ssm", "causal-conv1d", "nemo-toolkit", "nemo-aligner", "vllm", "flash-attn"} < {
-        entry["name"] for entry in found["packages"]
-    }
+    assert {
+        "transformer-engine",
+        "apex",
+        "mamba-ssm",
+        "causal-conv1d",
+        "nemo-toolkit",
+        "nemo-aligner",
+        "vllm",
+        "flash-attn",
+        "math-verify",
+        "lm-eval",
+    } < {entry["name"] for entry in found["packages"]}
     assert {"sbatch", "srun", "git"} <= {entry["name"] for entry in found["programs"]}
     assert all(entry["absence_costs"] for entry in [*found["packages"], *found["programs"]])
     assert found["ok"], found["missing"]

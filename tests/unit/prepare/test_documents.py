@@ -82,6 +82,21 @@ def test_sample_takes_so_many_of_each_group_whatever_the_order(make_config: Call
         prepare.run(short)
 
 
+@pytest.mark.parametrize("on_bad_record", ["error", "skip"])
+def test_a_sample_that_is_short_for_bad_records_says_so(make_config: Callable, records_file: Path, on_bad_record: str) -> None:
+    """Only the lots are drawn yet, and a bad record has none: without a word of it the source would seem to be empty."""
+    changes = {
+        "path": (str(records_file),),
+        "text": "{language}: {answer}",
+        "sample": SampleConfig(counts={"all": 20}),
+        "keep": (KeepConfig(field="judgement", not_equals=-1),),  # a text
+    }
+    with pytest.raises(InputError) as caught:
+        prepare.run(make_config(qa=changes, on_bad_record=on_bad_record))
+    assert "sources.qa.sample.counts.all: found 0 different texts; required 20" in str(caught.value)
+    assert f"{len(RECORDS)} bad records, the first: {records_file}:1: found field 'judgement' of type str" in str(caught.value)
+
+
 def test_steps_follow_each_other_and_are_counted(make_config: Callable, records_file: Path, tokenizer_folder: Path, corpus: Path) -> None:
     (corpus / "evaluation.jsonl").write_text(
         json.dumps({"q": "QUESTION 7, about: many many many many many many many things!"}) + '\n{"q": "things"}'

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.data import check_prepare
-from megatron_prism.core.config import KeepConfig, PrepareConfig, SampleConfig, SourceConfig
+from megatron_prism.core.config import EvaluateConfig, KeepConfig, PrepareConfig, PromptsConfig, SampleConfig, SourceConfig
 from megatron_prism.core.load import load
+from megatron_prism.eval.sets.published import SETS
 from megatron_prism.jobs import prepare
 from megatron_prism.prepare import pieces
+from megatron_prism.prepare.records import PLACEHOLDER
 
 MIXTURES = Path(__file__).resolve().parents[3] / "configs" / "mixtures"
 EPOCHS = {  # the paper's Table 1 at 26.21 billion tokens
@@ -100,6 +102,17 @@ def test_the_papers_preprocessing_stands_in_the_sources() -> None:
         assert by_name[name].turns and not by_name[name].turns.prefix and by_name[name].dedup != "none"
     for name in EPOCHS:
         assert not prepare._check_parts(config := load(MIXTURES / f"{name}.yaml", PrepareConfig)) and config.decontaminate
+
+
+@pytest.mark.parametrize(("path", "kind"), [("mixtures/math.yaml", PrepareConfig), ("prompts/deepscaler.yaml", PromptsConfig)])
+def test_decontamination_reads_each_set_in_the_form_in_which_it_is_evaluated(path: str, kind: type) -> None:
+    configs = MIXTURES.parent
+    by_file = {str(file): part.text for part in load(configs / path, kind).decontaminate.against for file in part.path}
+    tasks = load(configs / "evaluations" / "reasoning.yaml", EvaluateConfig, ["model.hf=x", "out=y"]).tasks
+    assert tasks and all(str(task.path) in by_file for task in tasks.values()), "what is evaluated is looked for"
+    for file, text in by_file.items():
+        fields = SETS[Path(file).name.partition(".")[0].removesuffix("_test")].fields
+        assert PLACEHOLDER.findall(text) and set(PLACEHOLDER.findall(text)) <= set(fields), file
 
 
 def test_every_mixture_is_listed_here() -> None:
