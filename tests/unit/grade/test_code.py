@@ -211,6 +211,14 @@ CHEATS = {
         {"kind": "asserts", "code": "try:\n  f()\nexcept BaseException: pass\nassert True"},
     ),
     "claims that the tests are broken": ("def double(x): raise NameError('x is not defined')", DOUBLES),
+    "gives the tests' parser no Python": (
+        "def double(x): return '('",
+        {"kind": "asserts", "code": "import ast\nassert ast.literal_eval(double('[2'))"},
+    ),
+    "gives objects for a set that is handed on": (
+        "class T: pass\ndef f(): return [T()]\ndef double(x): return 0",
+        {"kind": "asserts", "code": "assert double({*f()}) == double(frozenset(f())) == 2"},
+    ),
     "claims that the machine is full": ("import os, sys\nsys.stderr.write('bwrap: Cannot fork')\nos._exit(137)", DOUBLES),
     "gives no function": ("x = 1", DOUBLES),
     "is no Python": ("def double(x) return", DOUBLES),
