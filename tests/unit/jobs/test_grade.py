@@ -89,6 +89,13 @@ def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_wrong_file_does_not_flood(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        job.run(written(tmp_path / "in.jsonl", [{"task": "aime24", "text": "42"}] * 915), tmp_path / "out.jsonl", GradeConfig())
+    assert len(caught.value.problems) < 30
+    assert caught.value.problems[-1].found == "915 bad lines in all"
+
+
 def test_every_form_of_tests_that_is_documented_is_taken(tmp_path: Path) -> None:
     case = {"input": "1\n2", "output": "3"}
     forms = [
