@@ -20,12 +20,10 @@ from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, ra
 from megatron_prism.grade import choice, code, strings
 from megatron_prism.grade.grader import Grader, require
 from megatron_prism.grade.number import without_exponent
-from megatron_prism.grade.outcome import Item
+from megatron_prism.grade.outcome import KINDS, OUTCOMES, Item
 
 BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
 MAX_PROBLEMS = 24  # printed; the rest are counted
-OUTCOMES = ("right", "wrong", "no_format", "truncated", "fault")
-KINDS = ("math", "choice", "code", "strings")
 
 
 def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
