@@ -18,7 +18,7 @@ from megatron_prism.core import disk, log
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.grade import choice, code, strings
-from megatron_prism.grade.grader import Grader, require
+from megatron_prism.grade.grader import VERSION, Grader, require
 from megatron_prism.grade.number import without_exponent
 from megatron_prism.grade.outcome import KINDS, OUTCOMES, Item
 
@@ -57,8 +57,9 @@ def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
 
 
 def partial_of(out: Path, config: GradeConfig) -> Path:
-    """Return where a run writes until it is whole: another name for each config, since another config gives other outcomes."""
-    digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
+    """Return where a run writes until it is whole: another name for each version and setting of the graders that gives other outcomes."""
+    decides = [VERSION, config.think, config.answer, config.cpu_limit_s]
+    digest = hashlib.blake2b(repr(decides).encode(), digest_size=4).hexdigest()
     return out.with_name(f".{out.name}.{digest}.partial")
 
 

@@ -159,12 +159,16 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_another_run_left_is_not_taken(tmp_path: Path) -> None:
+def test_what_another_run_left_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
     partial = job.partial_of(out, GradeConfig())
     forged = {**GOOD[0], "response": "another", "outcome": "wrong", "why": "of another file"}
     written(partial, [forged, *GOOD])
     assert job.partial_of(out, GradeConfig(think="free")) != partial
+    assert job.partial_of(out, GradeConfig(num_workers=7)) == partial  # which changes no outcome
+    with monkeypatch.context() as later:
+        later.setattr(job, "VERSION", "of later graders")
+        assert job.partial_of(out, GradeConfig()) != partial
     assert job.run(path, out, GradeConfig())["right"] == 2
     assert json.loads(out.read_text().splitlines()[0])["outcome"] == "right"
 
