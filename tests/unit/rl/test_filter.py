@@ -10,10 +10,11 @@ import pytest
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.errors import InputError
-from megatron_prism.core.load import build
+from megatron_prism.core.load import build, to_dict
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.generate.engine import Ending, Rollout, ids_of, logprobs_of
 from megatron_prism.grade.outcome import Graded, Item, Outcome
+from megatron_prism.jobs import rl_filter
 from megatron_prism.report.bars import WIDTH, bars
 from megatron_prism.rl import filter, passes
 from megatron_prism.rl.passes import Folder, PassCount
@@ -127,6 +128,14 @@ def test_counts_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         passes.read(path)
     assert [problem.where for problem in raised.value.problems] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_filter_goes_on_with_the_graders_that_it_began_with() -> None:
+    config = build({"out": "o", "prompts": "p", "init": {"checkpoint": "c"}, "rollout": {"max_tokens": 8}}, FilterConfig, str)
+    here = {"checkpoint": {"sha256": "1"}, "prompts": {"sha256": "2"}, "config": to_dict(config), "grader": {"prism": "now"}}
+    before = {**here, "grader": {"prism": "before"}}
+    assert [problem.where for problem in rl_filter._check_same(config, before, here)] == ["the graders' versions"]
+    assert not rl_filter._check_same(config, here, here) and not rl_filter._check_same(config, {**before, "sha256": "ended"}, here)
 
 
 def test_a_config_that_names_no_checkpoint_is_refused() -> None:
