@@ -52,7 +52,7 @@ def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
             raise
     if counts["fault"]:
         log.get().warning("%d faults: these responses have no outcome; `why` names the cause", counts["fault"])
-    outcomes = {name: counts[name] for name in OUTCOMES}
+    outcomes: dict[str, int] = {name: counts[name] for name in OUTCOMES}
     return {"out": str(out), "graded": counts.total(), **outcomes, "seconds": round(time.monotonic() - start, 3)}
 
 

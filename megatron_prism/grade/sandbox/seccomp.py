@@ -58,9 +58,8 @@ def steps(machine: str) -> list[Step]:
     ]
     program += _refuse_values(syscalls.FCNTL[column], 1, SETS_A_SIGNAL)
     program += _refuse_values(syscalls.IOCTL[column], 1, REACHES_A_TERMINAL_OR_PROCESS)
-    for numbers, flags_at in ((syscalls.OPEN, 1), (syscalls.OPENAT, 2)):
-        if (number := numbers[column]) is not None:
-            program += _refuse_values(number, flags_at, EMPTIES_UNSEEN, ACCESS_AND_TRUNC)
+    for flags_at, call in ((1, syscalls.OPEN[column]), (2, syscalls.OPENAT[column])):
+        program += [] if call is None else _refuse_values(call, flags_at, EMPTIES_UNSEEN, ACCESS_AND_TRUNC)
     # one's own limits, but for RLIMIT_CPU (0): a program that lowered it would be killed as one is whose machine has no memory left
     program += _refuse_values(syscalls.SETRLIMIT[column], 0, (0,))
     program += [
