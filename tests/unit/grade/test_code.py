@@ -335,6 +335,17 @@ def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandb
     assert result.outcome == "fault" and result.why, result
 
 
+def test_the_values_of_a_call_are_read_as_it_is_made(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a million integers takes this process most of a second, in which no other response is graded."""
+    cases = [{"input": "21", "output": "42"}, {"input": "no JSON", "output": "42"}, {"input": "1", "output": "2"}]
+    tests, read, reads = {"kind": "call", "function": "double", "cases": cases}, list[str](), code._json
+    monkeypatch.setattr(code, "_json", lambda text: read.append(text) or reads(text))
+    assert grade("def double(x): return 0", tests, sandbox).outcome == "wrong" and read == ["21", "42"]
+    assert grade("def double(x): return 2 * x", tests, sandbox).outcome == "fault"
+    assert code.tests_problem(tests).startswith(code.NO_JSON) and not code.tests_problem({**tests, "cases": cases[:1]})
+    assert code.tests_problem({**tests, "function": "no name"}) == "the tests have no function to call"
+
+
 def test_an_output_may_be_as_long_as_the_expected_one(sandbox: Sandbox) -> None:
     tests = {"kind": "stdin", "cases": [{"input": "", "output": "1\n" * 600_000}]}  # 1.2 MB
     assert grade("print('1\\n' * 600_000)", tests, sandbox).outcome == "right"
