@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -128,6 +130,37 @@ def test_counts_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         passes.read(path)
     assert [problem.where for problem in raised.value.problems] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_shard_is_graded_while_the_next_one_is_sampled(monkeypatch: pytest.MonkeyPatch, folder: Folder) -> None:
+    """Programs of a shard may take an hour, in which no device would work."""
+    sampling, walk, num_shards = threading.Event(), list[str](), folder.num_shards
+    seen = threading.Event()
+
+    def sample(*_: object, **__: object) -> Sampled:
+        walk.append("sampled")
+        if len(walk) > 1:
+            sampling.set()  # the second shard is on its way
+            assert seen.wait(10), "nothing was graded meanwhile"
+        return Sampled((), (), (Item(id="0/0", kind="math", response="a"),), 0)
+
+    def grade(*_: object) -> dict[str, Graded]:
+        assert sampling.wait(10), "the next shard waits for the grades"
+        seen.set()
+        return {}
+
+    monkeypatch.setattr(filter, "_open_gate", lambda _: None)
+    monkeypatch.setattr(filter, "agree", lambda values: values)
+    monkeypatch.setattr(filter, "count", lambda *_: [PassCount("p0", 0, 1)])
+    monkeypatch.setattr(filter.rollout, "sample", sample)
+    monkeypatch.setattr(filter.rollout, "grade", grade)
+    monkeypatch.setattr(filter.rollout, "agreed", lambda outcomes: outcomes)
+    written: list[int] = []
+    place = MagicMock(num_shards=num_shards, places=folder.places, write=lambda shard, _: written.append(shard))
+    work = MagicMock(folder=place, prompts=[Encoded(one, (1,)) for one in PROMPTS], is_first=True)
+    work.stop.reason.return_value = 0.0
+    filter.run(work, range(num_shards))
+    assert written == list(range(num_shards)) and num_shards > 1
 
 
 def test_a_filter_goes_on_with_the_graders_that_it_began_with() -> None:
