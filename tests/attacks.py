@@ -31,6 +31,8 @@ HARMLESS = {
     "reads a file": "reached(open(folder + '/secret').read() == 'secret')",
     "lists a folder": "reached('secret' in os.listdir(folder))",
     "writes a file": "open(folder + '/written', 'w').write('x'); reached()",
+    "truncates a file": "os.truncate(folder + '/log', 0); reached()",
+    "opens a file to be emptied": "os.close(os.open(folder + '/log', 3 | os.O_TRUNC)); reached()",  # neither read nor written
     "appends to a file": "open(folder + '/log', 'a').write('x'); reached()",
     "deletes a file": "os.remove(folder + '/doomed'); reached()",
     "renames a file": "os.rename(folder + '/log', folder + '/gol'); os.rename(folder + '/gol', folder + '/log'); reached()",
@@ -72,6 +74,7 @@ HARMLESS = {
     "takes memory that is not counted": "fd = os.memfd_create('x'); reached(os.write(fd, bytes(1 << 20)))",
     "makes a user namespace": "syscall(272, 97, 0x10000000); reached()",
     "opens a shared memory segment": "i = syscall(29, 194, 0, 4096, 0o1600); syscall(31, 195, i, 0, 0); reached()",
+    "looks at the machine's shared memory segments": "syscall(31, 195, 0, 14, ctypes.create_string_buffer(256)); reached()",
     "opens an io_uring": "reached(syscall(425, 425, 1, bytes(120)))",
     "uses the kernel's keys": "reached(syscall(250, 219, 0, -1, 1))",
     "changes its personality": "syscall(135, 92, 0x0040000); reached()",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_prism.core import disk, log
 from megatron_prism.core.manifest import write_text
@@ -22,6 +23,31 @@ def sum_of(key: str, value: Any) -> str:
     return hashlib.blake2b(json.dumps([key, value], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+class _LastRead:
+    """The file that was read last, which stays open: a question's responses stand side by side, and a shared disk opens slowly. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._stream: BinaryIO | None = None
+
+    def read(self, path: Path, start: int, num_bytes: int) -> bytes:
+        with self._lock:
+            if self._stream is None or path != self._path:
+                self.close()
+                self._path, self._stream = path, path.open("rb")
+            self._stream.seek(start)
+            return self._stream.read(num_bytes)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass(eq=False)
 class Kept(Mapping[str, Any]):
     """Values by key in the files of a folder. One process writes it (folder.held). num_damaged: the lines that do not count."""
@@ -30,6 +56,7 @@ class Kept(Mapping[str, Any]):
     num_damaged: int = field(default=0, init=False)
     _places: dict[str, tuple[Path, int, int]] = field(default_factory=dict, init=False, repr=False)
     _num_files: int = field(default=0, init=False)
+    _last_read: _LastRead = field(default_factory=_LastRead, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for path in sorted(path for path in self.root.glob("*.jsonl") if path.stem.isdecimal()):  # and no copy that somebody made
@@ -46,10 +73,7 @@ class Kept(Mapping[str, Any]):
         return len(self._places)
 
     def __getitem__(self, key: str) -> Any:
-        path, start, num_bytes = self._places[key]
-        with path.open("rb") as stream:
-            stream.seek(start)
-            return json.loads(stream.read(num_bytes))["value"]
+        return json.loads(self._last_read.read(*self._places[key]))["value"]
 
     def write(self, values: Mapping[str, Any], /) -> None:
         """Keep values: all of them or, after a kill, none."""

@@ -15,8 +15,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from megatron_prism.eval.question import Result
-
-OUTCOMES = ("right", "wrong", "no_format", "truncated", "fault")
+from megatron_prism.grade.outcome import OUTCOMES
 
 
 @dataclass(frozen=True)

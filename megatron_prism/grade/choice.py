@@ -11,6 +11,7 @@ from megatron_prism.core.config.grade import AnswerForm
 from megatron_prism.grade import math
 
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])[).:]\s+(.+)", re.DOTALL)
+_OPTION = re.compile(r"(?:option|choice)\s+(.+)", re.DOTALL | re.IGNORECASE)
 _MARKS = "*_$ \t"  # of Markdown and LaTeX around a letter
 _LABELS = ("answer:", "final answer:", "the answer:")
 
@@ -39,7 +40,7 @@ def extract(answer: str, form: AnswerForm) -> str | None:
 
 
 def chosen(text: str, choices: Sequence[str], max_labels: int = 2) -> str | None:
-    """Return the letter that a text names, by itself or as the text of exactly one option behind at most max_labels letters, else None."""
+    """Return the letter that a text names, by itself or as the text of exactly one option behind at most max_labels letters or `option`, else None."""
     bare = _bare(text)
     letter = _letter(bare)
     if len(letter) == 1 and letter.isascii() and letter.upper() in letters(choices):
@@ -48,6 +49,8 @@ def chosen(text: str, choices: Sequence[str], max_labels: int = 2) -> str | None
     if not equal and max_labels and (match := _LETTER_AND_TEXT.fullmatch(bare)):  # `D) its text`: both must name one option
         named = chosen(match[1], choices)
         return named if named and chosen(match[2], choices, max_labels - 1) == named else None
+    if not equal and max_labels and (match := _OPTION.fullmatch(bare)):  # `Option D`
+        return chosen(match[1], choices, max_labels - 1)
     return equal[0] if len(equal) == 1 else None
 
 

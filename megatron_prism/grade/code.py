@@ -17,7 +17,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -31,6 +31,7 @@ from megatron_prism.grade.sandbox.sandbox import Sandbox
 NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,}+)[^`]*")  # the line that opens a block; it is indented in an item of a list
 MAX_WHY = 200
+NO_JSON = "the tests are no JSON"
 KINDS = ("stdin", "call", "asserts")
 # what a bare completion of a function ends before. Source: Chen et al. 2021 (HumanEval), section 3.1; a fence is ours
 STOPS = re.compile(r"\n(?=class |def |#|if |print|```)")
@@ -84,7 +85,7 @@ def grade_code(item: Item, answer: str, sandbox: Sandbox) -> Graded:
             tests = with_cases(tests)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return graded("fault", f"the tests: {error}")
-    problem = tests_problem(tests)
+    problem = _problem(tests)
     if problem or tests is None:
         return graded("fault", problem)
     code = code_of(answer) if "prompt" not in tests else completed(answer, tests["prompt"], tests["entry_point"])
@@ -162,6 +163,11 @@ def free_names(tests: str) -> list[str]:
 
 def tests_problem(tests: Mapping[str, Any] | None) -> str:
     """Return what is wrong with an item's tests, or an empty text. Packed cases are not unpacked: what they hold is seen when they are run."""
+    return _problem(tests) or (_values_problem(tests["cases"]) if tests and tests["kind"] == "call" and "cases" in tests else "")
+
+
+def _problem(tests: Mapping[str, Any] | None) -> str:
+    """Return what is wrong with tests but for the values of their calls, which are megabytes and are read as they are called."""
     if not isinstance(tests, Mapping) or tests.get("kind") not in KINDS:
         return f"the tests have no kind {', '.join(KINDS[:-1])} or {KINDS[-1]}"
     limit_s = tests.get("time_limit_s", 1)
@@ -180,7 +186,8 @@ def tests_problem(tests: Mapping[str, Any] | None) -> str:
         )
         if not is_whole or not (cases or packed):
             return "the tests have no cases of input and output"
-        return _calls_problem(tests) if tests["kind"] == "call" else ""
+        is_named = tests["kind"] != "call" or tests.get("function", "").isidentifier()
+        return "" if is_named else "the tests have no function to call"
     if "prompt" in tests and not tests.get("entry_point"):
         return "the tests have a prompt to continue, and no entry_point"
     if not isinstance(tests.get("code"), str):
@@ -194,15 +201,13 @@ def tests_problem(tests: Mapping[str, Any] | None) -> str:
     return "" if has_asserts else "the tests run no assert: none at the top, nor in a function that is called there"
 
 
-def _calls_problem(tests: Mapping[str, Any]) -> str:
-    if not tests.get("function", "").isidentifier():
-        return "the tests have no function to call"
+def _values_problem(cases: Sequence[Mapping[str, Any]]) -> str:
     try:
-        for case in tests.get("cases", ()):
+        for case in cases:
             _arguments(case["input"])
             _json(case["output"])
     except (ValueError, RecursionError) as error:
-        return f"the tests are no JSON: {error}"
+        return f"{NO_JSON}: {error}"
     return ""
 
 
@@ -280,10 +285,11 @@ def _by_calls(code: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[Ou
     name, is_method = tests["function"], re.search(r"^class Solution\b", code, re.MULTILINE) is not None
     target, code = f"Solution().{name}" if is_method else name, _with_imports(code)
     for number, case in enumerate(tests["cases"], 1):
-        test = (
-            f"value = {target}(*{_arguments(case['input'])!r})\nvalue = list(value) if type(value) is tuple else value\n"
-            f"assert value == {_json(case['output'])!r}"
-        )
+        try:
+            given, expected = repr(_arguments(case["input"])), repr(_json(case["output"]))
+        except (ValueError, RecursionError) as error:
+            return "fault", f"case {number}: {NO_JSON}: {error}"
+        test = f"value = {target}(*{given})\nvalue = list(value) if type(value) is tuple else value\nassert value == {expected}"
         outcome, why = _judged(sandbox, code, test, ["Solution" if is_method else name])
         if outcome != "right":
             return outcome, f"case {number}: {why}"

@@ -29,8 +29,9 @@ TEXT = re.compile(
 _MODE = re.compile(r"(?:\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\])\.?", re.DOTALL)
 _NAME = re.compile(r"([A-Za-z])\s*=\s*")
 _UNIT = re.compile(r"\s*(?:\\(?:text|mbox)\s*\{\s*([A-Za-z .]*)\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?)$")
+_BARE_UNIT = re.compile(r"(?<=[0-9])\s+([a-z]{4,}(?: [a-z]{2,}){0,2})\.?$")  # words of prose: no product of letters
 _MULTIPLIES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "pi"}
-_HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "else", "otherwise", "unless"} | set(
+_HEDGES = {"or", "not", "either", "neither", "maybe", "perhaps", "if", "else", "otherwise", "unless"} | set(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
     "thirty forty fifty sixty seventy eighty ninety".split()
 )
@@ -64,6 +65,8 @@ _NAMES = {
     "infinity",
     "infty",
 } | set("alpha beta gamma delta epsilon zeta theta iota kappa lambda omicron sigma upsilon omega".split())
+_CHANGES = set("half halve third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth squared cubed factorial".split())
+_NO_BARE_UNIT = _NO_UNIT | _NAMES | _CHANGES
 SPACE = re.compile(r"\\[ ,;:]|~")  # LaTeX's spaces
 _COMMA = r"(?:\\(?:text|mathrm))?\{,\}"  # one that LaTeX sets without a space
 _GROUPED = re.compile(
@@ -277,9 +280,10 @@ def _parts(text: str) -> tuple[str, str]:
     text = _text_of(text)
     if match := _NAME.match(text):
         text = text[match.end() :]
-    unit = _UNIT.search(text[-100:])
-    if unit and not _NO_UNIT & _words_in(unit[1] or ""):
-        text = text[: len(text) - len(unit[0])]
+    for units, none in ((_UNIT, _NO_UNIT), (_BARE_UNIT, _NO_BARE_UNIT)):
+        unit = units.search(text[-100:])
+        if unit and not none & _words_in(unit[1] or ""):
+            return (match[1] if match else ""), text[: len(text) - len(unit[0])]
     return (match[1] if match else ""), text
 
 

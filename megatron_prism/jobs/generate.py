@@ -32,7 +32,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
     from megatron_prism.generate.cached import Cached
     from megatron_prism.models import build
     from megatron_prism.parallel import environment
-    from megatron_prism.parallel.groups import gang
+    from megatron_prism.parallel.groups import from_first, gang
 
     checkpoint = folder.read(ckpt)
     spec, ids = _read(checkpoint.assets, prompt)
@@ -43,6 +43,7 @@ def from_checkpoint(ckpt: Path, prompt: str, sampling: Sampling, seed: int, tp: 
     config = GangConfig(parallel=ParallelConfig(tp=tp, pp=pp), precision=precision)
     environment.set_variables(config)
     with gang(config) as groups:
+        checkpoint = from_first(checkpoint)  # a run that goes on may have written another one between two ranks' looks
         chunks = build.build(checkpoint.model, groups, config)
         sharded.require_whole(checkpoint.root)
         sharded.load_weights(checkpoint.root, chunks)

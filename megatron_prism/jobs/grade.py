@@ -18,21 +18,19 @@ from megatron_prism.core import disk, log
 from megatron_prism.core.config.grade import GradeConfig
 from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 from megatron_prism.grade import choice, code, strings
-from megatron_prism.grade.grader import Grader, require
+from megatron_prism.grade.grader import VERSION, Grader, require
 from megatron_prism.grade.number import without_exponent
-from megatron_prism.grade.outcome import Item
+from megatron_prism.grade.outcome import KINDS, OUTCOMES, Item
 
 BATCH_ITEMS, BATCH_BYTES = 1024, 64 << 20
-MAX_PROBLEMS = 1000  # printed; the rest are counted
-OUTCOMES = ("right", "wrong", "no_format", "truncated", "fault")
-KINDS = ("math", "choice", "code", "strings")
+MAX_PROBLEMS = 24  # printed; the rest are counted
 
 
 def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
     """Grade the lines of a file into a new file, with `outcome` and `why` added, in their order; return the counts.
 
     A run that is cut short leaves a hidden file beside `out`; the same command goes on behind its last whole line.
-    Raises: InputError with every bad line, before anything is graded or written. EnvironmentFault where `out` cannot be written, or another
+    Raises: InputError with the bad lines, before anything is graded or written. EnvironmentFault where `out` cannot be written, or another
     run writes it.
     """
     kinds = check(file, out)
@@ -54,13 +52,14 @@ def run(file: Path, out: Path, config: GradeConfig) -> dict[str, Any]:
             raise
     if counts["fault"]:
         log.get().warning("%d faults: these responses have no outcome; `why` names the cause", counts["fault"])
-    outcomes = {name: counts[name] for name in OUTCOMES}
+    outcomes: dict[str, int] = {name: counts[name] for name in OUTCOMES}
     return {"out": str(out), "graded": counts.total(), **outcomes, "seconds": round(time.monotonic() - start, 3)}
 
 
 def partial_of(out: Path, config: GradeConfig) -> Path:
-    """Return where a run writes until it is whole: another name for each config, since another config gives other outcomes."""
-    digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
+    """Return where a run writes until it is whole: another name for each version and setting of the graders that gives other outcomes."""
+    decides = [VERSION, config.think, config.answer, config.cpu_limit_s]
+    digest = hashlib.blake2b(repr(decides).encode(), digest_size=4).hexdigest()
     return out.with_name(f".{out.name}.{digest}.partial")
 
 
@@ -120,13 +119,13 @@ def _graded_before(file: Path, stream: IO[bytes]) -> Counter[str]:
 def check(file: Path, out: Path) -> Counter[str]:
     """Check every line, and return how many there are of each kind.
 
-    Raises: InputError with a problem for each bad line, by its number.
+    Raises: InputError with the problems of the first bad lines, by their numbers, and how many there are in all.
     """
     problems = [Problem("--out", f"{out}, which is there", "a new file")] if out.exists() else []
     if not out.parent.is_dir():
         problems.append(Problem("--out", str(out), f"a file in a folder that is there: {out.parent} is not"))
     kinds: Counter[str] = Counter()
-    num_bad = 0
+    num_bad = num_named = 0
     lines_by_id: dict[bytes, int] = {}
     for number, record in _records(file):
         said = [record] if isinstance(record, str) else list(_wrong(record))
@@ -136,9 +135,10 @@ def check(file: Path, out: Path) -> Counter[str]:
             if (first := lines_by_id.setdefault(key, number)) != number:
                 said = [f"the id {record['id']!r} of line {first}: ids are compared as texts"]
         num_bad += bool(said)
-        if len(problems) < MAX_PROBLEMS:
+        if said and len(problems) < MAX_PROBLEMS:
+            num_named += 1
             problems += [Problem(f"{file}, line {number}", text, "a line as docs/GRADE.md says") for text in said]
-    if num_bad > MAX_PROBLEMS:
+    if num_bad > num_named:
         problems.append(Problem(str(file), f"{num_bad} bad lines in all", "none"))
     if not problems and not kinds:
         problems.append(Problem(str(file), "no lines", "a JSON object a line"))

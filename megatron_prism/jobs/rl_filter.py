@@ -25,6 +25,7 @@ from megatron_prism.core.load import build, changed, to_dict
 from megatron_prism.core.manifest import sha256_file
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import tokenizer
+from megatron_prism.eval.evaluation import grader_versions
 from megatron_prism.families import registry
 from megatron_prism.generate import engines
 from megatron_prism.generate.cached import unsupported
@@ -101,6 +102,7 @@ def _identity(config: FilterConfig, checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint": {"path": str(checkpoint.root), "step": checkpoint.step, "tokens": checkpoint.tokens, "sha256": sha256_file(sums)},
         "prompts": {"path": str(config.prompts), "sha256": sha256_file(config.prompts / prompt_set.FILE)},
         "config": to_dict(config),
+        "grader": grader_versions(),
     }
 
 
@@ -113,6 +115,12 @@ def _check_same(config: FilterConfig, begun: Mapping[str, Any], identity: Mappin
         for name, key in names.items()
         if begun[name]["sha256"] != identity[name]["sha256"]
     ]
+    is_ended, then = "sha256" in begun, begun.get("grader", identity["grader"])
+    if not is_ended and then != identity["grader"]:
+        other = f"{then}, as the counts in {config.out} have it"
+        problems.append(
+            Problem("the graders' versions", str(identity["grader"]), other, "that version of prism; or filter into another out")
+        )
     before = build(begun["config"], FilterConfig, lambda key: f"{config.out / passes.MANIFEST}:config.{'.'.join(map(str, key))}")
     return problems + [
         Problem(key, str(now), f"{then}, as the counts in {config.out} have it", fix) for key, then, now in changed(before, config)

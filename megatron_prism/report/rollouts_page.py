@@ -14,9 +14,10 @@ from html import escape
 from statistics import fmean
 
 from megatron_prism.core.errors import printable
+from megatron_prism.grade.format import CLOSE, OPEN
+from megatron_prism.grade.outcome import OUTCOMES
 
 HEAD_CHARS, TAIL_CHARS = 4000, 2000  # of a text that is shown in part
-OPEN, CLOSE = "<think>", "</think>"
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--fore:#1c1e21;--soft:#667;--line:#d5d8de;--card:#f5f6f8}
 @media(prefers-color-scheme:dark){:root{--back:#15171a;--fore:#e4e6ea;--soft:#98a;--line:#353941;--card:#1e2126}}
@@ -119,7 +120,7 @@ def _group(group: Group, outcomes: Sequence[str], domains: Sequence[str]) -> Ite
 
 def _response(response: Response, outcomes: Sequence[str]) -> Iterator[str]:
     number = outcomes.index(response.outcome)
-    kind = response.outcome if response.outcome in ("right", "wrong", "no_format", "truncated", "fault") else ""
+    kind = response.outcome if response.outcome in OUTCOMES else ""
     yield f'<section class="response outcome-{number} {kind}"><div class="facts"><b>{_shown(response.outcome)}</b>'
     yield f"<span>sample {response.sample}</span><span>reward {response.reward:.3f}</span>"
     yield (

@@ -129,7 +129,7 @@ def microbatches(
         if plan.shape.is_packed:  # the padding's, unless another sample follows
             document_ids[row, tokens.stop :] += 1
             integers["position_ids"][row, tokens.stop :] = torch.arange(shape[1] - tokens.stop)
-    mine = {place.sample: torch.from_numpy(np.array(samples[place.sample].logprobs)) for place in plan.places[dp_rank]}
+    mine = {place.sample: samples[place.sample].log_probs() for place in plan.places[dp_rank]}
     floats["sampler_log_probs"] = spread(plan, dp_rank, mine)
     floats |= {name: spread(plan, dp_rank, values) for name, values in log_probs.items()}
     whole = integers | floats | ({"document_ids": document_ids} if plan.shape.is_packed else {})

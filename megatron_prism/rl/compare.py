@@ -13,7 +13,6 @@ from functools import partial
 from math import isclose, prod
 from typing import Any
 
-import numpy as np
 import torch
 
 from megatron_prism.checkpoint.fingerprint import Fingerprint
@@ -184,8 +183,7 @@ def _sampler_log_probs(recorded: Step, replayed: Step, bound: Bound) -> Iterator
     """Compare those of the responses that are the same."""
     for one, other in zip(recorded.responses, replayed.responses, strict=False):
         if one.sample.token_ids == other.sample.token_ids:
-            ours, theirs = (torch.from_numpy(np.array(side.sample.logprobs, np.float64)) for side in (one, other))
-            yield _tokenwise(_name(one), ours, theirs, bound)
+            yield _tokenwise(_name(one), one.sample.log_probs(), other.sample.log_probs(), bound)
 
 
 def _log_probs(recorded: Step, ours: Mapping[int, torch.Tensor], theirs: Mapping[int, torch.Tensor], bound: Bound) -> Iterator[Pair]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from megatron_prism.core import log
 from megatron_prism.core.config import FilterConfig
-from megatron_prism.core.errors import Stopped
+from megatron_prism.core.errors import PrismError, Stopped
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.data.tokenizer import TokenizerSpec
 from megatron_prism.generate.engine import Engine, Rollout, Sampling, seed_of
@@ -55,38 +56,61 @@ def seed(run_seed: int, prompt_id: str) -> int:
 
 
 def run(work: Filter, missing: Sequence[int]) -> None:
-    """Sample and grade the shards that are missing. Every rank calls this with the same ones.
+    """Sample and grade the shards that are missing. Every rank calls this with the same ones. A shard is graded while the next one is sampled.
 
-    Raises: Stopped at a signal or at the time limit, once the shard is written. ResultFailure where the engine is not the model.
+    Raises: Stopped at a signal or at the time limit, once what was sampled is written. ResultFailure where the engine is not the model.
     """
     config, prompts = work.config, work.prompts
     _open_gate(work)
     started, longest_s, num_responses = time.perf_counter(), 0.0, config.rollout.num_samples
-    for number, shard in enumerate(missing, 1):
-        if reason := agree([work.stop.reason(1.2 * longest_s)])[0]:
-            done = work.folder.num_shards - len(missing) + number - 1
-            counted = f"{done} of {work.folder.num_shards} shards are counted; the same command goes on from there"
-            raise Stopped(f"stopped by {stop.name(reason)}: {counted}")
-        work.watchdog.doing(f"in shard {shard} of {work.folder.num_shards}")
-        began = time.perf_counter()
-        chosen = [prompts[place] for place in work.folder.places(shard)]
-        seeds = [seed(config.seed, one.prompt.id) for one in chosen]
-        sampled = rollout.sample(work.engine, work.spec, config.rollout, chosen, num_responses, seeds, weights_step=0)
-        counts = count(sampled, rollout.agreed(rollout.grade(work.grader, sampled.items)))
+    grading: list[_Grading] = []  # of the shard before
+    with ThreadPoolExecutor(1, "grade") as pool:
+        for number, shard in enumerate(missing, 1):
+            if reason := agree([work.stop.reason(1.2 * longest_s)])[0]:
+                _write(work, grading)
+                done = work.folder.num_shards - len(missing) + number - 1
+                counted = f"{done} of {work.folder.num_shards} shards are counted; the same command goes on from there"
+                raise Stopped(f"stopped by {stop.name(reason)}: {counted}")
+            work.watchdog.doing(f"in shard {shard} of {work.folder.num_shards}")
+            began = time.perf_counter()
+            chosen = [prompts[place] for place in work.folder.places(shard)]
+            seeds = [seed(config.seed, one.prompt.id) for one in chosen]
+            sampled = rollout.sample(work.engine, work.spec, config.rollout, chosen, num_responses, seeds, weights_step=0)
+            _write(work, grading)
+            left_s = (time.perf_counter() - started) / number * (len(missing) - number)
+            place = work.folder.num_shards - len(missing) + number
+            grading = [_Grading(shard, place, sampled, pool.submit(rollout.grade, work.grader, sampled.items), left_s)]
+            longest_s = max(longest_s, time.perf_counter() - began)
+        _write(work, grading)
+
+
+@dataclass(frozen=True)
+class _Grading:
+    """A shard that rank 0 grades: its number, which one of all it is, its responses, what comes of them, and what was left once it was sampled."""
+
+    shard: int
+    place: int
+    sampled: Sampled
+    outcomes: Future[dict[str, Graded] | PrismError]
+    left_s: float
+
+
+def _write(work: Filter, grading: Sequence[_Grading]) -> None:
+    """Wait for the grades of a shard, if there is one, and write it. Every rank calls this."""
+    for one in grading:
+        counts = count(one.sampled, rollout.agreed(one.outcomes.result()))
         if work.is_first:
-            work.folder.write(shard, counts)
-            seconds, left_s = time.perf_counter() - began, (time.perf_counter() - started) / number * (len(missing) - number)
+            work.folder.write(one.shard, counts)
             log.get().info(
                 "shard %d/%d  right %.3f  faults %d  truncated %.3f  tokens/s %.0f  left %s",
-                work.folder.num_shards - len(missing) + number,
+                one.place,
                 work.folder.num_shards,
-                sum(one.num_right for one in counts) / len(sampled.items),
-                sum(one.num_faults for one in counts),
-                sum(one.num_truncated for one in counts) / len(sampled.items),
-                sum(len(one.token_ids) for one in sampled.rollouts) / seconds,
-                log.duration(left_s),
+                sum(each.num_right for each in counts) / len(one.sampled.items),
+                sum(each.num_faults for each in counts),
+                sum(each.num_truncated for each in counts) / len(one.sampled.items),
+                one.sampled.speed.tokens_per_s() or 0.0,
+                log.duration(one.left_s),
             )
-        longest_s = max(longest_s, time.perf_counter() - began)
 
 
 def _open_gate(work: Filter) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from megatron_prism.core.config import Precision, SamplingConfig
@@ -66,7 +65,7 @@ def bound_of(precision: Precision, sampling: SamplingConfig) -> Bound:
 
 def compare(samples: Sequence[Sample], trainer: Sequence[torch.Tensor]) -> Trust:
     """Compare the samples' own log-probabilities with the trainer's (R,) of each sample."""
-    sampled = [torch.from_numpy(np.array(sample.logprobs, np.float64)) for sample in samples]
+    sampled = [sample.log_probs().double() for sample in samples]
     differences = [theirs.double() - ours for ours, theirs in zip(sampled, trainer, strict=True)]
     all_T = torch.cat(differences)
     # NaN is the largest of all: max and argmax say so
@@ -150,7 +149,7 @@ def require_kl(samples: Sequence[Sample], mine: Mapping[int, torch.Tensor], boun
     mine: this rank's log-probabilities (R,) by sample. Only their mean is looked at: among a step's millions of tokens one may be far off.
     Raises: ResultFailure naming the token that is furthest off.
     """
-    differences = [(values.double() - torch.from_numpy(np.array(samples[number].logprobs, np.float64))) for number, values in mine.items()]
+    differences = [values.double() - samples[number].log_probs().double() for number, values in mine.items()]
     sums = [float(k3(-one).sum()) for one in differences], [float(len(one)) for one in differences]
     parts = ranks.gather([sum(part) for part in sums], groups.dp_cp_group)
     kl, num_tokens = (sum(part) for part in zip(*parts, strict=True))

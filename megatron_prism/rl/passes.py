@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core import disk, resumable
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem, first_of, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, sha256_file, write_json, write_text
 
 FILE, MANIFEST, KIND, SHARDS, COMMAND = "passes.jsonl", resumable.MANIFEST, "passes", "shards", "prism rl filter"
+MAX_PROBLEMS = 24  # named of a file; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read(path: Path) -> dict[str, PassCount]:
         if count.id in counts:
             problems.append(Problem(where, f"id {count.id} again", "each prompt once"))
         counts[count.id] = count
-    raise_problems(problems)
+    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
     return counts
 
 

@@ -44,7 +44,7 @@ def steps(run_dir: Path) -> list[int]:
 def begin(run_dir: Path, first_step: int) -> None:
     """Remove what a killed run has left: a record cut short, and those of steps that will be run again."""
     with disk.writing(run_dir / FOLDER):
-        for path in (run_dir / FOLDER).glob(".*"):
+        for path in (run_dir / FOLDER).glob(".step_*.tmp"):  # and nothing of the file system's own, as .nfs0001 or .snapshot
             shutil.rmtree(path)
         for step in steps(run_dir):
             if step > first_step:

@@ -165,15 +165,24 @@ class Sampler:
         return Grading(self, sampled, self._thread.submit(grade, self.grader, sampled.items))
 
     def responses(self, sampled: Sampled, outcomes: dict[str, Graded] | PrismError) -> list[list[Response]]:
-        """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has."""
-        outcomes = agreed(outcomes)
+        """Return responses with rank 0's outcomes, by prompt. Every rank calls this. Raises: on every rank, the error that rank 0 has.
+
+        Each rank makes the rewards of its part: the repetition of 8,192 long responses takes a minute, in which no device would work.
+        """
+        by_id = agreed(outcomes)
+        graded = [by_id[item.id] for item in sampled.items]
+        values = shared(self._reward, list(zip(sampled.rollouts, graded, strict=True)))
         groups: list[list[Response]] = [[] for _ in sampled.prompts]
-        for rollout, item in zip(sampled.rollouts, sampled.items, strict=True):
-            groups[rollout.prompt].append(self._response(sampled, rollout, item, outcomes[item.id]))
+        for rollout, item, one, reward in zip(sampled.rollouts, sampled.items, graded, values, strict=True):
+            groups[rollout.prompt].append(self._response(sampled, rollout, item, one, reward))
         return groups
 
-    def _response(self, sampled: Sampled, rollout: Rollout, item: Item, graded: Graded) -> Response:
-        prompt, algorithm = sampled.prompts[rollout.prompt], self.config.algorithm
+    def _reward(self, response: tuple[Rollout, Graded]) -> float:
+        rollout, graded = response
+        return rewards.reward(graded.outcome, rollout.ended, rollout.token_ids, self.config.rollout.max_tokens, self.config.algorithm)
+
+    def _response(self, sampled: Sampled, rollout: Rollout, item: Item, graded: Graded, reward: float) -> Response:
+        prompt = sampled.prompts[rollout.prompt]
         sample = Sample(
             prompt_id=prompt.prompt.id,
             sample=rollout.sample,
@@ -184,7 +193,7 @@ class Sampler:
             ended=rollout.ended,
             weights_step=sampled.weights_step,
             outcome=graded.outcome,
-            reward=rewards.reward(graded.outcome, rollout.ended, rollout.token_ids, self.config.rollout.max_tokens, algorithm),
+            reward=reward,
         )
         return Response(sample, item.response, graded.why, rollout.seed)
 

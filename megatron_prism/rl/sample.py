@@ -5,6 +5,9 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from megatron_prism.generate.engine import Ending
 from megatron_prism.grade.outcome import Outcome
 
@@ -33,6 +36,10 @@ class Sample:
         if not self.prompt_tokens or not self.token_ids or len(self.logprobs) != len(self.token_ids):
             sizes = f"{len(self.prompt_tokens)} prompt tokens, {len(self.token_ids)} tokens and {len(self.logprobs)} log-probabilities"
             raise ValueError(f"sample {self.sample} of prompt {self.prompt_id!r} has {sizes}")
+
+    def log_probs(self) -> torch.Tensor:
+        """Return the sampler's log-probabilities as a tensor (R,) of its own."""
+        return torch.from_numpy(np.array(self.logprobs))
 
     @property
     def is_right(self) -> bool:

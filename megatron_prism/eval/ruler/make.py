@@ -13,8 +13,6 @@ from megatron_prism.eval.ruler.draft import Draft, Sources
 from megatron_prism.eval.ruler.fit import fit
 from megatron_prism.eval.ruler.needles import Needles
 
-LENGTHS = (8192, 16_384, 32_768, 65_536, 131_072)  # HELMET's
-NUM_QUESTIONS = 100
 PROTOCOL = Protocol(
     num_samples=1,
     temperature=0.0,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_prism.core.config import PartConfig
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem, first_of, raise_problems
 from megatron_prism.core.load import build
 from megatron_prism.eval.question import Protocol, Question
 from megatron_prism.grade import choice, code, strings
@@ -18,10 +18,11 @@ from megatron_prism.prepare import arrow, sources
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
 KEYS = {one.name for one in fields(Question)}
+MAX_PROBLEMS = 24  # named of a file; the rest are counted
 
 
 def load(path: Path) -> tuple[Question, ...]:
-    """Return a file's questions. Raises: InputError with every line that is none, or whose id another line has."""
+    """Return a file's questions. Raises: InputError with the lines that are none, or whose id another line has."""
     questions: dict[str, Question] = {}
     problems: list[Problem] = []
     for number, line in _lines(path):
@@ -43,7 +44,7 @@ def load(path: Path) -> tuple[Question, ...]:
         questions[question.id] = question
     if not problems and not questions:
         problems.append(Problem(str(path), "no lines", "at least one question"))
-    raise_problems(problems)
+    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
     return tuple(questions.values())
 
 

@@ -29,6 +29,7 @@ import os, signal, socket, sys
 folder, port, pid = sys.stdin.read().split("\\n")
 def reads(): return open(folder + "/secret").read() == "secret"
 def writes(): return open(folder + "/written", "w").write("x")
+def empties(): os.truncate(folder + "/secret", 0); return True
 def lists_home(): return os.listdir(os.path.dirname(folder) + "/" + os.path.basename(folder))
 def connects(): return socket.create_connection(("127.0.0.1", int(port)), 1)
 def forks():
@@ -39,7 +40,7 @@ def signals(): os.kill(int(pid), 0); return True
 def environment(): return os.environ.get("HOME")
 def processes(): return os.listdir("/proc")
 def memory(): return len(bytearray(8 << 30))
-for attack in (reads, writes, lists_home, connects, forks, signals, environment, processes, memory):
+for attack in (reads, writes, empties, lists_home, connects, forks, signals, environment, processes, memory):
     try:
         if attack(): print(attack.__name__)
     except (OSError, MemoryError): pass

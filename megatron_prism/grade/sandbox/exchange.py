@@ -181,12 +181,16 @@ def _refs(value: Any) -> Any:
         return value._target
     if isinstance(value, dict):
         return {_refs(key): _refs(item) for key, item in value.items()}
-    return type(value)(map(_refs, value)) if type(value) in (list, tuple) else value
+    return type(value)(map(_refs, value)) if type(value) in (list, tuple, set, frozenset) else value
 
 
 def judge(source: str, names: list[str], requests: int, replies: int) -> str:
     """Run the tests, with the answer's names as proxies; return `passed`, or `failed: ` or `broken: ` and why."""
     link = Link(requests, replies)
+    try:
+        code = compile(source, "tests.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:  # any later one is of a text that the tests parse, which may be the answer's
+        return f"broken: {error}"
     try:
         link.hear()  # the answer's code has run
         tests: dict[str, Any] = {"__name__": "tests"}
@@ -197,10 +201,10 @@ def judge(source: str, names: list[str], requests: int, replies: int) -> str:
                 continue  # where the tests need it, they fail with NameError
             if isinstance(tests[name], Proxy):
                 tests[name] = Proxy(link, name)
-        exec(compile(source, "tests.py", "exec", dont_inherit=True), tests)
+        exec(code, tests)
     except NotPlain as error:
         return f"broken: {error}"
-    except (NameError, ImportError, SyntaxError) as error:  # the answer's own are marked; a name may be what it lacks
+    except (NameError, ImportError) as error:  # the answer's own are marked; a name may be what it lacks
         is_of_answer = hasattr(error, "is_of_answer") or getattr(error, "name", None) in names
         return f"{'failed' if is_of_answer else 'broken'}: {error}"
     except BaseException as error:

@@ -18,6 +18,8 @@ KILLED = 128 + 9  # the exit code by which bubblewrap tells of SIGKILL: no progr
 CLONE_THREAD, CLONE_NAMESPACES = 0x00010000, 0x7E020080
 SETS_A_SIGNAL = (8, 10, 15)  # fcntl's F_SETOWN, F_SETSIG, F_SETOWN_EX
 REACHES_A_TERMINAL_OR_PROCESS = (0x5412, 0x541C, 0x8901, 0x8902)  # ioctl's TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
+# open's O_TRUNC without O_WRONLY or O_RDWR empties a file all the same, and Landlock before Linux 6.2 takes it for reading
+ACCESS_AND_TRUNC, EMPTIES_UNSEEN = 0x203, (0x200, 0x203)
 
 Step = tuple[int, int, int, int]  # operation, jump if true, jump if false, constant
 
@@ -26,11 +28,12 @@ def _argument(number: int) -> Step:
     return (LOAD, 0, 0, 16 + 8 * number)  # its low 32 bits: both architectures are little-endian
 
 
-def _refuse_values(call: int, argument: int, values: tuple[int, ...]) -> list[Step]:
-    """Refuse a call whose argument is one of values; allow it otherwise."""
+def _refuse_values(call: int, argument: int, values: tuple[int, ...], bits: int = 0xFFFFFFFF) -> list[Step]:
+    """Refuse a call whose argument is one of values, of these bits of it alone; allow it otherwise."""
     last = len(values)
     tests = [(EQUAL, last - index, 0, value) for index, value in enumerate(values)]
-    return [(EQUAL, 0, last + 3, call), _argument(argument), *tests, (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
+    read = [_argument(argument), (AND, 0, 0, bits)]
+    return [(EQUAL, 0, last + 4, call), *read, *tests, (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
 
 
 def steps(machine: str) -> list[Step]:
@@ -43,7 +46,8 @@ def steps(machine: str) -> list[Step]:
     if machine == "x86_64":
         program += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
     program += [(GREATER, 0, 1, syscalls.NEWEST), (RETURN, 0, 0, ABSENT)]
-    program += [(EQUAL, 0, 1, syscalls.CLONE3[column]), (RETURN, 0, 0, ABSENT)]  # its flags lie in memory; the C library then takes clone
+    for in_memory in (syscalls.CLONE3, syscalls.OPENAT2):  # where their flags lie; programs then take clone and openat
+        program += [(EQUAL, 0, 1, in_memory[column]), (RETURN, 0, 0, ABSENT)]
     program += [  # clone: threads, and nothing else
         (EQUAL, 0, 5, syscalls.CLONE[column]),
         _argument(0),
@@ -54,6 +58,8 @@ def steps(machine: str) -> list[Step]:
     ]
     program += _refuse_values(syscalls.FCNTL[column], 1, SETS_A_SIGNAL)
     program += _refuse_values(syscalls.IOCTL[column], 1, REACHES_A_TERMINAL_OR_PROCESS)
+    for flags_at, call in ((1, syscalls.OPEN[column]), (2, syscalls.OPENAT[column])):
+        program += [] if call is None else _refuse_values(call, flags_at, EMPTIES_UNSEEN, ACCESS_AND_TRUNC)
     # one's own limits, but for RLIMIT_CPU (0): a program that lowered it would be killed as one is whose machine has no memory left
     program += _refuse_values(syscalls.SETRLIMIT[column], 0, (0,))
     program += [

@@ -56,7 +56,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "open_by_handle_at": (304, 265),
     "mknod": (133, None),
     "mknodat": (259, 33),
-    # a file's mode, owner, times and attributes, which Landlock leaves open
+    # a file's size (before Linux 6.2), mode, owner, times and attributes, which Landlock leaves open
+    "truncate": (76, 45),
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -89,9 +90,18 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     # memory that no resource limit counts
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    # System V's memory and messages: no resource limit counts them, and without namespaces they are those of all the user's processes
     "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
     # wide doors of the kernel that a graded program has no use for
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -140,4 +150,5 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 # refused unless their arguments are harmless (seccomp.py)
 CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT64 = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261)
 EXIT, EXIT_GROUP, SETRLIMIT = (60, 93), (231, 94), (160, 164)
+OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
 NEWEST = 450  # set_mempolicy_home_node; the filter's writer has not seen a higher number

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_prism.core.errors import InputError, Problem, raise_problems
+from megatron_prism.core.errors import InputError, Problem, first_of, raise_problems
 from megatron_prism.core.manifest import write_text
 from megatron_prism.data import prompts as prompt_set
 from megatron_prism.data import tokenizer
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Prompt]:
         if not wrong:
             ids.add(record["id"])
             prompts.append(Prompt(**{**record, "choices": tuple(record.get("choices") or ())}))
-    raise_problems(problems[:MAX_PROBLEMS])
+    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
     if not prompts:
         raise InputError(Problem(str(path), "no prompt", "at least one line"))
     return prompts
@@ -116,7 +116,7 @@ def texts(prompts: Sequence[Prompt], spec: tokenizer.TokenizerSpec, max_tokens: 
             problems.append(Problem(f"{path}: {prompt.id}", f"{len(ids)} tokens", f"at most max_prompt_tokens {max_tokens}"))
         all_texts.append(text)
         all_ids.append(ids)
-    raise_problems(problems[:MAX_PROBLEMS])
+    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
     return all_texts, all_ids
 
 

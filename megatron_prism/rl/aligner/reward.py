@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_prism.core import log
 from megatron_prism.data import tokenizer
-from megatron_prism.grade.outcome import Graded, Item
+from megatron_prism.grade.outcome import Graded, Item, item_of
 from megatron_prism.rl.aligner.answers import Answers
 
 Grade = Callable[[Sequence[Item]], Mapping[str, Graded]]
@@ -79,12 +79,4 @@ class Rewarder:
         response = ids_S[num_tokens:].tolist()
         is_truncated = not response or response[-1] not in self.spec.end_ids
         text = tokenizer.continuation(ids_S[:num_tokens].tolist(), response, self.spec)
-        return Item(
-            id=str(row),
-            kind=problem.kind,
-            response=text,
-            gold=problem.gold,
-            choices=problem.choices,
-            tests=problem.tests,
-            is_truncated=is_truncated,
-        )
+        return item_of(problem, str(row), text, is_truncated)

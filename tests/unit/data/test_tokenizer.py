@@ -230,7 +230,7 @@ def test_a_continuation_reads_as_it_stands_behind_the_prompt(shared_data: Path, 
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_a_continuation_has_its_thinking_tags(folder: Path, tmp_path: Path, special: bool) -> None:
+def test_a_continuation_has_its_thinking_tags(folder: Path, tmp_path: Path, special: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them a grader would find no format in any response of a tokenizer that has them as special tokens."""
     made = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tags = [AddedToken(tag, special=special) for tag in ("<think>", "</think>")]
@@ -241,6 +241,12 @@ def test_a_continuation_has_its_thinking_tags(folder: Path, tmp_path: Path, spec
     text = "<think>1 + 1\U0001f680</think> 2"
     ids = [1, *tokenizer.encode_text(text, spec)]  # a BOS in between, which is left out
     assert tokenizer.continuation(tokenizer.encode_text("What?", spec), ids, spec) == text
+
+    # a policy that repeats a tag does not stop the step
+    many, decode, decoded = tokenizer.encode_text(text * 300, spec), tokenizer.decode, list[int]()
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, *given, **named: decoded.append(len(ids)) or decode(ids, *given, **named))
+    assert tokenizer.continuation([5], many, spec) == text * 300
+    assert sum(decoded) < 100 * len(many)
 
 
 def test_tokens_beyond_an_embedding_are_named(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,22 @@ def test_a_damaged_line_is_not_there_and_the_others_are(tmp_path: Path, change: 
     assert dict(kept) == {"b": "three"} and kept.num_damaged == 1
     kept.write({"a": "again"})
     assert dict(Kept(tmp_path)) == {"a": "again", "b": "three"} and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_is_opened_once_for_the_values_that_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster's disk an open takes a millisecond, and an evaluation has tens of thousands of responses."""
+    kept, opened, opens = Kept(tmp_path), list[Path](), Path.open
+    for number in range(3):
+        kept.write({f"{number}/{sample}": {"text": f"{number} {sample}"} for sample in range(64)})
+
+    def counted(path: Path, *given: str) -> object:
+        opened.append(path)
+        return opens(path, *given)
+
+    monkeypatch.setattr(Path, "open", counted)
+    with ThreadPoolExecutor(2) as pool:  # the loop's thread and the grader's
+        values = list(pool.map(kept.__getitem__, kept))
+    assert values == [{"text": key.replace("/", " ")} for key in kept] and len(opened) < 12
 
 
 def test_what_a_killed_write_or_a_copy_leaves_is_not_read(tmp_path: Path) -> None:

@@ -211,6 +211,14 @@ CHEATS = {
         {"kind": "asserts", "code": "try:\n  f()\nexcept BaseException: pass\nassert True"},
     ),
     "claims that the tests are broken": ("def double(x): raise NameError('x is not defined')", DOUBLES),
+    "gives the tests' parser no Python": (
+        "def double(x): return '('",
+        {"kind": "asserts", "code": "import ast\nassert ast.literal_eval(double('[2'))"},
+    ),
+    "gives objects for a set that is handed on": (
+        "class T: pass\ndef f(): return [T()]\ndef double(x): return 0",
+        {"kind": "asserts", "code": "assert double({*f()}) == double(frozenset(f())) == 2"},
+    ),
     "claims that the machine is full": ("import os, sys\nsys.stderr.write('bwrap: Cannot fork')\nos._exit(137)", DOUBLES),
     "gives no function": ("x = 1", DOUBLES),
     "is no Python": ("def double(x) return", DOUBLES),
@@ -325,6 +333,17 @@ def test_what_is_no_answer() -> None:
 def test_tests_that_cannot_judge_are_a_fault(tests: dict[str, Any] | None, sandbox: Sandbox) -> None:
     result = graded(item("def double(x): return 2 * x", tests), sandbox)
     assert result.outcome == "fault" and result.why, result
+
+
+def test_the_values_of_a_call_are_read_as_it_is_made(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a million integers takes this process most of a second, in which no other response is graded."""
+    cases = [{"input": "21", "output": "42"}, {"input": "no JSON", "output": "42"}, {"input": "1", "output": "2"}]
+    tests, read, reads = {"kind": "call", "function": "double", "cases": cases}, list[str](), code._json
+    monkeypatch.setattr(code, "_json", lambda text: read.append(text) or reads(text))
+    assert grade("def double(x): return 0", tests, sandbox).outcome == "wrong" and read == ["21", "42"]
+    assert grade("def double(x): return 2 * x", tests, sandbox).outcome == "fault"
+    assert code.tests_problem(tests).startswith(code.NO_JSON) and not code.tests_problem({**tests, "cases": cases[:1]})
+    assert code.tests_problem({**tests, "function": "no name"}) == "the tests have no function to call"
 
 
 def test_an_output_may_be_as_long_as_the_expected_one(sandbox: Sandbox) -> None:

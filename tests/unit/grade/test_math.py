@@ -238,7 +238,7 @@ CHEATS = {
 }
 
 
-HEDGES = ("maybe", "unless", "forty one", "two", "thousands", "tens", "billions", "or", "neither", "sixes", "twenties")
+HEDGES = ("maybe", "if x", "if odd", "unless", "forty one", "two", "thousands", "tens", "billions", "or", "neither", "sixes", "twenties")
 
 
 def test_a_hedge_is_no_unit() -> None:
@@ -246,6 +246,15 @@ def test_a_hedge_is_no_unit() -> None:
     pairs = [(gold, f"<think>a</think>\\boxed{{42{text}}}") for gold in ("42", r"42\text{ cm}") for text in texts]
     units = [("42", rf"<think>a</think>\boxed{{42\text{{ {unit}}}}}") for unit in ("cm", "units", "square inches", "pies", "degrees")]
     assert outcomes(pairs + units) == ["wrong"] * len(pairs) + ["right"] * len(units)
+
+
+def test_a_unit_may_stand_bare() -> None:
+    """As in `The answer is 18 dollars.`"""
+    bare = ("dollars", "eggs.", "people", "years old", "dollars per day", "square feet")
+    right = [(gold, f"<think>a</think>\\boxed{{70,000 {unit}}}") for gold in ("70000", "70000 dollars") for unit in bare]
+    others = ("hundred", "dozens", "or more", "if odd", "thirds", "squared", "factorial", "theta", "x", "xy", "and 7", "or 7 eggs", "ABCD")
+    wrong = [("42", f"<think>a</think>\\boxed{{42 {text}}}") for text in others]
+    assert outcomes(right + wrong) == ["right"] * len(right) + ["wrong"] * len(wrong)
 
 
 def test_nobody_is_paid_for_a_cheat() -> None:

@@ -87,6 +87,23 @@ def test_an_attack_is_contained(name: str, aim: str, sandbox: Sandbox) -> None:
     assert Path(aim.split("\n")[0], "doomed").exists() and threading.active_count() == threads
 
 
+@pytest.mark.parametrize("flags", ["truncate", "O_RDONLY", "O_ACCMODE"])
+def test_landlock_before_linux_6_2_lets_no_program_empty_a_file(
+    flags: str, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ABI 2 has no right to truncate: the filter alone keeps a checkpoint, and what the interpreter reads, whole."""
+    if sandbox.backend.name != "landlock":
+        pytest.skip("namespaces show the program no file that it could empty")
+    target, readable = tmp_path / "model.safetensors", sandbox.interpreter.readable()
+    target.write_text("weights")
+    monkeypatch.setattr(backend.Interpreter, "readable", lambda _: [*readable, str(tmp_path)])
+    old = dataclasses.replace(sandbox, landlock=sandbox.landlock.replace('abi = call("syscall", 444, None, 0, 1)', "abi = 2"))
+    empties = "os.truncate(path, 0)" if flags == "truncate" else f"os.open(path, os.{flags} | os.O_TRUNC)"
+    result = old.run(f"import os\npath = {str(target)!r}\nprint(open(path).read())\n{empties}")
+    assert old.landlock != sandbox.landlock and result.stdout == b"weights\n"
+    assert target.read_text() == "weights" and "PermissionError" in result.why, result
+
+
 def test_a_plain_program_runs(sandbox: Sandbox) -> None:
     source = (
         "from __future__ import annotations\nimport sys, os, json, threading, tempfile, decimal, heapq, re, random\n"

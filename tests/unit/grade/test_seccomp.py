@@ -14,7 +14,8 @@ from megatron_prism.grade.sandbox import seccomp, syscalls
 
 MACHINES = ("x86_64", "aarch64")
 NAMED = {
-    name.lower(): getattr(syscalls, name) for name in ("CLONE", "CLONE3", "FCNTL", "IOCTL", "PRLIMIT64", "EXIT", "EXIT_GROUP", "SETRLIMIT")
+    name.lower(): getattr(syscalls, name)
+    for name in ("CLONE", "CLONE3", "FCNTL", "IOCTL", "PRLIMIT64", "EXIT", "EXIT_GROUP", "SETRLIMIT", "OPEN", "OPENAT", "OPENAT2")
 } | syscalls.REFUSED
 HARMLESS = {
     "read": (0, 63),
@@ -96,12 +97,15 @@ def test_each_call_gets_its_verdict(machine: str) -> None:
         syscalls.SETRLIMIT: [(0,)],
         syscalls.EXIT: [(137,), (137 + 256,)],
         syscalls.EXIT_GROUP: [(137,)],
+        syscalls.OPENAT: [(0, 0, 0o1000), (0, 0, 0o1003 | 0o100000)],
     }
     for numbers, calls in refused.items():
         assert {verdict(machine, numbers[column], *call) for call in calls} == {seccomp.REFUSE}, numbers
     allowed = {syscalls.CLONE: (0x10000,), syscalls.FCNTL: (0, 1), syscalls.IOCTL: (0, 0x5401), syscalls.PRLIMIT64: (0, 7)}
-    allowed |= {syscalls.SETRLIMIT: (7,), syscalls.EXIT_GROUP: (1,)}
+    allowed |= {syscalls.SETRLIMIT: (7,), syscalls.EXIT_GROUP: (1,), syscalls.OPENAT: (0, 0, 0o1101)}
     assert {verdict(machine, numbers[column], *call) for numbers, call in allowed.items()} == {seccomp.ALLOW}
     assert verdict(machine, syscalls.CLONE3[column]) == verdict(machine, syscalls.NEWEST + 1) == seccomp.ABSENT
+    assert verdict(machine, syscalls.OPENAT2[column]) == seccomp.ABSENT
     if machine == "x86_64":
+        assert (verdict(machine, 2, 0, 0o1000), verdict(machine, 2, 0, 0o1102)) == (seccomp.REFUSE, seccomp.ALLOW)
         assert verdict(machine, 1 | seccomp.X32) == seccomp.KILL

@@ -1,18 +1,25 @@
-"""`prism generate --hf`, the oracle: the model's own choice alone, up to any end token that the folder names."""
+"""`prism generate --hf`, the oracle: the model's own choice alone, up to any end token that the folder names. And a gang's one checkpoint."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from megatron_prism.checkpoint import sharded
 from megatron_prism.data import tokenizer
+from megatron_prism.generate import cached
 from megatron_prism.generate.engine import Sampling
 from megatron_prism.jobs import generate
+from megatron_prism.models import build
+from megatron_prism.parallel import environment, groups
 
 PROMPT = "2 + 2 ="
 
@@ -87,3 +94,22 @@ def test_a_prompt_token_with_id_0_is_read(tiny: tuple[Path, Any]) -> None:
     assert by_forward_passes(folder, model, prompt, 12, mask_from=0) != ids
     text = generate.from_hf(folder, prompt, Sampling(max_tokens=12, temperature=0.0), 0)
     assert text == tokenizer.continuation(prompt_ids, ids, spec)
+
+
+def test_all_ranks_load_the_checkpoint_that_rank_0_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is trained publishes another one meanwhile: two ranks would hold parts of two models."""
+    model = SimpleNamespace(max_position_embeddings=64)
+    older, newer = (SimpleNamespace(root=Path(name), assets=Path(name), model=model, facts={}) for name in ("step_1", "step_2"))
+    loaded: list[Path] = []
+    monkeypatch.setattr(generate.folder, "read", lambda _: newer)
+    monkeypatch.setattr(generate, "_read", lambda *_: (SimpleNamespace(end_ids=(1,)), [5]))
+    monkeypatch.setattr(generate.tokenizer, "continuation", lambda *_: "text")
+    monkeypatch.setattr(environment, "set_variables", lambda _: None)
+    monkeypatch.setattr(groups, "gang", lambda _: nullcontext())
+    monkeypatch.setattr(groups, "from_first", lambda _: older)  # as rank 0 has it
+    monkeypatch.setattr(build, "build", lambda *_: [])
+    monkeypatch.setattr(sharded, "require_whole", loaded.append)
+    monkeypatch.setattr(sharded, "load_weights", lambda root, _: loaded.append(root))
+    monkeypatch.setattr(cached, "Cached", MagicMock(**{"return_value.generate.return_value": [MagicMock()]}))
+    assert generate.from_checkpoint(Path("run"), PROMPT, Sampling(max_tokens=4), 0, 2, 1) == "text"
+    assert loaded == [older.root] * 2

@@ -89,6 +89,13 @@ def test_every_bad_line_is_told_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_wrong_file_does_not_flood(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        job.run(written(tmp_path / "in.jsonl", [{"task": "aime24", "text": "42"}] * 915), tmp_path / "out.jsonl", GradeConfig())
+    assert len(caught.value.problems) < 30
+    assert caught.value.problems[-1].found == "915 bad lines in all"
+
+
 def test_every_form_of_tests_that_is_documented_is_taken(tmp_path: Path) -> None:
     case = {"input": "1\n2", "output": "3"}
     forms = [
@@ -152,12 +159,16 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_another_run_left_is_not_taken(tmp_path: Path) -> None:
+def test_what_another_run_left_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = written(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
     partial = job.partial_of(out, GradeConfig())
     forged = {**GOOD[0], "response": "another", "outcome": "wrong", "why": "of another file"}
     written(partial, [forged, *GOOD])
     assert job.partial_of(out, GradeConfig(think="free")) != partial
+    assert job.partial_of(out, GradeConfig(num_workers=7)) == partial  # which changes no outcome
+    with monkeypatch.context() as later:
+        later.setattr(job, "VERSION", "of later graders")
+        assert job.partial_of(out, GradeConfig()) != partial
     assert job.run(path, out, GradeConfig())["right"] == 2
     assert json.loads(out.read_text().splitlines()[0])["outcome"] == "right"
 

@@ -91,6 +91,7 @@ class Grader:
 
 def sampler_of(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     monkeypatch.setattr(rollout, "from_first", lambda value: value)
+    monkeypatch.setattr(rollout, "shared", lambda make, values: [make(value) for value in values])
     config = SimpleNamespace(rollout=SimpleNamespace(max_tokens=8), algorithm=AlgorithmConfig())
     return Sampler(config, None, None, grader)  # type: ignore[arg-type]
 
@@ -129,6 +130,15 @@ def test_one_thread_makes_every_call_of_the_grader(monkeypatch: pytest.MonkeyPat
         sampler.grade(a_sample()).groups()
         waiting.groups()
     assert len(grader.threads) == 1 and threading.get_ident() not in grader.threads
+
+
+def test_each_rank_makes_the_rewards_of_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repetition of a long response takes milliseconds, and a step has thousands."""
+    grader = Grader(RIGHT)
+    grader.may.set()
+    sampler = sampler_of(grader, monkeypatch)
+    monkeypatch.setattr(rollout, "shared", lambda make, values: [make(value) - 0.75 for value in values])  # another rank's
+    assert [one.reward for one in rollout.samples(sampler.grade(a_sample()).groups())] == [0.25]
 
 
 def test_a_rate_counts_what_was_sampled_ahead_and_the_seconds_of_the_engine_alone(monkeypatch: pytest.MonkeyPatch) -> None:

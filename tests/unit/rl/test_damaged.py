@@ -48,6 +48,15 @@ def test_a_damaged_step_is_named_by_file_and_line(tmp_path: Path, damage: Callab
         rl_samples.run(tmp_path, 1)
 
 
+def test_a_run_that_goes_on_removes_what_a_killed_one_left_and_nothing_of_the_file_systems(tmp_path: Path) -> None:
+    root = tmp_path / record_files.FOLDER
+    for name in (".step_00000003.7.tmp", "step_00000002", "step_00000001", ".snapshot"):
+        (root / name).mkdir(parents=True)
+    (root / ".nfs000000000001").write_text("a file that another process holds open")
+    record_files.begin(tmp_path, 1)
+    assert sorted(path.name for path in root.iterdir()) == [".nfs000000000001", ".snapshot", "step_00000001"]
+
+
 def test_no_folder_is_named_as_that(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none: found no such folder"):
         rl_samples.run(tmp_path / "none", 1)

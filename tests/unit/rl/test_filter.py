@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.config import FilterConfig
 from megatron_prism.core.errors import InputError
-from megatron_prism.core.load import build
+from megatron_prism.core.load import build, to_dict
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.generate.engine import Ending, Rollout, ids_of, logprobs_of
 from megatron_prism.grade.outcome import Graded, Item, Outcome
+from megatron_prism.jobs import rl_filter
 from megatron_prism.report.bars import WIDTH, bars
 from megatron_prism.rl import filter, passes
 from megatron_prism.rl.passes import Folder, PassCount
@@ -127,6 +130,45 @@ def test_counts_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         passes.read(path)
     assert [problem.where for problem in raised.value.problems] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_shard_is_graded_while_the_next_one_is_sampled(monkeypatch: pytest.MonkeyPatch, folder: Folder) -> None:
+    """Programs of a shard may take an hour, in which no device would work."""
+    sampling, walk, num_shards = threading.Event(), list[str](), folder.num_shards
+    seen = threading.Event()
+
+    def sample(*_: object, **__: object) -> Sampled:
+        walk.append("sampled")
+        if len(walk) > 1:
+            sampling.set()  # the second shard is on its way
+            assert seen.wait(10), "nothing was graded meanwhile"
+        return Sampled((), (), (Item(id="0/0", kind="math", response="a"),), 0)
+
+    def grade(*_: object) -> dict[str, Graded]:
+        assert sampling.wait(10), "the next shard waits for the grades"
+        seen.set()
+        return {}
+
+    monkeypatch.setattr(filter, "_open_gate", lambda _: None)
+    monkeypatch.setattr(filter, "agree", lambda values: values)
+    monkeypatch.setattr(filter, "count", lambda *_: [PassCount("p0", 0, 1)])
+    monkeypatch.setattr(filter.rollout, "sample", sample)
+    monkeypatch.setattr(filter.rollout, "grade", grade)
+    monkeypatch.setattr(filter.rollout, "agreed", lambda outcomes: outcomes)
+    written: list[int] = []
+    place = MagicMock(num_shards=num_shards, places=folder.places, write=lambda shard, _: written.append(shard))
+    work = MagicMock(folder=place, prompts=[Encoded(one, (1,)) for one in PROMPTS], is_first=True)
+    work.stop.reason.return_value = 0.0
+    filter.run(work, range(num_shards))
+    assert written == list(range(num_shards)) and num_shards > 1
+
+
+def test_a_filter_goes_on_with_the_graders_that_it_began_with() -> None:
+    config = build({"out": "o", "prompts": "p", "init": {"checkpoint": "c"}, "rollout": {"max_tokens": 8}}, FilterConfig, str)
+    here = {"checkpoint": {"sha256": "1"}, "prompts": {"sha256": "2"}, "config": to_dict(config), "grader": {"prism": "now"}}
+    before = {**here, "grader": {"prism": "before"}}
+    assert [problem.where for problem in rl_filter._check_same(config, before, here)] == ["the graders' versions"]
+    assert not rl_filter._check_same(config, here, here) and not rl_filter._check_same(config, {**before, "sha256": "ended"}, here)
 
 
 def test_a_config_that_names_no_checkpoint_is_refused() -> None:

@@ -19,7 +19,7 @@ from megatron_prism.data.prompts import Prompt
 from megatron_prism.jobs import rl_mix
 from megatron_prism.rl import mix as mixes
 from megatron_prism.rl import passes
-from megatron_prism.rl.passes import PassCount, read
+from megatron_prism.rl.passes import MAX_PROBLEMS, PassCount, read
 
 MIXES = Path(__file__).resolve().parents[3] / "configs" / "prompts" / "mixes"
 PROMPTS = [
@@ -96,6 +96,10 @@ def test_a_file_of_counts_is_read_whole_or_refused(tmp_path: Path) -> None:
         read(path)
     assert [problem.where.rpartition(":")[2] for problem in raised.value.problems if problem.where.count(":") == 1] == ["2", "3", "5"]
     assert any(":4" in problem.where for problem in raised.value.problems)
+    path.write_text('{"id": "a"}\n' * 500)
+    with pytest.raises(InputError, match="1000 problems in all") as raised:
+        read(path)
+    assert len(raised.value.problems) == MAX_PROBLEMS + 1
 
 
 def test_a_prompt_with_a_fault_is_no_prompt_without_a_right_answer() -> None:
