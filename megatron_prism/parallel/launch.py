@@ -41,6 +41,11 @@ def in_gang() -> bool:
     return os.environ.get("SLURM_PROCID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1
 
 
+def has_launcher() -> bool:
+    """Say whether this process is a rank that a launcher started: one of several, or torchrun's only one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or TORCHRUN in os.environ
+
+
 def drop_leftovers() -> None:
     """Remove RANK and WORLD_SIZE, and their local ones, from the environment where they are no gang's: those of a pod or of an old export.
 
