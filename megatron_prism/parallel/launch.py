@@ -187,7 +187,7 @@ def _exit_code(failures: Mapping[int, Any], handed_on: Collection[int] = ()) -> 
     """
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
     if -failure.exitcode in {*NOTICES, *handed_on}:  # a rank without its handler yet
-        log.get().error("%s", _not_begun(-failure.exitcode))
+        log.get().error("%s", not_begun(-failure.exitcode))
         return Stopped.exit_code
     if failure.exitcode < 0:
         log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
@@ -229,11 +229,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """End the process at once. An import that is interrupted by an error may swallow it, and go on without the module."""
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, f"prism: {_not_begun(number)}\n".encode())
+            os.write(2, f"prism: {not_begun(number)}\n".encode())
     os._exit(Stopped.exit_code)
 
 
-def _not_begun(number: int) -> Stopped:
+def not_begun(number: int) -> Stopped:
+    """Return the error of a process that a signal asked to stop before it made a step."""
     return Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
 
 
@@ -249,7 +250,7 @@ class _HandOn:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()
         if not children:
-            raise _not_begun(number)
+            raise not_begun(number)
         self.numbers.add(number)
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
