@@ -91,7 +91,7 @@ class Saver:
         """Remove checkpoints that were moved away, in threads: a file system may be slow, and training goes on."""
         self._removals = [removal for removal in self._removals if removal.is_alive()]
         for path in paths:
-            self._removals.append(threading.Thread(target=shutil.rmtree, args=(path,), name=f"remove {path.name}"))
+            self._removals.append(threading.Thread(target=run_folder.remove, args=(path,), name=f"remove {path.name}"))
             self._removals[-1].start()
 
     def rewind(self) -> int | None:
