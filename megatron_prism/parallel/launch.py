@@ -156,7 +156,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     hand_on = _HandOn()
     for name in signals.heeded():
         signal.signal(name, hand_on)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
     notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # for the files that torch's launcher leaves behind
     config = LaunchConfig(
         logs_specs=DefaultLogsSpecs(log_dir=notes.name),
