@@ -119,10 +119,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
             since_log = Pace()
         else:
             run.recorder.advance(step)
-        if safety.due(step, config.validation.interval, config.steps):
-            _validate(run, step, validations)
-        if safety.due(step, config.save.interval, config.steps) or updated.stop_reason:
-            safety.save(run, step, timers, bool(updated.stop_reason) or not config.save.background, partial(_facts, run))
+        validate = partial(_validate, run, step, validations) if safety.due(step, config.validation.interval, config.steps) else None
+        safety.save_and_validate(run, step, timers, updated.stop_reason, validate, partial(_facts, run))
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if updated.stop_reason and step < config.steps:

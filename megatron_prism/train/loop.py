@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from megatron_prism.core import log
@@ -100,10 +101,8 @@ def fit(run: Run, first_step: int) -> Losses:
             since_log = Pace()
         else:
             run.recorder.advance(step)
-        if safety.due(step, config.validation.interval, config.steps):
-            _validate(run, step, losses)
-        if safety.due(step, config.save.interval, config.steps) or decision.stop_reason:
-            safety.save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
+        validate = partial(_validate, run, step, losses) if safety.due(step, config.validation.interval, config.steps) else None
+        safety.save_and_validate(run, step, timers, decision.stop_reason, validate)
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:

@@ -127,6 +127,27 @@ def save(run: Run, step: int, timers: Timers, wait: bool, facts: Callable[[], Ma
             run.saver.finish()
 
 
+def save_and_validate(
+    run: Run,
+    step: int,
+    timers: Timers,
+    stop_reason: float,
+    validate: Callable[[], None] | None,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
+    """Validate after a step, unless validate is None, and save where it is due. Where the run stops it is saved first, and at once.
+
+    A validation may take longer than Slurm leaves a run that it has told to stop. stop_reason: as in a Decision. facts: as for `save`.
+    """
+    config = run.config
+    if stop_reason:
+        save(run, step, timers, True, facts)
+    if validate is not None:
+        validate()
+    if not stop_reason and due(step, config.save.interval, config.steps):
+        save(run, step, timers, not config.save.background, facts)
+
+
 def _never_save(run: Run, step: int) -> None:
     """Handle NaN or inf weights found before a save: reload the last checkpoint, or stop."""
     why = "weights that are not finite"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.config import BatchConfig, DataConfig, LogConfig, TrainConfig, ValidationConfig
+from megatron_prism.core.config import BatchConfig, DataConfig, LogConfig, SaveConfig, TrainConfig, ValidationConfig
 from megatron_prism.core.errors import Stopped
 from megatron_prism.train import loop
 from megatron_prism.train.guard import Decision, Verdict
@@ -39,7 +39,13 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(loop, "summary", lambda seconds, _: {f"time/{name}_s": value for name, value in seconds.items()})
 
     def fit(
-        first_step: int, steps: int, loss: float = 0.5, save_s: float = 0.0, timers: bool = True, asked: Sequence[int] = (0, 0)
+        first_step: int,
+        steps: int,
+        loss: float = 0.5,
+        save_s: float = 0.0,
+        timers: bool = True,
+        asked: Sequence[int] = (0, 0),
+        save_interval: int = 0,
     ) -> tuple[loop.Losses, list[float]]:
         """asked: the signal that asks to stop, when it is looked at first, and after the validation before the first step."""
         signals = iter(asked)
@@ -53,6 +59,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             batch=BatchConfig(global_size=1),
             validation=ValidationConfig(interval=2),
             log=LogConfig(interval=1, timers=timers),
+            save=SaveConfig(interval=save_interval),
         )
         with Recorder(tmp_path, first_step, steps, enabled=True) as recorder:
             run = SimpleNamespace(
@@ -92,6 +99,18 @@ def test_a_run_that_is_asked_to_stop_before_its_first_step_makes_none(
 
 def test_a_run_that_is_whole_ends_so_whatever_it_is_asked(fit: Any) -> None:
     assert fit(4, 4, asked=[signal.SIGINT])[1] == []
+
+
+def test_a_run_that_is_told_to_stop_is_saved_before_it_is_validated(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation may take longer than Slurm leaves the run. Where nothing stops it, a step that is saved has its validation."""
+    done: list[str] = []
+    reasons = iter([0.0, 0.0, 0.0, float(signal.SIGUSR1)])
+    monkeypatch.setattr(loop, "decide", lambda *_: Decision(Verdict.TAKE, "", next(reasons), False))
+    monkeypatch.setattr(loop.safety, "save", lambda run, step, timers, wait, *_, **__: done.append(f"saved {step} {wait}"))
+    monkeypatch.setattr(Recorder, "record_validation", lambda self, step, values: done.append(f"validated {step}"))
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 4, which is saved"):
+        fit(0, 6, save_interval=2)
+    assert done == ["validated 0", "validated 2", "saved 2 False", "saved 4 True", "validated 4"]
 
 
 def test_validations_of_earlier_starts_are_part_of_the_result(fit: Any) -> None:
