@@ -51,6 +51,8 @@ class Watchdog:
                 self._end(f"{self._doing} for {silent_s:.0f} s (limits.hang_timeout_s); every thread's stack:")
 
     def _end(self, why: str) -> None:
-        print(f"prism: rank {self._rank} on {os.uname().nodename}: {why}", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(HUNG)
+        try:
+            print(f"prism: rank {self._rank} on {os.uname().nodename}: {why}", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+        finally:  # also where standard error is gone
+            os._exit(HUNG)

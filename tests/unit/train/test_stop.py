@@ -85,6 +85,15 @@ def test_a_process_without_progress_ends_and_says_where(beat: str, code: int) ->
     assert time.monotonic() - started < 50
 
 
+def test_a_process_without_progress_ends_where_nobody_hears_why() -> None:
+    """Its terminal is closed, or what read its words is gone."""
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen([sys.executable, "-c", HANGS.format(steps=50, beat="pass")], stderr=write) as process:
+        os.close(write)
+    assert process.returncode == 4
+
+
 ORPHANED = """
 import sys, time
 from megatron_prism.train.watchdog import Watchdog
