@@ -174,7 +174,8 @@ class Saving:
         if groups.agree([self._is_first and free < needed])[0]:
             self._clean()
             found = f"{self._temporary.parent}: {free / 2**30:.2f} GiB are free, and the checkpoint {self.target.name} takes {needed / 2**30:.2f} GiB"
-            raise EnvironmentFault(f"{found}: no space left on device; free some, or lower save.keep_last; earlier checkpoints are whole")
+            fault = f"{found}: no space left on device; free some, or lower save.keep_last; earlier checkpoints are whole"
+            raise EnvironmentFault(fault).agreed()
 
     def is_writing(self) -> bool:
         """Say whether this rank's files are still being written."""
@@ -190,7 +191,7 @@ class Saving:
         failures = [failure for failure in groups.gather(self._writers.failure) if failure]
         if failures:
             self.abandon()
-            raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole")
+            raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole").agreed()
         with _faults_named(self._temporary, self._clean):
             self._writers.finalize()
             sums = groups.gather({f"{folder.STATE}/{name}": value for name, value in self._writers.sums.items()})
