@@ -60,6 +60,8 @@ class Saver:
         """Begin to write a checkpoint of this step; `facts` are kept with it."""
         assert self._saving is None
         self._began = time.monotonic()
+        for removal in self._removals:  # of the save before, long done as a rule: its room may be what this one needs
+            removal.join()
         state = sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False, beside=self._beside)
         state = frozen.in_full(state, self._chunks)
         write_contents = partial(self._contents.write, step=step, facts=dict(facts))

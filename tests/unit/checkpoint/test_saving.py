@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.checkpoint import saving
+from megatron_prism.core.config import SaveConfig
 from megatron_prism.core.errors import EnvironmentFault
 
 
@@ -70,3 +72,16 @@ def test_what_no_rank_can_save_is_said_once(
     with pytest.raises(EnvironmentFault, match=said) as caught:
         fails(begun)
     assert caught.value.is_agreed and list(tmp_path.iterdir()) == []
+
+
+def test_a_save_waits_for_the_room_of_what_is_being_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is told to stop right after a save begins the next one while the oldest checkpoint still goes."""
+    goes_on, alive = threading.Event(), []
+    monkeypatch.setattr(saving.run_folder, "remove", lambda path: goes_on.wait(0.3))
+    monkeypatch.setattr(saving.sharded, "training_state", lambda *_, **__: {})
+    monkeypatch.setattr(saving.frozen, "in_full", lambda state, _: state)
+    saver = saving.Saver(tmp_path, SaveConfig(), SimpleNamespace(write=print), [], None, SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(saving, "Saving", lambda *_: alive.append([removal.is_alive() for removal in saver._removals]))
+    saver._remove([tmp_path / ".step_00000001.old"])
+    saver.begin(3, {})
+    assert alive == [[False]]
