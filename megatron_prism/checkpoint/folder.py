@@ -11,10 +11,13 @@ import errno
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from megatron_prism.core import disk
@@ -121,21 +124,43 @@ def describe(model: ModelConfig, step: int, tokens: int, **facts: Any) -> dict[s
 def create(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`. It becomes `path` when the block ends, and is removed when the block raises.
 
+    SIGTERM and SIGHUP, where nothing else handles them, end the block too: as large as a model, it would be left behind under a hidden name.
     Raises: InputError where `path` exists: nothing is ever overwritten. EnvironmentFault where it cannot be written.
     """
     refuse_existing(path)
     path = path.resolve()  # beside a link would be another disk than the one that it leads to
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _ending_in_order():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            publish(temporary, path)
+        except OSError as error:  # readers raise InputError: what is left is writing
+            raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}; nothing was written to {path}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Within the block let SIGTERM and SIGHUP raise SystemExit, with the exit code that a shell gives them. A handler that is set stays."""
+    is_main = threading.current_thread() is threading.main_thread()
+    ending = [each for each in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(each) is signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in ending:  # a second one would cut the removal short
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for each in ending:
+        signal.signal(each, end)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        publish(temporary, path)
-    except OSError as error:  # readers raise InputError: what is left is writing
-        raise EnvironmentFault(f"{error.filename or path}: {error.strerror or error}; nothing was written to {path}") from error
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for each in ending:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def refuse_existing(path: Path) -> None:

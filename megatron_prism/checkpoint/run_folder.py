@@ -248,13 +248,25 @@ def step_folder(run_dir: Path, step: int) -> Path:
 def prune(run_dir: Path, keep_last: int, keep_every: int) -> list[Path]:
     """Move all checkpoints away but the newest `keep_last`, and those of multiples of `keep_every` steps (0: none); return where to.
 
-    Renamed first, so that a removal that is cut short leaves no checkpoint that is no longer whole.
+    Renamed first, so that a removal that is cut short leaves no checkpoint that is no longer whole. One that cannot be moved stays, with a
+    word in the log: a run does not end for it, and the next save tries again.
     """
     leaving = []
     for step, path in list(checkpoints(run_dir).items())[:-keep_last]:
         if not (keep_every and step % keep_every == 0):
-            leaving.append(path.rename(path.with_name(f".{path.name}.old")))
+            try:
+                leaving.append(path.rename(path.with_name(f".{path.name}.old")))
+            except OSError as error:
+                log.get().warning("%s is no longer kept, and cannot be moved away: %s", path, error.strerror or error)
     return leaving
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint that was moved away, or what a save has left. What cannot be removed stays until the next start, with a word in the log."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        log.get().warning("%s is not removed: %s", error.filename or path, error.strerror or error)
 
 
 def set_aside(path: Path) -> Path:
@@ -269,4 +281,4 @@ def set_aside(path: Path) -> Path:
 def tidy(run_dir: Path) -> None:
     """Remove what a save or a removal that was cut short has left."""
     for path in (run_dir / CHECKPOINTS).glob(".*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)

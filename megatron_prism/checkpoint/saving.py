@@ -60,6 +60,8 @@ class Saver:
         """Begin to write a checkpoint of this step; `facts` are kept with it."""
         assert self._saving is None
         self._began = time.monotonic()
+        for removal in self._removals:  # of the save before, long done as a rule: its room may be what this one needs
+            removal.join()
         state = sharded.training_state(self._chunks, self._optimizer, self._groups, is_loading=False, beside=self._beside)
         state = frozen.in_full(state, self._chunks)
         write_contents = partial(self._contents.write, step=step, facts=dict(facts))
@@ -91,7 +93,7 @@ class Saver:
         """Remove checkpoints that were moved away, in threads: a file system may be slow, and training goes on."""
         self._removals = [removal for removal in self._removals if removal.is_alive()]
         for path in paths:
-            self._removals.append(threading.Thread(target=shutil.rmtree, args=(path,), name=f"remove {path.name}"))
+            self._removals.append(threading.Thread(target=run_folder.remove, args=(path,), name=f"remove {path.name}"))
             self._removals[-1].start()
 
     def rewind(self) -> int | None:
@@ -174,7 +176,8 @@ class Saving:
         if groups.agree([self._is_first and free < needed])[0]:
             self._clean()
             found = f"{self._temporary.parent}: {free / 2**30:.2f} GiB are free, and the checkpoint {self.target.name} takes {needed / 2**30:.2f} GiB"
-            raise EnvironmentFault(f"{found}: no space left on device; free some, or lower save.keep_last; earlier checkpoints are whole")
+            fault = f"{found}: no space left on device; free some, or lower save.keep_last; earlier checkpoints are whole"
+            raise EnvironmentFault(fault).agreed()
 
     def is_writing(self) -> bool:
         """Say whether this rank's files are still being written."""
@@ -190,7 +193,7 @@ class Saving:
         failures = [failure for failure in groups.gather(self._writers.failure) if failure]
         if failures:
             self.abandon()
-            raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole")
+            raise EnvironmentFault(f"{failures[0]}; {self.target.name} was not saved; earlier checkpoints are whole").agreed()
         with _faults_named(self._temporary, self._clean):
             self._writers.finalize()
             sums = groups.gather({f"{folder.STATE}/{name}": value for name, value in self._writers.sums.items()})

@@ -48,6 +48,7 @@ def packed_documents(batch: Batch) -> Any:
     # An upper bound with few distinct values: Megatron caches 32 rotary tables by length. Never size_T: thd would then count positions
     # through the whole row.
     bound = min(1 << (longest - 1).bit_length(), size_S) + 1
+    bound += bound == size_T
     packed = megatron_versions.packed_sequences(cu_seqlens, bound, size_T)  # 0.19 numbers the tokens then: on a device that waits for it
     packed.cu_seqlens_q = packed.cu_seqlens_kv = _to_device(cu_seqlens)
     if getattr(packed, "seq_idx", None) is not None:

@@ -99,7 +99,11 @@ def silence(error: BaseException) -> str:
 
 
 def join(timeout_s: float = TIMEOUT_S) -> None:
-    """Join the gang's process group: NCCL for CUDA tensors, gloo for host tensors. A rank that waits longer than timeout_s fails."""
+    """Join the gang's process group: NCCL for CUDA tensors, gloo for host tensors. A rank that waits longer than timeout_s fails.
+
+    Raises: EnvironmentFault where this rank has no CUDA device and was given some.
+    """
+    host.require_named_devices()
     host.install()
     megatron_versions.check_supported()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -13,8 +13,12 @@ from megatron_prism.parallel import host
 
 
 def read() -> Machine:
-    """Return the facts of this rank's device. This starts nothing on it and imports no heavy package."""
+    """Return the facts of this rank's device. This starts nothing on it and imports no heavy package.
+
+    Raises: EnvironmentFault where this rank has no CUDA device and was given some.
+    """
     if not host.has_cuda():
+        host.require_named_devices()
         return Machine(has_cuda=False)
     return Machine(
         has_cuda=True,

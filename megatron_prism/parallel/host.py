@@ -35,6 +35,19 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def require_named_devices() -> None:
+    """Refuse the host as the device where CUDA_VISIBLE_DEVICES names others, as in a Slurm job with GPUs: the run would be slow in silence.
+
+    Raises: EnvironmentFault where torch sees none of them.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if has_cuda() or named.startswith("-") or named in ("", "NoDevFiles"):  # Slurm's older word for none
+        return
+    build = f"torch {torch.__version__}, " + (f"for CUDA {torch.version.cuda}" if torch.version.cuda else "which is for CPUs alone")
+    fix = "look at nvidia-smi, at how the container is started, and at which torch is installed; to run on the CPU: export CUDA_VISIBLE_DEVICES="
+    raise EnvironmentFault(f"CUDA_VISIBLE_DEVICES={named} on {os.uname().nodename}, and {build}, sees no CUDA device: {fix}")
+
+
 def device_index() -> int:
     """Return the index of this rank's device. A task that Slurm shows one device alone (--gpus-per-task=1) has the first, whatever its local rank."""
     return 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", "0"))

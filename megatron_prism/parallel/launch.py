@@ -41,6 +41,11 @@ def in_gang() -> bool:
     return os.environ.get("SLURM_PROCID", "").isdecimal() and tasks.isdecimal() and int(tasks) > 1
 
 
+def has_launcher() -> bool:
+    """Say whether this process is a rank that a launcher started: one of several, or torchrun's only one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or TORCHRUN in os.environ
+
+
 def drop_leftovers() -> None:
     """Remove RANK and WORLD_SIZE, and their local ones, from the environment where they are no gang's: those of a pod or of an old export.
 
@@ -151,7 +156,7 @@ def start_gang(num_processes: int, command: Sequence[str], span: Span = ALONE) -
     hand_on = _HandOn()
     for name in signals.heeded():
         signal.signal(name, hand_on)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
     notes = tempfile.TemporaryDirectory(prefix="prism_gang_")  # for the files that torch's launcher leaves behind
     config = LaunchConfig(
         logs_specs=DefaultLogsSpecs(log_dir=notes.name),
@@ -182,7 +187,7 @@ def _exit_code(failures: Mapping[int, Any], handed_on: Collection[int] = ()) -> 
     """
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode == GANG_FAILED, item[1].timestamp))
     if -failure.exitcode in {*NOTICES, *handed_on}:  # a rank without its handler yet
-        log.get().error("%s", _not_begun(-failure.exitcode))
+        log.get().error("%s", not_begun(-failure.exitcode))
         return Stopped.exit_code
     if failure.exitcode < 0:
         log.get().error("rank %d (process %d) was killed by %s", rank, failure.pid, signal.Signals(-failure.exitcode).name)
@@ -224,11 +229,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """End the process at once. An import that is interrupted by an error may swallow it, and go on without the module."""
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, f"prism: {_not_begun(number)}\n".encode())
+            os.write(2, f"prism: {not_begun(number)}\n".encode())
     os._exit(Stopped.exit_code)
 
 
-def _not_begun(number: int) -> Stopped:
+def not_begun(number: int) -> Stopped:
+    """Return the error of a process that a signal asked to stop before it made a step."""
     return Stopped(f"stopped by {signal.Signals(number).name} before the first step; the same command starts again")
 
 
@@ -244,7 +250,7 @@ class _HandOn:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         children = psutil.Process().children()
         if not children:
-            raise _not_begun(number)
+            raise not_begun(number)
         self.numbers.add(number)
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -10,9 +10,13 @@ GpuName = Literal["h100", "h200"]
 # TFLOP/s on the tensor cores. An A100 has no FP8
 PEAK_TFLOPS = {"bf16": {"H100": 989.0, "H200": 989.0, "A100": 312.0}, "fp8": {"H100": 1979.0, "H200": 1979.0}}
 
+SLOWER = ("PCIe", "NVL")  # an H100 or H200 of this name has a lower peak than the SXM's; an A100-PCIE has the same
+
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
     """Return a device's dense peak in TFLOP/s in fp32, bf16 or fp8, or None where it is not in PEAK_TFLOPS."""
+    if any(form in device_name for form in SLOWER):
+        return None
     return next((peak for name, peak in PEAK_TFLOPS.get(precision, {}).items() if name in device_name), None)
 
 

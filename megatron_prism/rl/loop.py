@@ -74,9 +74,10 @@ class Run:
 def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
     """Train from `first_step` (steps already done) to config.steps; return the validations {step: {metric: value}}, on rank 0 of earlier starts too.
 
-    Raises: ResultFailure where the guard stops the run. Stopped at a signal or at the time limit, once the step is saved.
+    Raises: ResultFailure where the guard stops the run. Stopped at a signal or the time limit, once a step is saved, or before the first.
     """
     config, progress = run.config, run.progress
+    safety.require_wanted(run, first_step)
     validations: dict[str, dict[str, float | None]] = {}
     for earlier, name, value in run.recorder.validations("valid"):
         validations.setdefault(str(earlier), {})[name] = value
@@ -84,6 +85,7 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
         _open_gate(run, run.scorer.bound)
     if first_step == 0:
         _validate(run, 0, validations)
+    safety.require_wanted(run, first_step)
     timers, memory, since_log, longest_s = Timers(config.log.timers), Memory(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
@@ -117,10 +119,8 @@ def fit(run: Run, first_step: int) -> dict[str, dict[str, float | None]]:
             since_log = Pace()
         else:
             run.recorder.advance(step)
-        if safety.due(step, config.validation.interval, config.steps):
-            _validate(run, step, validations)
-        if safety.due(step, config.save.interval, config.steps) or updated.stop_reason:
-            safety.save(run, step, timers, bool(updated.stop_reason) or not config.save.background, partial(_facts, run))
+        validate = partial(_validate, run, step, validations) if safety.due(step, config.validation.interval, config.steps) else None
+        safety.save_and_validate(run, step, timers, updated.stop_reason, validate, partial(_facts, run))
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if updated.stop_reason and step < config.steps:

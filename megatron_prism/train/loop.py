@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from megatron_prism.core import log
@@ -59,15 +60,17 @@ Losses = dict[str, dict[str, float | None]]
 def fit(run: Run, first_step: int) -> Losses:
     """Train from `first_step` (steps already done) to config.steps; return the validation losses, on rank 0 those of earlier starts too.
 
-    Raises: ResultFailure where the guard stops the run; no checkpoint is written after that. Stopped at a signal or at the time limit, once
-    the step is saved.
+    Raises: ResultFailure where the guard stops the run; no checkpoint is written after that. Stopped at a signal or the time limit, once
+    a step is saved, or at a signal before the first.
     """
     config = run.config
+    safety.require_wanted(run, first_step)
     losses: Losses = {name: {} for name in run.valid_batches}
     for step, name, loss in run.recorder.validations():
         losses.setdefault(name, {})[str(step)] = loss
     if first_step == 0:
         _validate(run, 0, losses)
+        safety.require_wanted(run, first_step)
     timers, memory, since_log, longest_s = Timers(config.log.timers), Memory(), Pace(), 0.0
     for step in range(first_step + 1, config.steps + 1):
         run.watchdog.doing(f"in step {step}")
@@ -98,10 +101,8 @@ def fit(run: Run, first_step: int) -> Losses:
             since_log = Pace()
         else:
             run.recorder.advance(step)
-        if safety.due(step, config.validation.interval, config.steps):
-            _validate(run, step, losses)
-        if safety.due(step, config.save.interval, config.steps) or decision.stop_reason:
-            safety.save(run, step, timers, wait=bool(decision.stop_reason) or not config.save.background)
+        validate = partial(_validate, run, step, losses) if safety.due(step, config.validation.interval, config.steps) else None
+        safety.save_and_validate(run, step, timers, decision.stop_reason, validate)
         run.collect_garbage(step)
         longest_s = max(longest_s, time.perf_counter() - started)
         if decision.stop_reason and step < config.steps:

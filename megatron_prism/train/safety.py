@@ -11,10 +11,11 @@ from typing import Any, Protocol
 from megatron_prism.core import log
 from megatron_prism.core.config import RunConfig
 from megatron_prism.core.errors import ResultFailure
-from megatron_prism.parallel import groups
+from megatron_prism.parallel import groups, launch
 from megatron_prism.parallel.groups import Groups
 from megatron_prism.train import optim
 from megatron_prism.train.guard import Decision, Guard, Verdict
+from megatron_prism.train.stop import StopRequest
 from megatron_prism.train.timers import Timers
 from megatron_prism.train.watchdog import Watchdog
 
@@ -56,6 +57,18 @@ class Run(Protocol):
     def guard(self) -> Guard: ...
     @property
     def watchdog(self) -> Watchdog: ...
+    @property
+    def stop(self) -> StopRequest: ...
+
+
+def require_wanted(run: Run, first_step: int) -> None:
+    """Leave before the first step of this start where a rank was asked to stop while the run was built or validated. Every rank calls this.
+
+    Nothing has changed that would have to be saved. A run that has made all its steps only ends.
+    Raises: Stopped.
+    """
+    if first_step < run.config.steps and (number := groups.agree([run.stop.asked()])[0]):
+        raise launch.not_begun(int(number))
 
 
 def remember(run: Run, step: int, loss: float | None, decision: Decision, timers: Timers) -> None:
@@ -112,6 +125,27 @@ def save(run: Run, step: int, timers: Timers, wait: bool, facts: Callable[[], Ma
             run.saver.begin(step, {"guard": run.guard.state(), **facts()})
         if wait:
             run.saver.finish()
+
+
+def save_and_validate(
+    run: Run,
+    step: int,
+    timers: Timers,
+    stop_reason: float,
+    validate: Callable[[], None] | None,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
+    """Validate after a step, unless validate is None, and save where it is due. Where the run stops it is saved first, and at once.
+
+    A validation may take longer than Slurm leaves a run that it has told to stop. stop_reason: as in a Decision. facts: as for `save`.
+    """
+    config = run.config
+    if stop_reason:
+        save(run, step, timers, True, facts)
+    if validate is not None:
+        validate()
+    if not stop_reason and due(step, config.save.interval, config.steps):
+        save(run, step, timers, not config.save.background, facts)
 
 
 def _never_save(run: Run, step: int) -> None:

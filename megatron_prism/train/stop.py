@@ -35,6 +35,10 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
 
+    def asked(self) -> int:
+        """Return the signal that asked to stop; 0: none has."""
+        return self._signal
+
     def reason(self, reserve_s: float) -> float:
         """Return the reason to stop after this step (0: none). reserve_s: what the next step and a save may take."""
         if self._signal:

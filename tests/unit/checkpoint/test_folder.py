@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +265,35 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path, out: str, found: st
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(InputError, match=f"{out}: found {found}; required a folder's path"):
         folder.refuse_existing(tmp_path / out)
+
+
+CREATES = """
+import pathlib, signal, sys, time
+from megatron_prism.checkpoint import folder
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+with folder.create(pathlib.Path(sys.argv[1])) as temporary:
+    (temporary / "weights").write_bytes(bytes(1000))
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_a_conversion_leaves_nothing_behind(name: str, tmp_path: Path) -> None:
+    """A conversion's hidden folder is as large as the model, and the next start has another name for its own."""
+    number = signal.Signals[name]
+    with subprocess.Popen([sys.executable, "-c", CREATES, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n" and len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+    assert process.returncode == 128 + number and list(tmp_path.iterdir()) == []
+
+
+def test_a_handler_of_the_signals_stays_while_a_folder_is_created(tmp_path: Path) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with folder.create(tmp_path / "out"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM] and (tmp_path / "out").is_dir()

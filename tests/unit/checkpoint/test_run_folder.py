@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -191,3 +194,25 @@ def test_a_run_that_goes_on_keeps_the_record_of_where_it_began(
     resumed = Start(config.model, Path("assets"), None, 0, "float32", step=1)  # type: ignore[arg-type]
     run_folder._lay_out(replace(config, init=InitConfig(checkpoint=Path("other"))), resumed, (), {})
     assert load(tmp_path / run_folder.CONFIG, TrainConfig).init.checkpoint == Path("ckpt") and "other is not read" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_moved_or_removed_stays_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("prism"), "propagate", True)
+    steps = [run_folder.step_folder(tmp_path, step) for step in (1, 2, 3)]
+    for path in (*steps, steps[0].with_name(f".{steps[0].name}.old") / "of a removal that failed"):
+        path.mkdir(parents=True)
+    moved = run_folder.prune(tmp_path, keep_last=1, keep_every=0)
+    assert moved == [steps[1].with_name(f".{steps[1].name}.old")] and list(run_folder.checkpoints(tmp_path)) == [1, 3]
+    assert f"{steps[0]} is no longer kept, and cannot be moved away: Directory not empty" in caplog.text
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path / ".nfs0001"))
+
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", busy)
+        run_folder.tidy(tmp_path)
+    assert f"{moved[0] / '.nfs0001'} is not removed: Device or resource busy" in caplog.text and moved[0].is_dir()
+    run_folder.tidy(tmp_path)
+    assert sorted(path.name for path in steps[0].parent.iterdir()) == [steps[0].name, steps[2].name]

@@ -36,6 +36,7 @@ def batch(rows: list[list[int]]) -> Batch:
         ([[0, 0, 0, 0]], [0, 4], 5),
         ([[0, 1, 2, 3]], [0, 1, 2, 3, 4], 2),
         ([[0, 0, 0, 1, 1, 1, 1, 1, 2, 2]], [0, 3, 8, 10], 9),  # the longest has 5: 8, and one
+        ([[0, 0, 0, 1, 1]], [0, 3, 5], 6),  # a row of a power of two and one: 5 would be its length
         ([[0, 0, 0, 1], [0, 0, 1, 1]], [0, 3, 4, 6, 8], 5),
         ([[0, 0, 0, 0], [0, 0, 0, 0]], [0, 4, 8], 5),  # two sequences of the same number are two documents
         ([[0, 0, 0, 0, 0, 1], [0, 1, 1, 1, 1, 1]], [0, 5, 6, 7, 12], 7),

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from megatron_prism.parallel import host
+from megatron_prism.core.errors import EnvironmentFault
+from megatron_prism.parallel import groups, hardware, host
 
 RANKS = """
 import json, os, signal, sys, time
@@ -77,3 +79,23 @@ for deterministic in (False, True):
 """
     done = subprocess.run([sys.executable, "-c", gang], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["False", "False", "True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("named", ["0", "0,1,2,3", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"])
+def test_a_rank_that_was_given_gpus_and_sees_none_does_not_join_on_the_cpu(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead driver, a container without GPUs, a torch for CPUs: the run would go on there in silence, or its peers would wait for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    for looks in (groups.join, hardware.read):  # the latter first in a run: it would call fp8 a mistake of the config
+        with pytest.raises(EnvironmentFault, match=f"CUDA_VISIBLE_DEVICES={named} on .*sees no CUDA device.*export CUDA_VISIBLE_DEVICES="):
+            looks()
+
+
+@pytest.mark.parametrize("named", [None, "", " ", "-1", "NoDevFiles"])
+def test_a_rank_that_was_given_none_computes_on_the_cpu(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    host.require_named_devices()

@@ -218,6 +218,19 @@ def test_a_sigterm_that_was_forwarded_is_a_stop_and_one_that_torch_sent_is_not()
     assert launch._exit_code(killed, {signal.SIGUSR1}) == launch.GANG_FAILED
 
 
+def test_ranks_share_the_processors_that_this_process_may_use_and_no_others(tmp_path: Path) -> None:
+    """A job of some of a node's processors, a container: threads beyond them would wait for one another."""
+    script, gang = tmp_path / "rank.py", tmp_path / "gang.py"
+    script.write_text("import os\nprint('threads', os.environ['OMP_NUM_THREADS'])\n")
+    gang.write_text(
+        "import os, sys\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom megatron_prism.parallel import launch\n"
+        f"sys.exit(launch.start_gang(1, [{str(script)!r}]))\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, str(gang)], capture_output=True, text=True, env=kept, timeout=120)
+    assert done.stdout == "threads 1\n", done.stderr
+
+
 def test_sigterm_while_the_ranks_start_is_a_stop(tmp_path: Path) -> None:
     """A real gang of two, whose ranks have no handler yet."""
     ready, script, gang = tmp_path / "ready", tmp_path / "rank.py", tmp_path / "gang.py"

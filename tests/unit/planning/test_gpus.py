@@ -13,6 +13,10 @@ from megatron_prism.planning.gpus import H100, H200, of_device, peak_tflops
         ("NVIDIA H100 80GB HBM3", "bf16", 989.0),
         ("NVIDIA H200", "bf16", 989.0),
         ("NVIDIA H100", "fp32", None),
+        ("NVIDIA H100 PCIe", "bf16", None),  # 756: another clock than the SXM's, of the same name
+        ("NVIDIA H100 NVL", "fp8", None),
+        ("NVIDIA H200 NVL", "bf16", None),
+        ("NVIDIA A100-PCIE-80GB", "bf16", 312.0),
         ("cpu", "bf16", None),
         ("NVIDIA H100 80GB HBM3", "fp8", 1979.0),
         ("NVIDIA A100-SXM4-80GB", "fp8", None),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from megatron_prism.core.config import BatchConfig, DataConfig, LogConfig, TrainConfig, ValidationConfig
+from megatron_prism.core.config import BatchConfig, DataConfig, LogConfig, SaveConfig, TrainConfig, ValidationConfig
+from megatron_prism.core.errors import Stopped
 from megatron_prism.train import loop
 from megatron_prism.train.guard import Decision, Verdict
 from megatron_prism.train.metrics import METRICS, Recorder
@@ -32,9 +35,20 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(loop.optim, "apply", lambda *_: None)
     monkeypatch.setattr(loop.optim, "settled", lambda *_: nullcontext())
     monkeypatch.setattr(loop.safety, "save", lambda *_, **__: None)
+    monkeypatch.setattr(loop.safety.groups, "agree", list)
     monkeypatch.setattr(loop, "summary", lambda seconds, _: {f"time/{name}_s": value for name, value in seconds.items()})
 
-    def fit(first_step: int, steps: int, loss: float = 0.5, save_s: float = 0.0, timers: bool = True) -> tuple[loop.Losses, list[float]]:
+    def fit(
+        first_step: int,
+        steps: int,
+        loss: float = 0.5,
+        save_s: float = 0.0,
+        timers: bool = True,
+        asked: Sequence[int] = (0, 0),
+        save_interval: int = 0,
+    ) -> tuple[loop.Losses, list[float]]:
+        """asked: the signal that asks to stop, when it is looked at first, and after the validation before the first step."""
+        signals = iter(asked)
         monkeypatch.setattr(loop.safety, "remember", lambda *_: time.sleep(save_s))
         monkeypatch.setattr(loop, "evaluate", lambda *_: SimpleNamespace(loss=loss))
         seconds: list[float] = []
@@ -45,6 +59,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             batch=BatchConfig(global_size=1),
             validation=ValidationConfig(interval=2),
             log=LogConfig(interval=1, timers=timers),
+            save=SaveConfig(interval=save_interval),
         )
         with Recorder(tmp_path, first_step, steps, enabled=True) as recorder:
             run = SimpleNamespace(
@@ -60,7 +75,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 samples=None,
                 saver=SimpleNamespace(longest_s=0.0, is_writing=lambda: False, finish=lambda: None),
                 guard=None,
-                stop=SimpleNamespace(reason=lambda _: 0.0),
+                stop=SimpleNamespace(reason=lambda _: 0.0, asked=lambda: next(signals)),
                 watchdog=SimpleNamespace(doing=lambda _: None),
                 against_plan=SimpleNamespace(record=lambda step, taken: seconds.append(taken)),
                 collect_garbage=lambda step: None,
@@ -69,6 +84,33 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return loop.fit(run, first_step), seconds  # type: ignore[arg-type]
 
     return fit
+
+
+@pytest.mark.parametrize(("first_step", "asked"), [(0, (signal.SIGINT,)), (0, (0, signal.SIGUSR1)), (2, (signal.SIGTERM,))])
+def test_a_run_that_is_asked_to_stop_before_its_first_step_makes_none(
+    first_step: int, asked: Sequence[signal.Signals], fit: Any, tmp_path: Path
+) -> None:
+    """Loading a large model takes minutes, a validation too: then a step and a save, of which nobody has asked for any."""
+    with pytest.raises(Stopped, match=f"stopped by {asked[-1].name} before the first step; the same command starts again"):
+        fit(first_step, 4, asked=asked)
+    steps = [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert steps == [0] * (len(asked) - 1)
+
+
+def test_a_run_that_is_whole_ends_so_whatever_it_is_asked(fit: Any) -> None:
+    assert fit(4, 4, asked=[signal.SIGINT])[1] == []
+
+
+def test_a_run_that_is_told_to_stop_is_saved_before_it_is_validated(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation may take longer than Slurm leaves the run. Where nothing stops it, a step that is saved has its validation."""
+    done: list[str] = []
+    reasons = iter([0.0, 0.0, 0.0, float(signal.SIGUSR1)])
+    monkeypatch.setattr(loop, "decide", lambda *_: Decision(Verdict.TAKE, "", next(reasons), False))
+    monkeypatch.setattr(loop.safety, "save", lambda run, step, timers, wait, *_, **__: done.append(f"saved {step} {wait}"))
+    monkeypatch.setattr(Recorder, "record_validation", lambda self, step, values: done.append(f"validated {step}"))
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 4, which is saved"):
+        fit(0, 6, save_interval=2)
+    assert done == ["validated 0", "validated 2", "saved 2 False", "saved 4 True", "validated 4"]
 
 
 def test_validations_of_earlier_starts_are_part_of_the_result(fit: Any) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from megatron_prism.core.errors import Stopped
-from megatron_prism.parallel import signals
+from megatron_prism.parallel import launch, signals
 from megatron_prism.train import stop
 
 
@@ -83,3 +83,44 @@ def test_a_process_without_progress_ends_and_says_where(beat: str, code: int) ->
     assert done.returncode == code, done.stderr
     assert ("rank 3 on" in done.stderr and "in step 7 for" in done.stderr and "line 7" in done.stderr) == (code == 4)
     assert time.monotonic() - started < 50
+
+
+def test_a_process_without_progress_ends_where_nobody_hears_why() -> None:
+    """Its terminal is closed, or what read its words is gone."""
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen([sys.executable, "-c", HANGS.format(steps=50, beat="pass")], stderr=write) as process:
+        os.close(write)
+    assert process.returncode == 4
+
+
+ORPHANED = """
+import sys, time
+from megatron_prism.train.watchdog import Watchdog
+with Watchdog(5.0, 0):
+    print("ready", flush=True)
+    time.sleep(2)
+sys.stderr.write("went on")
+"""
+PARENT = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE).stdout.readline()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "went on"),
+        ({"WORLD_SIZE": "1"}, "went on"),
+        ({"WORLD_SIZE": "2"}, "launcher is gone"),
+        ({launch.TORCHRUN: "1"}, "launcher is gone"),
+    ],
+)
+def test_a_rank_ends_with_its_launcher_and_a_process_alone_outlives_its_shell(variables: dict[str, str], said: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", launch.TORCHRUN)}
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, ORPHANED], capture_output=True, text=True, timeout=60, env=kept | variables
+    )  # its output ends with the orphan
+    assert said in done.stderr and ("went on" in done.stderr) == (said == "went on")
