@@ -116,6 +116,16 @@ def test_a_base_model_that_is_not_there_yet_is_planned_as_the_run_that_begins_fr
     assert model_of(base, {"llama31_base": stages["llama31_base"]}) is None
 
 
+def test_a_landscapes_loss_is_on_a_mixture_that_holds_something_out(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for model in ("granite33", "llama31", "nemotronh"):
+        data, name = f"{model}_data_mcs", f"{model}_landscape"
+        listed = [replace(one, after=(data,) if one.name == name else ()) for one in study.stages if one.name in (data, name)]
+        stages = {stage.name: stage for stage in study_stages.read(replace(study, stages=tuple(listed)), read_command)}
+        assert stages[name].config.tasks["losses"].held_out.mixture == stages[data].output
+        assert all(source.valid_percent for source in stages[data].config.sources)
+
+
 def test_a_landscape_costs_what_one_of_its_points_does_at_each(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (stage,) = study_stages.read(
