@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.check.data import check_prepare
-from megatron_prism.core.config import KeepConfig, PrepareConfig, SampleConfig, SourceConfig
+from megatron_prism.core.config import EvaluateConfig, KeepConfig, PrepareConfig, PromptsConfig, SampleConfig, SourceConfig
 from megatron_prism.core.load import load
+from megatron_prism.eval.sets import published
 from megatron_prism.jobs import prepare
-from megatron_prism.prepare import pieces
+from megatron_prism.prepare import pieces, records
 
 MIXTURES = Path(__file__).resolve().parents[3] / "configs" / "mixtures"
 EPOCHS = {  # the paper's Table 1 at 26.21 billion tokens
@@ -100,6 +101,17 @@ def test_the_papers_preprocessing_stands_in_the_sources() -> None:
         assert by_name[name].turns and not by_name[name].turns.prefix and by_name[name].dedup != "none"
     for name in EPOCHS:
         assert not prepare._check_parts(config := load(MIXTURES / f"{name}.yaml", PrepareConfig)) and config.decontaminate
+
+
+def test_what_is_decontaminated_against_is_what_is_evaluated() -> None:
+    """The same files, read by the fields of their published form."""
+    mixture = load(MIXTURES / "math.yaml", PrepareConfig).decontaminate
+    assert mixture is not None and mixture == load(MIXTURES.parent / "prompts" / "deepscaler.yaml", PromptsConfig).decontaminate
+    of_files = {path: records.fields(part) for part in mixture.against for path in part.path}
+    for path, fields in of_files.items():
+        assert set(fields) <= set(published.SETS[Path(path).name.partition(".")[0].removesuffix("_test")].fields), path
+    asked = load(MIXTURES.parent / "evaluations" / "reasoning.yaml", EvaluateConfig, ["model.hf=m", "out=o"]).tasks
+    assert {str(task.path) for task in asked.values()} <= set(of_files)
 
 
 @pytest.mark.parametrize("name", EPOCHS)
