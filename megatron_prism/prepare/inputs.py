@@ -61,13 +61,16 @@ class Inputs:
             of_read = {str(file.path) for name in read if (file := known.get(name))}
             changed |= paths - of_read - set(unread)
             changed |= {path for path, num_bytes in unread.items() if path not in paths or Path(path).stat().st_size != num_bytes}
-        changed |= self._otherwise_named(existing["tokenizer"].get("end_ids", {}))
+        changed |= self._otherwise_named(existing["tokenizer"].get("end_ids"))
         return sorted({PIECE.sub("", name) for name in changed})
 
-    def _otherwise_named(self, before: Mapping[str, list[int]]) -> set[str]:
-        """Return the tokenizer's files that name other end tokens than before, where that makes another set of special tokens."""
+    def _otherwise_named(self, before: Mapping[str, list[int]] | None) -> set[str]:
+        """Return the tokenizer's files that name other end tokens than before, where that makes another set of special tokens.
+
+        before: None where an older manifest does not say.
+        """
         now = {name: list(ids) for name, ids in self._spec.ends}
-        if set(chain(*before.values())) == set(chain(*now.values())):
+        if before is None or set(chain(*before.values())) == set(chain(*now.values())):
             return set()
         return {str(self._spec.folder / name) for name in {*before, *now} if before.get(name) != now.get(name)}
 
