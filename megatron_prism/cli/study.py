@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from megatron_prism.cli.options import Config, Json, Overrides, a_path, finish
+from megatron_prism.cli.options import Config, Json, Overrides, a_path, expanded, finish
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, Problem, ResultFailure, Stopped, raise_problems
 
@@ -52,7 +52,7 @@ def study(
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
-    of_plan = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}
+    of_plan, beside = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}, expanded(beside or (), "--beside")
     _check_options({"--only": only, "--until": until, "--stage": stage}, of_plan, status, dry_run, bool(beside), cluster is not None)
     settings = _load(config, overrides or [])
     with placed(config, StudyConfig, overrides or []):
