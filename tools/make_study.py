@@ -272,8 +272,7 @@ def _reinforce(out: Writer, key: str) -> None:
         for start in ("mcs", "base"):
             run = _rl_name(key, start, "mcs_unbalanced")
             steps = [[f"model.checkpoint={_run(run)}/checkpoints/step_{step:08}", f"out={_run(f'{run}_curve/{step}')}"] for step in CURVE]
-            layout = ("world_size=8", "precision=bf16", *model.analyzed)
-            out.stage(f"{run}_curve", "evaluate", "configs/evaluations/reasoning.yaml", *layout, after=[run], array=steps)
+            out.stage(f"{run}_curve", "evaluate", "configs/base/reasoning_eval.yaml", *model.analyzed, after=[run], array=steps)
 
 
 def _rl_name(key: str, start: str, mix: str) -> str:
@@ -312,19 +311,18 @@ def _landscape(out: Writer, key: str, models: Sequence[str]) -> None:
     places = [f"{name}_model.checkpoint={_run(place)}" for name, place in zip(("base", "mid", "rl"), models, strict=True)]
     asked = ("tasks.math500.limit=200", "tasks.math500.num_samples=8", "tasks.math500.max_tokens=7680")
     losses = f"tasks.losses.held_out.mixture={_run(f'{key}_data_mcs')}"
-    layout = ("world_size=8", "precision=bf16", *MODELS[key].analyzed)
     folder = f"{key}_landscape"
     out.stage(
         folder,
         "analyze",
         "landscape",
-        "configs/analyses/landscape.yaml",
+        "configs/base/landscape.yaml",
         *places,
         f"out={_run(folder)}",
         "plane_size=5",
         *asked,
         losses,
-        *layout,
+        *MODELS[key].analyzed,
     )
     ends = [f"{name}={_run(folder)}/points/{name}" for name in ("base", "mid", "rl")]
     out.stage(f"{key}_responses", "analyze", "responses", *ends, "--task", "math500")

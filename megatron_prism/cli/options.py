@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from megatron_prism.core import paths
-from megatron_prism.core.errors import EnvironmentFault, InputError, Problem
+from megatron_prism.core.errors import EnvironmentFault, InputError, Problem, raise_problems
 
 LATER = "later"  # a command that is only parsed: it runs on another machine, and its folders may not exist yet
 
@@ -49,6 +50,19 @@ def a_path(context: typer.Context, parameter: typer.CallbackParam, path: Path | 
         raise InputError(Problem(parameter.opts[0], str(error), "a path", paths.FIX)) from None
     _refuse_overwrite(context, {**context.params, parameter.name: path})
     return path
+
+
+def expanded(texts: Iterable[str | Path], where: str) -> list[Path]:
+    """Return several paths of the command line with `~` and $VARIABLES replaced. Raises: InputError with each that has a variable not set."""
+    made: list[Path] = []
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            made.append(Path(paths.expanded(str(text))))
+        except ValueError as error:
+            problems.append(Problem(where, str(error), "a path", paths.FIX))
+    raise_problems(problems)
+    return made
 
 
 def _in_a_folder(context: typer.Context, parameter: typer.CallbackParam, path: Path | None) -> Path | None:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_prism.cli.options import Json, Out, a_path, finish
-from megatron_prism.core import paths
+from megatron_prism.cli.options import Json, Out, a_path, expanded, finish
 
 
 def report(
@@ -29,5 +28,5 @@ def report(
     """
     from megatron_prism.jobs import report as job
 
-    result = job.run([Path(paths.expanded(place)) for place in places], out, title, paper)
+    result = job.run(expanded(places, "RUN"), out, title, paper)
     finish(result, json)

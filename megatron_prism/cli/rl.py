@@ -76,12 +76,13 @@ def _export(
 
 def _keys(record: bool, only: str | None, source: Path | None) -> list[str]:
     """Return the options of a run as the keys that they stand for."""
+    from megatron_prism.launch.pipeline import option_keys
+
     if (only == "train") != (source is not None):
         given = [f"{option} {value}" for option, value in (("--only", only), ("--from", source)) if value is not None]
         required = "--only train with --from RUN, and --from with nothing else"
         raise InputError(Problem("--only, --from", " ".join(given), required))
-    keys = {"record.interval": 1 if record else None, "mode": only, "train_from": source}
-    return [f"{key}={value}" for key, value in keys.items() if value is not None]
+    return option_keys({"record": record, "only": only, "source": source})
 
 
 @app.command("filter")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from megatron_prism.cli.options import Config, Json, Overrides, a_path, finish
+from megatron_prism.cli.options import Config, Json, Overrides, a_path, expanded, finish
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.errors import EnvironmentFault, Problem, ResultFailure, Stopped, raise_problems
 
@@ -52,7 +52,7 @@ def study(
     from megatron_prism.jobs import study as job
     from megatron_prism.study import claims, overview
 
-    of_plan = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}
+    of_plan, beside = {"--gpu": gpu, "--gpu-hour-price": gpu_hour_price}, expanded(beside or (), "--beside")
     _check_options({"--only": only, "--until": until, "--stage": stage}, of_plan, status, dry_run, bool(beside), cluster is not None)
     settings = _load(config, overrides or [])
     with placed(config, StudyConfig, overrides or []):
@@ -105,7 +105,10 @@ def _check_options(names: dict[str, str | None], of_plan: dict[str, Any], status
 
 
 def _exit(at_work: Study, result: dict[str, Any], alone: str | None) -> None:
-    """End as the stages did. Raises: ResultFailure, Stopped; of a stage alone EnvironmentFault too, upon which its job is started again."""
+    """End as the stages did.
+
+    Raises: ResultFailure, Stopped; of a stage alone EnvironmentFault too, upon which its job is started again, as often as after faults.
+    """
     from megatron_prism.study import overview
 
     wanted = {name: stage for name, stage in result["stages"].items() if name in at_work.wanted}
@@ -113,6 +116,10 @@ def _exit(at_work: Study, result: dict[str, Any], alone: str | None) -> None:
         told = f"failed, or needs one that did: {', '.join(failed)}; logs: {result['run_dir']}/study/NAME/log.txt; the same command goes on"
         is_machine = alone is not None and (wanted[failed[0]]["exit_code"] or 0) >= EnvironmentFault.exit_code
         raise EnvironmentFault(told) if is_machine else ResultFailure(told)
+    if alone is not None and wanted[alone]["state"] == overview.STOPPED and not at_work.stages[alone].resumes:
+        raise EnvironmentFault(
+            f"{alone} was stopped, and begins anew at each start; the cluster's cpu.time_limit must be longer than it takes"
+        )
     if at_work.signals or any(stage["state"] == overview.STOPPED for stage in wanted.values()):
         raise Stopped("stopped; the same command goes on")
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
 import shutil
 import socket
 import time
@@ -169,7 +170,8 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
     A reader sees an old file or a new one, never a part. Where the block raises, no path changes. In both cases no temporary file stays.
     """
-    temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    own = secrets.token_hex(4)  # not the process's number, which a process of another node may have
+    temporaries = tuple(path.with_name(f".{path.name}.{own}.tmp") for path in paths)
     try:
         yield temporaries
         sync(temporaries)

@@ -156,6 +156,8 @@ def _problem(item: Mapping[str, Any], cls: type, where: typing.Callable[[tuple[A
     if item["type"] in ("missing", "missing_argument"):
         return Problem(where(key), "no value", "a value", "set this key")
     required = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ").replace("a valid array", "a list")
+    if item["type"] == "dataclass_type" and (known := _known(cls, key)):
+        required = f"a section with keys of its own: {', '.join(known)}"
     fix = "write it in quotes" if item["type"] in ("string_type", "path_type") and isinstance(item["input"], int | float) else ""
     if required == "a list" and isinstance(item["input"], str | int | float):
         fix = f"a list is written [{item['input']}]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_prism.checkpoint.run_folder import CHECKPOINTS
@@ -11,9 +12,11 @@ from megatron_prism.core.check.cka import STATES, check_cka
 from megatron_prism.core.check.evaluate import check_evaluate
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.check.landscape import SCORES, check_landscape
+from megatron_prism.core.check.rl import ROLLOUTS
 from megatron_prism.core.config import CkaConfig, EvaluateConfig, FilterConfig, LandscapeConfig, RLConfig, TrainConfig
 from megatron_prism.core.errors import Problem
-from megatron_prism.eval.folder import SAMPLES
+from megatron_prism.eval.folder import ANSWERS, GRADES, SAMPLES, TASKS
+from megatron_prism.launch.pipeline import output
 from megatron_prism.planning import layouts
 from megatron_prism.rl.passes import SHARDS
 
@@ -25,21 +28,27 @@ class GangJob:
     """A job of a gang.
 
     check: the problems of its config on so many processes, as far as they can be said before its inputs are there.
-    progress: the folder of its output whose newest file shows that a start has got on.
+    progress: the folders of its output whose newest files show that a start has got on.
     """
 
     check: Callable[[Any, int], list[Problem]]
-    progress: str
+    progress: tuple[str, ...]
 
 
 GANGS: Mapping[type, GangJob] = {
-    TrainConfig: GangJob(layouts.problems, CHECKPOINTS),
-    RLConfig: GangJob(layouts.problems, CHECKPOINTS),
-    FilterConfig: GangJob(check_filter, SHARDS),
-    EvaluateConfig: GangJob(check_evaluate, SAMPLES),
-    LandscapeConfig: GangJob(check_landscape, SCORES),
-    CkaConfig: GangJob(check_cka, STATES),
+    TrainConfig: GangJob(layouts.problems, (CHECKPOINTS,)),
+    RLConfig: GangJob(layouts.problems, (CHECKPOINTS,)),
+    FilterConfig: GangJob(check_filter, (SHARDS,)),
+    EvaluateConfig: GangJob(check_evaluate, (SAMPLES, GRADES, TASKS, ANSWERS)),
+    LandscapeConfig: GangJob(check_landscape, (SCORES,)),
+    CkaConfig: GangJob(check_cka, (STATES,)),
 }  # by the config
+
+
+def progress(config: Gang) -> tuple[Path, ...]:
+    """Return the folders whose newest files show that a start has got on."""
+    only_samples = isinstance(config, RLConfig) and config.mode == "rollout"  # it keeps no checkpoint
+    return tuple(output(config) / name for name in ((ROLLOUTS,) if only_samples else GANGS[type(config)].progress))
 
 
 def resolve(config: Gang, world_size: int) -> None:

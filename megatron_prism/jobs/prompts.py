@@ -41,7 +41,7 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
     seen: dict[str, str] = {}  # the gold by id
     bad: list[Problem] = []
     lines: list[str] = []
-    facts = []
+    facts: list[dict[str, Any]] = []
     for source, of_source in zip(config.sources, files, strict=True):
         left_out: Counter[str] = Counter()
         made = _drawn(_prompts(config, source, of_source, seen, left_out, bad), source, config.seed, seen, left_out)
@@ -52,7 +52,9 @@ def run(config: PromptsConfig, *, dry_run: bool = False) -> dict[str, Any]:
         facts.append(
             {"name": source.name, "domain": source.domain, "records": num_records, "prompts": len(made), "left_out": dict(left_out)}
         )
-    _judge(bad, config)
+    if config.on_bad_record == "error":
+        raise_problems(bad)
+    _tell(bad, sum(fact["left_out"].get("bad", 0) for fact in facts))
     if not lines:
         raise InputError(Problem("sources", "no prompt in any of them", "at least one", "see what keep and decontaminate leave out"))
     described = _describe(config, inputs, facts, lines)
@@ -76,7 +78,10 @@ def _prompts(
     left_out: Counter[str],
     bad: list[Problem],
 ) -> Iterator[Prompt]:
-    """Yield a source's prompts, each once. Count every other record in `left_out` by its reason."""
+    """Yield a source's prompts, each once. Count every other record in `left_out` by its reason; the first bad ones are named in `bad`.
+
+    Raises: InputError at the NUM_NAMED-th bad record where on_bad_record is `error`.
+    """
     overlap = documents.evaluation_overlap(config.decontaminate) if config.decontaminate else None
     for file in files:
         for number, record in sources.read_records(file, max_bytes=config.max_record_bytes):
@@ -91,7 +96,12 @@ def _prompts(
             except records.BadRecord as error:
                 left_out["bad"] += 1
                 fix = "correct it, or set on_bad_record: skip"
-                bad.append(Problem(file.place(number + error.line), error.found, error.required, fix))
+                if len(bad) < NUM_NAMED:
+                    bad.append(Problem(file.place(number + error.line), error.found, error.required, fix))
+                if len(bad) == NUM_NAMED and config.on_bad_record == "error":
+                    raise InputError(
+                        [*bad, Problem("sources", f"{NUM_NAMED} bad records", "none", "those behind them were not read")]
+                    ) from None
                 continue
             if made is None:
                 left_out["keep"] += 1
@@ -120,12 +130,10 @@ def _drawn(made: Iterator[Prompt], source: PromptSourceConfig, seed: int, seen: 
     return [prompt for _, _, prompt in sorted(heap, key=lambda entry: entry[1])]
 
 
-def _judge(bad: Sequence[Problem], config: PromptsConfig) -> None:
-    """Refuse bad records, or name the first of them where they are skipped."""
-    more = [Problem("sources", f"{len(bad) - NUM_NAMED} bad records more", "none")] if len(bad) > NUM_NAMED else []
-    if config.on_bad_record == "error":
-        raise_problems([*bad[:NUM_NAMED], *more])
-    for problem in [*bad[:NUM_NAMED], *more]:
+def _tell(bad: Sequence[Problem], num_bad: int) -> None:
+    """Name the first bad records, which are skipped."""
+    more = [Problem("sources", f"{num_bad - len(bad)} bad records more", "none")] if num_bad > len(bad) else []
+    for problem in [*bad, *more]:
         log.get().warning("left out: %s", problem)
 
 

@@ -102,7 +102,7 @@ def _plan(entry: JobConfig, title: str, folder: Path, cluster: ClusterConfig, re
     assert first.world_size is not None  # check_world_size
     each = min(first.world_size, cluster.ranks_per_node)
     variables = {**environment.variables(first), **cluster.environment, **first.environment}
-    checkpoints = tuple(output(config) / gangs.GANGS[type(config)].progress for config in configs)
+    checkpoints = tuple(map(gangs.progress, configs))
     job = replace(job, nodes=first.world_size // each, ranks_per_node=each, environment=variables, checkpoints=checkpoints)
     return Planned(entry, job, tuple(configs))
 

@@ -60,8 +60,15 @@ class Call:
 
     @property
     def config(self) -> tuple[Path, list[str]]:
-        """The job's YAML and its overrides."""
-        return Path(self.arguments["config"]), list(self.arguments["overrides"] or ())
+        """The job's YAML and its overrides, after the keys that options of `prism rl` stand for."""
+        options = option_keys(self.arguments) if self.job == "rl" else []
+        return Path(self.arguments["config"]), [*options, *(self.arguments["overrides"] or ())]
+
+
+def option_keys(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the options of `prism rl` (--record, --only, --from) as the overrides that they stand for."""
+    keys = {"record.interval": 1 if arguments["record"] else None, "mode": arguments["only"], "train_from": arguments["source"]}
+    return [f"{key}={value}" for key, value in keys.items() if value is not None]
 
 
 Read = Callable[[Sequence[str]], Call | None]  # from words to the job that they call; None: the first word is not a job

@@ -45,8 +45,9 @@ ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 class Job:
     """A job for Slurm: prism's arguments, the number of nodes, and the ranks per node (0: no gang, one process on the cluster's `cpu`).
 
-    array: the words that each element of a job array adds to the command, by index. checkpoints: the folder of a run's checkpoints (a filter's
-    shards, an evaluation's samples), by which the script knows its progress; of each element of an array. Empty: the job keeps none.
+    array: the words that each element of a job array adds to the command, by index. checkpoints: the folders of a run's checkpoints (a filter's
+    shards, an evaluation's samples and grades), by which the script knows its progress; of each element of an array, as many of each. Empty: the
+    job keeps none.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Job:
     ranks_per_node: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     array: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: tuple[tuple[Path, ...], ...] = ()
 
     @property
     def script(self) -> Path:
@@ -88,7 +89,8 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         is_gang=job.ranks_per_node > 0,
         setup=[_words(command) for command in setup],
         array=[(index, _words(words)) for index, words in job.array.items()],
-        checkpoints=[quote(str(path)) for path in job.checkpoints],
+        checkpoints=[quote(str(path)) for folders in job.checkpoints for path in folders],
+        num_folders=len(job.checkpoints[0]) if job.checkpoints else 0,
         srun=_srun(job, cluster),
     )
 

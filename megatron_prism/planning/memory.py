@@ -53,6 +53,11 @@ def moment_bytes(config: RunConfig) -> float:
     return 4.0 if config.optimizer.moments == "fp32" else 2.0
 
 
+def gradient_bytes(config: RunConfig) -> float:
+    """Return the bytes of one gradient, in memory and where ranks add theirs up."""
+    return 4.0 if config.precision == "fp32" or config.parallel.grad_reduce == "fp32" else 2.0
+
+
 def _states(stage: Stage, config: RunConfig, replicas: int) -> tuple[float, float, float]:
     """Return the bytes of weights, gradients and optimizer.
 
@@ -64,7 +69,7 @@ def _states(stage: Stage, config: RunConfig, replicas: int) -> tuple[float, floa
     on_gpu = 1 - config.offload.optimizer_fraction
     if config.precision == "fp32":
         return 4.0 * stage.parameters, 4.0 * stage.trainable, 8.0 * stage.trainable / shards * on_gpu
-    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, 4.0 if config.parallel.grad_reduce == "fp32" else 2.0
+    weights, gradient = 2.0 * stage.parameters + 2.0 * stage.fp8, gradient_bytes(config)
     if config.fp8 is not None and config.fp8.param:
         weights -= 2.0 * stage.fp8
     return weights, gradient * stage.trainable, (4.0 + 2 * moment_bytes(config)) * stage.trainable / shards * on_gpu

@@ -14,7 +14,7 @@ from megatron_prism.core.check.gang import data_parallel_size
 from megatron_prism.core.check.model import padded_vocab_size
 from megatron_prism.core.config import GangConfig, ModelConfig, RecomputeConfig, RunConfig, TrainConfig
 from megatron_prism.planning.gpus import H100, Gpu
-from megatron_prism.planning.memory import kept_by_layer, moment_bytes, tokens_of_rank
+from megatron_prism.planning.memory import gradient_bytes, kept_by_layer, moment_bytes, tokens_of_rank
 from megatron_prism.planning.stage import Stage
 
 MATMUL = {"fp8": 0.50, "bf16": 0.60, "fp32": 0.60}  # of the peak, in large matrix products. fp8 is fitted; bf16 is an assumption
@@ -157,7 +157,7 @@ def _once_a_step(stage: Stage, config: RunConfig, dp: int, pace: float, gpu: Gpu
     local = max(1, GPUS_PER_NODE // grid.tp)  # ranks of one ring within a node
     speed = NVLINK_BYTES_S if replicas <= local else min(NVLINK_BYTES_S, INFINIBAND_BYTES_S * local)
     share = (replicas - 1) / replicas
-    gradients, weights = 4.0 * stage.trainable * share / speed, 2.0 * stage.trainable * share / speed
+    gradients, weights = gradient_bytes(config) * stage.trainable * share / speed, 2.0 * stage.trainable * share / speed
     if grid.overlap_grad_reduce:
         gradients = max(0.0, gradients - pace * 2 / 3)
     if grid.overlap_param_gather:

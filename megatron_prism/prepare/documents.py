@@ -28,6 +28,7 @@ from megatron_prism.prepare.lines import UNBOUNDED, TooLong
 from megatron_prism.prepare.sources import Input, OpenFile, Record
 from megatron_prism.prepare.words import PLAIN_NAME
 
+SHOWN = 20  # records of evaluation sets named at once
 BATCH_BYTES, LEAST_BATCH_BYTES = 1 << 19, 1 << 12  # a fraction of a second of work; a worker holds one batch at a time
 LeftOut = Literal["keep", "sample", "decontaminate", "min_tokens", "too_long", "dedup"]
 REASONS: tuple[str, ...] = (
@@ -277,10 +278,14 @@ def warn_of_short(config: DecontaminateConfig) -> None:
 def evaluation_overlap(config: DecontaminateConfig) -> Overlap:
     """Return the index of the evaluation sets, read once per process.
 
-    Raises: InputError with every evaluation record that gives no text.
+    Raises: InputError with the first evaluation records that give no text.
     """
-    problems: list[Problem] = []
-    wanted = [text for file in evaluation_files(config) for text, _ in read_texts(file, sources.read_records(file), Counter(), problems)]
+    bad: list[Problem] = []
+    wanted = [text for file in evaluation_files(config) for text, _ in read_texts(file, sources.read_records(file), Counter(), bad)]
+    fix = "correct it, or decontaminate.against names another field of its records"
+    problems = [dataclasses.replace(problem, fix=fix) for problem in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        problems.append(Problem("decontaminate.against", f"{len(bad)} records without a text", "none"))
     raise_problems(problems)
     if not wanted:
         raise InputError(Problem("decontaminate.against", "no text", "at least one text"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Inputs:
     ):
         own = _tokenizer_files(spec)
         self._evaluation = documents.evaluation_files(config.decontaminate) if config.decontaminate else ()
-        self._orders, self._run = orders, run
+        self._orders, self._run, self._spec = orders, run, spec
         self._always = [str(path) for path in own] + [file.name for file in self._evaluation]
         self.sha256: dict[str, str] = dict(zip(map(str, own), run(manifest.sha256_file, own), strict=True))
         whole = [name for name, need in needed_tokens(config).items() if need is None and not is_task]
@@ -60,7 +61,18 @@ class Inputs:
             of_read = {str(file.path) for name in read if (file := known.get(name))}
             changed |= paths - of_read - set(unread)
             changed |= {path for path, num_bytes in unread.items() if path not in paths or Path(path).stat().st_size != num_bytes}
+        changed |= self._otherwise_named(existing["tokenizer"].get("end_ids"))
         return sorted({PIECE.sub("", name) for name in changed})
+
+    def _otherwise_named(self, before: Mapping[str, list[int]] | None) -> set[str]:
+        """Return the tokenizer's files that name other end tokens than before, where that makes another set of special tokens.
+
+        before: None where an older manifest does not say.
+        """
+        now = {name: list(ids) for name, ids in self._spec.ends}
+        if before is None or set(chain(*before.values())) == set(chain(*now.values())):
+            return set()
+        return {str(self._spec.folder / name) for name in {*before, *now} if before.get(name) != now.get(name)}
 
 
 def _tokenizer_files(spec: tokenizer.TokenizerSpec) -> list[Path]:

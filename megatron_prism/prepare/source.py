@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_prism.core import log
+from megatron_prism.core import disk, log
 from megatron_prism.core.config import PrepareConfig, SourceConfig
 from megatron_prism.core.errors import InputError, Problem
 from megatron_prism.data import formats, indexed, mixture, packed
@@ -144,6 +144,7 @@ def _duplicates(maker: Maker, need: int | None) -> list[Any] | None:
     kind = maker.recipe.dedup
     if kind == "none" or (need is None and maker.is_final):
         return None
+    disk.allow_open_files(len(maker.shards) + duplicates.OPEN_FILES)  # each map holds its file open
     keys = [shards.keys(maker.folder, shard.number) for shard in maker.shards]
     is_again = duplicates.find(keys, kind, maker.folder / duplicates.SCRATCH)
     ends = [0, *itertools.accumulate(map(len, keys))]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_prism.core import disk
+from megatron_prism.core.check.rl import ROLLOUTS
 from megatron_prism.core.config import ModelConfig, RLConfig, SamplingConfig
 from megatron_prism.core.errors import InputError, PrismError, Problem
 from megatron_prism.core.manifest import write_text
@@ -31,7 +32,7 @@ from megatron_prism.rl.order import Order
 from megatron_prism.rl.prompts import Prompt
 from megatron_prism.rl.sample import Sample
 
-FOLDER = "rollouts"
+FOLDER = ROLLOUTS
 VALIDATION = 0  # in place of a step, in the seeds of validation: training begins with step 1
 
 

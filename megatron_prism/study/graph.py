@@ -1,4 +1,4 @@
-"""The graph of a study: its tasks in an order in which they can run, what depends on what, and the longest path through it.
+"""The graph of a study: its tasks in an order in which they can run, what a task needs, and the longest path through it.
 
 A task is what runs as one process: a stage, or an element of a stage's array.
 """
@@ -51,15 +51,6 @@ def _of_stage(stage: StageConfig, by_name: Mapping[str, StageConfig]) -> Iterabl
 def names(stage: StageConfig) -> list[str]:
     """Return the names of a stage's tasks."""
     return [f"{stage.name}/{index}" for index in range(len(stage.array))] if stage.array else [stage.name]
-
-
-def dependents(graph: Sequence[Task], name: str) -> set[str]:
-    """Return the tasks that need a task, directly or through others."""
-    reached = {name}
-    for task in graph:  # in order
-        if reached & set(task.after):
-            reached.add(task.name)
-    return reached - {name}
 
 
 def needed(graph: Sequence[Task], wanted: Collection[str]) -> set[str]:

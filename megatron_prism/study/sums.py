@@ -19,17 +19,11 @@ MAX_JSON_BYTES = 1 << 24
 
 
 class FileSums:
-    """The sums of files, kept by path, size and time of change, so that a file of several GB is read once."""
+    """The sums of files, kept by path, size and time of change, so that a file of several GB is read once. Several jobs may keep theirs."""
 
     def __init__(self, path: Path):
-        self._path = path
-        self._kept: dict[str, list[Any]] = {}
-        self._is_new = False
-        try:
-            listed = dict(read_json(path)["files"])
-            self._kept = {name: kept for name, kept in listed.items() if isinstance(kept, list) and len(kept) == 3}
-        except (OSError, ValueError, KeyError, TypeError):
-            self._is_new = True  # it only saves time
+        self._path, self._kept = path, _kept(path)
+        self._new: dict[str, list[Any]] = {}
 
     def of_file(self, path: Path) -> str:
         """Return the sum of a file; of a manifest, without what says when it was made."""
@@ -40,15 +34,23 @@ class FileSums:
             return str(kept[2])
         is_manifest = path.suffix == ".json" and facts.st_size < MAX_JSON_BYTES
         total = (_of_manifest(path) if is_manifest else None) or sha256_file(path)
-        self._kept[str(path.absolute())] = [*key, total]
-        self._is_new = True
+        self._new[str(path.absolute())] = self._kept[str(path.absolute())] = [*key, total]
         return total
 
     def save(self) -> None:
-        """Keep the sums for the next start."""
-        if self._is_new:
-            write_json(self._path, {"files": self._kept})
-            self._is_new = False
+        """Keep the sums for the next start, beside those that another job has kept meanwhile."""
+        if self._new:
+            write_json(self._path, {"files": _kept(self._path) | self._new})
+            self._new = {}
+
+
+def _kept(path: Path) -> dict[str, list[Any]]:
+    """Return the sums of a file; none where it is not there or damaged: it only saves time."""
+    try:
+        listed = dict(read_json(path)["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: kept for name, kept in listed.items() if isinstance(kept, list) and len(kept) == 3}
 
 
 def _of_manifest(path: Path) -> str | None:

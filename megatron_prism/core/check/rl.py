@@ -12,6 +12,8 @@ from megatron_prism.core.check.train import check_course, check_run, check_sampl
 from megatron_prism.core.config import ModelConfig, RLConfig
 from megatron_prism.core.errors import Problem
 
+ROLLOUTS = "rollouts"  # of a run: the responses of each step, where they are kept
+
 
 def check_rl(config: RLConfig, world_size: int) -> list[Problem]:
     """Return the problems of an RL config's values on `world_size` ranks, and between them."""

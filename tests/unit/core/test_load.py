@@ -208,6 +208,15 @@ def test_a_value_where_a_list_is_required_says_how_one_is_written(write: Any, va
     assert str(problem) == "override:recompute.modules: found 'mlp'; required a list; a list is written [mlp]"
 
 
+def test_a_section_that_is_given_as_one_value_is_named_by_its_keys() -> None:
+    values = {"out": "o", "tokenizer": "t", "sources": [{"name": "a", "weight": 100, "turns": "messages", "keep": ["score"]}]}
+    with pytest.raises(InputError) as caught:
+        build(values, PrepareConfig, lambda key: ".".join(map(str, key)))
+    keep, turns = map(str, caught.value.problems)
+    assert turns == "sources.0.turns: found 'messages'; required a section with keys of its own: field, prefix"
+    assert keep.startswith("sources.0.keep.0: found 'score'; required a section with keys of its own: at_least, equals, field,")
+
+
 def test_every_wrong_value_is_named_with_the_file_that_set_it(write: Any, values: dict) -> None:
     values["batch"]["micro_size"] = "2"
     base, top = write("base.yaml", values), write("top.yaml", {"base": "base.yaml", "precision": "fp8", "seed": True})

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
@@ -192,6 +193,15 @@ def test_every_path_of_the_command_line_is_expanded() -> None:
     assert count > 20
     with pytest.raises(InputError, match="/home/me/absent.yaml|~/absent.yaml"):
         in_full(["~/absent.yaml"], read_command)
+
+
+@pytest.mark.parametrize(
+    ("words", "where"), [(["report", "--out", "out"], "RUN"), (["study", "s.yaml", "--status", "--beside"], "--beside")]
+)
+def test_every_one_of_several_paths_is_expanded(words: list[str], where: str) -> None:
+    more = ["--beside"] if where == "--beside" else []
+    done = CliRunner().invoke(app, [*words, "$ABSENT/x", *more, "$ABSENT/y"])
+    assert isinstance(done.exception, InputError) and [problem.where for problem in done.exception.problems] == [where] * 2
 
 
 def given(parameter: Any, value: str) -> list[str]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from megatron_prism.cli.entry import app
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.config import StudyConfig
-from megatron_prism.core.errors import InputError, PrismError
+from megatron_prism.core.errors import EnvironmentFault, InputError, PrismError, Stopped
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study as job
 from megatron_prism.jobs import study_plan, study_stages
@@ -127,6 +127,15 @@ def test_a_stage_that_stopped_by_itself_goes_on_in_the_next_start() -> None:
     assert run()[1]["b"] == "stopped"
     Path("run/b.fails").unlink()
     assert run()[0] == ["b", "d", "e"]
+
+
+def test_a_stage_that_begins_anew_ends_its_job_as_a_fault() -> None:
+    """Code 3 says that its state is saved: Slurm would start a stage that is longer than the time limit for ever."""
+    read(STAGES)
+    Path("run/a.fails").write_text("")
+    alone = CliRunner().invoke(app, ["study", "s.yaml", "--stage", "a"])
+    assert isinstance(alone.exception, EnvironmentFault) and "a was stopped, and begins anew" in str(alone.exception)
+    assert isinstance(CliRunner().invoke(app, ["study", "s.yaml", "--only", "a"]).exception, Stopped)
 
 
 def test_seeds_are_put_together() -> None:

@@ -344,19 +344,37 @@ def test_a_filter_is_a_gang_whose_progress_is_its_shards(home: Path) -> None:
     assert said.stdout == "000001.jsonl\n"
 
 
-def test_an_evaluation_is_a_gang_whose_progress_is_its_samples(home: Path) -> None:
+def test_an_evaluation_is_a_gang_whose_progress_is_all_that_it_keeps(home: Path) -> None:
     write(
         "eval.yaml",
         {"world_size": 16, "out": "scores", "model": {"checkpoint": "ckpt"}, "tasks": {"math500": {"path": "math500.jsonl"}}},
     )
     (alone,) = scripts("evaluate", "eval.yaml")
-    assert "prism evaluate eval.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone and "checkpoints=(scores/samples)\n" in alone
+    assert "prism evaluate eval.yaml --nproc 8" in alone and "#SBATCH --nodes=2\n" in alone
+    kept = "scores/samples scores/grades scores/tasks scores/answers"  # what is graded and measured has no new samples
+    assert f"checkpoints=({kept})\n" in alone
     assert scripts("eval.yaml") == [alone]
     assert submitted("evaluate", "eval.yaml")["folder"] == "scores.slurm"
     assert "model: found none" in refused("evaluate", "eval.yaml", "model.checkpoint=null")
     assert "num_rows: found 0" in refused("evaluate", "eval.yaml", "num_rows=0")
     assert "required a YAML" in refused("evaluate", "--hf", "a", "--tasks", "b")
     assert "world_size" in refused("evaluate", "eval.yaml", "world_size=null")
+
+
+def test_a_run_that_only_samples_has_its_responses_as_progress(home: Path) -> None:
+    """It keeps no checkpoint: two starts without a new one would have ended it."""
+    (alone,) = scripts("rl", "rl.yaml", "--only", "rollout")
+    assert "checkpoints=(rl/rollouts)\n" in alone and "checkpoints=(rl/rollouts)\n" in scripts("rl", "rl.yaml", "mode=rollout")[0]
+    newest = next(line for line in alone.splitlines() if line.startswith("newest()"))
+    Path("rl/rollouts").mkdir(parents=True)
+    for name in ("step_00000001.jsonl", "step_00000002.jsonl", "step_00000002.html", "progress.json"):
+        Path(f"rl/rollouts/{name}").touch()
+    said = subprocess.run(["bash", "-c", f"checkpoints=(rl/rollouts)\n{newest}\nnewest"], capture_output=True, text=True)
+    assert said.stdout == "step_00000002.jsonl\n"
+
+
+def test_the_options_of_a_run_are_keys_of_its_config(home: Path) -> None:
+    assert "train_from" in refused("rl", "rl.yaml", "mode=train") and "train_from" in refused("rl", "rl.yaml", "--only", "train")
 
 
 def test_an_analysis_of_representations_is_a_gang_whose_progress_is_its_states(home: Path) -> None:

@@ -100,7 +100,7 @@ def test_faults_are_counted_and_saves_are_not(run: Start, tmp_path: Path) -> Non
 
 def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Start, tmp_path: Path) -> None:
     """A start that is told to stop before its first step saves nothing, and the next one is too."""
-    stage = job(checkpoints=(tmp_path / "a run/checkpoints",))
+    stage = job(checkpoints=((tmp_path / "a run/checkpoints",),))
     for step in (3, 6):
         (tmp_path / "a run/checkpoints").mkdir(parents=True, exist_ok=True)
         stub(tmp_path, "srun", f"mkdir 'a run/checkpoints/step_{step:08d}'; exit 3")
@@ -129,12 +129,33 @@ def test_two_starts_in_a_row_without_a_checkpoint_end_the_job(run: Start, tmp_pa
 
 
 def test_each_element_of_an_array_has_its_own_progress(run: Start, tmp_path: Path) -> None:
-    array = job(array={0: ("a",), 1: ("b",)}, checkpoints=(tmp_path / "a", tmp_path / "b"))
+    array = job(array={0: ("a",), 1: ("b",)}, checkpoints=((tmp_path / "a",), (tmp_path / "b",)))
     stub(tmp_path, "srun", f"mkdir -p {tmp_path}/b/step_0000000$SLURM_RESTART_COUNT; exit 3")
     for index, count in ((0, 1), (1, 3)):
         for start in range(3):
             ended(run(array, CPU, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(index), SLURM_RESTART_COUNT=str(3 * index + start)))
         assert (tmp_path / "scontrol.argv").read_text().count(f"requeue 7_{index}") == count
+
+
+def test_a_newer_file_in_any_of_its_folders_is_a_jobs_progress(run: Start, tmp_path: Path) -> None:
+    """An evaluation grades and measures for hours after its last sample."""
+    folders = [(tmp_path / name / "samples", tmp_path / name / "answers") for name in ("a", "b b")]
+    array = job(array={0: ("a",), 1: ("b",)}, checkpoints=tuple(folders))
+    for folder in (folder for both in folders for folder in both):
+        folder.mkdir(parents=True)
+    (folders[1][0] / "000007.jsonl").touch()
+    for start in range(3):
+        stub(tmp_path, "srun", f"touch '{folders[1][1]}/00000{start}.jsonl'; exit 3")
+        ended(run(array, CPU, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1", SLURM_RESTART_COUNT=str(start)))
+    stub(tmp_path, "srun", "exit 3")
+    for start in (3, 4):
+        ended(run(array, CPU, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1", SLURM_RESTART_COUNT=str(start)))
+    events = [line.split(" ", 2)[2] for line in (tmp_path / "run/slurm/train_1.events").read_text().splitlines()]
+    assert [event for event in events if not event.startswith("start")] == [
+        *["saved: to be started again"] * 3,
+        "no progress: exit code 3, and the newest checkpoint is still 000007.jsonl 000002.jsonl",
+        "stopped: no progress in two starts; raise time_limit, or lower signal_before_s, and submit again",
+    ]
 
 
 def test_the_requeues_own_term_is_no_event(run: Start, tmp_path: Path) -> None:
@@ -183,7 +204,7 @@ def test_signals_of_the_script(run: Start, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("has_saved", [True, False])
 def test_a_job_that_its_time_limit_ends_is_started_again(run: Start, tmp_path: Path, has_saved: bool) -> None:
     """Slurm would not. Its tasks have not saved since the notice, and are killed with the script. Without progress it is a fault."""
-    stage = job(checkpoints=(tmp_path / "run/checkpoints",))
+    stage = job(checkpoints=((tmp_path / "run/checkpoints",),))
     stub(
         tmp_path,
         "srun",

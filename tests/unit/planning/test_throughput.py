@@ -98,6 +98,12 @@ def test_gradients_are_exchanged_once_a_step_unless_they_are_hidden() -> None:
     assert seconds(parallel={"distributed_optimizer": False}).optimizer_s == pytest.approx(8 * alone.optimizer_s)
 
 
+def test_gradients_in_bf16_are_half_of_what_is_exchanged() -> None:
+    """4 bytes of gradients and 2 of weights, then 2 and 2."""
+    fp32, bf16 = seconds(), seconds(parallel={"grad_reduce": "bf16"})
+    assert bf16.data_s / fp32.data_s == pytest.approx(4 / 6)
+
+
 def test_a_mamba_layer_scans_and_exchanges_tokens_for_heads() -> None:
     mamba = MambaConfig(num_heads=128, head_dim=64, state_dim=128, num_groups=8)
     hybrid = dataclasses.replace(MODEL, layer_pattern="M-M-M-M-", mamba=mamba, position_embedding="none")

@@ -143,6 +143,19 @@ def test_what_earlier_words_left_in_is_not_taken(make_config: Callable, corpus: 
     assert caplog.messages == ["decontaminate: 1 of 2 evaluation texts have fewer than 8 words (shortest) and are not looked for"]
 
 
+def test_records_of_an_evaluation_set_without_the_field_are_named_with_the_key_that_asks_for_it(
+    make_config: Callable, corpus: Path
+) -> None:
+    """on_bad_record is of the sources: a text that is not searched for would be no decontamination."""
+    (corpus / "evaluation.jsonl").write_text('{"Question": "which one is it?"}\n' * 500)
+    against = DecontaminateConfig(against=(PartConfig(path=(str(corpus / "evaluation.jsonl"),), text="{prompt}"),))
+    with pytest.raises(InputError) as caught:
+        prepare.run(make_config(decontaminate=against, on_bad_record="skip"))
+    first, *others = caught.value.problems
+    assert "no field 'prompt'" in first.found and first.fix == "correct it, or decontaminate.against names another field of its records"
+    assert len(others) == 20 and others[-1].found == "500 records without a text"
+
+
 def test_parts_of_a_source_follow_each_other_each_read_its_own_way(make_config: Callable, corpus: Path, tokenizer_folder: Path) -> None:
     turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "one?"}, {"role": "assistant", "content": "two."}]
     other = [{"from": "human", "value": "three?"}, {"from": "gpt", "value": "four."}]

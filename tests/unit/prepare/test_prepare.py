@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,18 @@ def test_second_run_is_idempotent(make_config: Callable) -> None:
     said = {"hf_id": "another", "available_tokens": 7}  # of where the source comes from: no part of what is prepared
     assert prepare.run(make_config(qa={"valid_percent": 20.0, **said}, num_workers=2)) == first
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*")} == before
+
+
+def test_a_file_that_names_another_special_token_is_a_changed_one(make_config: Callable, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """special_tokens_map.json has no sum in the manifest, but what it names is encoded otherwise where a text spells it."""
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "own"))
+    config = make_config(tokenizer=folder)
+    prepare.run(config)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')  # as the other files say
+    prepare.run(config)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<unk>"}')
+    with pytest.raises(InputError, match=r"prepared before .*own/special_tokens_map.json changed"):
+        prepare.run(config)
 
 
 def test_out_that_holds_anything_else_is_refused(make_config: Callable, corpus: Path) -> None:

@@ -182,6 +182,19 @@ def test_every_record_is_a_prompt_or_counted(tmp_path: Path) -> None:
         prompts.run(config)
 
 
+def test_of_many_bad_records_the_first_are_named_and_no_more_are_read_or_held(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A set of millions whose field has another name."""
+    records = [{"question": "a?", "answer": "1"}, *({"problem": str(number), "answer": "1"} for number in range(50))]
+    one = source(tmp_path / "records.jsonl", records, MATH)
+    with pytest.raises(InputError) as caught:
+        prompts.run(PromptsConfig(out=tmp_path / "out", sources=(one,)))
+    *named, last = caught.value.problems
+    assert len(named) == 20 and (last.found, last.fix) == ("20 bad records", "those behind them were not read")
+    result = prompts.run(PromptsConfig(out=tmp_path / "out", sources=(one,), on_bad_record="skip"))
+    assert result["sources"][0]["left_out"] == {"bad": 50}
+    assert len(caplog.messages) == 21 and "30 bad records more" in caplog.messages[-1]
+
+
 def test_functions_in_livecodebenchs_form_are_called(tmp_path: Path) -> None:
     def test(**other: Any) -> dict[str, Any]:
         named = {"func_name": "add"}

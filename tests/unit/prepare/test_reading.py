@@ -357,3 +357,21 @@ print(sum(len(source.train.prefixes) for source in mixture.read_prepared(Path(sy
 """
     done = subprocess.run([sys.executable, "-c", code, str(config.out)], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr[-2000:]
+
+
+def test_duplicates_are_found_in_more_shards_than_files_may_be_open_at_first(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """As of a source that is read whole, in some 2,000 pieces, or that has as many files."""
+    for number in range(120):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": f"number {number % 100}"}) + "\n")
+    source = SourceConfig(name="files", path=(str(tmp_path / "*.jsonl"),), weight=100, dedup="exact")
+    file = tmp_path / "mixture.yaml"
+    file.write_text(to_yaml(PrepareConfig(out=tmp_path / "out", tokenizer=tokenizer_folder, sources=(source,), num_workers=1)))
+    code = """
+import resource, sys
+from megatron_prism.cli.entry import main
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 4096))
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "prepare", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert mixture.read_prepared(tmp_path / "out").sources[0].train.num_documents == 100

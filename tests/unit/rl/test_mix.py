@@ -142,6 +142,9 @@ def test_the_papers_filter_is_the_counts_of_its_mixes() -> None:
     filtered = load(MIXES.parent / "passes" / "granite-3.3-8b.yaml", FilterConfig)
     assert not check_filter(filtered, 8) and filtered.rollout.num_samples == 16 and filtered.rollout.temperature == 1.0
     assert MixSetConfig(prompts=filtered.prompts, passes=filtered.out) in load(MIXES / "m.yaml", MixConfig).sets
+    on_64 = load(MIXES.parents[1] / "base" / "filter.yaml", FilterConfig, ["prompts=p", "out=o"])  # but for the layout the same filter
+    assert (filtered.init, filtered.grade, filtered.limits) == (on_64.init, on_64.grade, on_64.limits)
+    assert dataclasses.replace(filtered.rollout, num_rows=on_64.rollout.num_rows) == on_64.rollout
 
 
 def test_a_domain_that_is_none_is_refused_by_name(tmp_path: Path) -> None:

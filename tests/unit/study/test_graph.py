@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_prism.core.config import StageConfig
-from megatron_prism.study.graph import dependents, longest_path, needed, tasks
+from megatron_prism.study.graph import longest_path, needed, tasks
 
 
 def stage(name: str, *after: str, **more: Any) -> StageConfig:
@@ -32,12 +32,6 @@ def test_a_task_comes_after_those_it_waits_for_and_an_element_is_a_task_of_its_o
     by_name = {task.name: task for task in GRAPH}
     assert by_name["filter/1"].words == ("train", "filter.yaml", "out=b") and by_name["filter/1"].after == ("base",)
     assert by_name["mix"].after == ("filter/0", "filter/1")
-
-
-def test_dependents_are_all_that_need_a_task_and_no_others() -> None:
-    assert dependents(GRAPH, "filter/0") == {"mix"}
-    assert dependents(GRAPH, "base") == {"filter/0", "filter/1", "mix", "evaluate", "report"}
-    assert dependents(GRAPH, "report") == set()
 
 
 def test_what_is_needed_are_the_named_stages_and_all_before_them() -> None:

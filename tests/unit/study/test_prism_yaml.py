@@ -13,7 +13,7 @@ import pytest
 
 from megatron_prism.cli.submit import read_command
 from megatron_prism.core.check.study import check_study
-from megatron_prism.core.config import StageConfig, StudyConfig
+from megatron_prism.core.config import EvaluateConfig, StageConfig, StudyConfig
 from megatron_prism.core.load import load
 from megatron_prism.jobs import study_stages
 from megatron_prism.jobs.study_plan import model_of, of_landscape
@@ -114,6 +114,27 @@ def test_a_base_model_that_is_not_there_yet_is_planned_as_the_run_that_begins_fr
     model = model_of(base, stages)
     assert model is not None and model.vocab_size == 128256 and model_of(exported, stages) == model
     assert model_of(base, {"llama31_base": stages["llama31_base"]}) is None
+
+
+def test_what_samples_for_hours_waits_and_grades_as_the_recipes_do(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the plan a shard of full responses takes 53 minutes, and the watchdog's default is an hour."""
+    monkeypatch.chdir(ROOT)
+    recipe = load(ROOT / "configs" / "recipes" / "granite-3.3-8b" / "eval.yaml", EvaluateConfig)
+    asked = [replace(one, after=()) for one in study.stages if one.name.endswith(("_curve", "_landscape"))]
+    stages = [stage for one in asked for stage in study_stages.read(replace(study, stages=(one,)), read_command)]
+    assert len(stages) == 2 * 10 + 3
+    assert all((stage.config.limits, stage.config.grade) == (recipe.limits, recipe.grade) for stage in stages)
+    assert {(stage.config.world_size, stage.config.precision) for stage in stages} == {(8, "bf16")}
+
+
+def test_a_landscapes_loss_is_on_a_mixture_that_holds_something_out(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for model in ("granite33", "llama31", "nemotronh"):
+        data, name = f"{model}_data_mcs", f"{model}_landscape"
+        listed = [replace(one, after=(data,) if one.name == name else ()) for one in study.stages if one.name in (data, name)]
+        stages = {stage.name: stage for stage in study_stages.read(replace(study, stages=tuple(listed)), read_command)}
+        assert stages[name].config.tasks["losses"].held_out.mixture == stages[data].output
+        assert all(source.valid_percent for source in stages[data].config.sources)
 
 
 def test_a_landscape_costs_what_one_of_its_points_does_at_each(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:

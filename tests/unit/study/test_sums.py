@@ -41,6 +41,17 @@ def test_a_folders_sum_is_that_of_its_files_names_and_contents(tmp_path: Path, f
     assert of_output(out, files) != first
 
 
+def test_what_two_jobs_have_read_is_kept_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus of TBs is read once, though another job began before it was, and ends after."""
+    corpus, other = write(tmp_path / "corpus", "1"), write(tmp_path / "other", "2")
+    one, two = FileSums(tmp_path / "sums.json"), FileSums(tmp_path / "sums.json")
+    first = one.of_file(corpus), two.of_file(other)
+    one.save(), two.save()
+    monkeypatch.setattr(sums, "sha256_file", lambda path: pytest.fail(f"{path} is read again"))
+    third = FileSums(tmp_path / "sums.json")
+    assert (third.of_file(corpus), third.of_file(other)) == first
+
+
 def test_a_manifest_counts_without_its_time_and_versions(tmp_path: Path, files: FileSums) -> None:
     described = {"kind": "prompts", "created": "now", "versions": {"a": 1}, "git_commit": "x", "sha256": "1"}
     first = of_output(write(tmp_path / "out" / "manifest.json", described).parent, files)
