@@ -279,6 +279,7 @@ def set_aside(path: Path) -> Path:
 
 
 def tidy(run_dir: Path) -> None:
-    """Remove what a save or a removal that was cut short has left."""
+    """Remove what a save or a removal that was cut short has left. Other hidden files are the user's, or the file system's."""
     for path in (run_dir / CHECKPOINTS).glob(".*"):
-        remove(path)
+        if path.suffix in (".old", ".tmp"):
+            remove(path)

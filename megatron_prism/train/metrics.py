@@ -21,8 +21,8 @@ METRICS, SAMPLES = "metrics.jsonl", "samples"
 class Recorder:
     """Records metrics on rank 0 of a gang. On the other ranks it does nothing.
 
-    On resume the lines of steps that are run again are dropped, so that each step stands once. A run that begins drops them all: a start that
-    died before its first checkpoint may have left some, of step 0 too.
+    On resume the lines of steps that are run again are dropped, so that each step stands once. A run that begins has none: those of steps that an
+    earlier one made, which left no checkpoint, go into a file of their own.
     """
 
     def __init__(self, run_dir: Path, first_step: int, steps: int, enabled: bool):
@@ -37,6 +37,8 @@ class Recorder:
 
         self._path = run_dir / METRICS
         with disk.writing(self._path):
+            if first_step == 0:
+                _keep_earlier(self._path)
             kept = forget_after(self._path, first_step or -1)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
@@ -141,17 +143,34 @@ def _progress_bar(first_step: int, steps: int) -> tuple[Any, Any]:
     return bar, bar.add_task("train", total=steps, completed=first_step, shown="")
 
 
+def _keep_earlier(path: Path) -> None:
+    """Rename the metrics of a run whose checkpoints are gone, or that never saved one: it begins anew, and its curve may be all that is left of it."""
+    if not path.is_file() or not (taken := [values["step"] for _, values in _lines(path) if values["step"] > 0]):
+        return
+    number = 1
+    while (earlier := path.with_name(f"{path.stem}_{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(earlier)
+    log.get().warning(
+        "there is no checkpoint of the %d steps that this run has made: it begins anew; their metrics are in %s", max(taken), earlier
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a metrics file that a run wrote whole, each with its values."""
+    for line in path.read_bytes().splitlines():
+        try:
+            values = json.loads(line)
+            if values["step"] >= 0:
+                yield line.decode(), values
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
 def forget_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines of a metrics file after a step, and those that a crash cut off or damaged; return the lines that stay."""
     if not path.is_file():
         return []
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            values = json.loads(line)
-            if values["step"] <= step:
-                kept.append((line.decode() + "\n", values))
-        except (ValueError, KeyError, TypeError):
-            continue  # no line that a run wrote whole
-    write_text(path, "".join(line for line, _ in kept))
+    kept = [(text, values) for text, values in _lines(path) if values["step"] <= step]
+    write_text(path, "".join(f"{text}\n" for text, _ in kept))
     return [values for _, values in kept]

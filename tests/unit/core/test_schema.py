@@ -62,6 +62,7 @@ def job_of(path: Path) -> type:
         return LandscapeConfig
     tiny = {
         "mixture": PrepareConfig,
+        "decontaminate": PrepareConfig,
         "prompts": PromptsConfig,
         "filter": FilterConfig,
         "mix": MixConfig,

@@ -114,6 +114,22 @@ def test_forget_after(tmp_path: Path, text: str, kept: list[int]) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [METRICS]
 
 
+def test_the_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = [{"step": 0, "valid_loss/math": 3.0}, {"step": 1, "loss": 2.0}, {"step": 7, "loss": 1.0}]
+    (tmp_path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in first))
+    with Recorder(tmp_path, 0, 9, enabled=True):
+        pass
+    assert lines(tmp_path / METRICS) == [] and lines(tmp_path / "metrics_1.jsonl") == first
+    assert "the 7 steps" in caplog.text and "metrics_1.jsonl" in caplog.text
+    (tmp_path / METRICS).write_text('{"step": 0, "valid_loss/math": 3.0}\n')  # nothing trained yet: nothing is lost
+    with Recorder(tmp_path, 0, 9, enabled=True):
+        pass
+    (tmp_path / METRICS).write_text('{"step": 2}\n')
+    with Recorder(tmp_path, 2, 9, enabled=True):  # it goes on
+        pass
+    assert not (tmp_path / "metrics_2.jsonl").exists() and lines(tmp_path / METRICS) == [{"step": 2}]
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with Recorder(tmp_path, 0, 2, enabled=False) as recorder:
         recorder.record(1, {"loss": 1.0})
