@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megatron_prism.core.check.data import check_weights
-from megatron_prism.core.config import DataConfig
+from megatron_prism.core.config import DataConfig, ValidationConfig
 from megatron_prism.core.errors import Problem, raise_problems
 from megatron_prism.data import mixture
 from megatron_prism.data.mixture import Prepared, SourcePlan
@@ -140,6 +140,14 @@ def repeated(parts: Sequence[SourcePlan], segments: Sequence[Segment]) -> list[s
             )
             sentences.append(f"source {part.name} is read {part.epochs:.2f} times while {unread}: prepare more tokens")
     return sentences
+
+
+def unvalidated(config: ValidationConfig, segments: Sequence[Segment]) -> list[str]:
+    """Return a sentence where validations are asked for and the first mixture, which they are of, holds nothing out."""
+    prepared = segments[0].prepared
+    if not config.interval or any(source.valid is not None for source in prepared.sources):
+        return []
+    return [f"validation.interval is {config.interval}, and {prepared.root} holds nothing out: prepare it with valid_percent or valid_path"]
 
 
 def at(segments: Sequence[Segment], sequence: int) -> int:

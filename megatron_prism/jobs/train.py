@@ -72,7 +72,7 @@ def resolve(config: TrainConfig, world_size: int) -> Resolved:
         ]
     )
     if log.is_first():
-        for sentence in segments.repeated(blend, mixtures):
+        for sentence in [*segments.repeated(blend, mixtures), *segments.unvalidated(config.validation, mixtures)]:
             log.get().warning("%s", sentence)
     tokens_per_step, dp = config.batch.global_size * config.data.seq_length, data_parallel_size(config, world_size)
     flops = flops_per_token(begin.model, config.data.seq_length)
