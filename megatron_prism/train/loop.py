@@ -131,9 +131,11 @@ def _metrics(run: Run, means: Means, lr: float, grad_norm: float, pace: Pace) ->
 
 def _validate(run: Run, step: int, losses: Losses) -> None:
     """Add each source's validation loss after a step to `losses`."""
-    run.watchdog.doing(f"validating after step {step}")
+    by_source = {}
     with optim.settled(run.chunks, run.config.parallel):
-        by_source = {name: evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss for name, batches in run.valid_batches.items()}
+        for name, batches in run.valid_batches.items():
+            run.watchdog.doing(f"validating {name} after step {step}")
+            by_source[name] = evaluate(run.chunks, batches, CROSS_ENTROPY, run.groups).loss
     for name, loss in by_source.items():
         losses[name][str(step)] = loss
     if (wrong := [name for name, loss in by_source.items() if not math.isfinite(loss)]) and run.groups.rank == 0:
