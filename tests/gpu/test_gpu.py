@@ -96,6 +96,13 @@ def test_an_import_hides_no_device() -> None:
     assert done.returncode == 0, done.stderr[-600:]
 
 
+def test_a_part_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    """Without it a misspelt part runs nothing, and the check holds."""
+    command = [sys.executable, "-m", "tests.gpu", "--tiny", "--out", str(tmp_path / "out.json"), "--parts", "parity", "resumes"]
+    done = subprocess.run(command, cwd=ROOT, env=runs.environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "resumes" in done.stderr and "two_cudnns" in done.stderr and not (tmp_path / "out.json").exists()
+
+
 def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path) -> None:
     (line,) = Runner(argparse.Namespace(tiny=True, data=tmp_path, budget_s=1.0), tmp_path).run(PARTS[0])
     assert line["part"] == PARTS[0].name and line["ok"] is None and "budget is spent" in line["figures"]["skipped"]
