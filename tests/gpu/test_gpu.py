@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu import report, resume, runs, table, throughput, two_cudnns
+from tests.gpu import mcore, report, resume, runs, table, throughput, two_cudnns
 from tests.gpu.__main__ import PARTS, Part, Runner
 from tests.gpu.options import ROOT, Options
 
@@ -150,6 +150,14 @@ def test_two_cudnns_are_judged(monkeypatch: pytest.MonkeyPatch, code: int, said:
     checked = report.Check()
     two_cudnns.refused(Options(Path(), Path(), tiny=False, data=Path(), group=""), checked, Path("/env/nvidia/cudnn"))
     assert checked.ok is ok, checked
+
+
+@pytest.mark.parametrize(("kept_groups", "ratio", "ok"), [(1.0, 1.0, True), (0.0, None, False), (1.0, 1.01, False)])
+def test_steps_that_train_on_nothing_fail(kept_groups: float, ratio: float | None, ok: bool) -> None:
+    line = {"kept_groups": kept_groups, "ratio": ratio, "sampler_kl": 0.0, "rollout_tokens_per_s": 1.0}
+    checked = report.Check()
+    mcore.judge(checked, [line] * mcore.STEPS)
+    assert checked.ok is ok
 
 
 SIDES = {
