@@ -132,7 +132,7 @@ def _in_turn(runner: Runner, parts: list[Part], work: Path) -> Iterator[list[Lin
     yield made or [_line(fixtures, "made", True, {})]
     if made:
         return
-    with ThreadPoolExecutor(2 if (os.cpu_count() or 1) >= 16 else 1) as pool:
+    with ThreadPoolExecutor(2 if len(os.sched_getaffinity(0)) >= 16 else 1) as pool:
         futures = [pool.submit(runner.run, part) for part in parts if not part.alone]
         try:
             for future in as_completed(futures):

@@ -96,6 +96,13 @@ def test_an_import_hides_no_device() -> None:
     assert done.returncode == 0, done.stderr[-600:]
 
 
+def test_as_many_runs_train_at_once_as_the_processors_of_this_job_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an allocation, not of the node: 26 runs on 4 processors would all be too late."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 224)
+    assert Options(Path(), Path(), tiny=False, data=Path(), group="").num_at_once == 2
+
+
 def test_a_part_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     """Without it a misspelt part runs nothing, and the check holds."""
     command = [sys.executable, "-m", "tests.gpu", "--tiny", "--out", str(tmp_path / "out.json"), "--parts", "parity", "resumes"]
