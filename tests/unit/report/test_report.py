@@ -369,19 +369,6 @@ def test_a_damaged_record_costs_its_own_part_and_is_named(tmp_path: Path, monkey
     assert "{&#39;a&#39;: 1}" in page.page(build.build([one], {}, "T"))
 
 
-def test_a_run_without_a_start_and_numbers_that_no_float_holds_cost_their_own_part(tmp_path: Path) -> None:
-    none, endless, large = (tmp_path / "all" / name for name in ("none", "endless", "large"))
-    write(write_run(none) / "manifest.json", {"kind": "run", "starts": []})
-    write(write_run(endless) / "config.yaml", "steps: .inf\n")
-    write(write_evaluation(large, 0.5) / "results.jsonl", f'{{"task": "math", "id": "1", "score": {10**400}}}\n')
-    weights = {"kind": "analysis", "analysis": "responses", "models": {"a": {"tasks": {"t": {"pass_rate": {"value": 10**400}}}}}}
-    write(tmp_path / "all" / "responses.json", weights)
-    (one,) = read.read([tmp_path / "all"])
-    assert {told.partition(":")[0] for told in one.told} == {"large", "endless", "none"} and len(one.evaluations) == 1
-    absent = {section.id for section in build.build([one], {}, "T").sections if section.absent.startswith("A result is not in the form")}
-    assert absent == {"responses"}
-
-
 def test_an_evaluation_without_a_set_costs_itself_and_other_stages_are_told_of(tmp_path: Path) -> None:
     study, other = write_study(tmp_path / "study"), write_study(tmp_path / "other")
     summary = json.loads((study / "eval_mid" / "summary.json").read_text(encoding="utf-8"))
