@@ -8,6 +8,7 @@ thread. ckatorch computes one form of one subsample a call; ours computes a laye
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -119,9 +120,9 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     values: dict[str, Values] = {}
-    for _ in range(args.rounds):
-        for name, run in sides.items():
-            spent, values[name] = measure(run)
+    for number in range(args.rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            spent, values[name] = measure(sides[name])
             seconds[name].append(spent)
     print(
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {args.layers} layers of {args.prompts} x {args.channels}, 20 subsamples"
@@ -133,9 +134,10 @@ def main() -> None:
             f"{name}: {statistics.median(each):.3f} CPU-s; ours / this {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         )
     mine = values["ours, both forms"]
-    print(
-        f"largest difference: ckatorch {difference(mine, values['ckatorch, both forms']):.1e}, numpy {difference(mine, numpys(layers, drawn)):.1e}"
-    )
+    apart = {"ckatorch": difference(mine, values["ckatorch, both forms"]), "numpy": difference(mine, numpys(layers, drawn))}
+    print("largest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))
+    sizes = {name: getattr(args, name) for name in ("rounds", "layers", "prompts", "channels")}
+    print(json.dumps({"bench": "cka", **sizes, "cpu_s": seconds, "largest_difference": apart, "torch": torch.__version__}))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,11 @@ def run(root: Path, name: str, config: dict[str, Any], *words: str, kill_at: int
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
         if kill_at is not None:
             while len(list(root.glob(f"{name}.partial/*/*.json"))) < kill_at:
+                if process.poll() is not None:
+                    said = (root / f"{name}.log").read_text(errors="replace")[-3000:]
+                    sys.exit(
+                        f"{said}\nended with exit code {process.returncode} before it had made {kill_at} shards: a smaller --scale has more"
+                    )
                 time.sleep(0.01)
             os.kill(process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(process.pid, 0)

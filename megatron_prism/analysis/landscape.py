@@ -93,8 +93,10 @@ def gaussian(update: torch.Tensor, name: str) -> torch.Tensor:
 def largest(mid: Opened, rl: Opened, shares: Sequence[float]) -> dict[float, float]:
     """Return, by share, the value that this share of all entries of |rl - mid| reaches or exceeds, exactly: of fp32, all tensors together.
 
-    Both models are read twice: a histogram of the upper half of the bits, then one of the lower half where the value lies.
+    Both models are read twice: a histogram of the upper half of the bits, then one of the lower half where the value lies. Without shares: not at all.
     """
+    if not shares:
+        return {}
     tensors = match([mid, rl])
     upper = np.zeros(HALF, np.int64)
     for bits_N in _changes(tensors):

@@ -46,7 +46,7 @@ SECTIONS: tuple[ModuleType, ...] = (
     cost,
 )
 STATES = ("holds", "fails", "no more than its null", "prerequisite not met", "not measured")
-UNFIT = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a damaged result raises
+UNFIT = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError)  # what a damaged result raises
 
 
 def build(materials: Sequence[Material], paper: Paper, title: str) -> Document:

@@ -67,10 +67,15 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Return the time of the logged steps, a logged step standing for those since the one before."""
+        """Return the time of the steps."""
+        return self.total("step_s") or 0.0
+
+    def total(self, metric: str) -> float | None:
+        """Return the sum of a metric over all steps, a logged step standing for those since the one before. None: no step has it."""
         steps = [int(record["step"]) for record in self.records]
         gaps = [now - before for before, now in zip([0, *steps], steps, strict=False)]
-        return sum(gap * float(record.get("step_s") or 0) for gap, record in zip(gaps, self.records, strict=True))
+        parts = [gap * float(value) for gap, record in zip(gaps, self.records, strict=True) if (value := record.get(metric)) is not None]
+        return sum(parts) if parts else None
 
 
 @dataclass(frozen=True)

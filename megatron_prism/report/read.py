@@ -31,7 +31,8 @@ KINDS = (
 DAMAGED = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
+    ArithmeticError,  # a number that no float holds
     TypeError,
     AttributeError,
     RuntimeError,

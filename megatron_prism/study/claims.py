@@ -157,8 +157,9 @@ def lines_over(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if of["mean"] is None:
                 yield f"    {name}: not there"
                 continue
-            low, high = of["interval_95"] or (math.nan, math.nan)
-            yield f"    {name}: mean {of['mean']:.4g}, {of['min']:.4g} to {of['max']:.4g}, 95 % of the mean {low:.4g} to {high:.4g}"
+            interval = of["interval_95"]
+            told = f"95 % of the mean {interval[0]:.4g} to {interval[1]:.4g}" if interval else "of 1 study"
+            yield f"    {name}: mean {of['mean']:.4g}, {of['min']:.4g} to {of['max']:.4g}, {told}"
 
 
 def _said(check: Mapping[str, Any], key: str) -> str:

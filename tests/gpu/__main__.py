@@ -132,7 +132,7 @@ def _in_turn(runner: Runner, parts: list[Part], work: Path) -> Iterator[list[Lin
     yield made or [_line(fixtures, "made", True, {})]
     if made:
         return
-    with ThreadPoolExecutor(2 if (os.cpu_count() or 1) >= 16 else 1) as pool:
+    with ThreadPoolExecutor(2 if len(os.sched_getaffinity(0)) >= 16 else 1) as pool:
         futures = [pool.submit(runner.run, part) for part in parts if not part.alone]
         try:
             for future in as_completed(futures):
@@ -155,6 +155,9 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="a folder for what is written meanwhile: some 15 GB; default that of temporary files")
     parser.add_argument("--parts", nargs="+", help=f"these alone: {', '.join(part.name for part in PARTS)}")
     given = parser.parse_args()
+    names = {name for part in PARTS for name in (part.name, part.program)}
+    if unknown := [name for name in given.parts or () if name not in names]:
+        parser.error(f"--parts: {', '.join(unknown)}: there is no such part; there are {', '.join(part.name for part in PARTS)}")
     given.budget_s = given.budget_s or (1800.0 if given.tiny else 480.0)
     return given
 

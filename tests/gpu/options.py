@@ -24,8 +24,8 @@ class Options:
 
     @property
     def num_at_once(self) -> int:
-        """The runs that this machine trains at a time: two processors each."""
-        return max(1, (os.cpu_count() or 1) // 2)
+        """The runs that this process may train at a time: two processors each, of those that it was given."""
+        return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def read() -> Options:

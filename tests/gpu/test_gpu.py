@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu import report, resume, runs, table, throughput, two_cudnns
+from tests.gpu import mcore, report, resume, runs, table, throughput, two_cudnns
 from tests.gpu.__main__ import PARTS, Part, Runner
 from tests.gpu.options import ROOT, Options
 
@@ -96,6 +96,20 @@ def test_an_import_hides_no_device() -> None:
     assert done.returncode == 0, done.stderr[-600:]
 
 
+def test_as_many_runs_train_at_once_as_the_processors_of_this_job_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an allocation, not of the node: 26 runs on 4 processors would all be too late."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 224)
+    assert Options(Path(), Path(), tiny=False, data=Path(), group="").num_at_once == 2
+
+
+def test_a_part_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    """Without it a misspelt part runs nothing, and the check holds."""
+    command = [sys.executable, "-m", "tests.gpu", "--tiny", "--out", str(tmp_path / "out.json"), "--parts", "parity", "resumes"]
+    done = subprocess.run(command, cwd=ROOT, env=runs.environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "resumes" in done.stderr and "two_cudnns" in done.stderr and not (tmp_path / "out.json").exists()
+
+
 def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path) -> None:
     (line,) = Runner(argparse.Namespace(tiny=True, data=tmp_path, budget_s=1.0), tmp_path).run(PARTS[0])
     assert line["part"] == PARTS[0].name and line["ok"] is None and "budget is spent" in line["figures"]["skipped"]
@@ -143,6 +157,14 @@ def test_two_cudnns_are_judged(monkeypatch: pytest.MonkeyPatch, code: int, said:
     checked = report.Check()
     two_cudnns.refused(Options(Path(), Path(), tiny=False, data=Path(), group=""), checked, Path("/env/nvidia/cudnn"))
     assert checked.ok is ok, checked
+
+
+@pytest.mark.parametrize(("kept_groups", "ratio", "ok"), [(1.0, 1.0, True), (0.0, None, False), (1.0, 1.01, False)])
+def test_steps_that_train_on_nothing_fail(kept_groups: float, ratio: float | None, ok: bool) -> None:
+    line = {"kept_groups": kept_groups, "ratio": ratio, "sampler_kl": 0.0, "rollout_tokens_per_s": 1.0}
+    checked = report.Check()
+    mcore.judge(checked, [line] * mcore.STEPS)
+    assert checked.ok is ok
 
 
 SIDES = {

@@ -44,7 +44,7 @@ def section(materials: Sequence[Material], paper: Paper) -> Section:
         Column("is", "", ".4g"),
         Column("must be"),
         Column("than", "", ".4g"),
-        Column("by at least", "", ".4g"),
+        Column("margin", "", ".4g"),
         Column("holds"),
     )
     note = "Of several studies: the mean of a figure, with Student's 95 % interval." if several else ""

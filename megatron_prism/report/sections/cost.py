@@ -11,7 +11,7 @@ from megatron_prism.report.sections.common import Paper, absent, over_studies, s
 ID, TITLE = "cost", "Cost"
 TEXT = (
     "Wall-clock and processor seconds are of all starts of a stage. Rank-hours are the steps' time times the ranks: GPU-hours where a rank has a GPU, else hours of a process. "
-    "RL's tokens are those that were trained on, and those that were sampled."
+    "RL's tokens are those that were trained on, and those that were sampled; where not every step is logged, a logged one stands for those since the one before."
 )
 
 
@@ -83,7 +83,5 @@ def _of_run(run: Run) -> tuple[float | None, float | None, float, float, float |
     if not run.is_rl:
         of_step = run.plan.get("tokens_per_step")
         return (None if of_step is None else float(of_step) * run.step, None, run.world_size, hours, speed)
-    known = [record for record in run.records if record.get("trained_tokens") is not None]
-    trained = sum(float(record["trained_tokens"]) for record in known) if known else None
-    sampled = sum(float(record["response_tokens"]) for record in run.records if record.get("response_tokens") is not None)
-    return trained, sampled * float(run.plan["responses_per_step"]), run.world_size, hours, speed
+    sampled = (run.total("response_tokens") or 0.0) * float(run.plan["responses_per_step"])
+    return run.total("trained_tokens"), sampled, run.world_size, hours, speed

@@ -61,13 +61,17 @@ def _lengths(material: Material) -> Iterator[tuple[tuple[str, str], Measured]]:
 
 
 def _by_lengths(material: Material) -> Iterator[tuple[str, str, str, Measured]]:
-    """Yield scores by length: of a task whose questions are tagged with one, and of tasks of one name that end in lengths (retrieval_128, retrieval_512)."""
-    stems = Counter(stem for stem, _ in {_stem(task) for one in material.evaluations for task in one.tasks})
+    """Yield scores by length: of a task whose questions are tagged with one, and of tasks of one name that end in lengths (retrieval_128, retrieval_512).
+
+    The number of a published set's task is no length (aime_24, aime_25).
+    """
+    named = {task for one in material.evaluations for task, of in one.tasks.items() if of.get("set", {}).get("name") in ("file", *RETAINED)}
+    stems = Counter(stem for stem, _ in {_stem(task) for task in named})
     for (model, name), asked in tasks(material):
         for length, score in (asked.of.get("by") or {}).get("length", {}).items():
             yield model, f"{name} at {length}", "", Measured(100 * float(score))
         stem, length = _stem(asked.task)
-        if length and stems[stem] > 1 and asked.of.get("score") is not None:
+        if asked.task in named and length and stems[stem] > 1 and asked.of.get("score") is not None:
             yield model, f"{stem}{name.removeprefix(asked.task)} at {length}", name, of_task(asked.of)
 
 

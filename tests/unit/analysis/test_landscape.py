@@ -94,6 +94,13 @@ def test_the_largest_changes_are_kept_exactly(three: list[Path], monkeypatch: py
             assert kept == num
 
 
+def test_without_a_share_no_change_is_read(three: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 billion parameters it would be four times 16 GB, on one rank, while the others wait."""
+    with opened(three) as models:
+        monkeypatch.setattr(landscape, "match", lambda models: pytest.fail("the models are read"))
+        assert landscape.largest(models["mid"], models["rl"], ()) == {}
+
+
 def test_a_null_has_the_updates_norm_and_is_drawn_by_name_and_seed(three: list[Path]) -> None:
     with opened(three) as models:
         draws = {}

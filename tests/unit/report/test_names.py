@@ -11,7 +11,7 @@ import pytest
 
 from megatron_prism.report import read
 from megatron_prism.report.document import Measured, Section, Table, Value
-from megatron_prism.report.material import Evaluation, Material, Result
+from megatron_prism.report.material import Evaluation, Material, Result, Run
 from megatron_prism.report.names import free
 from megatron_prism.report.sections import benchmarks, changes, cost, retention, training
 from tests.unit.report.study import task, weights, write, write_run
@@ -89,6 +89,14 @@ def test_two_trainings_of_one_model_are_two_runs_with_their_own_curves_and_hours
     hours = {name: row["time"] for name, row in rows(cost.section(of_study, {}), "cost_runs").items()}
     assert hours == {"mid": pytest.approx(2.0), "mid (mid/1)": pytest.approx(4.0)}
     assert list(rows(cost.section(of_folders, {}), "cost_runs")) == ["mid", "mid (2)"]  # folders of one name are no seeds either
+
+
+def test_rl_that_logs_every_tenth_step_has_the_tokens_of_all() -> None:
+    plan = {"responses_per_step": 8, "world_size": 2}
+    lines = [{"step": step, "loss": 0.1, "step_s": 36.0, "trained_tokens": 100.0, "response_tokens": 20.0} for step in (10, 20, 25)]
+    run = Run("rl", "rl", is_rl=True, steps=25, plan=plan, records=tuple(lines), validations=())
+    (row,) = rows(cost.section([Material("m", runs=(run,))], {}), "cost_runs").values()
+    assert (row["trained"], row["sampled"], row["time"]) == (2500, 4000, pytest.approx(0.5))
 
 
 def test_two_analyses_of_one_name_are_two_and_those_of_seeds_one() -> None:

@@ -295,7 +295,8 @@ def test_a_change_is_paired_by_question_where_the_questions_are_the_same(tmp_pat
 
 def test_tasks_by_length_and_what_a_gate_guards_are_retention(tmp_path: Path) -> None:
     for name, score in (("base", 0.9), ("mid", 0.3)):
-        tasks = {"find_128": task(0.95), "find_512": task(score), "math_500": task(0.1), "skills": task(0.8)}
+        years = {f"aime_{year}": task(0.2, f"aime{year}") for year in (24, 25)}  # a published set's number is no length
+        tasks = {"find_128": task(0.95), "find_512": task(score), "math_500": task(0.1), "skills": task(0.8), **years}
         write(tmp_path / name / "summary.json", {"kind": "evaluation", "model": {"sha256": name}, "tasks": tasks})
     rule = verdict()["rules"][0] | {"measure": "skills", "least_change": -0.02}
     write(tmp_path / "gate" / "verdict.json", verdict() | {"rules": [rule]})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_prism.core.config import CheckConfig, ClaimConfig
-from megatron_prism.study.claims import judge, lines, over_seeds
+from megatron_prism.study.claims import judge, lines, lines_over, over_seeds
 
 WORDS = {"name": "a", "says": "b", "source": "", "judged_at": "", "note": "", "state": "holds"}
 RESULTS: dict[str, Any] = {
@@ -95,6 +95,13 @@ def test_several_seeds_give_states_means_ranges_and_intervals() -> None:
     assert figure["values"] == values and (figure["min"], figure["max"]) == (0.3, 0.7) and figure["mean"] == pytest.approx(0.5)
     half = 4.303 * statistics.stdev([0.5, 0.3, 0.7]) / 3**0.5  # Student's t of 2 degrees of freedom, to three digits
     assert figure["interval_95"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-4)
+    (said,) = list(lines_over([row]))[1:]
+    assert said.endswith("0.3 to 0.7, 95 % of the mean 0.003172 to 0.9968")
+
+
+def test_a_figure_that_one_study_alone_has_is_shown_without_an_interval() -> None:
+    rows = over_seeds([[{**WORDS, "figures": {"x": value}}] for value in (0.5, None)])
+    assert list(lines_over(rows))[1:] == ["    x: mean 0.5, 0.5 to 0.5, of 1 study"]
 
 
 @pytest.mark.parametrize("freedom", [*range(1, 11), 11, 19, 21, 60])
