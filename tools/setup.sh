@@ -11,7 +11,7 @@ stamp=$venv/prism-setup
 log=$venv/prism-setup.log
 wanted="$(cat pyproject.toml setup.py tools/setup.sh <(printf '%s' "$torch") | sha256sum | cut -d' ' -f1) $PWD"
 
-if [ -x $venv/bin/prism ] && [ "$(cat $stamp 2>/dev/null)" = "$wanted" ]; then
+if [ -x "$venv/bin/prism" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
 
@@ -35,8 +35,8 @@ step() {
     local what=$1 start=$SECONDS
     shift
     say "$what ..."
-    if ! "$@" >$log 2>&1 </dev/null; then
-        tail -n 40 $log >&2
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 40 "$log" >&2
         say "FAILED: $what (the end of its log stands above, all of it in $PWD/$log)"
         exit 4
     fi
@@ -44,21 +44,21 @@ step() {
 }
 
 # a virtual environment names its own path in its scripts: one that was moved here is made anew
-if [ -f $stamp ] && [ "$(cut -d' ' -f2- $stamp)" != "$PWD" ]; then
-    rm -rf $venv
+if [ -f "$stamp" ] && [ "$(cut -d' ' -f2- "$stamp")" != "$PWD" ]; then
+    rm -rf "$venv"
 fi
-if ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
-    rm -rf $venv
-    mkdir $venv
-    step "virtual environment with $("$python" --version)" "$python" -m venv $venv
+    rm -rf "$venv"
+    mkdir "$venv"
+    step "virtual environment with $("$python" --version)" "$python" -m venv "$venv"
 fi
-rm -f $stamp
+rm -f "$stamp"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 # torch first and alone: the next line then keeps this build instead of choosing its own
-step "$torch" $venv/bin/python -m pip install "$torch"
-step "megatron_prism with [cpu,dev]" $venv/bin/python -m pip install -e '.[cpu,dev]'
+step "$torch" "$venv/bin/python" -m pip install "$torch"
+step "megatron_prism with [cpu,dev]" "$venv/bin/python" -m pip install -e '.[cpu,dev]'
 # Transformer Engine's Python half, outside the path of imports: tests/te constructs its layers on a stand-in for the compiled half
-step "transformer-engine's Python half" $venv/bin/python -m pip install --no-deps --target $venv/transformer_engine_python transformer-engine==2.11.0
-printf '%s\n' "$wanted" >$stamp
+step "transformer-engine's Python half" "$venv/bin/python" -m pip install --no-deps --target "$venv/transformer_engine_python" transformer-engine==2.11.0
+printf '%s\n' "$wanted" >"$stamp"
 say "ready: $PWD/$venv, $SECONDS s"
