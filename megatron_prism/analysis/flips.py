@@ -53,7 +53,9 @@ class Flips:
 
 @dataclass(frozen=True)
 class Edge:
-    """The gain of problems whose pass rate under the first model lay in a bin, which is named in percent. share: of the problems. share_of_gain: of the whole gain.
+    """The gain of problems whose pass rate under the first model lay in a bin, which is named in percent. share: of the problems.
+
+    share_of_gain: of the whole gain; None where that is not above twice its standard error, as in analysis/path.py.
 
     gain: with the bin by one half of the first model's responses and the gain by the other half of both models', both ways around. gain_naive: bin
     and gain by the same responses. There, regression to the mean alone lifts what was low and lowers what was high.
@@ -195,14 +197,15 @@ def edges(old: Responses, new: Responses, num_problems: int) -> tuple[Edge, ...]
         return ()
     is_in_P = np.isin(np.arange(num_problems), problem_E)
     whole_P = _rate(counts(old, num_problems), is_in_P)
-    naive_P, naive_bin_P, total = _rate(counts(new, num_problems), is_in_P) - whole_P, _bin(whole_P), float(gain_E.sum())
+    naive_P, naive_bin_P, whole = _rate(counts(new, num_problems), is_in_P) - whole_P, _bin(whole_P), clustered_mean(gain_E, problem_E)
+    is_told = abs(whole.value or 0.0) > 2 * (whole.standard_error or 0.0)
     return tuple(
         Edge(
             name,
             float((bin_E == number).mean()),
             clustered_mean(gain_E[bin_E == number], problem_E[bin_E == number]),
             float(naive_P[naive_bin_P == number].mean()) if (naive_bin_P == number).any() else None,
-            float(gain_E[bin_E == number].sum() / total) if abs(total) > 1e-12 else None,
+            float(gain_E[bin_E == number].sum() / gain_E.sum()) if is_told else None,
         )
         for number, name in enumerate(BINS)
     )

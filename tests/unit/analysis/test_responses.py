@@ -171,6 +171,7 @@ def test_the_edge_knows_regression_to_the_mean() -> None:
     for edge in flips.edges(old, same, 3000):
         assert edge.gain.value is not None and edge.gain.standard_error is not None
         assert abs(edge.gain.value) < 4 * edge.gain.standard_error  # nothing changed
+        assert edge.share_of_gain is None, "a share of noise"
     naive = {edge.name: edge.gain_naive for edge in flips.edges(old, same, 3000)}
     assert naive["0"] is not None and naive["0"] > 0.015 and naive["100"] is not None and naive["100"] < -0.015  # and this says that it did
     at_edge_P = np.where((chance_P > 0.1) & (chance_P < 0.6), chance_P + 0.3, chance_P)
