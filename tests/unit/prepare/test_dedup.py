@@ -41,6 +41,17 @@ def test_minhash_reads_runs_of_five_words() -> None:
     assert num_shared("a b c d e x y z a b c d e", "a b c d e x y z a b c d e x y z a b c d e") == 14  # a set: how often is no matter
 
 
+def test_a_key_is_both_of_its_numbers_and_a_band_its_own(tmp_path: Path) -> None:
+    """Half of a text's key, and the hash of another band, are no key."""
+    exact = [np.array([[5, 1], [5, 2]], np.uint64), np.array([[5, 1]], np.uint64)]
+    assert duplicates.find(exact, "exact", tmp_path / "a").tolist() == [False, False, True]
+    bands = np.arange(28, dtype=np.uint64).reshape(2, 14)
+    bands[1, 3] = bands[0, 4]
+    assert not duplicates.find([bands], "minhash", tmp_path / "b").any()
+    bands[1, 4] = bands[0, 4]
+    assert duplicates.find([bands], "minhash", tmp_path / "c").tolist() == [False, True]
+
+
 def test_long_text_in_pieces_is_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     text = words(0, 1000)
     whole = dedup.minhash_bands(text)
