@@ -127,6 +127,14 @@ def test_duplicates_of_any_number_of_documents_are_found_in_bounded_memory(tmp_p
     assert 2 * half.size * duplicates.SORT_BYTES > 20 * memory_bytes and peak_bytes < 2 * memory_bytes
 
 
+def test_more_files_than_may_be_open_are_dealt_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keys of 8 files, of which 2 may be open: the keys are read 4 times."""
+    monkeypatch.setattr(duplicates, "OPEN_FILES", 2)
+    keys = np.random.default_rng(2).integers(0, 2**64, (200, 2), dtype=np.uint64)
+    found = duplicates.find([keys, keys], "exact", tmp_path / "scratch", 400 * duplicates.SORT_BYTES // 4)
+    assert np.flatnonzero(found).tolist() == list(range(200, 400))
+
+
 def test_real_texts_are_kept_once(shared_data: Path, tmp_path: Path) -> None:
     texts = [json.loads(line)["answer"] for line in (shared_data / "gsm8k_test.jsonl").read_text("utf-8").splitlines()]
     copies = [text.upper().replace("\n", " - ") for text in texts]
