@@ -52,6 +52,11 @@ def test_papers_mixture_and_more_than_one_epoch() -> None:
     assert [part.tokens for part in mixture.plan({"a": 1.0, "b": 1.0, "c": 1.0}, {}, 2)] == [1, 1, 0]
 
 
+def test_a_weight_is_the_number_that_was_written() -> None:
+    """A float of 0.1 is a little more than a tenth: 1,000 tokens would be the tenth of 9,999."""
+    assert sum(part.tokens for part in mixture.plan({"a": 0.1, "b": 0.9}, {"a": 1000, "b": 10**9}, None)) == 10_000
+
+
 def test_empty_source_is_refused() -> None:
     with pytest.raises(InputError, match="b: found 0 tokens"):
         mixture.plan({"a": 50.0, "b": 50.0}, {"a": 3, "b": 0}, None)
