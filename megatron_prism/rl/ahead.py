@@ -43,7 +43,6 @@ class Ahead:
         """
         groups, self._groups = self.groups(), ()
         is_rewound = num_rewinds != self._num_rewinds
-        self._num_rewinds = num_rewinds
         speed, self._speed = self._speed, Speed()
         fresh = [group for group in groups if not is_rewound and lag_of(group, step) <= lag]
         return Taken(fresh, [group for group in groups if not any(group is one for one in fresh)], speed)

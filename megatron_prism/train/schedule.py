@@ -15,8 +15,7 @@ def lr_at(step: int, steps: int, lr: float, schedule: ScheduleConfig) -> float:
     """
     if step <= schedule.warmup_steps:
         return lr * step / schedule.warmup_steps
-    decay_steps = steps - schedule.warmup_steps
-    progress = min((step - schedule.warmup_steps) / max(decay_steps, 1), 1.0)
+    progress = (step - schedule.warmup_steps) / (steps - schedule.warmup_steps)
     final = schedule.final_factor
     if schedule.kind == "constant":
         factor = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ def test_the_least_layer_is_found_and_its_spread_is_of_each_subsamples_least() -
         assert figures[f"min_{form}_permutation_null"] == cka.summary(layers[1].permuted[form])
         least = np.min([layer.subsampled[form] for layer in layers], axis=0)
         assert figures[f"min_{form}_subsampled"] == pytest.approx(cka.summary(least.tolist()))
+    tops = [replace(layer, ablated={1: dict.fromkeys(cka.FORMS, top)}) for layer, top in zip(layers, (0.3, 0.9, 0.6), strict=True)]
+    assert cka.together(tops)["min_biased_ablated"] == {"1": 0.3}, "the least of the ablated figures, which may be another layer's"
     swapped = cka.together(layers[::-1][1:])
     assert swapped["min_biased_layer"] == 0  # a permutation of layers is seen
 

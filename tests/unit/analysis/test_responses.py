@@ -102,6 +102,9 @@ def test_solvability_and_its_null() -> None:
     )
     alike = responses.solvability(drawn(np.full(4000, 0.5), 8, 7))
     assert alike.histogram == pytest.approx(alike.null, abs=0.03)
+    uneven = replace(answers(1, 1, 0, 1), problem_N=np.array([0, 0, 1, 2]), sample_N=np.array([0, 1, 0, 0]))
+    found = responses.solvability(uneven)
+    assert (found.num_samples, found.num_problems, found.all, found.histogram) == (2, 1, 1.0, (0.0, 0.0, 1.0)), "those with a fault are out"
 
 
 def test_a_model_against_itself_flips_as_chance_and_a_change_beyond() -> None:
@@ -182,6 +185,20 @@ def test_the_edge_knows_regression_to_the_mean() -> None:
     assert sum(edge.share_of_gain or 0 for edge in gains.values()) == pytest.approx(1)
 
 
+def test_the_ends_of_the_bins_are_a_quarter_and_three_quarters() -> None:
+    rates = np.array([0.0, 0.01, 0.25, 0.26, 0.74, 0.75, 0.99, 1.0])
+    assert [flips.BINS[number] for number in flips._bin(rates)] == ["0", "1-25", "1-25", "26-74", "26-74", "75-99", "75-99", "100"]
+
+
+def test_a_half_without_responses_of_either_model_gives_no_gain() -> None:
+    """The new model has answers of odd number alone, so only the bin by the even half and the gain by the odd one are known."""
+    old, new = answers(1, 0, 0, 0), answers(1, first=1)
+    edges = {edge.name: edge for edge in flips.edges(old, new, 1)}
+    assert (edges["26-74"].share, edges["26-74"].gain.value, edges["26-74"].share_of_gain) == (1.0, 1.0, 1.0)
+    still = {edge.name: edge for edge in flips.edges(old, old, 1)}
+    assert all(edge.share_of_gain is None for edge in still.values()), "a gain of 0 has no shares"
+
+
 def test_a_pass_rate_counts_problems_whatever_their_responses() -> None:
     of = of_problems(drawn(np.array([1.0, 0.0, 0.0]), 4, 1), np.arange(12) != 1)  # a fault
     rate = responses.pass_rate(of_problems(of, np.arange(11) != 0))
@@ -197,6 +214,7 @@ def test_repetition_and_steps() -> None:
     assert responses.has_steps("<think>so 2</think>2") and not responses.has_steps("<think> </think>2")
     assert responses.has_steps("so\n2") and not responses.has_steps("2\n\n")
     assert responses.has_steps("<4,4>1", re.compile("<[^>]+>")) and not responses.has_steps("<>1", re.compile("<[^>]+>"))
+    assert responses.has_steps("<think></think> so 2 </think>2")  # the thinking ends at the last mark
 
 
 def written(folder: Path, right: list[list[bool]], prompt: str = "", faults: int = 0) -> Path:

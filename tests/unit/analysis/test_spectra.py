@@ -68,6 +68,19 @@ def test_a_matrix_of_low_rank_has_no_shift_of_its_zeros() -> None:
     old = torch.zeros(64, 48, dtype=torch.float64)
     old[:2] = gaussian(2, 48, seed=11)
     assert spectra.spectra(old, 1.5 * old, 8, seed=0)["singular_value_shift_max"] == pytest.approx(0.5)
+    rounded = gaussian(64, 2, seed=12) @ gaussian(2, 48, seed=13)  # its other singular values are rounding
+    assert spectra.spectra(rounded, 1.5 * rounded, 8, seed=0)["singular_value_shift_max"] == pytest.approx(0.5)
+
+
+def test_no_more_directions_are_looked_at_than_there_are() -> None:
+    figures = spectra.spectra(gaussian(5, 3, seed=1), gaussian(5, 3, seed=2), 8, 0)
+    assert figures["directions"] == 3 and figures["share_in_leading"] == pytest.approx(1)
+
+
+def test_angles_near_a_right_one_and_near_0_are_exact() -> None:
+    for angle in (1e-9, math.pi / 2 - 1e-9):
+        one, other = torch.tensor([[1.0], [0.0]]).double(), torch.tensor([[math.cos(angle)], [math.sin(angle)]]).double()
+        assert float(spectra.principal_angles(one, other)) == pytest.approx(angle, abs=1e-14)
 
 
 def test_sparse_low_rank_and_dense_updates_differ() -> None:

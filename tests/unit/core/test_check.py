@@ -123,6 +123,11 @@ def test_a_number_out_of_range_is_named(values: dict, key: str, value: float) ->
         ({"parallel": {"pp": 2, "vpp": 2}, "batch.global_size": 6}, 2, "batch.global_size"),
         ({"recompute.num_layers": 1}, 1, "recompute.num_layers"),
         ({"save.timeout_s": 1800.0}, 1, "save.timeout_s"),
+        ({"guard.on_spike": "rewind", "save.interval": 0}, 1, "guard.on_spike"),
+        ({"guard.on_nonfinite": "rewind", "save.interval": 0}, 1, "guard.on_nonfinite"),
+        ({"fp8": {"param": True}, "precision": "bf16"}, 1, "fp8.param"),  # it begins from a checkpoint
+        ({"data.changes": [{"step": 100}]}, 1, "data.changes"),  # no step comes after it
+        ({"data.changes": [{"step": 7}, {"step": 7}]}, 1, "data.changes"),
         ({"recompute": {"granularity": "full", "num_layers": 0}}, 1, "recompute.num_layers"),
         ({"recompute": {"granularity": "full", "modules": ["mlp"]}}, 1, "recompute.modules"),
         ({"recompute": {"granularity": "selective", "modules": []}}, 1, "recompute.modules"),
@@ -196,6 +201,17 @@ WINDOWED = dataclasses.replace(MODEL, window_size=16)
 )
 def test_a_model_that_cannot_be_extended_so_is_named(model: ModelConfig, changes: dict, key: str) -> None:
     assert keys(train.check_extension(InitConfig(checkpoint=Path("c"), **changes), model)) == [f"init.{key}"]
+
+
+def test_the_ends_of_what_is_allowed(values: dict) -> None:
+    longest = changed(values, {"data.seq_length": 128, "data.changes": [{"step": 1}, {"step": 99}], "limits.hang_timeout_s": 1800.0})
+    assert longest.limits.collective_timeout_s == 1800.0 and MODEL.max_position_embeddings == 128 and longest.steps == 100
+    assert train.check_train(longest, 1) == [] == train.check_model(MODEL, longest)
+    whole = InitConfig(checkpoint=Path("c"), max_position_embeddings=256, yarn=YarnRope(factor=2.0, original_max_position_embeddings=128))
+    assert not list(train.check_extension(whole, MODEL))
+    same = InitConfig(checkpoint=Path("c"), window_size=16)
+    assert not list(train.check_extension(same, WINDOWED)) and not list(train.check_sampler(same, "cached"))
+    assert keys(list(train.check_sampler(same, "vllm"))) == ["init.window_size"]
 
 
 def test_an_extended_model() -> None:

@@ -71,6 +71,7 @@ def test_a_machine_that_cannot_is_named(values: dict[str, Any], machine: Machine
     (problem,) = check_adam(bf16(values), machine)
     assert (problem.where, problem.found) == ("optimizer.moments", found)
     assert list(check_adam(build(values, TrainConfig, str), machine)) == []
+    assert list(check_adam(bf16(values), dataclasses.replace(H100, transformer_engine=(2, 3)))) == []  # the first that can
 
 
 def test_a_gang_that_trains_nothing_asks_for_no_optimizer() -> None:

@@ -89,8 +89,10 @@ def test_a_config_that_holds_has_no_problem(changes: dict[str, Any], world_size:
         ({"train_from": "other"}, 1, "train_from"),
         ({"mode": "train"}, 1, "train_from"),
         ({"mode": "train", "train_from": "r"}, 1, "train_from"),  # the run's own folder
+        ({"mode": "train", "train_from": "other/../r"}, 1, "train_from"),
         ({"mode": "train", "train_from": "other", "validation": {"prompts": "p"}}, 1, "validation.prompts"),
         ({"reference": {"alpha": 0.3}}, 1, "reference.alpha"),  # in bf16, the default
+        ({"reference": {"alpha": 0.5}}, 1, "reference.alpha"),  # half of the last bit is rounded to even
         ({"batch": {"num_minibatches": 65}}, 1, "batch.num_minibatches"),  # of 64 prompts
         ({"rollout": {"max_refills": 1}, "algorithm": {"keep_zero_variance": True}}, 1, "rollout.max_refills"),
         ({"rollout": {"max_refills": 1}, "algorithm": {"advantage": "reinforce++"}}, 1, "rollout.max_refills"),

@@ -52,6 +52,16 @@ def test_papers_mixture_and_more_than_one_epoch() -> None:
     assert [part.tokens for part in mixture.plan({"a": 1.0, "b": 1.0, "c": 1.0}, {}, 2)] == [1, 1, 0]
 
 
+def test_a_weight_is_the_number_that_was_written() -> None:
+    """A float of 0.1 is a little more than a tenth: 1,000 tokens would be the tenth of 9,999."""
+    assert sum(part.tokens for part in mixture.plan({"a": 0.1, "b": 0.9}, {"a": 1000, "b": 10**9}, None)) == 10_000
+
+
+def test_what_is_left_goes_to_the_largest_remainder() -> None:
+    parts = mixture.plan({"a": 0.55, "b": 0.26, "c": 0.19}, {}, 10)  # 5.5, 2.6 and 1.9
+    assert [part.tokens for part in parts] == [5, 3, 2]
+
+
 def test_empty_source_is_refused() -> None:
     with pytest.raises(InputError, match="b: found 0 tokens"):
         mixture.plan({"a": 50.0, "b": 50.0}, {"a": 3, "b": 0}, None)
@@ -137,6 +147,7 @@ def test_wrong_manifest_is_named_by_key(prepared: Path, change: dict, key: str) 
         ({"weight": math.inf}, "qa: found weight inf"),
         ({"shards": []}, "qa: found no training tokens in 0 shards"),
         ({"packing": {"seq_length": 0, "num_sequences": 1, "efficiency": 1.0}}, "qa: found packed into 1 sequences of 0"),
+        ({"packing": {"seq_length": 8, "num_sequences": 0, "efficiency": 1.0}}, "qa: found packed into 0 sequences of 8"),
         (None, "found an empty list"),
     ],
 )

@@ -133,3 +133,11 @@ def test_sources_seeds_and_epochs_have_orders_of_their_own() -> None:
     orders = [order(seed, source, epoch) for seed, source, epoch in itertools.product((0, 1), repeat=3)]
     assert all(sorted(found) == list(range(0, 640, 10)) for found in orders)
     assert len({tuple(found) for found in orders}) == len(orders)
+
+
+def test_the_order_is_what_it_was() -> None:
+    """A run that resumes under a later version must go on in the order in which it began."""
+    walk = Walk((Stream("a", 0.1, 1000), Stream("b", 0.3, 777)), 8, 3)
+    places = [(1, 0, 96), (0, 0, 296), (1, 0, 144), (1, 0, 728), (1, 0, 424), (0, 0, 784), (1, 0, 368), (1, 0, 248)]
+    assert [tuple(walk.place(sequence)) for sequence in range(8)] == places
+    assert walk.counts(10**18) == (25 * 10**16, 75 * 10**16)  # weights as they were written: 0.1 and 0.3, not the floats' ratio

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from megatron_prism.core.errors import InputError
 from megatron_prism.eval import benchmarks, contamination
 from megatron_prism.eval.benchmarks import Against
-from megatron_prism.eval.contamination import Search
+from megatron_prism.eval.contamination import Hit, Scanned, Search, Tally
 from megatron_prism.prepare import decontaminate, words
+from megatron_prism.prepare.texts import Place
 
 
 def write(path: Path, records: Sequence[dict[str, object]]) -> Path:
@@ -72,6 +73,30 @@ def test_containment_is_what_counting_finds(questions: list[str], ngram: int, do
     assert {hit.text: hit.containment for hit in contamination.find(document, index)} == expected
     for hit in contamination.find(document, index):
         assert words.normal(document)[hit.begin :].startswith(hit.span)
+
+
+def test_the_longest_piece_joins_what_overlaps_or_touches() -> None:
+    assert contamination._longest([(0, 5), (5, 9), (20, 28)]) == (0, 9)
+    assert contamination._longest([(0, 10), (2, 5), (4, 7), (12, 21)]) == (0, 10)
+
+
+def test_a_table_counts_questions_and_documents_once(tmp_path: Path) -> None:
+    """One document holds parts of two questions, and a later one the whole of one. Of four questions one is too short to be looked for, one is not held."""
+    path = write(tmp_path / "set.jsonl", [{"problem": "a b c d"}, {"problem": "e f g"}, {"problem": "h i"}, {"problem": "j k l"}])
+    contamination.index.cache_clear()
+    search = Search((Against("set", str(path)),), ngram=4, shortest=3)
+    of_sets, places = contamination.index(search), [Place(f"f:{line}", str(line)) for line in (1, 2)]
+    hits = ((places[0], (Hit(0, 0.75, "a", 0), Hit(1, 0.5, "e", 9))), (places[1], (Hit(0, 1.0, "b", 0),)))
+    for num_examples, kept in ((0, 1), (1, 1), (2, 2)):
+        tally = Tally()
+        tally.add(Scanned("s", 2, 9, hits), of_sets, num_examples)
+        assert [len(tally.examples[0]), tally.examples[0][0][1].containment] == [kept, 1.0], "the most contained first"
+        (row,) = contamination.table({"s": tally}, of_sets)
+        assert row | {"source": "s", "benchmark": "set", "side": "question"} == row
+        assert (row["num_hit"], row["num_whole"], row["num_searched"], row["num_documents_hit"]) == (2, 1, 3, 2)
+        assert (row["containment"], row["max_containment"]) == (0.5, 1.0), "of all questions that are looked for"
+    (described,) = contamination.describe(of_sets, search)
+    assert (described["num_texts"], described["num_too_short"], described["num_as_a_whole"], described["num_ngrams"]) == (4, 1, 2, 3)
 
 
 def test_sets_in_their_published_forms(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def results(*by_question: list[float | None], tags: dict[str, str] | None = None
 def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(n: int, c: int, k: int) -> None:
     draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
     assert score.pass_at(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-15)
-    with pytest.raises(ValueError, match="k 7 of 6"):
-        score.pass_at(6, 3, 7)
+    for wrong in (0, 7):
+        with pytest.raises(ValueError, match=f"k {wrong} of 6"):
+            score.pass_at(6, 3, wrong)
 
 
 def test_all_samples_count_and_a_fault_is_no_zero() -> None:
@@ -65,6 +66,15 @@ def test_fractions_have_no_pass_at_and_a_responses_own_tags_are_rates() -> None:
     scored = score.of_task(made, ["level"])
     assert scored.score == pytest.approx(0.4375) and scored.pass_at == {}
     assert scored.rates == {"letter": {"A": 0.5, "B": 0.5}} and set(scored.by) == {"level"}
+    some = score.of_task([replace(one, tags={"letter": "A"} if one.sample else {}) for one in made])
+    assert some.rates == {"letter": {"A": 0.5}}, "of all judged responses, not of those with the tag"
+
+
+def test_questions_may_have_unlike_numbers_of_samples() -> None:
+    """A run that goes on with more of them, say. pass@k is said of the most too, where that is no power of two."""
+    scored = score.of_task(results([1], [0, 1, 0], [0, 1]))
+    assert scored.num_samples == 3
+    assert scored.pass_at == pytest.approx({"1": (1 + 1 / 3 + 1 / 2) / 3, "2": (2 / 3 + 1) / 2, "3": 1.0})
 
 
 def test_a_fault_is_in_no_mean_length_and_no_rate() -> None:

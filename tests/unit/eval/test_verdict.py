@@ -54,6 +54,8 @@ def test_too_few_pairs_are_inconclusive_however_large_the_fall(tmp_path: Path) -
     (rule,) = verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05})).rules
     assert rule.decision == "INCONCLUSIVE" and "9 pairs of a, and at least 10" in rule.why
     assert verdict.compare(new, old, PolicyConfig(max_drop={"a": 0.05}, min_pairs=9)).decision == "NO-GO"
+    two = write(tmp_path / "two", scores("a", [0, 1]))
+    assert verdict.compare(two, old, PolicyConfig()).changes["a"].change == -0.5  # what two pairs give is shown
     one = write(tmp_path / "one", scores("a", [0]))
     (rule,) = verdict.compare(one, old, PolicyConfig(max_drop={"a": 0})).rules
     assert rule.num_pairs == 1 and rule.why.startswith("1 pairs of a")
@@ -89,6 +91,9 @@ def test_a_policy_that_cannot_be_judged_is_refused_with_all_its_problems(tmp_pat
         verdict.compare(new, old, PolicyConfig(max_drop={"a": 1.5}, min_gain={"a": 0.1}))
     with pytest.raises(InputError, match="against: found"):
         verdict.compare(old, old, PolicyConfig())
+    (tmp_path / "link").symlink_to(old)
+    with pytest.raises(InputError, match="against: found"):
+        verdict.compare(tmp_path / "link", old, PolicyConfig())
     with pytest.raises(InputError) as caught:
         verdict.compare(tmp_path / "neither", tmp_path / "nor", PolicyConfig())
     assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "nor"), str(tmp_path / "neither")]

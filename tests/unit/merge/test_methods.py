@@ -48,6 +48,7 @@ def test_what_is_left_where_a_sum_cancels_is_no_rounding_of_a_product() -> None:
     assert np.array_equal(found, wanted) and not np.array_equal(first * small + second * large, wanted)
     assert not np.signbit(methods.linear([-np.zeros(1, np.float32), np.zeros(1, np.float32)], (0.25, 0.75)))[0]
     assert np.signbit(methods.linear([-np.zeros(1, np.float32), -np.zeros(1, np.float32)], (0.25, 0.75)))[0]
+    assert np.signbit(methods.linear([-np.zeros(1, np.float32), np.ones(1, np.float32)], (1.0, 0.0)))[0]  # a part of weight 0 adds no 0
 
 
 def test_linear_and_what_normalize_changes() -> None:
@@ -76,6 +77,32 @@ def test_slerp_of_what_is_parallel_opposite_or_zero() -> None:
     torch.testing.assert_close(merged(half, one, -one), 0 * one)
     torch.testing.assert_close(merged(half, 0 * one, 0 * one), 0 * one)
     assert Angle(0.0, 4.0, 0.0).weights(0.5) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
+
+
+def test_slerp_is_a_line_where_the_cosine_is_above_9995_and_an_arc_below() -> None:
+    angle = math.acos(0.999)
+    arc = tuple(math.sin(part * angle) / math.sin(angle) for part in (0.75, 0.25))
+    assert Angle(1.0, 1.0, 0.9996).weights(0.25) == (0.75, 0.25)
+    assert Angle(1.0, 1.0, 0.999).weights(0.25) == pytest.approx(arc, rel=1e-12) and arc != pytest.approx((0.75, 0.25), rel=1e-6)
+    tiny = Angle(1e-18, 1.0, 1e-9).weights(0.5)  # parallel, but one is no longer than rounding
+    assert tiny == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
+
+
+def test_weights_whose_sum_is_0_are_not_divided_by_it() -> None:
+    base, one, two = drawn(3)
+    found = merged(config("task_arithmetic", (0.3, -0.3), base_model=Path("b"), normalize=True), base, one, two)
+    torch.testing.assert_close(found, base + 0.3 * (one - two))
+
+
+def test_ties_elects_up_where_the_sum_is_0_and_keeps_whole_numbers_of_values() -> None:
+    """Of 5 values a density of 0.75 keeps 3, and one of 0.1 keeps 1."""
+    base = torch.zeros(5)
+    up, down = torch.tensor([1.0, 0, 0, 0, 0]), torch.tensor([-1.0, 0, 0, 0, 0])
+    torch.testing.assert_close(merged(config("ties", (1.0, 1.0), base_model=Path("b")), base, up, down, pieces=1), up)
+    moved = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    for density, kept in ((0.75, [0, 0, 3.0, 4.0, 5.0]), (0.1, [0, 0, 0, 0, 5.0])):
+        found = merged(config("ties", (1.0,), base_model=Path("b"), density=density), base, moved, pieces=1)
+        torch.testing.assert_close(found, torch.tensor(kept))
 
 
 def test_the_angle_is_of_the_whole_tensor_not_of_a_piece() -> None:

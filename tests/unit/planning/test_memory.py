@@ -173,3 +173,42 @@ def test_a_window_of_logits_grows_with_what_copies_them() -> None:
         memory.of_stage(stage_of(wide), 0, wide, dataclasses.replace(config, logits_chunk_tokens=10 * tokens), 1).working
         == 6 * 128_000 * tokens
     )
+
+
+def test_working_memory_by_hand() -> None:
+    """The largest layer's gradients, the recomputed layer, the gathered sequence under tp, and the states of a Mamba layer; no logits but on the last stage."""
+    inner = dataclasses.replace(stage_of(DENSE), is_last=False)
+    plain, full = (build({**BASE, **keys}, TrainConfig, str) for keys in ({}, {"recompute": {"granularity": "full"}}))
+    tokens = memory.tokens_of_rank(plain)
+    attention, mlp = (memory.kept_by_layer(letter, DENSE, plain) for letter in "*-")
+    assert memory.of_stage(inner, 0, DENSE, plain, 1).working == max(attention, mlp) * tokens
+    assert memory.of_stage(inner, 0, DENSE, full, 1).working == (attention + mlp + max(attention, mlp)) * tokens
+    split = build({**BASE, "parallel": {"tp": 2}}, TrainConfig, str)
+    largest = max(memory.kept_by_layer(letter, DENSE, split) for letter in "*-")
+    assert memory.of_stage(inner, 0, DENSE, split, 1).working == (largest + 2 * 2 * DENSE.hidden_size) * tokens
+    mamba = dataclasses.replace(inner, letters="M")
+    states = 8 * 128 * 16 / 16 + 2 * 2 * 128  # 128 channels, 16 states, of chunks of 16 tokens
+    assert memory.of_stage(mamba, 0, HYBRID, plain, 1).working == (memory.kept_by_layer("M", HYBRID, plain) + states) * tokens
+
+
+def test_what_attention_keeps_under_recompute_and_fp8() -> None:
+    plain, selective, fp8 = (
+        memory.kept_by_layer("*", DENSE, build({**BASE, **keys}, TrainConfig, str))
+        for keys in ({}, {"recompute": {"granularity": "selective", "modules": ["core_attn"]}}, {"fp8": {}})
+    )
+    assert plain - selective == 4 * DENSE.num_attention_heads
+    assert plain - fp8 == DENSE.hidden_size - DENSE.num_attention_heads * DENSE.kv_channels  # the next layer's own copy of the output
+
+
+def test_microbatches_groups_and_chunks_count() -> None:
+    def of(num_layers: int | None = None, **grid: Any) -> tuple[memory.Memory, float]:
+        recompute = {"granularity": "full", "num_layers": num_layers} if num_layers else {}
+        config = build({**BASE, "parallel": grid, "recompute": recompute}, TrainConfig, str)
+        return memory.of_stage(stage_of(DENSE), 0, DENSE, config, 1), memory.kept_by_stage(stage_of(DENSE), DENSE, config)
+
+    deep, kept = of(pp=8)
+    assert deep.activations == 4 * kept, "16 sequences are 4 microbatches of 4"
+    halves, _ = of(cp=2)
+    groups = (halves.allowance - memory.FRAGMENTATION * (halves.activations + halves.working)) / memory.GIB - memory.CONTEXT_GIB
+    assert groups == pytest.approx(2 * memory.GROUP_GIB), "of context parallelism, and of the gradients over it"
+    assert of(1, pp=2, vpp=2)[1] == of(2, pp=2)[1], "so many layers of each chunk"

@@ -10,7 +10,8 @@ import pytest
 from megatron_prism.core.config import MambaConfig, ModelConfig, TrainConfig
 from megatron_prism.core.load import build
 from megatron_prism.planning import throughput
-from megatron_prism.planning.predict import checkpoint_bytes, figures, predict
+from megatron_prism.planning.gpus import H100
+from megatron_prism.planning.predict import checkpoint_bytes, figures, predict, write_bytes_s
 from megatron_prism.planning.stage import Stage, letters_of, of_sizes
 
 MODEL = ModelConfig(
@@ -149,3 +150,45 @@ def test_recomputed_mlps_cost_their_share_of_the_forward_pass() -> None:
     share = 3 * 4096 * 14336 / LAYER
     assert none.recompute_s == 0 and 0.5 * share < mlp.recompute_s / full.recompute_s < share
     assert mlp.elementwise_s == none.elementwise_s, "what is made again is passed through memory all the same"
+
+
+def test_a_microbatch_by_hand() -> None:
+    """Of a stage in the middle, whose recomputed forward pass is a third of all that it does; then what the last stage adds."""
+
+    def of(is_last: bool = False, **keys: Any) -> dict[str, float]:
+        stage = dataclasses.replace(pipeline(1)[0], is_last=is_last)
+        return throughput.microbatch(stage, MODEL, config_of(**keys), throughput.ATTENTION, H100)
+
+    full = of(recompute={"granularity": "full"})
+    assert full["recompute_s"] == pytest.approx(sum(full[name] for name in ("matmul_s", "attention_s", "elementwise_s")) / 3)
+    product = 8192 * 4096 * 128256 / (0.60 * 989e12)
+    last, chunked = of(True), of(True, logits_chunk_tokens=1024)
+    assert last["matmul_s"] - full["matmul_s"] == pytest.approx(6 * product)
+    assert chunked["matmul_s"] - full["matmul_s"] == pytest.approx(8 * product), "the logits are computed again"
+    moved = 8192 * 4 * 6 * 128256 / (H100.hbm_bytes_s * throughput.HBM)
+    assert last["elementwise_s"] - full["elementwise_s"] == pytest.approx(moved)
+    short = of(parallel={"tp": 2, "cp": 8}, data={"prepared": "none", "seq_length": 2048})
+    keys_bytes = 2 * 8 * 128 * 2 / 2 * 8  # keys and values of 8 groups in bf16, on one of 2 tp ranks, of 8 layers
+    passed = 2048 / 8 * 3 * 7 * keys_bytes / throughput.INFINIBAND_BYTES_S  # 16 ranks leave the node
+    assert short["context_s"] == pytest.approx(passed - short["attention_s"]) and short["context_s"] > 0
+
+
+def test_the_bubble_and_the_exchange_of_gradients_by_hand() -> None:
+    config = config_of(parallel={"pp": 4})
+    each = [sum(throughput.microbatch(stage, MODEL, config, throughput.ATTENTION, H100).values()) for stage in pipeline(4)]
+    assert seconds(4, parallel={"pp": 4}).pipeline_s == pytest.approx(3 * sum(each) / 4)
+    within = seconds(parallel={"tp": 2}).data_s  # the 4 replicas of a node whose GPUs are paired
+    assert within == pytest.approx((4 + 2) * 8 * LAYER * 3 / 4 / throughput.NVLINK_BYTES_S)
+    part = seconds(parallel={"distributed_optimizer": False}).optimizer_s
+    assert part == pytest.approx((18 + 4 * 4) * 8 * LAYER / (H100.hbm_bytes_s * throughput.HBM))
+
+
+def test_what_fits_is_the_fullest_stage_and_all_nodes_write() -> None:
+    config = config_of(parallel={"pp": 2})
+    stages = pipeline(2)
+    assert predict(stages, MODEL, config, 8).fits
+    full = [dataclasses.replace(stages[0], parameters=60 * 10**9), stages[1]]
+    assert not predict(full, MODEL, config, 8).fits
+    assert [write_bytes_s(size) / write_bytes_s(8) for size in (1, 8, 64)] == [1, 1, 8]
+    frozen = [dataclasses.replace(stage, trainable=0) for stage in stages]
+    assert checkpoint_bytes(frozen, config) == 2 * LAYER * 8, "what is not trained has weights alone"

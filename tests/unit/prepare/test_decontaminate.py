@@ -83,3 +83,8 @@ def test_real_sets_against_each_other(shared_data: Path) -> None:
     wikitext = (shared_data / "wikitext2_valid.txt").read_text("utf-8")
     assert of_test.first(wikitext) is None
     assert of_test.first(f"{wikitext[:5000]} {test[7]} {wikitext[5000:9000]}") is not None
+
+
+def test_of_runs_that_begin_at_one_word_the_longest_is_named() -> None:
+    of = decontaminate.overlap(["a b c d", "a b c d e f g"], 6, 4)
+    assert of.first("x a b c d e f y") == "a b c d e f" and of.first("x a b c d e y") == "a b c d"

@@ -41,6 +41,17 @@ def test_minhash_reads_runs_of_five_words() -> None:
     assert num_shared("a b c d e x y z a b c d e", "a b c d e x y z a b c d e x y z a b c d e") == 14  # a set: how often is no matter
 
 
+def test_a_key_is_both_of_its_numbers_and_a_band_its_own(tmp_path: Path) -> None:
+    """Half of a text's key, and the hash of another band, are no key."""
+    exact = [np.array([[5, 1], [5, 2]], np.uint64), np.array([[5, 1]], np.uint64)]
+    assert duplicates.find(exact, "exact", tmp_path / "a").tolist() == [False, False, True]
+    bands = np.arange(28, dtype=np.uint64).reshape(2, 14)
+    bands[1, 3] = bands[0, 4]
+    assert not duplicates.find([bands], "minhash", tmp_path / "b").any()
+    bands[1, 4] = bands[0, 4]
+    assert duplicates.find([bands], "minhash", tmp_path / "c").tolist() == [False, True]
+
+
 def test_long_text_in_pieces_is_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     text = words(0, 1000)
     whole = dedup.minhash_bands(text)
@@ -114,6 +125,14 @@ def test_duplicates_of_any_number_of_documents_are_found_in_bounded_memory(tmp_p
         tracemalloc.stop()
     assert again[20_000:].all() and np.flatnonzero(again[:20_000]).tolist() == list(range(7, 20_000, 7))
     assert 2 * half.size * duplicates.SORT_BYTES > 20 * memory_bytes and peak_bytes < 2 * memory_bytes
+
+
+def test_more_files_than_may_be_open_are_dealt_in_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keys of 8 files, of which 2 may be open: the keys are read 4 times."""
+    monkeypatch.setattr(duplicates, "OPEN_FILES", 2)
+    keys = np.random.default_rng(2).integers(0, 2**64, (200, 2), dtype=np.uint64)
+    found = duplicates.find([keys, keys], "exact", tmp_path / "scratch", 400 * duplicates.SORT_BYTES // 4)
+    assert np.flatnonzero(found).tolist() == list(range(200, 400))
 
 
 def test_real_texts_are_kept_once(shared_data: Path, tmp_path: Path) -> None:

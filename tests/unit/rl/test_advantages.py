@@ -93,6 +93,7 @@ TABLE = {
         [sample("right", ended="max_tokens", reward=0.8), REPETITIVE, WRONG], [0, 1, 1], "mask", seen=[0, 0, 0]
     ),
     "shaped: penalties undo the outcome": still([UNDONE, WRONG]),
+    "shaped: penalties undo the outcome, beside a fault": still([UNDONE, WRONG, sample("fault", reward=-0.5)], [1, 1, 0]),
     "zero variance: all right": still([RIGHT] * 3),
     "zero variance: all wrong": still([WRONG, NO_FORMAT, CUT]),
     "one": still([RIGHT]),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
 from megatron_prism.core.check.filter import check_filter
 from megatron_prism.core.config import FilterConfig
-from megatron_prism.core.errors import InputError
+from megatron_prism.core.errors import InputError, Stopped
 from megatron_prism.core.load import build, to_dict
 from megatron_prism.data.prompts import Prompt
 from megatron_prism.generate.engine import Ending, Rollout, ids_of, logprobs_of
@@ -161,6 +163,48 @@ def test_a_shard_is_graded_while_the_next_one_is_sampled(monkeypatch: pytest.Mon
     work.stop.reason.return_value = 0.0
     filter.run(work, range(num_shards))
     assert written == list(range(num_shards)) and num_shards > 1
+
+
+def test_a_filter_that_is_stopped_writes_what_it_has_sampled(monkeypatch: pytest.MonkeyPatch, folder: Folder) -> None:
+    """It is asked before each shard, with room for one more; and each prompt has the seed of the run and its id."""
+    reserves: list[float] = []
+    seeds: list[int] = []
+
+    def sample(*given: Any, **_: object) -> Sampled:
+        seeds.extend(given[-1])
+        return Sampled((), (), (Item(id="0/0", kind="math", response="a"),), 0)
+
+    def reason(reserve_s: float) -> float:
+        reserves.append(reserve_s)
+        return float(signal.SIGTERM) if len(reserves) == 2 else 0.0
+
+    monkeypatch.setattr(filter, "_open_gate", lambda _: None)
+    monkeypatch.setattr(filter, "agree", lambda values: values)
+    monkeypatch.setattr(filter, "count", lambda *_: [PassCount("p0", 0, 1)])
+    monkeypatch.setattr(filter.rollout, "sample", sample)
+    monkeypatch.setattr(filter.rollout, "grade", lambda *_: {})
+    monkeypatch.setattr(filter.rollout, "agreed", lambda outcomes: outcomes)
+    written: list[int] = []
+    place = MagicMock(num_shards=folder.num_shards, places=folder.places, write=lambda shard, _: written.append(shard))
+    work = MagicMock(folder=place, prompts=[Encoded(one, (1,)) for one in PROMPTS], is_first=True)
+    work.config.seed, work.stop.reason = 7, reason
+    with pytest.raises(Stopped, match="stopped by SIGTERM: 2 of 3 shards are counted"):
+        filter.run(work, [1, 2])  # shard 0 was counted before
+    assert written == [1] and reserves[0] == 0 < reserves[1]
+    assert seeds == [filter.seed(7, PROMPTS[place].id) for place in folder.places(1)]
+
+
+def test_the_gate_of_a_filter_compares_at_temperature_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filter samples at any; log-probabilities are compared where both sides mean the same distribution."""
+    given: list[Any] = []
+    monkeypatch.setattr(filter.gate, "at_start", lambda *values: given.extend(values) or MagicMock(kl=0.0, num_tokens=1))
+    monkeypatch.setattr(filter.gate, "require", lambda *_: None)
+    monkeypatch.setattr(filter.gate, "bound_of", lambda *_: None)
+    work = MagicMock(prompts=[Encoded(PROMPTS[0], (1,) * 5)])
+    work.config.parallel.tp, work.config.rollout.max_tokens, work.config.rollout.temperature = 2, 8, 0.6
+    filter._open_gate(work)
+    sampling, shape = given[3:5]
+    assert sampling.temperature == 1.0 and sampling.max_tokens == 8 and shape.seq_length % 2 == 0
 
 
 def test_a_filter_goes_on_with_the_graders_that_it_began_with() -> None:

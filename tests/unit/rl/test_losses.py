@@ -128,6 +128,15 @@ def test_masked_tokens_are_never_read(loss: Any, garbage: str) -> None:
 
 
 @pytest.mark.parametrize("loss", ["clip", "gspo", "cispo"])
+def test_a_microbatch_of_padding_alone_adds_nothing(loss: Any) -> None:
+    """A rank with fewer rows than another has such ones."""
+    nll, of = batch(math.nan)
+    terms = objective(AlgorithmConfig(loss=loss)).terms(nll, {**of, "loss_mask": torch.zeros_like(of["loss_mask"])})
+    (gradient,) = torch.autograd.grad(terms.loss, nll)
+    assert not any(value.any() for value in (terms.loss, terms.weight, *terms.sums.values(), gradient))
+
+
+@pytest.mark.parametrize("loss", ["clip", "gspo", "cispo"])
 def test_on_policy_nothing_is_clipped_and_the_gradient_is_the_policys(loss: Any) -> None:
     """With one set of weights each ratio is exactly 1, and the gradient that of A log_prob."""
     config = AlgorithmConfig(loss=loss, normalization="sequence", kl_beta=0.05)

@@ -57,6 +57,8 @@ def test_balanced_is_topped_up_with_prompts_of_no_right_answer() -> None:
     assert len([id for id in kept if id.startswith("math")]) == 15
     assert len(of_code) == 330 and of_code.count(0) == 10
     assert len([id for id in kept if id.startswith("science")]) == 320  # not topped up
+    every = mixes.select(PROMPTS, COUNTS, rules(code=MixRuleConfig(least_right=0, target=350, top_up=True)))["code"]
+    assert (every.num_able, every.num_topped_up, len(every.kept)) == (340, 0, 340)  # those of no right answer are in it already
 
 
 def test_no_right_answer_at_most_is_not_any_number_of_them() -> None:
@@ -78,7 +80,12 @@ def test_the_lot_is_the_seeds_and_the_ids_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"math3": None}, "none for 1 prompts, math3"), ({"math3": PassCount("math3", 1, 8)}, "8 samples of math3")]
+    ("changes", "said"),
+    [
+        ({"math3": None}, "none for 1 prompts, math3"),
+        ({"math3": PassCount("math3", 1, 8)}, "8 samples of math3"),
+        ({"math3": PassCount("math3", 1, 32)}, "32 samples of math3"),
+    ],
 )
 def test_counts_that_do_not_fit_are_refused(changes: dict[str, PassCount | None], said: str) -> None:
     counts = {id: count for id, count in {**COUNTS, **changes}.items() if count is not None}

@@ -33,6 +33,7 @@ def test_a_spike_lies_above_the_median_by_so_many_deviations(loss: float, is_spi
 def test_before_a_whole_window_nothing_is_a_spike_and_flat_losses_have_a_floor() -> None:
     assert spike_limit(WINDOW[:4], guard().config) == math.inf
     assert spike_limit([2.0] * 5, guard().config) == pytest.approx(2.0 + 10 * 0.02)
+    assert spike_limit([-2.0] * 5, guard().config) == pytest.approx(-2.0 + 10 * 0.02)  # a policy's loss may be below 0
 
 
 def test_it_passes_over_max_events_steps_and_stops_at_the_next() -> None:
@@ -42,6 +43,8 @@ def test_it_passes_over_max_events_steps_and_stops_at_the_next() -> None:
         found.passed_over()
     verdict, why = found.judge(math.nan, 1.0)
     assert verdict is Verdict.STOP and "guard.max_events" in why
+    verdict, why = guard(on_nonfinite="stop", num_events=2, max_events=2).judge(math.nan, 1.0)
+    assert verdict is Verdict.STOP and "guard.max_events" not in why  # it would have stopped at the first
 
 
 def test_what_a_checkpoint_keeps_is_all_it_knows() -> None:

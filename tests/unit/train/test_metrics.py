@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_prism.core.errors import EnvironmentFault
-from megatron_prism.train.metrics import METRICS, Recorder, SampleLog, forget_after
+from megatron_prism.train import metrics
+from megatron_prism.train.metrics import METRICS, Recorder, SampleLog, forget_after, sample_log
 
 
 def lines(path: Path) -> list[dict]:
@@ -128,6 +131,29 @@ def test_the_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path: Path
     with Recorder(tmp_path, 2, 9, enabled=True):  # it goes on
         pass
     assert not (tmp_path / "metrics_2.jsonl").exists() and lines(tmp_path / METRICS) == [{"step": 2}]
+
+
+def test_a_log_line_says_what_is_left_of_this_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps 91 and 92 of 100 took 20 s: 80 s are left, however many steps were done before. A metric of a part is in the file alone."""
+    clock = iter([1000.0, 1020.0])
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    said = SimpleNamespace(duration=lambda seconds: f"{seconds:g} s", get=lambda: logging.getLogger("test"))
+    monkeypatch.setattr(metrics, "log", said)
+    with caplog.at_level("INFO", "test"), Recorder(tmp_path, 90, 100, enabled=True) as recorder:
+        recorder.record(92, {"loss": 1.0, "seconds/data": 0.5})
+    assert caplog.messages == ["step 92/100  loss 1  left 80 s"]
+
+
+@pytest.mark.parametrize("part", ["tp_rank", "cp_rank", "pp_rank"])
+def test_one_rank_of_each_replica_logs_its_samples(tmp_path: Path, part: str) -> None:
+    """The ranks of a replica read the same sequences, and its file is named by the data-parallel rank."""
+    config = SimpleNamespace(log=SimpleNamespace(samples=True), run_dir=tmp_path)
+    first = SimpleNamespace(rank=6, tp_rank=0, cp_rank=0, pp_rank=0, dp_rank=1, dp=2)
+    assert sample_log(config, SimpleNamespace(**{**vars(first), part: 1}), 0, list) is None  # type: ignore[arg-type]
+    assert sample_log(config, first, 0, list) is not None  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["rank_00001.jsonl"]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
