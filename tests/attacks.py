@@ -77,6 +77,7 @@ HARMLESS = {
     "looks at the machine's shared memory segments": "syscall(31, 195, 0, 14, ctypes.create_string_buffer(256)); reached()",
     "opens an io_uring": "reached(syscall(425, 425, 1, bytes(120)))",
     "uses the kernel's keys": "reached(syscall(250, 219, 0, -1, 1))",
+    "would outlive whoever started it": "reached(libc.prctl(1, 0, 0, 0, 0) == 0)",
     "changes its personality": "syscall(135, 92, 0x0040000); reached()",
     "reads a secret of the environment": "reached(os.environ['ATTACK_SECRET'])",
     "starts a session": "p = os.fork()\nif not p: os.setsid(); print('REACHED', flush=True); os._exit(0)\nos.waitpid(p, 0)",

@@ -1,7 +1,8 @@
-"""The sandboxed jinja2 that renders chat templates. A template is third-party code; it gets what transformers would give it, and no more.
+"""The sandboxed jinja2 that renders chat templates. A template is third-party code; it gets what transformers would give it, without ENDLESS, and no more.
 
-A template cannot reach Python internals, and it ends: range() has jinja2's limit, a rendering takes at most MAX_RENDER_S of processor time, repetition and the
-text have a maximum length. Other memory it takes is not limited. This module is imported only where a template is rendered.
+A template cannot reach Python internals. range() has jinja2's limit; repetition, products and the text have a maximum length. MAX_RENDER_S of processor
+time is checked at each call and each pass of a loop: one call or filter is not interrupted. Other memory that a template takes is not limited. This
+module is imported only where a template is rendered.
 Source: transformers 5.24, utils/chat_template_utils.py, _cached_compile_jinja_template.
 """
 
@@ -25,6 +26,8 @@ from jinja2.utils import Namespace
 
 MAX_RENDER_S = 10.0  # of this thread's processor time: a busy machine refuses no template
 MAX_CHARS = 10_000_000
+MAX_BITS = 4096  # of a product of integers
+ENDLESS = ("lipsum", "wordwrap", "slice")  # one call of these can take hours, and no chat has a use for them
 
 
 def render(text: str, variables: Mapping[str, Any], now: datetime) -> str:
@@ -56,6 +59,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension])
         self._now, self._ends = now, time.thread_time() + MAX_RENDER_S
         self.filters["tojson"] = tojson
+        for name in ENDLESS:
+            self.globals.pop(name, None)
+            self.filters.pop(name, None)
         self.globals |= {"raise_exception": raise_exception, "strftime_now": self.strftime_now, "dict": Dict(), "namespace": SafeNamespace}
 
     def strftime_now(self, format: str) -> str:
@@ -85,9 +91,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super()._generate(source, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse an operator whose result would fill the memory."""
+        """Refuse an operator whose result would fill the memory, or take hours."""
         length, count = (left, right) if hasattr(left, "__len__") else (right, left)
-        if operator == "**" or (hasattr(length, "__len__") and isinstance(count, int) and len(length) * count > MAX_CHARS):
+        is_large = hasattr(length, "__len__") and isinstance(count, int) and len(length) * count > MAX_CHARS
+        if isinstance(left, int) and isinstance(right, int):  # squares of squares
+            is_large = left.bit_length() + right.bit_length() > MAX_BITS
+        if operator == "**" or is_large:
             raise SecurityError(f"the operator {operator} on {left!r:.40} and {right!r:.40}")
         return super().call_binop(context, operator, left, right)
 

@@ -17,7 +17,7 @@ from megatron_prism.grade.outcome import Graded, Item, Outcome
 from megatron_prism.grade.sandbox.sandbox import Sandbox
 from megatron_prism.grade.workers import BAD_GOLD, Verdict, Workers
 
-VERSION = "4"  # raised where a response may be graded otherwise than before: an evaluation then grades its kept responses anew
+VERSION = "5"  # raised where a response may be graded otherwise than before: an evaluation then grades its kept responses anew
 
 
 class Grader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-MAX_TERMS, MAX_RADICAND, MAX_BITS = 64, 10**6, 256
+MAX_TERMS, MAX_RADICAND, MAX_BITS, MAX_DEGREE = 64, 10**6, 256, 64
 NEAR, NEAR_DECIMAL = 1e-6, 1e-4  # relative; math-verify compares 6 places where one side is a decimal
 
 Monomial = tuple[int, tuple[tuple[str, int], ...]]  # a squarefree radicand, and letters or "pi" with their exponents
@@ -51,6 +51,8 @@ def _checked(scalar: Scalar) -> Scalar:
         if ("i", 2) in atoms:  # the imaginary unit, or not
             raise Undecided
         if max(factor.numerator.bit_length(), factor.denominator.bit_length(), radicand.bit_length()) > MAX_BITS:
+            raise Undecided
+        if any(abs(exponent) > MAX_DEGREE for _, exponent in atoms):  # a power of pi that no float holds
             raise Undecided
         if any(atom == "oo" for atom, _ in atoms) and (len(scalar) > 1 or abs(factor) != 1 or (radicand, atoms) not in INFINITY):
             raise Undecided

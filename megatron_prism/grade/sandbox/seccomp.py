@@ -18,6 +18,7 @@ KILLED = 128 + 9  # the exit code by which bubblewrap tells of SIGKILL: no progr
 CLONE_THREAD, CLONE_NAMESPACES = 0x00010000, 0x7E020080
 SETS_A_SIGNAL = (8, 10, 15)  # fcntl's F_SETOWN, F_SETSIG, F_SETOWN_EX
 REACHES_A_TERMINAL_OR_PROCESS = (0x5412, 0x541C, 0x8901, 0x8902)  # ioctl's TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
+SETS_THE_DEATH_SIGNAL = (1,)  # prctl's PR_SET_PDEATHSIG: a program that took it back would outlive a grader that was killed
 # open's O_TRUNC without O_WRONLY or O_RDWR empties a file all the same, and Landlock before Linux 6.2 takes it for reading
 ACCESS_AND_TRUNC, EMPTIES_UNSEEN = 0x203, (0x200, 0x203)
 
@@ -58,6 +59,7 @@ def steps(machine: str) -> list[Step]:
     ]
     program += _refuse_values(syscalls.FCNTL[column], 1, SETS_A_SIGNAL)
     program += _refuse_values(syscalls.IOCTL[column], 1, REACHES_A_TERMINAL_OR_PROCESS)
+    program += _refuse_values(syscalls.PRCTL[column], 0, SETS_THE_DEATH_SIGNAL)
     for flags_at, call in ((1, syscalls.OPEN[column]), (2, syscalls.OPENAT[column])):
         program += [] if call is None else _refuse_values(call, flags_at, EMPTIES_UNSEEN, ACCESS_AND_TRUNC)
     # one's own limits, but for RLIMIT_CPU (0): a program that lowered it would be killed as one is whose machine has no memory left

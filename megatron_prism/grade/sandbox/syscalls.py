@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "vhangup": (153, 58),
 }
 # refused unless their arguments are harmless (seccomp.py)
-CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT64 = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261)
+CLONE, CLONE3, FCNTL, IOCTL, PRLIMIT64, PRCTL = (56, 220), (435, 435), (72, 25), (16, 29), (302, 261), (157, 167)
 EXIT, EXIT_GROUP, SETRLIMIT = (60, 93), (231, 94), (160, 164)
 OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
 NEWEST = 450  # set_mempolicy_home_node; the filter's writer has not seen a higher number

@@ -135,8 +135,22 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "megatron_prism", ""
 
     def setup(self) -> None:
-        self.request.settimeout(self.server.state.limits.read_s)
+        self.request.settimeout(self.server.state.limits.read_s)  # of one read: `_late` bounds all of the headers', which need no token
         super().setup()
+        self._is_late = False
+        self._late = threading.Timer(self.server.state.limits.read_s, self._end_reading)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        self._late.cancel()
+        super().finish()
+
+    def _end_reading(self) -> None:
+        """End the headers where they stand: the thread that reads them then answers 408."""
+        self._is_late = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
         self._handle(self._get)
@@ -145,8 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._handle(self._infer)
 
     def _handle(self, route: Any) -> None:
+        self._late.cancel()
         start = time.monotonic()
         try:
+            if self._is_late:
+                raise TimeoutError
             self._check_token()
             status, body, header_bytes = route()
         except Refused as refused:

@@ -275,6 +275,13 @@ HOSTILE = {
     "a power": ("{{ 10 ** 10 ** 10 }}", "operator"),
     "repetition": ("{{ 'a' * 1000000000000 }}", "operator"),
     "output": ("{% for n in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "characters"),
+    "a number of a billion digits": (
+        "{% set ns = namespace(x=9) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "operator",
+    ),
+    "a call without an end": ("{{ lipsum(n=100000000) }}", "lipsum"),
+    "lines of one letter": ("{{ ('a' * 9000000)|wordwrap(1) }}", "wordwrap"),
+    "a billion parts": ("{{ [1]|slice(1000000000)|list }}", "slice"),
     "nested loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", TOO_LONG),
     "loops without a call": (
         "{% set r = range(9999)|list %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}",

@@ -96,6 +96,16 @@ def apart(compare: Callable[[str, str], bool | None], num_decided: int) -> Count
     return counts
 
 
+@pytest.mark.parametrize(
+    "answer", [r"(((\pi^{12})^{12})^{12})^{12}", r"(1/\pi^{12})^{12}", r"((\pi^{12})^{12})^{12} - 1", "((x^{12})^{12})^{12}"]
+)
+@pytest.mark.parametrize("gold", ["5", r"2\pi", "x", "(1,2)"])
+def test_a_power_beyond_a_float_is_left_undecided(gold: str, answer: str) -> None:
+    """It raised OverflowError, by which an answer made itself a fault, where it is wrong."""
+    assert exact.compare(gold, answer) is None
+    assert exact.are_apart(answer, "5") is False
+
+
 def test_generated_pairs_are_decided_as_math_verify_does() -> None:
     logging.disable(logging.CRITICAL)  # math-verify's
     try:

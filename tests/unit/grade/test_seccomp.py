@@ -15,7 +15,7 @@ from megatron_prism.grade.sandbox import seccomp, syscalls
 MACHINES = ("x86_64", "aarch64")
 NAMED = {
     name.lower(): getattr(syscalls, name)
-    for name in ("CLONE", "CLONE3", "FCNTL", "IOCTL", "PRLIMIT64", "EXIT", "EXIT_GROUP", "SETRLIMIT", "OPEN", "OPENAT", "OPENAT2")
+    for name in ("CLONE", "CLONE3", "FCNTL", "IOCTL", "PRLIMIT64", "PRCTL", "EXIT", "EXIT_GROUP", "SETRLIMIT", "OPEN", "OPENAT", "OPENAT2")
 } | syscalls.REFUSED
 HARMLESS = {
     "read": (0, 63),
@@ -94,6 +94,7 @@ def test_each_call_gets_its_verdict(machine: str) -> None:
         syscalls.FCNTL: [(0, 8), (0, 10), (0, 15)],
         syscalls.IOCTL: [(0, 0x5412), (0, 0x8901)],
         syscalls.PRLIMIT64: [(1, 7), (0, 0)],
+        syscalls.PRCTL: [(1, 0), (1, 9)],
         syscalls.SETRLIMIT: [(0,)],
         syscalls.EXIT: [(137,), (137 + 256,)],
         syscalls.EXIT_GROUP: [(137,)],
@@ -102,7 +103,7 @@ def test_each_call_gets_its_verdict(machine: str) -> None:
     for numbers, calls in refused.items():
         assert {verdict(machine, numbers[column], *call) for call in calls} == {seccomp.REFUSE}, numbers
     allowed = {syscalls.CLONE: (0x10000,), syscalls.FCNTL: (0, 1), syscalls.IOCTL: (0, 0x5401), syscalls.PRLIMIT64: (0, 7)}
-    allowed |= {syscalls.SETRLIMIT: (7,), syscalls.EXIT_GROUP: (1,), syscalls.OPENAT: (0, 0, 0o1101)}
+    allowed |= {syscalls.PRCTL: (15,), syscalls.SETRLIMIT: (7,), syscalls.EXIT_GROUP: (1,), syscalls.OPENAT: (0, 0, 0o1101)}
     assert {verdict(machine, numbers[column], *call) for numbers, call in allowed.items()} == {seccomp.ALLOW}
     assert verdict(machine, syscalls.CLONE3[column]) == verdict(machine, syscalls.NEWEST + 1) == seccomp.ABSENT
     assert verdict(machine, syscalls.OPENAT2[column]) == seccomp.ABSENT

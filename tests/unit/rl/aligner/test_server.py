@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -148,6 +149,22 @@ def test_a_client_that_stops_in_the_middle_holds_nothing(serve: Serve, rows: Row
         slow.sendall(f"POST {INFER} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert b" 408 " in slow.recv(100)
     assert rewards(ask(server, request_of(*rows((FIVE, "5"))))) == [1.0]
+
+
+def test_a_client_whose_headers_drip_in_holds_no_connection(serve: Serve) -> None:
+    server = serve(limits=Limits(num_connections=1, read_s=0.5))
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as slow:
+        slow.sendall(b"GET /v2/health/ready HTTP/1.1\r\n")
+        slow.settimeout(0.1)
+        said = b""
+        for number in range(30):  # each line comes well within the time
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                slow.sendall(b"X-%d: 1\r\n" % number)
+                said = said or slow.recv(100)
+            if said:
+                break
+        assert b" 408 " in said
+    assert ask(server, b"{}")[0] == 400
 
 
 def test_connections_beyond_the_limit_are_told_to_come_again(serve: Serve) -> None:
