@@ -49,8 +49,8 @@ class CheckConfig(Section):
     near: str | float | None = None
     """It must differ from this one by less than `by`."""
 
-    by: Annotated[float, Range(ge=0)] = 0.0
-    """The margin."""
+    by: Annotated[float, Range()] = 0.0
+    """The margin. Negative, for `above` and `below`: the figure may lie so far on the other side, as where something is kept that may rise too."""
 
 
 @dataclass(frozen=True, kw_only=True)
