@@ -277,6 +277,37 @@ def test_a_mixture_that_changes_at_a_step_is_read_from_there(prepared: mixture.P
     assert rows(changed, 2, 6, dp=4) == found[2:]
     assert [(part.name, part.tokens) for part in segments.realised(changed.segments, 24)] == [("a", 21 * SEQ_LENGTH), ("b", 3 * SEQ_LENGTH)]
     assert segments.realised(changed.segments, 8) == segments.realised(plain.segments, 8)
+    first, then = segments.describe(changed.segments, BATCH.global_size)
+    assert (first["step"], then["step"]) == (0, 3) and first["taken"] == {"a": 0, "b": 0}, "steps, not sequences"
+    assert then["taken"]["a"] == 9 and list(first["weights"]) == ["a", "b"]
+    turned = segments.read(replace(data, weights=dict(reversed(weights.items()))), BATCH.global_size, SEED)
+    assert list(segments.describe(turned, 4)[0]["weights"]) == ["a", "b"], "in the mixture's order: a config's order changes no walk"
+
+
+def test_a_change_to_a_mixture_of_another_packed_length_is_refused(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tuple(replace(source, packing=mixture.Packing(2 * SEQ_LENGTH, 4, 1.0)) for source in prepared.sources)
+    monkeypatch.setattr(
+        mixture, "read_prepared", lambda path: replace(prepared, root=path, sources=other) if path.name == "other" else prepared
+    )
+    change = MixtureChange(step=1, prepared=Path("other"), weights={"a": 100.0})
+    with pytest.raises(
+        InputError, match=rf"data.seq_length \(other: source a\): found {SEQ_LENGTH}; required {2 * SEQ_LENGTH}, which it is"
+    ):
+        segments.read(DataConfig(prepared=prepared.root, seq_length=SEQ_LENGTH, changes=(change,)), BATCH.global_size, SEED)
+
+
+def test_a_source_that_an_earlier_mixture_alone_has_is_known(prepared: mixture.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a, then b alone, then other documents under the name of a."""
+    a, b = prepared.sources
+    made = {
+        "one": prepared,
+        "two": replace(prepared, root=Path("two"), sources=(b,)),
+        "three": replace(prepared, root=Path("three"), sources=(replace(a, sha256="of other documents"), b)),
+    }
+    monkeypatch.setattr(mixture, "read_prepared", lambda path: made[path.name])
+    changes = tuple(MixtureChange(step=step, prepared=Path(name), weights={"b": 100.0}) for step, name in ((1, "two"), (2, "three")))
+    with pytest.raises(InputError, match=r"\(three\): found source a of other documents"):
+        segments.read(DataConfig(prepared=Path("one"), seq_length=SEQ_LENGTH, changes=changes), BATCH.global_size, SEED)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +350,8 @@ def test_a_source_that_is_read_too_often_is_named(sequences: loader.Sequences) -
     parts = segments.realised(sequences.segments, 40)  # a 3.81 times, b 2.67 times
     assert segments.check_epochs(parts, None, "data.max_epochs") == segments.check_epochs(parts, 3.82, "data.max_epochs") == []
     assert [problem.found for problem in segments.check_epochs(parts, 3.0, "data.max_epochs")] == ["source a read 3.81 times"]
+    exactly = max(part.epochs for part in parts if part.epochs is not None)
+    assert segments.check_epochs(parts, exactly, "data.max_epochs") == [], "so often is allowed"
 
 
 def test_held_out_sequences_are_read_once_and_the_rest_is_masked(prepared: mixture.Prepared) -> None:
