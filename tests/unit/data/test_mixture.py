@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
+import operator
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -105,6 +107,25 @@ def test_a_mixture_is_known_by_what_its_files_hold(make_config: Callable, corpus
     moved.write_text(moved.read_text().replace("odd", "add"))
     other = sums(qa=qa)
     assert other[0] != plain[0] and other[1] != plain[1] and other[2] == plain[2]
+
+
+def test_a_mixture_is_known_by_its_tokenizer_and_its_held_out_files_too(prepared: Path) -> None:
+    file = prepared / mixture.FILE
+    plain, manifest = mixture.read_prepared(prepared), json.loads(file.read_text())
+
+    def changed(*keys: Any, value: Any) -> mixture.Prepared:
+        other = json.loads(json.dumps(manifest))
+        functools.reduce(operator.getitem, keys[:-1], other)[keys[-1]] = value
+        file.write_text(json.dumps(other))
+        return mixture.read_prepared(prepared)
+
+    qa = manifest["sources"][0]
+    shard = next(number for number, each in enumerate(qa["shards"]) if each["valid"])
+    assert changed("tokenizer", "sha256", value="0" * 64).sha256 != plain.sha256
+    held_out = changed("sources", 0, "shards", shard, "valid", "bin", "sha256", value="0" * 64)
+    assert held_out.sha256 != plain.sha256 and held_out.sources[0].sha256 == plain.sources[0].sha256, "training reads the same"
+    read = changed("sources", 0, "reading", value={**qa["reading"], "num_bytes": 30, "unread_bytes": 10})
+    assert read.sources[0].unread_share == 0.25 and read.sha256 == plain.sha256
 
 
 def test_each_missing_or_resized_file_is_named(prepared: Path) -> None:
