@@ -163,7 +163,7 @@ def _once_a_step(stage: Stage, config: RunConfig, dp: int, pace: float, gpu: Gpu
     if grid.overlap_param_gather:
         weights = max(0.0, weights - pace / 3)
     shard = stage.trainable / (replicas if grid.distributed_optimizer else 1)
-    # main weights and moments read and written, gradients read, bf16 weights written
+    # main weights and moments read and written, gradients read (for their norm, then for the step), bf16 weights written
     moved = 18.0 + 4 * moment_bytes(config)
     update = moved * shard / (gpu.hbm_bytes_s * HBM)
     offloaded = config.offload.optimizer_fraction * 8.0 * shard / HOST_LINK_BYTES_S
