@@ -96,7 +96,7 @@ class BackendMissing(EnvironmentFault):
         super().__init__(f"{name} is not installed; it is needed for {needed_for}; {instead}")
 
 
-def first_of(problems: Sequence[Problem], most: int, where: str) -> list[Problem]:
+def first_of(problems: Sequence[Problem], where: str, most: int = 24) -> list[Problem]:
     """Return the first problems, and where there are more than `most` one more, which counts them all. where: the file that they are of."""
     return [*problems[:most], *([Problem(where, f"{len(problems)} problems in all", "none")] if len(problems) > most else [])]
 

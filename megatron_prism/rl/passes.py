@@ -20,7 +20,6 @@ from megatron_prism.core.load import build
 from megatron_prism.core.manifest import read_json, sha256_file, write_json, write_text
 
 FILE, MANIFEST, KIND, SHARDS, COMMAND = "passes.jsonl", resumable.MANIFEST, "passes", "shards", "prism rl filter"
-MAX_PROBLEMS = 24  # named of a file; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def read(path: Path) -> dict[str, PassCount]:
         if count.id in counts:
             problems.append(Problem(where, f"id {count.id} again", "each prompt once"))
         counts[count.id] = count
-    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
+    raise_problems(first_of(problems, str(path)))
     return counts
 
 

@@ -18,7 +18,6 @@ from megatron_prism.prepare import arrow, sources
 
 PROTOCOL = Protocol(num_samples=1, temperature=0.0, top_p=1.0, max_tokens=2048, think="free", answer="boxed_or_plain", source="ours")
 KEYS = {one.name for one in fields(Question)}
-MAX_PROBLEMS = 24  # named of a file; the rest are counted
 
 
 def load(path: Path) -> tuple[Question, ...]:
@@ -44,7 +43,7 @@ def load(path: Path) -> tuple[Question, ...]:
         questions[question.id] = question
     if not problems and not questions:
         problems.append(Problem(str(path), "no lines", "at least one question"))
-    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
+    raise_problems(first_of(problems, str(path)))
     return tuple(questions.values())
 
 

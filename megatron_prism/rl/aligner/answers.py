@@ -17,7 +17,7 @@ import numpy as np
 
 from megatron_prism.core.errors import InputError, Problem, first_of, raise_problems
 from megatron_prism.core.manifest import write_text
-from megatron_prism.rl.aligner.prompts import MAX_PROBLEMS, Prompt
+from megatron_prism.rl.aligner.prompts import Prompt
 
 TOKEN = np.dtype("<i8")
 
@@ -69,7 +69,7 @@ def table(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> Answers:
         if start is not None:
             fix = "end every prompt alike, for example with the chat template's generation prompt"
             problems.append(Problem(f"prompt {start.id}", f"the beginning of prompt {prompt.id}", "prompts that no other begins with", fix))
-    raise_problems(first_of(problems, MAX_PROBLEMS, "the prompts"))
+    raise_problems(first_of(problems, "the prompts"))
     return Answers(by_key, lengths)
 
 

@@ -17,7 +17,6 @@ from megatron_prism.grade.outcome import Kind
 
 KEYS = {"id", "domain", "kind", "prompt", "gold", "choices", "tests"}
 KINDS = ("math", "choice", "code")
-MAX_PROBLEMS = 20  # of a file, in one message
 SPLITS = ("train", "validation", "test")
 
 
@@ -64,7 +63,7 @@ def read(path: Path) -> list[Prompt]:
         if not wrong:
             ids.add(record["id"])
             prompts.append(Prompt(**{**record, "choices": tuple(record.get("choices") or ())}))
-    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
+    raise_problems(first_of(problems, str(path)))
     if not prompts:
         raise InputError(Problem(str(path), "no prompt", "at least one line"))
     return prompts
@@ -116,7 +115,7 @@ def texts(prompts: Sequence[Prompt], spec: tokenizer.TokenizerSpec, max_tokens: 
             problems.append(Problem(f"{path}: {prompt.id}", f"{len(ids)} tokens", f"at most max_prompt_tokens {max_tokens}"))
         all_texts.append(text)
         all_ids.append(ids)
-    raise_problems(first_of(problems, MAX_PROBLEMS, str(path)))
+    raise_problems(first_of(problems, str(path)))
     return all_texts, all_ids
 
 

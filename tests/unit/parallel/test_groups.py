@@ -98,4 +98,5 @@ def test_a_rank_that_was_given_none_computes_on_the_cpu(named: str | None, monke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    host.require_named_devices()
+    host.require_named_devices()  # raises nothing
+    assert host.device() == torch.device("cpu")

@@ -19,7 +19,7 @@ from megatron_prism.data.prompts import Prompt
 from megatron_prism.jobs import rl_mix
 from megatron_prism.rl import mix as mixes
 from megatron_prism.rl import passes
-from megatron_prism.rl.passes import MAX_PROBLEMS, PassCount, read
+from megatron_prism.rl.passes import PassCount, read
 
 MIXES = Path(__file__).resolve().parents[3] / "configs" / "prompts" / "mixes"
 PROMPTS = [
@@ -106,7 +106,7 @@ def test_a_file_of_counts_is_read_whole_or_refused(tmp_path: Path) -> None:
     path.write_text('{"id": "a"}\n' * 500)
     with pytest.raises(InputError, match="1000 problems in all") as raised:
         read(path)
-    assert len(raised.value.problems) == MAX_PROBLEMS + 1
+    assert len(raised.value.problems) == 24 + 1
 
 
 def test_a_prompt_with_a_fault_is_no_prompt_without_a_right_answer() -> None:
