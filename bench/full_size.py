@@ -55,13 +55,9 @@ def shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 def write_model(root: Path, model: ModelConfig) -> int:
     """Write a random bf16 model as a Hugging Face folder, a shard in memory at a time; return the bytes of its tensors."""
-    root.mkdir(parents=True)
+    write_tokenizer(root, TEXTS)
     config = registry.of_model(model).write_config(model) | {"torch_dtype": "bfloat16"}
     (root / "config.json").write_text(json.dumps(config, indent=2))
-    write_tokenizer(root / "tokenizer", TEXTS)
-    for file in (root / "tokenizer").iterdir():
-        shutil.move(file, root / file.name)
-    (root / "tokenizer").rmdir()
     generator = torch.Generator().manual_seed(SEED)
     shapes = {name: shape for rule in registry.rules(model) for name, shape in rule.hf}
     files = list(shards(shapes))
